@@ -1,0 +1,296 @@
+"""The configuration: one file, ``echolm.toml``, one validated object.
+
+Every process reads it once, at start, through :func:`load_settings`; no other module
+looks at the environment. Order of precedence: environment variables
+(``ECHOLM_RETRIEVAL__TOP_N=64``), the file named by ``ECHOLM_CONFIG``, the defaults here.
+An unknown key or a bad value stops the start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from echolm.errors import ConfigurationError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENV_PREFIX = "ECHOLM_"
+ENV_CONFIG = "ECHOLM_CONFIG"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(_Section):
+    """What a single request may ask for."""
+
+    max_input_chars: int = Field(32_768, gt=0, description="longest text_input, in characters")
+    max_tokens: int = Field(4_096, gt=0, description="largest max_tokens a caller may ask for")
+    default_max_tokens: int = Field(128, gt=0)
+    max_stop_words: int = Field(16, ge=0)
+    request_timeout_s: float = Field(120.0, gt=0, description="an LLM that takes longer has failed")
+
+    @model_validator(mode="after")
+    def _default_within_limit(self) -> Limits:
+        if self.default_max_tokens > self.max_tokens:
+            raise ValueError("default_max_tokens must not exceed max_tokens")
+        return self
+
+
+class EmbeddingSettings(_Section):
+    """The sentence-embedding model. Changing it invalidates the stored examples."""
+
+    model_dir: Path = Field(Path("build/embedder"), description="holds model.onnx, tokenizer.json")
+    pad_to_multiple_of: int = Field(
+        1, ge=1, description="sequence lengths are padded to this, so that a GPU backend can batch"
+    )
+    threads: int = Field(1, ge=0, description="ONNX Runtime intra-op threads; 0: all cores")
+
+
+class RetrievalSettings(_Section):
+    """Where examples live and how they are chosen."""
+
+    milvus_uri: str = Field("", description="Milvus address; empty: Milvus Lite by `echolm serve`")
+    milvus_token: SecretStr = SecretStr("")
+    collection: str = Field("echolm_examples", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")
+    index_type: Literal["IVF_FLAT", "HNSW", "FLAT", "AUTOINDEX"] = "IVF_FLAT"
+    index_params: dict[str, int] = {"nlist": 256}
+    search_params: dict[str, int] = {"nprobe": 16}
+    search_timeout_s: float = Field(0.5, gt=0, description="then the request goes without examples")
+    top_n: int = Field(32, ge=1, le=1024, description="candidates of stage 1")
+    max_examples: int = Field(4, ge=0, le=32, description="most examples in one prompt")
+    min_similarity: float = Field(0.6, ge=-1, le=1, description="cosine under which none is used")
+    relative_similarity: float = Field(
+        0.85, ge=0, le=1, description="an example scoring under this share of the best is dropped"
+    )
+    diversity: float = Field(
+        0.3, ge=0, le=1, description="weight of redundancy in maximal marginal relevance"
+    )
+    max_example_tokens: int = Field(1_024, ge=0, description="token budget of all examples")
+
+
+class RoutingSettings(_Section):
+    """The bandit that chooses the LLM."""
+
+    default_llm: str = Field("", description="answers when routing fails; empty: the dearest LLM")
+    exchange_rate: float = Field(
+        0.05, ge=0, description="quality (0..1) that one unit of relative cost is worth"
+    )
+    projection_dim: int = Field(16, ge=0, description="dimensions of the embedding's projection")
+    prior_precision: float = Field(4.0, gt=0)
+    noise: float = Field(0.15, gt=0, description="standard deviation of a rating")
+    discount: float = Field(0.999, gt=0, le=1, description="per rating; forgets what drifted")
+    exploration_floor: float = Field(0.01, ge=0, lt=1, description="least probability of an arm")
+    solicit_below: float = Field(
+        0.1, ge=0, description="spread of the arms' confidences under which a rating is asked for"
+    )
+    load_threshold: float = Field(32.0, ge=0, description="requests in flight per LLM")
+    load_bias: float = Field(0.3, ge=0, description="lambda_0: the bias's upper bound")
+    load_gain: float = Field(0.05, ge=0, description="gamma: how fast the bias grows with load")
+
+
+class FeedbackSettings(_Section):
+    """Ratings and their tokens."""
+
+    signing_key: SecretStr = Field(
+        SecretStr(""), description="shared by all replicas; empty: made at first start, in data_dir"
+    )
+    token_ttl_s: int = Field(86_400, gt=0, description="how long an answer can be rated")
+
+
+class ExamplesSettings(_Section):
+    """Which exchanges become examples."""
+
+    enabled: bool = True
+    from_llms: tuple[str, ...] = Field((), description="empty: the dearest LLM only")
+    min_response_chars: int = Field(1, ge=1)
+    max_exchange_chars: int = Field(16_384, gt=0)
+    batch_size: int = Field(64, ge=1, description="exchanges per Milvus upsert")
+    flush_interval_s: float = Field(0.5, gt=0)
+    max_pending: int = Field(10_000, ge=1, description="then new exchanges are dropped, counted")
+
+
+class LLMSettings(_Section):
+    """One LLM behind the router: an arm of the bandit."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
+    triton_model: str = Field("", description="Triton model name; empty: the same as name")
+    contract: Literal["llmapi"] = "llmapi"
+    cost: float = Field(gt=0, description="relative cost of one answer; only ratios matter")
+    takes_examples: bool
+    prior_quality: float = Field(
+        0.5, ge=0, le=1, description="expected quality before any rating (with fitting examples)"
+    )
+    context_length: int = Field(2_048, gt=0)
+    prompt_template: str = "echolm"
+    tokenizer: Path | None = Field(
+        None, description="tokenizer.json for exact token counts; none: estimated from characters"
+    )
+
+    @property
+    def model(self) -> str:
+        """Name of the Triton model."""
+        return self.triton_model or self.name
+
+
+_DEFAULT_LLMS = (
+    LLMSettings(name="small_llm", cost=0.1, takes_examples=True, prior_quality=0.9),
+    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, prior_quality=0.95),
+)
+
+
+class Settings(BaseSettings):
+    """All of ``echolm.toml``."""
+
+    model_config = {  # type: ignore[assignment]
+        "extra": "forbid",
+        "frozen": True,
+        "env_prefix": ENV_PREFIX,
+        "env_nested_delimiter": "__",
+    }
+
+    data_dir: Path = Field(Path("build/data"), description="everything EchoLM writes")
+    event_log: str = Field("", description="SQLite file of the learning log; empty: in data_dir")
+    limits: Limits = Limits()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    routing: RoutingSettings = RoutingSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    examples: ExamplesSettings = ExamplesSettings()
+    llms: tuple[LLMSettings, ...] = Field(_DEFAULT_LLMS, min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        names = [llm.name for llm in self.llms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"llms: names must be unique, got {names}")
+        if "auto" in names:
+            raise ValueError("llms: 'auto' is reserved for the router's choice")
+        if self.routing.default_llm and self.routing.default_llm not in names:
+            raise ValueError(
+                f"routing.default_llm: expected one of {names}, got {self.routing.default_llm!r}"
+            )
+        unknown = set(self.examples.from_llms) - set(names)
+        if unknown:
+            raise ValueError(f"examples.from_llms: expected names among {names}, got {unknown}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The environment overrides the file, which arrives as init arguments.
+        return env_settings, init_settings
+
+    @property
+    def default_llm(self) -> LLMSettings:
+        """The LLM that answers when routing fails: the configured one, else the dearest."""
+        if self.routing.default_llm:
+            return self.llm(self.routing.default_llm)
+        return max(self.llms, key=lambda llm: llm.cost)
+
+    @property
+    def example_sources(self) -> frozenset[str]:
+        """Names of the LLMs whose answers may become examples."""
+        return frozenset(self.examples.from_llms or (max(self.llms, key=lambda m: m.cost).name,))
+
+    @property
+    def event_log_path(self) -> Path:
+        """File of the learning log."""
+        return Path(self.event_log) if self.event_log else self.data_dir / "events.sqlite"
+
+    def llm(self, name: str) -> LLMSettings:
+        """The LLM of that name; KeyError if it is not configured."""
+        for llm in self.llms:
+            if llm.name == name:
+                return llm
+        raise KeyError(name)
+
+
+def load_settings(path: Path | str | None = None) -> Settings:
+    """Read and validate the configuration.
+
+    Args:
+        path: an ``echolm.toml``; None takes ``ECHOLM_CONFIG``, and without that the defaults.
+            Relative paths in the file are relative to the file.
+
+    Raises:
+        ConfigurationError: the file is missing or a key or value in it, or in the
+            environment, is wrong.
+    """
+    path = path or os.environ.get(ENV_CONFIG) or None
+    values: dict[str, Any] = {}
+    if path is not None:
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigurationError(
+                f"configuration {path}: expected a readable file, got: {error.strerror}; "
+                f"give --config or set {ENV_CONFIG}"
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"configuration {path}: expected TOML, got: {error}"
+            ) from error
+        _anchor_paths(values, path.parent)
+    _refuse_unknown_environment()
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, path)) from error
+
+
+def _anchor_paths(values: dict[str, Any], base: Path) -> None:
+    """Make the file's relative paths relative to the file, wherever a process is started."""
+
+    def anchor(section: Any, key: str) -> None:
+        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
+            section[key] = str((base / section[key]).resolve())
+
+    anchor(values, "data_dir")
+    anchor(values, "event_log")
+    anchor(values.get("embedding"), "model_dir")
+    llms = values.get("llms")
+    for llm in llms if isinstance(llms, list) else ():
+        anchor(llm, "tokenizer")
+
+
+def _refuse_unknown_environment() -> None:
+    known = {field.upper() for field in Settings.model_fields}
+    for name in os.environ:
+        if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG:
+            continue
+        section = name[len(ENV_PREFIX) :].split("__")[0]
+        if section not in known:
+            raise ConfigurationError(
+                f"environment variable {name}: expected ECHOLM_<SECTION>__<KEY> with a section "
+                f"among {sorted(known)}, got {section!r}; correct or unset it"
+            )
+
+
+def _explain(error: ValidationError, path: Path | str | None) -> str:
+    lines = [f"configuration {path or '(environment)'} is not valid:"]
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or "(file)"
+        got = "" if problem["type"] == "missing" else f", got {problem.get('input')!r:.80}"
+        lines.append(f"  {key}: {problem['msg']}{got}")
+    return "\n".join(lines)
+
+
+__all__ = ["LLMSettings", "Settings", "load_settings"]
