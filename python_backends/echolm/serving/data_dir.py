@@ -1,0 +1,160 @@
+"""The data directory of a server: layout, exclusive use, signing key, resolved configuration.
+
+::
+
+    data_dir/
+      lock            held (flock) while a server runs here; contains its process id
+      signing.key     signs feedback tokens; mode 0600
+      milvus.db       the examples, where Milvus Lite keeps them
+      events.sqlite   the learning log
+      logs/           triton.log, milvus.log; the run before: *.log.1
+      run/            only while a server runs: echolm.toml as resolved, the backend, pid files
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import SecretStr
+
+from echolm.errors import ConfigurationError
+from echolm.settings import Settings
+
+_SHUTDOWN_S = 30.0
+
+
+class DataDir:
+    """A data directory in exclusive use by this process, until :meth:`close`."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the directory where it is missing, and lock it.
+
+        Raises:
+            ConfigurationError: it cannot be written, or another server uses it.
+        """
+        self.path = path.resolve()
+        self.run = self.path / "run"
+        self.logs = self.path / "logs"
+        self.milvus_db = self.path / "milvus.db"
+        try:
+            for directory in (self.path, self.run, self.logs):
+                directory.mkdir(parents=True, exist_ok=True)
+            # The resolved configuration holds the signing key.
+            self.run.chmod(0o700)
+            self._fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigurationError(
+                f"data directory {self.path}: expected a directory that can be written, got: "
+                f"{error.strerror} ({error.filename}); choose another with --data-dir"
+            ) from error
+        try:
+            self._lock()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    @property
+    def lock_fd(self) -> int:
+        """Descriptor of the lock; a process that inherits it keeps the directory in use."""
+        return self._fd
+
+    def close(self) -> None:
+        """Give the directory free."""
+        if self._fd >= 0:
+            # No unlock: guards that inherited the descriptor keep it until they have ended.
+            os.close(self._fd)
+            self._fd = -1
+
+    def signing_key(self) -> SecretStr:
+        """The key in ``signing.key``, made at the first start."""
+        file = self.path / "signing.key"
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            key = file.read_text().strip()
+            if not key:
+                raise ConfigurationError(
+                    f"signing key {file}: expected a key, got an empty file; remove it to have a "
+                    "new one made (ratings of earlier answers will then be refused)"
+                ) from None
+            return SecretStr(key)
+        with os.fdopen(descriptor, "w") as stream:
+            key = secrets.token_urlsafe(32)
+            stream.write(key + "\n")
+        return SecretStr(key)
+
+    def write_configuration(self, settings: Settings) -> Path:
+        """Write the settings as the model processes will read them; returns the file.
+
+        All paths are absolute and all secrets in clear, so only the owner may read it.
+        """
+        file = self.run / "echolm.toml"
+        file.unlink(missing_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            tomli_w.dump(_plain(settings.model_dump(mode="python")), stream)
+        return file
+
+    def _lock(self) -> None:
+        deadline = time.monotonic() + _SHUTDOWN_S
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+                # The owner may be dead while its guards are still clearing up: wait for them.
+                if _alive(owner) or time.monotonic() > deadline:
+                    raise ConfigurationError(
+                        f"data directory {self.path}: expected it to be free, got it in use by a "
+                        f"running server (process {owner or 'unknown'}); stop that server, or "
+                        "choose another with --data-dir"
+                    ) from None
+                time.sleep(0.1)
+            else:
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+                return
+
+
+def resolve(settings: Settings, data: DataDir, milvus_uri: str) -> Settings:
+    """The settings with absolute paths, a Milvus address and a signing key."""
+    feedback = settings.feedback
+    if not feedback.signing_key.get_secret_value():
+        feedback = feedback.model_copy(update={"signing_key": data.signing_key()})
+    changed: dict[str, Any] = {
+        "data_dir": data.path,
+        "event_log": str(settings.event_log_path.resolve()),
+        "embedding": settings.embedding.model_copy(
+            update={"model_dir": settings.embedding.model_dir.resolve()}
+        ),
+        "retrieval": settings.retrieval.model_copy(update={"milvus_uri": milvus_uri}),
+        "feedback": feedback,
+        "llms": tuple(
+            llm.model_copy(update={"tokenizer": llm.tokenizer and llm.tokenizer.resolve()})
+            for llm in settings.llms
+        ),
+    }
+    return settings.model_copy(update=changed)
+
+
+def _alive(pid: str) -> bool:
+    return pid.isdigit() and Path("/proc", pid).exists()
+
+
+def _plain(value: Any) -> Any:
+    """What TOML can say: paths as text, secrets in clear, None left out."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,150 @@
+"""The server of Milvus Lite as a process, for any number of client processes.
+
+Opened in the usual way (``MilvusClient("file.db")``), Milvus Lite belongs to the one process
+that opened it. Here its server runs by itself on a Unix socket, and the file is locked in
+the way the package does it, so that such a process is refused while we serve the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import socket
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from echolm.errors import ConfigurationError, UnavailableError
+from echolm.serving.guard import EXIT_LOCKED
+from echolm.serving.process import Command, GuardedProcess
+
+
+def find_milvus_lite() -> Path:
+    """Directory of Milvus Lite's server program and its libraries, without importing it.
+
+    Raises:
+        ConfigurationError: the package is missing, or is a version without the program.
+    """
+    spec = importlib.util.find_spec("milvus_lite")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigurationError(
+            f"Milvus Lite: expected the package milvus-lite in {sys.prefix}, got none; install "
+            "it: `pip install milvus-lite==2.5.1`, or set retrieval.milvus_uri to a Milvus server"
+        )
+    directory = Path(spec.submodule_search_locations[0]) / "lib"
+    if not (directory / "milvus").is_file():
+        raise ConfigurationError(
+            f"Milvus Lite: expected the server program {directory / 'milvus'}, got none (3.x has "
+            "none and is slower); install `milvus-lite==2.5.1`"
+        )
+    return directory
+
+
+@dataclass(frozen=True)
+class MilvusLiteOptions:
+    """How to run the server.
+
+    Attributes:
+        database: the file; made if missing.
+        run_dir: for process files.
+        log_file: its log.
+        keep_open: file descriptors to hold until the server has gone.
+    """
+
+    database: Path
+    run_dir: Path
+    log_file: Path
+    keep_open: tuple[int, ...] = ()
+
+
+class MilvusLite:
+    """One Milvus Lite server process over one file."""
+
+    def __init__(self, options: MilvusLiteOptions) -> None:
+        self.options = options
+        # Not in the data directory: a socket's path may have 107 bytes at most.
+        self._socket = Path(tempfile.gettempdir()) / f"echolm-{secrets.token_hex(8)}.sock"
+        directory = find_milvus_lite()
+        program = str(directory / "milvus")
+        lock = options.database.parent / f".{options.database.name}.lock"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ECHOLM_")}
+        self._command = Command(
+            name="Milvus Lite",
+            program=[program, str(options.database), self.uri, "ERROR"],
+            environment=environment,
+            library_path=(directory,),
+            log_file=options.log_file,
+            pid_file=options.run_dir / "milvus.pid",
+            cleanup=(str(self._socket),),
+            lock=lock,
+            keep_open=options.keep_open,
+            grace_s=5.0,
+        )
+        self._process: GuardedProcess | None = None
+
+    @property
+    def uri(self) -> str:
+        """Address for clients in any process."""
+        return f"unix:{self._socket}"
+
+    @property
+    def process(self) -> GuardedProcess:
+        """The running (or ended) process; only after :meth:`start`."""
+        if self._process is None:
+            raise RuntimeError("MilvusLite.start() has not been called")
+        return self._process
+
+    def start(self, timeout_s: float = 30.0, stop: threading.Event | None = None) -> None:
+        """Start the server and wait until it takes connections, or ``stop`` is set.
+
+        May be called again, when the server has ended by itself: the address stays.
+
+        Raises:
+            ConfigurationError: another program has the file open.
+            UnavailableError: the server ended or took no connection in time.
+        """
+        stop = stop or threading.Event()
+        self.options.database.parent.mkdir(parents=True, exist_ok=True)
+        self._process = GuardedProcess(replace(self._command))
+        deadline = time.monotonic() + timeout_s
+        while not stop.is_set() and not self._accepts():
+            status = self._process.poll()
+            if status == EXIT_LOCKED:
+                raise ConfigurationError(
+                    f"Milvus Lite: expected {self.options.database} to be free, got it open in "
+                    "another program; close that, or take another --data-dir"
+                )
+            if status is not None or time.monotonic() > deadline:
+                got = "no answer" if status is None else f"exit status {status}"
+                raise UnavailableError(
+                    f"Milvus Lite: expected it to start within {timeout_s:g} s, got {got}; "
+                    f"last lines of {self.options.log_file}:\n{self._process.log_tail()}"
+                )
+            stop.wait(0.05)
+
+    def poll(self) -> int | None:
+        """Exit status of a server that has ended, else None."""
+        return self.process.poll()
+
+    def stop(self) -> None:
+        """Stop the server; may be repeated."""
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """As :meth:`stop`, at once."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _accepts(self) -> bool:
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+            try:
+                probe.connect(str(self._socket))
+            except OSError:
+                return False
+            return True

@@ -1,0 +1,256 @@
+"""Checks before anything is started, so that a wrong installation fails at once and clearly.
+
+Each check raises :class:`~echolm.errors.ConfigurationError` that says what was expected,
+what was found and how to mend it.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from echolm.errors import ConfigurationError
+from echolm.settings import Settings
+
+GLIBC = (2, 35)
+PYTHONS = ((3, 10), (3, 11), (3, 12))
+MACHINE = "x86_64"
+_SHM_SPARE = 8 << 20
+
+
+def check_machine(system: str | None = None, machine: str | None = None) -> None:
+    """Linux on x86-64: what the Triton wheel is built for."""
+    got = f"{system or platform.system()} {machine or platform.machine()}"
+    if got != f"Linux {MACHINE}":
+        raise ConfigurationError(
+            f"machine: expected Linux {MACHINE}, got {got}; the Triton wheel has no other build: "
+            "use such a machine, a container or a virtual machine"
+        )
+
+
+def check_python(version: tuple[int, int] | None = None) -> None:
+    """A Python version that EchoLM is tested with."""
+    version = version or (sys.version_info.major, sys.version_info.minor)
+    if version not in PYTHONS:
+        wanted = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
+        raise ConfigurationError(
+            f"Python: expected {wanted}, got {version[0]}.{version[1]} ({sys.executable}); make "
+            "the virtual environment with one of these"
+        )
+
+
+def check_glibc(version: str | None = None) -> None:
+    """The C library that the Triton wheel needs; ``version`` is as ``2.36``."""
+    if version is None:
+        try:
+            version = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
+        except (OSError, ValueError):
+            version = ""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match is None or (int(match[1]), int(match[2])) < GLIBC:
+        raise ConfigurationError(
+            f"C library: expected glibc {GLIBC[0]}.{GLIBC[1]} or newer, got "
+            f"{'glibc ' + version if version else 'another C library'}; use a newer distribution "
+            "(Ubuntu 22.04, Debian 12, RHEL 10 or later)"
+        )
+
+
+def check_numpy(version: str | None = None) -> None:
+    """numpy 1: with numpy 2 this Triton's stub crashes on BYTES tensors."""
+    try:
+        version = version or importlib.metadata.version("numpy")
+    except importlib.metadata.PackageNotFoundError:
+        version = "none"
+    if not version.startswith("1."):
+        raise ConfigurationError(
+            f"numpy: expected a version below 2, got {version}; Triton's python backend crashes on "
+            'text with numpy 2: `pip install "numpy<2"`'
+        )
+
+
+def check_stub_python(environment: Mapping[str, str]) -> None:
+    """The ``python3`` from which model processes take their packages has ``echolm``.
+
+    The stub embeds Python and takes site-packages from the ``python3`` on PATH. It ignores
+    PYTHONPATH, so the package must be installed.
+    """
+    program = shutil.which("python3", path=environment.get("PATH"))
+    if program is None:
+        raise ConfigurationError(
+            f"python3: expected one on the path {environment.get('PATH')}, got none; Triton's "
+            "model processes take their packages from it: run from a virtual environment"
+        )
+    code = "import sys; print('%d.%d' % sys.version_info[:2]); import echolm, numpy"
+    probe = subprocess.run(
+        [program, "-c", code],
+        env={k: v for k, v in environment.items() if k not in ("PYTHONPATH", "PYTHONHOME")},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = probe.stdout.strip()
+    if found and found != expected:
+        raise ConfigurationError(
+            f"python3 of the model processes: expected Python {expected}, got {found} ({program}); "
+            "run from a virtual environment"
+        )
+    if probe.returncode != 0:
+        problem = (probe.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ConfigurationError(
+            f"python3 of the model processes ({program}): expected that it can import echolm from "
+            f"site-packages (PYTHONPATH does not count), got: {problem}; run `pip install -e .` in "
+            "the repository"
+        )
+
+
+def check_ports(host: str, ports: Mapping[str, int]) -> None:
+    """The ports are free; ``ports`` maps the option that sets a port to the port."""
+    taken: dict[int, str] = {}
+    for option, port in ports.items():
+        if port in taken:
+            raise ConfigurationError(
+                f"port {port}: expected {taken[port]} and {option} to differ, got the same"
+            )
+        taken[port] = option
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As Triton does: connections of a server that has just ended do not matter.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise ConfigurationError(
+                        f"port {port} on {host}: expected it to be free, got it in use by another "
+                        f"program; stop that, or choose another port with {option}"
+                    ) from error
+                raise ConfigurationError(
+                    f"port {port} on {host}: expected to listen there, got: {error.strerror or error}; "
+                    f"choose other values for --host and {option}"
+                ) from error
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports that are free now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    probes = [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((host, 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def models_in(repositories: Iterable[Path]) -> dict[str, Path]:
+    """Models by name, with their directories.
+
+    Raises:
+        ConfigurationError: a repository is missing or empty, or a model is in two of them
+            (Triton would serve neither).
+    """
+    models: dict[str, Path] = {}
+    for repository in repositories:
+        if not repository.is_dir():
+            raise ConfigurationError(
+                f"model repository {repository}: expected a directory, got none; give the right "
+                "one with --model-repository or --repository-root"
+            )
+        here = [entry for entry in sorted(repository.iterdir()) if _is_model(entry)]
+        if not here:
+            raise ConfigurationError(
+                f"model repository {repository}: expected models (a directory with config.pbtxt "
+                "each), got none; give the right one with --model-repository or --repository-root"
+            )
+        for entry in here:
+            if entry.name in models:
+                raise ConfigurationError(
+                    f"model {entry.name}: expected it in one model repository, got it in "
+                    f"{models[entry.name].parent} and {repository}; remove or rename one"
+                )
+            models[entry.name] = entry
+    return models
+
+
+def check_models(models: Mapping[str, Path], settings: Settings) -> None:
+    """All configured LLMs have a model, and all models have their files."""
+    for llm in settings.llms:
+        if llm.model not in models:
+            raise ConfigurationError(
+                f"LLM {llm.name}: expected a Triton model {llm.model!r} in the model repositories, "
+                f"got only {', '.join(sorted(models))}; add its directory with --model-repository, "
+                "or correct llms.triton_model in the configuration"
+            )
+    for name, directory in models.items():
+        weights = directory / "1" / "openvino"
+        # An LLM of the openvino engine keeps its weights here, unless its configuration
+        # names another folder.
+        if weights.is_dir() or _uses_default_weights(directory):
+            for file in ("openvino_model.xml", "openvino_model.bin"):
+                if not _has_content(weights / file):
+                    raise ConfigurationError(
+                        f"model {name}: expected {weights / file}, got no such file or an empty "
+                        "one; restore it (`git checkout -- model_repository`), or convert a "
+                        "checkpoint with scripts/convert_model.py"
+                    )
+
+
+def python_instances(models: Mapping[str, Path]) -> int:
+    """Processes that Triton will start for models of the python backend."""
+    total = 0
+    for directory in models.values():
+        text = (directory / "config.pbtxt").read_text(encoding="utf-8")
+        if re.search(r'backend\s*:\s*"python"', text):
+            counts = [int(n) for n in re.findall(r"\bcount\s*:\s*(\d+)", text)]
+            total += sum(counts) or 1
+    return total
+
+
+def check_shared_memory(
+    instances: int, bytes_per_instance: int, available: int | None = None
+) -> None:
+    """/dev/shm has room for the shared memory of the model processes."""
+    if available is None:
+        stat = os.statvfs("/dev/shm")
+        available = stat.f_bavail * stat.f_frsize
+    needed = instances * bytes_per_instance + _SHM_SPARE
+    if available < needed:
+        raise ConfigurationError(
+            f"/dev/shm: expected {needed >> 20} MiB free for {instances} model processes, got "
+            f"{available >> 20} MiB; in a container give more: `docker run --shm-size=1g`; "
+            "else `mount -o remount,size=1G /dev/shm`"
+        )
+
+
+def check_host() -> None:
+    """All that does not depend on the configuration."""
+    check_machine()
+    check_python()
+    check_glibc()
+    check_numpy()
+
+
+def _is_model(entry: Path) -> bool:
+    return (entry / "config.pbtxt").is_file()
+
+
+def _uses_default_weights(directory: Path) -> bool:
+    text = (directory / "config.pbtxt").read_text(encoding="utf-8")
+    engine = re.search(r'key:\s*"engine"\s*value:?\s*{\s*string_value:\s*"openvino"', text)
+    return engine is not None and '"model_dir"' not in text
+
+
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0

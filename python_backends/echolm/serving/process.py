@@ -1,0 +1,149 @@
+"""A program of another project that EchoLM starts, watches and stops (through ``guard``)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from echolm.serving import guard
+
+LOG_TAIL_LINES = 25
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run, and what must be gone when it has ended.
+
+    Attributes:
+        name: what messages call it.
+        program: the program and its arguments.
+        environment: the whole environment of the program, but for LD_LIBRARY_PATH.
+        library_path: directories in which the program finds shared libraries first; those of
+            this process's LD_LIBRARY_PATH follow.
+        log_file: gets its standard output and error; the last run's log moves to ``.1``.
+        pid_file: holds the program's process id while it runs.
+        cleanup: patterns of files that it may leave behind.
+        lock: file whose POSIX lock is held while it runs.
+        keep_open: file descriptors that the guard keeps open (locks of the caller).
+        grace_s: time from SIGTERM to SIGKILL.
+        echo: stream that gets a copy of the log.
+    """
+
+    name: str
+    program: Sequence[str]
+    environment: Mapping[str, str]
+    log_file: Path
+    pid_file: Path
+    library_path: Sequence[Path] = ()
+    cleanup: Sequence[str] = ()
+    lock: Path | None = None
+    keep_open: Sequence[int] = ()
+    grace_s: float = 15.0
+    echo: TextIO | None = None
+
+
+class GuardedProcess:
+    """One run of a :class:`Command`; it cannot outlive this Python process."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        command.log_file.parent.mkdir(parents=True, exist_ok=True)
+        command.pid_file.parent.mkdir(parents=True, exist_ok=True)
+        command.pid_file.unlink(missing_ok=True)
+        if command.log_file.exists():
+            command.log_file.replace(command.log_file.with_name(command.log_file.name + ".1"))
+        options = [f"--parent={os.getpid()}", f"--grace={command.grace_s}"]
+        options.append(f"--pid-file={command.pid_file}")
+        inherited = os.environ.get("LD_LIBRARY_PATH", "")
+        libraries = [*map(str, command.library_path), *filter(None, [inherited])]
+        options.append(f"--library-path={os.pathsep.join(libraries)}")
+        options += [f"--cleanup={pattern}" for pattern in command.cleanup]
+        if command.lock is not None:
+            options.append(f"--lock={command.lock}")
+        with open(command.log_file, "ab") as log:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__, *options, "--", *command.program],
+                env=dict(command.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=tuple(command.keep_open),
+                # Its own session: Ctrl-C in a terminal must reach us only, for an orderly stop.
+                start_new_session=True,
+            )
+        if command.echo is not None:
+            threading.Thread(target=self._follow, args=(command.echo,), daemon=True).start()
+
+    @property
+    def guard_pid(self) -> int:
+        """Process id of the guard; also the id of the process group."""
+        return self._guard.pid
+
+    def pid(self, timeout_s: float = 5.0) -> int | None:
+        """Process id of the program itself; None if it did not start."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                return int(self.command.pid_file.read_text())
+            except (OSError, ValueError):
+                if self.poll() is not None:
+                    return None
+                time.sleep(0.01)
+        return None
+
+    def poll(self) -> int | None:
+        """The exit status, once the program and all it started are gone; until then None."""
+        return self._guard.poll()
+
+    def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
+        """The last lines of the log."""
+        try:
+            with open(self.command.log_file, encoding="utf-8", errors="replace") as log:
+                return "".join(deque(log, maxlen=lines)).rstrip()
+        except OSError:
+            return ""
+
+    def stop(self) -> int:
+        """SIGTERM, SIGKILL after the grace time; returns the exit status. May be repeated."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._guard.send_signal(signal.SIGTERM)
+            try:
+                # The guard needs a moment more than the grace time to kill and clean up.
+                self._guard.wait(self.command.grace_s + 10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self._guard.wait()
+
+    def kill(self) -> None:
+        """End everything at once, without waiting for it.
+
+        May be called from a signal handler while :meth:`stop` waits, so it must not take the
+        lock that waiting for a process holds.
+        """
+        if self._guard.returncode is None:
+            # Guard, program and what that started are one process group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._guard.pid, signal.SIGKILL)
+        for pattern in self.command.cleanup:
+            guard.remove(pattern)
+
+    def _follow(self, stream: TextIO) -> None:
+        with open(self.command.log_file, encoding="utf-8", errors="replace") as log:
+            while True:
+                ended = self.poll() is not None
+                stream.write(log.read())
+                stream.flush()
+                if ended:
+                    return
+                time.sleep(0.2)

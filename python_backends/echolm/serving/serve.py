@@ -1,0 +1,383 @@
+"""EchoLM on one machine: Milvus Lite and Triton, started and stopped as one.
+
+:func:`running_server` is for programs (tests, demo, benchmarks), :func:`serve_forever` is
+``echolm serve``; both are the same :class:`LocalServer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+import echolm
+from echolm.errors import ConfigurationError, EchoError, UnavailableError
+from echolm.serving import preflight
+from echolm.serving.data_dir import DataDir, resolve
+from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.serving.triton_server import (
+    TritonOptions,
+    TritonServer,
+    connect_host,
+    find_triton,
+)
+from echolm.settings import ENV_CONFIG, ENV_PREFIX, Settings
+
+Progress = Callable[[str], None]
+
+_ONE_THREAD = {
+    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+}
+"""For the model processes of a CPU profile.
+
+Every one of them would else make a thread per core for vectors of a few hundred numbers,
+and they would push the LLM engines off the cores. The engines do not use OpenMP (OpenVINO
+has its own threads, ONNX Runtime takes ``embedding.threads``). A value that the user has
+set is kept.
+"""
+
+_MILVUS_RESTARTS = 5
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How to serve; what is served is in the settings.
+
+    Attributes:
+        profile: directory of the model repository that is served along with ``core``; None
+            serves only ``model_repositories``.
+        repository_root: holds ``core`` and the profiles; None finds that of this checkout.
+        model_repositories: more directories of models.
+        host: address to listen on.
+        http_port, grpc_port, metrics_port: 0 takes a free port.
+        ready_timeout_s: time for all models to load.
+        verbose: show Triton's log on stderr, and log more.
+        triton_args: more arguments for ``tritonserver``.
+    """
+
+    profile: str | None = "local"
+    repository_root: Path | None = None
+    model_repositories: tuple[Path, ...] = ()
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    ready_timeout_s: float = 300.0
+    verbose: bool = False
+    triton_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a running server is reached.
+
+    Attributes:
+        grpc_url: ``host:port``, as ``tritonclient.grpc`` wants it.
+        http_url: ``http://host:port``; ``tritonclient.http`` wants :attr:`http_address`.
+        metrics_url: the page with Prometheus metrics.
+        data_dir: everything the server writes; its logs are in ``logs``.
+        pids: process ids by name: ``triton``, and ``milvus`` if it was started here.
+    """
+
+    grpc_url: str
+    http_url: str
+    metrics_url: str
+    data_dir: Path
+    pids: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def http_address(self) -> str:
+        """``host:port`` of HTTP."""
+        return self.http_url.removeprefix("http://")
+
+
+class StartInterruptedError(EchoError):
+    """The start was given up because somebody asked to stop."""
+
+
+@contextlib.contextmanager
+def running_server(
+    settings: Settings,
+    options: ServeOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[Endpoints]:
+    """A server that runs as long as the ``with`` block.
+
+    Raises:
+        ConfigurationError: something that is needed is missing or wrong.
+        UnavailableError: Triton or Milvus Lite did not start.
+    """
+    server = LocalServer(settings, options or ServeOptions(), progress=progress)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+class LocalServer:
+    """Milvus Lite and Triton over one data directory."""
+
+    def __init__(
+        self, settings: Settings, options: ServeOptions, *, progress: Progress | None = None
+    ) -> None:
+        self._settings = settings
+        self._options = options
+        self._say: Progress = progress or (lambda message: None)
+        self._data: DataDir | None = None
+        self._milvus: MilvusLite | None = None
+        self._milvus_restarts = 0
+        self._triton: TritonServer | None = None
+
+    def start(self, stop: threading.Event | None = None) -> Endpoints:
+        """Check, prepare and start everything; returns when all models are ready.
+
+        Args:
+            stop: set by somebody who wants to give up the start.
+
+        Raises:
+            StartInterruptedError: ``stop`` was set.
+            ConfigurationError, UnavailableError: as :func:`running_server`.
+        """
+        stop = stop or threading.Event()
+        options = _with_ports(self._options)
+        repositories = model_repositories(options)
+
+        preflight.check_host()
+        installation = find_triton()
+        models = preflight.models_in(repositories)
+        if options.profile is not None:
+            preflight.check_models(models, self._settings)
+        preflight.check_ports(
+            options.host,
+            {
+                "--http-port": options.http_port,
+                "--grpc-port": options.grpc_port,
+                "--metrics-port": options.metrics_port,
+            },
+        )
+        self._data = data = DataDir(self._settings.data_dir)
+        if options.profile is not None:
+            prepare_embedder(self._settings, self._say)
+        _check(stop)
+
+        milvus_uri = self._settings.retrieval.milvus_uri or self._start_milvus(data, stop)
+        resolved = resolve(self._settings, data, milvus_uri)
+        configuration = data.write_configuration(resolved)
+
+        triton_options = TritonOptions(
+            model_repositories=repositories,
+            run_dir=data.run,
+            log_file=data.logs / "triton.log",
+            host=options.host,
+            http_port=options.http_port,
+            grpc_port=options.grpc_port,
+            metrics_port=options.metrics_port,
+            environment={**_thread_limits(options), ENV_CONFIG: str(configuration)},
+            # What they say is in the resolved configuration already.
+            drop_environment=(ENV_PREFIX,),
+            extra_args=options.triton_args,
+            keep_open=(data.lock_fd,),
+            verbose=options.verbose,
+            echo=sys.stderr if options.verbose else None,
+        )
+        preflight.check_shared_memory(
+            preflight.python_instances(models), triton_options.shm_byte_size
+        )
+        self._triton = triton = TritonServer(triton_options, installation)
+        preflight.check_stub_python(triton.environment())
+        _check(stop)
+        self._say(f"starting Triton with {len(models)} models (log: {triton_options.log_file})")
+        triton.start()
+        if not triton.wait_ready(options.ready_timeout_s, stop):
+            raise StartInterruptedError("stopped before all models were ready")
+
+        pids = {"triton": triton.process.pid() or 0}
+        if self._milvus is not None:
+            pids["milvus"] = self._milvus.process.pid() or 0
+        host = connect_host(options.host)
+        host = f"[{host}]" if ":" in host else host
+        return Endpoints(
+            grpc_url=f"{host}:{options.grpc_port}",
+            http_url=f"http://{host}:{options.http_port}",
+            metrics_url=f"http://{host}:{options.metrics_port}/metrics",
+            data_dir=data.path,
+            pids=pids,
+        )
+
+    def check_running(self) -> None:
+        """Look after the processes: to be called now and then.
+
+        Milvus Lite is started again when it has ended by itself; meanwhile requests are
+        answered without examples.
+
+        Raises:
+            UnavailableError: Triton has ended by itself.
+        """
+        if self._triton is not None and self._triton.poll() is not None:
+            raise UnavailableError(self._triton.death_notice())
+        milvus = self._milvus
+        if milvus is None or milvus.poll() is None or self._milvus_restarts >= _MILVUS_RESTARTS:
+            return
+        self._milvus_restarts += 1
+        self._say(f"Milvus Lite ended by itself, exit status {milvus.poll()}; starting it again")
+        try:
+            milvus.start()
+        except EchoError as error:
+            self._say(str(error))
+
+    def stop(self) -> None:
+        """Stop everything; may be repeated."""
+        # Triton first: its models write what they still hold to Milvus.
+        for part in (self._triton, self._milvus):
+            if part is not None:
+                part.stop()
+        if self._data is not None:
+            (self._data.run / "echolm.toml").unlink(missing_ok=True)
+            self._data.close()
+
+    def kill(self) -> None:
+        """Stop everything at once, without waiting: also fit for a signal handler."""
+        for part in (self._triton, self._milvus):
+            if part is not None:
+                part.kill()
+
+    def _start_milvus(self, data: DataDir, stop: threading.Event) -> str:
+        self._say("starting Milvus Lite")
+        self._milvus = milvus = MilvusLite(
+            MilvusLiteOptions(
+                database=data.milvus_db,
+                run_dir=data.run,
+                log_file=data.logs / "milvus.log",
+                keep_open=(data.lock_fd,),
+            )
+        )
+        milvus.start(stop=stop)
+        _check(stop)
+        return milvus.uri
+
+
+def serve_forever(settings: Settings, options: ServeOptions) -> int:
+    """``echolm serve``: serve in the foreground until SIGINT or SIGTERM.
+
+    A second signal ends everything at once.
+
+    Returns:
+        The exit status: 0 after a clean stop, 1 when Triton ended by itself.
+    """
+    stop = threading.Event()
+    server = LocalServer(settings, options, progress=_print_progress)
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            server.kill()
+            os._exit(128 + signum)
+        stop.set()
+        _print_progress("stopping (again: at once)")
+
+    before = {
+        number: signal.signal(number, on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup: stays ignored
+    }
+    started = time.monotonic()
+    try:
+        endpoints = server.start(stop)
+        print(_greeting(endpoints, options, time.monotonic() - started), flush=True)
+        while not stop.wait(0.5):
+            server.check_running()
+        return 0
+    except StartInterruptedError:
+        return 0
+    except UnavailableError as error:
+        print(f"echolm serve: {error}", file=sys.stderr)
+        return 1
+    finally:
+        server.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def model_repositories(options: ServeOptions) -> tuple[Path, ...]:
+    """The directories of models that the options name.
+
+    Raises:
+        ConfigurationError: the repository root or the profile does not exist.
+    """
+    more = tuple(path.resolve() for path in options.model_repositories)
+    if options.profile is None:
+        return more
+    root = options.repository_root
+    if root is None:
+        # Installed in editable mode, the package lies in <checkout>/python_backends/echolm.
+        root = Path(echolm.__file__).resolve().parents[2]
+    if not (root / "core").is_dir():
+        root = root / "model_repository"
+    root = root.resolve()
+    if not (root / "core").is_dir():
+        raise ConfigurationError(
+            f"model repository {root}: expected a directory with core and the profiles, got none; "
+            "give the model_repository directory of an EchoLM checkout with --repository-root"
+        )
+    profiles = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name != "core")
+    if options.profile not in profiles:
+        raise ConfigurationError(
+            f"profile: expected one of {', '.join(profiles)} (directories of {root}), got "
+            f"{options.profile!r}; choose it with --profile"
+        )
+    return (root / "core", root / options.profile, *more)
+
+
+def prepare_embedder(settings: Settings, say: Progress) -> None:
+    """Build the embedding model if its files are missing."""
+    directory = settings.embedding.model_dir.resolve()
+    missing = [f for f in ("model.onnx", "tokenizer.json") if not (directory / f).is_file()]
+    if not missing:
+        return
+    say(f"building the embedding model in {directory} (once)")
+    from echolm.embedding.build import build_embedder  # only needed here, and heavy
+
+    build_embedder(directory)
+
+
+def _with_ports(options: ServeOptions) -> ServeOptions:
+    wanted = (options.http_port, options.grpc_port, options.metrics_port)
+    free = preflight.free_ports(options.host, len(wanted))
+    http, grpc, metrics = (port or new for port, new in zip(wanted, free))
+    return replace(options, http_port=http, grpc_port=grpc, metrics_port=metrics)
+
+
+def _thread_limits(options: ServeOptions) -> dict[str, str]:
+    if options.profile != "local":
+        return {}
+    return {name: os.environ.get(name, value) for name, value in _ONE_THREAD.items()}
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise StartInterruptedError("stopped before all models were ready")
+
+
+def _print_progress(message: str) -> None:
+    print(f"echolm serve: {message}", file=sys.stderr, flush=True)
+
+
+def _greeting(endpoints: Endpoints, options: ServeOptions, seconds: float) -> str:
+    return (
+        f"EchoLM is ready after {seconds:.1f} s (profile {options.profile})\n"
+        f"  gRPC     {endpoints.grpc_url}\n"
+        f"  HTTP     {endpoints.http_url}\n"
+        f"  metrics  {endpoints.metrics_url}\n"
+        f"  data     {endpoints.data_dir}\n"
+        "Try it:\n"
+        f"  curl -s {endpoints.http_url}/v2/models/echolm/generate "
+        """-d '{"text_input": "How do I find large files?"}'\n"""
+        "Stop it with Ctrl-C."
+    )
