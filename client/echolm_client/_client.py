@@ -1,0 +1,209 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from echolm_client import _protocol as protocol
+from echolm_client._config import DEFAULT_TIMEOUT_S, DEFAULT_URL, TLS, Endpoint
+from echolm_client._errors import Timeout, Unavailable
+from echolm_client._metrics import parse_stats
+from echolm_client._transport import Transport, open_transport
+from echolm_client._types import Answer, GenerateOptions, Stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class AnswerStream(Iterator[str]):
+    """An answer that arrives in pieces; iterating gives them as text.
+
+    The request is sent when the first piece is asked for. Use it as a context manager, so
+    that leaving early cancels the request on the server at once::
+
+        with client.stream("Tell me a story") as stream:
+            for piece in stream:
+                print(piece, end="", flush=True)
+        print(stream.answer.llm)
+    """
+
+    def __init__(self, responses: Generator[protocol.Outputs, None, None]) -> None:
+        self._responses = responses
+        self._assembly = protocol.Assembly()
+        self._started_s: float | None = None
+        self._over = False
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        if self._over:
+            raise StopIteration
+        if self._started_s is None:
+            self._started_s = time.perf_counter()
+        try:
+            for outputs in self._responses:
+                if piece := self._assembly.add(outputs):
+                    return piece
+            self._answer = self._assembly.answer(time.perf_counter() - self._started_s)
+        except BaseException:
+            self._over = True
+            raise
+        self._over = True
+        raise StopIteration
+
+    @property
+    def answer(self) -> Answer:
+        """The complete answer, once all pieces have been taken.
+
+        Raises:
+            RuntimeError: the stream has not been read to its end.
+        """
+        if self._answer is None:
+            raise RuntimeError("the answer is known only when all pieces have been taken")
+        return self._answer
+
+    def close(self) -> None:
+        """Cancel the request unless it is complete; no piece comes after that."""
+        self._over = True
+        self._responses.close()
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Client:
+    """Talks to an EchoLM server; safe to share between threads.
+
+    Args:
+        url: ``[scheme://]host[:port]``; the scheme is ``grpc`` (the default), ``grpcs``,
+            ``http`` or ``https``. Nothing is sent before the first call.
+        timeout: seconds that a call may take in all, unless the call says otherwise; None
+            sets no limit.
+        metrics_url: the server's metrics page; None: port 8002 of the same host.
+        tls: certificates for ``grpcs`` and ``https``.
+        headers: sent with every request, for instance for a gateway's authorization.
+        transport: replaces the network, for tests.
+
+    Raises:
+        ValueError: the url is none.
+
+    Example::
+
+        with Client("localhost:8001") as client:
+            answer = client.generate("How do I list hidden files?", max_tokens=64)
+            print(answer.text)
+            client.rate(answer, 1.0)
+
+    Calls raise the errors of :mod:`echolm_client._errors`. Nothing is retried. Cancelling
+    works over gRPC and for streams over HTTP; Triton finishes a unary HTTP request even when
+    its client has gone.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        metrics_url: str | None = None,
+        tls: TLS | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        endpoint = Endpoint.parse(url, tls, headers)
+        self._timeout = timeout
+        self._metrics_url = metrics_url or endpoint.default_metrics_url
+        self._transport = transport or open_transport(endpoint)
+        self._closed = False
+
+    def generate(
+        self, text: str, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Answer:
+        """Get an answer.
+
+        Args:
+            text: the request; not empty.
+            timeout: seconds for this call; None takes the client's.
+            options: see :class:`GenerateOptions`.
+        """
+        call = protocol.generate_call(text, options)
+        started_s = time.perf_counter()
+        assembly = protocol.Assembly()
+        assembly.add(self._infer(call, timeout))
+        return assembly.answer(time.perf_counter() - started_s)
+
+    def stream(
+        self, text: str, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> AnswerStream:
+        """Get an answer in pieces. Arguments as for :meth:`generate`."""
+        call = protocol.generate_call(text, options, stream=True)
+        self._refuse_if_closed()
+        return AnswerStream(self._transport.stream(call, self._limit(timeout)))
+
+    def rate(self, rated: str | Answer, score: float, *, timeout: float | None = None) -> bool:
+        """Rate an answer; a later rating replaces an earlier one.
+
+        Args:
+            rated: the answer, or its feedback token.
+            score: from 0 (useless) to 1 (perfect).
+
+        Returns:
+            Whether the rating counts.
+        """
+        return protocol.accepted(self._infer(protocol.rating_call(rated, score), timeout))
+
+    def prefer(
+        self, better: str | Answer, over: str | Answer, *, timeout: float | None = None
+    ) -> bool:
+        """Say which of two answers, or their feedback tokens, is better."""
+        return protocol.accepted(self._infer(protocol.preference_call(better, over), timeout))
+
+    def stats(self, *, timeout: float | None = None) -> Stats:
+        """Read the server's counters from its metrics page."""
+        self._refuse_if_closed()
+        return parse_stats(self._transport.fetch(self._metrics_url, self._limit(timeout)))
+
+    def is_ready(self, *, timeout: float | None = 5.0) -> bool:
+        """Whether the server can be reached and serves EchoLM."""
+        self._refuse_if_closed()
+        try:
+            return self._transport.is_ready(protocol.ECHOLM, timeout)
+        except (Unavailable, Timeout):
+            return False
+
+    def close(self) -> None:
+        """Close the connections; requests in flight are cancelled. May be called again."""
+        if not self._closed:
+            self._closed = True
+            self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _infer(self, call: protocol.Call, timeout: float | None) -> protocol.Outputs:
+        self._refuse_if_closed()
+        return self._transport.infer(call, self._limit(timeout))
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")
