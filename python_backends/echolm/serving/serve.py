@@ -32,10 +32,8 @@ from echolm.settings import ENV_CONFIG, ENV_PREFIX, Settings
 
 Progress = Callable[[str], None]
 
-_ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-}
-"""For the model processes of a CPU profile.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Set to 1 for the model processes of a CPU profile.
 
 Every one of them would else make a thread per core for vectors of a few hundred numbers,
 and they would push the LLM engines off the cores. The engines do not use OpenMP (OpenVINO
@@ -43,7 +41,11 @@ has its own threads, ONNX Runtime takes ``embedding.threads``). A value that the
 set is kept.
 """
 
+_CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
+"""For Triton without a GPU: else it reports the missing driver as an error at each start."""
+
 _MILVUS_RESTARTS = 5
+_CPU_PROFILES = ("local",)
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class LocalServer:
         self._milvus: MilvusLite | None = None
         self._milvus_restarts = 0
         self._triton: TritonServer | None = None
+        self._ready = False
 
     def start(self, stop: threading.Event | None = None) -> Endpoints:
         """Check, prepare and start everything; returns when all models are ready.
@@ -183,7 +186,10 @@ class LocalServer:
             environment={**_thread_limits(options), ENV_CONFIG: str(configuration)},
             # What they say is in the resolved configuration already.
             drop_environment=(ENV_PREFIX,),
-            extra_args=options.triton_args,
+            extra_args=(
+                *(_CPU_ARGS if options.profile in _CPU_PROFILES else ()),
+                *options.triton_args,
+            ),
             keep_open=(data.lock_fd,),
             verbose=options.verbose,
             echo=sys.stderr if options.verbose else None,
@@ -198,6 +204,7 @@ class LocalServer:
         triton.start()
         if not triton.wait_ready(options.ready_timeout_s, stop):
             raise StartInterruptedError("stopped before all models were ready")
+        self._ready = True
 
         pids = {"triton": triton.process.pid() or 0}
         if self._milvus is not None:
@@ -235,6 +242,9 @@ class LocalServer:
 
     def stop(self) -> None:
         """Stop everything; may be repeated."""
+        if not self._ready:
+            # Nothing to lose, and Triton would finish loading its models before it ends.
+            self.kill()
         # Triton first: its models write what they still hold to Milvus.
         for part in (self._triton, self._milvus):
             if part is not None:
@@ -355,9 +365,9 @@ def _with_ports(options: ServeOptions) -> ServeOptions:
 
 
 def _thread_limits(options: ServeOptions) -> dict[str, str]:
-    if options.profile != "local":
+    if options.profile not in _CPU_PROFILES:
         return {}
-    return {name: os.environ.get(name, value) for name, value in _ONE_THREAD.items()}
+    return {name: os.environ.get(name, "1") for name in _THREAD_VARIABLES}
 
 
 def _check(stop: threading.Event) -> None:

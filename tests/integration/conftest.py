@@ -1,0 +1,47 @@
+"""Fixtures of the integration tests: a real Triton, a real Milvus Lite, real LLMs.
+
+``server`` is EchoLM as ``echolm serve --profile local`` runs it, started once for all tests
+that ask for it. Tests must not depend on its being empty: use a tenant of your own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from echolm.serving import Endpoints, ServeOptions, running_server
+from echolm.settings import Settings, load_settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "integration: needs real servers; takes seconds, not ms")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def server_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The settings of :func:`server`: the defaults, with a data directory of its own."""
+    settings = load_settings()
+    embedder = settings.embedding.model_copy(
+        # Building the embedder takes a while: share the checkout's.
+        update={"model_dir": REPOSITORY / "build" / "embedder"}
+    )
+    data_dir = tmp_path_factory.mktemp("server") / "data"
+    return settings.model_copy(update={"data_dir": data_dir, "embedding": embedder})
+
+
+@pytest.fixture(scope="session")
+def server(server_settings: Settings) -> Iterator[Endpoints]:
+    """All core and local models on free ports, until the last test has ended."""
+    options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
+    with running_server(server_settings, options) as endpoints:
+        yield endpoints
