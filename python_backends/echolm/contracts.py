@@ -101,27 +101,23 @@ RETRIEVED = (
     Tensor("example_responses", "BYTES", (-1,)),
     Tensor("example_similarities", "FP32", (-1,)),
     Tensor("example_utilities", "FP32", (-1,)),
-    Tensor("retrieval_features", "FP32", (-1,)),
     Tensor("retrieval_degraded", "BYTES", (1,)),
 )
-"""What the retriever hands to the router: the chosen examples in prompt order, and why."""
+"""The chosen examples in prompt order, and what was skipped and why."""
+
+_SCOPE_INPUTS = (SYSTEM_PROMPT, TENANT, CACHE_CONTROL)
 
 ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS, MAX_BATCH_SIZE)
 ECHOLM_STREAM = ModelContract(
     "echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, MAX_BATCH_SIZE, decoupled=True
 )
+RETRIEVAL = ModelContract(
+    "retrieval", (TEXT_INPUT, *_SCOPE_INPUTS), (EMBEDDING, *RETRIEVED), MAX_BATCH_SIZE
+)
 TOKENIZER = ModelContract("tokenizer", (TEXT_INPUT,), TOKENS, MAX_BATCH_SIZE)
 EMBEDDER = ModelContract("embedder", TOKENS, (EMBEDDING,), MAX_BATCH_SIZE)
 RETRIEVER = ModelContract(
-    "retriever",
-    (TEXT_INPUT, EMBEDDING, SYSTEM_PROMPT, TENANT, CACHE_CONTROL),
-    RETRIEVED,
-    MAX_BATCH_SIZE,
-)
-_ROUTER_INPUTS = (*ECHOLM_INPUTS, EMBEDDING, *RETRIEVED)
-ROUTER = ModelContract("router", _ROUTER_INPUTS, ECHOLM_OUTPUTS, MAX_BATCH_SIZE)
-ROUTER_STREAM = ModelContract(
-    "router_stream", _ROUTER_INPUTS, ECHOLM_OUTPUTS, MAX_BATCH_SIZE, decoupled=True
+    "retriever", (TEXT_INPUT, EMBEDDING, *_SCOPE_INPUTS), RETRIEVED, MAX_BATCH_SIZE
 )
 FEEDBACK = ModelContract(
     "feedback",
@@ -190,10 +186,9 @@ def llm(name: str) -> ModelContract:
 CORE_MODELS = (
     ECHOLM,
     ECHOLM_STREAM,
+    RETRIEVAL,
     TOKENIZER,
     RETRIEVER,
-    ROUTER,
-    ROUTER_STREAM,
     FEEDBACK,
     EXAMPLE_MANAGER,
 )

@@ -66,7 +66,10 @@ class RetrievalSettings(_Section):
     index_type: Literal["IVF_FLAT", "HNSW", "FLAT", "AUTOINDEX"] = "IVF_FLAT"
     index_params: dict[str, int] = {"nlist": 256}
     search_params: dict[str, int] = {"nprobe": 16}
-    search_timeout_s: float = Field(0.5, gt=0, description="then the request goes without examples")
+    search_timeout_s: float = Field(2.0, gt=0, description="then the request goes without examples")
+    timeout_s: float = Field(
+        10.0, gt=0, description="tokenizer to selection, queueing included; then likewise"
+    )
     top_n: int = Field(32, ge=1, le=1024, description="candidates of stage 1")
     max_examples: int = Field(4, ge=0, le=32, description="most examples in one prompt")
     min_similarity: float = Field(0.6, ge=-1, le=1, description="cosine under which none is used")
@@ -87,7 +90,10 @@ class RoutingSettings(_Section):
         0.05, ge=0, description="quality (0..1) that one unit of relative cost is worth"
     )
     projection_dim: int = Field(16, ge=0, description="dimensions of the embedding's projection")
-    prior_precision: float = Field(4.0, gt=0)
+    fit_ceiling: float = Field(
+        0.85, gt=-1, le=1, description="cosine from which an example is taken to fit, a priori"
+    )
+    prior_precision: float = Field(4.0, gt=0, description="inverse variance of a prior weight")
     noise: float = Field(0.15, gt=0, description="standard deviation of a rating")
     discount: float = Field(0.999, gt=0, le=1, description="per rating; forgets what drifted")
     exploration_floor: float = Field(0.01, ge=0, lt=1, description="least probability of an arm")
@@ -176,6 +182,10 @@ class Settings(BaseSettings):
             raise ValueError(f"llms: names must be unique, got {names}")
         if "auto" in names:
             raise ValueError("llms: 'auto' is reserved for the router's choice")
+        if self.routing.fit_ceiling <= self.retrieval.min_similarity:
+            raise ValueError("routing.fit_ceiling must exceed retrieval.min_similarity")
+        if self.routing.exploration_floor * len(names) > 1:
+            raise ValueError("routing.exploration_floor must be at most 1 / number of llms")
         if self.routing.default_llm and self.routing.default_llm not in names:
             raise ValueError(
                 f"routing.default_llm: expected one of {names}, got {self.routing.default_llm!r}"

@@ -1,0 +1,1 @@
+from echolm.triton.router_model import TritonPythonModel  # noqa: F401

@@ -1,0 +1,1 @@
+from echolm.triton.example_manager_model import TritonPythonModel  # noqa: F401

@@ -1,0 +1,1 @@
+from echolm.triton.feedback_model import TritonPythonModel  # noqa: F401

@@ -1,0 +1,1 @@
+from echolm.triton.retriever_model import TritonPythonModel  # noqa: F401

@@ -1,0 +1,1 @@
+from echolm.triton.tokenizer_model import TritonPythonModel  # noqa: F401

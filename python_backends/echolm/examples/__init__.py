@@ -1,0 +1,1 @@
+"""What becomes an example, and how it gets into the store."""

@@ -1,0 +1,1 @@
+"""Prompts, and the interface to an LLM as the router sees it."""

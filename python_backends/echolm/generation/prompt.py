@@ -1,0 +1,149 @@
+"""From a request and its examples to the text that an LLM reads.
+
+Text that contains a template's own markers must not be able to open a turn or forge an
+example, so every marker found in a request, an example or a system prompt is broken up
+before it is put in place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+from echolm.errors import ConfigurationError
+
+_BREAK = "\u200b"  # ZERO WIDTH SPACE: invisible to a reader, another token to an LLM
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How an LLM's prompt is laid out.
+
+    Attributes:
+        system: put first if there is a system prompt; holds ``{system}``.
+        example: once for each example; holds ``{request}`` and ``{response}``.
+        request: the request itself, up to where the LLM's answer starts; holds ``{request}``.
+        preamble: put before the examples if there are any.
+        markers: strings with a meaning to the LLM, which no text may contain.
+    """
+
+    system: str
+    example: str
+    request: str
+    markers: tuple[str, ...]
+    preamble: str = ""
+
+    def render(self, request: str, examples: Sequence[tuple[str, str]], system: str = "") -> str:
+        """The prompt.
+
+        Args:
+            examples: (request, response) pairs in the order in which they are shown.
+        """
+        parts = [self.system.replace("{system}", self.neutralise(system))] if system else []
+        if examples:
+            parts.append(self.preamble)
+        for example_request, example_response in examples:
+            # One pass, so that a request holding "{response}" stays as it is.
+            values = {
+                "{request}": self.neutralise(example_request),
+                "{response}": self.neutralise(example_response),
+            }
+            parts.append(re.sub(r"\{request\}|\{response\}", lambda m: values[m[0]], self.example))
+        parts.append(self.request.replace("{request}", self.neutralise(request)))
+        return "".join(parts)
+
+    def neutralise(self, text: str) -> str:
+        """The text with every marker broken up, so that a tokenizer reads it as plain text."""
+        for marker in self.markers:
+            if marker in text:
+                text = text.replace(marker, marker[0] + _BREAK + marker[1:])
+        return text
+
+
+def _turns(start: str, end: str, markers: tuple[str, ...]) -> PromptTemplate:
+    def turn(role: str, body: str) -> str:
+        return f"{start.replace('ROLE', role)}{body}{end}"
+
+    return PromptTemplate(
+        system=turn("system", "{system}"),
+        example=turn("user", "{request}") + turn("assistant", "{response}"),
+        request=turn("user", "{request}") + start.replace("ROLE", "assistant"),
+        markers=markers,
+    )
+
+
+TEMPLATES: dict[str, PromptTemplate] = {
+    "echolm": PromptTemplate(
+        system="<|system|>{system}<|end|>",
+        example="<|user|>{request}<|assistant|>{response}<|end|>",
+        request="<|user|>{request}<|assistant|>",
+        markers=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    ),
+    "chatml": _turns("<|im_start|>ROLE\n", "<|im_end|>\n", ("<|im_start|>", "<|im_end|>")),
+    "llama3": _turns(
+        "<|start_header_id|>ROLE<|end_header_id|>\n\n",
+        "<|eot_id|>",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"),
+    ),
+    "gemma": PromptTemplate(
+        system="<start_of_turn>user\n{system}<end_of_turn>\n",
+        example="<start_of_turn>user\n{request}<end_of_turn>\n"
+        "<start_of_turn>model\n{response}<end_of_turn>\n",
+        request="<start_of_turn>user\n{request}<end_of_turn>\n<start_of_turn>model\n",
+        markers=("<start_of_turn>", "<end_of_turn>"),
+    ),
+}
+"""Prompt templates by name: that of the demo pair and those of common instruction-tuned LLMs."""
+
+
+def template(name: str) -> PromptTemplate:
+    """The template of that name; ConfigurationError if there is none."""
+    try:
+        return TEMPLATES[name]
+    except KeyError:
+        raise ConfigurationError(
+            f"llms.prompt_template: expected one of {sorted(TEMPLATES)}, got {name!r}"
+        ) from None
+
+
+class TokenCounter(Protocol):
+    """Tells how many tokens of an LLM a text takes."""
+
+    def count(self, text: str) -> int: ...
+
+
+class EstimatedTokens:
+    """Counts without the LLM's tokenizer: an upper estimate from the text's bytes.
+
+    English prose has about 4 bytes a token, code and other scripts fewer; 2.5 errs on the
+    side of a prompt that fits.
+    """
+
+    bytes_per_token = 2.5
+
+    def count(self, text: str) -> int:
+        return int(len(text.encode("utf-8")) / self.bytes_per_token) + 1
+
+
+class ExactTokens:
+    """Counts with the LLM's own ``tokenizer.json``."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ConfigurationError(f"llms.tokenizer: expected a tokenizer.json, got no file {path}")
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def token_counter(path: Path | None) -> TokenCounter:
+    """Exact counts if a tokenizer is configured, estimates otherwise."""
+    return EstimatedTokens() if path is None else ExactTokens(path)

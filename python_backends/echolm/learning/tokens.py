@@ -1,0 +1,100 @@
+"""Feedback tokens: opaque, signed, and complete, so that no server state waits for a rating."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import numpy as np
+from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
+
+from echolm.errors import ConfigurationError, InvalidRequestError
+
+_SALT = "echolm.feedback.v1"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a rating teaches about: one answered request.
+
+    Attributes:
+        request_id: unique id of the answer; a rating counts once for it.
+        llm: the arm that answered.
+        context: the bandit's x, FP32 [d]; travels as FP16.
+        propensity: probability with which the arm was drawn.
+        quality: what the router predicted.
+        example_ids: examples in the prompt.
+    """
+
+    request_id: str
+    tenant: str
+    llm: str
+    context: np.ndarray
+    propensity: float
+    quality: float
+    example_ids: tuple[int, ...]
+
+
+class FeedbackTokens:
+    """Makes and reads tokens.
+
+    Args:
+        signing_key: the same in every replica.
+        ttl_s: seconds for which an answer can be rated.
+
+    Raises:
+        ConfigurationError: the key is empty.
+    """
+
+    def __init__(self, signing_key: str, ttl_s: int) -> None:
+        if not signing_key:
+            raise ConfigurationError(
+                "feedback.signing_key: expected a secret, got none; `echolm serve` makes one, "
+                "replicas must share it (ECHOLM_FEEDBACK__SIGNING_KEY)"
+            )
+        self._ttl_s = ttl_s
+        self._serializer = URLSafeTimedSerializer(signing_key, salt=_SALT)
+
+    def dump(self, decision: Decision) -> str:
+        """The token of an answer."""
+        context = base64.b64encode(decision.context.astype("<f2").tobytes()).decode("ascii")
+        return str(
+            self._serializer.dumps(
+                [
+                    decision.request_id,
+                    decision.tenant,
+                    decision.llm,
+                    context,
+                    round(decision.propensity, 4),
+                    round(decision.quality, 4),
+                    list(decision.example_ids),
+                ]
+            )
+        )
+
+    def load(self, token: str) -> Decision:
+        """The decision that a token carries.
+
+        Raises:
+            InvalidRequestError: it was not signed by us, was changed, or has expired.
+        """
+        try:
+            fields = self._serializer.loads(token, max_age=self._ttl_s)
+        except SignatureExpired as error:
+            raise InvalidRequestError.of(
+                "feedback_token", f"a token at most {self._ttl_s} s old", "an expired one"
+            ) from error
+        except BadSignature as error:
+            raise InvalidRequestError.of(
+                "feedback_token", "a token that this service signed", token
+            ) from error
+        request_id, tenant, llm, context, propensity, quality, example_ids = fields
+        return Decision(
+            request_id=request_id,
+            tenant=tenant,
+            llm=llm,
+            context=np.frombuffer(base64.b64decode(context), dtype="<f2").astype(np.float32),
+            propensity=propensity,
+            quality=quality,
+            example_ids=tuple(example_ids),
+        )

@@ -1,0 +1,1 @@
+"""The example store and the choice of examples for a request."""

@@ -1,0 +1,159 @@
+"""The interface to stored examples, and the in-memory fake for unit tests."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+NEVER = 2**62
+"""``expires_at_ms`` of an example that does not expire."""
+
+
+def scope_key(tenant: str, system_prompt: str) -> int:
+    """The key under which examples may be shared: same tenant, same system prompt.
+
+    A 63-bit hash, so that Milvus filters by comparing integers.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (tenant, system_prompt):
+        data = part.encode("utf-8")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One stored exchange.
+
+    Attributes:
+        scope: :func:`scope_key` of tenant and system prompt.
+        quality: rating of the response, 0..1.
+        uses: how often it was put into a prompt.
+        value: offloads that it enabled, decayed.
+        replays: how often its response was regenerated.
+        created_at_ms, updated_at_ms, expires_at_ms: milliseconds since the epoch.
+    """
+
+    id: int
+    request: str
+    response: str
+    tenant: str
+    scope: int
+    source_llm: str
+    quality: float
+    created_at_ms: int
+    updated_at_ms: int
+    expires_at_ms: int = NEVER
+    uses: int = 0
+    value: float = 0.0
+    replays: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the plain text: the example's weight in the store's budget."""
+        return len(self.request.encode("utf-8")) + len(self.response.encode("utf-8"))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A stored example found near a request.
+
+    Attributes:
+        similarity: cosine of the two requests' embeddings.
+    """
+
+    id: int
+    request: str
+    response: str
+    tenant: str
+    quality: float
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Query:
+    """One row of a search: whose examples may be found."""
+
+    tenant: str
+    system_prompt: str
+
+    @property
+    def scope(self) -> int:
+        """The stored key this query may see."""
+        return scope_key(self.tenant, self.system_prompt)
+
+
+class ExampleStore(Protocol):
+    """Where examples live. Safe for use by several threads."""
+
+    def search(
+        self, embeddings: np.ndarray, queries: Sequence[Query], top_n: int, now_ms: int
+    ) -> list[list[Candidate]]:
+        """The nearest examples of each row that its query may see, most similar first.
+
+        Args:
+            embeddings: FP32 [n, D], unit length.
+
+        Raises:
+            UnavailableError: the store does not answer in time.
+        """
+        ...
+
+    def upsert(self, examples: Sequence[Example], embeddings: np.ndarray) -> None:
+        """Write examples with their embeddings FP32 [n, D]; UnavailableError if it fails."""
+        ...
+
+    def delete(self, ids: Iterable[int]) -> None:
+        """Remove examples; unknown ids are ignored."""
+        ...
+
+    def count(self) -> int:
+        """Number of stored examples."""
+        ...
+
+
+class InMemoryStore:
+    """An exact ExampleStore in a dictionary, for unit tests."""
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
+        self.rows: dict[int, tuple[Example, np.ndarray]] = {}
+        self.error: Exception | None = None
+        self._lock = threading.Lock()
+
+    def search(
+        self, embeddings: np.ndarray, queries: Sequence[Query], top_n: int, now_ms: int
+    ) -> list[list[Candidate]]:
+        if self.error is not None:
+            raise self.error
+        with self._lock:
+            rows = list(self.rows.values())
+        found = []
+        for embedding, query in zip(embeddings, queries, strict=True):
+            scored = [
+                Candidate(e.id, e.request, e.response, e.tenant, e.quality, float(v @ embedding))
+                for e, v in rows
+                if e.scope == query.scope and e.expires_at_ms > now_ms
+            ]
+            found.append(sorted(scored, key=lambda c: (-c.similarity, c.id))[:top_n])
+        return found
+
+    def upsert(self, examples: Sequence[Example], embeddings: np.ndarray) -> None:
+        if self.error is not None:
+            raise self.error
+        with self._lock:
+            for example, embedding in zip(examples, embeddings, strict=True):
+                self.rows[example.id] = (replace(example), np.asarray(embedding, np.float32))
+
+    def delete(self, ids: Iterable[int]) -> None:
+        with self._lock:
+            for i in ids:
+                self.rows.pop(i, None)
+
+    def count(self) -> int:
+        return len(self.rows)

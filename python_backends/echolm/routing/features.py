@@ -1,0 +1,125 @@
+"""The bandit's context: what is known of a request and its examples before any LLM runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from echolm.retrieval.selection import Selected
+from echolm.settings import LLMSettings
+
+_WORD = re.compile(r"\w+")
+
+SCALARS = (
+    "bias",
+    "has_examples",
+    "fit",
+    "best_similarity",
+    "mean_similarity",
+    "best_utility",
+    "similarity_margin",
+    "num_examples",
+    "request_overlap",
+    "response_agreement",
+    "log_length",
+)
+"""Names of the context's first elements; the embedding's projection follows."""
+
+
+@dataclass(frozen=True)
+class Featurizer:
+    """Turns a request into the context vector x, FP32 [len(SCALARS) + projection_dim].
+
+    Attributes:
+        projection_dim: dimensions of the fixed random projection of the embedding, which
+            lets the bandit learn that one topic suits an LLM and another does not.
+        fit_floor, fit_ceiling: cosines between which an example goes from useless to fitting.
+    """
+
+    projection_dim: int
+    fit_floor: float = 0.6
+    fit_ceiling: float = 0.85
+
+    @property
+    def dimension(self) -> int:
+        """Length of the context vector."""
+        return len(SCALARS) + self.projection_dim
+
+    def __call__(
+        self, text: str, embedding: np.ndarray | None, examples: Sequence[Selected]
+    ) -> np.ndarray:
+        """The context of one request.
+
+        Args:
+            embedding: FP32 [D], or None if there is none; the projection is zero then.
+            examples: what the retriever chose.
+        """
+        x = np.zeros(self.dimension, dtype=np.float32)
+        similarities = sorted((e.similarity for e in examples), reverse=True)
+        x[0] = 1.0
+        if similarities:
+            best = max(examples, key=lambda e: e.similarity)
+            span = self.fit_ceiling - self.fit_floor
+            x[1] = 1.0
+            x[2] = min(1.0, max(0.0, (similarities[0] - self.fit_floor) / span))
+            x[3] = similarities[0]
+            x[4] = float(np.mean(similarities))
+            x[5] = max(e.utility for e in examples)
+            x[6] = similarities[0] - similarities[1] if len(similarities) > 1 else 0.0
+            x[7] = len(examples) / 4.0
+            x[8] = _overlap(_words(text), _words(best.request))
+            x[9] = _agreement([_words(e.response) for e in examples])
+        x[10] = math.log1p(len(text)) / 10.0
+        if embedding is not None and self.projection_dim:
+            x[len(SCALARS) :] = _projection(embedding.shape[-1], self.projection_dim) @ embedding
+        return x
+
+    def prior_mean(self, llm: LLMSettings) -> np.ndarray:
+        """Prior weights of an LLM's quality, FP64 [dimension].
+
+        An LLM that takes examples is expected to reach its ``prior_quality`` with a fitting
+        example and to be poor without; any other LLM reaches it always.
+        """
+        mean = np.zeros(self.dimension)
+        if llm.takes_examples:
+            without = llm.prior_quality / 3.0
+            mean[0] = without
+            mean[2] = llm.prior_quality - without
+        else:
+            mean[0] = llm.prior_quality
+        return mean
+
+
+_projections: dict[tuple[int, int], np.ndarray] = {}
+
+
+def _projection(dimension: int, projected: int) -> np.ndarray:
+    """A fixed random matrix: every process and replica must see the same context."""
+    key = (dimension, projected)
+    if key not in _projections:
+        rng = np.random.default_rng(20250107)
+        _projections[key] = rng.standard_normal((projected, dimension)).astype(np.float32)
+        _projections[key] /= math.sqrt(projected)
+    return _projections[key]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.lower()))
+
+
+def _overlap(request: frozenset[str], example: frozenset[str]) -> float:
+    return len(request & example) / len(request | example) if request | example else 0.0
+
+
+def _agreement(responses: Sequence[frozenset[str]]) -> float:
+    """Mean pairwise overlap of the examples' responses: low if they tell different stories."""
+    if len(responses) < 2:
+        return 1.0
+    pairs = [
+        _overlap(a, b) for i, a in enumerate(responses) for b in responses[i + 1 :]
+    ]
+    return sum(pairs) / len(pairs)

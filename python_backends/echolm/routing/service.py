@@ -1,0 +1,394 @@
+"""A request's way: retrieve, decide, generate, hand over what can be learnt.
+
+Nothing here knows Triton. Every part may fail; the answer then comes without it, says so in
+``degraded``, and only when no LLM answers does the client get an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from echolm.errors import EchoError, InvalidRequestError, UnavailableError
+from echolm.generation.llm import Completion, LLMClient, OnText
+from echolm.generation.prompt import PromptTemplate, TokenCounter, template, token_counter
+from echolm.learning.tokens import Decision, FeedbackTokens
+from echolm.retrieval.selection import Selected
+from echolm.routing.bandit import BayesianLinearArm, Choice, ThompsonSampling
+from echolm.routing.features import Featurizer
+from echolm.routing.load import LoadTracker, load_bias
+from echolm.routing.request import AUTO, Request
+from echolm.settings import LLMSettings, RoutingSettings, Settings
+
+logger = logging.getLogger("echolm")
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What is known of a request's past.
+
+    Attributes:
+        embedding: FP32 [D], unit length; None if there is none.
+        examples: chosen, in prompt order.
+        degraded: why there are none, if something failed.
+    """
+
+    embedding: np.ndarray | None = None
+    examples: tuple[Selected, ...] = ()
+    degraded: str = ""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A finished request and answer, offered as an example."""
+
+    request: str
+    response: str
+    embedding: np.ndarray
+    tenant: str
+    system_prompt: str
+    llm: str
+    finish_reason: str
+    quality: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the client gets; fields as the outputs of ``echolm``."""
+
+    text: str
+    llm: str
+    example_ids: tuple[int, ...]
+    predicted_quality: float
+    solicit_feedback: bool
+    feedback_token: str
+    degraded: str
+    finish_reason: str
+    num_input_tokens: int
+    num_output_tokens: int
+
+
+class Retriever(Protocol):
+    """Finds examples for a request."""
+
+    async def retrieve(self, request: Request) -> Retrieved:
+        """Embedding and chosen examples; UnavailableError if that fails."""
+        ...
+
+
+class ExchangeSink(Protocol):
+    """Takes exchanges that may become examples."""
+
+    async def offer(self, exchange: Exchange) -> None:
+        """Hand one over; failures are the sink's to count."""
+        ...
+
+
+class RouterMetrics(Protocol):
+    """Counts what the router does."""
+
+    def answered(self, answer: Answer, chosen: str, seconds: float) -> None: ...
+
+    def degraded(self, part: str) -> None: ...
+
+    def failed(self, reason: str) -> None: ...
+
+
+class NoMetrics:
+    """Counts nothing."""
+
+    def answered(self, answer: Answer, chosen: str, seconds: float) -> None: ...
+
+    def degraded(self, part: str) -> None: ...
+
+    def failed(self, reason: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """One LLM that can answer, with all that calling it needs."""
+
+    settings: LLMSettings
+    client: LLMClient
+    template: PromptTemplate
+    tokens: TokenCounter
+
+    def prompt(self, request: Request, examples: Sequence[Selected]) -> tuple[str, list[Selected]]:
+        """The prompt and the examples that are in it: all that fit beside the answer."""
+        kept = list(examples)
+        room = self.settings.context_length - request.sampling.max_tokens
+        while True:
+            text = self.template.render(
+                request.text, [(e.request, e.response) for e in kept], request.system_prompt
+            )
+            # A token is at least one byte, so short prompts need no counting.
+            if not kept or len(text.encode("utf-8")) <= room or self.tokens.count(text) <= room:
+                return text, kept
+            kept.remove(min(kept, key=lambda e: e.utility))
+
+
+def build_targets(settings: Settings, clients: Mapping[str, LLMClient]) -> dict[str, Target]:
+    """The configured LLMs as targets, by name."""
+    return {
+        llm.name: Target(
+            llm, clients[llm.name], template(llm.prompt_template), token_counter(llm.tokenizer)
+        )
+        for llm in settings.llms
+    }
+
+
+def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
+    """The featurizer and the bandit with its priors, as configured."""
+    routing = settings.routing
+    featurizer = Featurizer(
+        routing.projection_dim, settings.retrieval.min_similarity, routing.fit_ceiling
+    )
+    arms = {
+        llm.name: BayesianLinearArm(
+            featurizer.prior_mean(llm), routing.prior_precision, routing.noise, routing.discount
+        )
+        for llm in settings.llms
+    }
+    costs = {llm.name: llm.cost for llm in settings.llms}
+    return featurizer, ThompsonSampling(
+        arms, costs, routing.exchange_rate, routing.exploration_floor
+    )
+
+
+class Policy:
+    """Decides which LLM answers: bandit, cost and load."""
+
+    def __init__(
+        self,
+        settings: RoutingSettings,
+        costs: Mapping[str, float],
+        featurizer: Featurizer,
+        bandit: ThompsonSampling,
+        load: LoadTracker,
+        rng: np.random.Generator,
+    ) -> None:
+        self._settings = settings
+        dearest = max(costs.values())
+        self._relative_costs = {name: cost / dearest for name, cost in costs.items()}
+        self._featurizer = featurizer
+        self._bandit = bandit
+        self._load = load
+        self._rng = rng
+
+    def context(self, request: Request, retrieved: Retrieved) -> np.ndarray:
+        """The bandit's context x of a request."""
+        return self._featurizer(request.text, retrieved.embedding, retrieved.examples)
+
+    def decide(self, x: np.ndarray) -> Choice:
+        """Draw the LLM for a request of context x."""
+        return self._bandit.choose(x, self.biases(), self._rng)
+
+    def forced(self, x: np.ndarray, llm: str) -> Choice:
+        """The decision record of a request whose LLM the caller, or a failure, has chosen."""
+        mean, _ = self._bandit.arms[llm].predict(x)
+        return Choice(llm, 1.0, {llm: 1.0}, min(1.0, max(0.0, mean)), spread=1.0)
+
+    def biases(self) -> dict[str, float]:
+        """What each LLM's score loses to load now."""
+        s = self._settings
+        load = sum(self._load.load(name) for name in self._relative_costs)
+        return {
+            name: load_bias(load, s.load_threshold, cost, s.load_bias, s.load_gain)
+            for name, cost in self._relative_costs.items()
+        }
+
+
+@dataclass
+class RouterService:
+    """Answers requests.
+
+    Attributes:
+        background: tasks that run on after an answer (handing over exchanges).
+    """
+
+    settings: Settings
+    targets: Mapping[str, Target]
+    retriever: Retriever
+    policy: Policy
+    tokens: FeedbackTokens
+    sink: ExchangeSink
+    load: LoadTracker
+    metrics: RouterMetrics = field(default_factory=NoMetrics)
+    clock: Callable[[], float] = time.perf_counter
+    background: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def answer(self, request: Request, on_text: OnText | None = None) -> Answer:
+        """Answer one request.
+
+        Args:
+            on_text: gets the text piece by piece; None if only the whole is wanted.
+
+        Raises:
+            InvalidRequestError: no LLM can take the request.
+            UnavailableError: no LLM answered.
+        """
+        started = self.clock()
+        notes: list[str] = []
+        request_id = uuid.uuid4().hex
+        retrieved = await self._retrieve(request, notes)
+        x, choice = self._decide(request, retrieved, notes)
+        llm, used, completion = await self._generate(
+            request_id, request, retrieved, choice.arm, on_text, notes
+        )
+        if llm != choice.arm:
+            choice = self.policy.forced(x, llm)
+        answer = Answer(
+            text=completion.text,
+            llm=llm,
+            example_ids=tuple(e.id for e in used),
+            predicted_quality=choice.quality,
+            solicit_feedback=choice.spread < self.settings.routing.solicit_below,
+            feedback_token=self.tokens.dump(
+                Decision(
+                    request_id,
+                    request.tenant,
+                    llm,
+                    x,
+                    choice.propensity,
+                    choice.quality,
+                    tuple(e.id for e in used),
+                )
+            ),
+            degraded="; ".join(notes),
+            finish_reason=completion.finish_reason,
+            num_input_tokens=completion.num_input_tokens,
+            num_output_tokens=completion.num_output_tokens,
+        )
+        self.metrics.answered(answer, choice.arm, self.clock() - started)
+        self._offer(request, retrieved, answer)
+        return answer
+
+    async def _retrieve(self, request: Request, notes: list[str]) -> Retrieved:
+        forced = None if request.llm == AUTO else self.targets[request.llm].settings
+        if (
+            forced is not None
+            and not (forced.takes_examples and request.use_examples)
+            and not self._may_store(request, forced.name)
+        ):
+            return Retrieved()  # nothing that retrieval finds would be used
+        try:
+            retrieved = await self.retriever.retrieve(request)
+        except EchoError as error:
+            logger.warning("retrieval failed: %s", error)
+            retrieved = Retrieved(degraded="retrieval unavailable")
+        if retrieved.degraded:
+            notes.append(f"no examples: {retrieved.degraded}")
+            self.metrics.degraded("retrieval")
+        return retrieved
+
+    def _decide(
+        self, request: Request, retrieved: Retrieved, notes: list[str]
+    ) -> tuple[np.ndarray, Choice]:
+        x = self.policy.context(request, retrieved)
+        if request.llm != AUTO:
+            return x, self.policy.forced(x, request.llm)
+        try:
+            return x, self.policy.decide(x)
+        except Exception as error:  # whatever is wrong with the router's state, an LLM can answer
+            logger.error("routing failed", exc_info=error)
+            notes.append("routing failed: default LLM")
+            self.metrics.degraded("routing")
+            return x, self.policy.forced(x, self.settings.default_llm.name)
+
+    async def _generate(
+        self,
+        request_id: str,
+        request: Request,
+        retrieved: Retrieved,
+        first: str,
+        on_text: OnText | None,
+        notes: list[str],
+    ) -> tuple[str, Sequence[Selected], Completion]:
+        refused: InvalidRequestError | None = None
+        sent = False
+
+        def forward(piece: str) -> None:
+            nonlocal sent
+            sent = True
+            assert on_text is not None
+            on_text(piece)
+
+        for attempt, name in enumerate(self._order(first)):
+            target = self.targets[name]
+            offered = retrieved.examples if target.settings.takes_examples else ()
+            prompt, used = target.prompt(request, offered)
+            try:
+                with self.load.serving(name):
+                    completion = await asyncio.wait_for(
+                        target.client.generate(
+                            f"{request_id}-{attempt}",
+                            prompt,
+                            request.sampling,
+                            None if on_text is None else forward,
+                        ),
+                        self.settings.limits.request_timeout_s,
+                    )
+                return name, used, completion
+            except InvalidRequestError as error:
+                # Another LLM may have the context that this one lacks.
+                refused = refused or error
+                notes.append(f"{name} refused the request")
+                problem: Exception = error
+            except (UnavailableError, asyncio.TimeoutError) as error:
+                notes.append(f"{name} unavailable")
+                problem = error
+            if sent:
+                # Another LLM's answer cannot continue what the client has already read.
+                self.metrics.failed("stream_broken")
+                raise UnavailableError(f"{name} failed after part of the answer was sent")
+            logger.warning("LLM %s failed: %s", name, problem)
+            self.metrics.degraded(name)
+        if refused is not None:
+            self.metrics.failed("invalid")
+            raise refused
+        self.metrics.failed("no_llm")
+        raise UnavailableError(f"no LLM answered: {'; '.join(notes)}")
+
+    def _order(self, first: str) -> list[str]:
+        """LLMs in the order in which they are tried: chosen, default, then the dearest."""
+        by_cost = sorted(self.targets, key=lambda n: -self.targets[n].settings.cost)
+        return list(dict.fromkeys([first, self.settings.default_llm.name, *by_cost]))
+
+    def _may_store(self, request: Request, llm: str) -> bool:
+        return (
+            self.settings.examples.enabled
+            and request.store
+            and llm in self.settings.example_sources
+        )
+
+    def _offer(self, request: Request, retrieved: Retrieved, answer: Answer) -> None:
+        if retrieved.embedding is None or not self._may_store(request, answer.llm):
+            return
+        exchange = Exchange(
+            request=request.text,
+            response=answer.text,
+            embedding=retrieved.embedding,
+            tenant=request.tenant,
+            system_prompt=request.system_prompt,
+            llm=answer.llm,
+            finish_reason=answer.finish_reason,
+            quality=answer.predicted_quality,
+        )
+        task = asyncio.get_running_loop().create_task(self._hand_over(exchange))
+        # The loop keeps only weak references to tasks.
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    async def _hand_over(self, exchange: Exchange) -> None:
+        try:
+            await self.sink.offer(exchange)
+        except EchoError as error:
+            logger.warning("exchange not handed over: %s", error)
+            self.metrics.degraded("example_manager")

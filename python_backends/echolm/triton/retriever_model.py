@@ -1,0 +1,154 @@
+"""The model ``retriever``: one Milvus search and one scoring per batch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from echolm import contracts
+from echolm.embedding.spec import EmbedderSpec
+from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.generation.prompt import token_counter
+from echolm.retrieval.milvus import LazyMilvusStore
+from echolm.retrieval.selection import ExampleSelector, Selected, SimilarityUtility
+from echolm.retrieval.store import Candidate, Query
+from echolm.routing.request import DEFAULT_TENANT, check_cache_control, check_tenant
+from echolm.settings import Settings, load_settings
+from echolm.triton import codec
+from echolm.triton.metrics import Metrics
+from echolm.triton.runtime import Runtime
+
+logger = logging.getLogger("echolm")
+
+_SPECS = {t.name: t for t in contracts.RETRIEVED}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one Triton request."""
+
+    texts: list[str]
+    embeddings: np.ndarray
+    queries: list[Query]
+    wanted: list[bool]
+
+
+class TritonPythonModel:
+    """Chooses examples for all requests of a batch at once."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self._settings = settings = load_settings()
+        self._embedding = EmbedderSpec.read(settings.embedding.model_dir)
+        self._store = LazyMilvusStore(settings.retrieval, self._embedding)
+        reader = min(
+            (llm for llm in settings.llms if llm.takes_examples),
+            key=lambda llm: llm.context_length,
+            default=settings.default_llm,
+        )
+        self._selector = ExampleSelector(
+            settings.retrieval, SimilarityUtility(), token_counter(reader.tokenizer)
+        )
+        self._metrics = Metrics()
+        self._runtime = Runtime(args["model_name"])
+        self._runtime.spawn(self._metrics.run())
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        responses: list[Any] = [None] * len(requests)
+        rows: dict[int, _Rows] = {}
+        for i, request in enumerate(requests):
+            try:
+                rows[i] = _read(request, self._settings, self._embedding.dimension)
+            except Exception as problem:
+                responses[i] = codec.error_response(problem)
+        chosen, degraded = self._choose(list(rows.values()))
+        for i, own in rows.items():
+            own_chosen, chosen = chosen[: len(own.texts)], chosen[len(own.texts) :]
+            responses[i] = pb_utils.InferenceResponse(_outputs(own_chosen, degraded))
+        return responses
+
+    def _choose(self, rows: list[_Rows]) -> tuple[list[list[Selected]], str]:
+        """Selections of all rows in order, and why there are none if the store failed."""
+        texts = [text for own in rows for text in own.texts]
+        wanted = [flag for own in rows for flag in own.wanted]
+        queries = [query for own in rows for query in own.queries]
+        found: list[list[Candidate]] = [[] for _ in texts]
+        asked = [i for i, flag in enumerate(wanted) if flag]
+        degraded = ""
+        if asked:
+            embeddings = np.concatenate([own.embeddings for own in rows])[asked]
+            self._metrics.add("echolm_retrieval_batches_total")
+            self._metrics.add("echolm_retrieval_requests_total", len(asked))
+            try:
+                results = self._store.search(
+                    embeddings,
+                    [queries[i] for i in asked],
+                    self._settings.retrieval.top_n,
+                    time.time_ns() // 1_000_000,
+                )
+                for i, result in zip(asked, results, strict=True):
+                    found[i] = result
+            except UnavailableError as error:
+                logger.warning("no examples: %s", error)
+                degraded = "example store unavailable"
+        return self._selector.select(texts, found), degraded
+
+    def finalize(self) -> None:
+        self._runtime.close()
+        self._store.close()
+
+
+def _read(request: Any, settings: Settings, dimension: int) -> _Rows:
+    raw_texts, embeddings = codec.read(request, "text_input"), codec.read(request, "embedding")
+    if raw_texts is None or embeddings is None or embeddings.shape[-1] != dimension:
+        raise InvalidRequestError.of(
+            "embedding",
+            f"shape [n, {dimension}], as configured",
+            "none" if embeddings is None else f"shape {list(embeddings.shape)}",
+        )
+    texts = [codec.decode(text, "text_input") for text in raw_texts.reshape(-1)]
+
+    def column(name: str, default: str) -> list[str]:
+        array = codec.read(request, name)
+        if array is None:
+            return [default] * len(texts)
+        return [codec.decode(value, name) for value in array.reshape(-1)]
+
+    tenants = [check_tenant(name) for name in column("tenant", DEFAULT_TENANT)]
+    systems = column("system_prompt", "")
+    controls = column("cache_control", "default")
+    return _Rows(
+        texts=texts,
+        # The array is a view of Triton's memory, which goes with the request.
+        embeddings=np.array(embeddings, dtype=np.float32),
+        queries=[Query(t, s) for t, s in zip(tenants, systems, strict=True)],
+        wanted=[
+            check_cache_control(control)[0] and settings.retrieval.max_examples > 0
+            for control in controls
+        ],
+    )
+
+
+def _outputs(chosen: list[list[Selected]], degraded: str) -> list[Any]:
+    """One row per request; rows with fewer examples than the longest are padded."""
+    n = len(chosen)
+    width = max(len(row) for row in chosen)
+
+    def column(name: str, field: str, fill: Any) -> Any:
+        values = [
+            getattr(row[k], field) if k < len(row) else fill for row in chosen for k in range(width)
+        ]
+        return codec.tensor(_SPECS[name], values, (n, width))
+
+    return [
+        column("example_ids", "id", contracts.PAD_ID),
+        column("example_requests", "request", ""),
+        column("example_responses", "response", ""),
+        column("example_similarities", "similarity", 0.0),
+        column("example_utilities", "utility", 0.0),
+        codec.tensor(_SPECS["retrieval_degraded"], [degraded] * n, (n, 1)),
+    ]

@@ -1,0 +1,207 @@
+"""The models ``echolm`` (one response) and ``echolm_stream`` (decoupled): the router.
+
+They are python models and not ensembles for two reasons, both seen in Triton 2.51: an
+ensemble does not pass a client's cancellation on to a step that is already running, and one
+failing step fails the whole request where EchoLM answers without examples.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from echolm import contracts
+from echolm.errors import CancelledError, EchoError, InvalidRequestError
+from echolm.learning.event_log import SQLiteEventLog
+from echolm.learning.learner import Learner
+from echolm.learning.tokens import FeedbackTokens
+from echolm.routing.load import LoadTracker
+from echolm.routing.request import Request, build_request
+from echolm.routing.service import Answer, Policy, RouterService, build_bandit, build_targets
+from echolm.settings import Settings, load_settings
+from echolm.triton import codec
+from echolm.triton.bls import CONTRACTS, BLSExampleManager, BLSRetriever
+from echolm.triton.metrics import Metrics, TritonRouterMetrics
+from echolm.triton.runtime import Runtime
+
+logger = logging.getLogger("echolm")
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_LEARN_EVERY_S = 0.2
+_SPECS = {t.name: t for t in contracts.ECHOLM_OUTPUTS}
+_TEXT_OUTPUT = _SPECS["text_output"]
+
+
+class TritonPythonModel:
+    """Answers requests without ever blocking its instance."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self._decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
+        self._name = args["model_name"]
+        self._settings = settings = load_settings()
+        self._metrics = Metrics()
+        self._load = LoadTracker()
+        featurizer, bandit = build_bandit(settings)
+        self._learner = Learner(SQLiteEventLog(settings.event_log_path), bandit)
+        self._learner.catch_up()
+        self._policy = Policy(
+            settings.routing,
+            {llm.name: llm.cost for llm in settings.llms},
+            featurizer,
+            bandit,
+            self._load,
+            np.random.default_rng(),
+        )
+        clients = {llm.name: CONTRACTS[llm.contract](llm.model) for llm in settings.llms}
+        self._service = RouterService(
+            settings=settings,
+            targets=build_targets(settings, clients),
+            retriever=BLSRetriever(settings.retrieval.timeout_s),
+            policy=self._policy,
+            tokens=FeedbackTokens(
+                settings.feedback.signing_key.get_secret_value(), settings.feedback.token_ttl_s
+            ),
+            sink=BLSExampleManager(),
+            load=self._load,
+            metrics=TritonRouterMetrics(self._metrics),
+        )
+        self._runtime = Runtime(self._name)
+        self._runtime.spawn(self._metrics.run())
+        self._runtime.spawn(self._learn())
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                rows = read_requests(request, self._settings)
+                if self._decoupled and len(rows) != 1:
+                    raise InvalidRequestError.of(
+                        "batch", f"one request for {self._name}", f"{len(rows)}"
+                    )
+            except Exception as problem:
+                self._metrics.add("echolm_failed_total", reason="invalid")
+                sender.send(codec.error_response(problem), flags=_FINAL)
+                continue
+            self._runtime.spawn(self._respond(rows, sender), sender)
+
+    async def _respond(self, rows: list[Request], sender: Any) -> None:
+        def send_piece(piece: str) -> None:
+            sender.send(
+                pb_utils.InferenceResponse([codec.tensor(_TEXT_OUTPUT, [piece], (1, 1))])
+            )
+
+        streaming = self._decoupled and rows[0].stream
+        try:
+            answers = await asyncio.gather(
+                *(self._service.answer(row, send_piece if streaming else None) for row in rows)
+            )
+        except asyncio.CancelledError:
+            self._metrics.add("echolm_failed_total", reason="cancelled")
+            sender.send(codec.error_response(CancelledError("the client went away")), flags=_FINAL)
+            raise
+        except Exception as problem:
+            if not isinstance(problem, EchoError):
+                self._metrics.add("echolm_failed_total", reason="internal")
+            sender.send(codec.error_response(problem), flags=_FINAL)
+            return
+        sender.send(
+            pb_utils.InferenceResponse(output_tensors(answers, text_sent=streaming)), flags=_FINAL
+        )
+
+    async def _learn(self) -> None:
+        """Follow the learning log, and show what the router sees of the load."""
+        loop = asyncio.get_running_loop()
+        applied = skipped = 0
+        while True:
+            await asyncio.sleep(_LEARN_EVERY_S)
+            try:
+                await loop.run_in_executor(None, self._learner.catch_up)
+            except EchoError as error:
+                logger.warning("learning pauses: %s", error)
+            add, level = self._metrics.add, self._metrics.level
+            add("echolm_learning_events_total", self._learner.applied - applied, result="applied")
+            add("echolm_learning_events_total", self._learner.skipped - skipped, result="skipped")
+            applied, skipped = self._learner.applied, self._learner.skipped
+            for llm, bias in self._policy.biases().items():
+                level("echolm_load_bias", bias, llm=llm, model=self._name)
+                level("echolm_in_flight", self._load.in_flight(llm), llm=llm, model=self._name)
+
+    def finalize(self) -> None:
+        self._runtime.close()
+        self._metrics.flush()
+
+
+def read_requests(request: Any, settings: Settings) -> list[Request]:
+    """The rows of one Triton request; InvalidRequestError names the first that is wrong."""
+    arrays = {
+        spec.name: codec.read(request, spec.name)
+        for spec in contracts.ECHOLM_INPUTS
+    }
+    texts = arrays["text_input"]
+    if texts is None:
+        raise InvalidRequestError.of("text_input", "a BYTES tensor of shape [1, 1]", "none")
+    num_rows = texts.shape[0]
+
+    def value(name: str, row: int) -> Any:
+        array = arrays[name]
+        return None if array is None else codec.scalar(array[row], name)
+
+    def text(name: str, row: int, default: str) -> str:
+        raw = value(name, row)
+        return default if raw is None else codec.decode(raw, name)
+
+    requests = []
+    for row in range(num_rows):
+        stop_words = arrays["stop_words"]
+        requests.append(
+            build_request(
+                settings,
+                text=text("text_input", row, ""),
+                max_tokens=value("max_tokens", row),
+                temperature=value("temperature", row),
+                top_p=value("top_p", row),
+                top_k=value("top_k", row),
+                seed=value("seed", row),
+                stop_words=[]
+                if stop_words is None
+                else [codec.decode(w, "stop_words") for w in stop_words[row].reshape(-1)],
+                system_prompt=text("system_prompt", row, ""),
+                tenant=text("tenant", row, "public"),
+                cache_control=text("cache_control", row, "default"),
+                llm=text("llm", row, "auto"),
+                stream=bool(value("stream", row)),
+            )
+        )
+    return requests
+
+
+def output_tensors(answers: list[Answer], text_sent: bool) -> list[Any]:
+    """The outputs of one Triton response, one row per answer.
+
+    Args:
+        text_sent: the text has gone out in pieces; the last response repeats none of it.
+    """
+    n = len(answers)
+    width = max(len(a.example_ids) for a in answers)
+    ids = np.full((n, width), contracts.PAD_ID, dtype=np.int64)
+    for row, answer in enumerate(answers):
+        ids[row, : len(answer.example_ids)] = answer.example_ids
+    columns = {
+        "text_output": ["" if text_sent else a.text for a in answers],
+        "llm": [a.llm for a in answers],
+        "predicted_quality": [a.predicted_quality for a in answers],
+        "solicit_feedback": [a.solicit_feedback for a in answers],
+        "feedback_token": [a.feedback_token for a in answers],
+        "degraded": [a.degraded for a in answers],
+        "finish_reason": [a.finish_reason for a in answers],
+        "num_input_tokens": [a.num_input_tokens for a in answers],
+        "num_output_tokens": [a.num_output_tokens for a in answers],
+    }
+    tensors = [codec.tensor(_SPECS[name], values, (n, 1)) for name, values in columns.items()]
+    return [*tensors, codec.tensor(_SPECS["example_ids"], ids)]
