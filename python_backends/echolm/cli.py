@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
     args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args) or 0)
+        return int(args.func(args) or 0)
     except ConfigurationError as error:
         print(f"echolm {args.command}: {error}", file=sys.stderr)
         return EXIT_MISCONFIGURED
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; each subcommand sets ``run``."""
+    """The parser of the whole command line; each subcommand sets ``func``."""
     parser = argparse.ArgumentParser(
         prog="echolm",
         description="Serve one logical LLM that learns when its small LLM will do.",
@@ -92,7 +92,7 @@ def _add_serve(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--ready-timeout", type=_seconds, default=300.0, help="seconds for the models to load"
     )
     serve.add_argument("--verbose", action="store_true", help="show Triton's log")
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(func=_serve)
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -10,15 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from echolm.serving import Endpoints, ServeOptions, running_server
 from echolm.settings import Settings, load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "integration: needs real servers; takes seconds, not ms")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

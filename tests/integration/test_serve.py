@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from echolm.serving import ServeOptions, running_server
 from echolm.settings import load_settings
 
@@ -99,7 +98,11 @@ def make_site(root: Path) -> Site:
     site.add_model("local/toy_llm")
     embedder = root / "embedder"
     embedder.mkdir()
-    for file in ("model.onnx", "tokenizer.json"):  # Never read: no model here embeds.
+    for file in (
+        "model.onnx",
+        "tokenizer.json",
+        "embedder.json",
+    ):  # Never read: no model here embeds.
         (embedder / file).write_text("toy")
     site.config.write_text(
         'data_dir = "data"\n[embedding]\nmodel_dir = "embedder"\n'
@@ -114,9 +117,12 @@ class Served:
     def __init__(self, site: Site, *options: str, **environment: str) -> None:
         self.site = site
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "echolm.cli", "serve", f"--config={site.config}"]
-            + [f"--repository-root={site.root / 'models'}", "--http-port=0", "--grpc-port=0"]
-            + ["--metrics-port=0", *options],
+            [
+                *(sys.executable, "-m", "echolm.cli", "serve", f"--config={site.config}"),
+                f"--repository-root={site.root / 'models'}",
+                *("--http-port=0", "--grpc-port=0", "--metrics-port=0"),
+                *options,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -384,13 +390,13 @@ def test_running_server_stops_when_the_block_is_left_by_an_error(site: Site) -> 
     options = ServeOptions(
         repository_root=site.root / "models", http_port=0, grpc_port=0, metrics_port=0
     )
-    with pytest.raises(ZeroDivisionError):
-        with running_server(load_settings(site.config), options) as endpoints:
-            assert ask(endpoints.http_url, "hello") == "hello"
-            with urllib.request.urlopen(endpoints.metrics_url) as page:
-                assert b"nv_inference_count" in page.read()
-            assert set(endpoints.pids) == {"triton", "milvus"}
-            raise ZeroDivisionError
+    settings = load_settings(site.config)
+    with pytest.raises(ZeroDivisionError), running_server(settings, options) as endpoints:
+        assert ask(endpoints.http_url, "hello") == "hello"
+        with urllib.request.urlopen(endpoints.metrics_url) as page:
+            assert b"nv_inference_count" in page.read()
+        assert set(endpoints.pids) == {"triton", "milvus"}
+        raise ZeroDivisionError
     assert processes_of(site.root) == []
 
 

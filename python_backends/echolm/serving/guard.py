@@ -17,6 +17,7 @@ milliseconds and needs no installed package.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import glob
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     if args.lock is not None:
-        lock = open(args.lock, "a")  # noqa: SIM115 - held until this process ends
+        lock = open(args.lock, "a")  # noqa: SIM115 - held to the end
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -69,21 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     try:
-        child = subprocess.Popen(
+        # Kept: a Popen that is dropped may collect the exit status before _reap() does.
+        started = subprocess.Popen(
             program,
-            preexec_fn=in_child,  # noqa: PLW1509 - this process has one thread
+            preexec_fn=in_child,  # Safe: this process has one thread.
             stdin=subprocess.DEVNULL,
             # Only here: the programs' private libraries can be too old for this Python.
             env={**os.environ, "LD_LIBRARY_PATH": args.library_path or ""},
-        ).pid
+        )
     except OSError as error:
         print(f"cannot run {program[0]}: {error.strerror}", file=sys.stderr)
         return 126
     if args.pid_file is not None:
-        args.pid_file.write_text(f"{child}\n")
+        args.pid_file.write_text(f"{started.pid}\n")
 
     try:
-        status = _watch(child, args.parent, args.grace)
+        status = _watch(started.pid, args.parent, args.grace)
         _kill_orphans()
     finally:
         for pattern in args.cleanup:
@@ -96,10 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def remove(pattern: str) -> None:
     """Remove the files that a pattern names; those that are gone already do not matter."""
     for name in glob.glob(pattern):
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(name)
-        except OSError:
-            pass
 
 
 def _watch(child: int, parent: int, grace_s: float) -> int:

@@ -130,13 +130,14 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
             try:
                 probe.bind((host, port))
             except OSError as error:
+                problem = error.strerror or str(error)
                 if error.errno == errno.EADDRINUSE:
                     raise ConfigurationError(
                         f"port {port} on {host}: expected it to be free, got it in use by another "
                         f"program; stop that, or choose another port with {option}"
                     ) from error
                 raise ConfigurationError(
-                    f"port {port} on {host}: expected to listen there, got: {error.strerror or error}; "
+                    f"port {port} on {host}: expected to listen there, got: {problem}; "
                     f"choose other values for --host and {option}"
                 ) from error
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 import echolm
+from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE
 from echolm.errors import ConfigurationError, EchoError, UnavailableError
 from echolm.serving import preflight
 from echolm.serving.data_dir import DataDir, resolve
@@ -346,21 +347,33 @@ def model_repositories(options: ServeOptions) -> tuple[Path, ...]:
 
 
 def prepare_embedder(settings: Settings, say: Progress) -> None:
-    """Build the embedding model if its files are missing."""
+    """Build the default embedding model, if there is none in ``embedding.model_dir``.
+
+    Raises:
+        ConfigurationError: the directory holds a part of a model only. It may be the user's
+            own, so nothing is written over it.
+    """
     directory = settings.embedding.model_dir.resolve()
-    missing = [f for f in ("model.onnx", "tokenizer.json") if not (directory / f).is_file()]
+    files = (MODEL_FILE, TOKENIZER_FILE, SPEC_FILE)
+    missing = [name for name in files if not (directory / name).is_file()]
     if not missing:
         return
+    if len(missing) < len(files):
+        raise ConfigurationError(
+            f"embedding model {directory}: expected {', '.join(files)}, got no "
+            f"{', '.join(missing)}; add what is missing, or have the default model written there: "
+            f"`python scripts/build_embedder.py --output {directory}`"
+        )
     say(f"building the embedding model in {directory} (once)")
-    from echolm.embedding.build import build_embedder  # only needed here, and heavy
+    from echolm.embedding import minilm  # its libraries are needed for building only
 
-    build_embedder(directory)
+    minilm.build(directory)
 
 
 def _with_ports(options: ServeOptions) -> ServeOptions:
     wanted = (options.http_port, options.grpc_port, options.metrics_port)
     free = preflight.free_ports(options.host, len(wanted))
-    http, grpc, metrics = (port or new for port, new in zip(wanted, free))
+    http, grpc, metrics = (port or new for port, new in zip(wanted, free, strict=True))
     return replace(options, http_port=http, grpc_port=grpc, metrics_port=metrics)
 
 

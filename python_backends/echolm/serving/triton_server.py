@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import os
+import platform
 import secrets
 import shutil
 import sys
@@ -67,10 +68,9 @@ def libpython_candidates() -> Iterable[Path]:
     if libdir:
         yield Path(libdir)
     yield Path(sys.base_prefix) / "lib"
-    triplet = sysconfig.get_config_var("MULTIARCH")
+    triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
     for base in ("/usr/lib", "/lib", "/usr/local/lib"):
-        if triplet:
-            yield Path(base) / triplet
+        yield Path(base) / triplet
         yield Path(base)
     yield Path("/usr/lib64")
 

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from echolm.errors import ConfigurationError
+from echolm.serving import data_dir as module
+from echolm.serving.data_dir import DataDir, resolve
+from echolm.settings import (
+    EmbeddingSettings,
+    FeedbackSettings,
+    LLMSettings,
+    Settings,
+    load_settings,
+)
+from pydantic import SecretStr
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDir:
+    return DataDir(tmp_path / "data")
+
+
+def test_directory_in_use_is_refused_with_the_process(tmp_path: Path, data: DataDir) -> None:
+    with pytest.raises(ConfigurationError, match=r"in use by a running server \(process \d+\)"):
+        DataDir(tmp_path / "data")
+    data.close()
+    DataDir(tmp_path / "data").close()
+
+
+def test_directory_of_a_dead_server_is_waited_for(tmp_path: Path, data: DataDir) -> None:
+    # A guard that still clears up has inherited the lock; its server is gone.
+    guard = subprocess.Popen(["sleep", "0.5"], pass_fds=[data.lock_fd])
+    (tmp_path / "data" / "lock").write_text("999999999\n")
+    data.close()
+    DataDir(tmp_path / "data").close()
+    assert guard.wait() == 0
+
+
+def test_directory_whose_dead_server_left_something_for_ever_is_refused(
+    tmp_path: Path, data: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SHUTDOWN_S", 0.2)
+    (tmp_path / "data" / "lock").write_text("999999999\n")
+    with pytest.raises(ConfigurationError, match="in use"):
+        DataDir(tmp_path / "data")
+
+
+def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="--data-dir"):
+        DataDir(tmp_path / "file" / "data")
+
+
+def test_signing_key_is_made_once_and_private(data: DataDir) -> None:
+    key = data.signing_key().get_secret_value()
+    assert len(key) >= 40
+    assert data.signing_key().get_secret_value() == key
+    assert (data.path / "signing.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_empty_signing_key_is_refused(data: DataDir) -> None:
+    (data.path / "signing.key").touch()
+    with pytest.raises(ConfigurationError, match="empty file"):
+        data.signing_key()
+
+
+def test_configured_signing_key_is_kept(data: DataDir) -> None:
+    settings = Settings(feedback=FeedbackSettings(signing_key=SecretStr("ours")))
+    assert resolve(settings, data, "").feedback.signing_key.get_secret_value() == "ours"
+    assert not (data.path / "signing.key").exists()
+
+
+def test_written_configuration_reads_back_as_the_resolved_settings(
+    data: DataDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(
+        data_dir=Path("data"),
+        embedding=EmbeddingSettings(model_dir=Path("embedder")),
+        llms=(
+            LLMSettings(name="a", cost=1, takes_examples=True, tokenizer=Path("a/tokenizer.json")),
+            LLMSettings(name="b-1.5:latest", cost=2, takes_examples=False),
+        ),
+    )
+    resolved = resolve(settings, data, "unix:/tmp/milvus.sock")
+    file = data.write_configuration(resolved)
+    assert file.stat().st_mode & 0o777 == 0o600
+    # From anywhere: every path is absolute.
+    monkeypatch.chdir("/")
+    read = load_settings(file)
+    assert read == resolved
+    assert read.embedding.model_dir == tmp_path / "embedder"
+    assert read.llms[0].tokenizer == tmp_path / "a" / "tokenizer.json"
+    assert read.llms[1].tokenizer is None
+    assert read.event_log_path == tmp_path / "data" / "events.sqlite"
+    assert read.retrieval.milvus_uri == "unix:/tmp/milvus.sock"
+
+
+def test_lock_does_not_reach_programs_that_are_not_given_it(data: DataDir) -> None:
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(5)"])
+    data.close()
+    DataDir(data.path).close()
+    program.kill()
+    program.wait()

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from echolm.errors import ConfigurationError
+from echolm.serving import preflight
+from echolm.serving.triton_server import find_libpython, libpython_name
+from echolm.settings import Settings
+
+
+def add_model(repository: Path, name: str, config: str = 'backend: "python"') -> Path:
+    directory = repository / name
+    (directory / "1").mkdir(parents=True)
+    (directory / "config.pbtxt").write_text(config)
+    return directory
+
+
+def test_this_host_passes() -> None:
+    preflight.check_host()
+
+
+@pytest.mark.parametrize("version", ["2.34", "2.9", "", "1.99"])
+def test_old_or_other_c_library_is_refused(version: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected glibc 2\.35 or newer"):
+        preflight.check_glibc(version)
+
+
+@pytest.mark.parametrize("version", ["2.35", "2.40", "3.0"])
+def test_new_c_library_passes(version: str) -> None:
+    preflight.check_glibc(version)
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 13)])
+def test_other_python_is_refused(version: tuple[int, int]) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected 3\.10, 3\.11, 3\.12, got 3\."):
+        preflight.check_python(version)
+
+
+@pytest.mark.parametrize(("system", "machine"), [("Darwin", "arm64"), ("Linux", "aarch64")])
+def test_other_machine_is_refused(system: str, machine: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"got {system} {machine}"):
+        preflight.check_machine(system, machine)
+
+
+def test_numpy_2_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigurationError, match=r'got 2\.1\.0.*pip install "numpy<2"'):
+        preflight.check_numpy("2.1.0")
+
+
+def test_missing_libpython_is_refused_with_file_and_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        find_libpython([tmp_path, tmp_path / "none"])
+    message = str(caught.value)
+    assert libpython_name() in message
+    assert str(tmp_path) in message
+    assert "apt-get install libpython3." in message
+    assert "--enable-shared" in message
+
+
+def test_libpython_is_taken_from_the_first_directory_that_has_it(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for directory in (first, second):
+        directory.mkdir()
+        (directory / libpython_name()).touch()
+    assert find_libpython([tmp_path, first, second]) == first
+
+
+def test_python3_without_the_package_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "python3"
+    version = "{}.{}".format(*sys.version_info)
+    program.write_text(f"#!/bin/sh\necho {version}\necho 'No module named echolm' >&2\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(ConfigurationError, match=r"No module named echolm.*pip install -e \."):
+        preflight.check_stub_python({"PATH": f"{tmp_path}:/bin:/usr/bin"})
+
+
+def test_python3_of_another_version_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "python3"
+    program.write_text("#!/bin/sh\necho 3.7\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(ConfigurationError, match=r"got 3\.7"):
+        preflight.check_stub_python({"PATH": f"{tmp_path}:/bin:/usr/bin"})
+
+
+def test_no_python3_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="expected one on the path"):
+        preflight.check_stub_python({"PATH": str(tmp_path)})
+
+
+def test_taken_port_names_port_and_option() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=rf"port {port} .*--metrics-port"):
+            preflight.check_ports("127.0.0.1", {"--metrics-port": port})
+
+
+def test_equal_ports_are_refused() -> None:
+    (port,) = preflight.free_ports("127.0.0.1", 1)
+    with pytest.raises(ConfigurationError, match="--http-port and --grpc-port to differ"):
+        preflight.check_ports("127.0.0.1", {"--http-port": port, "--grpc-port": port})
+
+
+def test_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="--host"):
+        preflight.check_ports("192.0.2.1", {"--http-port": 8000})
+
+
+def test_free_ports_differ() -> None:
+    ports = preflight.free_ports("127.0.0.1", 20)
+    assert len(set(ports)) == 20
+    preflight.check_ports("127.0.0.1", {f"--{port}": port for port in ports})
+
+
+def test_models_are_found_in_all_repositories(tmp_path: Path) -> None:
+    one = add_model(tmp_path / "core", "one")
+    two = add_model(tmp_path / "local", "two")
+    (tmp_path / "core" / "notes").mkdir()
+    assert preflight.models_in([tmp_path / "core", tmp_path / "local"]) == {"one": one, "two": two}
+
+
+def test_model_in_two_repositories_is_refused(tmp_path: Path) -> None:
+    add_model(tmp_path / "core", "same")
+    add_model(tmp_path / "local", "same")
+    with pytest.raises(ConfigurationError, match="model same: expected it in one"):
+        preflight.models_in([tmp_path / "core", tmp_path / "local"])
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_repository_without_models_is_refused(tmp_path: Path, made: bool) -> None:
+    if made:
+        (tmp_path / "core").mkdir()
+    with pytest.raises(ConfigurationError, match="--repository-root"):
+        preflight.models_in([tmp_path / "core"])
+
+
+def test_configured_llm_without_a_model_is_refused(tmp_path: Path) -> None:
+    add_model(tmp_path, "small_llm")
+    with pytest.raises(ConfigurationError, match=r"LLM large_llm.*got only small_llm"):
+        preflight.check_models(preflight.models_in([tmp_path]), Settings())
+
+
+@pytest.mark.parametrize("missing", ["openvino_model.xml", "openvino_model.bin"])
+def test_llm_without_a_weights_file_is_refused_by_file(tmp_path: Path, missing: str) -> None:
+    for name in ("small_llm", "large_llm"):
+        weights = add_model(tmp_path, name) / "1" / "openvino"
+        weights.mkdir()
+        for file in ("openvino_model.xml", "openvino_model.bin"):
+            (weights / file).write_text("x")
+    models = preflight.models_in([tmp_path])
+    preflight.check_models(models, Settings())
+
+    (models["large_llm"] / "1" / "openvino" / missing).write_text("")
+    with pytest.raises(
+        ConfigurationError, match=rf"model large_llm: .*large_llm/1/openvino/{missing}"
+    ):
+        preflight.check_models(models, Settings())
+    (models["large_llm"] / "1" / "openvino" / missing).unlink()
+    with pytest.raises(ConfigurationError, match=rf"large_llm/1/openvino/{missing}"):
+        preflight.check_models(models, Settings())
+
+
+def test_llm_whose_weights_folder_is_missing_altogether_is_refused(tmp_path: Path) -> None:
+    openvino = (
+        'backend: "python"\nparameters [{ key: "engine" value { string_value: "openvino" } }]'
+    )
+    for name in ("small_llm", "large_llm"):
+        add_model(tmp_path, name, openvino)
+    with pytest.raises(ConfigurationError, match=r"1/openvino/openvino_model\.xml"):
+        preflight.check_models(preflight.models_in([tmp_path]), Settings())
+
+
+def test_instances_of_python_models_are_counted(tmp_path: Path) -> None:
+    add_model(tmp_path, "one")
+    add_model(tmp_path, "three", 'backend: "python"\ninstance_group [{ count: 3 kind: KIND_CPU }]')
+    add_model(tmp_path, "ensemble", 'platform: "ensemble"')
+    assert preflight.python_instances(preflight.models_in([tmp_path])) == 4
+
+
+def test_small_shared_memory_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigurationError, match=r"expected 48 MiB free .* got 16 MiB.*--shm-size"):
+        preflight.check_shared_memory(10, 4 << 20, available=16 << 20)
+    preflight.check_shared_memory(10, 4 << 20, available=64 << 20)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on every port")
+def test_privileged_port_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="--http-port"):
+        preflight.check_ports("127.0.0.1", {"--http-port": 80})

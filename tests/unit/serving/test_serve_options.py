@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from echolm import cli
+from echolm.errors import ConfigurationError
+from echolm.serving import Endpoints, ServeOptions
+from echolm.serving import serve as module
+from echolm.serving.serve import model_repositories, prepare_embedder
+from echolm.serving.triton_server import (
+    TritonInstallation,
+    TritonOptions,
+    TritonServer,
+    connect_host,
+    find_triton,
+)
+from echolm.settings import EmbeddingSettings, Settings
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("core", "local", "vllm"):
+        (tmp_path / "model_repository" / name).mkdir(parents=True)
+    return tmp_path
+
+
+def test_core_comes_with_the_profile_and_extra_repositories(root: Path) -> None:
+    options = ServeOptions(profile="vllm", repository_root=root, model_repositories=(root / "x",))
+    models = root / "model_repository"
+    assert model_repositories(options) == (models / "core", models / "vllm", root / "x")
+
+
+def test_repository_root_may_be_the_model_repository_itself(root: Path) -> None:
+    models = root / "model_repository"
+    options = ServeOptions(repository_root=models)
+    assert model_repositories(options) == (models / "core", models / "local")
+
+
+def test_checkout_of_the_package_is_the_default_root() -> None:
+    here = Path(__file__).resolve().parents[3] / "model_repository"
+    assert model_repositories(ServeOptions()) == (here / "core", here / "local")
+
+
+def test_without_profile_only_the_named_repositories_are_served(tmp_path: Path) -> None:
+    options = ServeOptions(profile=None, model_repositories=(tmp_path,))
+    assert model_repositories(options) == (tmp_path,)
+
+
+def test_unknown_profile_is_refused_with_the_known_ones(root: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected one of local, vllm .* got 'gpu'"):
+        model_repositories(ServeOptions(profile="gpu", repository_root=root))
+
+
+def test_root_without_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--repository-root"):
+        model_repositories(ServeOptions(repository_root=tmp_path))
+
+
+def embedder(directory: Path) -> Settings:
+    return Settings(embedding=EmbeddingSettings(model_dir=directory))
+
+
+def test_complete_embedder_is_left_alone(tmp_path: Path) -> None:
+    for file in ("model.onnx", "tokenizer.json", "embedder.json"):
+        (tmp_path / file).write_text("own")
+    prepare_embedder(embedder(tmp_path), pytest.fail)
+    assert (tmp_path / "model.onnx").read_text() == "own"
+
+
+def test_partial_embedder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("own")
+    with pytest.raises(ConfigurationError, match=r"got no tokenizer\.json, embedder\.json"):
+        prepare_embedder(embedder(tmp_path), pytest.fail)
+    assert (tmp_path / "model.onnx").read_text() == "own"
+
+
+def test_missing_embedder_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from echolm.embedding import minilm
+
+    built: list[Path] = []
+    monkeypatch.setattr(minilm, "build", built.append)
+    said: list[str] = []
+    prepare_embedder(embedder(tmp_path / "embedder"), said.append)
+    assert built == [tmp_path / "embedder"]
+    assert str(tmp_path / "embedder") in said[0]
+
+
+def test_endpoints_suit_tritonclient() -> None:
+    endpoints = Endpoints("127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/metrics", Path())
+    assert endpoints.http_address == "127.0.0.1:2"
+
+
+@pytest.mark.parametrize(
+    ("bound", "reached"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("10.1.2.3", "10.1.2.3")],
+)
+def test_server_bound_to_all_addresses_is_reached_locally(bound: str, reached: str) -> None:
+    assert connect_host(bound) == reached
+
+
+def test_threads_are_limited_for_the_cpu_profile_unless_the_user_set_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    limits = module._thread_limits(ServeOptions(profile="local"))
+    assert limits["OMP_NUM_THREADS"] == "3"
+    assert limits["OPENBLAS_NUM_THREADS"] == "1"
+    assert module._thread_limits(ServeOptions(profile="vllm")) == {}
+
+
+def test_triton_is_found_without_being_imported() -> None:
+    found = find_triton()
+    assert found.server.is_file()
+    assert found.stub.is_file()
+    assert "pytriton" not in sys.modules
+
+
+def test_missing_stub_for_this_python_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from echolm.serving import triton_server
+
+    monkeypatch.setattr(triton_server, "_PYTHON", "3.99")
+    monkeypatch.setattr(triton_server, "find_libpython", lambda: tmp_path)
+    with pytest.raises(ConfigurationError, match=r"a stub for Python 3\.99, got stubs for .*3\.11"):
+        find_triton()
+
+
+def test_stub_without_run_bit_is_made_runnable_outside_site_packages(tmp_path: Path) -> None:
+    found = TritonInstallation(tmp_path / "wheel", tmp_path, tmp_path)
+    found.stub.parent.mkdir(parents=True)
+    found.stub.write_text("stub")
+    found.stub.chmod(0o644)
+    options = TritonOptions((tmp_path,), run_dir=tmp_path / "run", log_file=tmp_path / "log")
+    backend = TritonServer(options, found)._backend_directory() / "python"
+    assert (backend / found.stub.name).stat().st_mode & 0o111
+    assert not (found.stub.stat().st_mode & 0o111)
+
+
+def test_model_environment_has_no_echolm_or_python_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ECHOLM_RETRIEVAL__TOP_N", "5")
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    options = TritonOptions(
+        (tmp_path,),
+        run_dir=tmp_path,
+        log_file=tmp_path / "log",
+        environment={"ECHOLM_CONFIG": "/run/echolm.toml"},
+    )
+    environment = TritonServer(options).environment()
+    ours = {name: value for name, value in environment.items() if name.startswith("ECHOLM")}
+    assert ours == {"ECHOLM_CONFIG": "/run/echolm.toml"}
+    assert "PYTHONPATH" not in environment
+    assert environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--http-port=70000"],
+        ["--grpc-port=x"],
+        ["--ready-timeout=0"],
+        ["--ready-timeout=nan"],
+        ["--no-such-option"],
+    ],
+)
+def test_wrong_argument_is_a_usage_error(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", *arguments])
+    assert caught.value.code == 2
+
+
+def test_wrong_configuration_ends_with_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "echolm.toml"
+    file.write_text("[retrieval]\ntop_m = 3\n")
+    assert cli.main(["serve", f"--config={file}"]) == cli.EXIT_MISCONFIGURED
+    assert "retrieval.top_m" in capsys.readouterr().err
+
+
+def test_options_of_the_command_line_reach_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Settings, ServeOptions]] = []
+
+    def serve(settings: Settings, options: ServeOptions) -> int:
+        seen.append((settings, options))
+        return 0
+
+    monkeypatch.setattr("echolm.serving.serve_forever", serve)
+    arguments = ["--profile=vllm", f"--data-dir={tmp_path}", "--http-port=1", "--grpc-port=2"]
+    arguments += ["--metrics-port=0", "--host=0.0.0.0", "--model-repository=a"]
+    arguments += ["--model-repository=b", "--ready-timeout=5", "--verbose"]
+    assert cli.main(["serve", *arguments]) == 0
+    (settings, options) = seen[0]
+    assert settings.data_dir == tmp_path
+    assert options == ServeOptions(
+        profile="vllm",
+        model_repositories=(Path("a"), Path("b")),
+        host="0.0.0.0",
+        http_port=1,
+        grpc_port=2,
+        metrics_port=0,
+        ready_timeout_s=5,
+        verbose=True,
+    )
