@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from echolm_client._client import Client
+from echolm_client._client import AnswerStream, Client
 from echolm_client._config import DEFAULT_TIMEOUT_S, DEFAULT_URL
 from echolm_client._errors import EchoLMError, InvalidRequest, Unavailable
 from echolm_client._types import Answer, GenerateOptions, Sample, Stats
@@ -154,11 +154,7 @@ def _ask(args: argparse.Namespace, open_client: OpenClient) -> int:
             answer = client.generate(text, **options)
             _print(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
         elif args.stream:
-            with client.stream(text, **options) as stream:
-                for piece in stream:
-                    _print(piece)
-                _print("\n")
-            answer = stream.answer
+            answer = _print_stream(client.stream(text, **options))
         else:
             answer = client.generate(text, **options)
             _print(answer.text + "\n")
@@ -167,6 +163,20 @@ def _ask(args: argparse.Namespace, open_client: OpenClient) -> int:
     if answer.feedback_token:
         LastAnswer(args.url, answer.feedback_token).save()
     return OK
+
+
+def _print_stream(stream: AnswerStream) -> Answer:
+    printed = False
+    with stream:
+        try:
+            for piece in stream:
+                _print(piece)
+                printed = True
+        finally:
+            # Also before an error's message, which would else continue the text's last line.
+            if printed:
+                _print("\n")
+    return stream.answer
 
 
 def _rate(args: argparse.Namespace, open_client: OpenClient) -> int:
