@@ -16,6 +16,8 @@ that failed half-way may have been answered. Whoever retries should do so on
 Over HTTP the kind of an error is known for ``generate`` and ``rate`` but not for
 ``stream``: Triton reports every error of a streaming model there in the same way, so that
 it arrives as :class:`ServerError`. gRPC keeps the kind everywhere.
+
+Names carry no "Error" (lint rule N818): as in httpx, they say what happened.
 """
 
 from __future__ import annotations
@@ -34,19 +36,19 @@ class EchoLMError(Exception):
         self.status = status
 
 
-class InvalidRequest(EchoLMError):
+class InvalidRequest(EchoLMError):  # noqa: N818
     """The request is wrong; sending it again unchanged will fail again."""
 
 
-class Unavailable(EchoLMError):
+class Unavailable(EchoLMError):  # noqa: N818
     """No connection, or a part of the server does not answer; later it may."""
 
 
-class Timeout(EchoLMError, TimeoutError):
+class Timeout(EchoLMError, TimeoutError):  # noqa: N818
     """No complete answer came within the time allowed."""
 
 
-class Cancelled(EchoLMError):
+class Cancelled(EchoLMError):  # noqa: N818
     """The server stopped because the request was cancelled."""
 
 
