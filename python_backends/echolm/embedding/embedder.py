@@ -1,0 +1,171 @@
+"""Token ids to unit vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from echolm.embedding.runtimes import Ids, Session, Vectors, default_threads, open_session
+from echolm.embedding.spec import MODEL_FILE, EmbedderSpec
+from echolm.errors import ConfigurationError, InvalidRequestError
+
+_CALL_TOKENS = 16
+"""What one more call of the model costs, in tokens of a batch; measured on a CPU."""
+_UNIT_TOLERANCE = 0.01
+"""A model in BF16 misses unit length by less than this; one without normalisation does not."""
+
+
+class Embedder(Protocol):
+    """Turns tokens into vectors that are compared by their inner product."""
+
+    @property
+    def name(self) -> str:
+        """Identity of the model; vectors of different names must not be mixed."""
+
+    @property
+    def dimension(self) -> int:
+        """Length D of a vector."""
+
+    def embed(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
+        """Embed n ≥ 1 texts.
+
+        Args:
+            input_ids: INT64 ``[n, seq]``.
+            attention_mask: INT64 ``[n, seq]``; 1 for a token, 0 for padding.
+
+        Returns:
+            FP32 ``[n, D]``; each row has length 1.
+
+        Raises:
+            InvalidRequestError: a wrong shape, type or value.
+        """
+
+
+class OnnxEmbedder:
+    """Any sentence-embedding ONNX whose tensors are ``input_ids``, ``attention_mask``
+    and ``embedding``, with pooling and normalisation inside.
+
+    May be called from several threads. Rows of similar length run together, so that a
+    long text in the batch does not make the short ones pay for its padding.
+    """
+
+    def __init__(self, model: Path, spec: EmbedderSpec, *, threads: int = 0, session: Session | None = None) -> None:
+        """Load and try the model.
+
+        Args:
+            model: the ONNX file.
+            spec: its name, dimension, token limit and runtime.
+            threads: for one call; 0: as many as the process has cores, at most 4.
+            session: a loaded model in place of ``model``, for tests.
+
+        Raises:
+            ConfigurationError: the file or runtime is missing, or the model does not
+                give unit vectors of ``spec.dimension``.
+        """
+        if threads < 0:
+            raise ConfigurationError(f"embedder: threads: expected 0 (automatic) or more, got {threads}")
+        self.spec = spec
+        self._session = session or open_session(model, spec, threads or default_threads())
+        self._probe(model)
+
+    @classmethod
+    def load(cls, directory: Path, *, threads: int = 0) -> OnnxEmbedder:
+        """The model of a directory that ``scripts/build_embedder.py`` wrote.
+
+        Raises:
+            ConfigurationError: as the constructor, or ``embedder.json`` is wrong.
+        """
+        return cls(directory / MODEL_FILE, EmbedderSpec.read(directory), threads=threads)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def dimension(self) -> int:
+        return self.spec.dimension
+
+    @property
+    def precision(self) -> str:
+        """Of the matrix products on this CPU: ``fp32`` or ``bf16``."""
+        return self._session.precision
+
+    def embed(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
+        """See ``Embedder.embed``. ``seq`` may be larger than the token limit only by padding."""
+        lengths = self._check(input_ids, attention_mask)
+        vectors = np.empty((len(lengths), self.dimension), np.float32)
+        for rows in length_groups(lengths):
+            seq = int(lengths[rows].max())
+            ids = np.ascontiguousarray(input_ids[rows, :seq])
+            vectors[rows] = self._session.run(ids, np.ascontiguousarray(attention_mask[rows, :seq]))
+        # BF16 leaves lengths off by up to 1e-3, and ranks with them.
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def _check(self, input_ids: Ids, attention_mask: Ids) -> npt.NDArray[np.int64]:
+        """Raises InvalidRequestError; returns the length of each row up to its last token."""
+        for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+            if not isinstance(tensor, np.ndarray) or tensor.dtype != np.int64 or tensor.ndim != 2:
+                got = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, np.ndarray) else type(tensor).__name__
+                raise InvalidRequestError.of(name, "INT64 [n, seq]", got)
+        if input_ids.shape != attention_mask.shape:
+            expected = f"the shape of input_ids, {list(input_ids.shape)}"
+            raise InvalidRequestError.of("attention_mask", expected, list(attention_mask.shape))
+        if input_ids.size == 0:
+            raise InvalidRequestError.of("input_ids", "at least one row and one token", list(input_ids.shape))
+        present = attention_mask == 1
+        if not (present | (attention_mask == 0)).all() or not present.any(axis=1).all():
+            raise InvalidRequestError.of("attention_mask", "0 and 1, with a 1 in each row", "something else")
+        lengths = (attention_mask.shape[1] - np.argmax(present[:, ::-1], axis=1)).astype(np.int64)
+        if lengths.max() > self.spec.max_tokens:
+            raise InvalidRequestError.of("input_ids", f"at most {self.spec.max_tokens} tokens", int(lengths.max()))
+        limit = self.spec.vocabulary
+        if input_ids.min() < 0 or (limit is not None and input_ids.max() >= limit):
+            got = f"{input_ids.min()} to {input_ids.max()}"
+            raise InvalidRequestError.of("input_ids", f"ids from 0 to below {limit or 'the vocabulary size'}", got)
+        return lengths
+
+    def _probe(self, model: Path) -> None:
+        ids = np.zeros((2, 4), np.int64)
+        try:
+            vectors = self._session.run(ids, np.ones_like(ids))
+        except Exception as error:  # whatever the runtime raises means the same here
+            raise ConfigurationError(f"embedder: {model} fails on two rows of four tokens: {error}") from error
+        if vectors.shape != (2, self.dimension):
+            raise ConfigurationError(
+                f"embedder: {model}: expected {self.dimension} dimensions, as embedder.json or the settings say, "
+                f"got shape {list(vectors.shape)} for 2 texts"
+            )
+        lengths = np.linalg.norm(vectors, axis=1)
+        if not np.abs(lengths - 1).max() < _UNIT_TOLERANCE:  # also true for NaN
+            raise ConfigurationError(
+                f"embedder: {model}: expected vectors of length 1, got {lengths.tolist()}; "
+                "put the normalisation inside the graph"
+            )
+
+
+def length_groups(lengths: npt.NDArray[np.int64], call_tokens: int = _CALL_TOKENS) -> Iterator[npt.NDArray[np.intp]]:
+    """Split a batch where the padding saved is worth another call.
+
+    Args:
+        lengths: tokens of each row.
+        call_tokens: what a call costs by itself, in tokens.
+
+    Yields:
+        Row indices of each group, shortest rows first; together all rows, once.
+    """
+    order = np.argsort(lengths, kind="stable")
+    pending = [(0, len(order))]
+    while pending:
+        start, stop = pending.pop()
+        sizes = lengths[order[start:stop]]
+        saved = np.arange(1, len(sizes)) * (sizes[-1] - sizes[:-1])
+        if len(saved) and saved.max() > call_tokens:
+            middle = start + int(saved.argmax()) + 1
+            pending += [(middle, stop), (start, middle)]
+        else:
+            yield order[start:stop]

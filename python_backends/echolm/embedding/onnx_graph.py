@@ -1,0 +1,186 @@
+"""Writes a BERT sentence encoder as an ONNX graph, without torch.
+
+The graph takes ``input_ids`` and ``attention_mask`` (INT64 ``[batch, seq]``, both axes
+dynamic) and gives ``embedding`` (FP32 ``[batch, hidden]``): the encoder, the mean of the
+token vectors under the mask, and L2 normalisation. Token types are zero.
+
+Only standard operators of opset 17: ONNX Runtime (alone and as Triton's backend, CPU
+and GPU) and OpenVINO take the file, and each fuses it in its own way. Writing ONNX
+Runtime's fused operators here by hand was slower on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Weights = Mapping[str, npt.NDArray[Any]]
+
+_OPSET = 17
+_IR_VERSION = 8
+_MASKED = -10000.0
+"""Added to the attention score of a padded token; its exponential is 0 in FP32 and BF16."""
+
+
+@dataclass(frozen=True)
+class BertShape:
+    """Shape of a BERT encoder, as in the checkpoint's ``config.json``."""
+
+    layers: int
+    hidden: int
+    heads: int
+    layer_norm_eps: float
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden // self.heads
+
+
+class _Graph:
+    """Collects nodes and constants; each method returns the name of what it made."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def constant(self, name: str, value: npt.NDArray[Any]) -> str:
+        if name not in self.constants:
+            # Not ascontiguousarray: it would turn a scalar into a vector.
+            array = np.asarray(value, order="C")
+            self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def ints(self, *values: int) -> str:
+        name = "ints_" + "_".join(map(str, values))
+        return self.constant(name, np.asarray(values, np.int64))
+
+    def scalar(self, value: float) -> str:
+        return self.constant(f"scalar_{value!r}", np.asarray(value, np.float32))
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def split(self, x: str, parts: int) -> list[str]:
+        """Equal parts of the last axis."""
+        name = f"Split_{len(self.nodes)}"
+        names = [f"{name}_{part}" for part in range(parts)]
+        self.nodes.append(helper.make_node("Split", [x], names, name=name, axis=-1))
+        return names
+
+
+class _Bert:
+    """The encoder's layers over one graph. Comments give shapes: b batch, s tokens, h hidden."""
+
+    def __init__(self, graph: _Graph, weights: Weights, shape: BertShape) -> None:
+        self.graph, self.weights, self.shape = graph, weights, shape
+
+    def linear(self, x: str, *names: str) -> str:
+        """``x @ weight.T + bias``; several layers with the same input become one product."""
+        g, key = self.graph, names[0]
+        weight = np.concatenate([self.weights[f"{name}.weight"] for name in names])
+        bias = np.concatenate([self.weights[f"{name}.bias"] for name in names])
+        product = g.op("MatMul", x, g.constant(f"{key}.weight", weight.T))
+        return g.op("Add", product, g.constant(f"{key}.bias", bias))
+
+    def norm(self, x: str, skip: str, name: str) -> str:
+        g = self.graph
+        gamma = g.constant(f"{name}.gamma", self.weights[f"{name}.weight"])
+        beta = g.constant(f"{name}.beta", self.weights[f"{name}.bias"])
+        eps = self.shape.layer_norm_eps
+        return g.op("LayerNormalization", g.op("Add", x, skip), gamma, beta, axis=-1, epsilon=eps)
+
+    def gelu(self, x: str) -> str:
+        g = self.graph
+        erf = g.op("Erf", g.op("Mul", x, g.scalar(float(np.sqrt(0.5)))))
+        return g.op("Mul", g.op("Mul", x, g.op("Add", erf, g.scalar(1.0))), g.scalar(0.5))
+
+    def embeddings(self) -> str:
+        """Word, position and first token-type vectors of ``input_ids``: [b, s, h]."""
+        g = self.graph
+        word = g.constant("word_embeddings", self.weights["embeddings.word_embeddings.weight"])
+        positions = self.weights["embeddings.position_embeddings.weight"]
+        first_type = self.weights["embeddings.token_type_embeddings.weight"][0]
+        table = g.constant("position_embeddings", positions + first_type)
+        length = g.op("Slice", g.op("Shape", "input_ids"), g.ints(1), g.ints(2))
+        position = g.op("Slice", table, g.ints(0), length, g.ints(0))  # [s, h]
+        return self.norm(g.op("Gather", word, "input_ids"), position, "embeddings.LayerNorm")
+
+    def attention(self, x: str, bias: str, name: str) -> str:
+        """Self-attention of [b, s, h]; ``bias`` [b, 1, 1, s] hides the padding."""
+        g, shape = self.graph, self.shape
+        qkv = self.linear(x, f"{name}.query", f"{name}.key", f"{name}.value")
+        query, key, value = (
+            g.op("Reshape", part, g.ints(0, 0, shape.heads, shape.head_size))
+            for part in g.split(qkv, 3)
+        )
+        query = g.op("Transpose", query, perm=[0, 2, 1, 3])  # [b, heads, s, head]
+        key = g.op("Transpose", key, perm=[0, 2, 3, 1])  # [b, heads, head, s]
+        value = g.op("Transpose", value, perm=[0, 2, 1, 3])
+        scale = g.scalar(float(1 / np.sqrt(shape.head_size)))
+        scores = g.op("Add", g.op("Mul", g.op("MatMul", query, key), scale), bias)
+        context = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
+        context = g.op("Transpose", context, perm=[0, 2, 1, 3])
+        return g.op("Reshape", context, g.ints(0, 0, shape.hidden))
+
+    def layer(self, x: str, bias: str, name: str) -> str:
+        context = self.attention(x, bias, f"{name}.attention.self")
+        attended = self.linear(context, f"{name}.attention.output.dense")
+        x = self.norm(attended, x, f"{name}.attention.output.LayerNorm")
+        wide = self.gelu(self.linear(x, f"{name}.intermediate.dense"))
+        return self.norm(self.linear(wide, f"{name}.output.dense"), x, f"{name}.output.LayerNorm")
+
+
+def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
+    """Build the graph.
+
+    Args:
+        weights: FP32 arrays under the names of Hugging Face's ``BertModel``; matrices
+            are ``[outputs, inputs]``.
+        shape: must fit ``weights``.
+
+    Returns:
+        A checked model. A row whose mask is all zero gives a zero vector.
+
+    Raises:
+        KeyError: ``weights`` lacks a tensor that ``shape`` asks for.
+    """
+    g = _Graph()
+    bert = _Bert(g, weights, shape)
+    mask = g.op("Cast", "attention_mask", to=TensorProto.FLOAT)  # [b, s]
+    hidden = g.op("Mul", g.op("Sub", g.scalar(1.0), mask), g.scalar(_MASKED))
+    bias = g.op("Unsqueeze", hidden, g.ints(1, 2))  # [b, 1, 1, s]
+
+    x = bert.embeddings()
+    for index in range(shape.layers):
+        x = bert.layer(x, bias, f"encoder.layer.{index}")
+
+    total = g.op("ReduceSum", g.op("Mul", x, g.op("Unsqueeze", mask, g.ints(2))), g.ints(1), keepdims=0)
+    count = g.op("Max", g.op("ReduceSum", mask, g.ints(1), keepdims=1), g.scalar(1e-9))
+    mean = g.op("Div", total, count)  # [b, h]
+    length = g.op("Max", g.op("ReduceL2", mean, axes=[1], keepdims=1), g.scalar(1e-12))
+    g.nodes.append(helper.make_node("Div", [mean, length], ["embedding"], name="normalise"))
+
+    int64, axes = TensorProto.INT64, ["batch", "seq"]
+    graph = helper.make_graph(
+        g.nodes,
+        "sentence_encoder",
+        [helper.make_tensor_value_info(name, int64, axes) for name in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", shape.hidden])],
+        list(g.constants.values()),
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="echolm",
+    )
+    onnx.checker.check_model(model)
+    return model

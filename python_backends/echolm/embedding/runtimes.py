@@ -1,0 +1,124 @@
+"""The libraries that run ``model.onnx``, behind one narrow interface.
+
+Each is imported when it is asked for: a GPU server needs neither here, since Triton's
+own backend runs the file.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from echolm.embedding.spec import EmbedderSpec
+from echolm.errors import ConfigurationError
+
+Ids = npt.NDArray[np.int64]
+Vectors = npt.NDArray[np.float32]
+
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "embedding"
+
+
+class Session(Protocol):
+    """A loaded model; ``run`` may be called from several threads."""
+
+    @property
+    def precision(self) -> str:
+        """Of the matrix products, as they really are: ``fp32`` or ``bf16``."""
+
+    def run(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
+        """``[n, seq]`` twice to ``[n, D]``."""
+
+
+def open_session(model: Path, spec: EmbedderSpec, threads: int) -> Session:
+    """Load ``model`` with ``spec.runtime``.
+
+    Raises:
+        ConfigurationError: the file or the library is missing, or the model's tensors
+            are not ``input_ids``, ``attention_mask`` and ``embedding``.
+    """
+    if not model.is_file():
+        raise ConfigurationError(
+            f"embedder: {model} is missing; build it with scripts/build_embedder.py --output {model.parent}"
+        )
+    kind = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}[spec.runtime]
+    try:
+        return kind(model, spec.precision, threads)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"embedder: runtime {spec.runtime!r} cannot be imported ({error}); install {spec.runtime}, "
+            f"or build the other form with scripts/build_embedder.py --form fp32 --output {model.parent}"
+        ) from error
+
+
+class OnnxRuntimeSession:
+    """ONNX Runtime on the CPU, FP32."""
+
+    precision = "fp32"
+
+    def __init__(self, model: Path, precision: str, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # An idle thread that spins takes the core from Milvus and the LLMs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's exceptions have no public base
+            raise ConfigurationError(f"embedder: ONNX Runtime cannot load {model}: {error}") from error
+        _check_names(model, [i.name for i in self._session.get_inputs()], [o.name for o in self._session.get_outputs()])
+
+    def run(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        vectors: Vectors = self._session.run([OUTPUT], feed)[0]
+        return vectors
+
+
+class OpenVinoSession:
+    """OpenVINO on the CPU; BF16 products where the CPU has instructions for them."""
+
+    def __init__(self, model: Path, precision: str, threads: int) -> None:
+        import openvino
+
+        core = openvino.Core()
+        capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = "bf16" if precision == "bf16" and capable else "fp32"
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[self.precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            compiled = core.compile_model(core.read_model(model), "CPU", options)
+        except RuntimeError as error:
+            raise ConfigurationError(f"embedder: OpenVINO cannot load {model}: {error}") from error
+        _check_names(model, [i.any_name for i in compiled.inputs], [o.any_name for o in compiled.outputs])
+        self._request = compiled.create_infer_request()
+        self._lock = threading.Lock()
+
+    def run(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        with self._lock:  # one request at a time; its threads use the cores already
+            vectors: Vectors = self._request.infer(feed, share_inputs=True)[OUTPUT]
+        return vectors
+
+
+def default_threads() -> int:
+    """Threads for one embedder: the cores this process may use, at most 4."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+def _check_names(model: Path, inputs: list[str], outputs: list[str]) -> None:
+    if sorted(inputs) != sorted(INPUTS) or OUTPUT not in outputs:
+        raise ConfigurationError(
+            f"embedder: {model}: expected inputs {sorted(INPUTS)} and output {OUTPUT!r}, got inputs "
+            f"{sorted(inputs)} and outputs {sorted(outputs)}; pooling and normalisation belong inside the graph"
+        )

@@ -1,0 +1,87 @@
+"""Text to token ids, with the model's own ``tokenizer.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from echolm.embedding.spec import TOKENIZER_FILE, EmbedderSpec
+from echolm.errors import ConfigurationError, InvalidRequestError
+
+_PADS = ("[PAD]", "<pad>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Tokens of n texts, padded on the right to the longest.
+
+    Attributes:
+        input_ids: INT64 ``[n, seq]``.
+        attention_mask: INT64 ``[n, seq]``; 1 for a token, 0 for padding.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+
+
+class TextTokenizer:
+    """Tokenises batches. One instance may be used by several threads at once."""
+
+    def __init__(self, path: Path, max_tokens: int) -> None:
+        """Load ``path``, a ``tokenizer.json`` of the tokenizers library.
+
+        Args:
+            max_tokens: longer text is cut to this, special tokens included.
+
+        Raises:
+            ConfigurationError: the file is missing or is not a tokenizer, or
+                ``max_tokens`` leaves no room beside the special tokens.
+        """
+        if not path.is_file():
+            raise ConfigurationError(
+                f"tokenizer: {path} is missing; build it with scripts/build_embedder.py --output {path.parent}"
+            )
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ConfigurationError(f"tokenizer: {path} is not a tokenizer.json: {error}") from error
+        special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if max_tokens <= special:
+            raise ConfigurationError(f"tokenizer: max_tokens: expected more than {special}, got {max_tokens}")
+        self.max_tokens = max_tokens
+        found: dict[str, Any] = self._tokenizer.padding or {}
+        pad = found.get("pad_token") or next((p for p in _PADS if self._tokenizer.token_to_id(p) is not None), "")
+        # Set once: afterwards the object is only read, which is what makes it thread-safe.
+        self._tokenizer.enable_truncation(max_tokens)
+        self._tokenizer.enable_padding(pad_id=self._tokenizer.token_to_id(pad) or 0, pad_token=pad)
+
+    @classmethod
+    def load(cls, directory: Path) -> TextTokenizer:
+        """The tokenizer of an embedder's directory, with the limit of its ``embedder.json``."""
+        return cls(directory / TOKENIZER_FILE, EmbedderSpec.read(directory).max_tokens)
+
+    def encode(self, texts: Sequence[str]) -> TokenBatch:
+        """Tokenise n ≥ 1 texts; the empty text has its special tokens only.
+
+        Raises:
+            InvalidRequestError: no texts, or one that is not a ``str`` of valid Unicode.
+        """
+        if isinstance(texts, str) or len(texts) == 0:
+            raise InvalidRequestError.of("texts", "a sequence of one or more texts", texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InvalidRequestError.of(f"texts[{index}]", "a str", type(text).__name__)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(list(texts))
+        except UnicodeEncodeError as error:  # a lone surrogate
+            raise InvalidRequestError.of("texts", "valid Unicode", error.reason) from None
+        return TokenBatch(
+            np.asarray([encoding.ids for encoding in encodings], np.int64),
+            np.asarray([encoding.attention_mask for encoding in encodings], np.int64),
+        )
