@@ -27,11 +27,11 @@ from echolm.settings import Settings, load_settings
 from echolm.triton import codec
 from echolm.triton.bls import CONTRACTS, BLSExampleManager, BLSRetriever
 from echolm.triton.metrics import Metrics, TritonRouterMetrics
+from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
 
 logger = logging.getLogger("echolm")
 
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _LEARN_EVERY_S = 0.2
 _SPECS = {t.name: t for t in contracts.ECHOLM_OUTPUTS}
 _TEXT_OUTPUT = _SPECS["text_output"]
@@ -77,7 +77,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            sender = request.get_response_sender()
+            responder = Responder(request)
             try:
                 rows = read_requests(request, self._settings)
                 if self._decoupled and len(rows) != 1:
@@ -86,15 +86,13 @@ class TritonPythonModel:
                     )
             except Exception as problem:
                 self._metrics.add("echolm_failed_total", reason="invalid")
-                sender.send(codec.error_response(problem), flags=_FINAL)
+                responder.fail(problem)
                 continue
-            self._runtime.spawn(self._respond(rows, sender), sender)
+            self._runtime.spawn(self._respond(rows, responder), responder)
 
-    async def _respond(self, rows: list[Request], sender: Any) -> None:
+    async def _respond(self, rows: list[Request], responder: Responder) -> None:
         def send_piece(piece: str) -> None:
-            sender.send(
-                pb_utils.InferenceResponse([codec.tensor(_TEXT_OUTPUT, [piece], (1, 1))])
-            )
+            responder.send([codec.tensor(_TEXT_OUTPUT, [piece], (1, 1))])
 
         streaming = self._decoupled and rows[0].stream
         try:
@@ -103,16 +101,14 @@ class TritonPythonModel:
             )
         except asyncio.CancelledError:
             self._metrics.add("echolm_failed_total", reason="cancelled")
-            sender.send(codec.error_response(CancelledError("the client went away")), flags=_FINAL)
+            responder.fail(CancelledError("the client went away"))
             raise
         except Exception as problem:
             if not isinstance(problem, EchoError):
                 self._metrics.add("echolm_failed_total", reason="internal")
-            sender.send(codec.error_response(problem), flags=_FINAL)
+            responder.fail(problem)
             return
-        sender.send(
-            pb_utils.InferenceResponse(output_tensors(answers, text_sent=streaming)), flags=_FINAL
-        )
+        responder.send(output_tensors(answers, text_sent=streaming), final=True)
 
     async def _learn(self) -> None:
         """Follow the learning log, and show what the router sees of the load."""

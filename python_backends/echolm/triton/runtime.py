@@ -13,6 +13,8 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from echolm.triton.responder import Responder
+
 logger = logging.getLogger("echolm")
 
 MAX_BLOCKING_CALLS = 1_024
@@ -29,7 +31,7 @@ class Runtime:
         self.loop = asyncio.new_event_loop()
         self.executor = ThreadPoolExecutor(MAX_BLOCKING_CALLS, thread_name_prefix=f"{name}-bls")
         self.loop.set_default_executor(self.executor)
-        self._watched: dict[asyncio.Task[None], Any] = {}
+        self._watched: dict[asyncio.Task[None], Responder | None] = {}
         self._thread = threading.Thread(target=self._run, name=f"{name}-loop", daemon=True)
         self._thread.start()
         self.spawn(self._watch())
@@ -38,13 +40,13 @@ class Runtime:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
-    def spawn(self, work: Coroutine[Any, Any, None], sender: Any = None) -> None:
-        """Run a coroutine on the loop; it is cancelled when the sender's client goes away."""
-        self.loop.call_soon_threadsafe(self._start, work, sender)
+    def spawn(self, work: Coroutine[Any, Any, None], responder: Responder | None = None) -> None:
+        """Run a coroutine on the loop; it is cancelled when the responder's client goes away."""
+        self.loop.call_soon_threadsafe(self._start, work, responder)
 
-    def _start(self, work: Coroutine[Any, Any, None], sender: Any) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], responder: Responder | None) -> None:
         task = self.loop.create_task(work)
-        self._watched[task] = sender
+        self._watched[task] = responder
         task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
@@ -56,14 +58,14 @@ class Runtime:
         position = 0
         while True:
             await asyncio.sleep(_CANCEL_CHECK_S)
-            watched = [(t, s) for t, s in self._watched.items() if s is not None]
+            watched = [(t, r) for t, r in self._watched.items() if r is not None]
             if not watched:
                 continue
             position = position % len(watched)
             part = watched[position : position + _CANCEL_CHECKS_PER_ROUND]
             position += len(part)
             gone = await self.loop.run_in_executor(
-                None, lambda part=part: [task for task, sender in part if sender.is_cancelled()]
+                None, lambda part=part: [task for task, responder in part if responder.is_cancelled()]
             )
             for task in gone:
                 task.cancel()
