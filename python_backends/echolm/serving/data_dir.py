@@ -26,6 +26,9 @@ from pydantic import SecretStr
 from echolm.errors import ConfigurationError
 from echolm.settings import Settings
 
+CONFIGURATION = "echolm.toml"
+"""Name of the resolved configuration in ``run``."""
+
 _SHUTDOWN_S = 30.0
 
 
@@ -94,7 +97,7 @@ class DataDir:
 
         All paths are absolute and all secrets in clear, so only the owner may read it.
         """
-        file = self.run / "echolm.toml"
+        file = self.run / CONFIGURATION
         file.unlink(missing_ok=True)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as stream:

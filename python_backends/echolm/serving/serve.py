@@ -21,7 +21,7 @@ import echolm
 from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE
 from echolm.errors import ConfigurationError, EchoError, UnavailableError
 from echolm.serving import preflight
-from echolm.serving.data_dir import DataDir, resolve
+from echolm.serving.data_dir import CONFIGURATION, DataDir, resolve
 from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
 from echolm.serving.triton_server import (
     TritonOptions,
@@ -246,13 +246,15 @@ class LocalServer:
         if not self._ready:
             # Nothing to lose, and Triton would finish loading its models before it ends.
             self.kill()
-        # Triton first: its models write what they still hold to Milvus.
-        for part in (self._triton, self._milvus):
-            if part is not None:
-                part.stop()
-        if self._data is not None:
-            (self._data.run / "echolm.toml").unlink(missing_ok=True)
-            self._data.close()
+        with contextlib.ExitStack() as last_to_first:
+            if self._data is not None:
+                last_to_first.callback(self._data.close)
+                last_to_first.callback((self._data.run / CONFIGURATION).unlink, missing_ok=True)
+            if self._milvus is not None:
+                last_to_first.callback(self._milvus.stop)
+            if self._triton is not None:
+                # Before Milvus: its models write what they still hold.
+                last_to_first.callback(self._triton.stop)
 
     def kill(self) -> None:
         """Stop everything at once, without waiting: also fit for a signal handler."""
