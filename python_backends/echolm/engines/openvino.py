@@ -1,0 +1,364 @@
+"""The engine on CPUs: OpenVINO GenAI's continuous batching, with prefix caching.
+
+The pipeline lives in a worker process (:mod:`~echolm.engines.worker`), since its ``step()``
+keeps Python's global lock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from echolm.engines.base import (
+    FINISH_CANCELLED,
+    FINISH_LENGTH,
+    FINISH_STOP,
+    GenerationChunk,
+    GenerationRequest,
+    SamplingParams,
+)
+from echolm.engines.options import read_options
+from echolm.engines.text import IncrementalDecoder, StopWords
+from echolm.engines.worker import Event, WorkerEngine
+from echolm.errors import (
+    ConfigurationError,
+    ContextLengthError,
+    InvalidRequestError,
+    UnavailableError,
+)
+
+logger = logging.getLogger("echolm")
+
+MODEL_FILES = (
+    "openvino_model.xml",
+    "openvino_model.bin",
+    "openvino_tokenizer.xml",
+    "openvino_tokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_detokenizer.bin",
+)
+
+
+@dataclass(frozen=True)
+class OpenVINOOptions:
+    """Options of the engine.
+
+    Attributes:
+        context_length: most tokens of prompt and answer together; 0: the model's
+            ``max_position_embeddings`` in ``config.json``.
+        cache_size_gb: memory for the KV cache, shared by all requests and cached prefixes.
+        max_num_batched_tokens: most tokens in one step. Larger makes long prompts faster and
+            the answers that are being generated meanwhile stutter more.
+        max_num_seqs: most requests in one step; more wait.
+        prefix_caching: keep the KV cache of prompts for prompts that start alike.
+        threads: threads of a step; 0: one per core that the process may use.
+        inference_precision: ``f32`` gives the same text however requests are batched; ``bf16``
+            is faster on CPUs that have it, and an answer then can depend on its neighbours;
+            empty: what OpenVINO prefers on the machine.
+        kv_cache_precision: ``u8`` halves the cache and is a little faster and less exact; empty:
+            as ``inference_precision`` implies.
+        nice: lower the priority of the engine's process by this.
+    """
+
+    context_length: int = 0
+    cache_size_gb: int = 1
+    max_num_batched_tokens: int = 512
+    max_num_seqs: int = 64
+    prefix_caching: bool = True
+    threads: int = 0
+    inference_precision: str = "f32"
+    kv_cache_precision: str = ""
+    nice: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"cache_size_gb": 1, "max_num_batched_tokens": 1, "max_num_seqs": 1}
+        for name in ("context_length", "threads", "nice", *least):
+            value = getattr(self, name)
+            if value < least.get(name, 0):
+                raise ConfigurationError(
+                    f"engine openvino: option {name}: expected at least {least.get(name, 0)}, "
+                    f"got {value}"
+                )
+
+
+@dataclass
+class _Active:
+    """A request in flight.
+
+    ``decoder`` is None for requests whose text nobody looks at before the end: they cost no
+    detokenization per token.
+    """
+
+    request: GenerationRequest
+    handle: Any
+    num_input_tokens: int
+    decoder: IncrementalDecoder | None
+    stop: StopWords
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprob: float = 0.0
+    finish: Any = None
+
+    def chunk(self, text: str, finish_reason: str | None) -> GenerationChunk:
+        return GenerationChunk(
+            text=text,
+            finish_reason=finish_reason,
+            num_input_tokens=self.num_input_tokens,
+            num_output_tokens=len(self.tokens),
+            cumulative_logprob=self.logprob if self.request.sampling.logprobs else None,
+            stop_reason=self.stop.matched,
+        )
+
+
+class OpenVINOStepper:
+    """:class:`~echolm.engines.worker.Stepper` over one ``ContinuousBatchingPipeline``."""
+
+    def __init__(self, model_dir: Path, options: OpenVINOOptions) -> None:
+        # Imported where it is used, so that the caller's process stays without it.
+        import openvino_genai as genai
+
+        self._context_length = options.context_length or read_context_length(model_dir)
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size = options.cache_size_gb
+        scheduler.max_num_batched_tokens = options.max_num_batched_tokens
+        scheduler.max_num_seqs = options.max_num_seqs
+        scheduler.enable_prefix_caching = options.prefix_caching
+        scheduler.dynamic_split_fuse = True
+        threads = options.threads or len(os.sched_getaffinity(0))
+        properties: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": threads,
+            "sampler_num_threads": threads,
+        }
+        if options.inference_precision:
+            properties["INFERENCE_PRECISION_HINT"] = options.inference_precision
+        if options.kv_cache_precision:
+            properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
+        try:
+            self._pipeline = genai.ContinuousBatchingPipeline(
+                model_dir, scheduler, "CPU", properties, {}
+            )
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"engine openvino: expected a language model that OpenVINO can load in "
+                f"{model_dir}, got: {error}"
+            ) from error
+        self._tokenizer = self._pipeline.get_tokenizer()
+        self._decode = _decoder(model_dir, self._tokenizer)
+        self._active: dict[str, _Active] = {}
+        self._numbers = 0
+        self._running = genai.GenerationStatus.RUNNING
+        self._ignored = genai.GenerationStatus.IGNORED
+        self._length = genai.GenerationFinishReason.LENGTH
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._pipeline.has_non_finished_requests())
+
+    def add(self, request: GenerationRequest) -> None:
+        sampling = request.sampling
+        if sampling.max_tokens >= self._context_length:  # Don't tokenize for nothing.
+            raise self._too_long("at least 1", sampling.max_tokens)
+        ids = self._tokenizer.encode(request.prompt).input_ids
+        length = ids.shape[1]
+        if length == 0:
+            raise InvalidRequestError.of("text_input", "at least one token", "none")
+        if length + sampling.max_tokens > self._context_length:
+            raise self._too_long(str(length), sampling.max_tokens)
+        self._numbers += 1
+        try:
+            handle = self._pipeline.add_request(self._numbers, ids, generation_config(sampling))
+        except RuntimeError as error:
+            raise InvalidRequestError(f"request: the engine refused it: {error}") from error
+        follow = request.streaming or bool(sampling.stop)
+        self._active[request.request_id] = _Active(
+            request,
+            handle,
+            length,
+            IncrementalDecoder(self._decode) if follow else None,
+            StopWords(sampling.stop),
+        )
+
+    def cancel(self, request_id: str) -> Event | None:
+        active = self._active.pop(request_id, None)
+        if active is None:
+            return None
+        text = ""
+        if not active.request.streaming:
+            self._take_tokens(active)
+            text = "".join(active.pieces) if active.decoder else self._decode(active.tokens)
+        # The next step() drops the request and frees its blocks.
+        active.handle.cancel()
+        return request_id, active.chunk(text, FINISH_CANCELLED)
+
+    def step(self) -> list[Event]:
+        self._pipeline.step()
+        events: list[Event] = []
+        for request_id, active in self._active.items():
+            try:
+                event = self._look(active)
+            except Exception as problem:
+                logger.exception("engine openvino: a request failed")
+                active.handle.cancel()
+                event = UnavailableError(f"engine openvino: {type(problem).__name__}")
+            if event is not None:
+                events.append((request_id, event))
+        for request_id, event in events:
+            if isinstance(event, Exception) or event.is_last:
+                del self._active[request_id]
+        return events
+
+    def prefix_hit_tokens(self) -> int | None:
+        return None  # OpenVINO GenAI does not tell.
+
+    def _look(self, active: _Active) -> GenerationChunk | Exception | None:
+        """What there is to tell about a request after a step."""
+        handle = active.handle
+        status = handle.get_status()
+        if active.decoder is None and status == self._running:
+            return None
+        if status == self._ignored:
+            return UnavailableError("engine openvino: the KV cache is full; try again later")
+        new = self._take_tokens(active)
+        ended = status != self._running
+        if active.decoder is None:
+            return active.chunk(self._decode(active.tokens), self._reason(active))
+        text = active.stop.push(active.decoder.push(new))
+        if ended and active.stop.matched is None:
+            text += active.stop.push(active.decoder.flush())
+        if active.stop.matched is not None:
+            if not ended:
+                handle.stop()
+            reason: str | None = FINISH_STOP
+        elif ended:
+            text += active.stop.flush()
+            reason = self._reason(active)
+        else:
+            reason = None
+        if not active.request.streaming:
+            # Only the stop words are wanted before the end.
+            active.pieces.append(text)
+            if reason is None:
+                return None
+            text = "".join(active.pieces)
+        elif reason is None and not text:
+            return None
+        return active.chunk(text, reason)
+
+    def _take_tokens(self, active: _Active) -> list[int]:
+        """Read the tokens that the pipeline has made since the last time.
+
+        Only while ``can_read()``: ``read()`` on an empty queue waits for ever.
+        """
+        new: list[int] = []
+        while active.handle.can_read():
+            for output in active.handle.read().values():
+                new.extend(output.generated_ids)
+                active.finish = output.finish_reason
+                if active.request.sampling.logprobs:
+                    active.logprob += sum(output.generated_log_probs)
+        active.tokens.extend(new)
+        return new
+
+    def _reason(self, active: _Active) -> str:
+        return FINISH_LENGTH if active.finish == self._length else FINISH_STOP
+
+    def _too_long(self, prompt: str, max_tokens: int) -> ContextLengthError:
+        return ContextLengthError(
+            f"text_input and sampling_param_max_tokens: expected at most {self._context_length} "
+            f"tokens together (the LLM's context), got {prompt} of prompt and {max_tokens} "
+            "max_tokens; shorten the prompt or ask for fewer tokens"
+        )
+
+
+def generation_config(sampling: SamplingParams) -> Any:
+    """OpenVINO GenAI's configuration for a request."""
+    import openvino_genai as genai
+
+    config = genai.GenerationConfig()
+    config.max_new_tokens = sampling.max_tokens
+    config.frequency_penalty = sampling.frequency_penalty
+    config.presence_penalty = sampling.presence_penalty
+    config.logprobs = 1 if sampling.logprobs else 0
+    if sampling.temperature > 0:
+        config.do_sample = True
+        config.temperature = sampling.temperature
+        config.top_p = sampling.top_p
+        if sampling.top_k:
+            config.top_k = sampling.top_k
+        # Its own default is a fixed seed. The generator takes 32 bits.
+        seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
+        config.rng_seed = (seed ^ (seed >> 32)) & 0xFFFFFFFF
+    return config
+
+
+def read_context_length(model_dir: Path) -> int:
+    """``max_position_embeddings`` of the model's ``config.json``.
+
+    Raises:
+        ConfigurationError: it is not there.
+    """
+    path = model_dir / "config.json"
+    try:
+        length = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError) as error:
+        length = error
+    if not isinstance(length, int) or length <= 0:
+        raise ConfigurationError(
+            f"{path}: expected a positive max_position_embeddings, got {length!r}; set the "
+            "option context_length"
+        )
+    return length
+
+
+def check_model_files(model_dir: Path) -> None:
+    """ConfigurationError that names the files of the model that are missing."""
+    missing = [name for name in MODEL_FILES if not (model_dir / name).is_file()]
+    if missing:
+        raise ConfigurationError(
+            f"engine openvino: expected an OpenVINO language model in {model_dir}, "
+            f"got no {', '.join(missing)}; make one from a Hugging Face checkpoint: "
+            "`python scripts/convert_model.py --help`"
+        )
+
+
+def _decoder(model_dir: Path, tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """Token ids to text without special tokens.
+
+    OpenVINO's detokenizer is a model that takes 0.1 ms a call, far too much per token; the
+    ``tokenizers`` package takes 1 µs, where the folder has its file.
+    """
+    path = model_dir / "tokenizer.json"
+    if path.is_file():
+        from tokenizers import Tokenizer
+
+        fast = Tokenizer.from_file(str(path))
+        return lambda ids: str(fast.decode(list(ids), skip_special_tokens=True))
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+
+
+def make_stepper(model_dir: str, options: Mapping[str, Any]) -> OpenVINOStepper:
+    """The engine's part in the worker process."""
+    return OpenVINOStepper(Path(model_dir), OpenVINOOptions(**options))
+
+
+def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
+    """Check what can be checked here, then start the worker."""
+    checked = read_options(OpenVINOOptions, options, "openvino")
+    if find_spec("openvino_genai") is None:
+        raise ConfigurationError(
+            "engine openvino: expected the package openvino-genai, got none; "
+            "`pip install openvino-genai`"
+        )
+    check_model_files(model_dir)
+    return WorkerEngine(
+        "openvino",
+        "echolm.engines.openvino:make_stepper",
+        {"model_dir": str(model_dir.resolve()), "options": asdict(checked)},
+        nice=checked.nice,
+    )

@@ -1,0 +1,91 @@
+"""Token ids to text while they are generated: whole characters only, stop words held back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_MAX_HELD_TOKENS = 8
+"""A character has at most 4 bytes: text that stays broken over more tokens is so for good."""
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class IncrementalDecoder:
+    """Turns a growing sequence of token ids into text.
+
+    A token can be part of a character, and its text can depend on its left neighbours (a
+    leading space, for example). So each step decodes a short window that starts one emitted
+    piece earlier, gives what is new in it, and waits while it ends in an incomplete character.
+    """
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._window = 0  # where the window starts
+        self._emitted = 0  # tokens before this are in the text already given
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Take new tokens; give the text that is certain now."""
+        self._ids.extend(ids)
+        text = self._pending()
+        held = len(self._ids) - self._emitted
+        if not text or (text.endswith(REPLACEMENT) and held < _MAX_HELD_TOKENS):
+            return ""
+        self._advance()
+        return text
+
+    def flush(self) -> str:
+        """The rest, when no more tokens come; an incomplete character becomes U+FFFD."""
+        text = self._pending()
+        self._advance()
+        return text
+
+    def _pending(self) -> str:
+        known = self._decode(self._ids[self._window : self._emitted])
+        return self._decode(self._ids[self._window :])[len(known) :]
+
+    def _advance(self) -> None:
+        self._window, self._emitted = self._emitted, len(self._ids)
+
+
+class StopWords:
+    """Cuts a text that comes in pieces at the first stop word.
+
+    Attributes:
+        matched: the stop word that was found; None before.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = tuple(word for word in words if word)
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """Take the next piece; give what cannot be part of a stop word any more."""
+        if self.matched is not None:
+            return ""
+        if not self._words:
+            return text
+        buffer = self._held + text
+        found = [(at, -len(word), word) for word in self._words if (at := buffer.find(word)) >= 0]
+        if found:
+            at, _, self.matched = min(found)
+            self._held = ""
+            return buffer[:at]
+        keep = self._possible_start(buffer)
+        self._held = buffer[len(buffer) - keep :]
+        return buffer[: len(buffer) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        text, self._held = self._held, ""
+        return text
+
+    def _possible_start(self, buffer: str) -> int:
+        """Length of the longest end of ``buffer`` that is the start of a stop word."""
+        longest = max(map(len, self._words)) - 1
+        for length in range(min(longest, len(buffer)), 0, -1):
+            if any(word.startswith(buffer[len(buffer) - length :]) for word in self._words):
+                return length
+        return 0

@@ -1,0 +1,403 @@
+"""Runs a synchronous engine in a process of its own, and talks to it over a socket.
+
+OpenVINO's ``step()`` keeps Python's global lock for a whole forward pass. In the same process
+as the Triton model it would let one request in per step at most, and no answer out meanwhile.
+A process of its own costs one message per step instead; and when it dies, of memory for
+example, the model does not: requests in flight fail, and a new process takes over.
+
+::
+
+    WorkerEngine (caller's process)              worker process
+      submit, cancel ─▶ writer thread ─ socket ─▶ Stepper.add, cancel
+      on_chunk  ◀────── reader thread ◀ socket ── Stepper.step, one message per step
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import echolm
+from echolm.engines.base import EngineStats, GenerationChunk, GenerationRequest, OnChunk
+from echolm.errors import ConfigurationError, EchoError, InvalidRequestError, UnavailableError
+
+logger = logging.getLogger("echolm")
+
+_MAX_QUICK_RESTARTS = 3
+_QUICK_S = 60.0
+_STOP_TIMEOUT_S = 10.0
+
+Event = tuple[str, "GenerationChunk | Exception"]
+"""A request's id and what its ``on_chunk`` gets."""
+
+
+class Stepper(Protocol):
+    """An engine that generates only while :meth:`step` runs. Used from one thread."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to step for."""
+
+    def add(self, request: GenerationRequest) -> None:
+        """Take a request; raises an :class:`EchoError` that fails only this request."""
+
+    def cancel(self, request_id: str) -> Event | None:
+        """Drop a request; gives its last event, or None if it is not in flight."""
+
+    def step(self) -> list[Event]:
+        """Generate one token for each request that is scheduled; gives what there is to tell."""
+
+    def prefix_hit_tokens(self) -> int | None:
+        """As in :class:`EngineStats`."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """The worker has loaded its model."""
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """The worker cannot load its model, or has failed and ends."""
+
+    message: str
+    configuration: bool = False
+
+
+@dataclass(frozen=True)
+class _Events:
+    events: list[Event]
+    prefix_hit_tokens: int | None
+
+
+class WorkerEngine:
+    """:class:`~echolm.engines.base.LLMEngine` over a worker process."""
+
+    def __init__(
+        self,
+        name: str,
+        factory: str,
+        arguments: Mapping[str, Any],
+        start_timeout_s: float = 300.0,
+        nice: int = 0,
+    ) -> None:
+        """Start the process and wait until its model is loaded.
+
+        Args:
+            name: what messages call the engine.
+            factory: ``module:function`` that makes the :class:`Stepper` in the worker.
+            arguments: its keyword arguments, which JSON can hold.
+            nice: the worker's priority is lower by this.
+
+        Raises:
+            ConfigurationError: the model cannot be loaded.
+            UnavailableError: the worker ended or did not get ready in time.
+        """
+        self._name = name
+        self._factory = factory
+        self._arguments = json.dumps(dict(arguments))
+        self._nice = nice
+        self._start_timeout_s = start_timeout_s
+        self._lock = threading.Lock()
+        self._callbacks: dict[str, OnChunk] = {}
+        self._stats = EngineStats(ready=False, in_flight=0)
+        self._closed = threading.Event()
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._process, self._connection = self._spawn()
+        self._writer = self._start_writer()
+        self._reader = threading.Thread(target=self._run, name=f"{name}-reader", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        return self._process.pid
+
+    def submit(self, request: GenerationRequest, on_chunk: OnChunk) -> None:
+        with self._lock:
+            if self._closed.is_set():
+                raise UnavailableError(f"engine {self._name}: it is closed")
+            if not self._stats.ready:
+                raise UnavailableError(f"engine {self._name}: it is starting anew; try again soon")
+            if request.request_id in self._callbacks:
+                raise InvalidRequestError.of(
+                    "request_id", "an id that is not in flight", request.request_id
+                )
+            self._callbacks[request.request_id] = on_chunk
+            self._outbox.put(request)
+
+    def cancel(self, request_id: str) -> None:
+        with self._lock:
+            if request_id in self._callbacks:
+                self._outbox.put(request_id)
+
+    def stats(self) -> EngineStats:
+        with self._lock:
+            return replace(self._stats, in_flight=len(self._callbacks))
+
+    def close(self) -> None:
+        with self._lock:
+            first = not self._closed.is_set()
+            self._closed.set()
+            self._stats = replace(self._stats, ready=False)
+            self._outbox.put(None)
+        if not first:
+            return
+        # The worker ends when its socket does, after the step that it is in.
+        self._writer.join(_STOP_TIMEOUT_S)
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._reader is not threading.current_thread():
+            self._reader.join(_STOP_TIMEOUT_S)
+        self._fail_all(UnavailableError(f"engine {self._name}: it was closed"))
+
+    def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        ours, theirs = socket.socketpair()
+        environment = dict(os.environ)
+        # Triton's stub and a checkout without an installed package both lack the path otherwise.
+        root = str(Path(echolm.__file__).parent.parent)
+        inherited = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = root + (os.pathsep + inherited if inherited else "")
+        command = [_python(), "-m", "echolm.engines.worker", f"--fd={theirs.fileno()}"]
+        command += [f"--factory={self._factory}", f"--arguments={self._arguments}"]
+        command += [f"--nice={self._nice}"]
+        with theirs:
+            process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+            )
+        connection = Connection(ours.detach())
+        try:
+            self._wait_ready(process, connection)
+        except BaseException:
+            connection.close()
+            process.kill()
+            process.wait()
+            raise
+        with self._lock:
+            self._stats = replace(
+                self._stats, ready=not self._closed.is_set(), prefix_hit_tokens=None
+            )
+        return process, connection
+
+    def _wait_ready(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        while not connection.poll(0.2):
+            if self._closed.is_set():
+                raise UnavailableError(f"engine {self._name}: it was closed while it started")
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"engine {self._name}: expected its model loaded within "
+                    f"{self._start_timeout_s:g} s, got nothing"
+                )
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            raise UnavailableError(
+                f"engine {self._name}: its process ended while loading the model, exit status "
+                f"{process.wait()}; see the log"
+            ) from None
+        if isinstance(message, _Failed):
+            kind = ConfigurationError if message.configuration else UnavailableError
+            raise kind(message.message)
+
+    def _start_writer(self) -> threading.Thread:
+        arguments = (self._outbox, self._connection)
+        writer = threading.Thread(
+            target=_write, args=arguments, name=f"{self._name}-writer", daemon=True
+        )
+        writer.start()
+        return writer
+
+    def _run(self) -> None:
+        """Read until closed; start a new worker when one has failed."""
+        started = time.monotonic()
+        quick = 0
+        while True:
+            reason = self._read()
+            with self._lock:
+                self._stats = replace(self._stats, ready=False)
+                self._outbox.put(None)
+            self._writer.join()
+            self._connection.close()
+            if self._closed.is_set():
+                return
+            self._process.kill()  # It may hang with its socket closed.
+            reason = f"{reason} (exit status {self._process.wait()})"
+            logger.error("engine %s: %s", self._name, reason)
+            self._fail_all(UnavailableError(f"engine {self._name} failed; try again"))
+            quick = quick + 1 if time.monotonic() - started < _QUICK_S else 1
+            while quick <= _MAX_QUICK_RESTARTS and not self._closed.is_set():
+                started = time.monotonic()
+                try:
+                    self._outbox = queue.SimpleQueue()
+                    self._process, self._connection = self._spawn()
+                    break
+                except Exception as error:
+                    logger.error("engine %s: cannot start anew: %s", self._name, error)
+                    quick += 1
+                    self._closed.wait(2.0**quick)
+            else:
+                logger.error("engine %s: given up; reload the model", self._name)
+                return
+            with self._lock:
+                self._stats = replace(self._stats, restarts=self._stats.restarts + 1)
+            self._writer = self._start_writer()
+            if self._closed.is_set():
+                self._outbox.put(None)
+            logger.warning("engine %s: started anew", self._name)
+
+    def _read(self) -> str:
+        """Hand on events until the worker is gone; gives the reason."""
+        while True:
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):
+                return "its process ended"
+            if isinstance(message, _Failed):
+                return message.message
+            with self._lock:
+                if message.prefix_hit_tokens is not None:
+                    self._stats = replace(self._stats, prefix_hit_tokens=message.prefix_hit_tokens)
+            for request_id, event in message.events:
+                last = isinstance(event, Exception) or event.is_last
+                with self._lock:
+                    callback = self._callbacks.get(request_id)
+                    if last:
+                        self._callbacks.pop(request_id, None)
+                if callback is not None:
+                    self._call(callback, event)
+
+    def _fail_all(self, problem: Exception) -> None:
+        with self._lock:
+            callbacks, self._callbacks = self._callbacks, {}
+        for callback in callbacks.values():
+            self._call(callback, problem)
+
+    def _call(self, callback: OnChunk, event: GenerationChunk | Exception) -> None:
+        try:
+            callback(event)
+        except Exception:
+            logger.exception("engine %s: a callback failed", self._name)
+
+
+def _write(outbox: queue.SimpleQueue[Any], connection: Connection) -> None:
+    """Send what is queued, as one message where several wait; None ends it."""
+    while True:
+        batch = [outbox.get()]
+        while not outbox.empty():
+            batch.append(outbox.get())
+        ended = None in batch
+        try:
+            connection.send([item for item in batch if item is not None])
+            if ended:
+                with socket.socket(fileno=os.dup(connection.fileno())) as half:
+                    half.shutdown(socket.SHUT_WR)
+        except OSError:
+            ended = True  # The reader sees it too and deals with it.
+        if ended:
+            return
+
+
+def _python() -> str:
+    """The interpreter; inside Triton's stub, which embeds Python, the one that the stub follows."""
+    if Path(sys.executable or "").name.startswith("python"):
+        return sys.executable
+    found = shutil.which("python3")
+    if found is None:
+        raise ConfigurationError("engine: expected python3 on PATH, got none")
+    return found
+
+
+def serve(connection: Connection, stepper: Stepper) -> None:
+    """The worker's loop: take what has come, step, tell; until the other side has closed."""
+    while True:
+        events: list[Event] = []
+        # Sleep in poll() while there is nothing to do: a message wakes it at once.
+        while connection.poll(None if not stepper.busy and not events else 0):
+            try:
+                batch = connection.recv()
+            except EOFError:
+                return
+            for item in batch:
+                if isinstance(item, GenerationRequest):
+                    try:
+                        stepper.add(item)
+                    except EchoError as problem:
+                        events.append((item.request_id, problem))
+                else:
+                    event = stepper.cancel(item)
+                    if event is not None:
+                        events.append(event)
+        if stepper.busy:
+            events += stepper.step()
+        if events:
+            connection.send(_Events(events, stepper.prefix_hit_tokens()))
+
+
+def main() -> int:
+    """Entry of the worker process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="socket to the engine's owner")
+    parser.add_argument("--factory", required=True, help="module:function")
+    parser.add_argument("--arguments", required=True, help="its keyword arguments as JSON")
+    parser.add_argument("--nice", type=int, default=0, help="lower the priority by this")
+    options = parser.parse_args()
+    # The owner decides when to end, by closing the socket: a signal to the whole process group
+    # must not take the engine away while the server still answers what is in flight.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if options.nice:
+        os.nice(options.nice)
+    connection = Connection(options.fd)
+    module, _, function = options.factory.partition(":")
+    try:
+        stepper = getattr(import_module(module), function)(**json.loads(options.arguments))
+    except ImportError as error:
+        return _fail(connection, f"engine: expected its packages installed, got: {error}", True)
+    except Exception as error:
+        known = isinstance(error, EchoError)
+        logger.error("engine: cannot load the model", exc_info=None if known else error)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        return _fail(connection, text, isinstance(error, ConfigurationError))
+    try:
+        connection.send(_Ready())
+        serve(connection, stepper)
+    except (BrokenPipeError, ConnectionResetError):
+        return 0
+    except Exception as error:
+        logger.exception("engine: a step failed")
+        return _fail(connection, f"a step failed: {type(error).__name__}: {error}", False)
+    return 0
+
+
+def _fail(connection: Connection, message: str, configuration: bool) -> int:
+    with contextlib.suppress(OSError):
+        connection.send(_Failed(message, configuration))
+    return 1
+
+
+if __name__ == "__main__":
+    # The classes that travel must be those of the importable module, not of __main__.
+    from echolm.engines import worker
+
+    sys.exit(worker.main())
