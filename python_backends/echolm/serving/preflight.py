@@ -249,7 +249,7 @@ def _is_model(entry: Path) -> bool:
 
 def _uses_default_weights(directory: Path) -> bool:
     text = (directory / "config.pbtxt").read_text(encoding="utf-8")
-    engine = re.search(r'key:\s*"engine"\s*value:?\s*{\s*string_value:\s*"openvino"', text)
+    engine = re.search(r'key:\s*"engine"\s*,?\s*value\s*:?\s*{\s*string_value:\s*"openvino"', text)
     return engine is not None and '"model_dir"' not in text
 
 

@@ -165,10 +165,15 @@ def test_llm_without_a_weights_file_is_refused_by_file(tmp_path: Path, missing: 
         preflight.check_models(models, Settings())
 
 
-def test_llm_whose_weights_folder_is_missing_altogether_is_refused(tmp_path: Path) -> None:
-    openvino = (
-        'backend: "python"\nparameters [{ key: "engine" value { string_value: "openvino" } }]'
-    )
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        'parameters [{ key: "engine" value { string_value: "openvino" } }]',
+        'parameters: { key: "engine", value: { string_value: "openvino" } }',
+    ],
+)
+def test_llm_without_its_weights_folder_is_refused(tmp_path: Path, parameter: str) -> None:
+    openvino = f'backend: "python"\n{parameter}'
     for name in ("small_llm", "large_llm"):
         add_model(tmp_path, name, openvino)
     with pytest.raises(ConfigurationError, match=r"1/openvino/openvino_model\.xml"):
