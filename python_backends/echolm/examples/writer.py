@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from echolm.errors import EchoError
 from echolm.retrieval.store import Example, ExampleStore, scope_key
@@ -72,7 +73,9 @@ class ExampleWriter:
         self._now_ms = now_ms
         self._on_change = on_change
         self._retry_s = retry_s
-        self._queue: queue.Queue[tuple[Example, np.ndarray]] = queue.Queue(settings.max_pending)
+        self._queue: queue.Queue[tuple[Example, NDArray[np.float32]]] = queue.Queue(
+            settings.max_pending
+        )
         self._stopping = threading.Event()
         self.counts = WriterCounts()
         self._thread = threading.Thread(target=self._run, name="example-writer", daemon=True)
@@ -114,9 +117,9 @@ class ExampleWriter:
         while batch := self._next_batch():
             self._write(batch)
 
-    def _next_batch(self) -> list[tuple[Example, np.ndarray]]:
+    def _next_batch(self) -> list[tuple[Example, NDArray[np.float32]]]:
         """Wait for the first, then gather more for a while; empty when stopping and drained."""
-        batch: list[tuple[Example, np.ndarray]] = []
+        batch: list[tuple[Example, NDArray[np.float32]]] = []
         deadline = float("inf")
         while len(batch) < self._settings.batch_size:
             if self._stopping.is_set():
@@ -131,7 +134,7 @@ class ExampleWriter:
                     break
         return batch
 
-    def _write(self, batch: list[tuple[Example, np.ndarray]]) -> None:
+    def _write(self, batch: list[tuple[Example, NDArray[np.float32]]]) -> None:
         examples = [example for example, _ in batch]
         embeddings = np.stack([embedding for _, embedding in batch])
         while True:

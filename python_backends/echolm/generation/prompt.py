@@ -47,15 +47,17 @@ class PromptTemplate:
         parts = [self.system.replace("{system}", self.neutralise(system))] if system else []
         if examples:
             parts.append(self.preamble)
-        for example_request, example_response in examples:
-            # One pass, so that a request holding "{response}" stays as it is.
-            values = {
-                "{request}": self.neutralise(example_request),
-                "{response}": self.neutralise(example_response),
-            }
-            parts.append(re.sub(r"\{request\}|\{response\}", lambda m: values[m[0]], self.example))
+        parts += [self._example(*pair) for pair in examples]
         parts.append(self.request.replace("{request}", self.neutralise(request)))
         return "".join(parts)
+
+    def _example(self, request: str, response: str) -> str:
+        # One pass, so that a request holding "{response}" stays as it is.
+        values = {
+            "{request}": self.neutralise(request),
+            "{response}": self.neutralise(response),
+        }
+        return re.sub(r"\{request\}|\{response\}", lambda m: values[m[0]], self.example)
 
     def neutralise(self, text: str) -> str:
         """The text with every marker broken up, so that a tokenizer reads it as plain text."""
@@ -135,7 +137,9 @@ class ExactTokens:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise ConfigurationError(f"llms.tokenizer: expected a tokenizer.json, got no file {path}")
+            raise ConfigurationError(
+                f"llms.tokenizer: expected a tokenizer.json, got no file {path}"
+            )
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
+from numpy.typing import NDArray
 
 from echolm.errors import ConfigurationError, InvalidRequestError
 
@@ -29,7 +30,7 @@ class Decision:
     request_id: str
     tenant: str
     llm: str
-    context: np.ndarray
+    context: NDArray[np.float32]
     propensity: float
     quality: float
     example_ids: tuple[int, ...]

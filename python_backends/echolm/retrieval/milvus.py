@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from echolm.embedding.spec import EmbedderSpec
@@ -127,7 +128,7 @@ class MilvusStore:
         )
 
     def search(
-        self, embeddings: np.ndarray, queries: Sequence[Query], top_n: int, now_ms: int
+        self, embeddings: NDArray[np.float32], queries: Sequence[Query], top_n: int, now_ms: int
     ) -> list[list[Candidate]]:
         # Rows of one scope share a search; usually that is the whole batch.
         rows_of_scope: dict[int, list[int]] = defaultdict(list)
@@ -156,7 +157,7 @@ class MilvusStore:
                 ]
         return found
 
-    def upsert(self, examples: Sequence[Example], embeddings: np.ndarray) -> None:
+    def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if not examples:
             return
         rows = [
@@ -222,11 +223,11 @@ class LazyMilvusStore:
             return self._store
 
     def search(
-        self, embeddings: np.ndarray, queries: Sequence[Query], top_n: int, now_ms: int
+        self, embeddings: NDArray[np.float32], queries: Sequence[Query], top_n: int, now_ms: int
     ) -> list[list[Candidate]]:
         return self._opened().search(embeddings, queries, top_n, now_ms)
 
-    def upsert(self, examples: Sequence[Example], embeddings: np.ndarray) -> None:
+    def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         self._opened().upsert(examples, embeddings)
 
     def delete(self, ids: Iterable[int]) -> None:
@@ -253,7 +254,7 @@ def _candidate(hit: Any) -> Candidate:
     )
 
 
-def _row(example: Example, embedding: np.ndarray) -> dict[str, Any]:
+def _row(example: Example, embedding: NDArray[np.float32]) -> dict[str, Any]:
     row: dict[str, Any] = {name: getattr(example, name) for name, _, _ in _SCALARS}
     row["id"] = example.id
     row["embedding"] = np.asarray(embedding, dtype=np.float32)

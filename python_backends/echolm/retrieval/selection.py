@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from echolm.generation.prompt import TokenCounter
 from echolm.retrieval.store import Candidate
@@ -40,7 +41,7 @@ class UtilityModel(Protocol):
 
     def score(
         self, requests: Sequence[str], candidates: Sequence[Sequence[Candidate]]
-    ) -> list[np.ndarray]:
+    ) -> list[NDArray[np.float32]]:
         """Utilities FP32 [number of candidates] in 0..1 for each request of a batch."""
         ...
 
@@ -50,7 +51,7 @@ class SimilarityUtility:
 
     def score(
         self, requests: Sequence[str], candidates: Sequence[Sequence[Candidate]]
-    ) -> list[np.ndarray]:
+    ) -> list[NDArray[np.float32]]:
         return [
             np.asarray([max(0.0, c.similarity) * c.quality for c in row], dtype=np.float32)
             for row in candidates
@@ -86,7 +87,9 @@ class ExampleSelector:
             self._select_one(row, scores) for row, scores in zip(candidates, utilities, strict=True)
         ]
 
-    def _select_one(self, candidates: Sequence[Candidate], scores: np.ndarray) -> list[Selected]:
+    def _select_one(
+        self, candidates: Sequence[Candidate], scores: NDArray[np.float32]
+    ) -> list[Selected]:
         settings = self._settings
         pool = [
             (candidate, float(score))

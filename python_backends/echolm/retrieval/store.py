@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 NEVER = 2**62
 """``expires_at_ms`` of an example that does not expire."""
@@ -92,7 +93,7 @@ class ExampleStore(Protocol):
     """Where examples live. Safe for use by several threads."""
 
     def search(
-        self, embeddings: np.ndarray, queries: Sequence[Query], top_n: int, now_ms: int
+        self, embeddings: NDArray[np.float32], queries: Sequence[Query], top_n: int, now_ms: int
     ) -> list[list[Candidate]]:
         """The nearest examples of each row that its query may see, most similar first.
 
@@ -104,7 +105,7 @@ class ExampleStore(Protocol):
         """
         ...
 
-    def upsert(self, examples: Sequence[Example], embeddings: np.ndarray) -> None:
+    def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         """Write examples with their embeddings FP32 [n, D]; UnavailableError if it fails."""
         ...
 
@@ -122,12 +123,12 @@ class InMemoryStore:
 
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
-        self.rows: dict[int, tuple[Example, np.ndarray]] = {}
+        self.rows: dict[int, tuple[Example, NDArray[np.float32]]] = {}
         self.error: Exception | None = None
         self._lock = threading.Lock()
 
     def search(
-        self, embeddings: np.ndarray, queries: Sequence[Query], top_n: int, now_ms: int
+        self, embeddings: NDArray[np.float32], queries: Sequence[Query], top_n: int, now_ms: int
     ) -> list[list[Candidate]]:
         if self.error is not None:
             raise self.error
@@ -143,7 +144,7 @@ class InMemoryStore:
             found.append(sorted(scored, key=lambda c: (-c.similarity, c.id))[:top_n])
         return found
 
-    def upsert(self, examples: Sequence[Example], embeddings: np.ndarray) -> None:
+    def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if self.error is not None:
             raise self.error
         with self._lock:

@@ -13,8 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+Context = NDArray[np.float32] | NDArray[np.float64]
+"""The context x, [d]."""
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # type: ignore[no-untyped-call]
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
@@ -28,7 +32,7 @@ class BayesianLinearArm:
     """
 
     def __init__(
-        self, prior_mean: np.ndarray, prior_precision: float, noise: float, discount: float
+        self, prior_mean: NDArray[np.float64], prior_precision: float, noise: float, discount: float
     ) -> None:
         """
         Args:
@@ -52,12 +56,12 @@ class BayesianLinearArm:
         self._covariance = np.linalg.inv(self.A)
         self.mean = self._covariance @ self.b
 
-    def predict(self, x: np.ndarray) -> tuple[float, float]:
+    def predict(self, x: Context) -> tuple[float, float]:
         """Mean and standard deviation of the expected quality at context x."""
         x = x.astype(np.float64)
         return float(self.mean @ x), math.sqrt(max(0.0, float(x @ self._covariance @ x)))
 
-    def learn(self, x: np.ndarray, reward: float) -> None:
+    def learn(self, x: Context, reward: float) -> None:
         """Take in one rating in [0, 1]."""
         x = x.astype(np.float64)
         keep = self._discount
@@ -66,7 +70,7 @@ class BayesianLinearArm:
         self.updates += 1
         self._solve()
 
-    def correct(self, x: np.ndarray, old: float, new: float, learned_at: int) -> None:
+    def correct(self, x: Context, old: float, new: float, learned_at: int) -> None:
         """Replace the reward of a rating learnt when ``updates`` became ``learned_at``."""
         age = self.updates - learned_at
         x = x.astype(np.float64)
@@ -121,9 +125,7 @@ class ThompsonSampling:
         self._exchange_rate = exchange_rate
         self._floor = exploration_floor
 
-    def choose(
-        self, x: np.ndarray, biases: Mapping[str, float], rng: np.random.Generator
-    ) -> Choice:
+    def choose(self, x: Context, biases: Mapping[str, float], rng: np.random.Generator) -> Choice:
         """Draw an arm.
 
         Args:
@@ -151,12 +153,14 @@ class ThompsonSampling:
             spread=float(np.std(best)),
         )
 
-    def learn(self, arm: str, x: np.ndarray, reward: float) -> None:
+    def learn(self, arm: str, x: Context, reward: float) -> None:
         """Take in a rating of an arm's answer; unknown arms raise KeyError."""
         self.arms[arm].learn(x, reward)
 
 
-def probability_of_best(means: Sequence[float] | np.ndarray, stds: np.ndarray) -> np.ndarray:
+def probability_of_best(
+    means: Sequence[float] | NDArray[np.float64], stds: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """P(arm i has the largest value) for independent normal values, FP64 [n].
 
     Gauss-Hermite quadrature over each arm's value of the product of the others'
@@ -180,7 +184,9 @@ def probability_of_best(means: Sequence[float] | np.ndarray, stds: np.ndarray) -
         result[i] = float(_WEIGHTS @ below)
     total = result.sum()
     # Far-apart narrow arms can fall between the nodes; the largest mean wins then.
-    return result / total if total > 1e-9 else np.eye(n)[int(np.argmax(means))]
+    if total > 1e-9:
+        return np.asarray(result / total)
+    return np.asarray(np.eye(n)[int(np.argmax(means))])
 
 
 def _normal_cdf(z: float) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from echolm.retrieval.selection import Selected
 from echolm.settings import LLMSettings
@@ -50,8 +51,8 @@ class Featurizer:
         return len(SCALARS) + self.projection_dim
 
     def __call__(
-        self, text: str, embedding: np.ndarray | None, examples: Sequence[Selected]
-    ) -> np.ndarray:
+        self, text: str, embedding: NDArray[np.float32] | None, examples: Sequence[Selected]
+    ) -> NDArray[np.float32]:
         """The context of one request.
 
         Args:
@@ -78,7 +79,7 @@ class Featurizer:
             x[len(SCALARS) :] = _projection(embedding.shape[-1], self.projection_dim) @ embedding
         return x
 
-    def prior_mean(self, llm: LLMSettings) -> np.ndarray:
+    def prior_mean(self, llm: LLMSettings) -> NDArray[np.float64]:
         """Prior weights of an LLM's quality, FP64 [dimension].
 
         An LLM that takes examples is expected to reach its ``prior_quality`` with a fitting
@@ -94,10 +95,10 @@ class Featurizer:
         return mean
 
 
-_projections: dict[tuple[int, int], np.ndarray] = {}
+_projections: dict[tuple[int, int], NDArray[np.float32]] = {}
 
 
-def _projection(dimension: int, projected: int) -> np.ndarray:
+def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
     """A fixed random matrix: every process and replica must see the same context."""
     key = (dimension, projected)
     if key not in _projections:
@@ -119,7 +120,5 @@ def _agreement(responses: Sequence[frozenset[str]]) -> float:
     """Mean pairwise overlap of the examples' responses: low if they tell different stories."""
     if len(responses) < 2:
         return 1.0
-    pairs = [
-        _overlap(a, b) for i, a in enumerate(responses) for b in responses[i + 1 :]
-    ]
+    pairs = [_overlap(a, b) for i, a in enumerate(responses) for b in responses[i + 1 :]]
     return sum(pairs) / len(pairs)

@@ -42,7 +42,7 @@ class LoadTracker:
 
     def _now(self, llm: str) -> float:
         average, at = self._average.get(llm, (0.0, self._clock()))
-        keep = 0.5 ** ((self._clock() - at) / self._half_life_s)
+        keep: float = 0.5 ** ((self._clock() - at) / self._half_life_s)
         return keep * average + (1 - keep) * self._in_flight.get(llm, 0)
 
     def in_flight(self, llm: str) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.generation.llm import Completion, LLMClient, OnText
@@ -40,7 +41,7 @@ class Retrieved:
         degraded: why there are none, if something failed.
     """
 
-    embedding: np.ndarray | None = None
+    embedding: NDArray[np.float32] | None = None
     examples: tuple[Selected, ...] = ()
     degraded: str = ""
 
@@ -51,7 +52,7 @@ class Exchange:
 
     request: str
     response: str
-    embedding: np.ndarray
+    embedding: NDArray[np.float32]
     tenant: str
     system_prompt: str
     llm: str
@@ -182,15 +183,15 @@ class Policy:
         self._load = load
         self._rng = rng
 
-    def context(self, request: Request, retrieved: Retrieved) -> np.ndarray:
+    def context(self, request: Request, retrieved: Retrieved) -> NDArray[np.float32]:
         """The bandit's context x of a request."""
         return self._featurizer(request.text, retrieved.embedding, retrieved.examples)
 
-    def decide(self, x: np.ndarray) -> Choice:
+    def decide(self, x: NDArray[np.float32]) -> Choice:
         """Draw the LLM for a request of context x."""
         return self._bandit.choose(x, self.biases(), self._rng)
 
-    def forced(self, x: np.ndarray, llm: str) -> Choice:
+    def forced(self, x: NDArray[np.float32], llm: str) -> Choice:
         """The decision record of a request whose LLM the caller, or a failure, has chosen."""
         mean, _ = self._bandit.arms[llm].predict(x)
         return Choice(llm, 1.0, {llm: 1.0}, min(1.0, max(0.0, mean)), spread=1.0)
@@ -290,7 +291,7 @@ class RouterService:
 
     def _decide(
         self, request: Request, retrieved: Retrieved, notes: list[str]
-    ) -> tuple[np.ndarray, Choice]:
+    ) -> tuple[NDArray[np.float32], Choice]:
         x = self.policy.context(request, retrieved)
         if request.llm != AUTO:
             return x, self.policy.forced(x, request.llm)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from echolm import contracts
 from echolm.errors import ContextLengthError, EchoError, InvalidRequestError, UnavailableError
@@ -39,16 +40,16 @@ def _raise(model: str, error: Any) -> None:
     raise UnavailableError(f"{model}: {message}")
 
 
-def _outputs(model: str, response: Any) -> dict[str, np.ndarray]:
+def _outputs(model: str, response: Any) -> dict[str, NDArray[Any]]:
     if response.has_error():
         _raise(model, response.error())
     return {t.name(): t.as_numpy() for t in response.output_tensors()}
 
 
-async def _infer(model: str, inputs: Sequence[Any], timeout_s: float) -> dict[str, np.ndarray]:
+async def _infer(model: str, inputs: Sequence[Any], timeout_s: float) -> dict[str, NDArray[Any]]:
     """One BLS call to a model that is not decoupled."""
 
-    def call() -> dict[str, np.ndarray]:
+    def call() -> dict[str, NDArray[Any]]:
         request = pb_utils.InferenceRequest(
             model_name=model, requested_output_names=[], inputs=list(inputs)
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from echolm.contracts import Tensor
 from echolm.errors import (
@@ -29,8 +30,8 @@ NUMPY_TYPES: dict[str, Any] = {
 }
 
 
-def read(request: Any, name: str) -> np.ndarray | None:
-    """The input tensor as an array, with its batch dimension if the model has one; None if absent."""
+def read(request: Any, name: str) -> NDArray[Any] | None:
+    """The input as an array, with its batch dimension if the model has one; None if absent."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 
@@ -45,7 +46,7 @@ def read_scalar(request: Any, name: str, default: Any = None) -> Any:
     return default if array is None else scalar(array, name)
 
 
-def scalar(array: np.ndarray, name: str) -> Any:
+def scalar(array: NDArray[Any], name: str) -> Any:
     """The single element of an array; InvalidRequestError if it holds none or several."""
     if array.size != 1:
         raise InvalidRequestError.of(name, "one element", f"shape {list(array.shape)}")
@@ -103,7 +104,9 @@ def error(problem: BaseException) -> Any:
     if isinstance(problem, EchoError):
         return pb_utils.TritonError(str(problem), code)
     logger.error("unexpected error", exc_info=problem)
-    return pb_utils.TritonError(f"internal error: {type(problem).__name__}; see the server's log", code)
+    return pb_utils.TritonError(
+        f"internal error: {type(problem).__name__}; see the server's log", code
+    )
 
 
 def error_response(problem: BaseException) -> Any:

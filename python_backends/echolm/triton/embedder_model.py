@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from echolm import contracts
 from echolm.embedding.embedder import OnnxEmbedder
@@ -29,8 +30,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
-        ids_of: dict[int, np.ndarray] = {}
-        masks: list[np.ndarray] = []
+        ids_of: dict[int, NDArray[np.int64]] = {}
+        masks: list[NDArray[np.int64]] = []
         for i, request in enumerate(requests):
             ids, mask = codec.read(request, "input_ids"), codec.read(request, "attention_mask")
             if ids is None or mask is None or ids.shape != mask.shape or ids.shape[-1] == 0:
@@ -62,7 +63,7 @@ class TritonPythonModel:
         return responses
 
 
-def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+def _stack(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Rows of all arrays, padded with zeros to the longest: INT64 [sum of n, tokens]."""
     width = max(a.shape[1] for a in arrays)
     stacked = np.zeros((sum(a.shape[0] for a in arrays), width), dtype=np.int64)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from echolm import contracts
 from echolm.embedding.spec import EmbedderSpec
@@ -33,7 +34,7 @@ class _Rows:
     """The rows of one Triton request."""
 
     texts: list[str]
-    embeddings: np.ndarray
+    embeddings: NDArray[np.float32]
     queries: list[Query]
     wanted: list[bool]
 

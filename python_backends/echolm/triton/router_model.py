@@ -135,10 +135,7 @@ class TritonPythonModel:
 
 def read_requests(request: Any, settings: Settings) -> list[Request]:
     """The rows of one Triton request; InvalidRequestError names the first that is wrong."""
-    arrays = {
-        spec.name: codec.read(request, spec.name)
-        for spec in contracts.ECHOLM_INPUTS
-    }
+    arrays = {spec.name: codec.read(request, spec.name) for spec in contracts.ECHOLM_INPUTS}
     texts = arrays["text_input"]
     if texts is None:
         raise InvalidRequestError.of("text_input", "a BYTES tensor of shape [1, 1]", "none")

@@ -64,10 +64,7 @@ class Runtime:
             position = position % len(watched)
             part = watched[position : position + _CANCEL_CHECKS_PER_ROUND]
             position += len(part)
-            gone = await self.loop.run_in_executor(
-                None, lambda part=part: [task for task, responder in part if responder.is_cancelled()]
-            )
-            for task in gone:
+            for task in await self.loop.run_in_executor(None, _gone, part):
                 task.cancel()
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -87,3 +84,7 @@ class Runtime:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout_s)
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _gone(watched: list[tuple[asyncio.Task[None], Responder]]) -> list[asyncio.Task[None]]:
+    return [task for task, responder in watched if responder.is_cancelled()]
