@@ -84,20 +84,30 @@ TEMPLATES: dict[str, PromptTemplate] = {
         system="<|system|>{system}<|end|>",
         example="<|user|>{request}<|assistant|>{response}<|end|>",
         request="<|user|>{request}<|assistant|>",
-        markers=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        markers=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"),
     ),
-    "chatml": _turns("<|im_start|>ROLE\n", "<|im_end|>\n", ("<|im_start|>", "<|im_end|>")),
+    "chatml": _turns(
+        "<|im_start|>ROLE\n", "<|im_end|>\n", ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+    ),
     "llama3": _turns(
         "<|start_header_id|>ROLE<|end_header_id|>\n\n",
         "<|eot_id|>",
-        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"),
+        (
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+            "<|eom_id|>",
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|python_tag|>",
+        ),
     ),
     "gemma": PromptTemplate(
         system="<start_of_turn>user\n{system}<end_of_turn>\n",
         example="<start_of_turn>user\n{request}<end_of_turn>\n"
         "<start_of_turn>model\n{response}<end_of_turn>\n",
         request="<start_of_turn>user\n{request}<end_of_turn>\n<start_of_turn>model\n",
-        markers=("<start_of_turn>", "<end_of_turn>"),
+        markers=("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"),
     ),
 }
 """Prompt templates by name: that of the demo pair and those of common instruction-tuned LLMs."""
