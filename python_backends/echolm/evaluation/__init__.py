@@ -1,0 +1,1 @@
+"""Measures policies against each other on a live server: load, quality, report."""

@@ -1,0 +1,117 @@
+"""Load on a live server: a fixed number of requests in flight, or arrivals in time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from echolm.evaluation.policies import Policy, Reply
+from echolm.workload import WorkItem
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one request.
+
+    Attributes:
+        reply: None if it failed.
+        latency_s: from its arrival to the end of its answer.
+    """
+
+    item: WorkItem
+    reply: Reply | None
+    error: str
+    latency_s: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """All requests of one run, in the order in which they were sent."""
+
+    records: tuple[Record, ...]
+    seconds: float
+
+    @property
+    def failed(self) -> int:
+        """Requests without an answer."""
+        return sum(record.reply is None for record in self.records)
+
+    @property
+    def throughput(self) -> float:
+        """Answered requests per second."""
+        return (len(self.records) - self.failed) / self.seconds
+
+    def latency_quantile(self, q: float) -> float:
+        """Latency in seconds below which a share ``q`` of the answered requests lie."""
+        return float(np.quantile([r.latency_s for r in self.records if r.reply is not None], q))
+
+
+OnRecord = Callable[[Record], None]
+
+
+async def _send(policy: Policy, item: WorkItem, arrived: float) -> Record:
+    try:
+        reply = await policy.send(item)
+        return Record(item, reply, "", time.perf_counter() - arrived)
+    except Exception as error:  # a failed request is a result, whatever failed
+        message = f"{type(error).__name__}: {error}"
+        return Record(item, None, message, time.perf_counter() - arrived)
+
+
+async def closed_loop(
+    policy: Policy,
+    items: Sequence[WorkItem],
+    concurrency: int,
+    on_record: OnRecord = lambda record: None,
+) -> Run:
+    """Send all items in order with ``concurrency`` in flight: the server at saturation."""
+    records: list[Record | None] = [None] * len(items)
+    waiting = iter(enumerate(items))
+
+    async def worker() -> None:
+        for index, item in waiting:
+            record = await _send(policy, item, time.perf_counter())
+            records[index] = record
+            on_record(record)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(min(concurrency, len(items)))))
+    seconds = time.perf_counter() - started
+    return Run(tuple(r for r in records if r is not None), seconds)
+
+
+async def open_loop(
+    policy: Policy,
+    items: Sequence[WorkItem],
+    arrivals_s: Sequence[float],
+    on_record: OnRecord = lambda record: None,
+) -> Run:
+    """Send each item at its arrival time, whether or not earlier ones are answered.
+
+    Args:
+        arrivals_s: seconds from the start, ascending, one per item.
+    """
+
+    async def at(item: WorkItem, arrival: float) -> Record:
+        record = await _send(policy, item, arrival)
+        on_record(record)
+        return record
+
+    started = time.perf_counter()
+    tasks = []
+    for item, offset in zip(items, arrivals_s, strict=True):
+        await asyncio.sleep(max(0.0, started + offset - time.perf_counter()))
+        # Latency counts from when the request was due, so that a late sender hides nothing.
+        tasks.append(asyncio.create_task(at(item, started + offset)))
+    records = await asyncio.gather(*tasks)
+    return Run(tuple(records), time.perf_counter() - started)
+
+
+def poisson_arrivals(count: int, rate: float, seed: int) -> list[float]:
+    """``count`` arrival times in seconds of a Poisson process with ``rate`` per second."""
+    gaps = np.random.default_rng(seed).exponential(1.0 / rate, count)
+    return [float(t) for t in np.cumsum(gaps)]
