@@ -191,6 +191,10 @@ class Policy:
         """Draw the LLM for a request of context x."""
         return self._bandit.choose(x, self.biases(), self._rng)
 
+    def unknown(self) -> NDArray[np.float32]:
+        """The context of a request about which nothing can be told."""
+        return np.zeros(self._featurizer.dimension, dtype=np.float32)
+
     def forced(self, x: NDArray[np.float32], llm: str) -> Choice:
         """The decision record of a request whose LLM the caller, or a failure, has chosen."""
         mean, _ = self._bandit.arms[llm].predict(x)
@@ -204,6 +208,11 @@ class Policy:
             name: load_bias(load, s.load_threshold, cost, s.load_bias, s.load_gain)
             for name, cost in self._relative_costs.items()
         }
+
+
+def blind(llm: str) -> Choice:
+    """The decision record of an LLM that was taken without a working router."""
+    return Choice(llm, 1.0, {llm: 1.0}, quality=0.0, spread=1.0)
 
 
 @dataclass
@@ -244,7 +253,7 @@ class RouterService:
             request_id, request, retrieved, choice.arm, on_text, notes
         )
         if llm != choice.arm:
-            choice = self.policy.forced(x, llm)
+            choice = self._replaced(x, llm)
         answer = Answer(
             text=completion.text,
             llm=llm,
@@ -284,6 +293,9 @@ class RouterService:
         except EchoError as error:
             logger.warning("retrieval failed: %s", error)
             retrieved = Retrieved(degraded="retrieval unavailable")
+        except Exception as error:  # whatever is wrong with it, an LLM can answer
+            logger.error("retrieval failed", exc_info=error)
+            retrieved = Retrieved(degraded="retrieval failed")
         if retrieved.degraded:
             notes.append(f"no examples: {retrieved.degraded}")
             self.metrics.degraded("retrieval")
@@ -292,16 +304,25 @@ class RouterService:
     def _decide(
         self, request: Request, retrieved: Retrieved, notes: list[str]
     ) -> tuple[NDArray[np.float32], Choice]:
-        x = self.policy.context(request, retrieved)
-        if request.llm != AUTO:
-            return x, self.policy.forced(x, request.llm)
         try:
+            x = self.policy.context(request, retrieved)
+            if request.llm != AUTO:
+                return x, self.policy.forced(x, request.llm)
             return x, self.policy.decide(x)
         except Exception as error:  # whatever is wrong with the router's state, an LLM can answer
             logger.error("routing failed", exc_info=error)
-            notes.append("routing failed: default LLM")
+            forced = request.llm != AUTO
+            notes.append("routing failed" if forced else "routing failed: default LLM")
             self.metrics.degraded("routing")
-            return x, self.policy.forced(x, self.settings.default_llm.name)
+            name = request.llm if forced else self.settings.default_llm.name
+            return self.policy.unknown(), blind(name)
+
+    def _replaced(self, x: NDArray[np.float32], llm: str) -> Choice:
+        try:
+            return self.policy.forced(x, llm)
+        except Exception as error:  # there is an answer, which must not be lost
+            logger.error("routing failed", exc_info=error)
+            return blind(llm)
 
     async def _generate(
         self,
@@ -344,6 +365,10 @@ class RouterService:
                 problem: Exception = error
             except (UnavailableError, asyncio.TimeoutError) as error:
                 notes.append(f"{name} unavailable")
+                problem = error
+            except Exception as error:  # a defect of one LLM's client leaves the others
+                logger.error("LLM %s failed unexpectedly", name, exc_info=error)
+                notes.append(f"{name} failed")
                 problem = error
             if sent:
                 # Another LLM's answer cannot continue what the client has already read.
