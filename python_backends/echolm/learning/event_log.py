@@ -84,9 +84,18 @@ class SQLiteEventLog:
                 ).fetchall()
         except sqlite3.Error as error:
             raise UnavailableError(f"learning log {self._path}: {error}") from error
-        return [Event(s, kind, json.loads(body), at_ms) for s, kind, body, at_ms in rows]
+        return [Event(s, kind, _parse(body), at_ms) for s, kind, body, at_ms in rows]
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+
+def _parse(body: str) -> Mapping[str, Any]:
+    """The body's JSON; empty if it is damaged, so that a reader skips one event and goes on."""
+    try:
+        value = json.loads(body)
+    except (TypeError, ValueError):
+        value = None
+    return value if isinstance(value, dict) else {}

@@ -77,7 +77,7 @@ class Learner:
             else:
                 return
             self.applied += 1
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # one bad event must not end all learning
             self.skipped += 1
             logger.warning("learning log: event %d skipped: %r", event.sequence, error)
 
@@ -86,6 +86,8 @@ class Learner:
         x = np.asarray(decision["context"], dtype=np.float32)
         if x.shape != arm.mean.shape:
             raise ValueError(f"context of {x.shape[0]} elements, expected {arm.mean.shape[0]}")
+        if not np.isfinite(x).all():
+            raise ValueError("context is not finite")
         if not 0.0 <= score <= 1.0:
             raise ValueError(f"score {score} outside [0, 1]")
         request_id = decision["request_id"]
@@ -105,6 +107,8 @@ class Learner:
         predicted = []
         for decision in (better, worse):
             x = np.asarray(decision["context"], dtype=np.float32)
+            if not np.isfinite(x).all():
+                raise ValueError("context is not finite")
             predicted.append(self._bandit.arms[decision["llm"]].predict(x)[0])
         lacking = max(0.0, PREFERENCE_MARGIN - (predicted[0] - predicted[1]))
         self._rate(better, min(1.0, max(0.0, predicted[0] + lacking / 2)))
