@@ -63,7 +63,7 @@ class Featurizer:
         similarities = sorted((e.similarity for e in examples), reverse=True)
         x[0] = 1.0
         if similarities:
-            best = max(examples, key=lambda e: e.similarity)
+            best = max(examples, key=lambda e: (e.similarity, -e.id))
             span = self.fit_ceiling - self.fit_floor
             x[1] = 1.0
             x[2] = min(1.0, max(0.0, (similarities[0] - self.fit_floor) / span))
