@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient, MilvusException
+from pymilvus.exceptions import DataNotMatchException, ParamError
 
 from echolm.embedding.spec import EmbedderSpec
-from echolm.errors import ConfigurationError, UnavailableError
-from echolm.retrieval.store import Candidate, Example, Query
+from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+from echolm.retrieval.store import MAX_TEXT_BYTES, Candidate, Example, Query
 from echolm.settings import RetrievalSettings
 
 logger = logging.getLogger("echolm")
 
 SCHEMA_VERSION = 1
-_RECONNECT_S = 5.0
-MAX_VARCHAR = 65_535  # Milvus' limit, in bytes
+_RECOVER_EVERY_S = 1.0
+_CONNECT_TIMEOUT_S = 10.0
+_WRITE_TIMEOUT_S = 30.0
+_BAD_DATA = (1100, 1101, 1102)  # Milvus' codes: parameter invalid, missing, too large
+
+_T = TypeVar("_T")
 
 _SCALARS: tuple[tuple[str, DataType, dict[str, int]], ...] = (
-    ("request", DataType.VARCHAR, {"max_length": MAX_VARCHAR}),
-    ("response", DataType.VARCHAR, {"max_length": MAX_VARCHAR}),
+    ("request", DataType.VARCHAR, {"max_length": MAX_TEXT_BYTES}),
+    ("response", DataType.VARCHAR, {"max_length": MAX_TEXT_BYTES}),
     ("tenant", DataType.VARCHAR, {"max_length": 512}),
     ("scope", DataType.INT64, {}),
     ("source_llm", DataType.VARCHAR, {"max_length": 256}),
@@ -74,23 +80,39 @@ class MilvusStore:
             "dimension": dimension,
             "schema": SCHEMA_VERSION,
         }
-        try:
+        # It logs several tracebacks for each failed call, which we raise and report ourselves.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        with _reported(f"at {settings.milvus_uri}"):
             self._client = MilvusClient(
-                uri=settings.milvus_uri, token=settings.milvus_token.get_secret_value(), timeout=10
+                uri=settings.milvus_uri,
+                token=settings.milvus_token.get_secret_value(),
+                timeout=_CONNECT_TIMEOUT_S,
             )
+        self.open()
+
+    def open(self) -> None:
+        """Make sure that the collection exists, is ours and can be searched.
+
+        Called at the start, and again when Milvus has come back after an outage.
+
+        Raises:
+            ConfigurationError, UnavailableError: as the class.
+        """
+        with _reported("collection"):
             self._open()
-        except MilvusException as error:
-            raise UnavailableError(f"Milvus at {settings.milvus_uri}: {error.message}") from error
 
     def _open(self) -> None:
-        if not self._client.has_collection(self._collection):
+        exists = self._client.has_collection(self._collection, timeout=_CONNECT_TIMEOUT_S)
+        if not exists:
             try:
                 self._create()
             except MilvusException:
                 # Another process of ours may have created it in the meantime.
-                if not self._client.has_collection(self._collection):
+                if not self._client.has_collection(self._collection, timeout=_CONNECT_TIMEOUT_S):
                     raise
-        found = self._client.describe_collection(self._collection).get("description", "")
+        found = self._client.describe_collection(self._collection, timeout=_CONNECT_TIMEOUT_S).get(
+            "description", ""
+        )
         try:
             identity = json.loads(found)
         except json.JSONDecodeError:
@@ -101,7 +123,7 @@ class MilvusStore:
                 f"got {identity or found!r}; set retrieval.collection to another name, or "
                 "configure the embedding model that made it"
             )
-        self._client.load_collection(self._collection)
+        self._client.load_collection(self._collection, timeout=_WRITE_TIMEOUT_S)
 
     def _create(self) -> None:
         schema = self._client.create_schema(
@@ -125,6 +147,7 @@ class MilvusStore:
             schema=schema,
             index_params=index,
             consistency_level="Bounded",
+            timeout=_CONNECT_TIMEOUT_S,
         )
 
     def search(
@@ -137,7 +160,7 @@ class MilvusStore:
         not_before = now_ms // _EXPIRY_STEP_MS * _EXPIRY_STEP_MS
         found: list[list[Candidate]] = [[] for _ in queries]
         for scope, rows in rows_of_scope.items():
-            try:
+            with _reported("search"):
                 hits = self._client.search(
                     self._collection,
                     data=[embeddings[row] for row in rows],
@@ -148,8 +171,6 @@ class MilvusStore:
                     search_params={"params": dict(self._settings.search_params)},
                     timeout=self._timeout,
                 )
-            except MilvusException as error:
-                raise UnavailableError(f"Milvus search failed: {error.message}") from error
             for row, row_hits in zip(rows, hits, strict=True):
                 # The scope is a hash; the tenant's name is what must match.
                 found[row] = [
@@ -164,25 +185,24 @@ class MilvusStore:
             _row(example, embedding)
             for example, embedding in zip(examples, embeddings, strict=True)
         ]
-        try:
-            self._client.upsert(self._collection, rows)
-        except MilvusException as error:
-            raise UnavailableError(f"Milvus upsert failed: {error.message}") from error
+        with _reported("upsert"):
+            self._client.upsert(self._collection, rows, timeout=_WRITE_TIMEOUT_S)
 
     def delete(self, ids: Iterable[int]) -> None:
         wanted = list(ids)
         if not wanted:
             return
-        try:
-            self._client.delete(self._collection, ids=wanted)
-        except MilvusException as error:
-            raise UnavailableError(f"Milvus delete failed: {error.message}") from error
+        with _reported("delete"):
+            self._client.delete(self._collection, ids=wanted, timeout=_WRITE_TIMEOUT_S)
 
     def count(self) -> int:
-        try:
-            rows = self._client.query(self._collection, filter="", output_fields=["count(*)"])
-        except MilvusException as error:
-            raise UnavailableError(f"Milvus count failed: {error.message}") from error
+        with _reported("count"):
+            rows = self._client.query(
+                self._collection,
+                filter="",
+                output_fields=["count(*)"],
+                timeout=_CONNECT_TIMEOUT_S,
+            )
         return int(rows[0]["count(*)"])
 
     def close(self) -> None:
@@ -191,10 +211,10 @@ class MilvusStore:
 
 
 class LazyMilvusStore:
-    """A :class:`MilvusStore` that is opened when Milvus answers, not necessarily at start.
+    """A :class:`MilvusStore` that outlives outages of Milvus, also one at the start.
 
-    Milvus being away at start must not keep the server down: until it answers, every call
-    raises UnavailableError, and a new connection is tried once in a while.
+    While Milvus does not answer, every call raises UnavailableError at once: a request must
+    not wait for a store that is away. A thread looks meanwhile whether it is back.
 
     Raises:
         ConfigurationError: Milvus answers, and the collection is another model's.
@@ -205,41 +225,93 @@ class LazyMilvusStore:
         self._embedding = embedding
         self._lock = threading.Lock()
         self._store: MilvusStore | None = None
-        self._next_try = 0.0
+        self._problem: Exception | None = None
+        self._closed = threading.Event()
         try:
-            self._opened()
+            self._open()
         except UnavailableError as error:
-            logger.warning("starting without the example store: %s", error)
+            self._suspend(error)
 
-    def _opened(self) -> MilvusStore:
+    def _open(self) -> None:
+        if self._store is None:
+            self._store = MilvusStore(
+                self._settings, self._embedding.name, self._embedding.dimension
+            )
+        else:
+            self._store.open()
+
+    def _suspend(self, problem: UnavailableError) -> None:
+        """Refuse calls until Milvus is back."""
         with self._lock:
-            if self._store is None:
-                if time.monotonic() < self._next_try:
-                    raise UnavailableError("Milvus is not connected")
-                self._next_try = time.monotonic() + _RECONNECT_S
-                self._store = MilvusStore(
-                    self._settings, self._embedding.name, self._embedding.dimension
-                )
-            return self._store
+            if self._problem is not None or self._closed.is_set():
+                return
+            self._problem = problem
+        logger.warning("example store suspended: %s", problem)
+        threading.Thread(target=self._recover, name="milvus-recovery", daemon=True).start()
+
+    def _recover(self) -> None:
+        while True:
+            try:
+                self._open()
+            except Exception as error:  # the store stays suspended whatever it is
+                if isinstance(error, ConfigurationError) and str(error) != str(self._problem):
+                    logger.error("example store: %s", error)
+                self._problem = error
+            else:
+                self._problem = None
+                logger.warning("example store is back")
+                return
+            if self._closed.wait(_RECOVER_EVERY_S):
+                return
+
+    def _call(self, call: Callable[[MilvusStore], _T]) -> _T:
+        problem, store = self._problem, self._store
+        if problem is not None or store is None:
+            raise UnavailableError(f"example store suspended: {problem}")
+        try:
+            return call(store)
+        except UnavailableError as error:
+            self._suspend(error)
+            raise
 
     def search(
-        self, embeddings: NDArray[np.float32], queries: Sequence[Query], top_n: int, now_ms: int
+        self,
+        embeddings: NDArray[np.float32],
+        queries: Sequence[Query],
+        top_n: int,
+        now_ms: int,
     ) -> list[list[Candidate]]:
-        return self._opened().search(embeddings, queries, top_n, now_ms)
+        return self._call(lambda store: store.search(embeddings, queries, top_n, now_ms))
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
-        self._opened().upsert(examples, embeddings)
+        self._call(lambda store: store.upsert(examples, embeddings))
 
     def delete(self, ids: Iterable[int]) -> None:
-        self._opened().delete(ids)
+        self._call(lambda store: store.delete(ids))
 
     def count(self) -> int:
-        return self._opened().count()
+        return self._call(lambda store: store.count())
 
     def close(self) -> None:
         """Close the connection, if there is one."""
+        self._closed.set()
         if self._store is not None:
             self._store.close()
+
+
+@contextlib.contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Errors of pymilvus as ours. A deadline reaches us as gRPC's own exception."""
+    try:
+        yield
+    except MilvusException as error:
+        message = f"Milvus {what}: {error.message}"
+        if isinstance(error, ParamError | DataNotMatchException) or error.code in _BAD_DATA:
+            raise InvalidRequestError(message) from error
+        raise UnavailableError(message) from error
+    except grpc.RpcError as error:
+        code = error.code().name if hasattr(error, "code") else type(error).__name__
+        raise UnavailableError(f"Milvus {what}: {code}") from error
 
 
 def _candidate(hit: Any) -> Candidate:

@@ -11,6 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_TEXT_BYTES = 65_535
+"""Longest request or response that a store takes, in bytes of UTF-8 (Milvus' VARCHAR)."""
+
 NEVER = 2**62
 """``expires_at_ms`` of an example that does not expire."""
 
