@@ -16,7 +16,9 @@ from echolm.errors import EchoError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the files")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder for the files"
+    )
     parser.add_argument(
         "--form",
         choices=("fp32", "fast"),

@@ -9,4 +9,11 @@ from echolm.embedding.fake import FakeEmbedder
 from echolm.embedding.spec import EmbedderSpec
 from echolm.embedding.tokenizer import TextTokenizer, TokenBatch
 
-__all__ = ["Embedder", "EmbedderSpec", "FakeEmbedder", "OnnxEmbedder", "TextTokenizer", "TokenBatch"]
+__all__ = [
+    "Embedder",
+    "EmbedderSpec",
+    "FakeEmbedder",
+    "OnnxEmbedder",
+    "TextTokenizer",
+    "TokenBatch",
+]

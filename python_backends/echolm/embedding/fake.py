@@ -19,5 +19,8 @@ class FakeEmbedder:
         vectors = np.zeros((len(input_ids), self.dimension), np.float32)
         for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
             for token in ids[mask == 1]:
-                vectors[row] += np.random.default_rng(int(token)).standard_normal(self.dimension, np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+                vectors[row] += np.random.default_rng(int(token)).standard_normal(
+                    self.dimension, np.float32
+                )
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors

@@ -48,20 +48,23 @@ class Checkpoint:
         try:
             files = metadata.files(DISTRIBUTION) or []
         except metadata.PackageNotFoundError:
-            raise ConfigurationError(f"embedder: the package {DISTRIBUTION} is not installed; {_INSTALL}") from None
-        located = {file.name: Path(str(file.locate())) for file in files if file.parent.name == "model"}
+            raise ConfigurationError(
+                f"embedder: the package {DISTRIBUTION} is not installed; {_INSTALL}"
+            ) from None
+        located = {
+            file.name: Path(str(file.locate())) for file in files if file.parent.name == "model"
+        }
         names = ("model.safetensors", "config.json", "tokenizer.json")
         missing = [name for name in names if name not in located or not located[name].is_file()]
         if missing:
-            raise ConfigurationError(f"embedder: the package {DISTRIBUTION} lacks {missing}; re{_INSTALL}")
+            raise ConfigurationError(
+                f"embedder: the package {DISTRIBUTION} lacks {missing}; re{_INSTALL}"
+            )
         return cls(*(located[name] for name in names))
 
     def check(self, sha256: str = SHA256) -> None:
         """Raises ConfigurationError if the weights are not the published ones."""
-        with self.weights.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
-                hashlib.sha256(stream.read()).hexdigest()
-            )
+        found = hashlib.sha256(self.weights.read_bytes()).hexdigest()
         if found != sha256:
             raise ConfigurationError(
                 f"embedder: {self.weights} has sha256 {found}, expected {sha256}: "
@@ -122,7 +125,9 @@ def _graph(checkpoint: Checkpoint, config: dict[str, int | float]) -> bytes:
         heads=int(config["num_attention_heads"]),
         layer_norm_eps=float(config["layer_norm_eps"]),
     )
-    return sentence_encoder(load_file(checkpoint.weights), shape).SerializeToString(deterministic=True)
+    return sentence_encoder(load_file(checkpoint.weights), shape).SerializeToString(
+        deterministic=True
+    )
 
 
 def _holds(path: Path, content: bytes) -> bool:

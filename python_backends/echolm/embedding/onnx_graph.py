@@ -162,7 +162,9 @@ def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
     for index in range(shape.layers):
         x = bert.layer(x, bias, f"encoder.layer.{index}")
 
-    total = g.op("ReduceSum", g.op("Mul", x, g.op("Unsqueeze", mask, g.ints(2))), g.ints(1), keepdims=0)
+    total = g.op(
+        "ReduceSum", g.op("Mul", x, g.op("Unsqueeze", mask, g.ints(2))), g.ints(1), keepdims=0
+    )
     count = g.op("Max", g.op("ReduceSum", mask, g.ints(1), keepdims=1), g.scalar(1e-9))
     mean = g.op("Div", total, count)  # [b, h]
     length = g.op("Max", g.op("ReduceL2", mean, axes=[1], keepdims=1), g.scalar(1e-12))
@@ -172,7 +174,10 @@ def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
     graph = helper.make_graph(
         g.nodes,
         "sentence_encoder",
-        [helper.make_tensor_value_info(name, int64, axes) for name in ("input_ids", "attention_mask")],
+        [
+            helper.make_tensor_value_info(name, int64, axes)
+            for name in ("input_ids", "attention_mask")
+        ],
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", shape.hidden])],
         list(g.constants.values()),
     )

@@ -44,15 +44,17 @@ def open_session(model: Path, spec: EmbedderSpec, threads: int) -> Session:
     """
     if not model.is_file():
         raise ConfigurationError(
-            f"embedder: {model} is missing; build it with scripts/build_embedder.py --output {model.parent}"
+            f"embedder: {model} is missing; build it with scripts/build_embedder.py "
+            f"--output {model.parent}"
         )
-    kind = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}[spec.runtime]
     try:
-        return kind(model, spec.precision, threads)
+        if spec.runtime == "openvino":
+            return OpenVinoSession(model, spec.precision, threads)
+        return OnnxRuntimeSession(model, threads)
     except ImportError as error:
         raise ConfigurationError(
-            f"embedder: runtime {spec.runtime!r} cannot be imported ({error}); install {spec.runtime}, "
-            f"or build the other form with scripts/build_embedder.py --form fp32 --output {model.parent}"
+            f"embedder: runtime {spec.runtime!r} cannot be imported ({error}); install it or build "
+            f"the other form: scripts/build_embedder.py --form fp32 --output {model.parent}"
         ) from error
 
 
@@ -61,7 +63,7 @@ class OnnxRuntimeSession:
 
     precision = "fp32"
 
-    def __init__(self, model: Path, precision: str, threads: int) -> None:
+    def __init__(self, model: Path, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -70,10 +72,18 @@ class OnnxRuntimeSession:
         # An idle thread that spins takes the core from Milvus and the LLMs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(model), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # the library's exceptions have no public base
-            raise ConfigurationError(f"embedder: ONNX Runtime cannot load {model}: {error}") from error
-        _check_names(model, [i.name for i in self._session.get_inputs()], [o.name for o in self._session.get_outputs()])
+            raise ConfigurationError(
+                f"embedder: ONNX Runtime cannot load {model}: {error}"
+            ) from error
+        _check_names(
+            model,
+            [i.name for i in self._session.get_inputs()],
+            [o.name for o in self._session.get_outputs()],
+        )
 
     def run(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -100,7 +110,9 @@ class OpenVinoSession:
             compiled = core.compile_model(core.read_model(model), "CPU", options)
         except RuntimeError as error:
             raise ConfigurationError(f"embedder: OpenVINO cannot load {model}: {error}") from error
-        _check_names(model, [i.any_name for i in compiled.inputs], [o.any_name for o in compiled.outputs])
+        _check_names(
+            model, [i.any_name for i in compiled.inputs], [o.any_name for o in compiled.outputs]
+        )
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
 
@@ -119,6 +131,7 @@ def default_threads() -> int:
 def _check_names(model: Path, inputs: list[str], outputs: list[str]) -> None:
     if sorted(inputs) != sorted(INPUTS) or OUTPUT not in outputs:
         raise ConfigurationError(
-            f"embedder: {model}: expected inputs {sorted(INPUTS)} and output {OUTPUT!r}, got inputs "
-            f"{sorted(inputs)} and outputs {sorted(outputs)}; pooling and normalisation belong inside the graph"
+            f"embedder: {model}: expected inputs {sorted(INPUTS)} and output {OUTPUT!r}, got "
+            f"inputs {sorted(inputs)} and outputs {sorted(outputs)}; pooling and normalisation "
+            "belong inside the graph"
         )

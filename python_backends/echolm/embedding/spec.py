@@ -48,10 +48,20 @@ class EmbedderSpec:
         for key in ("dimension", "max_tokens", "vocabulary"):
             value = getattr(self, key)
             good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            self._expect(key, value, good or (key == "vocabulary" and value is None), "an integer > 0")
-        self._expect("runtime", self.runtime, self.runtime in get_args(Runtime), f"one of {get_args(Runtime)}")
+            self._expect(
+                key, value, good or (key == "vocabulary" and value is None), "an integer > 0"
+            )
         self._expect(
-            "precision", self.precision, self.precision in get_args(Precision), f"one of {get_args(Precision)}"
+            "runtime",
+            self.runtime,
+            self.runtime in get_args(Runtime),
+            f"one of {get_args(Runtime)}",
+        )
+        self._expect(
+            "precision",
+            self.precision,
+            self.precision in get_args(Precision),
+            f"one of {get_args(Precision)}",
         )
         fits = self.precision == "fp32" or self.runtime == "openvino"
         self._expect("precision", self.precision, fits, "'fp32', as the runtime is onnxruntime")
@@ -75,17 +85,23 @@ class EmbedderSpec:
             found: Any = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigurationError(
-                f"embedder: {path} is missing; build it with scripts/build_embedder.py --output {directory}"
+                f"embedder: {path} is missing; build it with scripts/build_embedder.py "
+                f"--output {directory}"
             ) from None
         except ValueError as error:
             raise ConfigurationError(f"embedder: {path} is not JSON: {error}") from None
-        keys = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
+        keys = {
+            field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)
+        }
         if not isinstance(found, dict):
-            raise ConfigurationError(f"embedder: {path}: expected an object, got {type(found).__name__}")
+            raise ConfigurationError(
+                f"embedder: {path}: expected an object, got {type(found).__name__}"
+            )
         unknown = sorted(found.keys() - keys.keys())
         missing = sorted(key for key, required in keys.items() if required and key not in found)
         if unknown or missing:
             raise ConfigurationError(
-                f"embedder: {path}: unknown keys {unknown}, missing keys {missing}; keys are {sorted(keys)}"
+                f"embedder: {path}: unknown keys {unknown}, missing keys {missing}; "
+                f"the keys are {sorted(keys)}"
             )
         return cls(**found)

