@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from echolm.retrieval.store import MAX_TEXT_BYTES
 from echolm.routing.service import Exchange
 from echolm.settings import Settings
 
@@ -38,4 +41,10 @@ class AdmissionPolicy:
             return Verdict(False, "empty")
         if len(exchange.request) + len(exchange.response) > self._settings.max_exchange_chars:
             return Verdict(False, "too_long")
+        if any(
+            len(t.encode("utf-8")) > MAX_TEXT_BYTES for t in (exchange.request, exchange.response)
+        ):
+            return Verdict(False, "too_long")
+        if not np.isfinite(exchange.embedding).all():
+            return Verdict(False, "embedding")
         return ADMITTED

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm.errors import EchoError
+from echolm.errors import UnavailableError
 from echolm.retrieval.store import Example, ExampleStore, scope_key
 from echolm.routing.service import Exchange
 from echolm.settings import ExamplesSettings
@@ -52,7 +52,8 @@ class ExampleWriter:
     """One thread that upserts what is put into a bounded queue.
 
     While the store does not answer, exchanges wait in the queue; when it is full, new ones
-    are dropped and counted.
+    are dropped and counted. What the store refuses for good is dropped, too, and does not
+    hold up the rest of its batch.
 
     Args:
         on_change: called after every write, drop or failure, e.g. to update metrics.
@@ -136,11 +137,11 @@ class ExampleWriter:
 
     def _write(self, batch: list[tuple[Example, NDArray[np.float32]]]) -> None:
         examples = [example for example, _ in batch]
-        embeddings = np.stack([embedding for _, embedding in batch])
         while True:
             try:
+                embeddings = np.stack([embedding for _, embedding in batch])
                 self._store.upsert(examples, embeddings)
-            except EchoError as error:
+            except UnavailableError as error:
                 self.counts.failures += 1
                 self._on_change(self.counts)
                 logger.warning("examples not written, will retry: %s", error)
@@ -149,6 +150,16 @@ class ExampleWriter:
                     self.counts.dropped += len(batch)
                     self._on_change(self.counts)
                     return
+            except Exception as error:  # the thread must outlive any batch
+                self.counts.failures += 1
+                if len(batch) > 1:
+                    for one in batch:
+                        self._write([one])
+                    return
+                logger.error("example %d dropped: %s", examples[0].id, error)
+                self.counts.dropped += 1
+                self._on_change(self.counts)
+                return
             else:
                 self.counts.written += len(batch)
                 self._on_change(self.counts)
