@@ -28,20 +28,7 @@ from echolm.errors import EchoError
 from rich.console import Console
 from rich.table import Table
 
-_WORDS = (
-    "list",
-    "files",
-    "older",
-    "than",
-    "days",
-    "in",
-    "folder",
-    "and",
-    "sort",
-    "by",
-    "size",
-    "orders",
-)
+_WORDS = ("list", "files", "older", "than", "days", "in", "folder", "sort", "by", "size")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_MAX_HELD_TOKENS = 8
-"""A character has at most 4 bytes: text that stays broken over more tokens is so for good."""
+_MAX_INCOMPLETE = 3
+"""An incomplete character shows as one U+FFFD, or as one for each of its bytes (at most 3)."""
+_MAX_WINDOW = 64
+"""Tokens after which text that never gets whole is given as it is."""
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -23,30 +25,34 @@ class IncrementalDecoder:
         self._decode = decode
         self._ids: list[int] = []
         self._window = 0  # where the window starts
-        self._emitted = 0  # tokens before this are in the text already given
+        self._settled = 0  # the text of the tokens before this has been given
+        self._given = 0  # characters of the window's text that have been given
 
     def push(self, ids: Sequence[int]) -> str:
         """Take new tokens; give the text that is certain now."""
         self._ids.extend(ids)
         text = self._pending()
-        held = len(self._ids) - self._emitted
-        if not text or (text.endswith(REPLACEMENT) and held < _MAX_HELD_TOKENS):
-            return ""
-        self._advance()
+        incomplete = len(text) - len(text.rstrip(REPLACEMENT))
+        if not incomplete or len(self._ids) - self._settled > _MAX_WINDOW:
+            self._settle()
+            return text
+        text = text[: len(text) - min(incomplete, _MAX_INCOMPLETE)]
+        self._given += len(text)
         return text
 
     def flush(self) -> str:
         """The rest, when no more tokens come; an incomplete character becomes U+FFFD."""
         text = self._pending()
-        self._advance()
+        self._settle()
         return text
 
     def _pending(self) -> str:
-        known = self._decode(self._ids[self._window : self._emitted])
-        return self._decode(self._ids[self._window :])[len(known) :]
+        return self._decode(self._ids[self._window :])[self._given :]
 
-    def _advance(self) -> None:
-        self._window, self._emitted = self._emitted, len(self._ids)
+    def _settle(self) -> None:
+        if self._settled < len(self._ids):
+            self._window, self._settled = self._settled, len(self._ids)
+        self._given = len(self._decode(self._ids[self._window :]))
 
 
 class StopWords:

@@ -1,0 +1,273 @@
+"""An LLM behind TensorRT-LLM's LLM-API contract: ``small_llm``, ``large_llm`` and any other.
+
+The model's ``config.pbtxt`` chooses the engine with its parameters: ``engine`` (a name in
+:data:`echolm.engines.ENGINES`), ``model_dir`` (absolute, or relative to the version's
+directory; ``openvino`` by default), and every other one in small letters is an option of the
+engine.
+
+``execute`` only hands requests to the engine; answers leave from the engine's thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from echolm import contracts
+from echolm.engines import create_engine
+from echolm.engines.base import FINISH_CANCELLED, GenerationChunk, LLMEngine
+from echolm.engines.request import LLMRequest, is_stop, parse_request
+from echolm.errors import ConfigurationError
+from echolm.triton import codec
+
+logger = logging.getLogger("echolm")
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_OUTPUTS = {spec.name: spec for spec in (*contracts.LLM_API_OUTPUTS, *contracts.TOKEN_COUNTS)}
+_POLL_S = 0.05
+"""Period of looking for clients that have gone."""
+_MAX_POLLS_PER_S = 2_000
+"""Asking about one client is a round trip to the server process, so with many in flight the
+period grows."""
+
+_METRICS = {
+    "in_flight": ("echolm_llm_in_flight", "Requests that the LLM is working on", False),
+    "prompt": ("echolm_llm_prompt_tokens_total", "Tokens of prompts taken", True),
+    "generated": ("echolm_llm_generated_tokens_total", "Tokens generated", True),
+    "prefix_hit": (
+        "echolm_llm_prefix_hit_tokens_total",
+        "Tokens of prompts found in the prefix cache, where the engine tells",
+        True,
+    ),
+    "cancelled": ("echolm_llm_cancelled_total", "Requests cancelled before their end", True),
+    "failed": ("echolm_llm_failed_total", "Requests that ended in an error of the engine", True),
+    "restarts": ("echolm_llm_restarts_total", "Times that the engine had to start anew", True),
+}
+
+
+@dataclass
+class _InFlight:
+    """A request and where its answer goes."""
+
+    key: str
+    triton_id: str
+    request: LLMRequest
+    sender: Any
+    started: bool = False
+    gone: bool = False
+
+
+@dataclass
+class _Counts:
+    """What the metrics show, gathered here because each update is a call to the server."""
+
+    values: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_METRICS, 0.0))
+    shown: dict[str, float] = field(default_factory=dict)
+
+    def flush(self, metrics: Mapping[str, Any]) -> None:
+        for name, metric in metrics.items():
+            value = self.values[name]
+            before = self.shown.get(name, 0.0)
+            if value == before:
+                continue
+            if _METRICS[name][2]:
+                metric.increment(value - before)
+            else:
+                metric.set(value)
+            self.shown[name] = value
+
+
+class TritonPythonModel:
+    """One LLM. Requests are handed to the engine, which batches them in flight."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self._name: str = config["name"]
+        parameters = {
+            key: value["string_value"] for key, value in config.get("parameters", {}).items()
+        }
+        version_dir = Path(args["model_repository"]) / args["model_version"]
+        self._keys = itertools.count(1)
+        self._in_flight: dict[str, _InFlight] = {}
+        self._lock = threading.Lock()
+        self._counts = _Counts()
+        self._wake = threading.Event()
+        self._closed = False
+        self._engine = self._load(parameters, version_dir)
+        self._families: list[Any] = []
+        self._metrics = self._make_metrics()
+        self._poller = threading.Thread(target=self._poll, name="llm-poller", daemon=True)
+        self._poller.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._start(request, sender)
+            except Exception as problem:
+                self._send(sender, codec.error_response(problem), last=True)
+
+    def finalize(self) -> None:
+        self._closed = True
+        self._wake.set()
+        self._poller.join()
+        self._engine.close()
+        self._metrics.clear()
+        self._families.clear()
+
+    def _load(self, parameters: Mapping[str, str], version_dir: Path) -> LLMEngine:
+        # Triton gives reserved parameters (EXECUTION_ENV_PATH …) in capitals.
+        options = {key: value for key, value in parameters.items() if not key.isupper()}
+        engine = options.pop("engine", "openvino")
+        model_dir = version_dir / options.pop("model_dir", "openvino")
+        try:
+            return create_engine(engine, model_dir, options)
+        except ConfigurationError as error:
+            raise pb_utils.TritonModelException(f"{self._name}: {error}") from None
+
+    def _start(self, request: Any, sender: Any) -> None:
+        inputs = {
+            spec.name: array.reshape(-1).tolist()
+            for spec in contracts.LLM_API_INPUTS
+            if (array := codec.read(request, spec.name)) is not None
+        }
+        triton_id = request.request_id()
+        if is_stop(inputs):
+            self._stop(triton_id)
+            sender.send(flags=_FINAL)
+            return
+        # Clients choose request ids and may repeat them, so the engine gets its own.
+        key = str(next(self._keys))
+        entry = _InFlight(key, triton_id, parse_request(key, inputs), sender)
+        with self._lock:
+            self._in_flight[key] = entry
+            self._counts.values["in_flight"] = len(self._in_flight)
+        try:
+            self._engine.submit(
+                entry.request.generation, lambda event: self._on_chunk(entry, event)
+            )
+        except Exception:
+            self._forget(entry)
+            raise
+        self._wake.set()
+
+    def _stop(self, triton_id: str) -> None:
+        """Cancel what is in flight under a client's id; an empty id is nobody's."""
+        if not triton_id:
+            return
+        with self._lock:
+            keys = [e.key for e in self._in_flight.values() if e.triton_id == triton_id]
+        for key in keys:
+            self._engine.cancel(key)
+
+    def _on_chunk(self, entry: _InFlight, event: GenerationChunk | Exception) -> None:
+        last = isinstance(event, Exception) or event.is_last
+        if last:
+            self._forget(entry, event)
+        if entry.gone:
+            if last:
+                self._send(entry.sender, None, last=True)
+        elif isinstance(event, Exception):
+            self._send(entry.sender, codec.error_response(event), last=True)
+        else:
+            self._send(entry.sender, self._response(entry, event), last)
+
+    def _forget(self, entry: _InFlight, event: GenerationChunk | Exception | None = None) -> None:
+        with self._lock:
+            self._in_flight.pop(entry.key, None)
+            counts = self._counts.values
+            counts["in_flight"] = len(self._in_flight)
+            if isinstance(event, GenerationChunk):
+                counts["prompt"] += event.num_input_tokens
+                counts["generated"] += event.num_output_tokens
+                counts["cancelled"] += event.finish_reason == FINISH_CANCELLED
+            elif event is not None:
+                counts["failed"] += 1
+
+    def _response(self, entry: _InFlight, chunk: GenerationChunk) -> Any:
+        request = entry.request
+        text = chunk.text
+        if request.echo and not entry.started:
+            text = request.generation.prompt + text
+        entry.started = True
+        values: dict[str, Any] = {
+            "text_output": text,
+            "num_input_tokens": chunk.num_input_tokens,
+            "num_output_tokens": chunk.num_output_tokens,
+        }
+        if request.return_finish_reason:
+            values["finish_reason"] = chunk.finish_reason or ""
+        if request.return_stop_reason:
+            values["stop_reason"] = chunk.stop_reason or ""
+        if request.return_cumulative_logprob and chunk.cumulative_logprob is not None:
+            values["cumulative_logprob"] = chunk.cumulative_logprob
+        return pb_utils.InferenceResponse(
+            [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
+        )
+
+    def _send(self, sender: Any, response: Any, last: bool) -> None:
+        """Send a response (None: only the final flag)."""
+        flags = _FINAL if last else 0
+        try:
+            if response is None:
+                sender.send(flags=flags)
+            else:
+                sender.send(response, flags=flags)
+        except Exception as error:
+            # The client has gone, or the server is stopping.
+            logger.debug("%s: a response could not be sent: %s", self._name, error)
+
+    def _poll(self) -> None:
+        """Cancel generations whose client has gone; keep the metrics fresh."""
+        while not self._closed:
+            with self._lock:
+                entries = list(self._in_flight.values())
+                self._wake.clear()
+            for entry in entries:
+                if self._closed:
+                    return
+                if not entry.gone and self._is_gone(entry):
+                    entry.gone = True
+                    self._engine.cancel(entry.key)
+            self._flush()
+            if entries:
+                time.sleep(max(_POLL_S, len(entries) / _MAX_POLLS_PER_S))
+            else:
+                self._wake.wait()
+
+    def _is_gone(self, entry: _InFlight) -> bool:
+        try:
+            return bool(entry.sender.is_cancelled())
+        except Exception as error:  # It has been answered meanwhile.
+            logger.debug("%s: cannot ask about a client: %s", self._name, error)
+            return False
+
+    def _flush(self) -> None:
+        stats = self._engine.stats()
+        with self._lock:
+            values = self._counts.values
+            values["restarts"] = stats.restarts
+            # A new worker counts from zero, and a counter cannot go back.
+            values["prefix_hit"] = max(values["prefix_hit"], stats.prefix_hit_tokens or 0)
+        self._counts.flush(self._metrics)
+
+    def _make_metrics(self) -> dict[str, Any]:
+        metrics = {}
+        for key, (name, description, counter) in _METRICS.items():
+            family = pb_utils.MetricFamily(
+                name=name,
+                description=description,
+                kind=pb_utils.MetricFamily.COUNTER if counter else pb_utils.MetricFamily.GAUGE,
+            )
+            self._families.append(family)
+            metrics[key] = family.Metric(labels={"model": self._name})
+        return metrics
