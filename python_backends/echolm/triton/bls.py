@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,9 @@ from echolm.routing.request import Request
 from echolm.routing.service import Exchange, Retrieved
 from echolm.triton.codec import NUMPY_TYPES
 
+logger = logging.getLogger("echolm")
+
+_STOP_PATIENCE_S = (0.5, 2.0, 10.0)
 _LLM_INPUTS = {t.name: t for t in contracts.LLM_API_INPUTS}
 
 
@@ -126,6 +132,15 @@ class BLSExampleManager:
         )
 
 
+@dataclass(frozen=True)
+class _Generation:
+    """One call to an LLM: whether nobody waits for it any more, and whether it is over."""
+
+    request_id: str
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
 class LLMAPIClient:
     """An LLM that speaks TensorRT-LLM's LLM-API contract (decoupled, no batch dimension).
 
@@ -147,14 +162,19 @@ class LLMAPIClient:
             assert on_text is not None
             loop.call_soon_threadsafe(on_text, piece)
 
+        generation = _Generation(request_id)
         work = loop.run_in_executor(
-            None, self._run, request_id, inputs, forward if on_text is not None else None
+            None, self._run, generation, inputs, forward if on_text is not None else None
         )
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
+            generation.abandoned.set()
             work.add_done_callback(lambda done: done.cancelled() or done.exception())
-            loop.run_in_executor(None, self._stop, request_id)
+            # Not on the executor, whose threads may all be busy with generations.
+            threading.Thread(
+                target=self._stop, args=(generation,), name="llm-stop", daemon=True
+            ).start()
             raise
 
     def _inputs(self, prompt: str, sampling: Sampling, streaming: bool) -> list[Any]:
@@ -176,7 +196,17 @@ class LLMAPIClient:
             if value is not None
         ]
 
-    def _run(self, request_id: str, inputs: list[Any], forward: OnText | None) -> Completion:
+    def _run(
+        self, generation: _Generation, inputs: list[Any], forward: OnText | None
+    ) -> Completion:
+        try:
+            if generation.abandoned.is_set():
+                raise UnavailableError("abandoned before it began")
+            return self._receive(generation.request_id, inputs, forward)
+        finally:
+            generation.ended.set()
+
+    def _receive(self, request_id: str, inputs: list[Any], forward: OnText | None) -> Completion:
         pieces: list[str] = []
         finish_reason = ""
         counts = {"num_input_tokens": -1, "num_output_tokens": -1}
@@ -208,7 +238,15 @@ class LLMAPIClient:
             raise UnavailableError(f"{self._model}: ended without an answer")
         return Completion("".join(pieces), finish_reason, **counts)
 
-    def _stop(self, request_id: str) -> None:
+    def _stop(self, generation: _Generation) -> None:
+        # Again after a while: the first may have overtaken the request that it is to stop.
+        for patience_s in _STOP_PATIENCE_S:
+            self._send_stop(generation.request_id)
+            if generation.ended.wait(patience_s):
+                return
+        logger.warning("%s: a cancelled generation runs on to its end", self._model)
+
+    def _send_stop(self, request_id: str) -> None:
         try:
             request = pb_utils.InferenceRequest(
                 model_name=self._model,
@@ -221,8 +259,8 @@ class LLMAPIClient:
             )
             for _ in request.exec(decoupled=True):
                 pass
-        except Exception:  # the generation ends by itself at max_tokens
-            pass
+        except Exception as error:  # the generation ends by itself at max_tokens
+            logger.warning("%s: not stopped: %s", self._model, error)
 
 
 CONTRACTS = {"llmapi": LLMAPIClient}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -96,8 +97,8 @@ class TritonPythonModel:
 
         streaming = self._decoupled and rows[0].stream
         try:
-            answers = await asyncio.gather(
-                *(self._service.answer(row, send_piece if streaming else None) for row in rows)
+            answers = await _all(
+                [self._service.answer(row, send_piece if streaming else None) for row in rows]
             )
         except asyncio.CancelledError:
             self._metrics.add("echolm_failed_total", reason="cancelled")
@@ -131,6 +132,18 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._runtime.close()
         self._metrics.flush()
+
+
+async def _all(work: list[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+    """All answers; when one fails, nobody waits for the others, so they are cancelled."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def read_requests(request: Any, settings: Settings) -> list[Request]:
