@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def test_a_padded_batch_of_mixed_lengths_equals_the_reference_within_1e_5(
     # The session itself: embed would put rows of similar length together.
     session = open_session(fp32_folder / "model.onnx", EmbedderSpec.read(fp32_folder), threads=2)
     found = session.run(batch.input_ids, batch.attention_mask)
+    np.testing.assert_allclose(found, reference.embeddings, rtol=0, atol=1e-5)
+
+
+def test_without_bf16_the_fast_form_equals_the_reference_within_1e_5(
+    fast_folder: Path, tokenizer: TextTokenizer, reference: Reference
+) -> None:
+    spec = dataclasses.replace(EmbedderSpec.read(fast_folder), precision="fp32")
+    embedder = OnnxEmbedder(fast_folder / "model.onnx", spec, threads=2)
+    batch = tokenizer.encode(reference.texts)
+    found = embedder.embed(batch.input_ids, batch.attention_mask)
     np.testing.assert_allclose(found, reference.embeddings, rtol=0, atol=1e-5)
 
 
