@@ -6,6 +6,7 @@ own backend runs the file.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from pathlib import Path
@@ -19,6 +20,8 @@ from echolm.errors import ConfigurationError
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "embedding"
@@ -98,16 +101,27 @@ class OpenVinoSession:
         import openvino
 
         core = openvino.Core()
-        capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = "bf16" if precision == "bf16" and capable else "fp32"
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[self.precision],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
         }
+        capable = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = "bf16" if precision == "bf16" and capable else "fp32"
         try:
-            compiled = core.compile_model(core.read_model(model), "CPU", options)
+            network = core.read_model(model)
+            try:
+                hint = {"bf16": "bf16", "fp32": "f32"}[self.precision]
+                options["INFERENCE_PRECISION_HINT"] = hint
+                compiled = core.compile_model(network, "CPU", options)
+            except RuntimeError as error:
+                if self.precision == "fp32":
+                    raise
+                # A capable CPU whose instruction set was limited by the environment.
+                _log.warning("embedder: BF16 does not work on this CPU, using FP32: %s", error)
+                self.precision = "fp32"
+                options["INFERENCE_PRECISION_HINT"] = "f32"
+                compiled = core.compile_model(network, "CPU", options)
         except RuntimeError as error:
             raise ConfigurationError(f"embedder: OpenVINO cannot load {model}: {error}") from error
         _check_names(

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import echolm
 import numpy as np
 import pytest
 from echolm.embedding import EmbedderSpec, OnnxEmbedder, TextTokenizer, minilm
@@ -41,6 +45,36 @@ def test_without_bf16_the_fast_form_equals_the_reference_within_1e_5(
     batch = tokenizer.encode(reference.texts)
     found = embedder.embed(batch.input_ids, batch.attention_mask)
     np.testing.assert_allclose(found, reference.embeddings, rtol=0, atol=1e-5)
+
+
+def test_on_a_cpu_limited_to_avx2_the_fast_form_falls_back_to_fp32(
+    fast_folder: Path, reference: Reference
+) -> None:
+    program = (
+        "import sys; from pathlib import Path; from echolm.embedding import *;"
+        "folder = Path(sys.argv[1]); embedder = OnnxEmbedder.load(folder);"
+        "batch = TextTokenizer.load(folder).encode([sys.argv[2]]);"
+        "vector = embedder.embed(batch.input_ids, batch.attention_mask)[0];"
+        "print(embedder.precision, *vector.tolist())"
+    )
+    # Instruction sets are chosen once per process.
+    limited = {
+        **os.environ,
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "PYTHONPATH": str(Path(echolm.__file__).parent.parent),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(fast_folder), reference.texts[0]],
+        env=limited,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    precision, *values = result.stdout.split()
+    assert precision == "fp32"
+    np.testing.assert_allclose(
+        np.asarray(values, np.float32), reference.embeddings[0], rtol=0, atol=1e-5
+    )
 
 
 def test_the_fast_form_keeps_a_cosine_of_0_99(
