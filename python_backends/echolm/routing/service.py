@@ -249,10 +249,11 @@ class RouterService:
         request_id = uuid.uuid4().hex
         retrieved = await self._retrieve(request, notes)
         x, choice = self._decide(request, retrieved, notes)
+        chosen = choice.arm
         llm, used, completion = await self._generate(
-            request_id, request, retrieved, choice.arm, on_text, notes
+            request_id, request, retrieved, chosen, on_text, notes
         )
-        if llm != choice.arm:
+        if llm != chosen:
             choice = self._replaced(x, llm)
         answer = Answer(
             text=completion.text,
@@ -276,7 +277,7 @@ class RouterService:
             num_input_tokens=completion.num_input_tokens,
             num_output_tokens=completion.num_output_tokens,
         )
-        self.metrics.answered(answer, choice.arm, self.clock() - started)
+        self.metrics.answered(answer, chosen, self.clock() - started)
         self._offer(request, retrieved, answer)
         return answer
 
