@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -49,8 +48,9 @@ def test_without_system_and_examples_there_is_only_the_request() -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_requests_that_share_examples_share_the_start_of_the_prompt(name: str) -> None:
     examples = [("past request", "past answer")]
-    prompts = [template(name).render(r, examples, "sys") for r in ("1st", "2nd")]
-    shared = os.path.commonprefix(prompts)
+    one, two = (template(name).render(r, examples, "sys") for r in ("1st", "2nd"))
+    shared = one[: one.index("1st")]
+    assert two.startswith(shared)
     assert all(part in shared for part in ("sys", "past request", "past answer"))
 
 
@@ -58,7 +58,9 @@ def test_requests_that_share_examples_share_the_start_of_the_prompt(name: str) -
 def test_the_prompt_ends_where_the_answer_starts(name: str) -> None:
     prompt = template(name).render("now", [])
     assert prompt.index("now") < len(prompt) - len("now")
-    assert prompt.rstrip("\n").endswith(("<|assistant|>", "assistant", "model", "<|end_header_id|>"))
+    assert prompt.rstrip("\n").endswith(
+        ("<|assistant|>", "assistant", "model", "<|end_header_id|>")
+    )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

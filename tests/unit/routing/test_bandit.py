@@ -66,11 +66,15 @@ def play(world: World, policy: Policy, learn: Callable[..., None] | None) -> np.
         if learn is not None:
             learn(name, x, world.rating(name, x))
         values = [world.value(n, x) for n in world.names]
-        lost.append([max(values) - world.value(name, x), *(v - world.value(name, x) for v in values)])
+        lost.append(
+            [max(values) - world.value(name, x), *(v - world.value(name, x) for v in values)]
+        )
     return np.array(lost)
 
 
-def regrets(names: tuple[str, ...], make: Callable[[int], tuple[Policy, Callable[..., None] | None]]) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def regrets(
+    names: tuple[str, ...], make: Callable[[int], tuple[Policy, Callable[..., None] | None]]
+) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
     """For each seed: mean regret of the last half against the oracle and the best fixed arm."""
     oracle, fixed = [], []
     for seed in SEEDS:
@@ -140,7 +144,9 @@ def test_it_follows_drift_when_it_forgets() -> None:
         for step in range(3_000):
             name = learner.choose(x, {}, rng).arm
             good = "large" if step < 1_500 else "small"
-            learner.learn(name, x, float(np.clip((0.8 if name == good else 0.6) + rng.normal(0, 0.1), 0, 1)))
+            learner.learn(
+                name, x, float(np.clip((0.8 if name == good else 0.6) + rng.normal(0, 0.1), 0, 1))
+            )
             picks.append(name == "small")
         return float(np.mean(picks[-700:]))
 
@@ -208,7 +214,8 @@ def test_an_arm_is_drawn_as_often_as_its_propensity_says() -> None:
     expected = choices[0].probabilities
     for name, probability in expected.items():
         assert np.mean([c.arm == name for c in choices]) == pytest.approx(probability, abs=0.03)
-    assert 0.05 < min(expected.values()) and max(expected.values()) < 0.9
+    assert min(expected.values()) > 0.05
+    assert max(expected.values()) < 0.9
 
 
 def test_load_and_cost_take_probability_from_the_dear_arm() -> None:
@@ -276,7 +283,7 @@ def test_correcting_a_rating_equals_having_learnt_the_new_one(discount: float) -
         direct.learn(x, 0.05 if i == 3 else float(reward))
     corrected.correct(xs[3], float(rewards[3]), 0.05, learned_at=4)
     assert corrected.mean == pytest.approx(direct.mean)
-    assert corrected.A == pytest.approx(direct.A)
+    assert np.allclose(corrected.A, direct.A)
 
 
 def test_forgetting_returns_to_the_prior() -> None:
