@@ -444,8 +444,6 @@ def test_client_that_goes_away_frees_the_engine(server: Server) -> None:
 
 
 def test_stop_cancels_the_request_of_the_same_id(client: Client, server: Server) -> None:
-    for i in range(31):  # Others, so that it has not ended by itself before.
-        client.send(str(i), sampling_param_max_tokens=60, sampling_param_temperature=2.0)
     client.send(
         "victim",
         sampling_param_max_tokens=LONG,
@@ -454,6 +452,8 @@ def test_stop_cancels_the_request_of_the_same_id(client: Client, server: Server)
         return_finish_reason=True,
     )
     server.wait_busy()
+    for i in range(31):  # Others, so that it does not end by itself before.
+        client.send(str(i), sampling_param_max_tokens=60, sampling_param_temperature=2.0)
     other = Client(server.grpc)
     other.send("victim", b"", stop=True)
     (stopped,) = other.collect(1).values()

@@ -43,6 +43,7 @@ logger = logging.getLogger("echolm")
 _MAX_QUICK_RESTARTS = 3
 _QUICK_S = 60.0
 _STOP_TIMEOUT_S = 10.0
+_MAX_JOINED = 2_000
 
 Event = tuple[str, "GenerationChunk | Exception"]
 """A request's id and what its ``on_chunk`` gets."""
@@ -275,10 +276,18 @@ class WorkerEngine:
                 return "its process ended"
             if isinstance(message, _Failed):
                 return message.message
-            with self._lock:
-                if message.prefix_hit_tokens is not None:
-                    self._stats = replace(self._stats, prefix_hit_tokens=message.prefix_hit_tokens)
-            for request_id, event in message.events:
+            # Under load, what has come meanwhile goes out as one piece per request: sending a
+            # piece costs more than generating it.
+            events = list(message.events)
+            try:
+                while len(events) < _MAX_JOINED and self._connection.poll(0):
+                    message = self._connection.recv()
+                    if isinstance(message, _Failed):
+                        break
+                    events += message.events
+            except (EOFError, OSError):
+                message = None
+            for request_id, event in join_pieces(events):
                 last = isinstance(event, Exception) or event.is_last
                 with self._lock:
                     callback = self._callbacks.get(request_id)
@@ -286,6 +295,13 @@ class WorkerEngine:
                         self._callbacks.pop(request_id, None)
                 if callback is not None:
                     self._call(callback, event)
+            if message is None:
+                return "its process ended"
+            if isinstance(message, _Failed):
+                return message.message
+            if message.prefix_hit_tokens is not None:
+                with self._lock:
+                    self._stats = replace(self._stats, prefix_hit_tokens=message.prefix_hit_tokens)
 
     def _fail_all(self, problem: Exception) -> None:
         with self._lock:
@@ -298,6 +314,17 @@ class WorkerEngine:
             callback(event)
         except Exception:
             logger.exception("engine %s: a callback failed", self._name)
+
+
+def join_pieces(events: list[Event]) -> list[Event]:
+    """Make the chunks of each request one; the order of each request's events stays."""
+    joined: dict[str, GenerationChunk | Exception] = {}
+    for request_id, event in events:
+        before = joined.get(request_id)
+        if isinstance(event, GenerationChunk) and isinstance(before, GenerationChunk):
+            event = replace(event, text=before.text + event.text)
+        joined[request_id] = event
+    return list(joined.items())
 
 
 def _write(outbox: queue.SimpleQueue[Any], connection: Connection) -> None:

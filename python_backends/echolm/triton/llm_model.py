@@ -28,10 +28,10 @@ from echolm.engines.base import FINISH_CANCELLED, GenerationChunk, LLMEngine
 from echolm.engines.request import LLMRequest, is_stop, parse_request
 from echolm.errors import ConfigurationError
 from echolm.triton import codec
+from echolm.triton.responder import Responder
 
 logger = logging.getLogger("echolm")
 
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _OUTPUTS = {spec.name: spec for spec in (*contracts.LLM_API_OUTPUTS, *contracts.TOKEN_COUNTS)}
 _POLL_S = 0.05
 """Period of looking for clients that have gone."""
@@ -61,7 +61,7 @@ class _InFlight:
     key: str
     triton_id: str
     request: LLMRequest
-    sender: Any
+    responder: Responder
     started: bool = False
     gone: bool = False
 
@@ -110,11 +110,11 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            sender = request.get_response_sender()
+            responder = Responder(request)
             try:
-                self._start(request, sender)
+                self._start(request, responder)
             except Exception as problem:
-                self._send(sender, codec.error_response(problem), last=True)
+                responder.fail(problem)
 
     def finalize(self) -> None:
         self._closed = True
@@ -134,7 +134,7 @@ class TritonPythonModel:
         except ConfigurationError as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from None
 
-    def _start(self, request: Any, sender: Any) -> None:
+    def _start(self, request: Any, responder: Responder) -> None:
         inputs = {
             spec.name: array.reshape(-1).tolist()
             for spec in contracts.LLM_API_INPUTS
@@ -143,11 +143,11 @@ class TritonPythonModel:
         triton_id = request.request_id()
         if is_stop(inputs):
             self._stop(triton_id)
-            sender.send(flags=_FINAL)
+            responder.finish()
             return
         # Clients choose request ids and may repeat them, so the engine gets its own.
         key = str(next(self._keys))
-        entry = _InFlight(key, triton_id, parse_request(key, inputs), sender)
+        entry = _InFlight(key, triton_id, parse_request(key, inputs), responder)
         with self._lock:
             self._in_flight[key] = entry
             self._counts.values["in_flight"] = len(self._in_flight)
@@ -173,13 +173,15 @@ class TritonPythonModel:
         last = isinstance(event, Exception) or event.is_last
         if last:
             self._forget(entry, event)
-        if entry.gone:
-            if last:
-                self._send(entry.sender, None, last=True)
-        elif isinstance(event, Exception):
-            self._send(entry.sender, codec.error_response(event), last=True)
-        else:
-            self._send(entry.sender, self._response(entry, event), last)
+        try:
+            if isinstance(event, Exception):
+                entry.responder.fail(event)
+            elif not entry.gone:
+                entry.responder.send(self._outputs(entry, event), final=last)
+            elif last:
+                entry.responder.finish()
+        except Exception as error:  # The server is stopping.
+            logger.debug("%s: a response could not be sent: %s", self._name, error)
 
     def _forget(self, entry: _InFlight, event: GenerationChunk | Exception | None = None) -> None:
         with self._lock:
@@ -193,7 +195,7 @@ class TritonPythonModel:
             elif event is not None:
                 counts["failed"] += 1
 
-    def _response(self, entry: _InFlight, chunk: GenerationChunk) -> Any:
+    def _outputs(self, entry: _InFlight, chunk: GenerationChunk) -> list[Any]:
         request = entry.request
         text = chunk.text
         if request.echo and not entry.started:
@@ -210,21 +212,7 @@ class TritonPythonModel:
             values["stop_reason"] = chunk.stop_reason or ""
         if request.return_cumulative_logprob and chunk.cumulative_logprob is not None:
             values["cumulative_logprob"] = chunk.cumulative_logprob
-        return pb_utils.InferenceResponse(
-            [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
-        )
-
-    def _send(self, sender: Any, response: Any, last: bool) -> None:
-        """Send a response (None: only the final flag)."""
-        flags = _FINAL if last else 0
-        try:
-            if response is None:
-                sender.send(flags=flags)
-            else:
-                sender.send(response, flags=flags)
-        except Exception as error:
-            # The client has gone, or the server is stopping.
-            logger.debug("%s: a response could not be sent: %s", self._name, error)
+        return [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
 
     def _poll(self) -> None:
         """Cancel generations whose client has gone; keep the metrics fresh."""
@@ -235,7 +223,7 @@ class TritonPythonModel:
             for entry in entries:
                 if self._closed:
                     return
-                if not entry.gone and self._is_gone(entry):
+                if not entry.gone and entry.responder.is_cancelled():
                     entry.gone = True
                     self._engine.cancel(entry.key)
             self._flush()
@@ -243,13 +231,6 @@ class TritonPythonModel:
                 time.sleep(max(_POLL_S, len(entries) / _MAX_POLLS_PER_S))
             else:
                 self._wake.wait()
-
-    def _is_gone(self, entry: _InFlight) -> bool:
-        try:
-            return bool(entry.sender.is_cancelled())
-        except Exception as error:  # It has been answered meanwhile.
-            logger.debug("%s: cannot ask about a client: %s", self._name, error)
-            return False
 
     def _flush(self) -> None:
         stats = self._engine.stats()
