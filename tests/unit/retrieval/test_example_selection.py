@@ -106,9 +106,7 @@ def test_the_order_is_canonical_whatever_the_ranking() -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(st.floats(-1, 1), st.floats(0, 1), st.integers(1, 12)), max_size=12
-    ),
+    st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1), st.integers(1, 12)), max_size=12),
     st.integers(0, 40),
     st.floats(0, 1),
 )

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 D = 4
-ROUNDS = 1_200
-SEEDS = range(6)
+ROUNDS = 800
+SEEDS = range(5)
 COSTS = {"small": 0.1, "large": 1.0, "medium": 0.4}
 RATE = 0.3
 

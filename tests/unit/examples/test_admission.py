@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from echolm.examples.admission import AdmissionPolicy
+from echolm.routing.service import Exchange
+from echolm.settings import LLMSettings, Settings
+
+GOOD = Exchange(
+    request="q",
+    response="a",
+    embedding=np.ones(4, dtype=np.float32),
+    tenant="public",
+    system_prompt="",
+    llm="large_llm",
+    finish_reason="stop",
+    quality=0.9,
+)
+
+
+def reason(settings: Settings | None = None, **changes: Any) -> str:
+    verdict = AdmissionPolicy(settings or Settings()).judge(replace(GOOD, **changes))
+    assert verdict.admitted is (verdict.reason == "")
+    return verdict.reason
+
+
+def test_a_complete_answer_of_the_dearest_llm_is_admitted() -> None:
+    assert reason() == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"llm": "small_llm"}, "source"),
+        ({"llm": "nobody"}, "source"),
+        ({"finish_reason": "length"}, "truncated"),
+        ({"finish_reason": "cancelled"}, "truncated"),
+        ({"finish_reason": ""}, "truncated"),
+        ({"response": ""}, "empty"),
+        ({"response": " \n"}, "empty"),
+        ({"request": "x" * 16_384}, "too_long"),
+        ({"embedding": np.array([np.nan] * 4, dtype=np.float32)}, "embedding"),
+    ],
+)
+def test_why_an_exchange_is_refused(changes: dict[str, Any], expected: str) -> None:
+    assert reason(**changes) == expected
+
+
+def test_what_the_store_could_not_hold_is_refused_whatever_the_limit_in_characters() -> None:
+    generous = Settings(examples={"max_exchange_chars": 1_000_000})
+    assert reason(generous, response="x" * 65_535) == ""
+    assert reason(generous, response="é" * 32_768) == "too_long"
+
+
+def test_the_sources_are_a_setting() -> None:
+    both = Settings(examples={"from_llms": ["small_llm", "large_llm"]})
+    assert reason(both, llm="small_llm") == reason(both) == ""
+
+
+def test_the_dearest_llm_is_the_source_by_default() -> None:
+    llms = tuple(
+        LLMSettings(name=n, cost=c, takes_examples=True) for n, c in (("a", 2.0), ("b", 1.0))
+    )
+    assert reason(Settings(llms=llms), llm="a") == ""
+    assert reason(Settings(llms=llms), llm="b") == "source"
+
+
+def test_examples_can_be_switched_off() -> None:
+    assert reason(Settings(examples={"enabled": False})) == "disabled"

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from echolm.errors import ConfigurationError
+from echolm.settings import LLMSettings, Settings, load_settings
+from pydantic import ValidationError
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("ECHOLM_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "conf" / "echolm.toml"
+
+
+def write(file: Path, text: str) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+LLMS = """
+[[llms]]
+name = "a"
+cost = 1.0
+takes_examples = true
+tokenizer = "models/tokenizer.json"
+
+[[llms]]
+name = "b"
+triton_model = "served_as_b"
+cost = 3
+takes_examples = false
+"""
+
+
+def test_the_defaults_are_a_small_and_a_large_llm() -> None:
+    settings = load_settings()
+    assert [llm.name for llm in settings.llms] == ["small_llm", "large_llm"]
+    assert settings.default_llm.name == "large_llm"
+    assert settings.example_sources == {"large_llm"}
+    assert settings.event_log_path == settings.data_dir / "events.sqlite"
+    assert [llm.takes_examples for llm in settings.llms] == [True, False]
+
+
+def test_a_file_is_read_and_the_rest_keeps_its_default(file: Path) -> None:
+    settings = load_settings(write(file, LLMS + "[retrieval]\ntop_n = 7\n"))
+    assert settings.retrieval.top_n == 7
+    assert settings.retrieval.max_examples == Settings().retrieval.max_examples
+    assert [llm.model for llm in settings.llms] == ["a", "served_as_b"]
+    assert settings.llm("b").cost == 3
+    with pytest.raises(KeyError):
+        settings.llm("c")
+
+
+def test_the_environment_names_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHOLM_CONFIG", str(write(file, "[retrieval]\ntop_n = 7\n")))
+    assert load_settings().retrieval.top_n == 7
+
+
+def test_the_environment_overrides_single_keys_of_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ECHOLM_RETRIEVAL__TOP_N", "9")
+    monkeypatch.setenv("ECHOLM_DATA_DIR", "/elsewhere")
+    path = write(file, "data_dir = 'here'\n[retrieval]\ntop_n = 7\nmax_examples = 3\n")
+    settings = load_settings(path)
+    assert (settings.retrieval.top_n, settings.retrieval.max_examples) == (9, 3)
+    assert settings.data_dir == Path("/elsewhere")
+
+
+def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
+    text = "data_dir = 'data'\nevent_log = '../log.sqlite'\n[embedding]\nmodel_dir = '/abs'\n"
+    settings = load_settings(write(file, text + LLMS))
+    assert settings.data_dir == file.parent / "data"
+    assert settings.event_log_path == file.parent.parent / "log.sqlite"
+    assert settings.embedding.model_dir == Path("/abs")
+    assert settings.llm("a").tokenizer == file.parent / "models" / "tokenizer.json"
+    assert settings.llm("b").tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[retrieval]\ntop = 5\n", r"retrieval\.top: .*not permitted.*, got 5"),
+        ("nonsense = 1\n", r"nonsense: .*not permitted"),
+        ("[retrieval]\ntop_n = 'many'\n", r"retrieval\.top_n: .*valid integer.*, got 'many'"),
+        ("[retrieval]\ntop_n = 0\n", r"retrieval\.top_n: .*greater than or equal to 1.*, got 0"),
+        ("[retrieval]\nindex_type = 'TREE'\n", r"retrieval\.index_type: .*'IVF_FLAT'.*got 'TREE'"),
+        ("[retrieval]\ncollection = 'a b'\n", r"retrieval\.collection"),
+        ("[routing]\ndiscount = 0\n", r"routing\.discount: .*greater than 0"),
+        ("[routing]\nfit_ceiling = 0.5\n", r"fit_ceiling must exceed retrieval.min_similarity"),
+        ("[routing]\nexploration_floor = 0.6\n", r"at most 1 / number of llms"),
+        (
+            "[routing]\ndefault_llm = 'x'\n",
+            r"expected one of \['small_llm'.*\], got 'x'",
+        ),
+        ("[limits]\nmax_tokens = 5\n", r"default_max_tokens must not exceed max_tokens"),
+        ("[examples]\nfrom_llms = ['x']\n", r"examples\.from_llms: expected names among"),
+        ("llms = []\n", r"llms: .*at least 1"),
+        ("[[llms]]\nname = 'a'\ntakes_examples = true\n", r"llms\.0\.cost: Field required"),
+        (LLMS.replace('"b"', '"a"', 1), r"names must be unique, got \['a', 'a'\]"),
+        (LLMS.replace('name = "b"', 'name = "auto"'), r"'auto' is reserved"),
+        (LLMS.replace('name = "b"', 'name = "b b"'), r"llms\.1\.name: .*pattern"),
+        ("[retrieval\n", r"expected TOML, got: "),
+    ],
+)
+def test_a_wrong_key_or_value_stops_the_start(file: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load_settings(write(file, text))
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file_says_how_to_name_one(file: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected a readable file.*ECHOLM_CONFIG"):
+        load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ECHOLM_RETREIVAL__TOP_N", "5", r"ECHOLM_RETREIVAL__TOP_N: expected .*RETRIEVAL"),
+        ("ECHOLM_RETRIEVAL__TOPN", "5", r"retrieval\.(topn|TOPN): .*not permitted"),
+        ("ECHOLM_RETRIEVAL__TOP_N", "many", r"retrieval\.top_n: .*valid integer.*, got 'many'"),
+    ],
+)
+def test_a_wrong_environment_variable_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings()
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHOLM_FEEDBACK__SIGNING_KEY", "hush")
+    settings = load_settings()
+    assert "hush" not in repr(settings)
+    assert settings.feedback.signing_key.get_secret_value() == "hush"
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().retrieval.top_n = 3  # type: ignore[misc]
+
+
+def test_any_number_of_llms_is_possible() -> None:
+    llms = tuple(LLMSettings(name=f"m{i}", cost=i + 1, takes_examples=i == 0) for i in range(5))
+    assert Settings(llms=llms).default_llm.name == "m4"
