@@ -1,0 +1,267 @@
+"""The example store against a real Milvus Lite."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from echolm.embedding.spec import EmbedderSpec
+from echolm.errors import ConfigurationError, UnavailableError
+from echolm.retrieval.milvus import LazyMilvusStore, MilvusStore
+from echolm.retrieval.store import Candidate, Example, Query, scope_key
+from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.settings import RetrievalSettings
+from numpy.typing import NDArray
+from pymilvus import MilvusClient
+
+D = 8
+NOW = 1_800_000_000_000
+SPEC = EmbedderSpec("fake", D, 16)
+
+
+def start(directory: Path) -> MilvusLite:
+    milvus = MilvusLite(
+        MilvusLiteOptions(directory / "examples.db", directory, directory / "milvus.log")
+    )
+    milvus.start()
+    return milvus
+
+
+@pytest.fixture(scope="module")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusLite]:
+    server = start(tmp_path_factory.mktemp("milvus"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(milvus: MilvusLite, request: pytest.FixtureRequest) -> RetrievalSettings:
+    """A collection of its own for every test."""
+    return RetrievalSettings(milvus_uri=milvus.uri, collection=f"c_{abs(hash(request.node.name))}")
+
+
+@pytest.fixture
+def store(settings: RetrievalSettings) -> MilvusStore:
+    return MilvusStore(settings, "fake", D)
+
+
+def example(id: int, tenant: str = "t", system: str = "", **more: int) -> Example:
+    return Example(
+        id=id,
+        request=f"request {id}",
+        response=f"réponse {id}",
+        tenant=tenant,
+        scope=scope_key(tenant, system),
+        source_llm="large_llm",
+        quality=0.75,
+        created_at_ms=NOW,
+        updated_at_ms=NOW,
+        **more,
+    )
+
+
+def unit(k: int) -> NDArray[np.float32]:
+    return np.eye(D, dtype=np.float32)[k : k + 1]
+
+
+def find(
+    store: MilvusStore | LazyMilvusStore,
+    tenant: str = "t",
+    system: str = "",
+    k: int = 0,
+    now: int = NOW,
+) -> list[Candidate]:
+    return store.search(unit(k), [Query(tenant, system)], 10, now)[0]
+
+
+def eventually(true: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true()
+
+
+def answers(store: LazyMilvusStore) -> bool:
+    try:
+        find(store)
+    except UnavailableError:
+        return False
+    return True
+
+
+def test_an_example_is_found_with_what_was_stored(store: MilvusStore) -> None:
+    store.upsert([example(2**62), example(7)], np.concatenate([unit(0), unit(1)]))
+    found = find(store)
+    assert [c.id for c in found] == [2**62, 7]
+    best = found[0]
+    assert (best.request, best.response) == (f"request {2**62}", f"réponse {2**62}")
+    assert (best.tenant, best.quality) == ("t", 0.75)
+    assert best.similarity == pytest.approx(1.0, abs=1e-5)
+    assert found[1].similarity == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_batch_keeps_its_rows_and_finds_only_the_own_scope(store: MilvusStore) -> None:
+    store.upsert(
+        [example(1, "a"), example(2, "b"), example(3, "a", "rules"), example(4, "a")],
+        np.concatenate([unit(0), unit(0), unit(0), unit(1)]),
+    )
+    queries = [Query("a", ""), Query("b", ""), Query("a", "rules"), Query("c", ""), Query("a", "")]
+    rows = np.concatenate([unit(0)] * 4 + [unit(1)])
+    found = store.search(rows, queries, 1, NOW)
+    assert [[c.id for c in row] for row in found] == [[1], [2], [3], [], [4]]
+
+
+def test_a_batch_of_one_scope_costs_one_search(
+    store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    search = store._client.search
+
+    def counted(*args: object, **options: object) -> object:
+        calls.append(len(options["data"]))  # type: ignore[arg-type]
+        return search(*args, **options)
+
+    monkeypatch.setattr(store._client, "search", counted)
+    store.search(np.concatenate([unit(0)] * 32), [Query("t", "")] * 32, 4, NOW)
+    assert calls == [32]
+
+
+def test_a_hash_that_collides_does_not_cross_tenants(store: MilvusStore) -> None:
+    stolen = example(1, "other")
+    store.upsert([Example(**{**stolen.__dict__, "scope": scope_key("t", "")})], unit(0))
+    assert find(store) == []
+
+
+def test_expired_examples_are_not_found(store: MilvusStore) -> None:
+    store.upsert(
+        [example(1, expires_at_ms=NOW + 120_000), example(2)], np.concatenate([unit(0), unit(0)])
+    )
+    assert {c.id for c in find(store)} == {1, 2}
+    assert {c.id for c in find(store, now=NOW + 180_000)} == {2}
+
+
+def test_the_same_id_twice_is_one_example(store: MilvusStore) -> None:
+    store.upsert([example(1)], unit(0))
+    store.upsert([example(1)], unit(1))
+    assert store.count() == 1
+    assert find(store, k=1)[0].similarity == pytest.approx(1.0, abs=1e-5)
+
+
+def test_deleting(store: MilvusStore) -> None:
+    store.upsert([example(1), example(2)], np.concatenate([unit(0), unit(0)]))
+    store.delete([1, 99])
+    store.delete([])
+    assert store.count() == 1
+    assert [c.id for c in find(store)] == [2]
+
+
+def test_texts_may_hold_anything(store: MilvusStore) -> None:
+    texts = ['"quotes" \\ {json}', "line\nbreak\ttab", "\U0001f600 你好", "x" * 30_000, "' or 1==1"]
+    rows = [Example(**{**example(i).__dict__, "request": t}) for i, t in enumerate(texts)]
+    store.upsert(rows, np.concatenate([unit(0)] * len(rows)))
+    assert {c.request for c in find(store)} == set(texts)
+
+
+def test_opening_again_keeps_the_examples(store: MilvusStore, settings: RetrievalSettings) -> None:
+    store.upsert([example(1)], unit(0))
+    assert MilvusStore(settings, "fake", D).count() == 1
+
+
+@pytest.mark.parametrize(("name", "dimension"), [("other", D), ("fake", D + 1)])
+def test_another_embedding_models_collection_is_refused(
+    store: MilvusStore, settings: RetrievalSettings, name: str, dimension: int
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected one made for .*, got .*'fake'"):
+        MilvusStore(settings, name, dimension)
+
+
+def test_a_collection_that_is_not_ours_is_refused(settings: RetrievalSettings) -> None:
+    client = MilvusClient(uri=settings.milvus_uri)
+    client.create_collection(settings.collection, dimension=D)
+    with pytest.raises(ConfigurationError, match=r"set retrieval\.collection to another name"):
+        MilvusStore(settings, "fake", D)
+
+
+def test_without_an_address_nothing_starts() -> None:
+    with pytest.raises(ConfigurationError, match=r"retrieval\.milvus_uri: expected an address"):
+        MilvusStore(RetrievalSettings(), "fake", D)
+
+
+@pytest.mark.timeout(120)
+def test_an_outage_is_unavailable_at_once_and_over_when_milvus_is_back(tmp_path: Path) -> None:
+    server = start(tmp_path)
+    try:
+        store = LazyMilvusStore(RetrievalSettings(milvus_uri=server.uri), SPEC)
+        store.upsert([example(1)], unit(0))
+        os.kill(server.process.pid() or 0, signal.SIGKILL)
+        assert eventually(lambda: server.poll() is not None)
+        with pytest.raises(UnavailableError):
+            find(store)
+        for call in (
+            lambda: find(store),
+            store.count,
+            lambda: store.upsert([example(2)], unit(0)),
+            lambda: store.delete([1]),
+        ):
+            started = time.monotonic()
+            with pytest.raises(UnavailableError, match="example store suspended"):
+                call()
+            assert time.monotonic() - started < 1
+        server.start()
+        assert eventually(lambda: answers(store))
+        assert [c.id for c in find(store)] == [1]  # acknowledged examples survived
+        store.close()
+    finally:
+        server.stop()
+
+
+@pytest.mark.timeout(120)
+def test_a_milvus_that_hangs_costs_one_timeout_and_not_every_request(tmp_path: Path) -> None:
+    server = start(tmp_path)
+    pid = server.process.pid() or 0
+    try:
+        settings = RetrievalSettings(milvus_uri=server.uri, search_timeout_s=0.3)
+        store = LazyMilvusStore(settings, SPEC)
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(UnavailableError):
+            find(store)
+        started = time.monotonic()
+        for _ in range(20):
+            with pytest.raises(UnavailableError, match="suspended"):
+                find(store)
+        assert time.monotonic() - started < 1
+        os.kill(pid, signal.SIGCONT)
+        assert eventually(lambda: answers(store), 40)
+        store.close()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        server.stop()
+
+
+@pytest.mark.timeout(120)
+def test_a_milvus_that_comes_later_is_taken_then(tmp_path: Path) -> None:
+    server = start(tmp_path)
+    server.stop()
+    store = LazyMilvusStore(RetrievalSettings(milvus_uri=server.uri), SPEC)
+    with pytest.raises(UnavailableError):
+        store.count()
+    server.start()
+    try:
+        assert eventually(lambda: answers(store))
+        store.upsert([example(1)], unit(0))
+        assert store.count() == 1
+        store.close()
+    finally:
+        server.stop()
+
+
+def test_another_models_collection_is_refused_at_the_start(
+    store: MilvusStore, settings: RetrievalSettings
+) -> None:
+    with pytest.raises(ConfigurationError):
+        LazyMilvusStore(settings, EmbedderSpec("other", D, 16))
