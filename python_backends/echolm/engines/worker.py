@@ -427,4 +427,9 @@ if __name__ == "__main__":
     # The classes that travel must be those of the importable module, not of __main__.
     from echolm.engines import worker
 
-    sys.exit(worker.main())
+    status = worker.main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking a pipeline down piece by piece takes time and complains about what is in flight.
+    os._exit(status)

@@ -26,7 +26,7 @@ from echolm import contracts
 from echolm.engines import create_engine
 from echolm.engines.base import FINISH_CANCELLED, GenerationChunk, LLMEngine
 from echolm.engines.request import LLMRequest, is_stop, parse_request
-from echolm.errors import ConfigurationError
+from echolm.errors import EchoError
 from echolm.triton import codec
 from echolm.triton.responder import Responder
 
@@ -131,7 +131,7 @@ class TritonPythonModel:
         model_dir = version_dir / options.pop("model_dir", "openvino")
         try:
             return create_engine(engine, model_dir, options)
-        except ConfigurationError as error:
+        except EchoError as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from None
 
     def _start(self, request: Any, responder: Responder) -> None:
