@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from echolm.errors import ConfigurationError
 
@@ -131,6 +131,7 @@ class LLMSettings(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
     triton_model: str = Field("", description="Triton model name; empty: the same as name")
+    url: str = Field("", description="gRPC address of its Triton; empty: this server")
     contract: Literal["llmapi"] = "llmapi"
     cost: float = Field(gt=0, description="relative cost of one answer; only ratios matter")
     takes_examples: bool
@@ -158,13 +159,13 @@ _DEFAULT_LLMS = (
 class Settings(BaseSettings):
     """All of ``echolm.toml``."""
 
-    model_config = {  # type: ignore[assignment]
-        "extra": "forbid",
-        "frozen": True,
-        "env_prefix": ENV_PREFIX,
-        "env_nested_delimiter": "__",
-    }
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
+    )
 
+    grpc_url: str = Field(
+        "localhost:8001", description="this server's own gRPC address, for the router's calls"
+    )
     data_dir: Path = Field(Path("build/data"), description="everything EchoLM writes")
     event_log: str = Field("", description="SQLite file of the learning log; empty: in data_dir")
     limits: Limits = Limits()

@@ -125,12 +125,13 @@ class DataDir:
                 return
 
 
-def resolve(settings: Settings, data: DataDir, milvus_uri: str) -> Settings:
-    """The settings with absolute paths, a Milvus address and a signing key."""
+def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -> Settings:
+    """The settings with absolute paths, both addresses and a signing key."""
     feedback = settings.feedback
     if not feedback.signing_key.get_secret_value():
         feedback = feedback.model_copy(update={"signing_key": data.signing_key()})
     changed: dict[str, Any] = {
+        "grpc_url": grpc_url,
         "data_dir": data.path,
         "event_log": str(settings.event_log_path.resolve()),
         "embedding": settings.embedding.model_copy(

@@ -173,7 +173,10 @@ class LocalServer:
         _check(stop)
 
         milvus_uri = self._settings.retrieval.milvus_uri or self._start_milvus(data, stop)
-        resolved = resolve(self._settings, data, milvus_uri)
+        host = connect_host(options.host)
+        host = f"[{host}]" if ":" in host else host
+        grpc_url = f"{host}:{options.grpc_port}"
+        resolved = resolve(self._settings, data, milvus_uri, grpc_url)
         configuration = data.write_configuration(resolved)
 
         triton_options = TritonOptions(
@@ -210,10 +213,8 @@ class LocalServer:
         pids = {"triton": triton.process.pid() or 0}
         if self._milvus is not None:
             pids["milvus"] = self._milvus.process.pid() or 0
-        host = connect_host(options.host)
-        host = f"[{host}]" if ":" in host else host
         return Endpoints(
-            grpc_url=f"{host}:{options.grpc_port}",
+            grpc_url=grpc_url,
             http_url=f"http://{host}:{options.http_port}",
             metrics_url=f"http://{host}:{options.metrics_port}/metrics",
             data_dir=data.path,

@@ -18,6 +18,7 @@ import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
 from echolm.errors import CancelledError, EchoError, InvalidRequestError
+from echolm.generation.triton_llm import build_llm_clients
 from echolm.learning.event_log import SQLiteEventLog
 from echolm.learning.learner import Learner
 from echolm.learning.tokens import FeedbackTokens
@@ -26,7 +27,7 @@ from echolm.routing.request import Request, build_request
 from echolm.routing.service import Answer, Policy, RouterService, build_bandit, build_targets
 from echolm.settings import Settings, load_settings
 from echolm.triton import codec
-from echolm.triton.bls import CONTRACTS, BLSExampleManager, BLSRetriever
+from echolm.triton.bls import BLSExampleManager, BLSRetriever
 from echolm.triton.metrics import Metrics, TritonRouterMetrics
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
@@ -59,10 +60,9 @@ class TritonPythonModel:
             self._load,
             np.random.default_rng(),
         )
-        clients = {llm.name: CONTRACTS[llm.contract](llm.model) for llm in settings.llms}
         self._service = RouterService(
             settings=settings,
-            targets=build_targets(settings, clients),
+            targets=build_targets(settings, build_llm_clients(settings)),
             retriever=BLSRetriever(settings.retrieval.timeout_s),
             policy=self._policy,
             tokens=FeedbackTokens(

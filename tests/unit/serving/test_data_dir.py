@@ -69,7 +69,7 @@ def test_empty_signing_key_is_refused(data: DataDir) -> None:
 
 def test_configured_signing_key_is_kept(data: DataDir) -> None:
     settings = Settings(feedback=FeedbackSettings(signing_key=SecretStr("ours")))
-    assert resolve(settings, data, "").feedback.signing_key.get_secret_value() == "ours"
+    assert resolve(settings, data, "", "localhost:1").feedback.signing_key.get_secret_value() == "ours"
     assert not (data.path / "signing.key").exists()
 
 
@@ -85,7 +85,7 @@ def test_written_configuration_reads_back_as_the_resolved_settings(
             LLMSettings(name="b-1.5:latest", cost=2, takes_examples=False),
         ),
     )
-    resolved = resolve(settings, data, "unix:/tmp/milvus.sock")
+    resolved = resolve(settings, data, "unix:/tmp/milvus.sock", "localhost:1")
     file = data.write_configuration(resolved)
     assert file.stat().st_mode & 0o777 == 0o600
     # From anywhere: every path is absolute.
