@@ -409,12 +409,17 @@ def main() -> int:
     try:
         connection.send(_Ready())
         serve(connection, stepper)
+        status = 0
     except (BrokenPipeError, ConnectionResetError):
-        return 0
+        status = 0
     except Exception as error:
         logger.exception("engine: a step failed")
-        return _fail(connection, f"a step failed: {type(error).__name__}: {error}", False)
-    return 0
+        status = _fail(connection, f"a step failed: {type(error).__name__}: {error}", False)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking a pipeline down piece by piece takes time and complains about what is in flight.
+    os._exit(status)
 
 
 def _fail(connection: Connection, message: str, configuration: bool) -> int:
@@ -427,9 +432,4 @@ if __name__ == "__main__":
     # The classes that travel must be those of the importable module, not of __main__.
     from echolm.engines import worker
 
-    status = worker.main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Taking a pipeline down piece by piece takes time and complains about what is in flight.
-    os._exit(status)
+    sys.exit(worker.main())
