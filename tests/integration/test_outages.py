@@ -1,0 +1,194 @@
+"""Parts that fail while the server runs: a real Triton and Milvus Lite, LLMs that do as told."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as grpcclient
+from echolm.serving.serve import Endpoints, LocalServer, ServeOptions
+from echolm.settings import LLMSettings, Settings
+from triton_calls import Caller, eventually, inputs, refusal, samples, streams, text
+
+pytestmark = pytest.mark.timeout(240)
+
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+LLMS = {
+    "small_llm": {"text": "small says so", "fail_if_contains": "NO-SMALL"},
+    "large_llm": {"text": "large says so", "fail_if_contains": "NO-LARGE"},
+    "slow_llm": {"text": "slow says so", "delay_s": "1", "fail_if_contains": "NO-SLOW"},
+}
+
+
+@dataclass
+class Deployment:
+    server: LocalServer
+    endpoints: Endpoints
+
+
+def instant(name: str, options: dict[str, str], into: Path) -> None:
+    """A copy of the profile's LLM whose engine answers at once."""
+    source = REPOSITORY / "local" / "small_llm"
+    (into / name / "1").mkdir(parents=True)
+    shutil.copy(source / "1" / "model.py", into / name / "1" / "model.py")
+    config = re.sub(r"(?m)^parameters .*\n", "", (source / "config.pbtxt").read_text())
+    parameters = {"engine": "instant", **options}
+    config += "".join(
+        f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n'
+        for key, value in parameters.items()
+    )
+    (into / name / "config.pbtxt").write_text(config)
+
+
+@pytest.fixture(scope="module")
+def deployment(
+    server_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    models = tmp_path_factory.mktemp("models")
+    shutil.copytree(REPOSITORY / "local" / "embedder", models / "embedder")
+    for name, options in LLMS.items():
+        instant(name, options, models)
+    settings = server_settings.model_copy(
+        update={
+            "data_dir": tmp_path_factory.mktemp("outages") / "data",
+            "llms": (
+                LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
+                LLMSettings(name="large_llm", cost=1.0, takes_examples=False),
+                LLMSettings(name="slow_llm", cost=0.5, takes_examples=False),
+            ),
+        }
+    )
+    options = ServeOptions(
+        profile=None,
+        model_repositories=(REPOSITORY / "core", models),
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+    )
+    server = LocalServer(settings, options)
+    try:
+        yield Deployment(server, server.start())
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def caller(deployment: Deployment) -> Caller:
+    return Caller(deployment.endpoints)
+
+
+def count(deployment: Deployment, name: str, **labels: str) -> float:
+    return samples(deployment.endpoints, name, **labels)
+
+
+def test_another_llm_answers_for_one_that_fails(deployment: Deployment, caller: Caller) -> None:
+    before = count(deployment, "echolm_degraded_total", part="small_llm")
+    answer = caller.ask("NO-SMALL please", llm="small_llm")
+    assert text(answer, "text_output") == "large says so"
+    assert (text(answer, "llm"), text(answer, "degraded")) == ("large_llm", "small_llm unavailable")
+    assert eventually(lambda: count(deployment, "echolm_degraded_total", part="small_llm") > before)
+    # And the LLM as such is well.
+    assert text(caller.ask("hello", llm="small_llm"), "degraded") == ""
+
+
+def test_a_stream_that_has_not_begun_is_taken_over(deployment: Deployment) -> None:
+    with streams(deployment.endpoints) as (client, arrived):
+        row = {"text_input": "NO-SMALL please", "llm": "small_llm", "stream": True}
+        client.async_stream_infer("echolm_stream", inputs(grpcclient, [row]))
+        pieces = []
+        while True:
+            result, error = arrived.get(timeout=30)
+            assert error is None
+            pieces.append(result.as_numpy("text_output").item().decode())
+            if result.as_numpy("llm") is not None:
+                break
+    assert "".join(pieces) == "large says so"
+    assert result.as_numpy("degraded").item() == b"small_llm unavailable"
+
+
+def test_a_row_that_fails_fails_its_request_only(caller: Caller) -> None:
+    good = {"text_input": "hello", "llm": "large_llm"}
+    answer = caller.ask_rows(good, {"text_input": "NO-SMALL", "llm": "small_llm"}, good)
+    assert [text(answer, "llm", row) for row in range(3)] == ["large_llm"] * 3
+    assert [text(answer, "degraded", row) for row in range(3)] == ["", "small_llm unavailable", ""]
+
+
+def test_500_slow_generations_run_at_the_same_time(deployment: Deployment, caller: Caller) -> None:
+    """One second each: one after the other, or six at a time, they would take minutes."""
+    arrived: queue.Queue[Any] = queue.Queue()
+    started = time.monotonic()
+    for n in range(500):
+        row = {"text_input": f"request {n}", "llm": "slow_llm", "cache_control": "no-cache"}
+        caller.client.async_infer(
+            "echolm", inputs(grpcclient, [row]), lambda result, error: arrived.put((result, error))
+        )
+    results = [arrived.get(timeout=60) for _ in range(500)]
+    assert [error for _, error in results if error is not None] == []
+    assert {result.as_numpy("text_output").item() for result, _ in results} == {b"slow says so"}
+    assert time.monotonic() - started < 45
+
+
+def test_other_requests_do_not_wait_for_a_slow_llm(caller: Caller) -> None:
+    arrived: queue.Queue[Any] = queue.Queue()
+    row = {"text_input": "slow", "llm": "slow_llm", "cache_control": "no-cache"}
+    for _ in range(20):
+        caller.client.async_infer(
+            "echolm", inputs(grpcclient, [row]), lambda result, error: arrived.put(error)
+        )
+    assert text(caller.ask("quick", llm="large_llm", cache_control="no-cache"), "text_output")
+    assert arrived.empty()
+    assert [arrived.get(timeout=30) for _ in range(20)] == [None] * 20
+
+
+def test_without_milvus_answers_come_without_examples_and_later_with_them_again(
+    deployment: Deployment, caller: Caller
+) -> None:
+    tenant = {"tenant": "outage"}
+    caller.ask("the first thing to know", llm="large_llm", **tenant)
+
+    def examples(request: str) -> int:
+        answer = caller.ask(request, llm="small_llm", **tenant)
+        return int((answer["example_ids"] > 0).sum())
+
+    assert eventually(lambda: examples("the first thing to know"))
+    before = count(deployment, "echolm_degraded_total", part="retrieval")
+
+    os.kill(deployment.endpoints.pids["milvus"], signal.SIGKILL)
+    milvus = deployment.server._milvus
+    assert milvus is not None
+    assert eventually(lambda: milvus.poll() is not None)
+    for _ in range(5):
+        answer = caller.ask("the first thing to know", llm="small_llm", **tenant)
+        assert text(answer, "text_output") == "small says so"
+        assert text(answer, "degraded") == "no examples: example store unavailable"
+        assert answer["example_ids"].shape == (1, 0)
+    stored = caller.ask("another thing that is told during the outage", llm="large_llm", **tenant)
+    assert text(stored, "llm") == "large_llm"
+    assert eventually(
+        lambda: count(deployment, "echolm_degraded_total", part="retrieval") >= before + 5
+    )
+
+    deployment.server.check_running()  # as `echolm serve` does: starts it again
+    assert eventually(lambda: examples("the first thing to know"))
+    answer = caller.ask("the first thing to know", llm="small_llm", **tenant)
+    assert text(answer, "degraded") == ""
+    # What was answered meanwhile was kept and is written now.
+    assert eventually(lambda: examples("another thing that is told during the outage"))
+
+
+def test_only_when_no_llm_answers_is_there_an_error(deployment: Deployment, caller: Caller) -> None:
+    before = count(deployment, "echolm_failed_total", reason="no_llm")
+    got = refusal(lambda: caller.ask("NO-SMALL NO-LARGE NO-SLOW"))
+    assert got.startswith("StatusCode.UNAVAILABLE no LLM answered: ")
+    assert all(f"{name} unavailable" in got for name in LLMS)
+    assert eventually(lambda: count(deployment, "echolm_failed_total", reason="no_llm") > before)
+    assert text(caller.ask("hello"), "text_output")
