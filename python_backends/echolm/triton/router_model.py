@@ -119,12 +119,17 @@ class TritonPythonModel:
             await asyncio.sleep(_LEARN_EVERY_S)
             try:
                 await loop.run_in_executor(None, self._learner.catch_up)
-            except EchoError as error:
+            except Exception as error:  # the next round may work
                 logger.warning("learning pauses: %s", error)
             add, level = self._metrics.add, self._metrics.level
-            add("echolm_learning_events_total", self._learner.applied - applied, result="applied")
-            add("echolm_learning_events_total", self._learner.skipped - skipped, result="skipped")
-            applied, skipped = self._learner.applied, self._learner.skipped
+            events = {
+                "applied": self._learner.applied - applied,
+                "skipped": self._learner.skipped - skipped,
+            }
+            for result, number in events.items():
+                add("echolm_learning_events_total", number, result=result, model=self._name)
+            applied += events["applied"]
+            skipped += events["skipped"]
             for llm, bias in self._policy.biases().items():
                 level("echolm_load_bias", bias, llm=llm, model=self._name)
                 level("echolm_in_flight", self._load.in_flight(llm), llm=llm, model=self._name)
