@@ -192,3 +192,23 @@ def test_only_when_no_llm_answers_is_there_an_error(deployment: Deployment, call
     assert all(f"{name} unavailable" in got for name in LLMS)
     assert eventually(lambda: count(deployment, "echolm_failed_total", reason="no_llm") > before)
     assert text(caller.ask("hello"), "text_output")
+
+
+def test_clients_that_leave_are_noticed_while_every_thread_waits_for_an_llm(
+    deployment: Deployment, caller: Caller
+) -> None:
+    """More requests than BLS threads: those that nobody waits for any more are never generated."""
+    number = 1_500
+    before = count(deployment, "echolm_llm_generated_tokens_total", model="slow_llm")
+    row = {"text_input": "leave", "llm": "slow_llm", "cache_control": "no-cache"}
+    calls = [
+        caller.client.async_infer("echolm", inputs(grpcclient, [row]), lambda result, error: None)
+        for _ in range(number)
+    ]
+    for call in calls:
+        call.cancel()
+    assert text(caller.ask("hello", llm="large_llm"), "text_output")
+    assert eventually(lambda: count(deployment, "echolm_in_flight") == 0)
+    assert eventually(lambda: count(deployment, "echolm_llm_in_flight") == 0)
+    after = count(deployment, "echolm_llm_generated_tokens_total", model="slow_llm")
+    assert after - before < number * 3  # three words an answer

@@ -31,6 +31,8 @@ class Runtime:
         self.loop = asyncio.new_event_loop()
         self.executor = ThreadPoolExecutor(MAX_BLOCKING_CALLS, thread_name_prefix=f"{name}-bls")
         self.loop.set_default_executor(self.executor)
+        # Of its own: when all others wait for LLMs, clients that leave must still be noticed.
+        self._watcher = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-watch")
         self._watched: dict[asyncio.Task[None], Responder | None] = {}
         self._thread = threading.Thread(target=self._run, name=f"{name}-loop", daemon=True)
         self._thread.start()
@@ -64,7 +66,7 @@ class Runtime:
             position = position % len(watched)
             part = watched[position : position + _CANCEL_CHECKS_PER_ROUND]
             position += len(part)
-            for task in await self.loop.run_in_executor(None, _gone, part):
+            for task in await self.loop.run_in_executor(self._watcher, _gone, part):
                 task.cancel()
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -84,6 +86,7 @@ class Runtime:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout_s)
         self.executor.shutdown(wait=False, cancel_futures=True)
+        self._watcher.shutdown(wait=False, cancel_futures=True)
 
 
 def _gone(watched: list[tuple[asyncio.Task[None], Responder]]) -> list[asyncio.Task[None]]:
