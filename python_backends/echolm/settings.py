@@ -71,7 +71,9 @@ class RetrievalSettings(_Section):
         10.0, gt=0, description="tokenizer to selection, queueing included; then likewise"
     )
     top_n: int = Field(32, ge=1, le=1024, description="candidates of stage 1")
-    max_examples: int = Field(4, ge=0, le=32, description="most examples in one prompt")
+    max_examples: int = Field(
+        2, ge=0, le=32, description="most examples in one prompt; more tokens, more help"
+    )
     min_similarity: float = Field(0.6, ge=-1, le=1, description="cosine under which none is used")
     relative_similarity: float = Field(
         0.85, ge=0, le=1, description="an example scoring under this share of the best is dropped"
@@ -91,9 +93,14 @@ class RoutingSettings(_Section):
     )
     projection_dim: int = Field(16, ge=0, description="dimensions of the embedding's projection")
     fit_ceiling: float = Field(
-        0.85, gt=-1, le=1, description="cosine from which an example is taken to fit, a priori"
+        0.7, gt=-1, le=1, description="cosine from which an example is taken to fit, a priori"
     )
-    prior_precision: float = Field(4.0, gt=0, description="inverse variance of a prior weight")
+    prior_ratings: float = Field(
+        20.0, gt=0, description="how many ratings the prior qualities are worth"
+    )
+    exploration: float = Field(
+        0.25, ge=0, description="scale of the posterior's width when an LLM is drawn; 1: Thompson"
+    )
     noise: float = Field(0.15, gt=0, description="standard deviation of a rating")
     discount: float = Field(0.999, gt=0, le=1, description="per rating; forgets what drifted")
     exploration_floor: float = Field(0.01, ge=0, lt=1, description="least probability of an arm")
@@ -151,8 +158,8 @@ class LLMSettings(_Section):
 
 
 _DEFAULT_LLMS = (
-    LLMSettings(name="small_llm", cost=0.1, takes_examples=True, prior_quality=0.9),
-    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, prior_quality=0.95),
+    LLMSettings(name="small_llm", cost=0.1, takes_examples=True, prior_quality=0.97),
+    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, prior_quality=0.98),
 )
 
 

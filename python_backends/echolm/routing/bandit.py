@@ -106,6 +106,9 @@ class ThompsonSampling:
         costs: relative cost of each arm.
         exchange_rate: quality that one unit of cost is worth.
         exploration_floor: least probability of any eligible arm.
+        exploration: scales the posterior's standard deviations when an arm is drawn. 1 is
+            Thompson sampling; less explores less, which suits arms whose qualities differ
+            by little and ratings that come for few answers.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class ThompsonSampling:
         costs: Mapping[str, float],
         exchange_rate: float,
         exploration_floor: float,
+        exploration: float = 1.0,
     ) -> None:
         if exploration_floor * len(arms) > 1:
             raise ValueError(
@@ -124,6 +128,7 @@ class ThompsonSampling:
         self._costs = dict(costs)
         self._exchange_rate = exchange_rate
         self._floor = exploration_floor
+        self._exploration = exploration
 
     def choose(self, x: Context, biases: Mapping[str, float], rng: np.random.Generator) -> Choice:
         """Draw an arm.
@@ -140,7 +145,8 @@ class ThompsonSampling:
                 for name, (mean, _) in zip(names, predictions, strict=True)
             ]
         )
-        best = probability_of_best(scores, np.array([std for _, std in predictions]))
+        stds = self._exploration * np.array([std for _, std in predictions])
+        best = probability_of_best(scores, stds)
         # Mixing with a uniform draw keeps every arm's propensity above the floor.
         probabilities = (1 - self._floor * len(names)) * best + self._floor
         probabilities /= probabilities.sum()

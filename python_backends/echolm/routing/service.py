@@ -151,15 +151,20 @@ def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
     featurizer = Featurizer(
         routing.projection_dim, settings.retrieval.min_similarity, routing.fit_ceiling
     )
+    precision = routing.prior_ratings / routing.noise**2
     arms = {
         llm.name: BayesianLinearArm(
-            featurizer.prior_mean(llm), routing.prior_precision, routing.noise, routing.discount
+            featurizer.prior_mean(llm), precision, routing.noise, routing.discount
         )
         for llm in settings.llms
     }
     costs = {llm.name: llm.cost for llm in settings.llms}
     return featurizer, ThompsonSampling(
-        arms, costs, routing.exchange_rate, routing.exploration_floor
+        arms,
+        costs,
+        routing.exchange_rate,
+        routing.exploration_floor,
+        routing.exploration,
     )
 
 

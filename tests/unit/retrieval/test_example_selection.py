@@ -26,7 +26,8 @@ def candidate(
 
 
 def select(candidates: list[Candidate], **settings: float) -> list[Selected]:
-    chosen = {"diversity": 0.0, "relative_similarity": 0.0, "min_similarity": 0.5} | settings
+    loose = {"diversity": 0.0, "relative_similarity": 0.0, "min_similarity": 0.5}
+    chosen = loose | {"max_examples": 4} | settings
     selector = ExampleSelector(RetrievalSettings(**chosen), SimilarityUtility(), Words())  # type: ignore[arg-type]
     return selector.select(["q"], [candidates])[0]
 
