@@ -391,13 +391,16 @@ def test_a_rating_is_accepted_and_the_router_learns_from_it(
 def test_ratings_change_what_the_router_expects(grpc: Caller, tenant: str) -> None:
     request = f"a request that only this test makes {tenant}"
     options: dict[str, Any] = {"tenant": tenant, "llm": "small_llm", **SHORT, **NO_CACHE}
-    before = grpc.ask(request, **options)["predicted_quality"].item()
-    target = 0.0 if before > 0.3 else 1.0
-    for _ in range(5):
-        assert grpc.rate(grpc.ask(request, **options)["feedback_token"].item(), score=target)
-    assert eventually(
-        lambda: abs(grpc.ask(request, **options)["predicted_quality"].item() - target) < 0.15
-    )
+
+    def expected() -> float:
+        return float(grpc.ask(request, **options)["predicted_quality"].item())
+
+    before = expected()
+    direction = -1 if before > 0.3 else 1
+    for _ in range(8):
+        token = grpc.ask(request, **options)["feedback_token"].item()
+        assert grpc.rate(token, score=0.0 if direction < 0 else 1.0)
+    assert eventually(lambda: direction * (expected() - before) > 0.05)
 
 
 def test_a_preference_is_accepted(caller: Caller) -> None:

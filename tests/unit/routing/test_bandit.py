@@ -218,6 +218,16 @@ def test_an_arm_is_drawn_as_often_as_its_propensity_says() -> None:
     assert max(expected.values()) < 0.9
 
 
+def test_less_exploration_makes_a_choice_firmer_and_none_makes_it_certain() -> None:
+    x = np.array([1, 0.7, 0.2, 0.1], dtype=np.float32)
+    shares = []
+    for exploration in (1.0, 0.25, 0.0):
+        arms = {"good": arm(0.7), "poor": arm(0.5)}
+        learner = ThompsonSampling(arms, {"good": 0, "poor": 0}, RATE, 0.0, exploration)
+        shares.append(learner.choose(x, {}, np.random.default_rng(0)).probabilities["good"])
+    assert 0.5 < shares[0] < shares[1] < shares[2] == pytest.approx(1.0)
+
+
 def test_load_and_cost_take_probability_from_the_dear_arm() -> None:
     x = np.array([1, 0.5, 0.5, 0.5], dtype=np.float32)
     rng = np.random.default_rng(0)
