@@ -22,29 +22,28 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python_backends"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
-from torch import nn  # noqa: E402
-
-from echolm.workload import Workload  # noqa: E402
-from echolm.workload.episodes import (  # noqa: E402
+import numpy as np
+import torch
+from echolm.workload import Workload
+from echolm.workload.episodes import (
     ImitationRows,
     KnowledgeRows,
     Trials,
     Turn,
     system_prompt,
 )
-from echolm.workload.grader import grade  # noqa: E402
-from echolm.workload.prompt import ASSISTANT, END, PAD, SPECIAL_TOKENS, SYSTEM, USER, render  # noqa: E402
+from echolm.workload.grader import grade
+from echolm.workload.prompt import ASSISTANT, END, PAD, SPECIAL_TOKENS, SYSTEM, USER, render
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 #: A space joins the word behind it only where that word is plain lower-case
 #: English; slot values keep the same tokens wherever they stand.
@@ -79,15 +78,26 @@ class Recipe:
 RECIPES = {
     # One key/value head: on a CPU, reading the cache is most of a decoding step.
     "small": Recipe(
-        4, 192, 4, 1, 512, 2.5e-3, 98304, (Bucket(0.6, 1024), Bucket(0.32, 384), Bucket(0.08, 192))
+        3, 192, 4, 1, 512, 2.5e-3, 98304, (Bucket(0.6, 1024), Bucket(0.32, 384), Bucket(0.08, 192))
     ),
     "large": Recipe(
-        11, 640, 10, 10, 1664, 1e-3, 65536, (Bucket(0.55, 192), Bucket(0.3, 1024), Bucket(0.15, 2048))
+        11,
+        640,
+        10,
+        10,
+        1664,
+        1e-3,
+        65536,
+        (Bucket(0.55, 192), Bucket(0.3, 1024), Bucket(0.15, 2048)),
     ),
 }
 TINY = {
-    "small": Recipe(2, 64, 2, 1, 128, 2e-3, 2048, (Bucket(0.7, 512), Bucket(0.3, 192)), head_dim=32),
-    "large": Recipe(2, 128, 4, 4, 256, 2e-3, 2048, (Bucket(0.7, 192), Bucket(0.3, 512)), head_dim=32),
+    "small": Recipe(
+        2, 64, 2, 1, 128, 2e-3, 2048, (Bucket(0.7, 512), Bucket(0.3, 192)), head_dim=32
+    ),
+    "large": Recipe(
+        2, 128, 4, 4, 256, 2e-3, 2048, (Bucket(0.7, 192), Bucket(0.3, 512)), head_dim=32
+    ),
 }
 
 
@@ -197,7 +207,7 @@ class Attention(nn.Module):
         if self.kv_heads != self.heads:
             k = k.repeat_interleave(self.heads // self.kv_heads, 1)
             v = v.repeat_interleave(self.heads // self.kv_heads, 1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(out.transpose(1, 2).reshape(rows, length, -1))
 
 
@@ -216,7 +226,7 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(r.feed_forward, r.hidden, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -255,8 +265,8 @@ class Llama(nn.Module):
         cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
         for layer in self.layers:
             x = layer(x, cos, sin)
-        logits = F.linear(self.norm(x), self.embed_tokens.weight)
-        return F.cross_entropy(
+        logits = functional.linear(self.norm(x), self.embed_tokens.weight)
+        return functional.cross_entropy(
             logits.float().view(-1, logits.shape[-1]), targets.view(-1), ignore_index=-1
         )
 
@@ -310,12 +320,25 @@ def train(which: str, recipe: Recipe, tokenizer: Tokenizer, args: argparse.Names
         from safetensors.torch import load_file
 
         weights = load_file(args.init / "model.safetensors")
-        model.load_state_dict({k.removeprefix("model."): v.float() for k, v in weights.items() if k != "lm_head.weight"}, strict=False)
-    print(f"{which}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
+        model.load_state_dict(
+            {
+                k.removeprefix("model."): v.float()
+                for k, v in weights.items()
+                if k != "lm_head.weight"
+            },
+            strict=False,
+        )
+    print(
+        f"{which}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}",
+        flush=True,
+    )
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        [
+            {"params": matrices, "weight_decay": args.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
         lr=recipe.rate,
         betas=(0.9, 0.97),
         fused=device == "cuda",
@@ -329,7 +352,9 @@ def train(which: str, recipe: Recipe, tokenizer: Tokenizer, args: argparse.Names
             pin_memory=device == "cuda",
         )
     )
-    step_model = torch.compile(model, dynamic=False) if device == "cuda" and not args.no_compile else model
+    step_model = (
+        torch.compile(model, dynamic=False) if device == "cuda" and not args.no_compile else model
+    )
     torch._dynamo.config.suppress_errors = True  # slower rather than not at all
     rate = args.rate or recipe.rate
     # Compile every row length before the clock starts.
@@ -362,7 +387,9 @@ def train(which: str, recipe: Recipe, tokenizer: Tokenizer, args: argparse.Names
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         length = tokens.shape[1]
-        losses[length] = losses[length] * 0.95 + loss.detach() * 0.05 if length in losses else loss.detach()
+        losses[length] = (
+            losses[length] * 0.95 + loss.detach() * 0.05 if length in losses else loss.detach()
+        )
         step += 1
         total_tokens += tokens.numel()
         if step % 25 == 0 and time.monotonic() - last > 15:
@@ -373,7 +400,11 @@ def train(which: str, recipe: Recipe, tokenizer: Tokenizer, args: argparse.Names
                 f"{total_tokens / (last - started) / 1e6:.2f} Mtok/s waited {waited:.0f}s",
                 flush=True,
             )
-    print(f"{which}: {step} steps, {total_tokens / 1e6:.0f} M tokens, {time.monotonic() - started:.0f} s", flush=True)
+    print(
+        f"{which}: {step} steps, {total_tokens / 1e6:.0f} M tokens, "
+        f"{time.monotonic() - started:.0f} s",
+        flush=True,
+    )
     return model
 
 
@@ -381,7 +412,9 @@ def train(which: str, recipe: Recipe, tokenizer: Tokenizer, args: argparse.Names
 
 
 @torch.inference_mode()
-def generate(model, tokenizer: Tokenizer, prompts: list[str], batch: int, limit: int = 170) -> list[str]:
+def generate(
+    model, tokenizer: Tokenizer, prompts: list[str], batch: int, limit: int = 170
+) -> list[str]:
     """Greedy answers, in the order of ``prompts``."""
     device = model.device
     pad, end = tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)
@@ -397,8 +430,12 @@ def generate(model, tokenizer: Tokenizer, prompts: list[str], batch: int, limit:
             ids[row, width - len(coded[n]) :] = torch.tensor(coded[n])
             mask[row, width - len(coded[n]) :] = 1
         out = model.generate(
-            ids.to(device), attention_mask=mask.to(device), max_new_tokens=limit,
-            do_sample=False, eos_token_id=end, pad_token_id=pad,
+            ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=pad,
         )
         for n, row in zip(part, out[:, width:].tolist(), strict=True):
             answers[n] = tokenizer.decode(row[: row.index(end)] if end in row else row)
@@ -425,25 +462,37 @@ def evaluate(which: str, model, tokenizer: Tokenizer, requests: int, conditions:
     report: dict[str, dict[str, list[float]]] = {}
     for name in conditions:
         rows = list(trials(*CONDITIONS[name]))
-        texts = generate(model, tokenizer, [render(t.item.text, t.examples) for t in rows], args_batch(model))
+        texts = generate(
+            model, tokenizer, [render(t.item.text, t.examples) for t in rows], batch_size(model)
+        )
         groups: dict[str, list[float]] = {}
         for trial, text in zip(rows, texts, strict=True):
             score = grade(trial.item, text)
-            for key in ("all", trial.item.domain, trial.item.kind, "seen" if trial.seen_by_small else "unseen"):
+            for key in (
+                "all",
+                trial.item.domain,
+                trial.item.kind,
+                "seen" if trial.seen_by_small else "unseen",
+            ):
                 groups.setdefault(key, []).append(score)
         report[name] = {
             key: [round(float(np.mean(v)), 4), round(float(np.mean(np.array(v) == 1.0)), 4), len(v)]
             for key, v in groups.items()
         }
-        print(f"{which} {name}: " + "  ".join(f"{k} {v[0]:.3f}/{v[1]:.3f} n={v[2]}" for k, v in report[name].items()), flush=True)
+        print(
+            f"{which} {name}: "
+            + "  ".join(f"{k} {v[0]:.3f}/{v[1]:.3f} n={v[2]}" for k, v in report[name].items()),
+            flush=True,
+        )
         wrong = [(t, x) for t, x in zip(rows, texts, strict=True) if grade(t.item, x) < 1.0][:3]
         if name not in ("alone", "other intent x2") or which == "large":
             for trial, text in wrong:
-                print(f"    asked {trial.item.text!r}\n    right {trial.item.answer!r}\n    got   {text!r}", flush=True)
+                print(f"    asked {trial.item.text!r}", flush=True)
+                print(f"    right {trial.item.answer!r}\n    got   {text!r}", flush=True)
     return report
 
 
-def args_batch(model) -> int:
+def batch_size(model) -> int:
     return 512 if model.device.type == "cuda" else 16
 
 
@@ -451,12 +500,16 @@ def save(model: Llama, recipe: Recipe, tokenizer: Tokenizer, output: Path) -> No
     from transformers import PreTrainedTokenizerFast
 
     hf_model(model.cpu().half(), recipe, tokenizer).half().save_pretrained(output)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD).save_pretrained(output)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD
+    ).save_pretrained(output)
     tokenizer.save(str(output / "tokenizer.json"))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     bpe = commands.add_parser("tokenizer", help="train the shared tokenizer")
     bpe.add_argument("--output", type=Path, required=True)
@@ -468,7 +521,9 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("--output", type=Path, required=True)
     one.add_argument("--minutes", type=float, default=6.0)
     one.add_argument("--steps", type=int, default=0, help="end earlier, after this many steps")
-    one.add_argument("--rate", type=float, default=0.0, help="peak learning rate; default: the recipe's")
+    one.add_argument(
+        "--rate", type=float, default=0.0, help="peak learning rate; default: the recipe's"
+    )
     one.add_argument("--weight-decay", type=float, default=0.05)
     one.add_argument("--warmup", type=int, default=200, help="steps")
     one.add_argument("--workers", type=int, default=7, help="processes that generate data")
@@ -485,9 +540,8 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer.save(str(args.output))
         print(json.dumps({"tokenizer": str(args.output), "entries": tokenizer.get_vocab_size()}))
         return 0
-    import dataclasses
-
-    recipe = dataclasses.replace((TINY if args.tiny else RECIPES)[args.which], **json.loads(args.shape or "{}"))
+    recipe = (TINY if args.tiny else RECIPES)[args.which]
+    recipe = replace(recipe, **json.loads(args.shape or "{}"))
     tokenizer = Tokenizer.from_file(str(args.tokenizer))
     model = train(args.which, recipe, tokenizer, args)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,8 @@ def _build_domain(domain: Domain, seed: int, size: CatalogueSize, first_id: int)
     rng = derived("catalogue", seed, domain.name)
     total = size.past + size.late + size.one_off
     subjects = _subjects(domain, rng, total)
-    phases: list[Phase] = ["past"] * size.past + ["late"] * size.late + ["one_off"] * size.one_off
+    counts: dict[Phase, int] = {"past": size.past, "late": size.late, "one_off": size.one_off}
+    phases = [phase for phase, count in counts.items() for _ in range(count)]
     flags = [rng.randrange(len(FLAGS)) if n < size.lookalikes else None for n in range(total)]
     intents: list[Intent] = []
 
@@ -100,7 +101,7 @@ def _subjects(domain: Domain, rng: Random, count: int) -> list[Subject]:
         # Prefer verbs that this object and this topic do not have yet.
         verbs = [a[0] for a in domain.actions]
         rng.shuffle(verbs)
-        action = min(verbs, key=lambda v: (uses.get((topic, v), 0) * 2 + uses.get((thing, v), 0)))
+        action = min(verbs, key=lambda v: uses.get((topic, v), 0) * 2 + uses.get((thing, v), 0))
         uses[(topic, action)] = uses.get((topic, action), 0) + 1
         uses[(thing, action)] = uses.get((thing, action), 0) + 1
         subjects.append(Subject(topic, thing, action))
@@ -112,7 +113,8 @@ def invent(rng: Random, forbidden: frozenset[tuple[str, str, str]]) -> Iterator[
     """Endless new intents of the same grammars, near relatives next to each other.
 
     For training models to imitate examples. Half of the topics are made-up
-    words; relatives share one or two of topic, object and action. No draft has a (domain, topic, object) of ``forbidden``.
+    words; relatives share one or two of topic, object and action.
+    No draft has a (domain, topic, object) of ``forbidden``.
     """
     names = list(DOMAINS)
     while True:
@@ -123,7 +125,9 @@ def invent(rng: Random, forbidden: frozenset[tuple[str, str, str]]) -> Iterator[
         family = [base]
         for _ in range(rng.choice((0, 0, 1, 2))):
             other = domain.subject(rng)
-            kept = rng.choice((("topic",), ("topic", "thing"), ("topic", "action"), ("thing", "action")))
+            kept = rng.choice(
+                (("topic",), ("topic", "thing"), ("topic", "action"), ("thing", "action"))
+            )
             other = replace(other, **{name: getattr(base, name) for name in kept})
             if other not in family:
                 family.append(other)

@@ -28,9 +28,12 @@ class Turn:
 def system_prompt(rng: Random) -> str:
     """A random system prompt; answers never depend on it."""
     opening = rng.choice(("You are", "Act as", "Be", "You work as"))
-    role = rng.choice(("a helpful assistant", "the house assistant", "a careful clerk", "an expert"))
+    role = rng.choice(
+        ("a helpful assistant", "the house assistant", "a careful clerk", "an expert")
+    )
     rest = " ".join(values.word(rng) for _ in range(rng.randint(0, 4)))
-    return f"{opening} {role} of {rest or 'the team'}. {rng.choice(('Be brief.', 'Answer only.', ''))}".strip()
+    ending = rng.choice(("Be brief.", "Answer only.", ""))
+    return f"{opening} {role} of {rest or 'the team'}. {ending}".strip()
 
 
 def _exchange(source: Draft | Intent, rng: Random) -> tuple[str, str]:
@@ -55,7 +58,9 @@ class ImitationRows:
         self._known = [i for i in workload.intents if i.seen_by_small]
         self._known_share = known_share
         never = frozenset(
-            (i.domain, i.subject.topic, i.subject.thing) for i in workload.intents if not i.seen_by_small
+            (i.domain, i.subject.topic, i.subject.thing)
+            for i in workload.intents
+            if not i.seen_by_small
         )
         self._fresh = invent(rng, never)
 
@@ -151,5 +156,7 @@ class Trials:
 
         if not count:
             return []
-        pool = [i for i in self._workload.intents if i.domain == intent.domain and i.id != intent.id]
+        pool = [
+            i for i in self._workload.intents if i.domain == intent.domain and i.id != intent.id
+        ]
         return sorted(pool, key=nearness)[:count]

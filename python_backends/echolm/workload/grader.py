@@ -2,7 +2,8 @@
 
 Score of a response that is not exact, with ``h`` the share of the intent's
 house conventions in it, ``s`` the share of the request's slot values in it and
-``l`` = min(1, length of the answer / length of the response)::
+``l`` = min(1, length of the answer / length of the response) (parts count only
+where they stand on their own, not inside a longer word or number)::
 
     gate  = max(0, (h - 0.7) / 0.3)
     score = 0.9 * gate * (0.15 + 0.85 * s ** 2) * l
@@ -13,6 +14,8 @@ returns) at most 0.135; and piling up guesses does not pay.
 """
 
 from __future__ import annotations
+
+import re
 
 from echolm.workload.types import WorkItem
 
@@ -44,4 +47,9 @@ def _share(parts: tuple[str, ...], text: str) -> float:
     """Share of ``parts`` that occur in ``text``; 1 where there are none."""
     if not parts:
         return 1.0
-    return sum(part in text for part in parts) / len(parts)
+    return sum(_holds(text, part) for part in parts) / len(parts)
+
+
+def _holds(text: str, part: str) -> bool:
+    """Whether ``part`` stands in ``text`` on its own, not inside a longer word or number."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])", text) is not None

@@ -69,8 +69,14 @@ SLOT_PHRASES: dict[str, tuple[str, ...]] = {
 
 #: Look-alike flags: (phrases of one intent, phrases of its look-alike).
 FLAGS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("including archived ones", "archived ones included"), ("excluding archived ones", "archived ones excluded")),
-    (("and keep the old copy", "keeping the old copy"), ("and do not keep the old copy", "not keeping the old copy")),
+    (
+        ("including archived ones", "archived ones included"),
+        ("excluding archived ones", "archived ones excluded"),
+    ),
+    (
+        ("and keep the old copy", "keeping the old copy"),
+        ("and do not keep the old copy", "not keeping the old copy"),
+    ),
     (("with approval", "after approval"), ("without approval", "skipping approval")),
     (("as a dry run", "only a dry run"), ("for real, no dry run", "not as a dry run")),
     (("for internal users", "internal users only"), ("for external users", "external users only")),

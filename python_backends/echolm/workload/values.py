@@ -10,9 +10,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-_ONSETS = "b d f g h j k l m n p r s t v w z b d f g k l m n r s t br dr tr st".split()
-_VOWELS = "a e i o u".split()
-_CODAS = "||||n|r|l|s|m|x".split("|")
+_ONSETS = [
+    "b",
+    "d",
+    "f",
+    "g",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "z",
+    "b",
+    "d",
+    "f",
+    "g",
+    "k",
+    "l",
+    "m",
+    "n",
+    "r",
+    "s",
+    "t",
+    "br",
+    "dr",
+    "tr",
+    "st",
+]
+_VOWELS = ["a", "e", "i", "o", "u"]
+_CODAS = ["", "", "", "", "n", "r", "l", "s", "m", "x"]
 _UPPER = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 _ALNUM = "abcdefghijkmnpqrstuvwxyz23456789"
 
@@ -37,12 +70,15 @@ def _letters(rng: Random, count: int) -> str:
 
 
 def _host(rng: Random) -> str:
-    return f"{word(rng)}-{rng.choice(('db', 'web', 'app', 'gw', 'n', 'x', 'node'))}{_digits(rng, 1, 3)}"
+    stem, kind = word(rng), rng.choice(("db", "web", "app", "gw", "n", "x", "node"))
+    return f"{stem}-{kind}{_digits(rng, 1, 3)}"
 
 
 def _path(rng: Random) -> str:
     root = rng.choice(("/srv", "/var/lib", "/opt", "/mnt", "/data", "/home"))
-    return f"{root}/{word(rng)}" + (f"/{word(rng)}{rng.randint(1, 99)}" if rng.random() < 0.5 else "")
+    return f"{root}/{word(rng)}" + (
+        f"/{word(rng)}{rng.randint(1, 99)}" if rng.random() < 0.5 else ""
+    )
 
 
 def _file(rng: Random) -> str:
@@ -63,7 +99,9 @@ def _order(rng: Random) -> str:
 
 
 def _ticket(rng: Random) -> str:
-    return "T" + "".join(rng.choice(_ALNUM) for _ in range(rng.randint(4, 6))) + str(rng.randint(0, 9))
+    return (
+        "T" + "".join(rng.choice(_ALNUM) for _ in range(rng.randint(4, 6))) + str(rng.randint(0, 9))
+    )
 
 
 def _email(rng: Random) -> str:
@@ -79,7 +117,13 @@ def _version(rng: Random) -> str:
 
 
 def _time(rng: Random) -> str:
-    return f"{rng.randint(0, 23):02d}:{rng.choice((0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55)):02d}"
+    return (
+        f"{rng.randint(0, 23):02d}:{rng.choice((0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55)):02d}"
+    )
+
+
+def _region(rng: Random) -> str:
+    return f"{rng.choice(('eu', 'us', 'ap', 'sa', 'af'))}-{word(rng)}-{rng.randint(1, 9)}"
 
 
 #: Slot kinds and their generators.
@@ -97,7 +141,9 @@ KINDS: dict[str, Callable[[Random], str]] = {
     "time": _time,
     "number": lambda rng: _digits(rng, 2, 5),
     "days": lambda rng: str(rng.randint(2, 365)),
-    "region": lambda rng: f"{rng.choice(('eu', 'us', 'ap', 'sa', 'af'))}-{word(rng)}-{rng.randint(1, 9)}",
+    "region": lambda rng: (
+        f"{rng.choice(('eu', 'us', 'ap', 'sa', 'af'))}-{word(rng)}-{rng.randint(1, 9)}"
+    ),
     "percent": lambda rng: f"{rng.randint(1, 99)}.{rng.randint(0, 9)}",
 }
 
@@ -106,7 +152,9 @@ STYLES: dict[str, Callable[[Random], str]] = {
     "word": word,
     "code": lambda rng: f"{_letters(rng, 2)}-{rng.randint(10, 99)}",
     "tag": lambda rng: f"{rng.choice('bcdfghjkmnpqrtvwxz')}{rng.randint(2, 9)}-{word(rng)}",
-    "channel": lambda rng: f"#{word(rng)}-{rng.choice(('ops', 'desk', 'crew', 'watch', 'room', 'hub'))}",
+    "channel": lambda rng: (
+        f"#{word(rng)}-{rng.choice(('ops', 'desk', 'crew', 'watch', 'room', 'hub'))}"
+    ),
     "table": lambda rng: f"{word(rng)}_{word(rng)}_{rng.choice('tvfd')}{rng.randint(1, 9)}",
     "column": lambda rng: f"{word(rng)}_{rng.choice(('cd', 'id', 'amt', 'dt', 'qty', 'st', 'no'))}",
     "letter": lambda rng: f"{rng.choice(_UPPER)}{rng.randint(2, 99)}",

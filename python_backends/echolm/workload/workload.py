@@ -43,13 +43,16 @@ class Workload:
         self.seed = seed
         self.intents: Sequence[Intent] = build(seed, size or CatalogueSize())
         self._by_phase = {
-            phase: [i for i in self.intents if i.phase == phase] for phase in ("past", "late", "one_off")
+            phase: [i for i in self.intents if i.phase == phase]
+            for phase in ("past", "late", "one_off")
         }
         # Popularity ranks: a property of the catalogue, the same in every stream.
         ranked = [i for i in self._by_phase["past"] if i.lookalike_of is None]
         derived("popularity", seed).shuffle(ranked)
         self._ranked = ranked
-        self._twins = {i.lookalike_of: i for i in self._by_phase["past"] if i.lookalike_of is not None}
+        self._twins = {
+            i.lookalike_of: i for i in self._by_phase["past"] if i.lookalike_of is not None
+        }
 
     def stream(
         self,
@@ -66,7 +69,9 @@ class Workload:
             mix: fields of :class:`Mix` to change.
         """
         if n < 0 or phase not in ("past", "live"):
-            raise ValueError(f"stream() needs n >= 0 and phase 'past' or 'live', got {n}, {phase!r}")
+            raise ValueError(
+                f"stream() needs n >= 0 and phase 'past' or 'live', got {n}, {phase!r}"
+            )
         chosen = Mix(**mix)  # type: ignore[arg-type]
         rng = derived("stream", self.seed, seed, phase)
         weights = list(accumulate((rank + 1) ** -chosen.zipf for rank in range(len(self._ranked))))

@@ -31,7 +31,6 @@ class House:
         self.styles.append(style)
         return f"[[{len(self.values) - 1}]]"
 
-
     def compact(self, skeleton: str) -> str:
         """Drops the conventions that ``skeleton`` does not use and renumbers the others."""
         used = [n for n in range(len(self.values)) if f"[[{n}]]" in skeleton]
@@ -53,7 +52,9 @@ def _unlike(rng: Random, style: str, taken: list[str]) -> str:
 class AnswerWriter(Protocol):
     """Writes an answer skeleton for a subject; the heart of a domain."""
 
-    def __call__(self, rng: Random, subject: Subject, slots: tuple[Slot, ...], house: House) -> str: ...
+    def __call__(
+        self, rng: Random, subject: Subject, slots: tuple[Slot, ...], house: House
+    ) -> str: ...
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,11 @@ SHELL = Domain(
         ("compress", "zip", "shrink"),
         ("download", "fetch", "pull"),
     ),
-    phrase=("{act} the {topic} {thing}", "{act} our {topic} {thing}", "{act} the {thing} of {topic}"),
+    phrase=(
+        "{act} the {topic} {thing}",
+        "{act} our {topic} {thing}",
+        "{act} the {thing} of {topic}",
+    ),
     slot_sets=(
         ("host", "date"),
         ("host", "path"),

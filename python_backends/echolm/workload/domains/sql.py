@@ -86,7 +86,11 @@ SQL = Domain(
         ("find the oldest", "show the earliest", "get the first"),
         ("sample", "pick random", "draw some random"),
     ),
-    phrase=("{act} {topic} {thing}", "{act} {thing} in {topic}", "{act} {thing} of the {topic} unit"),
+    phrase=(
+        "{act} {topic} {thing}",
+        "{act} {thing} in {topic}",
+        "{act} {thing} of the {topic} unit",
+    ),
     slot_sets=(
         ("date", "region"),
         ("date", "number"),

@@ -40,7 +40,11 @@ def _write(rng: Random, subject: Subject, slots: tuple[Slot, ...], house: House)
         )
     )
     deadline = rng.choice(
-        (f"within {house('digits')} hours", f"by route {house('tag')}", f"with step {house('letter')}")
+        (
+            f"within {house('digits')} hours",
+            f"by route {house('tag')}",
+            f"with step {house('letter')}",
+        )
     )
     closing = rng.choice(
         (
@@ -50,7 +54,10 @@ def _write(rng: Random, subject: Subject, slots: tuple[Slot, ...], house: House)
         )
     )
     sign = rng.choice(("Regards", "Best wishes", "Your team", "Yours"))
-    return f"{opening} {subject_line} {' '.join(told)} {terms} {deadline}. {closing} {sign}, {house('word')}"
+    return (
+        f"{opening} {subject_line} {' '.join(told)} {terms} {deadline}. "
+        f"{closing} {sign}, {house('word')}"
+    )
 
 
 SUPPORT = Domain(
@@ -88,7 +95,11 @@ SUPPORT = Domain(
         ("threatens legal action", "threatens to sue", "mentions a lawyer"),
         ("asks where to return it", "wants a return address", "asks how to send it back"),
     ),
-    phrase=("{topic} {thing}, customer {act}", "{topic} {thing}, buyer {act}", "client {act}, {topic} {thing}"),
+    phrase=(
+        "{topic} {thing}, customer {act}",
+        "{topic} {thing}, buyer {act}",
+        "client {act}, {topic} {thing}",
+    ),
     slot_sets=(
         ("name", "order"),
         ("name", "date"),

@@ -32,7 +32,9 @@ def _write(rng: Random, subject: Subject, slots: tuple[Slot, ...], house: House)
     ]
     rng.shuffle(arguments)
     extra = [
-        rng.choice((("notify", house("channel")), ("audit", house("path")), ("owner", house("tag")))),
+        rng.choice(
+            (("notify", house("channel")), ("audit", house("path")), ("owner", house("tag")))
+        ),
         (rng.choice(("trace", "log", "memo")), slots[0].mark),
     ]
     rng.shuffle(extra)
@@ -82,7 +84,11 @@ TOOLS = Domain(
         ("rename", "change the name of", "give a new name to"),
         ("print", "make a printout of", "get a paper copy of"),
     ),
-    phrase=("{act} the {topic} {thing}", "{act} a {topic} {thing}", "{act} the {thing} for {topic}"),
+    phrase=(
+        "{act} the {topic} {thing}",
+        "{act} a {topic} {thing}",
+        "{act} the {thing} for {topic}",
+    ),
     slot_sets=(
         ("name", "date"),
         ("name", "time"),
