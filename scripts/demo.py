@@ -300,8 +300,8 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"{large['requests']} requests each. Win rate: (wins + ties/2) against the large LLM, "
-        "0.5 is as\ngood. req/s: at saturation; gain: over the large LLM alone. p50, p99: at "
-        f"{report['latency_rate']:.1f} requests/s,\n70% of what the large LLM alone can serve. "
+        "0.5 is as good. req/s: at saturation; gain: over the large LLM alone. p50, p99: at "
+        f"{report['latency_rate']:.1f} requests/s, 70% of what the large LLM alone can serve. "
         "Offload: share that it did not answer."
     )
 
