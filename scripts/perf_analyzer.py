@@ -37,7 +37,11 @@ def install(directory: Path) -> Path:
             subprocess.run(
                 [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
                 + ["--disable-pip-version-check", "--only-binary=:all:"]
-                + ["--platform=manylinux1_x86_64", f"--dest={download}", f"tritonclient=={VERSION}"],
+                + [
+                    "--platform=manylinux1_x86_64",
+                    f"--dest={download}",
+                    f"tritonclient=={VERSION}",
+                ],
                 check=True,
             )
             (wheel,) = Path(download).glob("*.whl")

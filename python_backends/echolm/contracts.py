@@ -48,7 +48,7 @@ MAX_BATCH_SIZE = 64
 """Most rows in one request, and most requests in one dynamic batch, of the core models."""
 
 PAD_ID = -1
-"""Fills ``example_ids`` where the rows of one batched request have different numbers of examples."""
+"""Fills ``example_ids`` where the rows of a request have different numbers of examples."""
 
 
 def _optional(name: str, datatype: str, *dims: int) -> Tensor:
@@ -163,7 +163,7 @@ LLM_API_INPUTS = (
     _optional("return_cumulative_logprob", "BOOL"),
     _optional("stop", "BOOL"),
 )
-"""TensorRT-LLM's ``llmapi`` inputs that our LLM model takes; ``stop`` cancels the request of that id."""
+"""Those ``llmapi`` inputs that our LLM model takes; ``stop`` cancels the request of that id."""
 
 LLM_API_OUTPUTS = (
     Tensor("text_output", "BYTES", (-1,)),
@@ -172,7 +172,10 @@ LLM_API_OUTPUTS = (
     Tensor("cumulative_logprob", "FP32", (-1,)),
 )
 
-TOKEN_COUNTS = (Tensor("num_input_tokens", "INT32", (1,)), Tensor("num_output_tokens", "INT32", (1,)))
+TOKEN_COUNTS = (
+    Tensor("num_input_tokens", "INT32", (1,)),
+    Tensor("num_output_tokens", "INT32", (1,)),
+)
 """Outputs that our LLM model adds to NVIDIA's; a caller must do without them on other models."""
 
 

@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from echolm.errors import ConfigurationError
 
@@ -38,6 +43,9 @@ class Limits(_Section):
     max_tokens: int = Field(4_096, gt=0, description="largest max_tokens a caller may ask for")
     default_max_tokens: int = Field(128, gt=0)
     max_stop_words: int = Field(16, ge=0)
+    max_in_flight: int = Field(
+        2_048, gt=0, description="requests in one router process; more are refused: UNAVAILABLE"
+    )
     request_timeout_s: float = Field(120.0, gt=0, description="an LLM that takes longer has failed")
 
     @model_validator(mode="after")
@@ -190,6 +198,12 @@ class Settings(BaseSettings):
             raise ValueError(f"llms: names must be unique, got {names}")
         if "auto" in names:
             raise ValueError("llms: 'auto' is reserved for the router's choice")
+        longest = max(llm.context_length for llm in self.llms)
+        if self.limits.default_max_tokens >= longest:
+            raise ValueError(
+                f"limits.default_max_tokens: expected less than the longest context, {longest}, "
+                f"got {self.limits.default_max_tokens}"
+            )
         if self.routing.fit_ceiling <= self.retrieval.min_similarity:
             raise ValueError("routing.fit_ceiling must exceed retrieval.min_similarity")
         if self.routing.exploration_floor * len(names) > 1:
@@ -270,6 +284,10 @@ def load_settings(path: Path | str | None = None) -> Settings:
     _refuse_unknown_environment()
     try:
         return Settings(**values)
+    except SettingsError as error:  # a list or section in the environment that is not JSON
+        raise ConfigurationError(
+            f"environment variables {ENV_PREFIX}…: {error}; write lists and sections as JSON"
+        ) from error
     except ValidationError as error:
         raise ConfigurationError(_explain(error, path)) from error
 

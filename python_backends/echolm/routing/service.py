@@ -397,6 +397,8 @@ class RouterService:
         return (
             self.settings.examples.enabled
             and request.store
+            # A stop word of the caller's may have cut the answer short.
+            and not request.sampling.stop
             and llm in self.settings.example_sources
         )
 

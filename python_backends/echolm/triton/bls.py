@@ -21,7 +21,6 @@ from echolm.triton.codec import NUMPY_TYPES
 logger = logging.getLogger("echolm")
 
 
-
 def _tensor(name: str, datatype: str, values: Any, shape: Sequence[int]) -> Any:
     if datatype == "BYTES":
         array = np.empty(len(values), dtype=np.object_)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from echolm import contracts
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import EchoError, InvalidRequestError
 from echolm.examples.admission import AdmissionPolicy, Verdict
-from echolm.examples.writer import ExampleWriter
+from echolm.examples.writer import ExampleWriter, WriterCounts
 from echolm.retrieval.milvus import LazyMilvusStore
 from echolm.routing.service import Exchange
 from echolm.settings import load_settings
@@ -94,8 +95,14 @@ class TritonPythonModel:
 
     async def _gauges(self) -> None:
         loop = asyncio.get_running_loop()
+        shown = WriterCounts()
         while True:
             await asyncio.sleep(_GAUGES_EVERY_S)
+            counts = replace(self._writer.counts)
+            for result in ("written", "dropped", "failures"):
+                grown = getattr(counts, result) - getattr(shown, result)
+                self._metrics.add("echolm_example_writes_total", grown, result=result)
+            shown = counts
             self._metrics.level("echolm_examples_pending", self._writer.pending)
             try:
                 stored = await loop.run_in_executor(None, self._store.count)

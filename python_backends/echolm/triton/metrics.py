@@ -28,6 +28,7 @@ _COUNTERS = {
     "echolm_retrieval_requests_total": "Requests searched for",
     "echolm_ratings_total": "Ratings by whether they were accepted",
     "echolm_admissions_total": "Exchanges offered as examples, by what became of them",
+    "echolm_example_writes_total": "Examples written or dropped, and failed attempts to write",
     "echolm_learning_events_total": "Events of the learning log, by whether they could be applied",
 }
 _GAUGES = {

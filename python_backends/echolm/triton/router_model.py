@@ -17,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
-from echolm.errors import CancelledError, EchoError, InvalidRequestError
+from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
 from echolm.generation.triton_llm import build_llm_clients
 from echolm.learning.event_log import SQLiteEventLog
 from echolm.learning.learner import Learner
@@ -85,11 +85,23 @@ class TritonPythonModel:
                     raise InvalidRequestError.of(
                         "batch", f"one request for {self._name}", f"{len(rows)}"
                     )
+                self._check_room()
             except Exception as problem:
-                self._metrics.add("echolm_failed_total", reason="invalid")
+                overloaded = isinstance(problem, UnavailableError)
+                reason = "overload" if overloaded else "invalid"
+                self._metrics.add("echolm_failed_total", reason=reason)
                 responder.fail(problem)
                 continue
             self._runtime.spawn(self._respond(rows, responder), responder)
+
+    def _check_room(self) -> None:
+        """Refuse what would only wait: better another replica answers, or the caller backs off."""
+        limit = self._settings.limits.max_in_flight
+        if self._runtime.in_flight >= limit:
+            raise UnavailableError(
+                f"{self._name}: {limit} requests are in flight already; try again later, or raise "
+                "limits.max_in_flight"
+            )
 
     async def _respond(self, rows: list[Request], responder: Responder) -> None:
         def send_piece(piece: str) -> None:

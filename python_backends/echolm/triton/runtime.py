@@ -42,6 +42,11 @@ class Runtime:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
+    @property
+    def in_flight(self) -> int:
+        """Requests whose responder is open, and the loop's own background tasks."""
+        return len(self._watched)
+
     def spawn(self, work: Coroutine[Any, Any, None], responder: Responder | None = None) -> None:
         """Run a coroutine on the loop; it is cancelled when the responder's client goes away."""
         self.loop.call_soon_threadsafe(self._start, work, responder)

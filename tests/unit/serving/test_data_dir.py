@@ -69,7 +69,9 @@ def test_empty_signing_key_is_refused(data: DataDir) -> None:
 
 def test_configured_signing_key_is_kept(data: DataDir) -> None:
     settings = Settings(feedback=FeedbackSettings(signing_key=SecretStr("ours")))
-    assert resolve(settings, data, "", "localhost:1").feedback.signing_key.get_secret_value() == "ours"
+    assert (
+        resolve(settings, data, "", "localhost:1").feedback.signing_key.get_secret_value() == "ours"
+    )
     assert not (data.path / "signing.key").exists()
 
 
