@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python_backends"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
-import torch
 from echolm.workload import Workload
 from echolm.workload.episodes import (
     ImitationRows,
@@ -42,6 +41,42 @@ from echolm.workload.episodes import (
 from echolm.workload.grader import grade
 from echolm.workload.prompt import ASSISTANT, END, PAD, SPECIAL_TOKENS, SYSTEM, USER, render
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    bpe = commands.add_parser("tokenizer", help="train the shared tokenizer")
+    bpe.add_argument("--output", type=Path, required=True)
+    bpe.add_argument("--vocabulary", type=int, default=2560)
+    bpe.add_argument("--rows", type=int, default=6000)
+    one = commands.add_parser("model", help="train and evaluate one LLM")
+    one.add_argument("which", choices=("large", "small"))
+    one.add_argument("--tokenizer", type=Path, required=True)
+    one.add_argument("--output", type=Path, required=True)
+    one.add_argument("--minutes", type=float, default=6.0)
+    one.add_argument("--steps", type=int, default=0, help="end earlier, after this many steps")
+    one.add_argument(
+        "--rate", type=float, default=0.0, help="peak learning rate; default: the recipe's"
+    )
+    one.add_argument("--weight-decay", type=float, default=0.05)
+    one.add_argument("--warmup", type=int, default=200, help="steps")
+    one.add_argument("--workers", type=int, default=7, help="processes that generate data")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--init", type=Path, help="checkpoint to continue from")
+    one.add_argument("--requests", type=int, default=1000, help="requests per evaluated condition")
+    one.add_argument("--tiny", action="store_true", help="a toy model, to test the code")
+    one.add_argument("--shape", help="JSON of recipe fields to change, such as '{\"layers\": 5}'")
+    one.add_argument("--no-compile", action="store_true")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_arguments()  # --help and wrong arguments neither need torch nor wait for it
+
+import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
@@ -507,33 +542,7 @@ def save(model: Llama, recipe: Recipe, tokenizer: Tokenizer, output: Path) -> No
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    bpe = commands.add_parser("tokenizer", help="train the shared tokenizer")
-    bpe.add_argument("--output", type=Path, required=True)
-    bpe.add_argument("--vocabulary", type=int, default=2560)
-    bpe.add_argument("--rows", type=int, default=6000)
-    one = commands.add_parser("model", help="train and evaluate one LLM")
-    one.add_argument("which", choices=sorted(RECIPES))
-    one.add_argument("--tokenizer", type=Path, required=True)
-    one.add_argument("--output", type=Path, required=True)
-    one.add_argument("--minutes", type=float, default=6.0)
-    one.add_argument("--steps", type=int, default=0, help="end earlier, after this many steps")
-    one.add_argument(
-        "--rate", type=float, default=0.0, help="peak learning rate; default: the recipe's"
-    )
-    one.add_argument("--weight-decay", type=float, default=0.05)
-    one.add_argument("--warmup", type=int, default=200, help="steps")
-    one.add_argument("--workers", type=int, default=7, help="processes that generate data")
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--init", type=Path, help="checkpoint to continue from")
-    one.add_argument("--requests", type=int, default=1000, help="requests per evaluated condition")
-    one.add_argument("--tiny", action="store_true", help="a toy model, to test the code")
-    one.add_argument("--shape", help="JSON of recipe fields to change, such as '{\"layers\": 5}'")
-    one.add_argument("--no-compile", action="store_true")
-    args = parser.parse_args(argv)
+    args = parse_arguments(argv)
     if args.command == "tokenizer":
         args.output.parent.mkdir(parents=True, exist_ok=True)
         tokenizer = train_tokenizer(args.vocabulary, args.rows)
