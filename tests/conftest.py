@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests: a real Triton, a real Milvus Lite, real LLMs.
+"""Fixtures of the tests with a real Triton, a real Milvus Lite and real LLMs.
 
 ``server`` is EchoLM as ``echolm serve --profile local`` runs it, started once for all tests
 that ask for it. Tests must not depend on its being empty: use a tenant of your own.
@@ -13,12 +13,13 @@ import pytest
 from echolm.serving import Endpoints, ServeOptions, running_server
 from echolm.settings import Settings, load_settings
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
+SERVED = tuple(Path(__file__).parent / name for name in ("integration", "load"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if any(folder in item.path.parents for folder in SERVED):
             item.add_marker(pytest.mark.integration)
 
 
