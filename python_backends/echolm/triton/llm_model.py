@@ -229,7 +229,7 @@ class TritonPythonModel:
             self._flush()
             if entries:
                 time.sleep(max(_POLL_S, len(entries) / _MAX_POLLS_PER_S))
-            else:
+            elif not self._closed:  # again: clear() may have come after finalize()'s set()
                 self._wake.wait()
 
     def _flush(self) -> None:
