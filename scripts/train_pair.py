@@ -107,13 +107,20 @@ class Recipe:
     buckets: tuple[Bucket, ...]
     head_dim: int = 64
     rope_theta: float = 10000.0
-    positions: int = 4096
+    positions: int = 2048
 
 
 RECIPES = {
     # One key/value head: on a CPU, reading the cache is most of a decoding step.
     "small": Recipe(
-        3, 192, 4, 1, 512, 2.5e-3, 98304, (Bucket(0.6, 1024), Bucket(0.32, 384), Bucket(0.08, 192))
+        3,
+        192,
+        4,
+        1,
+        512,
+        2.5e-3,
+        98304,
+        (Bucket(0.3, 2048), Bucket(0.37, 1024), Bucket(0.25, 384), Bucket(0.08, 192)),
     ),
     "large": Recipe(
         11,
@@ -355,14 +362,8 @@ def train(which: str, recipe: Recipe, tokenizer: Tokenizer, args: argparse.Names
         from safetensors.torch import load_file
 
         weights = load_file(args.init / "model.safetensors")
-        model.load_state_dict(
-            {
-                k.removeprefix("model."): v.float()
-                for k, v in weights.items()
-                if k != "lm_head.weight"
-            },
-            strict=False,
-        )
+        weights.pop("lm_head.weight", None)
+        model.load_state_dict({k.removeprefix("model."): v.float() for k, v in weights.items()})
     print(
         f"{which}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}",
         flush=True,
@@ -486,6 +487,8 @@ CONDITIONS = {  # name: (fitting, distracting)
     "1 fitting + 1": (1, 1),
     "1 fitting + 3": (1, 3),
     "2 fitting + 2": (2, 2),
+    "1 fitting + 6": (1, 6),
+    "2 fitting + 11": (2, 11),
     "other intent x2": (0, 2),
 }
 

@@ -72,7 +72,7 @@ class ImitationRows:
         """``turns`` exchanges of a few intents in random order and wordings."""
         rng = self._rng
         sources: list[Draft | Intent] = []
-        for _ in range(rng.randint(1, max(1, min(6, turns - 1)))):
+        for _ in range(rng.randint(1, max(1, min(turns - 1, turns // 2 + 1)))):
             known = rng.random() < self._known_share
             sources.append(rng.choice(self._known) if known else next(self._fresh))
         met: set[int] = set()
