@@ -26,6 +26,10 @@ _log = logging.getLogger(__name__)
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "embedding"
 
+_SHAPE_STEP = 8
+"""OpenVINO prepares itself anew, for milliseconds, at the first call of each shape; padding to
+a multiple of this many tokens keeps the shapes few."""
+
 
 class Session(Protocol):
     """A loaded model; ``run`` may be called from several threads."""
@@ -131,6 +135,10 @@ class OpenVinoSession:
         self._lock = threading.Lock()
 
     def run(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
+        missing = -input_ids.shape[1] % _SHAPE_STEP
+        if missing:
+            padding = ((0, 0), (0, missing))
+            input_ids, attention_mask = np.pad(input_ids, padding), np.pad(attention_mask, padding)
         feed = {"input_ids": input_ids, "attention_mask": attention_mask}
         with self._lock:  # one request at a time; its threads use the cores already
             vectors: Vectors = self._request.infer(feed, share_inputs=True)[OUTPUT]

@@ -89,7 +89,8 @@ class LLMAPIClient:
         except grpc.RpcError as error:
             raise _error(self._model, error) from error
         finally:
-            call.cancel()
+            if not call.done():
+                call.cancel()
         if not pieces:
             raise UnavailableError(f"{self._model}: ended without an answer")
         return Completion("".join(pieces), finish_reason, **counts)

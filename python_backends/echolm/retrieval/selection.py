@@ -101,7 +101,6 @@ class ExampleSelector:
         weakest = max(score for _, score in pool) * settings.relative_similarity
         pool = [(candidate, score) for candidate, score in pool if score >= weakest]
 
-        words = [_words(candidate) for candidate, _ in pool]
         redundancy = [0.0] * len(pool)
         remaining = list(range(len(pool)))
         budget = settings.max_example_tokens
@@ -126,8 +125,11 @@ class ExampleSelector:
                     candidate.id, candidate.request, candidate.response, candidate.similarity, score
                 )
             )
+            if len(chosen) == settings.max_examples:
+                break
+            words = _words(candidate)
             for i in remaining:
-                redundancy[i] = max(redundancy[i], _jaccard(words[i], words[best]))
+                redundancy[i] = max(redundancy[i], _jaccard(_words(pool[i][0]), words))
         # A canonical order: requests that share examples share the prompt's first tokens,
         # which the engine then takes from its prefix cache.
         return sorted(chosen, key=lambda s: s.id)

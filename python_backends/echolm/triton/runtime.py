@@ -13,11 +13,13 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import uvloop
+
 from echolm.triton.responder import Responder
 
 logger = logging.getLogger("echolm")
 
-MAX_BLOCKING_CALLS = 1_024
+MAX_BLOCKING_CALLS = 256
 """BLS calls in flight. Each blocks one thread; asyncio's own default would allow 6 on 2 cores."""
 
 _CANCEL_CHECK_S = 0.1
@@ -28,7 +30,7 @@ class Runtime:
     """A thread that runs an event loop, and watches whether clients have gone."""
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = uvloop.new_event_loop()
         self.executor = ThreadPoolExecutor(MAX_BLOCKING_CALLS, thread_name_prefix=f"{name}-bls")
         self.loop.set_default_executor(self.executor)
         # Of its own: when all others wait for LLMs, clients that leave must still be noticed.
