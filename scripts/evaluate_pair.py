@@ -39,6 +39,7 @@ SMALL_CONDITIONS = {  # name: (fitting, distracting examples)
     "small, 1 fitting + 1 other": (1, 1),
     "small, 1 fitting + 3 others": (1, 3),
     "small, 2 fitting + 2 others": (2, 2),
+    "small, 2 fitting + 10 others": (2, 10),
     "small, 2 others": (0, 2),
 }
 COLUMNS = ("all", "shell", "sql", "tools", "support", "seen", "unseen")

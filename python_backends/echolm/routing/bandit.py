@@ -145,6 +145,8 @@ class ThompsonSampling:
                 for name, (mean, _) in zip(names, predictions, strict=True)
             ]
         )
+        if not np.isfinite(scores).all():
+            raise ValueError("context: expected finite numbers, got NaN or infinity")
         stds = self._exploration * np.array([std for _, std in predictions])
         best = probability_of_best(scores, stds)
         # Mixing with a uniform draw keeps every arm's propensity above the floor.
