@@ -16,8 +16,7 @@ from echolm.settings import LLMSettings
 _WORD = re.compile(r"\w+")
 
 SCALARS = (
-    "bias",
-    "has_examples",
+    "unfit",
     "fit",
     "best_similarity",
     "mean_similarity",
@@ -28,7 +27,15 @@ SCALARS = (
     "response_agreement",
     "log_length",
 )
-"""Names of the context's first elements; the embedding's projection follows."""
+"""Names of the context's first elements; the embedding's projection follows.
+
+``fit`` says how far the best example fits, ``unfit`` is the rest to 1: two weights instead of
+a constant and a slope, so that what an LLM does without examples says nothing of what it does
+with them. The elements after them are centred and count as far as the examples fit.
+"""
+
+_TYPICAL_SIMILARITY = 0.8
+_PROJECTION_SCALE = 0.5  # the topic matters less than the examples, before any rating
 
 
 @dataclass(frozen=True)
@@ -60,23 +67,27 @@ class Featurizer:
             examples: what the retriever chose.
         """
         x = np.zeros(self.dimension, dtype=np.float32)
-        similarities = sorted((e.similarity for e in examples), reverse=True)
-        x[0] = 1.0
-        if similarities:
-            best = max(examples, key=lambda e: (e.similarity, -e.id))
+        fit = 0.0
+        if examples:
+            ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
+            similarities = [e.similarity for e in ranked]
             span = self.fit_ceiling - self.fit_floor
-            x[1] = 1.0
-            x[2] = min(1.0, max(0.0, (similarities[0] - self.fit_floor) / span))
-            x[3] = similarities[0]
-            x[4] = float(np.mean(similarities))
-            x[5] = max(e.utility for e in examples)
-            x[6] = similarities[0] - similarities[1] if len(similarities) > 1 else 0.0
-            x[7] = len(examples) / 4.0
-            x[8] = _overlap(_words(text), _words(best.request))
-            x[9] = _agreement([_words(e.response) for e in examples])
-        x[10] = math.log1p(len(text)) / 10.0
+            fit = min(1.0, max(0.0, (similarities[0] - self.fit_floor) / span))
+            x[2:9] = (
+                similarities[0] - _TYPICAL_SIMILARITY,
+                float(np.mean(similarities)) - _TYPICAL_SIMILARITY,
+                max(e.utility for e in examples) - _TYPICAL_SIMILARITY,
+                similarities[0] - similarities[1] if len(similarities) > 1 else 0.0,
+                len(examples) / 4.0 - 0.5,
+                _overlap(_words(text), _words(ranked[0].request)) - 0.5,
+                _agreement([_words(e.response) for e in ranked]) - 0.5,
+            )
+            x[2:9] *= fit
+        x[0], x[1] = 1.0 - fit, fit
+        x[9] = math.log1p(len(text)) / 10.0 - 0.45
         if embedding is not None and self.projection_dim:
-            x[len(SCALARS) :] = _projection(embedding.shape[-1], self.projection_dim) @ embedding
+            projected = _projection(embedding.shape[-1], self.projection_dim) @ embedding
+            x[len(SCALARS) :] = _PROJECTION_SCALE * projected
         return x
 
     def prior_mean(self, llm: LLMSettings) -> NDArray[np.float64]:
@@ -86,12 +97,8 @@ class Featurizer:
         example and to be poor without; any other LLM reaches it always.
         """
         mean = np.zeros(self.dimension)
-        if llm.takes_examples:
-            without = llm.prior_quality / 3.0
-            mean[0] = without
-            mean[2] = llm.prior_quality - without
-        else:
-            mean[0] = llm.prior_quality
+        mean[1] = llm.prior_quality
+        mean[0] = llm.prior_quality / 3.0 if llm.takes_examples else llm.prior_quality
         return mean
 
 

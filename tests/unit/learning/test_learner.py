@@ -13,7 +13,7 @@ from echolm.routing.bandit import BayesianLinearArm, ThompsonSampling
 from echolm.routing.service import build_bandit
 from echolm.settings import Settings
 
-D = 27
+D = build_bandit(Settings())[0].dimension
 
 
 class ListLog:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -47,9 +48,9 @@ def test_the_context_does_not_depend_on_the_order_of_examples(
 
 def test_without_examples_only_the_request_speaks() -> None:
     x = Featurizer(3)("hello", E, [])
-    assert value(x, "bias") == 1
-    assert value(x, "log_length") > 0
-    others = set(SCALARS) - {"bias", "log_length"}
+    assert value(x, "unfit") == 1
+    assert value(x, "log_length") == pytest.approx(math.log1p(5) / 10 - 0.45)
+    others = set(SCALARS) - {"unfit", "log_length"}
     assert all(value(x, name) == 0 for name in others)
     assert np.abs(x[len(SCALARS) :]).max() > 0
 
@@ -61,27 +62,45 @@ def test_without_an_embedding_the_projection_is_zero() -> None:
 def test_fit_goes_from_the_floor_to_the_ceiling() -> None:
     featurizer = Featurizer(0, fit_floor=0.6, fit_ceiling=0.8)
 
-    def fit(similarity: float) -> float:
-        return value(featurizer("q", E, [Selected(1, "q", "a", similarity, 0.5)]), "fit")
+    def found(name: str) -> list[float]:
+        contexts = (
+            featurizer("q", E, [Selected(1, "q", "a", similarity, 0.5)])
+            for similarity in (0.5, 0.6, 0.7, 0.8, 0.95)
+        )
+        return [value(x, name) for x in contexts]
 
-    assert [fit(s) for s in (0.5, 0.6, 0.7, 0.8, 0.95)] == pytest.approx(
-        [0, 0, 0.5, 1, 1], abs=1e-6
-    )
-
-
-def test_what_the_scalars_say() -> None:
-    chosen = [Selected(1, "list files", "ls a", 0.9, 0.8), Selected(2, "x", "ls b", 0.7, 0.6)]
-    x = Featurizer(0)("list all files", E, chosen)
-    assert value(x, "best_similarity") == pytest.approx(0.9)
-    assert value(x, "mean_similarity") == pytest.approx(0.8)
-    assert value(x, "similarity_margin") == pytest.approx(0.2)
-    assert value(x, "best_utility") == pytest.approx(0.8)
-    assert value(x, "num_examples") == pytest.approx(0.5)
-    assert value(x, "request_overlap") == pytest.approx(2 / 3)
-    assert value(x, "response_agreement") == pytest.approx(1 / 3)
+    assert found("fit") == pytest.approx([0, 0, 0.5, 1, 1], abs=1e-6)
+    assert found("unfit") == pytest.approx([1, 1, 0.5, 0, 0], abs=1e-6)
 
 
-GOLDEN = [0.230844, -0.101093, -1.078983]
+# From the centres: similarity 0.8, utility 0.8, two examples, half of the words in common.
+SAID = {
+    "best_similarity": 0.9 - 0.8,
+    "mean_similarity": 0.75 - 0.8,
+    "similarity_margin": 0.9 - 0.75,
+    "best_utility": 0.7 - 0.8,
+    "num_examples": 3 / 4 - 0.5,
+    "request_overlap": 2 / 3 - 0.5,
+    "response_agreement": 5 / 9 - 0.5,
+}
+
+
+@pytest.mark.parametrize(("ceiling", "fit"), [(0.85, 1.0), (1.2, 0.5)])
+def test_what_the_scalars_say_counts_as_far_as_the_examples_fit(ceiling: float, fit: float) -> None:
+    chosen = [
+        Selected(1, "list files", "ls a", 0.9, 0.7),
+        Selected(2, "x", "ls b", 0.6, 0.6),
+        Selected(3, "y", "ls a", 0.75, 0.5),
+    ]
+    x = Featurizer(0, fit_ceiling=ceiling)("list all files", E, chosen)
+    assert {"unfit", "fit", "log_length", *SAID} == set(SCALARS)
+    for name, said in SAID.items():
+        assert value(x, name) == pytest.approx(fit * said, abs=1e-6), name
+    assert value(x, "fit") == pytest.approx(fit)
+    assert value(x, "log_length") == pytest.approx(math.log1p(14) / 10 - 0.45)
+
+
+GOLDEN = [0.115422, -0.050546, -0.539492]
 
 
 def test_the_projection_is_the_same_in_every_process() -> None:
@@ -91,8 +110,8 @@ def test_the_projection_is_the_same_in_every_process() -> None:
         "print(json.dumps(Featurizer(3)('q', e, [])[-3:].tolist()))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout) == pytest.approx(GOLDEN, abs=1e-4)
-    assert Featurizer(3)("q", E, [])[-3:] == pytest.approx(GOLDEN, abs=1e-4)
+    assert json.loads(out.stdout) == pytest.approx(GOLDEN, abs=5e-5)
+    assert Featurizer(3)("q", E, [])[-3:] == pytest.approx(GOLDEN, abs=5e-5)
 
 
 def test_priors_expect_quality_with_a_fitting_example_only() -> None:

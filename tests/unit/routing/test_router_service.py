@@ -109,7 +109,8 @@ class Setup:
         rng = np.random.default_rng(0)
         for _ in range(300):
             x = rng.normal(0, 1, self.bandit.arms[name].mean.shape[0])
-            x[0] = 1
+            x[1] = rng.random()
+            x[0] = 1 - x[1]  # unfit and fit: the LLM is the best with examples and without
             for arm in self.bandit.arms:
                 self.bandit.learn(arm, x, 1.0 if arm == name else 0.0)
         for arm_model in self.bandit.arms.values():
@@ -162,6 +163,53 @@ async def test_the_bandits_choice_answers(setup: Setup) -> None:
         answer = await setup.ask()
         assert answer.llm == name
         assert setup.metrics.log[-1] == ("answered", name, name)
+
+
+def related(rng: np.random.Generator, n: int, cosine: float | None) -> list[Any]:
+    """Embeddings of n requests with this cosine between any two, about; None: there are none."""
+    if cosine is None:
+        return [None] * n
+    topic, own = rng.normal(0, 384**-0.5, 384), rng.normal(0, 384**-0.5, (n, 384))
+    mixed = cosine**0.5 * topic + (1 - cosine) ** 0.5 * own
+    return list((mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float32))
+
+
+WEAK = pytest.mark.xfail(
+    strict=True,
+    reason="what the ratings share with the request beside unfit (topic, length) takes the blame",
+)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "text"),
+    [
+        pytest.param(None, "a" * 89, id="no-embedding"),
+        pytest.param(None, "a" * 500, id="no-embedding-500-characters"),
+        pytest.param(None, "a" * 4000, id="no-embedding-4000-characters", marks=WEAK),
+        pytest.param(0.0, "a" * 89, id="unrelated-requests"),
+        pytest.param(0.5, "a" * 89, id="cosine-0.5", marks=WEAK),
+        pytest.param(1.0, "a" * 89, id="the-same-request", marks=WEAK),
+    ],
+)
+def test_poor_answers_without_examples_say_nothing_of_those_with_fitting_ones(
+    cosine: float | None, text: str
+) -> None:
+    """60 ratings of 0 for the small LLM without examples, 20 of 1 for the large one."""
+    examples = [Selected(i, text, "past answer", 0.8, 0.8) for i in (1, 2)]
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        embeddings = related(rng, 81, cosine)
+        featurizer, bandit = build_bandit(Settings())
+        for embedding in embeddings[:60]:
+            bandit.learn("small_llm", featurizer(text, embedding, []), 0.0)
+        for embedding in embeddings[60:80]:
+            bandit.learn("large_llm", featurizer(text, embedding, []), 1.0)
+        small = [
+            bandit.choose(featurizer(text, embeddings[80], e), {}, rng).probabilities["small_llm"]
+            for e in (examples, [])
+        ]
+        assert small[0] > 0.8
+        assert small[1] < 0.2
 
 
 async def test_the_answer_carries_what_learning_needs(setup: Setup) -> None:
