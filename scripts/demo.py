@@ -197,7 +197,7 @@ def summarise(policy: str, run: Run, large_scores: Sequence[float], steady: Run)
         mean_score=float(np.mean(own)),
         win_rate=win_rate(own, large_scores),
         offload_share=offload_share(run),
-        throughput=run.throughput,
+        throughput=run.steady_throughput,
         saturated_p50_s=run.latency_quantile(0.5),
         saturated_p99_s=run.latency_quantile(0.99),
         p50_s=steady.latency_quantile(0.5),
@@ -242,7 +242,7 @@ async def _measure(demo: Demo) -> dict[str, Any]:
     # Last, since it alone learns from what it answers.
     runs["echolm"] = await demo.saturate(demo.echolm, items)
 
-    rate = 0.7 * runs["always_large"].throughput
+    rate = 0.7 * runs["always_large"].steady_throughput
     latency_items = demo.latency_items(rate)
     policies: dict[str, Policy] = {
         "always_large": demo.large,
@@ -332,7 +332,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--past", type=int, default=2_500, help="requests before the comparison")
     parser.add_argument("--rated", type=float, default=0.2, help="share of them that is rated")
     parser.add_argument("--requests", type=int, default=400, help="new requests per policy")
-    parser.add_argument("--concurrency", type=int, default=32, help="in flight at saturation")
+    parser.add_argument("--concurrency", type=int, default=64, help="in flight at saturation")
     parser.add_argument("--latency-seconds", type=float, default=25.0)
     parser.add_argument("--seed", type=int, default=1, help="of the requests")
     parser.add_argument("--workload-seed", type=int, default=0, help="of the intents")

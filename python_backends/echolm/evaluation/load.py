@@ -20,12 +20,14 @@ class Record:
     Attributes:
         reply: None if it failed.
         latency_s: from its arrival to the end of its answer.
+        finished_s: when that was, from the start of the run.
     """
 
     item: WorkItem
     reply: Reply | None
     error: str
     latency_s: float
+    finished_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,18 @@ class Run:
         """Answered requests per second."""
         return (len(self.records) - self.failed) / self.seconds
 
+    @property
+    def steady_throughput(self) -> float:
+        """Answered requests per second while the server was full.
+
+        The first and the last tenth of the answers are left out: a run starts with an idle
+        server, and ends with one that waits for its slowest requests.
+        """
+        ends = sorted(r.finished_s for r in self.records if r.reply is not None)
+        tenth = len(ends) // 10
+        seconds = ends[-1 - tenth] - ends[tenth] if ends else 0.0
+        return (len(ends) - 1 - 2 * tenth) / seconds if seconds > 0 else self.throughput
+
     def latency_quantile(self, q: float) -> float:
         """Latency in seconds below which a share ``q`` of the answered requests lie."""
         return float(np.quantile([r.latency_s for r in self.records if r.reply is not None], q))
@@ -53,13 +67,15 @@ class Run:
 OnRecord = Callable[[Record], None]
 
 
-async def _send(policy: Policy, item: WorkItem, arrived: float) -> Record:
+async def _send(policy: Policy, item: WorkItem, arrived: float, started: float) -> Record:
     try:
         reply = await policy.send(item)
-        return Record(item, reply, "", time.perf_counter() - arrived)
+        now = time.perf_counter()
+        return Record(item, reply, "", now - arrived, now - started)
     except Exception as error:  # a failed request is a result, whatever failed
         message = f"{type(error).__name__}: {error}"
-        return Record(item, None, message, time.perf_counter() - arrived)
+        now = time.perf_counter()
+        return Record(item, None, message, now - arrived, now - started)
 
 
 async def closed_loop(
@@ -74,7 +90,7 @@ async def closed_loop(
 
     async def worker() -> None:
         for index, item in waiting:
-            record = await _send(policy, item, time.perf_counter())
+            record = await _send(policy, item, time.perf_counter(), started)
             records[index] = record
             on_record(record)
 
@@ -97,7 +113,7 @@ async def open_loop(
     """
 
     async def at(item: WorkItem, arrival: float) -> Record:
-        record = await _send(policy, item, arrival)
+        record = await _send(policy, item, arrival, started)
         on_record(record)
         return record
 

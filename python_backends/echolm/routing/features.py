@@ -35,7 +35,10 @@ with them. The elements after them are centred and count as far as the examples 
 """
 
 _TYPICAL_SIMILARITY = 0.8
-_PROJECTION_SCALE = 0.5  # the topic matters less than the examples, before any rating
+# The topic and the length matter less than the examples, before any rating; and they are what
+# requests with and without examples share, so poor answers without would else count against both.
+_PROJECTION_SCALE = 0.25
+_LENGTH_SCALE = 0.25
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Featurizer:
             )
             x[2:9] *= fit
         x[0], x[1] = 1.0 - fit, fit
-        x[9] = math.log1p(len(text)) / 10.0 - 0.45
+        x[9] = _LENGTH_SCALE * (math.log1p(len(text)) / 10.0 - 0.45)
         if embedding is not None and self.projection_dim:
             projected = _projection(embedding.shape[-1], self.projection_dim) @ embedding
             x[len(SCALARS) :] = _PROJECTION_SCALE * projected

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -212,3 +213,12 @@ def test_failures_count_neither_as_throughput_nor_in_latency() -> None:
     assert run.latency_quantile(0.5) == pytest.approx(0.5)
     assert run.latency_quantile(0.99) == pytest.approx(0.99)
     assert run.latency_quantile(1.0) == pytest.approx(1.0)
+
+
+def test_steady_throughput_leaves_out_the_start_and_the_slowest() -> None:
+    # Ten answers a second from the second second on, the first and the last far off.
+    ends = [0.1, *(2.0 + 0.1 * i for i in range(18)), 60.0]
+    records = tuple(replace(record(0.1), finished_s=end) for end in ends)
+    run = Run(records, 60.0)
+    assert run.steady_throughput == pytest.approx(10.0)
+    assert run.throughput == pytest.approx(20 / 60)
