@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Show what EchoLM does: serve both LLMs on this machine, send live requests, compare.
 
-Starts Triton, Milvus Lite and the two LLMs, lets EchoLM live through a stream of past
-requests, of which a share is rated, and then sends the same new requests to four policies
-on the same server: the large LLM alone, the small one alone, a semantic cache, and EchoLM.
+Starts Triton, Milvus Lite and the two LLMs. The large LLM answers past requests, which become
+the examples; EchoLM answers some more, of which a share is rated; and then four policies get
+the same new requests on the same server: the large LLM alone, the small one alone, a semantic
+cache, and EchoLM.
 Prints a table and writes build/demo.json.
 """
 
@@ -110,12 +111,24 @@ class Demo:
         await self._grpc.close()
 
     async def live_through_the_past(self) -> dict[str, float]:
-        """EchoLM answers a stream of requests, and a share of its answers is rated."""
+        """What EchoLM starts from: the large LLM's past answers, then a time of its own.
+
+        Every deployment has the first: the large LLM has answered alone so far. In the second
+        EchoLM answers, and a share of its answers is rated.
+        """
         options = self._options
-        items = self._workload.stream(options.past, seed=options.seed, phase="past")
+        items = self._workload.stream(
+            options.history + options.learning, seed=options.seed, phase="past"
+        )
+        history, learning = items[: options.history], items[options.history :]
+        large = LLMPolicy("always_large", self._client, "large_llm", "default")
+        with Stage(self._console, "the large LLM's past answers", len(history)) as stage:
+            past = await closed_loop(large, history, options.concurrency, stage.step)
+        await asyncio.sleep(2.0)  # the last exchanges are written
+
         dice = random.Random(options.seed)
         ratings: set[asyncio.Task[bool]] = set()
-        with Stage(self._console, "EchoLM answers past requests", len(items)) as stage:
+        with Stage(self._console, "EchoLM answers and is rated", len(learning)) as stage:
 
             def on_record(record: Record) -> None:
                 stage.step()
@@ -126,15 +139,15 @@ class Demo:
                     asyncio.create_task(self._client.rate(record.reply.feedback_token, score))
                 )
 
-            run = await closed_loop(self.echolm, items, options.concurrency, on_record)
+            run = await closed_loop(self.echolm, learning, options.concurrency, on_record)
         await asyncio.gather(*ratings)
-        await asyncio.sleep(2.0)  # the last exchanges are written, the last ratings learnt
+        await asyncio.sleep(2.0)  # the last ratings are learnt
         return {
-            "requests": len(items),
-            "failed": run.failed,
+            "history": len(history),
+            "learning": len(learning),
+            "failed": past.failed + run.failed,
             "ratings": len(ratings),
             "offload_share": offload_share(run),
-            "requests_per_s": run.throughput,
         }
 
     async def saturate(self, policy: Policy, items: Sequence[WorkItem]) -> Run:
@@ -329,8 +342,13 @@ def host() -> dict[str, Any]:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--past", type=int, default=2_500, help="requests before the comparison")
-    parser.add_argument("--rated", type=float, default=0.2, help="share of them that is rated")
+    parser.add_argument(
+        "--history", type=int, default=1_500, help="past requests that the large LLM answered"
+    )
+    parser.add_argument(
+        "--learning", type=int, default=1_000, help="requests that EchoLM then answers"
+    )
+    parser.add_argument("--rated", type=float, default=0.2, help="share of those that is rated")
     parser.add_argument("--requests", type=int, default=400, help="new requests per policy")
     parser.add_argument("--concurrency", type=int, default=64, help="in flight at saturation")
     parser.add_argument("--latency-seconds", type=float, default=25.0)

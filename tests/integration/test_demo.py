@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(240)
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
 POLICIES = ("always_large", "always_small", "semantic_cache", "echolm")
-PAST, REQUESTS = 24, 12
+HISTORY, LEARNING, REQUESTS = 16, 8, 12
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,13 @@ def run(directory: Path, *arguments: str) -> Demo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return run(
         tmp_path_factory.mktemp("demo"),
-        *(f"--past={PAST}", f"--requests={REQUESTS}", "--concurrency=6", "--latency-seconds=1"),
+        *(
+            f"--history={HISTORY}",
+            f"--learning={LEARNING}",
+            f"--requests={REQUESTS}",
+            "--concurrency=6",
+            "--latency-seconds=1",
+        ),
     )
 
 
@@ -68,7 +74,8 @@ def test_every_policy_answers_every_request(demo: Demo) -> None:
     assert {row["requests"] for row in report["policies"].values()} == {REQUESTS}
     assert {row["failed"] for row in report["policies"].values()} == {0}
     assert report["errors"] == []
-    assert (report["past"]["requests"], report["past"]["failed"]) == (PAST, 0)
+    past = report["past"]
+    assert (past["history"], past["learning"], past["failed"]) == (HISTORY, LEARNING, 0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -108,7 +115,7 @@ def test_the_report_says_what_ran_and_where(demo: Demo) -> None:
     assert report["host"]["cpu"]
     assert report["host"]["cores"] >= 1
     assert report["host"]["python"]
-    assert report["options"]["past"] == PAST
+    assert report["options"]["history"] == HISTORY
     assert report["seconds"] > 0
 
 
