@@ -4,10 +4,11 @@
 Build-time requirements (serving needs none of them), best in an environment
 of their own:
 
-    pip install torch --index-url https://download.pytorch.org/whl/cpu
-    pip install optimum-intel openvino openvino-tokenizers nncf
+    pip install --extra-index-url https://download.pytorch.org/whl/cpu \\
+        torch==2.13.0+cpu optimum-intel==2.2.0 openvino==2026.4.1 \\
+        openvino-tokenizers==2026.4.1.0 nncf==3.4.0
 
-Measured with torch 2.13.0, transformers 5.5.4, optimum-intel 2.2.0,
+(all at once, else optimum-intel replaces torch by its GPU build). Tried with torch 2.13.0, transformers 5.5.4, optimum-intel 2.2.0,
 openvino 2026.4.1 and nncf 3.4.0.
 
 The output folder holds all that ``openvino_genai`` and the ``openvino`` engine

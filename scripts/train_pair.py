@@ -10,7 +10,9 @@ class for the defaults (about ten minutes each). ``--tiny`` runs all of it in
 a minute on a CPU, to see that it works. The output is a Hugging Face
 checkpoint (``LlamaForCausalLM``); scripts/convert_model.py makes an OpenVINO
 model of it. Training ends after ``--minutes``; the learning rate follows the
-clock. ``--init`` continues from a checkpoint's weights.
+clock. ``--init`` continues from a checkpoint's weights. The committed small LLM
+was trained in two parts: 6 minutes on rows of up to 1,024 tokens, then 2.9
+minutes with ``--init``, ``--rate 1.2e-3`` and this file's row lengths.
 """
 
 from __future__ import annotations

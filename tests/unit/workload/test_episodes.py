@@ -3,10 +3,11 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from echolm.generation.prompt import template
 from echolm.workload import Workload
 from echolm.workload.catalogue import invent
 from echolm.workload.episodes import ImitationRows, KnowledgeRows, Trials
-from echolm.workload.prompt import render
+from echolm.workload.prompt import SPECIAL_TOKENS, render
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,9 @@ def test_the_prompt_format():
         render("hi", [("a", "b")], "be kind")
         == "<|system|>be kind<|end|><|user|>a<|assistant|>b<|end|><|user|>hi<|assistant|>"
     )
+
+
+def test_the_prompt_is_what_the_router_renders():
+    router = template("echolm")
+    assert router.render("hi", [("a", "b")], "be kind") == render("hi", [("a", "b")], "be kind")
+    assert set(router.markers) == set(SPECIAL_TOKENS)

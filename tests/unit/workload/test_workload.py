@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -164,3 +166,23 @@ def test_a_small_catalogue_can_be_built():
     workload = Workload(seed=0, size=size)
     assert len(workload.intents) == 4 * (6 + 2 + 2 + 2)
     assert len(workload.stream(40, seed=0, phase="live")) == 40
+
+
+def test_both_llms_share_the_tokenizer_and_end_answers_with_its_end_token():
+    folders = [ROOT / f"model_repository/local/{n}_llm/1/openvino" for n in ("small", "large")]
+    assert len({(folder / "tokenizer.json").read_bytes() for folder in folders}) == 1
+    for folder in folders:
+        end = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<|end|>")
+        assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == end
+        assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] >= 2048
+
+
+def test_the_committed_weights_stay_within_their_limits():
+    sizes = [p.stat().st_size for p in ROOT.glob("model_repository/local/*/1/openvino/*.bin")]
+    assert max(sizes) <= 64_000_000 and sum(sizes) <= 80_000_000
+
+
+def test_the_catalogue_is_the_one_that_the_pair_was_trained_on(workload):
+    """A change of any answer would make the trained LLMs wrong: train them anew then."""
+    digest = hashlib.sha256("\0".join(i.answer for i in workload.intents).encode()).hexdigest()
+    assert digest == "f4298a26de30c99db4a58d1879c27d01763573acf963d1ead08eeb960475574a"
