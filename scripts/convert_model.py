@@ -4,12 +4,10 @@
 Build-time requirements (serving needs none of them), best in an environment
 of their own:
 
-    pip install --extra-index-url https://download.pytorch.org/whl/cpu \\
-        torch==2.13.0+cpu optimum-intel==2.2.0 openvino==2026.4.1 \\
-        openvino-tokenizers==2026.4.1.0 nncf==3.4.0
+    pip install torch optimum-intel openvino openvino-tokenizers nncf
 
-(all at once, else optimum-intel replaces torch by its GPU build). Tried with torch 2.13.0, transformers 5.5.4, optimum-intel 2.2.0,
-openvino 2026.4.1 and nncf 3.4.0.
+A CPU build of torch is enough. Tried with torch 2.13.0 (CPU), transformers
+5.5.4, optimum-intel 2.2.0, openvino 2026.4.1 and nncf 3.4.0.
 
 The output folder holds all that ``openvino_genai`` and the ``openvino`` engine
 of the LLM model need: ``openvino_model.xml/.bin``, the OpenVINO tokenizer and
