@@ -82,3 +82,12 @@ def from_status(status: str, message: str) -> EchoLMError:
     status = status.removeprefix("StatusCode.")
     kind = _BY_STATUS.get(status, ServerError)
     return kind(message or f"the server gave no reason (status {status})", status)
+
+
+def from_stream(message: str) -> EchoLMError:
+    """The error for a message that came without a status, in a stream."""
+    if ": expected " in message:
+        return InvalidRequest(message, "INVALID_ARGUMENT")
+    if message.startswith("no LLM answered") or " in flight already" in message:
+        return Unavailable(message, "UNAVAILABLE")
+    return ServerError(message, "UNKNOWN")

@@ -16,7 +16,7 @@ from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
 from echolm_client._config import Endpoint
-from echolm_client._errors import EchoLMError, ServerError, from_status
+from echolm_client._errors import EchoLMError, from_status, from_stream
 from echolm_client._protocol import Call, Outputs
 
 _UNLIMITED = -1
@@ -27,10 +27,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
-
-# With it Triton ends a stream with the error's own status code; without it errors come as a
-# message that does not say of which kind it is.
-_STREAM_METADATA = (("triton_grpc_error", "true"),)
 
 
 def encode(call: Call) -> service_pb2.ModelInferRequest:
@@ -55,10 +51,12 @@ def decode_stream(response: service_pb2.ModelStreamInferResponse) -> Outputs:
     """The tensors of one response of a stream.
 
     Raises:
-        ServerError: it carries an error; Triton does not say here of which kind.
+        EchoLMError: it carries an error. Triton gives streamed errors no status, unless asked for
+            by the ``triton_grpc_error`` header, with which a failing request can crash the whole
+            server (Triton 2.51); so EchoLM's own messages are known by their wording.
     """
     if response.error_message:
-        raise ServerError(response.error_message)
+        raise from_stream(response.error_message)
     return decode(response.infer_response)
 
 
@@ -111,7 +109,7 @@ class GrpcTransport:
 
     def stream(self, call: Call, timeout: float | None) -> Generator[Outputs, None, None]:
         responses = self._stub.ModelStreamInfer(
-            iter([encode(call)]), timeout=timeout, metadata=self._metadata + _STREAM_METADATA
+            iter([encode(call)]), timeout=timeout, metadata=self._metadata
         )
         try:
             for response in responses:
@@ -173,7 +171,7 @@ class AsyncGrpcTransport:
 
     async def stream(self, call: Call, timeout: float | None) -> AsyncGenerator[Outputs, None]:
         responses = self._stub.ModelStreamInfer(
-            iter([encode(call)]), timeout=timeout, metadata=self._metadata + _STREAM_METADATA
+            iter([encode(call)]), timeout=timeout, metadata=self._metadata
         )
         try:
             async for response in responses:

@@ -53,6 +53,9 @@ class OpenVINOOptions:
         context_length: most tokens of prompt and answer together; 0: the model's
             ``max_position_embeddings`` in ``config.json``.
         cache_size_gb: memory for the KV cache, shared by all requests and cached prefixes.
+        num_kv_blocks: size of the KV cache in blocks of 32 tokens, in place of ``cache_size_gb``;
+            0: as that says. A small LLM wants it: a gigabyte is so many of its blocks that
+            OpenVINO takes several times as long for each request once the cache is full.
         max_num_batched_tokens: most tokens in one step. Larger makes long prompts faster and
             the answers that are being generated meanwhile stutter more.
         max_num_seqs: most requests in one step; more wait.
@@ -68,6 +71,7 @@ class OpenVINOOptions:
 
     context_length: int = 0
     cache_size_gb: int = 1
+    num_kv_blocks: int = 0
     max_num_batched_tokens: int = 512
     max_num_seqs: int = 64
     prefix_caching: bool = True
@@ -78,7 +82,7 @@ class OpenVINOOptions:
 
     def __post_init__(self) -> None:
         least = {"cache_size_gb": 1, "max_num_batched_tokens": 1, "max_num_seqs": 1}
-        for name in ("context_length", "threads", "nice", *least):
+        for name in ("context_length", "num_kv_blocks", "threads", "nice", *least):
             value = getattr(self, name)
             if value < least.get(name, 0):
                 raise ConfigurationError(
@@ -125,7 +129,10 @@ class OpenVINOStepper:
 
         self._context_length = options.context_length or read_context_length(model_dir)
         scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = options.cache_size_gb
+        if options.num_kv_blocks:
+            scheduler.num_kv_blocks = options.num_kv_blocks
+        else:
+            scheduler.cache_size = options.cache_size_gb
         scheduler.max_num_batched_tokens = options.max_num_batched_tokens
         scheduler.max_num_seqs = options.max_num_seqs
         scheduler.enable_prefix_caching = options.prefix_caching

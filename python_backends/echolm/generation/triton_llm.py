@@ -34,8 +34,6 @@ _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
-# With it Triton ends a stream with the error's own status; without it errors say no kind.
-_METADATA = (("triton_grpc_error", "true"),)
 
 
 class Channels:
@@ -69,11 +67,11 @@ class LLMAPIClient:
         counts = {tensor.name: -1 for tensor in contracts.TOKEN_COUNTS}
         # Leaving this block by an exception, a cancellation included, ends the stream, and
         # with it the generation.
-        call = self._channels.stub(self._url).ModelStreamInfer(_once(request), metadata=_METADATA)
+        call = self._channels.stub(self._url).ModelStreamInfer(_once(request))
         try:
             async for message in call:
                 if message.error_message:
-                    raise UnavailableError(f"{self._model}: {message.error_message}")
+                    raise _stream_error(self._model, message.error_message)
                 out = _outputs(message.infer_response)
                 if "text_output" not in out:
                     continue  # the empty response that closes the stream
@@ -157,6 +155,18 @@ def _text(raw: bytes) -> str:
     """The first element of a BYTES tensor; empty if it has none."""
     size = int.from_bytes(raw[:4], "little")
     return raw[4 : 4 + size].decode("utf-8", "replace")
+
+
+def _stream_error(model: str, message: str) -> Exception:
+    """The error that a stream's message tells of.
+
+    Triton gives streamed errors no status, unless asked for by the ``triton_grpc_error`` header,
+    with which a failing request can crash the whole server (Triton 2.51). EchoLM's own messages
+    say what was expected, so they are known by that.
+    """
+    if ": expected " in message:
+        return (ContextLengthError if "context" in message else InvalidRequestError)(message)
+    return UnavailableError(f"{model}: {message}")
 
 
 def _error(model: str, error: grpc.RpcError) -> Exception:

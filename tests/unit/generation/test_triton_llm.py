@@ -14,7 +14,7 @@ import pytest
 from echolm import contracts
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.generation.llm import Completion, Sampling
-from echolm.generation.triton_llm import Channels, LLMAPIClient, build_llm_clients
+from echolm.generation.triton_llm import Channels, LLMAPIClient, _stream_error, build_llm_clients
 from echolm.settings import LLMSettings, Settings
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
@@ -201,9 +201,21 @@ async def test_streaming_is_asked_for_by_a_listener_only(server: Server, llm: LL
     assert [sent(request)["streaming"] for request in server.servicer.requests] == [[False], [True]]
 
 
-async def test_triton_is_asked_for_the_status_of_errors(server: Server, llm: LLMAPIClient) -> None:
+async def test_triton_is_not_asked_for_what_crashes_it(server: Server, llm: LLMAPIClient) -> None:
     await ask(llm)
-    assert server.servicer.metadata[0]["triton_grpc_error"] == "true"
+    assert "triton_grpc_error" not in server.servicer.metadata[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("top_p: expected a number above 0, got 2", InvalidRequestError),
+        ("text_input: expected a prompt within the context of 2048, got 3000", ContextLengthError),
+        ("engine instant: told to fail", UnavailableError),
+    ],
+)
+def test_streamed_errors_are_known_by_their_wording(message: str, kind: type[Exception]) -> None:
+    assert type(_stream_error("small_llm", message)) is kind
 
 
 # What is answered
