@@ -71,7 +71,7 @@ class LLMAPIClient:
         try:
             async for message in call:
                 if message.error_message:
-                    raise _stream_error(self._model, message.error_message)
+                    raise stream_error(self._model, message.error_message)
                 out = _outputs(message.infer_response)
                 if "text_output" not in out:
                     continue  # the empty response that closes the stream
@@ -157,7 +157,7 @@ def _text(raw: bytes) -> str:
     return raw[4 : 4 + size].decode("utf-8", "replace")
 
 
-def _stream_error(model: str, message: str) -> Exception:
+def stream_error(model: str, message: str) -> Exception:
     """The error that a stream's message tells of.
 
     Triton gives streamed errors no status, unless asked for by the ``triton_grpc_error`` header,

@@ -14,7 +14,7 @@ import pytest
 from echolm import contracts
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.generation.llm import Completion, Sampling
-from echolm.generation.triton_llm import Channels, LLMAPIClient, _stream_error, build_llm_clients
+from echolm.generation.triton_llm import Channels, LLMAPIClient, build_llm_clients, stream_error
 from echolm.settings import LLMSettings, Settings
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
@@ -215,7 +215,7 @@ async def test_triton_is_not_asked_for_what_crashes_it(server: Server, llm: LLMA
     ],
 )
 def test_streamed_errors_are_known_by_their_wording(message: str, kind: type[Exception]) -> None:
-    assert type(_stream_error("small_llm", message)) is kind
+    assert type(stream_error("small_llm", message)) is kind
 
 
 # What is answered
