@@ -21,7 +21,7 @@ def row(number: int, **options: Any) -> dict[str, Any]:
     return {
         "text_input": f"request {number}",
         "llm": "small_llm",
-        "max_tokens": 2,
+        "max_tokens": 32,
         "cache_control": "no-cache",
         **options,
     }
@@ -41,7 +41,7 @@ def test_500_requests_in_flight_are_all_answered(server: Endpoints) -> None:
 
     for number in range(NUMBER):
         send(number)
-    assert arrived.qsize() < NUMBER // 2, "sent too slowly to be in flight at once"
+    assert arrived.qsize() < NUMBER, "all answered before the last was sent: never in flight"
     answers = [arrived.get(timeout=120) for _ in range(NUMBER)]
 
     assert [error for _, _, error in answers if error is not None] == []
