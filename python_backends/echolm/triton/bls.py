@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,18 +15,11 @@ from echolm.errors import ContextLengthError, EchoError, InvalidRequestError, Un
 from echolm.retrieval.selection import Selected
 from echolm.routing.request import Request
 from echolm.routing.service import Exchange, Retrieved
-from echolm.triton.codec import NUMPY_TYPES
-
-logger = logging.getLogger("echolm")
+from echolm.triton import codec
 
 
 def _tensor(name: str, datatype: str, values: Any, shape: Sequence[int]) -> Any:
-    if datatype == "BYTES":
-        array = np.empty(len(values), dtype=np.object_)
-        array[:] = [value.encode("utf-8") for value in values]
-    else:
-        array = np.asarray(values, dtype=NUMPY_TYPES[datatype])
-    return pb_utils.Tensor(name, array.reshape(tuple(shape)))
+    return codec.tensor(contracts.Tensor(name, datatype, ()), values, shape)
 
 
 def _raise(model: str, error: Any) -> None:
