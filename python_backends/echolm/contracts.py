@@ -125,6 +125,7 @@ FEEDBACK = ModelContract(
         Tensor("feedback_token", "BYTES", (1,)),
         _optional("score", "FP32"),
         _optional("preferred_over", "BYTES"),
+        TENANT,
     ),
     (Tensor("accepted", "BOOL", (1,)),),
     MAX_BATCH_SIZE,

@@ -9,11 +9,21 @@ An unknown key or a bad value stops the start.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -30,6 +40,9 @@ else:
 
 ENV_PREFIX = "ECHOLM_"
 ENV_CONFIG = "ECHOLM_CONFIG"
+
+_REDIS_SCHEMES = ("redis", "rediss")
+_PASSWORD = re.compile(r"://[^/\s]*@")
 
 
 class _Section(BaseModel):
@@ -129,6 +142,21 @@ class FeedbackSettings(_Section):
     token_ttl_s: int = Field(86_400, gt=0, description="how long an answer can be rated")
 
 
+class LearningSettings(_Section):
+    """How processes follow the learning log."""
+
+    snapshot_every: int = Field(
+        5_000, ge=0, description="events between snapshots, which shorten the start; 0: none"
+    )
+    redis_prefix: str = Field(
+        "echolm", pattern=r"^[A-Za-z0-9_.:{}-]{1,64}$", description="begins every key in Redis"
+    )
+    redis_timeout_s: float = Field(5.0, gt=0, description="to connect, and for one command")
+    redis_min_replicas: int = Field(
+        0, ge=0, description="replicas that must have a rating before it is acknowledged"
+    )
+
+
 class ExamplesSettings(_Section):
     """Which exchanges become examples."""
 
@@ -182,14 +210,35 @@ class Settings(BaseSettings):
         "localhost:8001", description="this server's own gRPC address, for the router's calls"
     )
     data_dir: Path = Field(Path("build/data"), description="everything EchoLM writes")
-    event_log: str = Field("", description="SQLite file of the learning log; empty: in data_dir")
+    event_log: str = Field(
+        "",
+        description="the learning log: a SQLite file, or redis:// or rediss://[user:password@]"
+        "host[:port][/database] for many machines; empty: a SQLite file in data_dir",
+    )
     limits: Limits = Limits()
     embedding: EmbeddingSettings = EmbeddingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     routing: RoutingSettings = RoutingSettings()
     feedback: FeedbackSettings = FeedbackSettings()
+    learning: LearningSettings = LearningSettings()
     examples: ExamplesSettings = ExamplesSettings()
     llms: tuple[LLMSettings, ...] = Field(_DEFAULT_LLMS, min_length=1)
+
+    @field_validator("event_log")
+    @classmethod
+    def _usable_log(cls, value: str) -> str:
+        if "://" not in value:
+            return value
+        try:
+            url = urlsplit(value)
+            usable = url.scheme in _REDIS_SCHEMES and url.hostname and url.port != 0
+        except ValueError:  # the port is no number
+            usable = False
+        if not usable or not re.fullmatch(r"/?|/[0-9]+", url.path):
+            raise ValueError(
+                "expected a file, or redis://host[:port][/database number], or rediss:// for TLS"
+            )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -242,8 +291,10 @@ class Settings(BaseSettings):
         return frozenset(self.examples.from_llms or (max(self.llms, key=lambda m: m.cost).name,))
 
     @property
-    def event_log_path(self) -> Path:
-        """File of the learning log."""
+    def event_log_path(self) -> Path | None:
+        """File of the learning log; None if ``event_log`` is the URL of a Redis server."""
+        if "://" in self.event_log:
+            return None
         return Path(self.event_log) if self.event_log else self.data_dir / "events.sqlite"
 
     def llm(self, name: str) -> LLMSettings:
@@ -296,8 +347,9 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     """Make the file's relative paths relative to the file, wherever a process is started."""
 
     def anchor(section: Any, key: str) -> None:
-        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
-            section[key] = str((base / section[key]).resolve())
+        value = section.get(key) if isinstance(section, dict) else None
+        if isinstance(value, str) and value and "://" not in value:
+            section[key] = str((base / value).resolve())
 
     anchor(values, "data_dir")
     anchor(values, "event_log")
@@ -324,7 +376,8 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
     lines = [f"configuration {path or '(environment)'} is not valid:"]
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or "(file)"
-        got = "" if problem["type"] == "missing" else f", got {problem.get('input')!r:.80}"
+        shown = _PASSWORD.sub("://***@", repr(problem.get("input")))
+        got = "" if problem["type"] == "missing" else f", got {shown:.80}"
         lines.append(f"  {key}: {problem['msg']}{got}")
     return "\n".join(lines)
 

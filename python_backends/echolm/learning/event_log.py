@@ -1,17 +1,21 @@
-"""The learning log: append only, read by every process that learns."""
+"""The learning log: append only, read by every process that learns.
+
+Two logs keep it for good, :class:`echolm.learning.sqlite_log.SQLiteEventLog` for one machine
+and :class:`echolm.learning.redis_log.RedisEventLog` for many; tests take
+:class:`echolm.learning.fake_log.MemoryEventLog`.
+"""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from echolm.errors import UnavailableError
+from echolm.settings import Settings
+
+START = ""
+"""The position before the first event."""
 
 
 @dataclass(frozen=True)
@@ -19,83 +23,77 @@ class Event:
     """One entry.
 
     Attributes:
-        sequence: position in the log, ascending.
+        position: where it stands in its log; opaque, only that log can compare it.
         kind: what happened, e.g. ``rating``.
-        body: JSON values.
+        body: JSON values, never empty; empty if the entry is damaged.
         at_ms: milliseconds since the epoch.
     """
 
-    sequence: int
+    position: str
     kind: str
     body: Mapping[str, Any]
     at_ms: int
 
 
 class EventLog(Protocol):
-    """Append and tail. Safe for use by several threads and processes."""
+    """Append and tail, and one snapshot a name. For several threads and processes at once.
 
-    def append(self, kind: str, body: Mapping[str, Any]) -> int:
-        """Store an event for good and return its sequence; UnavailableError if that fails."""
+    Every reader sees the same events in the same order; none becomes visible behind one that
+    was already read. Every method raises UnavailableError if the log cannot be reached.
+    """
+
+    def append(self, kind: str, body: Mapping[str, Any]) -> str:
+        """Store an event for good and return its position.
+
+        UnavailableError leaves open whether the event was stored, so what is sent again
+        must be such that it counts once.
+        """
         ...
 
-    def read(self, after: int, limit: int) -> list[Event]:
-        """Up to ``limit`` events with a sequence above ``after``, in order."""
+    def read(self, after: str, limit: int) -> list[Event]:
+        """Up to ``limit`` events behind the position ``after``, in order."""
         ...
 
+    def save_snapshot(self, name: str, position: str, state: bytes) -> None:
+        """Keep what was learnt up to and with ``position``, instead of the name's earlier one."""
+        ...
 
-class SQLiteEventLog:
-    """The embedded log: one SQLite file in WAL mode, shared by the processes of one machine."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, timeout=10, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            # An acknowledged rating must survive a crash of the machine, too.
-            self._db.execute("PRAGMA synchronous=FULL")
-            with self._db:
-                self._db.execute(
-                    "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY AUTOINCREMENT,"
-                    " kind TEXT NOT NULL, body TEXT NOT NULL, at_ms INTEGER NOT NULL)"
-                )
-        except sqlite3.Error as error:
-            raise UnavailableError(f"learning log {path}: {error}") from error
-
-    def append(self, kind: str, body: Mapping[str, Any]) -> int:
-        row = (kind, json.dumps(body, separators=(",", ":")), time.time_ns() // 1_000_000)
-        try:
-            with self._lock, self._db:
-                cursor = self._db.execute(
-                    "INSERT INTO events (kind, body, at_ms) VALUES (?, ?, ?)", row
-                )
-        except sqlite3.Error as error:
-            raise UnavailableError(f"learning log {self._path}: {error}; try again") from error
-        return int(cursor.lastrowid or 0)
-
-    def read(self, after: int, limit: int) -> list[Event]:
-        try:
-            with self._lock:
-                rows = self._db.execute(
-                    "SELECT sequence, kind, body, at_ms FROM events WHERE sequence > ?"
-                    " ORDER BY sequence LIMIT ?",
-                    (after, limit),
-                ).fetchall()
-        except sqlite3.Error as error:
-            raise UnavailableError(f"learning log {self._path}: {error}") from error
-        return [Event(s, kind, _parse(body), at_ms) for s, kind, body, at_ms in rows]
+    def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
+        """Position and state that were saved last under the name, if any."""
+        ...
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
+        """Give connections and files back; the log cannot be used any more."""
+        ...
 
 
-def _parse(body: str) -> Mapping[str, Any]:
+def open_event_log(settings: Settings) -> EventLog:
+    """The log that ``event_log`` names: Redis for a URL, else SQLite.
+
+    Raises:
+        ConfigurationError: the Redis server would lose what it has acknowledged.
+        UnavailableError: the SQLite file cannot be used.
+    """
+    # Imported here, so that a process loads only the driver that it needs.
+    path = settings.event_log_path
+    if path is None:
+        from echolm.learning.redis_log import RedisEventLog
+
+        return RedisEventLog(settings.event_log, settings.learning)
+    from echolm.learning.sqlite_log import SQLiteEventLog
+
+    return SQLiteEventLog(path)
+
+
+def encode_body(body: Mapping[str, Any]) -> str:
+    """The body as JSON."""
+    return json.dumps(body, separators=(",", ":"))
+
+
+def decode_body(raw: bytes | str | None) -> Mapping[str, Any]:
     """The body's JSON; empty if it is damaged, so that a reader skips one event and goes on."""
     try:
-        value = json.loads(body)
-    except (TypeError, ValueError):
-        value = None
+        value = json.loads(raw or "")
+    except (TypeError, ValueError, RecursionError):
+        return {}
     return value if isinstance(value, dict) else {}

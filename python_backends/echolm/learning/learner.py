@@ -1,115 +1,228 @@
-"""Applies the log's ratings to the bandit, in the log's order."""
+"""Keeps models up to date with the learning log, in the log's order."""
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-import numpy as np
-
-from echolm.learning.event_log import Event, EventLog
-from echolm.learning.tokens import Decision
-from echolm.routing.bandit import ThompsonSampling
+from echolm.errors import UnavailableError
+from echolm.learning.event_log import START, Event, EventLog
+from echolm.learning.snapshot import fingerprint, pack, unpack
 
 logger = logging.getLogger("echolm")
 
-RATING = "rating"
-PREFERENCE = "preference"
-
-PREFERENCE_MARGIN = 0.2
-"""How much better than the other an answer must be, in quality, that a caller prefers it."""
-
-_REMEMBERED = 100_000  # ratings that can still be replaced by a later one
+_FORMAT = 1
 
 
-def describe(decision: Decision) -> dict[str, Any]:
-    """A decision as JSON values, for the log."""
-    return {
-        "request_id": decision.request_id,
-        "tenant": decision.tenant,
-        "llm": decision.llm,
-        "context": [float(v) for v in decision.context],
-        "propensity": decision.propensity,
-        "example_ids": list(decision.example_ids),
-    }
+class Learnable(Protocol):
+    """A model that learns from events and from nothing else.
 
+    After the same events in the same order its state must be the same, bit by bit: no clock
+    but ``Event.at_ms``, and no randomness that is not part of the state.
+    """
 
-@dataclass(frozen=True)
-class _Learned:
-    score: float
-    learned_at: int
+    @property
+    def name(self) -> str:
+        """Unique within a learner."""
+        ...
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of events that :meth:`apply` is given."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs whenever a state of another configuration would be of no use.
+
+        See :func:`echolm.learning.snapshot.fingerprint`; dimensions, names of arms, priors,
+        rates and a version of the algorithm belong in it.
+        """
+        ...
+
+    def apply(self, event: Event) -> None:
+        """Learn from one event.
+
+        Raises:
+            Exception: the event is of no use; nothing has changed then.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All that was learnt: JSON values and numpy arrays, also nested (see ``snapshot``)."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a state that :meth:`state` gave under the same fingerprint.
+
+        Afterwards every event must do exactly what it would have done there. ValueError,
+        or any other exception, if the state is damaged.
+        """
+        ...
 
 
 class Learner:
-    """Keeps a bandit up to date with the event log.
+    """Applies the log's events to models.
 
-    Every process applies the same events in the same order, so all reach the same posterior.
-    An event that cannot be applied is skipped and counted, never fatal.
+    Every process applies the same events in the same order, so all reach the same state. An
+    event that cannot be applied is skipped, counted and logged, never fatal. Snapshots only
+    shorten the replay at start: one that is missing, damaged or of another configuration
+    costs time, and the log is replayed from its start.
+
+    Attributes:
+        position: of the last event that was read.
+        applied: events that every model which takes their kind could use.
+        skipped: damaged events, and events that a model could not use.
+        ignored: events of kinds that no model here takes.
+
+    The counts start at the log's start, also where a snapshot stood in for a part of it.
     """
 
-    def __init__(self, log: EventLog, bandit: ThompsonSampling) -> None:
+    def __init__(
+        self, log: EventLog, learnables: Sequence[Learnable], snapshot_every: int = 0
+    ) -> None:
+        """
+        Args:
+            snapshot_every: events after which a snapshot is saved; 0: none is saved or used.
+                Of several processes with the same models, the first to get there saves it.
+        """
         self._log = log
-        self._bandit = bandit
-        self._learned: OrderedDict[str, _Learned] = OrderedDict()
-        self.position = 0
+        self._learnables = tuple(learnables)
+        self._snapshot_every = snapshot_every
+        self._snapshot_name = "+".join(sorted(one.name for one in self._learnables))
+        self._fingerprint = fingerprint({one.name: one.fingerprint for one in self._learnables})
+        self._started = False
+        self._saved = 0  # events in the newest snapshot that we know of
+        self._foreign: set[str] = set()
+        self.position = START
         self.applied = 0
         self.skipped = 0
+        self.ignored = 0
+
+    @property
+    def events(self) -> int:
+        """Events read, from the log's start."""
+        return self.applied + self.skipped + self.ignored
 
     def catch_up(self, batch: int = 1_000) -> int:
-        """Apply all new events and return how many there were."""
+        """Apply all new events and return how many were read.
+
+        Raises:
+            UnavailableError: the log cannot be read; calling again goes on where it ended.
+        """
+        if not self._started:
+            self._resume()
+            self._started = True
         count = 0
         while events := self._log.read(self.position, batch):
             for event in events:
                 self._apply(event)
-                self.position = event.sequence
+                self.position = event.position
             count += len(events)
+        if self._snapshot_every and self.events - self._saved >= self._snapshot_every:
+            self._save()
         return count
 
     def _apply(self, event: Event) -> None:
-        try:
-            if event.kind == RATING:
-                self._rate(event.body, float(event.body["score"]))
-            elif event.kind == PREFERENCE:
-                self._prefer(event.body["better"], event.body["worse"])
-            else:
-                return
-            self.applied += 1
-        except Exception as error:  # one bad event must not end all learning
-            self.skipped += 1
-            logger.warning("learning log: event %d skipped: %r", event.sequence, error)
-
-    def _rate(self, decision: Mapping[str, Any], score: float) -> None:
-        arm = self._bandit.arms[decision["llm"]]
-        x = np.asarray(decision["context"], dtype=np.float32)
-        if x.shape != arm.mean.shape:
-            raise ValueError(f"context of {x.shape[0]} elements, expected {arm.mean.shape[0]}")
-        if not np.isfinite(x).all():
-            raise ValueError("context is not finite")
-        if not 0.0 <= score <= 1.0:
-            raise ValueError(f"score {score} outside [0, 1]")
-        request_id = decision["request_id"]
-        earlier = self._learned.pop(request_id, None)
-        if earlier is None:
-            arm.learn(x, score)
-            self._learned[request_id] = _Learned(score, arm.updates)
+        takers = [one for one in self._learnables if event.kind in one.kinds]
+        if not event.body:
+            problems = ["its body is damaged"]
+        elif takers:
+            problems = [problem for one in takers if (problem := _teach(one, event))]
         else:
-            # A later rating of the same answer replaces the earlier one.
-            arm.correct(x, earlier.score, score, earlier.learned_at)
-            self._learned[request_id] = _Learned(score, earlier.learned_at)
-        while len(self._learned) > _REMEMBERED:
-            self._learned.popitem(last=False)
+            self.ignored += 1
+            if event.kind not in self._foreign:
+                self._foreign.add(event.kind)
+                logger.info("learning log: no model here learns from %r events", event.kind)
+            return
+        if problems:
+            self.skipped += 1
+            logger.warning(
+                "learning log: %r event at %s skipped: %s",
+                event.kind,
+                event.position,
+                "; ".join(problems),
+            )
+        else:
+            self.applied += 1
 
-    def _prefer(self, better: Mapping[str, Any], worse: Mapping[str, Any]) -> None:
-        """A preference moves both estimates apart, half of what the margin lacks each."""
-        predicted = []
-        for decision in (better, worse):
-            x = np.asarray(decision["context"], dtype=np.float32)
-            if not np.isfinite(x).all():
-                raise ValueError("context is not finite")
-            predicted.append(self._bandit.arms[decision["llm"]].predict(x)[0])
-        lacking = max(0.0, PREFERENCE_MARGIN - (predicted[0] - predicted[1]))
-        self._rate(better, min(1.0, max(0.0, predicted[0] + lacking / 2)))
-        self._rate(worse, min(1.0, max(0.0, predicted[1] - lacking / 2)))
+    def _resume(self) -> None:
+        """Start from the newest snapshot, if there is one that fits."""
+        if not self._snapshot_every:
+            return
+        found = self._log.load_snapshot(self._snapshot_name)
+        if found is None:
+            return
+        position, data = found
+        fresh = [copy.deepcopy(one.state()) for one in self._learnables]
+        try:
+            snapshot = self._read(data)
+            counts = [int(snapshot[key]) for key in ("applied", "skipped", "ignored")]
+            for one in self._learnables:
+                one.restore(snapshot["models"][one.name])
+        except Exception as error:  # it saves time, no more
+            for one, state in zip(self._learnables, fresh, strict=True):
+                one.restore(state)
+            logger.warning(
+                "snapshot %s at %s is of no use, the learning log is replayed from its start: %s",
+                self._snapshot_name,
+                position,
+                error,
+            )
+            return
+        self.applied, self.skipped, self.ignored = counts
+        self.position = position
+        self._saved = self.events
+        logger.info("snapshot %s stands for %d events", self._snapshot_name, self.events)
+
+    def _read(self, data: bytes) -> dict[str, Any]:
+        snapshot = unpack(data)
+        if snapshot.get("format") != _FORMAT:
+            raise ValueError(f"expected format {_FORMAT}, got {snapshot.get('format')!r}")
+        if snapshot.get("fingerprint") != self._fingerprint:
+            raise ValueError("it was made under another configuration")
+        return snapshot
+
+    def _save(self) -> None:
+        """Save a snapshot, unless another process has saved a recent one."""
+        try:
+            saved = self._saved_elsewhere()
+            if self.events - saved >= self._snapshot_every:
+                self._log.save_snapshot(self._snapshot_name, self.position, self._packed())
+                saved = self.events
+            self._saved = saved
+        except UnavailableError as error:
+            logger.warning("snapshot %s: %s; tried again later", self._snapshot_name, error)
+
+    def _saved_elsewhere(self) -> int:
+        found = self._log.load_snapshot(self._snapshot_name)
+        if found is None:
+            return 0
+        try:
+            snapshot = self._read(found[1])
+            return sum(int(snapshot[key]) for key in ("applied", "skipped", "ignored"))
+        except (ValueError, KeyError, TypeError):
+            return 0
+
+    def _packed(self) -> bytes:
+        return pack(
+            {
+                "format": _FORMAT,
+                "fingerprint": self._fingerprint,
+                "applied": self.applied,
+                "skipped": self.skipped,
+                "ignored": self.ignored,
+                "models": {one.name: one.state() for one in self._learnables},
+            }
+        )
+
+
+def _teach(model: Learnable, event: Event) -> str:
+    """Apply the event to the model; returns what was wrong with it, or nothing."""
+    try:
+        model.apply(event)
+    except Exception as error:  # one bad event must not end all learning
+        return f"{model.name}: {error!r}"
+    return ""

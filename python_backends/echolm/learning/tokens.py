@@ -73,8 +73,11 @@ class FeedbackTokens:
             )
         )
 
-    def load(self, token: str) -> Decision:
+    def load(self, token: str, name: str = "feedback_token") -> Decision:
         """The decision that a token carries.
+
+        Args:
+            name: the input that holds it, for messages.
 
         Raises:
             InvalidRequestError: it was not signed by us, was changed, or has expired.
@@ -83,12 +86,10 @@ class FeedbackTokens:
             fields = self._serializer.loads(token, max_age=self._ttl_s)
         except SignatureExpired as error:
             raise InvalidRequestError.of(
-                "feedback_token", f"a token at most {self._ttl_s} s old", "an expired one"
+                name, f"a token at most {self._ttl_s} s old", "an expired one"
             ) from error
         except BadSignature as error:
-            raise InvalidRequestError.of(
-                "feedback_token", "a token that this service signed", token
-            ) from error
+            raise InvalidRequestError.of(name, "a token that this service signed", token) from error
         request_id, tenant, llm, context, propensity, quality, example_ids = fields
         return Decision(
             request_id=request_id,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,28 @@ class BayesianLinearArm:
         age = self.updates - learned_at
         x = x.astype(np.float64)
         self.b = self.b + self._inverse_variance * (new - old) * x * self._discount**age
+        self._solve()
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """All that decides what a rating does to the posterior."""
+        return {
+            "A0": self._A0,
+            "b0": self._b0,
+            "inverse_variance": self._inverse_variance,
+            "discount": self._discount,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The posterior, for :meth:`restore`; later ratings leave it as it is."""
+        return {"A": self.A, "b": self.b, "updates": self.updates}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the posterior of an arm of the same configuration."""
+        A, b, updates = state["A"], state["b"], state["updates"]
+        if A.shape != self.A.shape or b.shape != self.b.shape:
+            raise ValueError(f"posterior of {b.shape[0]} weights, expected {self.b.shape[0]}")
+        self.A, self.b, self.updates = A, b, int(updates)
         self._solve()
 
 

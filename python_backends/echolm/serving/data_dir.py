@@ -6,7 +6,7 @@
       lock            held (flock) while a server runs here; contains its process id
       signing.key     signs feedback tokens; mode 0600
       milvus.db       the examples, where Milvus Lite keeps them
-      events.sqlite   the learning log
+      events.sqlite   the learning log, unless it is elsewhere
       logs/           triton.log, milvus.log; the run before: *.log.1
       run/            only while a server runs: echolm.toml as resolved, the backend, pid files
 """
@@ -127,13 +127,13 @@ class DataDir:
 
 def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -> Settings:
     """The settings with absolute paths, both addresses and a signing key."""
-    feedback = settings.feedback
+    log, feedback = settings.event_log_path, settings.feedback
     if not feedback.signing_key.get_secret_value():
         feedback = feedback.model_copy(update={"signing_key": data.signing_key()})
     changed: dict[str, Any] = {
         "grpc_url": grpc_url,
         "data_dir": data.path,
-        "event_log": str(settings.event_log_path.resolve()),
+        "event_log": str(log.resolve()) if log else settings.event_log,
         "embedding": settings.embedding.model_copy(
             update={"model_dir": settings.embedding.model_dir.resolve()}
         ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Coroutine
 from typing import Any
 
@@ -19,7 +18,8 @@ import triton_python_backend_utils as pb_utils
 from echolm import contracts
 from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
 from echolm.generation.triton_llm import build_llm_clients
-from echolm.learning.event_log import SQLiteEventLog
+from echolm.learning.bandit_learning import BanditLearning
+from echolm.learning.event_log import open_event_log
 from echolm.learning.learner import Learner
 from echolm.learning.tokens import FeedbackTokens
 from echolm.routing.load import LoadTracker
@@ -28,13 +28,12 @@ from echolm.routing.service import Answer, Policy, RouterService, build_bandit, 
 from echolm.settings import Settings, load_settings
 from echolm.triton import codec
 from echolm.triton.bls import BLSExampleManager, BLSRetriever
+from echolm.triton.learning import keep_learning, learn_at_start
 from echolm.triton.metrics import Metrics, TritonRouterMetrics
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
 
-logger = logging.getLogger("echolm")
-
-_LEARN_EVERY_S = 0.2
+_SHOW_LOAD_EVERY_S = 0.2
 _SPECS = {t.name: t for t in contracts.ECHOLM_OUTPUTS}
 _TEXT_OUTPUT = _SPECS["text_output"]
 
@@ -50,8 +49,10 @@ class TritonPythonModel:
         self._metrics = Metrics()
         self._load = LoadTracker()
         featurizer, bandit = build_bandit(settings)
-        self._learner = Learner(SQLiteEventLog(settings.event_log_path), bandit)
-        self._learner.catch_up()
+        learner = Learner(
+            open_event_log(settings), [BanditLearning(bandit)], settings.learning.snapshot_every
+        )
+        learn_at_start(learner)
         self._policy = Policy(
             settings.routing,
             {llm.name: llm.cost for llm in settings.llms},
@@ -74,7 +75,8 @@ class TritonPythonModel:
         )
         self._runtime = Runtime(self._name)
         self._runtime.spawn(self._metrics.run())
-        self._runtime.spawn(self._learn())
+        self._runtime.spawn(keep_learning(learner, self._metrics, self._name))
+        self._runtime.spawn(self._show_load())
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -123,28 +125,14 @@ class TritonPythonModel:
             return
         responder.send(output_tensors(answers, text_sent=streaming), final=True)
 
-    async def _learn(self) -> None:
-        """Follow the learning log, and show what the router sees of the load."""
-        loop = asyncio.get_running_loop()
-        applied = skipped = 0
+    async def _show_load(self) -> None:
+        """Show what the router sees of the load."""
+        level = self._metrics.level
         while True:
-            await asyncio.sleep(_LEARN_EVERY_S)
-            try:
-                await loop.run_in_executor(None, self._learner.catch_up)
-            except Exception as error:  # the next round may work
-                logger.warning("learning pauses: %s", error)
-            add, level = self._metrics.add, self._metrics.level
-            events = {
-                "applied": self._learner.applied - applied,
-                "skipped": self._learner.skipped - skipped,
-            }
-            for result, number in events.items():
-                add("echolm_learning_events_total", number, result=result, model=self._name)
-            applied += events["applied"]
-            skipped += events["skipped"]
             for llm, bias in self._policy.biases().items():
                 level("echolm_load_bias", bias, llm=llm, model=self._name)
                 level("echolm_in_flight", self._load.in_flight(llm), llm=llm, model=self._name)
+            await asyncio.sleep(_SHOW_LOAD_EVERY_S)
 
     def finalize(self) -> None:
         self._runtime.close()

@@ -1,33 +1,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-from echolm.learning.event_log import Event
-from echolm.learning.learner import PREFERENCE, PREFERENCE_MARGIN, RATING, Learner, describe
+from echolm.learning.bandit_learning import PREFERENCE_MARGIN, BanditLearning
+from echolm.learning.fake_log import MemoryEventLog
+from echolm.learning.feedback import PREFERENCE, RATING, describe
+from echolm.learning.learner import Learner
 from echolm.learning.tokens import Decision
 from echolm.routing.bandit import BayesianLinearArm, ThompsonSampling
 from echolm.routing.service import build_bandit
 from echolm.settings import Settings
 
 D = build_bandit(Settings())[0].dimension
-
-
-class ListLog:
-    """An event log in a list."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def append(self, kind: str, body: Mapping[str, Any]) -> int:
-        self.events.append(Event(len(self.events) + 1, kind, body, 0))
-        return len(self.events)
-
-    def read(self, after: int, limit: int) -> list[Event]:
-        return self.events[after : after + limit]
 
 
 def bandit() -> ThompsonSampling:
@@ -49,10 +36,10 @@ def estimate(learner: ThompsonSampling, seed: int = 0, llm: str = "small_llm") -
 
 
 def learnt(*events: tuple[str, Any]) -> tuple[Learner, ThompsonSampling]:
-    log, arms = ListLog(), bandit()
+    log, arms = MemoryEventLog(), bandit()
     for kind, body in events:
         log.append(kind, body)
-    learner = Learner(log, arms)
+    learner = Learner(log, [BanditLearning(arms)])
     learner.catch_up()
     return learner, arms
 
@@ -65,12 +52,12 @@ def test_ratings_reach_the_arm_that_answered_and_no_other() -> None:
     learner, arms = learnt(*[(RATING, rating(str(i), 0.1)) for i in range(20)])
     assert estimate(arms) == pytest.approx(0.1, abs=0.05)
     assert estimate(arms, llm="large_llm") == estimate(bandit(), llm="large_llm")
-    assert (learner.applied, learner.skipped, learner.position) == (20, 0, 20)
+    assert (learner.applied, learner.skipped, learner.position) == (20, 0, "20")
 
 
 def test_catching_up_again_applies_only_what_is_new() -> None:
-    log, arms = ListLog(), bandit()
-    learner = Learner(log, arms)
+    log, arms = MemoryEventLog(), bandit()
+    learner = Learner(log, [BanditLearning(arms)])
     log.append(RATING, rating("a", 0.9))
     assert learner.catch_up() == 1
     assert learner.catch_up() == 0
@@ -80,7 +67,7 @@ def test_catching_up_again_applies_only_what_is_new() -> None:
 
 
 def test_two_learners_reach_identical_posteriors_whatever_their_batches() -> None:
-    log = ListLog()
+    log = MemoryEventLog()
     shuffle = random.Random(1)
     for i in range(200):
         kind = shuffle.random()
@@ -95,7 +82,7 @@ def test_two_learners_reach_identical_posteriors_whatever_their_batches() -> Non
         else:
             log.append(RATING, {"damaged": i})
     one, two = bandit(), bandit()
-    first, second = Learner(log, one), Learner(log, two)
+    first, second = (Learner(log, [BanditLearning(arms)]) for arms in (one, two))
     first.catch_up(batch=1_000)
     second.catch_up(batch=7)
     for name in one.arms:
@@ -158,7 +145,7 @@ def test_a_preference_that_was_expected_teaches_almost_nothing() -> None:
 )
 def test_a_bad_rating_is_skipped_and_counted_and_learning_goes_on(body: dict[str, Any]) -> None:
     learner, arms = learnt((RATING, body), (RATING, rating("b", 0.7)))
-    assert (learner.applied, learner.skipped, learner.position) == (1, 1, 2)
+    assert (learner.applied, learner.skipped, learner.position) == (1, 1, "2")
     _, clean = learnt((RATING, rating("b", 0.7)))
     assert same(arms.arms["small_llm"], clean.arms["small_llm"])
 
@@ -182,4 +169,4 @@ def test_a_bad_preference_changes_nothing(body: dict[str, Any]) -> None:
 
 def test_events_of_other_kinds_are_for_others() -> None:
     learner, _ = learnt(("example_added", {"id": 1}))
-    assert (learner.applied, learner.skipped, learner.position) == (0, 0, 1)
+    assert (learner.applied, learner.skipped, learner.position) == (0, 0, "1")

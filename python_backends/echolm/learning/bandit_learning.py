@@ -1,0 +1,130 @@
+"""The router's bandit as a model that learns from the log."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.learning.event_log import Event
+from echolm.learning.feedback import PREFERENCE, RATING
+from echolm.learning.snapshot import fingerprint
+from echolm.routing.bandit import BayesianLinearArm, ThompsonSampling
+
+PREFERENCE_MARGIN = 0.2
+"""How much better than the other an answer must be, in quality, that a caller prefers it."""
+
+_REMEMBERED = 100_000  # ratings that can still be replaced by a later one
+_VERSION = 1  # of what events do; raise it when that changes, or old snapshots will be used
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A rated answer: its id, arm and context."""
+
+    request_id: str
+    arm: BayesianLinearArm
+    x: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What an answer has taught; ``preference`` is empty if that was a rating."""
+
+    score: float
+    learned_at: int
+    preference: str
+
+
+class BanditLearning:
+    """Teaches a bandit ratings and preferences (see ``feedback``), each once per answer."""
+
+    name = "bandit"
+    kinds = frozenset({RATING, PREFERENCE})
+
+    def __init__(self, bandit: ThompsonSampling) -> None:
+        self._bandit = bandit
+        self._learned: OrderedDict[str, _Learned] = OrderedDict()
+        self.fingerprint = fingerprint(
+            {
+                "version": _VERSION,
+                "margin": PREFERENCE_MARGIN,
+                "remembered": _REMEMBERED,
+                "arms": {name: arm.configuration for name, arm in bandit.arms.items()},
+            }
+        )
+
+    def apply(self, event: Event) -> None:
+        if event.kind == RATING:
+            self._rate(self._answer(event.body), float(event.body["score"]))
+        else:
+            better, worse = (self._answer(event.body[key]) for key in ("better", "worse"))
+            self._prefer(better, worse)
+
+    def state(self) -> dict[str, Any]:
+        learned = self._learned.values()
+        return {
+            "arms": {name: arm.state() for name, arm in self._bandit.arms.items()},
+            "learned": {
+                "request_ids": list(self._learned),
+                "scores": np.array([one.score for one in learned], dtype=np.float64),
+                "learned_at": np.array([one.learned_at for one in learned], dtype=np.int64),
+                "preferences": [one.preference for one in learned],
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, arm in self._bandit.arms.items():
+            arm.restore(state["arms"][name])
+        learned = state["learned"]
+        columns = (learned["scores"].tolist(), learned["learned_at"].tolist())
+        rows = zip(learned["request_ids"], *columns, learned["preferences"], strict=True)
+        self._learned = OrderedDict((request_id, _Learned(*row)) for request_id, *row in rows)
+
+    def _answer(self, decision: Mapping[str, Any]) -> _Answer:
+        request_id = decision["request_id"]
+        if not isinstance(request_id, str):
+            raise ValueError(f"request_id: expected text, got {request_id!r}")
+        arm = self._bandit.arms[decision["llm"]]
+        x = np.asarray(decision["context"], dtype=np.float32)
+        if x.shape != arm.mean.shape:
+            raise ValueError(f"context of shape {x.shape}, expected {arm.mean.shape}")
+        if not np.isfinite(x).all():
+            raise ValueError("context is not finite")
+        return _Answer(request_id, arm, x)
+
+    def _rate(self, answer: _Answer, score: float) -> None:
+        if not 0.0 <= score <= 1.0:
+            raise ValueError(f"score {score} outside [0, 1]")
+        self._learn(answer, score, preference="")
+
+    def _prefer(self, better: _Answer, worse: _Answer) -> None:
+        """A preference moves both estimates apart, half of what the margin lacks each."""
+        if better.request_id == worse.request_id:
+            raise ValueError("an answer preferred over itself")
+        preference = f"{better.request_id}>{worse.request_id}"
+        expected = [answer.arm.predict(answer.x)[0] for answer in (better, worse)]
+        lacking = max(0.0, PREFERENCE_MARGIN - (expected[0] - expected[1]))
+        scores = (expected[0] + lacking / 2, expected[1] - lacking / 2)
+        for answer, score in zip((better, worse), scores, strict=True):
+            earlier = self._learned.get(answer.request_id)
+            # A rating says more than a preference, and the same preference counts once.
+            if earlier is None or earlier.preference not in ("", preference):
+                self._learn(answer, min(1.0, max(0.0, score)), preference)
+
+    def _learn(self, answer: _Answer, score: float, preference: str) -> None:
+        earlier = self._learned.pop(answer.request_id, None)
+        if earlier is None:
+            answer.arm.learn(answer.x, score)
+            learned_at = answer.arm.updates
+        else:
+            # What is said later of the same answer replaces what was said before.
+            learned_at = earlier.learned_at
+            answer.arm.correct(answer.x, earlier.score, score, learned_at)
+        self._learned[answer.request_id] = _Learned(score, learned_at, preference)
+        while len(self._learned) > _REMEMBERED:
+            self._learned.popitem(last=False)

@@ -1,0 +1,109 @@
+"""Feedback: what callers may say about answers, and the events that it becomes.
+
+- A *rating* is a score of one answer. It counts once per answer: one that comes again changes
+  nothing, a different one replaces the earlier.
+- A *preference* says which of two answers of one tenant is better. It counts once, too, and
+  never overrides a rating of either answer, which says more; a rating that comes later
+  replaces what the preference had taught.
+- *Late* feedback counts as long as its token is valid (``feedback.token_ttl_s``), whatever was
+  learnt since. After that it is refused, as are tokens that were forged or changed.
+- A token tells whose answer it is. A caller that names a tenant can rate only that tenant's
+  answers; a gateway that knows its callers should always name it.
+- Feedback is acknowledged once it is in the log for good. When that fails, sending it again is
+  safe, since it counts once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from echolm.errors import InvalidRequestError
+from echolm.learning.event_log import EventLog
+from echolm.learning.tokens import Decision, FeedbackTokens
+
+RATING = "rating"
+"""Kind of an event whose body is :func:`describe`'s, with ``score`` in [0, 1]."""
+
+PREFERENCE = "preference"
+"""Kind of an event whose body holds two descriptions, ``better`` and ``worse``."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a caller says about one answer.
+
+    Attributes:
+        token: the answer's.
+        score: from 0 (useless) to 1 (perfect); None for a preference.
+        preferred_over: the token of the answer that is worse; None for a rating.
+        tenant: whose answer it must be; None if the caller does not say.
+    """
+
+    token: str
+    score: float | None = None
+    preferred_over: str | None = None
+    tenant: str | None = None
+
+
+class FeedbackService:
+    """Takes feedback into the learning log."""
+
+    def __init__(self, tokens: FeedbackTokens, log: EventLog) -> None:
+        self._tokens = tokens
+        self._log = log
+
+    def accept(self, rows: Sequence[Feedback]) -> None:
+        """Log all rows; they are there for good when this returns.
+
+        Raises:
+            InvalidRequestError: a row is wrong; none of them is logged.
+            UnavailableError: the log failed; some rows may be in it.
+        """
+        for kind, body in [self._event(row) for row in rows]:
+            self._log.append(kind, body)
+
+    def _event(self, row: Feedback) -> tuple[str, dict[str, Any]]:
+        if (row.score is None) == (row.preferred_over is None):
+            raise InvalidRequestError.of(
+                "feedback",
+                "feedback_token with either score or preferred_over",
+                "neither" if row.score is None else "both",
+            )
+        decision = self._decision(row.token, "feedback_token", row.tenant)
+        if row.score is not None:
+            if not (math.isfinite(row.score) and 0.0 <= row.score <= 1.0):
+                raise InvalidRequestError.of("score", "a number in [0, 1]", row.score)
+            return RATING, {**describe(decision), "score": row.score}
+        assert row.preferred_over is not None
+        other = self._decision(row.preferred_over, "preferred_over", row.tenant)
+        if other.request_id == decision.request_id:
+            raise InvalidRequestError.of(
+                "preferred_over", "the token of another answer", "one of the same answer"
+            )
+        if other.tenant != decision.tenant:
+            raise InvalidRequestError.of(
+                "preferred_over", "a token of the same tenant", "another tenant's"
+            )
+        return PREFERENCE, {"better": describe(decision), "worse": describe(other)}
+
+    def _decision(self, token: str, name: str, tenant: str | None) -> Decision:
+        decision = self._tokens.load(token, name)
+        if tenant is not None and decision.tenant != tenant:
+            # Whose token it is instead is not for this caller to know.
+            raise InvalidRequestError.of(name, "a token of the tenant given", "another tenant's")
+        return decision
+
+
+def describe(decision: Decision) -> dict[str, Any]:
+    """A decision as JSON values, for the log."""
+    return {
+        "request_id": decision.request_id,
+        "tenant": decision.tenant,
+        "llm": decision.llm,
+        "context": [float(v) for v in decision.context],
+        "propensity": decision.propensity,
+        "example_ids": list(decision.example_ids),
+    }

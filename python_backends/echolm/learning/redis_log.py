@@ -1,0 +1,185 @@
+"""The learning log of many machines: a stream of a Redis server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from echolm.errors import ConfigurationError, UnavailableError
+from echolm.learning.event_log import START, Event, decode_body, encode_body
+from echolm.settings import LearningSettings
+
+logger = logging.getLogger("echolm")
+
+_NEEDED_VERSION = (6, 2)  # XRANGE with an exclusive start
+_CHECK_CONNECTION_AFTER_S = 30
+
+
+class RedisEventLog:
+    """An :class:`echolm.learning.event_log.EventLog` in Redis Streams.
+
+    The server must keep what it acknowledges, which is checked at the first connection:
+    ``appendonly yes``, and no eviction of keys that do not expire. With ``appendfsync always``
+    an acknowledged event survives a crash of the server's machine; with ``everysec`` it
+    survives a crash of the server process, and one of the machine costs up to a second of
+    events. With ``redis_min_replicas`` an event is acknowledged once so many replicas have it,
+    too. The stream is never trimmed: it is what a changed model learns from.
+
+    It connects again by itself when the server is back. Nothing is sent twice: an append that
+    timed out may have been stored.
+
+    Keys: ``<prefix>:events``, a stream with the fields ``kind`` and ``body``;
+    ``<prefix>:snapshot:<name>``, a hash with ``position`` and ``state``.
+
+    Args:
+        url: ``redis://[user:password@]host[:port][/database]``, or ``rediss://`` for TLS. One
+            server, with or without replicas or Sentinel's address; no Redis Cluster.
+
+    Raises:
+        ConfigurationError: the server is reached, but is unsafe, too old or lets us not in.
+            One that is not reached is checked when it is.
+    """
+
+    def __init__(self, url: str, settings: LearningSettings) -> None:
+        address = urlsplit(url)
+        self._address = f"{address.hostname}:{address.port or 6379}"
+        self._stream = f"{settings.redis_prefix}:events"
+        self._snapshots = f"{settings.redis_prefix}:snapshot"
+        self._min_replicas = settings.redis_min_replicas
+        self._wait_ms = int(settings.redis_timeout_s * 500)  # less than the socket's timeout
+        self._check_lock = threading.Lock()
+        self._checked = False
+        self._closed = False
+        self._client = redis.Redis.from_url(
+            url,
+            socket_timeout=settings.redis_timeout_s,
+            socket_connect_timeout=settings.redis_timeout_s,
+            health_check_interval=_CHECK_CONNECTION_AFTER_S,
+            retry=Retry(NoBackoff(), 0),
+            client_name="echolm",
+        )
+        try:
+            with self._used():
+                pass
+        except UnavailableError as error:
+            logger.warning("%s; it is tried again at every use", error)
+
+    def append(self, kind: str, body: Mapping[str, Any]) -> str:
+        fields: Any = {"kind": kind, "body": encode_body(body)}
+        with self._used("; try again") as client:
+            if not self._min_replicas:
+                return _text(client.xadd(self._stream, fields))
+            # WAIT covers what its own connection has written.
+            with client.pipeline(transaction=False) as pipeline:
+                pipeline.xadd(self._stream, fields)
+                pipeline.wait(self._min_replicas, self._wait_ms)
+                position, replicas = pipeline.execute()
+        if replicas < self._min_replicas:
+            raise UnavailableError(
+                f"learning log {self._address}: expected {self._min_replicas} replicas to have "
+                f"the event, got {replicas}; try again"
+            )
+        return _text(position)
+
+    def read(self, after: str, limit: int) -> list[Event]:
+        start = "-" if after == START else f"({after}"
+        with self._used() as client:
+            entries: Any = client.xrange(self._stream, start, "+", limit)
+        return [_event(_text(position), fields) for position, fields in entries]
+
+    def save_snapshot(self, name: str, position: str, state: bytes) -> None:
+        fields: Any = {"position": position, "state": state}
+        with self._used() as client:
+            client.hset(f"{self._snapshots}:{name}", mapping=fields)
+
+    def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
+        with self._used() as client:
+            found: Any = client.hgetall(f"{self._snapshots}:{name}")
+        if not found.keys() >= {b"position", b"state"}:
+            return None
+        return _text(found[b"position"]), found[b"state"]
+
+    def close(self) -> None:
+        self._closed = True
+        self._client.close()
+
+    @contextmanager
+    def _used(self, mend: str = "") -> Iterator[redis.Redis]:
+        """The client of a server that was checked."""
+        if self._closed:
+            raise UnavailableError(f"learning log {self._address}: it was closed")
+        try:
+            with self._check_lock:
+                if not self._checked:
+                    self._check()
+                    self._checked = True
+            yield self._client
+        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+            raise ConfigurationError(
+                f"learning log {self._address}: {error}; correct user and password in event_log, "
+                "or let that user use XADD, XRANGE, HSET, HGETALL, WAIT and INFO"
+            ) from error
+        except redis.RedisError as error:
+            raise UnavailableError(f"learning log {self._address}: {error}{mend}") from error
+
+    def _check(self) -> None:
+        """Refuse a server that would lose what it has acknowledged."""
+        info: Any = self._client.info("all")
+        self._expect_version(str(info.get("redis_version", "")))
+        if not info.get("aof_enabled"):
+            raise self._unsafe("appendonly", "yes", "no", "CONFIG SET appendonly yes")
+        eviction = str(info.get("maxmemory_policy", ""))
+        if info.get("maxmemory") and eviction.startswith("allkeys"):
+            raise self._unsafe(
+                "maxmemory-policy", "noeviction", eviction, "give the log a server of its own"
+            )
+        try:
+            found: Any = self._client.config_get("appendfsync")
+        except redis.ResponseError:  # managed servers do not tell
+            found = {}
+        fsync = found.get("appendfsync", "")
+        if fsync == "no":
+            raise self._unsafe("appendfsync", "always", fsync, "CONFIG SET appendfsync always")
+        if fsync != "always":
+            logger.warning(
+                "learning log %s: appendfsync is %s, so a crash of the server's machine can lose "
+                "the ratings of its last second; always loses none",
+                self._address,
+                fsync or "unknown",
+            )
+
+    def _expect_version(self, version: str) -> None:
+        numbers = tuple(int(n) for n in version.split(".")[:2] if n.isdigit())
+        if numbers < _NEEDED_VERSION:
+            needed = ".".join(map(str, _NEEDED_VERSION))
+            raise ConfigurationError(
+                f"learning log {self._address}: expected Redis {needed} or later, got {version}"
+            )
+
+    def _unsafe(self, key: str, expected: str, got: str, mend: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"learning log {self._address}: expected a Redis server with {key} {expected}, got "
+            f"{got}, with which ratings that were acknowledged can be lost; {mend}, and set it "
+            "in redis.conf"
+        )
+
+
+def _event(position: str, fields: Mapping[bytes, bytes]) -> Event:
+    return Event(
+        position,
+        fields.get(b"kind", b"").decode("utf-8", "replace"),
+        decode_body(fields.get(b"body")),
+        int(position.partition("-")[0]),
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,80 @@
+"""Learnt state as bytes, and fingerprints of what it was learnt under."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+State = dict[str, Any]
+"""JSON values and numpy arrays, nested in dicts with text keys and in lists."""
+
+_HEADER = "header"
+_ARRAY = "__array__"
+
+
+def pack(state: Mapping[str, Any]) -> bytes:
+    """The state as an npz file: its arrays, and one header of JSON that says where they stand.
+
+    Numbers come back bit by bit. Tuples come back as lists.
+
+    Raises:
+        TypeError: something in it is neither a JSON value nor an array of numbers.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            if value.dtype.hasobject:
+                raise TypeError("state: expected arrays of numbers, got one of objects")
+            name = str(len(arrays))
+            arrays[name] = value
+            return {_ARRAY: name}
+        if isinstance(value, Mapping):
+            if wrong := [key for key in value if not isinstance(key, str)]:
+                raise TypeError(f"state: expected keys of text, got {wrong[0]!r}")
+            return {key: strip(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [strip(item) for item in value]
+        return value
+
+    header = json.dumps(strip(state), separators=(",", ":")).encode()
+    file = io.BytesIO()
+    np.savez_compressed(file, **{_HEADER: np.frombuffer(header, np.uint8)}, **arrays)
+    return file.getvalue()
+
+
+def unpack(data: bytes) -> State:
+    """The state that :func:`pack` made bytes of; ValueError if they are damaged."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+
+        def fill(value: dict[str, Any]) -> Any:
+            return arrays[value[_ARRAY]] if value.keys() == {_ARRAY} else value
+
+        state = json.loads(arrays[_HEADER].tobytes(), object_hook=fill)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"damaged: {error!r}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"expected a dict, got {type(state).__name__}")
+    return state
+
+
+def fingerprint(configuration: Mapping[str, Any]) -> str:
+    """A short text that differs whenever the configuration, in the form of a state, does."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+            return [str(value.dtype), list(value.shape), content]
+        raise TypeError(f"configuration: expected JSON values and arrays, got {value!r}")
+
+    text = json.dumps(configuration, sort_keys=True, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
