@@ -73,10 +73,11 @@ class EventLogContract:
 
         with ThreadPoolExecutor(3) as pool:
             work = [pool.submit(write, log) for log in logs]
-            while not all(one.done() for one in work) or len(seen) < 60:
+            while True:
+                written = all(one.done() for one in work)
                 found = tail.read(seen[-1].position if seen else START, 7)
                 seen += found
-                if not found and all(one.done() for one in work):
+                if written and not found:
                     break
             for one in work:
                 one.result()

@@ -1,7 +1,7 @@
 """A process of its own that writes to a learning log or learns from it, for tests that kill it.
 
-    learning_process.py append LOG                appends for ever; prints what was acknowledged
-    learning_process.py learn LOG EVENTS EVERY    learns so many events; prints a digest
+learning_process.py append LOG                appends for ever; prints what was acknowledged
+learning_process.py learn LOG EVENTS EVERY    learns so many events; prints a digest
 """
 
 from __future__ import annotations

@@ -26,9 +26,7 @@ class TestRedisEventLog(DurableEventLogContract):
         return SETTINGS.model_copy(update={"redis_prefix": f"test-{uuid.uuid4().hex}"})
 
     @pytest.fixture
-    def open_log(
-        self, redis_server: RedisServer, settings: LearningSettings
-    ) -> Iterator[OpenLog]:
+    def open_log(self, redis_server: RedisServer, settings: LearningSettings) -> Iterator[OpenLog]:
         opened: list[RedisEventLog] = []
 
         def open_one() -> RedisEventLog:
@@ -133,7 +131,7 @@ def test_a_server_that_hangs_is_unavailable_after_the_timeout(
     log = RedisEventLog(own_redis_server.url, LearningSettings(redis_timeout_s=0.3))
     with redis.Redis(port=own_redis_server.port) as client:
         client.client_pause(1_500)
-        with pytest.raises(UnavailableError, match="(?i)timeout"):
+        with pytest.raises(UnavailableError, match=r"(?i)timeout"):
             log.append("k", {})
         client.client_unpause()
     log.append("k", {"n": 1})
