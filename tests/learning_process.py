@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import sqlite3
 import sys
 import time
 from typing import Any
 
 import numpy as np
+import redis
 from echolm.errors import UnavailableError
 from echolm.learning.bandit_learning import BanditLearning
 from echolm.learning.event_log import open_event_log
@@ -39,6 +41,21 @@ def feedback(number: int) -> tuple[str, dict[str, Any]]:
     if number % 5 == 4:
         return PREFERENCE, {"better": decision(about), "worse": decision(about, "large_llm")}
     return RATING, {**decision(about), "score": float(rng.random())}
+
+
+def put_damaged(log_url: str) -> None:
+    """Three events: one damaged, one of a kind that nobody knows, and one of no use."""
+    if log_url.startswith("redis"):
+        with redis.Redis.from_url(log_url) as client:
+            client.xadd("echolm:events", {"kind": "rating", "body": b"\xff{"})
+    else:
+        with sqlite3.connect(log_url) as db:
+            db.execute("INSERT INTO events (kind, body, at_ms) VALUES ('rating', x'ff7b', 1)")
+        db.close()
+    log = open_event_log(Settings(event_log=log_url))
+    log.append("from_the_future", {"n": 1})
+    log.append("rating", {"score": 2})
+    log.close()
 
 
 def digest(bandit: ThompsonSampling) -> str:
