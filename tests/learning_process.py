@@ -62,7 +62,9 @@ def digest(bandit: ThompsonSampling) -> str:
     """Differs as soon as one bit of a posterior does."""
     found = hashlib.sha256()
     for name, arm in sorted(bandit.arms.items()):
-        found.update(name.encode() + arm.A.tobytes() + arm.b.tobytes() + b"%d" % arm.updates)
+        state = arm.state()
+        found.update(f"{name} {state['updates']}".encode())
+        found.update(state["A"].tobytes() + state["b"].tobytes())
     return found.hexdigest()
 
 
