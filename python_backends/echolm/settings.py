@@ -97,7 +97,41 @@ class RetrievalSettings(_Section):
     )
     min_similarity: float = Field(0.6, ge=-1, le=1, description="cosine under which none is used")
     relative_similarity: float = Field(
-        0.85, ge=0, le=1, description="an example scoring under this share of the best is dropped"
+        0.85,
+        ge=0,
+        le=1,
+        description="an example of less than this share of the best is dropped",
+    )
+    utility: Literal["learned", "similarity"] = Field(
+        "learned", description="how candidates are scored; similarity: nothing is learnt"
+    )
+    utility_discount: float = Field(
+        0.999, gt=0, le=1, description="per rating; what the utility model keeps of the past"
+    )
+    leave_one_out: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of requests with several examples that lose one at random, to learn "
+        "what it does",
+    )
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="least utility of an example; where an adaptive one starts"
+    )
+    adaptive_threshold: bool = Field(True, description="whether ratings move the threshold")
+    threshold_exploration: float = Field(
+        0.05, ge=0, le=1, description="share of requests that try another threshold"
+    )
+    token_price: float = Field(
+        0.02, ge=0, description="quality (0..1) that 1,000 tokens of examples must be worth"
+    )
+    order: Literal["prefix", "similarity"] = Field(
+        "prefix",
+        description="prefix: of nearly equal examples those used lately, so that prompts share "
+        "a prefix; similarity: the best ones, the most similar last",
+    )
+    warm_tolerance: float = Field(
+        0.02, ge=0, le=1, description="utility given up for an example that was used lately"
     )
     diversity: float = Field(
         0.3, ge=0, le=1, description="weight of redundancy in maximal marginal relevance"

@@ -25,6 +25,7 @@ class Decision:
         propensity: probability with which the arm was drawn.
         quality: what the router predicted.
         example_ids: examples in the prompt.
+        selection: how they were chosen, text of a ``SelectionRecord``; empty if there were none.
     """
 
     request_id: str
@@ -34,6 +35,7 @@ class Decision:
     propensity: float
     quality: float
     example_ids: tuple[int, ...]
+    selection: str = ""
 
 
 class FeedbackTokens:
@@ -69,6 +71,7 @@ class FeedbackTokens:
                     round(decision.propensity, 4),
                     round(decision.quality, 4),
                     list(decision.example_ids),
+                    decision.selection,
                 ]
             )
         )
@@ -90,7 +93,7 @@ class FeedbackTokens:
             ) from error
         except BadSignature as error:
             raise InvalidRequestError.of(name, "a token that this service signed", token) from error
-        request_id, tenant, llm, context, propensity, quality, example_ids = fields
+        request_id, tenant, llm, context, propensity, quality, example_ids, *rest = fields
         return Decision(
             request_id=request_id,
             tenant=tenant,
@@ -99,4 +102,5 @@ class FeedbackTokens:
             propensity=propensity,
             quality=quality,
             example_ids=tuple(example_ids),
+            selection=rest[0] if rest else "",  # a token of an earlier version has none
         )

@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.generation.llm import Completion, LLMClient, OnText
 from echolm.generation.prompt import PromptTemplate, TokenCounter, template, token_counter
 from echolm.learning.tokens import Decision, FeedbackTokens
+from echolm.retrieval.record import SelectionRecord
 from echolm.retrieval.selection import Selected
 from echolm.routing.bandit import BayesianLinearArm, Choice, ThompsonSampling
 from echolm.routing.features import Featurizer
@@ -38,11 +39,13 @@ class Retrieved:
     Attributes:
         embedding: FP32 [D], unit length; None if there is none.
         examples: chosen, in prompt order.
+        selection: how they were chosen, text of a ``SelectionRecord``; empty if unknown.
         degraded: why there are none, if something failed.
     """
 
     embedding: NDArray[np.float32] | None = None
     examples: tuple[Selected, ...] = ()
+    selection: str = ""
     degraded: str = ""
 
 
@@ -215,6 +218,19 @@ class Policy:
         }
 
 
+def _selection(request: Request, retrieved: Retrieved, used: Sequence[Selected]) -> str:
+    """What a rating needs to know of the examples that came into the prompt."""
+    if not retrieved.selection:
+        return ""
+    try:
+        record = SelectionRecord.load(retrieved.selection).of_used({e.id for e in used})
+    except ValueError as error:  # there is an answer, which must not be lost
+        logger.error("nothing can be learnt of the examples: %s", error)
+        return ""
+    # What an LLM of the caller's choice makes of a selection is not what the router would.
+    return (record if request.llm == AUTO else replace(record, draw=None)).dump()
+
+
 def blind(llm: str) -> Choice:
     """The decision record of an LLM that was taken without a working router."""
     return Choice(llm, 1.0, {llm: 1.0}, quality=0.0, spread=1.0)
@@ -275,6 +291,7 @@ class RouterService:
                     choice.propensity,
                     choice.quality,
                     tuple(e.id for e in used),
+                    _selection(request, retrieved, used),
                 )
             ),
             degraded="; ".join(notes),

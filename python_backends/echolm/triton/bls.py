@@ -91,6 +91,7 @@ class BLSRetriever:
                 for i, q, a, s, u in rows
                 if i != contracts.PAD_ID
             ),
+            selection=out["selection_record"].reshape(-1)[0].decode("utf-8"),
             degraded=out["retrieval_degraded"].reshape(-1)[0].decode("utf-8"),
         )
 

@@ -24,6 +24,9 @@ _COUNTERS = {
     "echolm_predicted_quality_total": "Sum of the router's quality estimates, by LLM",
     "echolm_degraded_total": "Answers that had to do without a part, by part",
     "echolm_failed_total": "Requests without an answer, by reason",
+    "echolm_chosen_examples_total": "Examples that the retriever chose",
+    "echolm_utility_total": "Sum of the chosen examples' utilities",
+    "echolm_left_out_total": "Examples left out at random, to learn what they do",
     "echolm_retrieval_batches_total": "Batches searched",
     "echolm_retrieval_requests_total": "Requests searched for",
     "echolm_ratings_total": "Ratings by whether they were accepted",
@@ -35,6 +38,7 @@ _GAUGES = {
     "echolm_in_flight": "Requests in flight, by LLM and model",
     "echolm_examples_pending": "Examples that wait to be written",
     "echolm_examples_stored": "Examples in the store",
+    "echolm_example_threshold": "Least utility of an example that goes into a prompt",
     "echolm_load_bias": "What the router takes off a dear LLM's score because of load",
 }
 
