@@ -159,8 +159,8 @@ class RoutingSettings(_Section):
     noise: float = Field(0.15, gt=0, description="standard deviation of a rating")
     discount: float = Field(0.999, gt=0, le=1, description="per rating; forgets what drifted")
     exploration_floor: float = Field(0.01, ge=0, lt=1, description="least probability of an arm")
-    solicit_below: float = Field(
-        0.1, ge=0, description="spread of the arms' confidences under which a rating is asked for"
+    solicit_share: float = Field(
+        0.05, ge=0, le=1, description="share of answers a rating is asked for: the most valuable"
     )
     load_threshold: float = Field(32.0, ge=0, description="requests in flight per LLM")
     load_bias: float = Field(0.3, ge=0, description="lambda_0: the bias's upper bound")
@@ -189,6 +189,56 @@ class LearningSettings(_Section):
     redis_min_replicas: int = Field(
         0, ge=0, description="replicas that must have a rating before it is acknowledged"
     )
+
+
+class JudgingSettings(_Section):
+    """Automatic feedback on a sampled share of the answers. Off unless a kind is chosen."""
+
+    kind: Literal["none", "similarity", "llm", "grader"] = Field(
+        "none",
+        description="similarity: of embeddings, to the reference LLM's answer; llm: an LLM "
+        "compares both answers; grader: a function of your own",
+    )
+    sample_share: float = Field(0.01, ge=0, le=1, description="share of answers that are judged")
+    solicited_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="part of them kept for answers for which a rating is asked, too; the rest is "
+        "drawn at random from all",
+    )
+    max_load: int = Field(
+        16, ge=0, description="requests in flight to all LLMs above which nothing is judged"
+    )
+    max_concurrent: int = Field(2, ge=1, description="judgements at a time in a router process")
+    timeout_s: float = Field(120.0, gt=0, description="a judgement that takes longer is dropped")
+    exclude_tenants: frozenset[str] = Field(
+        frozenset(), description="tenants whose answers are never judged"
+    )
+    reference_llm: str = Field(
+        "", description="whose answers others are held against; empty: the dearest LLM"
+    )
+    similarity_floor: float = Field(
+        0.75, ge=-1, lt=1, description="similarity: cosine of answers that is worth nothing"
+    )
+    judge_llm: str = Field("", description="llm: which one judges; empty: the dearest LLM")
+    prompt: Path | None = Field(
+        None,
+        description="llm: file with {request}, {answer_a} and {answer_b} that asks for [[A]], "
+        "[[B]] or [[C]] (a tie); none: a built-in one",
+    )
+    max_verdict_tokens: int = Field(16, ge=1, description="llm: longest reply of the judge")
+    grader: str = Field(
+        "",
+        pattern=r"^$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="grader: module:function of (request, answer, reference) -> 0..1",
+    )
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> JudgingSettings:
+        if self.kind == "grader" and not self.grader:
+            raise ValueError("judging.grader: expected module:function for kind 'grader', got none")
+        return self
 
 
 class ExamplesSettings(_Section):
@@ -255,6 +305,7 @@ class Settings(BaseSettings):
     routing: RoutingSettings = RoutingSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     learning: LearningSettings = LearningSettings()
+    judging: JudgingSettings = JudgingSettings()
     examples: ExamplesSettings = ExamplesSettings()
     llms: tuple[LLMSettings, ...] = Field(_DEFAULT_LLMS, min_length=1)
 
@@ -295,6 +346,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"routing.default_llm: expected one of {names}, got {self.routing.default_llm!r}"
             )
+        for key in ("reference_llm", "judge_llm"):
+            name = getattr(self.judging, key)
+            if name and name not in names:
+                raise ValueError(f"judging.{key}: expected one of {names}, got {name!r}")
+        if self.judging.kind != "none" and len(names) < 2:
+            raise ValueError(
+                f"judging.kind: expected 'none' with a single LLM, got {self.judging.kind!r}: "
+                "there is none to compare it with"
+            )
         unknown = set(self.examples.from_llms) - set(names)
         if unknown:
             raise ValueError(f"examples.from_llms: expected names among {names}, got {unknown}")
@@ -317,12 +377,17 @@ class Settings(BaseSettings):
         """The LLM that answers when routing fails: the configured one, else the dearest."""
         if self.routing.default_llm:
             return self.llm(self.routing.default_llm)
+        return self.dearest_llm
+
+    @property
+    def dearest_llm(self) -> LLMSettings:
+        """The LLM of the highest cost, which is taken to be the best."""
         return max(self.llms, key=lambda llm: llm.cost)
 
     @property
     def example_sources(self) -> frozenset[str]:
         """Names of the LLMs whose answers may become examples."""
-        return frozenset(self.examples.from_llms or (max(self.llms, key=lambda m: m.cost).name,))
+        return frozenset(self.examples.from_llms or (self.dearest_llm.name,))
 
     @property
     def event_log_path(self) -> Path | None:
@@ -388,6 +453,7 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     anchor(values, "data_dir")
     anchor(values, "event_log")
     anchor(values.get("embedding"), "model_dir")
+    anchor(values.get("judging"), "prompt")
     llms = values.get("llms")
     for llm in llms if isinstance(llms, list) else ():
         anchor(llm, "tokenizer")

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echolm.learning.event_log import Event
-from echolm.learning.feedback import PREFERENCE, RATING
+from echolm.learning.feedback import PREFERENCE, RATING, is_judged
 from echolm.learning.snapshot import fingerprint
 from echolm.routing.bandit import BayesianLinearArm, ThompsonSampling
 
 PREFERENCE_MARGIN = 0.2
 """How much better than the other an answer must be, in quality, that a caller prefers it."""
 
+_JUDGED = "(judged)"  # in place of a preference; no pair of request ids has this form
 _REMEMBERED = 100_000  # ratings that can still be replaced by a later one
 _VERSION = 1  # of what events do; raise it when that changes, or old snapshots will be used
 
@@ -33,7 +34,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Learned:
-    """What an answer has taught; ``preference`` is empty if that was a rating."""
+    """What an answer has taught; ``preference`` is empty if that was a caller's rating."""
 
     score: float
     learned_at: int
@@ -60,7 +61,8 @@ class BanditLearning:
 
     def apply(self, event: Event) -> None:
         if event.kind == RATING:
-            self._rate(self._answer(event.body), float(event.body["score"]))
+            judged = is_judged(event.body)
+            self._rate(self._answer(event.body), float(event.body["score"]), judged)
         else:
             better, worse = (self._answer(event.body[key]) for key in ("better", "worse"))
             self._prefer(better, worse)
@@ -97,10 +99,13 @@ class BanditLearning:
             raise ValueError("context is not finite")
         return _Answer(request_id, arm, x)
 
-    def _rate(self, answer: _Answer, score: float) -> None:
+    def _rate(self, answer: _Answer, score: float, judged: bool) -> None:
         if not 0.0 <= score <= 1.0:
             raise ValueError(f"score {score} outside [0, 1]")
-        self._learn(answer, score, preference="")
+        earlier = self._learned.get(answer.request_id)
+        if judged and earlier is not None and earlier.preference != _JUDGED:
+            return  # the caller has said what the answer is worth to them
+        self._learn(answer, score, _JUDGED if judged else "")
 
     def _prefer(self, better: _Answer, worse: _Answer) -> None:
         """A preference moves both estimates apart, half of what the margin lacks each."""

@@ -5,6 +5,8 @@
 - A *preference* says which of two answers of one tenant is better. It counts once, too, and
   never overrides a rating of either answer, which says more; a rating that comes later
   replaces what the preference had taught.
+- A *judge's* rating of an answer (``source`` says which judge) gives way to whatever the caller
+  says of it, before or after.
 - *Late* feedback counts as long as its token is valid (``feedback.token_ttl_s``), whatever was
   learnt since. After that it is refused, as are tokens that were forged or changed.
 - A token tells whose answer it is. A caller that names a tenant can rate only that tenant's
@@ -16,7 +18,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,13 @@ from echolm.learning.event_log import EventLog
 from echolm.learning.tokens import Decision, FeedbackTokens
 
 RATING = "rating"
-"""Kind of an event whose body is :func:`describe`'s, with ``score`` in [0, 1]."""
+"""Kind of an event whose body is :func:`describe`'s, with ``score`` in [0, 1].
+
+A judge's has ``source`` and ``judging``, too, see ``judging.service``.
+"""
+
+JUDGE_SOURCE = "judge:"
+"""Begins the ``source`` of a rating that no caller gave; the judge's kind follows."""
 
 PREFERENCE = "preference"
 """Kind of an event whose body holds two descriptions, ``better`` and ``worse``."""
@@ -95,6 +103,11 @@ class FeedbackService:
             # Whose token it is instead is not for this caller to know.
             raise InvalidRequestError.of(name, "a token of the tenant given", "another tenant's")
         return decision
+
+
+def is_judged(rating: Mapping[str, Any]) -> bool:
+    """Whether a judge gave a rating, and not a caller."""
+    return str(rating.get("source", "")).startswith(JUDGE_SOURCE)
 
 
 def describe(decision: Decision) -> dict[str, Any]:

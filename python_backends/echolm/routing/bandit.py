@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.routing.solicitation import value_of_rating
+
 Context = NDArray[np.float32] | NDArray[np.float64]
 """The context x, [d]."""
 
@@ -27,6 +29,7 @@ class BayesianLinearArm:
     """Posterior of one arm: quality = theta . x + noise, theta ~ N(mean, A^-1).
 
     Attributes:
+        noise: standard deviation of a rating around the model.
         A: precision matrix, FP64 [d, d].
         b: A @ mean, FP64 [d].
         updates: ratings seen, each a step of the discount.
@@ -46,6 +49,7 @@ class BayesianLinearArm:
         d = prior_mean.shape[0]
         self._A0 = prior_precision * np.eye(d)
         self._b0 = self._A0 @ prior_mean
+        self.noise = noise
         self._inverse_variance = 1.0 / noise**2
         self._discount = discount
         self.A = self._A0.copy()
@@ -112,6 +116,7 @@ class Choice:
         quality: the model's estimate for the drawn arm, clipped to 0..1.
         spread: standard deviation of the arms' probabilities of being best; small means
             that the router is unsure.
+        rating_value: what a rating of the answer is worth, see ``solicitation``.
     """
 
     arm: str
@@ -119,6 +124,7 @@ class Choice:
     probabilities: Mapping[str, float]
     quality: float
     spread: float
+    rating_value: float = 0.0
 
 
 class ThompsonSampling:
@@ -183,6 +189,12 @@ class ThompsonSampling:
             probabilities=dict(zip(names, map(float, probabilities), strict=True)),
             quality=min(1.0, max(0.0, predictions[drawn][0])),
             spread=float(np.std(best)),
+            rating_value=value_of_rating(
+                scores.tolist(),
+                [std for _, std in predictions],
+                drawn,
+                self.arms[names[drawn]].noise,
+            ),
         )
 
     def learn(self, arm: str, x: Context, reward: float) -> None:

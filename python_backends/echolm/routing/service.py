@@ -27,6 +27,7 @@ from echolm.routing.bandit import BayesianLinearArm, Choice, ThompsonSampling
 from echolm.routing.features import Featurizer
 from echolm.routing.load import LoadTracker, load_bias
 from echolm.routing.request import AUTO, Request
+from echolm.routing.solicitation import Solicitor
 from echolm.settings import LLMSettings, RoutingSettings, Settings
 
 logger = logging.getLogger("echolm")
@@ -93,6 +94,40 @@ class ExchangeSink(Protocol):
     async def offer(self, exchange: Exchange) -> None:
         """Hand one over; failures are the sink's to count."""
         ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """An answered request, with all that learning more about it takes.
+
+    Attributes:
+        x: the bandit's context.
+        choice: of the LLM that answered.
+        decision: what a rating of the answer teaches about.
+        solicited: whether a rating is asked for.
+    """
+
+    request: Request
+    retrieved: Retrieved
+    x: NDArray[np.float32]
+    choice: Choice
+    decision: Decision
+    text: str
+    solicited: bool
+
+
+class AnswerObserver(Protocol):
+    """Sees every answer that was given."""
+
+    def served(self, served: Served) -> None:
+        """Take note of one; returns at once and never raises."""
+        ...
+
+
+class NoObserver:
+    """Sees nothing."""
+
+    def served(self, served: Served) -> None: ...
 
 
 class RouterMetrics(Protocol):
@@ -231,6 +266,33 @@ def _selection(request: Request, retrieved: Retrieved, used: Sequence[Selected])
     return (record if request.llm == AUTO else replace(record, draw=None)).dump()
 
 
+def record(
+    request_id: str,
+    request: Request,
+    retrieved: Retrieved,
+    x: NDArray[np.float32],
+    choice: Choice,
+    used: Sequence[Selected],
+) -> Decision:
+    """What a rating of an answer teaches about.
+
+    Args:
+        x: the bandit's context.
+        choice: of the LLM that gave the answer.
+        used: the examples in its prompt.
+    """
+    return Decision(
+        request_id,
+        request.tenant,
+        choice.arm,
+        x,
+        choice.propensity,
+        choice.quality,
+        tuple(e.id for e in used),
+        _selection(request, retrieved, used),
+    )
+
+
 def blind(llm: str) -> Choice:
     """The decision record of an LLM that was taken without a working router."""
     return Choice(llm, 1.0, {llm: 1.0}, quality=0.0, spread=1.0)
@@ -241,7 +303,9 @@ class RouterService:
     """Answers requests.
 
     Attributes:
+        observer: is shown every answer.
         background: tasks that run on after an answer (handing over exchanges).
+        solicitor: says for which answers a rating is asked.
     """
 
     settings: Settings
@@ -252,8 +316,13 @@ class RouterService:
     sink: ExchangeSink
     load: LoadTracker
     metrics: RouterMetrics = field(default_factory=NoMetrics)
+    observer: AnswerObserver = field(default_factory=NoObserver)
     clock: Callable[[], float] = time.perf_counter
     background: set[asyncio.Task[None]] = field(default_factory=set)
+    solicitor: Solicitor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.solicitor = Solicitor(self.settings.routing.solicit_share)
 
     async def answer(self, request: Request, on_text: OnText | None = None) -> Answer:
         """Answer one request.
@@ -276,24 +345,15 @@ class RouterService:
         )
         if llm != chosen:
             choice = self._replaced(x, llm)
+        solicited = self.solicitor.asks(choice.rating_value)
+        decision = record(request_id, request, retrieved, x, choice, used)
         answer = Answer(
             text=completion.text,
             llm=llm,
-            example_ids=tuple(e.id for e in used),
+            example_ids=decision.example_ids,
             predicted_quality=choice.quality,
-            solicit_feedback=choice.spread < self.settings.routing.solicit_below,
-            feedback_token=self.tokens.dump(
-                Decision(
-                    request_id,
-                    request.tenant,
-                    llm,
-                    x,
-                    choice.propensity,
-                    choice.quality,
-                    tuple(e.id for e in used),
-                    _selection(request, retrieved, used),
-                )
-            ),
+            solicit_feedback=solicited,
+            feedback_token=self.tokens.dump(decision),
             degraded="; ".join(notes),
             finish_reason=completion.finish_reason,
             num_input_tokens=completion.num_input_tokens,
@@ -301,6 +361,9 @@ class RouterService:
         )
         self.metrics.answered(answer, chosen, self.clock() - started)
         self._offer(request, retrieved, answer)
+        self.observer.served(
+            Served(request, retrieved, x, choice, decision, completion.text, solicited)
+        )
         return answer
 
     async def _retrieve(self, request: Request, notes: list[str]) -> Retrieved:

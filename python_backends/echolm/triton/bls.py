@@ -96,6 +96,25 @@ class BLSRetriever:
         )
 
 
+class BLSTextEmbedder:
+    """Tokenizer and embedder by way of the ``retrieval`` ensemble, which searches nothing then."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        n = len(texts)
+        out = await _infer(
+            contracts.RETRIEVAL.name,
+            [
+                _tensor("text_input", "BYTES", list(texts), (n, 1)),
+                _tensor("cache_control", "BYTES", ["no-examples"] * n, (n, 1)),
+            ],
+            self._timeout_s,
+        )
+        return np.array(out["embedding"], dtype=np.float32)
+
+
 class BLSExampleManager:
     """Hands exchanges to the ``example_manager`` model."""
 

@@ -32,6 +32,9 @@ _COUNTERS = {
     "echolm_ratings_total": "Ratings by whether they were accepted",
     "echolm_admissions_total": "Exchanges offered as examples, by what became of them",
     "echolm_example_writes_total": "Examples written or dropped, and failed attempts to write",
+    "echolm_judgements_total": "Answers drawn to be judged, by judge and what became of it",
+    "echolm_judge_tokens_total": "LLM tokens that judging took, second answers included",
+    "echolm_judge_seconds_total": "Time that judgements took, in seconds",
     "echolm_learning_events_total": "Events of the learning log, by whether they could be applied",
 }
 _GAUGES = {
@@ -115,3 +118,16 @@ class TritonRouterMetrics:
 
     def failed(self, reason: str) -> None:
         self._metrics.add("echolm_failed_total", reason=reason)
+
+
+class TritonJudgingMetrics:
+    """:class:`echolm.judging.service.JudgingMetrics` on Triton's endpoint."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
+        add = self._metrics.add
+        add("echolm_judgements_total", kind=kind, result=result)
+        add("echolm_judge_tokens_total", tokens, kind=kind)
+        add("echolm_judge_seconds_total", seconds, kind=kind)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,29 @@ import triton_python_backend_utils as pb_utils
 from echolm import contracts
 from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
 from echolm.generation.triton_llm import build_llm_clients
+from echolm.judging.build import build_judge
+from echolm.judging.service import JudgingService
 from echolm.learning.bandit_learning import BanditLearning
-from echolm.learning.event_log import open_event_log
+from echolm.learning.event_log import EventLog, open_event_log
 from echolm.learning.learner import Learner
 from echolm.learning.tokens import FeedbackTokens
 from echolm.routing.load import LoadTracker
 from echolm.routing.request import Request, build_request
-from echolm.routing.service import Answer, Policy, RouterService, build_bandit, build_targets
+from echolm.routing.service import (
+    Answer,
+    AnswerObserver,
+    NoObserver,
+    Policy,
+    RouterService,
+    Target,
+    build_bandit,
+    build_targets,
+)
 from echolm.settings import Settings, load_settings
 from echolm.triton import codec
-from echolm.triton.bls import BLSExampleManager, BLSRetriever
+from echolm.triton.bls import BLSExampleManager, BLSRetriever, BLSTextEmbedder
 from echolm.triton.learning import keep_learning, learn_at_start
-from echolm.triton.metrics import Metrics, TritonRouterMetrics
+from echolm.triton.metrics import Metrics, TritonJudgingMetrics, TritonRouterMetrics
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
 
@@ -49,9 +60,8 @@ class TritonPythonModel:
         self._metrics = Metrics()
         self._load = LoadTracker()
         featurizer, bandit = build_bandit(settings)
-        learner = Learner(
-            open_event_log(settings), [BanditLearning(bandit)], settings.learning.snapshot_every
-        )
+        log = open_event_log(settings)
+        learner = Learner(log, [BanditLearning(bandit)], settings.learning.snapshot_every)
         learn_at_start(learner)
         self._policy = Policy(
             settings.routing,
@@ -61,9 +71,10 @@ class TritonPythonModel:
             self._load,
             np.random.default_rng(),
         )
+        targets = build_targets(settings, build_llm_clients(settings))
         self._service = RouterService(
             settings=settings,
-            targets=build_targets(settings, build_llm_clients(settings)),
+            targets=targets,
             retriever=BLSRetriever(settings.retrieval.timeout_s),
             policy=self._policy,
             tokens=FeedbackTokens(
@@ -72,11 +83,29 @@ class TritonPythonModel:
             sink=BLSExampleManager(),
             load=self._load,
             metrics=TritonRouterMetrics(self._metrics),
+            observer=self._judging(targets, log),
         )
         self._runtime = Runtime(self._name)
         self._runtime.spawn(self._metrics.run())
         self._runtime.spawn(keep_learning(learner, self._metrics, self._name))
         self._runtime.spawn(self._show_load())
+
+    def _judging(self, targets: Mapping[str, Target], log: EventLog) -> AnswerObserver:
+        """What judges a share of the answers, if that is configured."""
+        settings = self._settings
+        embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
+        judge = build_judge(settings, targets, embedder, self._load)
+        if judge is None:
+            return NoObserver()
+        return JudgingService(
+            settings=settings,
+            judge=judge,
+            targets=targets,
+            policy=self._policy,
+            load=self._load,
+            log=log,
+            metrics=TritonJudgingMetrics(self._metrics),
+        )
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
