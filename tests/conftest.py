@@ -13,6 +13,8 @@ import pytest
 from echolm.serving import Endpoints, ServeOptions, running_server
 from echolm.settings import Settings, load_settings
 
+pytest.register_assert_rewrite("event_log_contract")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SERVED = tuple(Path(__file__).parent / name for name in ("integration", "load"))
 

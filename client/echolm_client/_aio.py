@@ -126,16 +126,27 @@ class AsyncClient:
         return AsyncAnswerStream(self._transport.stream(call, self._limit(timeout)))
 
     async def rate(
-        self, rated: str | Answer, score: float, *, timeout: float | None = None
+        self,
+        rated: str | Answer,
+        score: float,
+        *,
+        tenant: str | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As :meth:`Client.rate`."""
-        return protocol.accepted(await self._infer(protocol.rating_call(rated, score), timeout))
+        call = protocol.rating_call(rated, score, tenant)
+        return protocol.accepted(await self._infer(call, timeout))
 
     async def prefer(
-        self, better: str | Answer, over: str | Answer, *, timeout: float | None = None
+        self,
+        better: str | Answer,
+        over: str | Answer,
+        *,
+        tenant: str | None = None,
+        timeout: float | None = None,
     ) -> bool:
         """As :meth:`Client.prefer`."""
-        call = protocol.preference_call(better, over)
+        call = protocol.preference_call(better, over, tenant)
         return protocol.accepted(await self._infer(call, timeout))
 
     async def stats(self, *, timeout: float | None = None) -> Stats:

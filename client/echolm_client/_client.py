@@ -149,23 +149,39 @@ class Client:
         self._refuse_if_closed()
         return AnswerStream(self._transport.stream(call, self._limit(timeout)))
 
-    def rate(self, rated: str | Answer, score: float, *, timeout: float | None = None) -> bool:
+    def rate(
+        self,
+        rated: str | Answer,
+        score: float,
+        *,
+        tenant: str | None = None,
+        timeout: float | None = None,
+    ) -> bool:
         """Rate an answer; a later rating replaces an earlier one.
 
         Args:
             rated: the answer, or its feedback token.
             score: from 0 (useless) to 1 (perfect).
+            tenant: if given, a token of another tenant's answer is refused. Name it where
+                tokens come from people whom you do not trust.
 
         Returns:
             Whether the rating counts.
         """
-        return protocol.accepted(self._infer(protocol.rating_call(rated, score), timeout))
+        call = protocol.rating_call(rated, score, tenant)
+        return protocol.accepted(self._infer(call, timeout))
 
     def prefer(
-        self, better: str | Answer, over: str | Answer, *, timeout: float | None = None
+        self,
+        better: str | Answer,
+        over: str | Answer,
+        *,
+        tenant: str | None = None,
+        timeout: float | None = None,
     ) -> bool:
-        """Say which of two answers, or their feedback tokens, is better."""
-        return protocol.accepted(self._infer(protocol.preference_call(better, over), timeout))
+        """Say which of two answers of one tenant, or their feedback tokens, is better."""
+        call = protocol.preference_call(better, over, tenant)
+        return protocol.accepted(self._infer(call, timeout))
 
     def stats(self, *, timeout: float | None = None) -> Stats:
         """Read the server's counters from its metrics page."""

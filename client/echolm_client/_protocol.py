@@ -111,16 +111,20 @@ def generate_call(text: str, options: GenerateOptions, *, stream: bool = False) 
     return Call(ECHOLM_STREAM if stream else ECHOLM, tuple(inputs))
 
 
-def rating_call(rated: str | Answer, score: float) -> Call:
+def rating_call(rated: str | Answer, score: float, tenant: str | None = None) -> Call:
     """The request that rates an answer."""
     token = _token(rated)
-    return Call(FEEDBACK, (token, _tensor("score", "FP32", [score])))
+    return _feedback(tenant, token, _tensor("score", "FP32", [score]))
 
 
-def preference_call(better: str | Answer, over: str | Answer) -> Call:
+def preference_call(better: str | Answer, over: str | Answer, tenant: str | None = None) -> Call:
     """The request that says which of two answers is better."""
-    token, other = _token(better), _token(over, "preferred_over")
-    return Call(FEEDBACK, (token, other))
+    return _feedback(tenant, _token(better), _token(over, "preferred_over"))
+
+
+def _feedback(tenant: str | None, *inputs: InputTensor) -> Call:
+    named = () if tenant is None else (_tensor("tenant", "BYTES", [tenant]),)
+    return Call(FEEDBACK, (*inputs, *named))
 
 
 def accepted(outputs: Outputs) -> bool:

@@ -74,6 +74,7 @@ def add_subcommands(
     )
     rate.add_argument("score", type=float, help="from 0 (useless) to 1 (perfect)")
     rate.add_argument("--token", help="feedback token of the answer (default: the last answer's)")
+    rate.add_argument("--tenant", help="refuse the token if the answer is not this tenant's")
     _add_connection(rate, default_url=None)
     _set(rate, _rate, open_client)
 
@@ -188,7 +189,7 @@ def _rate(args: argparse.Namespace, open_client: OpenClient) -> int:
         token = last.token
         args.url = args.url or last.url
     with open_client(args.url or DEFAULT_URL, timeout=args.timeout) as client:
-        if not client.rate(token, args.score):
+        if not client.rate(token, args.score, tenant=args.tenant):
             return _complain("the server did not accept the rating", FAILED)
     _print(f"rated {args.score:g}\n")
     return OK

@@ -90,10 +90,10 @@ def encode_body(body: Mapping[str, Any]) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-def decode_body(raw: bytes | str | None) -> Mapping[str, Any]:
+def decode_body(raw: bytes) -> Mapping[str, Any]:
     """The body's JSON; empty if it is damaged, so that a reader skips one event and goes on."""
     try:
-        value = json.loads(raw or "")
-    except (TypeError, ValueError, RecursionError):
+        value = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

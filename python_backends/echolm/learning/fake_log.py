@@ -21,14 +21,14 @@ class MemoryEventLog:
     def __init__(self) -> None:
         self.available = True
         self._lock = threading.Lock()
-        self._rows: list[tuple[str, str, int]] = []
+        self._rows: list[tuple[str, bytes, int]] = []
         self._snapshots: dict[str, tuple[str, bytes]] = {}
 
     def append(self, kind: str, body: Mapping[str, Any]) -> str:
-        return self.append_raw(kind, encode_body(body))
+        return self.append_raw(kind, encode_body(body).encode())
 
-    def append_raw(self, kind: str, body: str) -> str:
-        """Append an event whose body is this text, be it JSON or not."""
+    def append_raw(self, kind: str, body: bytes) -> str:
+        """Append an event whose body is this, be it JSON or not."""
         self._check()
         with self._lock:
             self._rows.append((kind, body, time.time_ns() // 1_000_000))

@@ -95,6 +95,7 @@ class Learner:
         self._fingerprint = fingerprint({one.name: one.fingerprint for one in self._learnables})
         self._started = False
         self._saved = 0  # events in the newest snapshot that we know of
+        self._useless: tuple[str, bytes] | None = None  # the snapshot that did not fit
         self._foreign: set[str] = set()
         self.position = START
         self.applied = 0
@@ -165,6 +166,7 @@ class Learner:
         except Exception as error:  # it saves time, no more
             for one, state in zip(self._learnables, fresh, strict=True):
                 one.restore(state)
+            self._useless = found
             logger.warning(
                 "snapshot %s at %s is of no use, the learning log is replayed from its start: %s",
                 self._snapshot_name,
@@ -192,13 +194,14 @@ class Learner:
             if self.events - saved >= self._snapshot_every:
                 self._log.save_snapshot(self._snapshot_name, self.position, self._packed())
                 saved = self.events
+                self._useless = None
             self._saved = saved
         except UnavailableError as error:
             logger.warning("snapshot %s: %s; tried again later", self._snapshot_name, error)
 
     def _saved_elsewhere(self) -> int:
         found = self._log.load_snapshot(self._snapshot_name)
-        if found is None:
+        if found is None or found == self._useless:
             return 0
         try:
             snapshot = self._read(found[1])

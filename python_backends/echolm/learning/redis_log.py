@@ -176,7 +176,7 @@ def _event(position: str, fields: Mapping[bytes, bytes]) -> Event:
     return Event(
         position,
         fields.get(b"kind", b"").decode("utf-8", "replace"),
-        decode_body(fields.get(b"body")),
+        decode_body(fields.get(b"body", b"")),
         int(position.partition("-")[0]),
     )
 

@@ -98,6 +98,6 @@ def _event(sequence: int, kind: Any, body: Any, at_ms: Any) -> Event:
     return Event(
         str(sequence),
         kind.decode("utf-8", "replace") if isinstance(kind, bytes) else "",
-        decode_body(body if isinstance(body, bytes) else None),
+        decode_body(body if isinstance(body, bytes) else b""),
         at_ms if isinstance(at_ms, int) else 0,
     )

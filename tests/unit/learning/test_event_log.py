@@ -1,110 +1,109 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from echolm.errors import UnavailableError
+from echolm.learning.event_log import START, open_event_log
+from echolm.learning.fake_log import MemoryEventLog
 from echolm.learning.sqlite_log import SQLiteEventLog
+from echolm.settings import Settings
+from event_log_contract import Damage, DurableEventLogContract, EventLogContract, OpenLog
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "made" / "events.sqlite"
+class TestMemoryEventLog(EventLogContract):
+    @pytest.fixture
+    def memory(self) -> MemoryEventLog:
+        return MemoryEventLog()
+
+    @pytest.fixture
+    def open_log(self, memory: MemoryEventLog) -> OpenLog:
+        return lambda: memory
+
+    @pytest.fixture
+    def damage(self, memory: MemoryEventLog) -> Damage:
+        def insert(body: bytes) -> None:
+            memory.append_raw("rating", body)
+
+        return insert
+
+    def test_it_can_be_out_of_reach_for_a_while(self, memory: MemoryEventLog) -> None:
+        memory.append("k", {"n": 1})
+        memory.available = False
+        for call in (
+            lambda: memory.append("k", {}),
+            lambda: memory.read(START, 1),
+            lambda: memory.save_snapshot("s", "1", b""),
+        ):
+            with pytest.raises(UnavailableError):
+                call()
+        memory.available = True
+        assert len(memory.read(START, 10)) == 1
 
 
-def test_events_come_back_in_order_with_ascending_sequences(path: Path) -> None:
-    log = SQLiteEventLog(path)
-    sequences = [log.append("rating", {"n": n, "text": "é"}) for n in range(5)]
-    events = log.read("", 100)
-    assert [e.body["n"] for e in events] == [0, 1, 2, 3, 4]
-    assert [e.position for e in events] == sequences
-    assert events[0].kind == "rating"
-    assert events[0].at_ms > 1_700_000_000_000
+class TestSQLiteEventLog(DurableEventLogContract):
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "made" / "events.sqlite"
 
+    @pytest.fixture
+    def open_log(self, path: Path) -> OpenLog:
+        return lambda: SQLiteEventLog(path)
 
-def test_reading_starts_after_a_position_and_stops_at_the_limit(path: Path) -> None:
-    log = SQLiteEventLog(path)
-    sequences = [log.append("k", {"n": n}) for n in range(6)]
-    assert [e.body["n"] for e in log.read(sequences[1], 3)] == [2, 3, 4]
-    assert log.read(sequences[-1], 3) == []
+    @pytest.fixture
+    def damage(self, path: Path) -> Damage:
+        def insert(body: bytes) -> None:
+            # As text and not as a blob, whatever the bytes are.
+            with sqlite3.connect(path) as db:
+                db.execute(
+                    "INSERT INTO events (kind, body, at_ms) VALUES ('rating', CAST(? AS TEXT), 1)",
+                    (body,),
+                )
 
+        return insert
 
-def test_events_survive_a_reopening(path: Path) -> None:
-    first = SQLiteEventLog(path)
-    position = first.append("k", {"n": 1})
-    first.close()
-    again = SQLiteEventLog(path)
-    assert [e.body for e in again.read("", 10)] == [{"n": 1}]
-    assert again.append("k", {"n": 2}) != position
-
-
-def test_an_acknowledged_event_survives_the_death_of_its_process(path: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path; "
-        "from echolm.learning.sqlite_log import SQLiteEventLog; "
-        "SQLiteEventLog(Path(sys.argv[1])).append('k', {'n': 1}); "
-        "os.kill(os.getpid(), signal.SIGKILL)"
+    @pytest.mark.parametrize(
+        "row", [("rating", 5, 1), (b"\xff", "{}", 1), ("rating", "{}", "soon"), (7, 1.5, b"")]
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    assert done.returncode == -9
-    assert [e.body for e in SQLiteEventLog(path).read("", 10)] == [{"n": 1}]
+    def test_a_row_of_wrong_types_reads_as_an_empty_event(
+        self, path: Path, open_log: OpenLog, row: tuple[object, ...]
+    ) -> None:
+        log = open_log()
+        with sqlite3.connect(path) as db:
+            db.execute("INSERT INTO events (kind, body, at_ms) VALUES (?, ?, ?)", row)
+        log.append("rating", {"n": 2})
+        assert [dict(e.body) for e in log.read(START, 10)] == [{}, {"n": 2}]
+
+    def test_it_reads_the_file_of_an_earlier_version(self, path: Path, open_log: OpenLog) -> None:
+        path.parent.mkdir()
+        with sqlite3.connect(path) as db:
+            db.execute(
+                "CREATE TABLE events (sequence INTEGER PRIMARY KEY AUTOINCREMENT,"
+                " kind TEXT NOT NULL, body TEXT NOT NULL, at_ms INTEGER NOT NULL)"
+            )
+            db.execute("INSERT INTO events VALUES (41, 'rating', '{\"n\":1}', 1700000000000)")
+        log = open_log()
+        [event] = log.read(START, 10)
+        assert (event.position, event.kind, event.body) == ("41", "rating", {"n": 1})
+        assert log.append("k", {"n": 2}) == "42"
+
+    def test_an_error_says_to_try_again(self, open_log: OpenLog) -> None:
+        log = open_log()
+        log.close()
+        with pytest.raises(UnavailableError, match=r"learning log .*events\.sqlite: .*; try again"):
+            log.append("k", {})
+
+    def test_a_file_that_is_no_log_is_refused(self, path: Path, open_log: OpenLog) -> None:
+        path.parent.mkdir()
+        path.write_bytes(b"no database" * 100)
+        with pytest.raises(UnavailableError, match="learning log"):
+            open_log()
+        with pytest.raises(UnavailableError, match="learning log"):
+            SQLiteEventLog(path / "below-a-file" / "events.sqlite")
 
 
-def test_connections_and_threads_write_at_once_and_lose_nothing(path: Path) -> None:
-    logs = [SQLiteEventLog(path) for _ in range(2)]
-
-    def write(worker: int) -> None:
-        for n in range(25):
-            logs[worker % 2].append("k", {"worker": worker, "n": n})
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(4)))
-    events = logs[0].read("", 1_000)
-    assert events == logs[1].read("", 1_000)
-    assert len({(e.body["worker"], e.body["n"]) for e in events}) == len(events) == 100
-    for worker in range(4):
-        assert [e.body["n"] for e in events if e.body["worker"] == worker] == list(range(25))
-
-
-def test_a_reader_that_tails_sees_every_event_once(path: Path) -> None:
-    """No event may become visible behind one that was already read."""
-    log, tail = SQLiteEventLog(path), SQLiteEventLog(path)
-    seen: list[str] = []
-
-    def write() -> None:
-        for n in range(20):
-            log.append("k", {"n": n})
-
-    with ThreadPoolExecutor(3) as pool:
-        work = [pool.submit(write) for _ in range(3)]
-        while len(seen) < 60:
-            for event in tail.read(seen[-1] if seen else "", 7):
-                seen.append(event.position)
-        for one in work:
-            one.result()
-    assert seen == sorted(set(seen), key=int)
-
-
-@pytest.mark.parametrize("body", ["{not json", "[1, 2]", "null", ""])
-def test_a_damaged_body_reads_as_an_empty_event(path: Path, body: str) -> None:
-    log = SQLiteEventLog(path)
-    with sqlite3.connect(path) as db:
-        db.execute("INSERT INTO events (kind, body, at_ms) VALUES ('rating', ?, 1)", (body,))
-    log.append("rating", {"n": 2})
-    assert [dict(e.body) for e in log.read("", 10)] == [{}, {"n": 2}]
-
-
-def test_a_log_that_cannot_be_used_is_unavailable(path: Path) -> None:
-    log = SQLiteEventLog(path)
-    log.close()
-    with pytest.raises(UnavailableError, match=r"learning log .*; try again"):
-        log.append("k", {})
-    with pytest.raises(UnavailableError, match="learning log"):
-        log.read("", 1)
-    path.write_bytes(b"no database" * 100)
-    with pytest.raises(UnavailableError, match="learning log"):
-        SQLiteEventLog(path)
+def test_the_default_log_is_a_file_in_the_data_directory(tmp_path: Path) -> None:
+    open_event_log(Settings(data_dir=tmp_path)).append("k", {"n": 1})
+    log = open_event_log(Settings(event_log=str(tmp_path / "events.sqlite")))
+    assert [e.body for e in log.read(START, 10)] == [{"n": 1}]

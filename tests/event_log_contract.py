@@ -1,0 +1,128 @@
+"""What every learning log must do; the tests of each log inherit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from echolm.errors import UnavailableError
+from echolm.learning.event_log import START, Event, EventLog
+
+OpenLog = Callable[[], EventLog]
+Damage = Callable[[bytes], None]
+
+
+class EventLogContract:
+    """Subclasses give the fixtures ``open_log``, a new connection to one and the same log each
+    time, and ``damage``, which puts an event with these bytes as its body into it."""
+
+    @pytest.fixture
+    def log(self, open_log: OpenLog) -> EventLog:
+        return open_log()
+
+    def test_events_come_back_in_order_with_what_they_hold(self, log: EventLog) -> None:
+        bodies = [{"n": n, "text": "é", "list": [0.1, None]} for n in range(5)]
+        positions = [log.append("rating", body) for body in bodies]
+        events = log.read(START, 100)
+        assert [e.body for e in events] == bodies
+        assert [e.position for e in events] == positions
+        assert len(set(positions)) == 5 and START not in positions
+        assert {e.kind for e in events} == {"rating"}
+        assert all(1_700_000_000_000 < e.at_ms < 4_000_000_000_000 for e in events)
+
+    def test_an_empty_log_has_no_events(self, log: EventLog) -> None:
+        assert log.read(START, 10) == []
+
+    def test_reading_starts_behind_a_position_and_stops_at_the_limit(self, log: EventLog) -> None:
+        positions = [log.append("k", {"n": n}) for n in range(12)]
+        assert [e.body["n"] for e in log.read(positions[1], 3)] == [2, 3, 4]
+        assert [e.body["n"] for e in log.read(positions[8], 30)] == [9, 10, 11]
+        assert log.read(positions[-1], 3) == []
+
+    def test_all_connections_share_events_and_snapshots(self, open_log: OpenLog) -> None:
+        one, other = open_log(), open_log()
+        one.append("k", {"n": 1})
+        one.save_snapshot("s", "1", b"x")
+        assert [e.body for e in other.read(START, 10)] == [{"n": 1}]
+        assert other.load_snapshot("s") == ("1", b"x")
+
+    def test_writers_at_once_lose_nothing(self, open_log: OpenLog) -> None:
+        logs = [open_log() for _ in range(2)]
+
+        def write(worker: int) -> None:
+            for n in range(25):
+                logs[worker % 2].append("k", {"worker": worker, "n": n})
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, range(4)))
+        events = logs[0].read(START, 1_000)
+        assert events == logs[1].read(START, 1_000)
+        assert len({(e.body["worker"], e.body["n"]) for e in events}) == len(events) == 100
+        for worker in range(4):
+            assert [e.body["n"] for e in events if e.body["worker"] == worker] == list(range(25))
+
+    def test_a_reader_that_tails_sees_every_event_once(self, open_log: OpenLog) -> None:
+        """No event may become visible behind one that was already read."""
+        logs, tail = [open_log() for _ in range(3)], open_log()
+        seen: list[Event] = []
+
+        def write(log: EventLog) -> None:
+            for n in range(20):
+                log.append("k", {"n": n})
+
+        with ThreadPoolExecutor(3) as pool:
+            work = [pool.submit(write, log) for log in logs]
+            while True:
+                written = all(one.done() for one in work)
+                found = tail.read(seen[-1].position if seen else START, 7)
+                seen += found
+                if written and not found:
+                    break
+            for one in work:
+                one.result()
+        assert seen == tail.read(START, 1_000)
+        assert len(seen) == 60
+
+    @pytest.mark.parametrize(
+        "body", [b"{not json", b"[1, 2]", b"null", b"", b"\xff\xfe", b'{"a": "\xff"}', b"[" * 9_999]
+    )
+    def test_a_damaged_body_reads_as_an_empty_one(
+        self, log: EventLog, damage: Damage, body: bytes
+    ) -> None:
+        damage(body)
+        log.append("rating", {"n": 2})
+        assert [dict(e.body) for e in log.read(START, 10)] == [{}, {"n": 2}]
+
+    def test_a_snapshot_replaces_the_one_before(self, log: EventLog) -> None:
+        assert log.load_snapshot("a") is None
+        log.save_snapshot("a", "7", b"\x00\xff" * 100_000)
+        log.save_snapshot("b", "8", b"")
+        assert log.load_snapshot("a") == ("7", b"\x00\xff" * 100_000)
+        assert log.load_snapshot("b") == ("8", b"")
+        log.save_snapshot("a", "9", b"new")
+        assert log.load_snapshot("a") == ("9", b"new")
+
+    def test_a_closed_log_is_unavailable(self, log: EventLog) -> None:
+        log.close()
+        with pytest.raises(UnavailableError, match=r"learning log .*"):
+            log.append("k", {})
+        with pytest.raises(UnavailableError, match="learning log"):
+            log.read(START, 1)
+        with pytest.raises(UnavailableError, match="learning log"):
+            log.load_snapshot("s")
+
+
+class DurableEventLogContract(EventLogContract):
+    """And what outlives the process."""
+
+    def test_all_survives_a_reopening(self, open_log: OpenLog) -> None:
+        first = open_log()
+        position = first.append("k", {"n": 1})
+        first.save_snapshot("s", position, b"x")
+        first.close()
+        again = open_log()
+        assert [e.body for e in again.read(START, 10)] == [{"n": 1}]
+        assert again.load_snapshot("s") == (position, b"x")
+        later = again.append("k", {"n": 2})
+        assert [e.position for e in again.read(position, 10)] == [later]

@@ -1,0 +1,161 @@
+"""``kill -9`` at any moment: acknowledged events stay, and all learners agree."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from echolm.learning.event_log import START, EventLog, open_event_log
+from echolm.learning.learner import Learner
+from echolm.settings import Settings
+from learning_process import BanditLearning, build_bandit, digest, feedback
+from redis_server import RedisServer
+
+pytestmark = pytest.mark.timeout(180)
+
+PROCESS = Path(__file__).parents[1] / "learning_process.py"
+ROUNDS = 10
+
+
+class Process:
+    """A ``learning_process.py``; its lines are read while it runs."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(PROCESS), *arguments], stdout=subprocess.PIPE, text=True
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.endswith("\n"):  # one that the kill cut short was not reported
+                self.lines.append(line.strip())
+
+    def kill(self) -> list[str]:
+        self._process.kill()
+        return self.wait()
+
+    def wait(self) -> list[str]:
+        """All lines, once it has ended."""
+        self._process.wait(60)
+        self._reader.join()
+        return self.lines
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "events.sqlite")
+    server: RedisServer = request.getfixturevalue("own_redis_server")
+    return server.url
+
+
+@contextmanager
+def opened(log_url: str) -> Iterator[EventLog]:
+    log = open_event_log(Settings(event_log=log_url))
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def numbers_behind(log_url: str, position: str) -> tuple[list[int], str]:
+    """Numbers of the events behind the position, and the last one's position."""
+    with opened(log_url) as log:
+        events = log.read(position, 1_000_000)
+    return [e.body["n"] for e in events], events[-1].position if events else position
+
+
+def check(acknowledged: list[str], found: list[int]) -> None:
+    """All that was acknowledged is there, in order; one event more may have been stored."""
+    known = [int(line) for line in acknowledged]
+    assert known == list(range(len(known)))
+    assert found in (known, [*known, len(known)])
+
+
+def test_acknowledged_events_survive_the_death_of_their_process(log_url: str) -> None:
+    moments = random.Random(1)
+    position, total = START, 0
+    for _ in range(ROUNDS):
+        process = Process("append", log_url)
+        while not numbers_behind(log_url, position)[0]:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.15))
+        acknowledged = process.kill()
+        found, position = numbers_behind(log_url, position)
+        check(acknowledged, found)
+        total += len(acknowledged)
+    assert total > ROUNDS
+    assert len(numbers_behind(log_url, START)[0]) >= total
+
+
+def test_acknowledged_events_survive_the_death_of_the_redis_server(
+    own_redis_server: RedisServer,
+) -> None:
+    moments = random.Random(2)
+    position, total = START, 0
+    for _ in range(ROUNDS):
+        process = Process("append", own_redis_server.url)
+        while not numbers_behind(own_redis_server.url, position)[0]:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.15))
+        own_redis_server.kill()
+        acknowledged = process.wait()
+        own_redis_server.start()
+        found, position = numbers_behind(own_redis_server.url, position)
+        check(acknowledged, found)
+        total += len(acknowledged)
+    assert total > ROUNDS
+
+
+def put_damaged(log_url: str) -> None:
+    """What no writer of ours would write."""
+    if log_url.startswith("redis"):
+        with redis.Redis.from_url(log_url) as client:
+            client.xadd("echolm:events", {"kind": "rating", "body": b"\xff{"})
+    else:
+        with sqlite3.connect(log_url) as db:
+            db.execute("INSERT INTO events (kind, body, at_ms) VALUES ('rating', x'ff7b', 1)")
+        db.close()
+
+
+def test_learners_and_one_that_was_killed_reach_identical_posteriors(log_url: str) -> None:
+    """Two processes learn while feedback comes; a third is killed and starts from a snapshot."""
+    count = 400
+    every = 50
+    with opened(log_url) as log:
+        arguments = ("learn", log_url, str(count + 3), str(every))
+        steady = [Process(*arguments) for _ in range(2)]
+        victim = Process(*arguments)
+        for number in range(count):
+            log.append(*feedback(number))
+            if number == 200:
+                put_damaged(log_url)
+                log.append("from_the_future", {"n": 1})
+                log.append("rating", {"score": 2})
+            if number == 250:
+                while not victim.lines or log.load_snapshot("bandit") is None:
+                    time.sleep(0.02)
+                assert victim.kill()
+        restarted = Process(*arguments)
+        results = {process.wait()[-1] for process in (*steady, restarted)}
+        bandit = build_bandit(Settings())[1]
+        replayed = Learner(log, [BanditLearning(bandit)])
+        replayed.catch_up()
+    assert replayed.applied == count
+    assert (replayed.skipped, replayed.ignored) == (2, 1)
+    assert results == {f"{count} 2 1 {digest(bandit)}"}
+    skipped_by_snapshot, _, _ = restarted.lines[0].partition(" + ")
+    assert int(skipped_by_snapshot) >= every
