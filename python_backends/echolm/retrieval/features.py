@@ -31,7 +31,6 @@ EXAMPLE_FEATURES = (
     "literals_differ",
     "consistency",
     "consensus",
-    "corroboration",
     "support",
     "length_deviation",
     "quality",
@@ -43,8 +42,7 @@ EXAMPLE_FEATURES = (
 share of the request's words that the example's request has, and the other way round, literals
 left out; ``consistency`` is the share of the literals in the example's request that its own
 response repeats; ``consensus`` says how far its response agrees with those of the other
-candidates, the more the nearer their requests are, ``corroboration`` how far with the one that
-agrees best, and ``support`` how many such there are.
+candidates, the more the nearer their requests are, and ``support`` how many such there are.
 """
 
 PRIOR = EXAMPLE_FEATURES.index("prior")
@@ -275,7 +273,6 @@ def featurize(
         "literals_differ": np.minimum(np.abs(texts.num_literals[slots] - literals), 3.0) / 3.0,
         "consistency": texts.consistency[slots],
         "consensus": 2.0 * (agreement - 0.5) * known,
-        "corroboration": (weight * same_response).max(axis=2) - 0.5,
         "support": known - 0.5,
         "length_deviation": np.minimum(np.abs(length - expected), 1.0) * known,
         "quality": quality - 0.9,

@@ -27,8 +27,11 @@ from echolm.retrieval.record import SelectionRecord
 _VERSION = 1  # of the algorithm: another one makes another state of the same events
 _REMEMBERED = 50_000  # ratings that can still be replaced by a later one
 _CREDITED = 50_000  # examples with an effect of their own
-_PRIOR_DEVIATION, _FEATURE_DEVIATION = 0.35, 1.5  # of the weights, a priori
-_EFFECT_VARIANCE = 1.5  # of an example's own effect, in log-odds squared
+# Standard deviations of the weights, a priori. How an example agrees with itself and with its
+# neighbours is what gives a bad one away, wherever it comes from.
+_DEVIATION = 0.8
+_DEVIATIONS = {"prior": 0.35, "consistency": 2.0, "consensus": 2.0}
+_EFFECT_VARIANCE = 0.5  # of an example's own effect, in log-odds squared
 
 
 class UtilityModel(Protocol):
@@ -84,8 +87,8 @@ class LearnedUtility:
 
     Before any rating the utility equals :class:`SimilarityUtility`'s, since the log-odds of
     that product are a feature with prior weight 1 and all other weights are 0 a priori. The
-    log-odds of a set of K examples are the sum of theirs over √K: two examples help more than
-    one, not twice as much, and a poor one beside a good one makes it worse.
+    log-odds of a set are the mean of its examples': an LLM follows what it is shown, so that a
+    poor example beside a good one makes the answer worse.
 
     The posterior is Gaussian: exact mode and its curvature along each rating's direction
     (Laplace), the weights jointly, each example's effect by itself. Scoring takes no lock:
@@ -108,8 +111,9 @@ class LearnedUtility:
         """
         self._r = len(REQUEST_FEATURES)
         d = self._r + len(EXAMPLE_FEATURES)
-        deviation = np.full(d, _FEATURE_DEVIATION)
-        deviation[self._r + PRIOR] = _PRIOR_DEVIATION
+        deviation = np.array(
+            [_DEVIATIONS.get(name, _DEVIATION) for name in (*REQUEST_FEATURES, *EXAMPLE_FEATURES)]
+        )
         mean = np.zeros(d)
         mean[self._r + PRIOR] = 1.0
         self._discount = discount
@@ -182,7 +186,7 @@ class LearnedUtility:
                 f"selection: expected {expected} features, got "
                 f"{(len(record.request), record.features.shape[1])}"
             )
-        share = 1.0 / math.sqrt(max(1, len(record.ids)))
+        share = 1.0 / max(1, len(record.ids))
         x = np.concatenate([record.request, record.features.sum(axis=0) * share])
         return x.astype(np.float64), share
 
