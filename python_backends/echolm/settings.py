@@ -212,8 +212,8 @@ class JudgingSettings(_Section):
     )
     max_concurrent: int = Field(2, ge=1, description="judgements at a time in a router process")
     timeout_s: float = Field(120.0, gt=0, description="a judgement that takes longer is dropped")
-    exclude_tenants: frozenset[str] = Field(
-        frozenset(), description="tenants whose answers are never judged"
+    exclude_tenants: tuple[str, ...] = Field(
+        (), description="tenants whose answers are never judged"
     )
     reference_llm: str = Field(
         "", description="whose answers others are held against; empty: the dearest LLM"

@@ -1,11 +1,10 @@
 """For which answers a rating is asked (paper, §4.2: only where the router is unsure).
 
 The paper asks where the standard deviation of the arms' confidences is under 0.1. Confidences
-are probabilities of being best; they say that two arms are close, not that a rating would
-tell them apart, nor what is at stake. With narrow priors, or with cautious exploration, they
-are far apart for nearly every request from the start, and what the router wrongly believes is
-never put to the test: in the simulation of ``tests/unit/routing/test_solicitation.py`` that
-rule asks for almost no ratings and the policy stays where it began.
+are probabilities of being best; they say that two arms are close, not what is at stake nor
+whether a rating could tell them apart. Where a narrow prior, or cautious exploration, keeps
+them apart, that rule asks for nothing, ever, and what the router wrongly believes is never put
+to the test.
 
 Here the question is what one rating of this answer is worth: by how much it can be expected
 to improve the decision for requests like this one (:func:`value_of_rating`). It grows with
@@ -13,8 +12,22 @@ the posterior's width at this context (rare contexts), with the nearness of the 
 decisions), and is small where the answering arm is the one that is known well already. These
 values shrink as the router learns, so they are compared with each other and not with a
 constant (:class:`Solicitor`): users are asked for a fixed share of answers, the most valuable
-ones. In the same simulation that takes less than half of the ratings that rating at random
-needs.
+ones.
+
+Ratings until 95% of what random rating gains in the end, in the simulation of
+``tests/unit/routing/test_solicitation.py`` (mean of 12 seeds; 40% of the requests are clear
+cases, as those without examples are):
+
+============================ ========= ========== =========
+prior confidences            at random this rule  the paper
+============================ ========= ========== =========
+close for some requests      390       150        160
+close for none               320       160        never
+close for none, no clear     290       290        never
+cases at all
+============================ ========= ========== =========
+
+What it saves are the ratings of clear cases; where there are none, there is nothing to save.
 """
 
 from __future__ import annotations
@@ -61,7 +74,7 @@ class Solicitor:
     grows by ``share`` with each request.
 
     Args:
-        share: of requests for which a rating is asked, in [0, 1].
+        share: of the requests whose rating is worth anything, in [0, 1].
     """
 
     def __init__(self, share: float) -> None:

@@ -139,6 +139,9 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
         ),
         "retrieval": settings.retrieval.model_copy(update={"milvus_uri": milvus_uri}),
         "feedback": feedback,
+        "judging": settings.judging.model_copy(
+            update={"prompt": settings.judging.prompt and settings.judging.prompt.resolve()}
+        ),
         "llms": tuple(
             llm.model_copy(update={"tokenizer": llm.tokenizer and llm.tokenizer.resolve()})
             for llm in settings.llms

@@ -220,14 +220,21 @@ async def test_the_answer_carries_what_learning_needs(setup: Setup) -> None:
     assert other.request_id != decision.request_id
 
 
-async def test_an_unsure_router_solicits_and_a_sure_one_does_not(setup: Setup) -> None:
-    for arm in setup.bandit.arms.values():
-        arm.b = arm.b * 0
-        arm._solve()
-    setup.bandit._exchange_rate = 0.0
-    assert (await setup.ask()).solicit_feedback is True
-    setup.prefer("large_llm")
-    assert (await setup.ask()).solicit_feedback is False
+async def test_ratings_are_asked_for_where_they_are_worth_most() -> None:
+    setup = Setup(Settings(routing={"solicit_share": 0.1}))
+    fitting = setup.retriever.found
+    asked: dict[str, list[bool]] = {"fitting": [], "none": []}
+    for _ in range(150):
+        # Without examples it is clear that the small LLM is poor.
+        setup.retriever.found = Retrieved(EMBEDDING, ())
+        asked["none"].append((await setup.ask()).solicit_feedback)
+        setup.retriever.found = fitting
+        asked["fitting"].append((await setup.ask()).solicit_feedback)
+    assert sum(asked["fitting"]) > 10
+    assert sum(asked["none"]) <= 1
+
+
+async def test_nobody_is_asked_about_an_llm_of_their_own_choice(setup: Setup) -> None:
     assert (await setup.ask(llm="small_llm")).solicit_feedback is False
 
 
