@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from echolm.errors import EchoError
 from echolm.serving import Endpoints, ServeOptions, running_server
 from echolm.settings import Settings, load_settings
 from echolm.workload import Workload, grade
@@ -16,40 +17,40 @@ from triton_calls import Caller, eventually, samples, text
 
 pytestmark = pytest.mark.timeout(240)
 
+OPTIONS = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
 ITEMS = Workload(seed=0).stream(12, seed=31)
-BY_TEXT = {item.text: item for item in ITEMS}
-JUDGES: dict[str, dict[str, Any]] = {
-    "grader": {"grader": "echolm.workload.judging:grade"},
-    "similarity": {},
-}
+JUDGES: list[dict[str, Any]] = [
+    {"kind": "grader", "grader": "echolm.workload.judging:grade"},
+    {"kind": "similarity"},
+]
 
 
-@pytest.fixture(scope="module", params=JUDGES)
-def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server that judges all answers: (endpoints, settings)."""
-    yield from serve(request.param, tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module", params=JUDGES, ids=lambda judge: judge["kind"])
+def judged(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Endpoints, Settings]]:
+    """A server that judges all answers, and its settings."""
+    settings = judging_all(request.param, tmp_path_factory.mktemp("judged"))
+    with running_server(settings, OPTIONS) as endpoints:
+        yield endpoints, settings
 
 
-def serve(kind: str, folder: Path) -> Iterator[tuple[Endpoints, Settings]]:
+def judging_all(judge: dict[str, Any], folder: Path) -> Settings:
     model_dir = Path(__file__).resolve().parents[2] / "build" / "embedder"
     defaults = load_settings()
-    settings = Settings.model_validate(
+    return Settings.model_validate(
         {
             **defaults.model_dump(),
             "data_dir": folder / "data",
             "embedding": {**defaults.embedding.model_dump(), "model_dir": model_dir},
             "judging": {
-                "kind": kind,
                 "sample_share": 1.0,
                 "solicited_share": 0.0,
                 "max_concurrent": 16,
-                **JUDGES[kind],
+                **judge,
             },
         }
     )
-    options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
-    with running_server(settings, options) as endpoints:
-        yield endpoints, settings
 
 
 def ratings(settings: Settings) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ def test_answers_are_judged_and_the_router_learns(judged: tuple[Endpoints, Setti
         assert sum(large) / n > 0.9  # the large LLM knows this workload
         given = {e["score"] for e in events if not e["judging"]["asked"]}
         expected = {
-            grade(BY_TEXT[item.text], text(answer, "text_output"))
+            grade(item, text(answer, "text_output"))
             for item, answer in zip(ITEMS, answers, strict=True)
         }
         assert given == expected
@@ -117,9 +118,9 @@ def test_what_a_caller_keeps_to_itself_is_not_judged(judged: tuple[Endpoints, Se
 
 
 def test_a_grader_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
-    JUDGES["missing"] = {"kind": "grader", "grader": "no_such_module:grade"}
-    try:
-        with pytest.raises(Exception, match=r"judging\.grader: expected module:function"):
-            next(serve("missing", tmp_path))
-    finally:
-        del JUDGES["missing"]
+    settings = judging_all({"kind": "grader", "grader": "no_such_module:grade"}, tmp_path)
+    with (
+        pytest.raises(EchoError, match=r"judging\.grader: expected module:function"),
+        running_server(settings, OPTIONS),
+    ):
+        pass
