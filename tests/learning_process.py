@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import sqlite3
 import sys
 import time
 from typing import Any
 
 import numpy as np
+import redis
 from echolm.errors import UnavailableError
 from echolm.learning.bandit_learning import BanditLearning
 from echolm.learning.event_log import open_event_log
@@ -41,11 +43,28 @@ def feedback(number: int) -> tuple[str, dict[str, Any]]:
     return RATING, {**decision(about), "score": float(rng.random())}
 
 
+def put_damaged(log_url: str) -> None:
+    """Three events: one damaged, one of a kind that nobody knows, and one of no use."""
+    if log_url.startswith("redis"):
+        with redis.Redis.from_url(log_url) as client:
+            client.xadd("echolm:events", {"kind": "rating", "body": b"\xff{"})
+    else:
+        with sqlite3.connect(log_url) as db:
+            db.execute("INSERT INTO events (kind, body, at_ms) VALUES ('rating', x'ff7b', 1)")
+        db.close()
+    log = open_event_log(Settings(event_log=log_url))
+    log.append("from_the_future", {"n": 1})
+    log.append("rating", {"score": 2})
+    log.close()
+
+
 def digest(bandit: ThompsonSampling) -> str:
     """Differs as soon as one bit of a posterior does."""
     found = hashlib.sha256()
     for name, arm in sorted(bandit.arms.items()):
-        found.update(name.encode() + arm.A.tobytes() + arm.b.tobytes() + b"%d" % arm.updates)
+        state = arm.state()
+        found.update(f"{name} {state['updates']}".encode())
+        found.update(state["A"].tobytes() + state["b"].tobytes())
     return found.hexdigest()
 
 

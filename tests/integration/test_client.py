@@ -108,6 +108,19 @@ def test_a_forged_token_or_a_score_out_of_range_is_refused(client: Client) -> No
         client.rate(answer, 1.5)
 
 
+def test_a_token_of_another_tenant_is_refused_to_who_names_his_own(client: Client) -> None:
+    one, other = (client.generate(REQUEST, **MINE) for _ in range(2))
+    tenant = MINE["tenant"]
+    assert client.rate(one, 1.0, tenant=tenant)
+    assert client.prefer(one, other, tenant=tenant)
+    for call in (
+        lambda: client.rate(one, 1.0, tenant="somebody"),
+        lambda: client.prefer(one, other, tenant="somebody"),
+    ):
+        with pytest.raises(InvalidRequest, match="of the tenant given"):
+            call()
+
+
 def test_stats_count_requests(client: Client, server: Endpoints) -> None:
     before = client.stats().inferences.get("echolm", 0)
     client.generate(REQUEST, **MINE)

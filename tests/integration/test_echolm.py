@@ -386,6 +386,7 @@ def test_a_rating_is_accepted_and_the_router_learns_from_it(
     assert caller.rate(token, score=0.25) is True
     assert eventually(lambda: applied(server) > before)
     assert caller.rate(token, score=1.0) is True  # replaces the first
+    assert caller.rate(token, score=1.0, tenant="public") is True
 
 
 def test_ratings_change_what_the_router_expects(grpc: Caller, tenant: str) -> None:
@@ -406,6 +407,7 @@ def test_ratings_change_what_the_router_expects(grpc: Caller, tenant: str) -> No
 def test_a_preference_is_accepted(caller: Caller) -> None:
     one, two = (caller.ask("compare me", **SHORT)["feedback_token"].item() for _ in range(2))
     assert caller.rate(one, preferred_over=two) is True
+    assert caller.rate(one, preferred_over=two, tenant="public") is True
 
 
 def test_bad_feedback_is_refused(grpc: Caller) -> None:
@@ -422,6 +424,8 @@ def test_bad_feedback_is_refused(grpc: Caller) -> None:
         ({"feedback_token": token, "score": 1.0, "preferred_over": other}, "got both"),
         ({"feedback_token": token, "preferred_over": token}, "the token of another answer"),
         ({"feedback_token": token, "preferred_over": other}, "a token of the same tenant"),
+        ({"feedback_token": token, "score": 1.0, "tenant": "x"}, "a token of the tenant given"),
+        ({"feedback_token": token, "score": 1.0, "tenant": b"\xff"}, "tenant: expected UTF-8"),
     ):
         made = inputs(grpcclient, [options])
         got = refusal(lambda made=made: grpc.client.infer("feedback", made))  # type: ignore[misc]

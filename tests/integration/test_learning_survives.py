@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import redis
 from echolm.learning.event_log import START, EventLog, open_event_log
 from echolm.learning.learner import Learner
 from echolm.settings import Settings
-from learning_process import BanditLearning, build_bandit, digest, feedback
+from learning_process import BanditLearning, build_bandit, digest, feedback, put_damaged
 from redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(180)
@@ -120,17 +118,6 @@ def test_acknowledged_events_survive_the_death_of_the_redis_server(
     assert total > ROUNDS
 
 
-def put_damaged(log_url: str) -> None:
-    """What no writer of ours would write."""
-    if log_url.startswith("redis"):
-        with redis.Redis.from_url(log_url) as client:
-            client.xadd("echolm:events", {"kind": "rating", "body": b"\xff{"})
-    else:
-        with sqlite3.connect(log_url) as db:
-            db.execute("INSERT INTO events (kind, body, at_ms) VALUES ('rating', x'ff7b', 1)")
-        db.close()
-
-
 def test_learners_and_one_that_was_killed_reach_identical_posteriors(log_url: str) -> None:
     """Two processes learn while feedback comes; a third is killed and starts from a snapshot."""
     count = 400
@@ -143,8 +130,6 @@ def test_learners_and_one_that_was_killed_reach_identical_posteriors(log_url: st
             log.append(*feedback(number))
             if number == 200:
                 put_damaged(log_url)
-                log.append("from_the_future", {"n": 1})
-                log.append("rating", {"score": 2})
             if number == 250:
                 while not victim.lines or log.load_snapshot("bandit") is None:
                     time.sleep(0.02)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import re
 import shutil
 import signal
 import time
@@ -17,6 +16,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from echolm.serving.serve import Endpoints, LocalServer, ServeOptions
 from echolm.settings import LLMSettings, Settings
+from instant_llm import instant_llm
 from triton_calls import Caller, eventually, inputs, refusal, samples, streams, text
 
 pytestmark = pytest.mark.timeout(240)
@@ -35,20 +35,6 @@ class Deployment:
     endpoints: Endpoints
 
 
-def instant(name: str, options: dict[str, str], into: Path) -> None:
-    """A copy of the profile's LLM whose engine answers at once."""
-    source = REPOSITORY / "local" / "small_llm"
-    (into / name / "1").mkdir(parents=True)
-    shutil.copy(source / "1" / "model.py", into / name / "1" / "model.py")
-    config = re.sub(r"(?m)^parameters .*\n", "", (source / "config.pbtxt").read_text())
-    parameters = {"engine": "instant", **options}
-    config += "".join(
-        f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n'
-        for key, value in parameters.items()
-    )
-    (into / name / "config.pbtxt").write_text(config)
-
-
 @pytest.fixture(scope="module")
 def deployment(
     server_settings: Settings, tmp_path_factory: pytest.TempPathFactory
@@ -56,7 +42,7 @@ def deployment(
     models = tmp_path_factory.mktemp("models")
     shutil.copytree(REPOSITORY / "local" / "embedder", models / "embedder")
     for name, options in LLMS.items():
-        instant(name, options, models)
+        instant_llm(name, options, models)
     settings = server_settings.model_copy(
         update={
             "data_dir": tmp_path_factory.mktemp("outages") / "data",

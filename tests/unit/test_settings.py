@@ -77,6 +77,28 @@ def test_the_environment_overrides_single_keys_of_the_file(
     assert settings.data_dir == Path("/elsewhere")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://redis",
+        "redis://redis:6380/2",
+        "rediss://user:p%40ss@redis.example.org:6380/0",
+        "redis://[::1]:6379/",
+    ],
+)
+def test_the_learning_log_can_be_a_redis_server(file: Path, url: str) -> None:
+    settings = load_settings(write(file, f"event_log = '{url}'\n"))
+    assert settings.event_log == url
+    assert settings.event_log_path is None
+
+
+def test_a_wrong_address_of_the_learning_log_is_refused_without_its_password(file: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(write(file, "event_log = 'http://user:sesame@redis'\n"))
+    assert "event_log: Value error, expected a file, or redis://" in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
 def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
     text = "data_dir = 'data'\nevent_log = '../log.sqlite'\n[embedding]\nmodel_dir = '/abs'\n"
     settings = load_settings(write(file, text + "[judging]\nprompt = 'judge.txt'\n" + LLMS))
@@ -104,6 +126,11 @@ def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
             "[routing]\ndefault_llm = 'x'\n",
             r"expected one of \['small_llm'.*\], got 'x'",
         ),
+        ("event_log = 'redis:///0'\n", r"event_log: .*expected a file, or redis://host"),
+        ("event_log = 'redis://host:x'\n", r"event_log: .*, got 'redis://host:x'"),
+        ("event_log = 'redis://host/db'\n", r"event_log: .*database number"),
+        ("event_log = 'http://host'\n", r"event_log: .*rediss:// for TLS, got 'http://host'"),
+        ("[learning]\nredis_prefix = ''\n", r"learning\.redis_prefix: "),
         ("[limits]\nmax_tokens = 5\n", r"default_max_tokens must not exceed max_tokens"),
         ("[judging]\nkind = 'oracle'\n", r"judging\.kind: .*'similarity'.*, got 'oracle'"),
         ("[judging]\nkind = 'grader'\n", r"judging\.grader: expected module:function .*got none"),

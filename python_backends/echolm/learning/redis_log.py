@@ -40,8 +40,8 @@ class RedisEventLog:
     ``<prefix>:snapshot:<name>``, a hash with ``position`` and ``state``.
 
     Args:
-        url: ``redis://[user:password@]host[:port][/database]``, or ``rediss://`` for TLS. One
-            server, with or without replicas or Sentinel's address; no Redis Cluster.
+        url: ``redis://[user:password@]host[:port][/database]``, or ``rediss://`` for TLS: the
+            address of the primary. Redis Cluster and Sentinel are not spoken.
 
     Raises:
         ConfigurationError: the server is reached, but is unsafe, too old or lets us not in.

@@ -49,7 +49,7 @@ def test_tensors_are_those_of_the_server() -> None:
     assert set(ALL_OPTIONS) == set(echolm_client.GenerateOptions.__annotations__)
     models = {protocol.ECHOLM, protocol.ECHOLM_STREAM, protocol.FEEDBACK}
     assert models <= {model.name for model in contracts.CORE_MODELS}
-    rating = protocol.rating_call("t", 1), protocol.preference_call("t", "u")
+    rating = protocol.rating_call("t", 1, "acme"), protocol.preference_call("t", "u")
     assert {t.name for call in rating for t in call.inputs} == {
         t.name for t in contracts.FEEDBACK.inputs
     }
@@ -121,6 +121,11 @@ def test_a_rating_carries_token_and_score_and_a_preference_two_tokens() -> None:
         "feedback_token": ("BYTES", [[b"t1"]]),
         "preferred_over": ("BYTES", [[b"t2"]]),
     }
+    for call in (
+        protocol.rating_call(answer, 1, "acmé"),
+        protocol.preference_call(answer, "t2", "acmé"),
+    ):
+        assert tensors(call)["tenant"] == ("BYTES", [["acmé".encode()]])
 
 
 def test_an_answer_without_a_token_cannot_be_rated() -> None:

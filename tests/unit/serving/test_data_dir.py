@@ -101,6 +101,12 @@ def test_written_configuration_reads_back_as_the_resolved_settings(
     assert read.retrieval.milvus_uri == "unix:/tmp/milvus.sock"
 
 
+def test_the_address_of_a_redis_server_stays_as_it_is(data: DataDir) -> None:
+    url = "redis://user:secret@redis:6379/1"
+    file = data.write_configuration(resolve(Settings(event_log=url), data, "", "localhost:1"))
+    assert load_settings(file).event_log == url
+
+
 def test_lock_does_not_reach_programs_that_are_not_given_it(data: DataDir) -> None:
     program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(5)"])
     data.close()
