@@ -106,4 +106,5 @@ def describe(decision: Decision) -> dict[str, Any]:
         "context": [float(v) for v in decision.context],
         "propensity": decision.propensity,
         "example_ids": list(decision.example_ids),
+        "revision": decision.revision,
     }

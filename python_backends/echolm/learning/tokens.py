@@ -25,6 +25,7 @@ class Decision:
         propensity: probability with which the arm was drawn.
         quality: what the router predicted.
         example_ids: examples in the prompt.
+        revision: of the LLM (``llms.revision``).
     """
 
     request_id: str
@@ -34,6 +35,7 @@ class Decision:
     propensity: float
     quality: float
     example_ids: tuple[int, ...]
+    revision: str = ""
 
 
 class FeedbackTokens:
@@ -69,6 +71,7 @@ class FeedbackTokens:
                     round(decision.propensity, 4),
                     round(decision.quality, 4),
                     list(decision.example_ids),
+                    decision.revision,
                 ]
             )
         )
@@ -90,7 +93,7 @@ class FeedbackTokens:
             ) from error
         except BadSignature as error:
             raise InvalidRequestError.of(name, "a token that this service signed", token) from error
-        request_id, tenant, llm, context, propensity, quality, example_ids = fields
+        request_id, tenant, llm, context, propensity, quality, example_ids, *later = fields
         return Decision(
             request_id=request_id,
             tenant=tenant,
@@ -99,4 +102,6 @@ class FeedbackTokens:
             propensity=propensity,
             quality=quality,
             example_ids=tuple(example_ids),
+            # Tokens made before there were revisions end earlier.
+            revision=later[0] if later else "",
         )

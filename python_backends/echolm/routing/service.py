@@ -24,9 +24,9 @@ from echolm.learning.tokens import Decision, FeedbackTokens
 from echolm.retrieval.selection import Selected
 from echolm.routing.bandit import BayesianLinearArm, Choice, ThompsonSampling
 from echolm.routing.features import Featurizer
-from echolm.routing.load import LoadTracker, load_bias
+from echolm.routing.load import LoadBias, ServingLoad
 from echolm.routing.request import AUTO, Request
-from echolm.settings import LLMSettings, RoutingSettings, Settings
+from echolm.settings import LLMSettings, Settings
 
 logger = logging.getLogger("echolm")
 
@@ -151,10 +151,13 @@ def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
     featurizer = Featurizer(
         routing.projection_dim, settings.retrieval.min_similarity, routing.fit_ceiling
     )
-    precision = routing.prior_ratings / routing.noise**2
     arms = {
         llm.name: BayesianLinearArm(
-            featurizer.prior_mean(llm), precision, routing.noise, routing.discount
+            featurizer.prior_mean(llm),
+            llm.prior_weight(routing.prior_ratings) / routing.noise**2,
+            routing.noise,
+            routing.discount,
+            llm.revision,
         )
         for llm in settings.llms
     }
@@ -173,19 +176,14 @@ class Policy:
 
     def __init__(
         self,
-        settings: RoutingSettings,
-        costs: Mapping[str, float],
         featurizer: Featurizer,
         bandit: ThompsonSampling,
-        load: LoadTracker,
+        bias: LoadBias,
         rng: np.random.Generator,
     ) -> None:
-        self._settings = settings
-        dearest = max(costs.values())
-        self._relative_costs = {name: cost / dearest for name, cost in costs.items()}
         self._featurizer = featurizer
         self._bandit = bandit
-        self._load = load
+        self._bias = bias
         self._rng = rng
 
     def context(self, request: Request, retrieved: Retrieved) -> NDArray[np.float32]:
@@ -194,7 +192,7 @@ class Policy:
 
     def decide(self, x: NDArray[np.float32]) -> Choice:
         """Draw the LLM for a request of context x."""
-        return self._bandit.choose(x, self.biases(), self._rng)
+        return self._bandit.choose(x, self._bias(), self._rng)
 
     def unknown(self) -> NDArray[np.float32]:
         """The context of a request about which nothing can be told."""
@@ -204,15 +202,6 @@ class Policy:
         """The decision record of a request whose LLM the caller, or a failure, has chosen."""
         mean, _ = self._bandit.arms[llm].predict(x)
         return Choice(llm, 1.0, {llm: 1.0}, min(1.0, max(0.0, mean)), spread=1.0)
-
-    def biases(self) -> dict[str, float]:
-        """What each LLM's score loses to load now."""
-        s = self._settings
-        load = sum(self._load.load(name) for name in self._relative_costs)
-        return {
-            name: load_bias(load, s.load_threshold, cost, s.load_bias, s.load_gain)
-            for name, cost in self._relative_costs.items()
-        }
 
 
 def blind(llm: str) -> Choice:
@@ -234,7 +223,7 @@ class RouterService:
     policy: Policy
     tokens: FeedbackTokens
     sink: ExchangeSink
-    load: LoadTracker
+    load: ServingLoad
     metrics: RouterMetrics = field(default_factory=NoMetrics)
     clock: Callable[[], float] = time.perf_counter
     background: set[asyncio.Task[None]] = field(default_factory=set)
@@ -275,6 +264,7 @@ class RouterService:
                     choice.propensity,
                     choice.quality,
                     tuple(e.id for e in used),
+                    self.targets[llm].settings.revision,
                 )
             ),
             degraded="; ".join(notes),

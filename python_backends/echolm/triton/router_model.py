@@ -22,7 +22,8 @@ from echolm.learning.bandit_learning import BanditLearning
 from echolm.learning.event_log import open_event_log
 from echolm.learning.learner import Learner
 from echolm.learning.tokens import FeedbackTokens
-from echolm.routing.load import LoadTracker
+from echolm.routing.load import LoadBias
+from echolm.routing.load_board import LoadBoard
 from echolm.routing.request import Request, build_request
 from echolm.routing.service import Answer, Policy, RouterService, build_bandit, build_targets
 from echolm.settings import Settings, load_settings
@@ -47,25 +48,22 @@ class TritonPythonModel:
         self._name = args["model_name"]
         self._settings = settings = load_settings()
         self._metrics = Metrics()
-        self._load = LoadTracker()
+        self._load = LoadBoard(
+            settings.load_board_path,
+            [llm.name for llm in settings.llms],
+            settings.routing.load_half_life_s,
+        )
+        self._bias = LoadBias(settings.routing, settings.llms, self._load)
         featurizer, bandit = build_bandit(settings)
         learner = Learner(
             open_event_log(settings), [BanditLearning(bandit)], settings.learning.snapshot_every
         )
         learn_at_start(learner)
-        self._policy = Policy(
-            settings.routing,
-            {llm.name: llm.cost for llm in settings.llms},
-            featurizer,
-            bandit,
-            self._load,
-            np.random.default_rng(),
-        )
         self._service = RouterService(
             settings=settings,
             targets=build_targets(settings, build_llm_clients(settings)),
             retriever=BLSRetriever(settings.retrieval.timeout_s),
-            policy=self._policy,
+            policy=Policy(featurizer, bandit, self._bias, np.random.default_rng()),
             tokens=FeedbackTokens(
                 settings.feedback.signing_key.get_secret_value(), settings.feedback.token_ttl_s
             ),
@@ -129,13 +127,18 @@ class TritonPythonModel:
         """Show what the router sees of the load."""
         level = self._metrics.level
         while True:
-            for llm, bias in self._policy.biases().items():
+            loads = self._bias.loads()
+            for llm, bias in self._bias().items():
                 level("echolm_load_bias", bias, llm=llm, model=self._name)
-                level("echolm_in_flight", self._load.in_flight(llm), llm=llm, model=self._name)
+                level("echolm_load", loads[llm], llm=llm, model=self._name)
+                # Its own only: the sum over the models is what the LLM has in flight.
+                level("echolm_in_flight", self._load.own.in_flight(llm), llm=llm, model=self._name)
+            level("echolm_load_board_degraded", bool(self._load.degraded), model=self._name)
             await asyncio.sleep(_SHOW_LOAD_EVERY_S)
 
     def finalize(self) -> None:
         self._runtime.close()
+        self._load.close()
         self._metrics.flush()
 
 

@@ -45,7 +45,7 @@ def learnt(*events: tuple[str, Any]) -> tuple[Learner, ThompsonSampling]:
 
 
 def same(one: BayesianLinearArm, two: BayesianLinearArm) -> bool:
-    return bool(np.allclose(one.A, two.A) and np.allclose(one.mean, two.mean))
+    return bool(np.allclose(one.posterior.A, two.posterior.A) and np.allclose(one.mean, two.mean))
 
 
 def test_ratings_reach_the_arm_that_answered_and_no_other() -> None:
@@ -86,8 +86,8 @@ def test_two_learners_reach_identical_posteriors_whatever_their_batches() -> Non
     first.catch_up(batch=1_000)
     second.catch_up(batch=7)
     for name in one.arms:
-        assert (one.arms[name].A == two.arms[name].A).all()
-        assert (one.arms[name].b == two.arms[name].b).all()
+        assert (one.arms[name].posterior.A == two.arms[name].posterior.A).all()
+        assert (one.arms[name].posterior.b == two.arms[name].posterior.b).all()
     assert (first.applied, first.skipped) == (second.applied, second.skipped)
 
 
