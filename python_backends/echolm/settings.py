@@ -162,9 +162,18 @@ class RoutingSettings(_Section):
     solicit_share: float = Field(
         0.05, ge=0, le=1, description="share of answers a rating is asked for: the most valuable"
     )
-    load_threshold: float = Field(32.0, ge=0, description="requests in flight per LLM")
-    load_bias: float = Field(0.3, ge=0, description="lambda_0: the bias's upper bound")
-    load_gain: float = Field(0.05, ge=0, description="gamma: how fast the bias grows with load")
+    load_board: str = Field(
+        "",
+        description="shared-memory file of all routers' load, on a local disk; empty: in data_dir",
+    )
+    load_half_life_s: float = Field(1.0, gt=0, description="of the moving average of the load")
+    load_threshold: float = Field(
+        1.0, ge=0, description="load without bias; 1: the capacity of a pool of LLMs"
+    )
+    load_bias: float = Field(
+        0.8, ge=0, description="lambda_0: most quality (0..1) that a request gives up under load"
+    )
+    load_gain: float = Field(1.5, ge=0, description="gamma: how fast the bias grows with load")
 
 
 class FeedbackSettings(_Section):
@@ -253,6 +262,9 @@ class ExamplesSettings(_Section):
     max_pending: int = Field(10_000, ge=1, description="then new exchanges are dropped, counted")
 
 
+_REVISED_PRIOR_RATINGS = 3.0
+
+
 class LLMSettings(_Section):
     """One LLM behind the router: an arm of the bandit."""
 
@@ -265,6 +277,22 @@ class LLMSettings(_Section):
     prior_quality: float = Field(
         0.5, ge=0, le=1, description="expected quality before any rating (with fitting examples)"
     )
+    prior_ratings: float | None = Field(
+        None,
+        gt=0,
+        description="how many ratings prior_quality is worth; none: routing.prior_ratings, or "
+        f"{_REVISED_PRIOR_RATINGS:.0f} if the LLM has a revision",
+    )
+    revision: str = Field(
+        "",
+        max_length=128,
+        description="any text that names the LLM's version; what is learnt under another one is "
+        "left aside, so change it with the LLM and it is learnt anew",
+    )
+    capacity: float = Field(
+        32.0, gt=0, description="requests that it serves at once without queueing"
+    )
+    pool: str = Field("", description="LLMs of one pool share hardware and slow each other down")
     context_length: int = Field(2_048, gt=0)
     prompt_template: str = "echolm"
     tokenizer: Path | None = Field(
@@ -275,6 +303,17 @@ class LLMSettings(_Section):
     def model(self) -> str:
         """Name of the Triton model."""
         return self.triton_model or self.name
+
+    def prior_weight(self, default: float) -> float:
+        """How many ratings ``prior_quality`` is worth.
+
+        Args:
+            default: ``routing.prior_ratings``. Of an LLM that replaced another, the prior
+                quality was seldom measured, so it is worth little.
+        """
+        if self.prior_ratings is not None:
+            return self.prior_ratings
+        return min(default, _REVISED_PRIOR_RATINGS) if self.revision else default
 
 
 _DEFAULT_LLMS = (
@@ -396,6 +435,12 @@ class Settings(BaseSettings):
             return None
         return Path(self.event_log) if self.event_log else self.data_dir / "events.sqlite"
 
+    @property
+    def load_board_path(self) -> Path:
+        """Shared-memory file of all routers' load."""
+        given = self.routing.load_board
+        return Path(given) if given else self.data_dir / "load.board"
+
     def llm(self, name: str) -> LLMSettings:
         """The LLM of that name; KeyError if it is not configured."""
         for llm in self.llms:
@@ -454,6 +499,7 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     anchor(values, "event_log")
     anchor(values.get("embedding"), "model_dir")
     anchor(values.get("judging"), "prompt")
+    anchor(values.get("routing"), "load_board")
     llms = values.get("llms")
     for llm in llms if isinstance(llms, list) else ():
         anchor(llm, "tokenizer")

@@ -10,7 +10,7 @@ from echolm.judging.grader import GraderJudge, load_grader
 from echolm.judging.judge import Judge
 from echolm.judging.llm import LLMJudge, read_prompt
 from echolm.judging.similarity import SimilarityJudge, TextEmbedder
-from echolm.routing.load import LoadTracker
+from echolm.routing.load import ServingLoad
 from echolm.routing.service import Target
 from echolm.settings import Settings
 
@@ -21,7 +21,7 @@ class _Counted:
 
     client: LLMClient
     name: str
-    load: LoadTracker
+    load: ServingLoad
 
     async def generate(
         self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
@@ -31,7 +31,7 @@ class _Counted:
 
 
 def build_judge(
-    settings: Settings, targets: Mapping[str, Target], embedder: TextEmbedder, load: LoadTracker
+    settings: Settings, targets: Mapping[str, Target], embedder: TextEmbedder, load: ServingLoad
 ) -> Judge | None:
     """The judge of ``judging.kind``; None for ``none``.
 

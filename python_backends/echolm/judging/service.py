@@ -31,9 +31,9 @@ from echolm.judging.judge import Judge, Judgement
 from echolm.learning.event_log import EventLog
 from echolm.learning.feedback import JUDGE_SOURCE, RATING, describe
 from echolm.learning.tokens import Decision
-from echolm.routing.load import LoadTracker
+from echolm.routing.load import ServingLoad
 from echolm.routing.request import AUTO
-from echolm.routing.service import Policy, Served, Target, record
+from echolm.routing.service import Policy, Served, Target, decision_record
 from echolm.settings import JudgingSettings, Settings
 
 logger = logging.getLogger("echolm")
@@ -115,7 +115,7 @@ class JudgingService:
     judge: Judge
     targets: Mapping[str, Target]
     policy: Policy
-    load: LoadTracker
+    load: ServingLoad
     log: EventLog
     metrics: JudgingMetrics = field(default_factory=NoJudgingMetrics)
     rng: random.Random = field(default_factory=random.Random)
@@ -256,7 +256,15 @@ class JudgingService:
             for count, text in zip(counts, (prompt, completion.text), strict=True)
         )
         choice = replace(self.policy.forced(served.x, llm), propensity=propensity)
-        decision = record(request_id, request, served.retrieved, served.x, choice, used)
+        decision = decision_record(
+            request_id,
+            request,
+            served.retrieved,
+            served.x,
+            choice,
+            used,
+            target.settings.revision,
+        )
         return _Side(completion.text, decision, asked=True)
 
 

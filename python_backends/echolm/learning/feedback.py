@@ -120,4 +120,5 @@ def describe(decision: Decision) -> dict[str, Any]:
         "propensity": decision.propensity,
         "example_ids": list(decision.example_ids),
         "selection": decision.selection,
+        "revision": decision.revision,
     }

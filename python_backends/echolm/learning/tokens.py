@@ -26,6 +26,7 @@ class Decision:
         quality: what the router predicted.
         example_ids: examples in the prompt.
         selection: how they were chosen, text of a ``SelectionRecord``; empty if there were none.
+        revision: of the LLM (``llms.revision``).
     """
 
     request_id: str
@@ -36,6 +37,7 @@ class Decision:
     quality: float
     example_ids: tuple[int, ...]
     selection: str = ""
+    revision: str = ""
 
 
 class FeedbackTokens:
@@ -72,6 +74,7 @@ class FeedbackTokens:
                     round(decision.quality, 4),
                     list(decision.example_ids),
                     decision.selection,
+                    decision.revision,
                 ]
             )
         )
@@ -93,7 +96,7 @@ class FeedbackTokens:
             ) from error
         except BadSignature as error:
             raise InvalidRequestError.of(name, "a token that this service signed", token) from error
-        request_id, tenant, llm, context, propensity, quality, example_ids, *rest = fields
+        request_id, tenant, llm, context, propensity, quality, example_ids, *later = fields
         return Decision(
             request_id=request_id,
             tenant=tenant,
@@ -102,5 +105,7 @@ class FeedbackTokens:
             propensity=propensity,
             quality=quality,
             example_ids=tuple(example_ids),
-            selection=rest[0] if rest else "",  # a token of an earlier version has none
+            # Tokens of earlier versions end earlier.
+            selection=later[0] if later else "",
+            revision=later[1] if len(later) > 1 else "",
         )

@@ -25,10 +25,10 @@ from echolm.retrieval.record import SelectionRecord
 from echolm.retrieval.selection import Selected
 from echolm.routing.bandit import BayesianLinearArm, Choice, ThompsonSampling
 from echolm.routing.features import Featurizer
-from echolm.routing.load import LoadTracker, load_bias
+from echolm.routing.load import LoadBias, ServingLoad
 from echolm.routing.request import AUTO, Request
 from echolm.routing.solicitation import Solicitor
-from echolm.settings import LLMSettings, RoutingSettings, Settings
+from echolm.settings import LLMSettings, Settings
 
 logger = logging.getLogger("echolm")
 
@@ -189,10 +189,13 @@ def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
     featurizer = Featurizer(
         routing.projection_dim, settings.retrieval.min_similarity, routing.fit_ceiling
     )
-    precision = routing.prior_ratings / routing.noise**2
     arms = {
         llm.name: BayesianLinearArm(
-            featurizer.prior_mean(llm), precision, routing.noise, routing.discount
+            featurizer.prior_mean(llm),
+            llm.prior_weight(routing.prior_ratings) / routing.noise**2,
+            routing.noise,
+            routing.discount,
+            llm.revision,
         )
         for llm in settings.llms
     }
@@ -211,19 +214,14 @@ class Policy:
 
     def __init__(
         self,
-        settings: RoutingSettings,
-        costs: Mapping[str, float],
         featurizer: Featurizer,
         bandit: ThompsonSampling,
-        load: LoadTracker,
+        bias: LoadBias,
         rng: np.random.Generator,
     ) -> None:
-        self._settings = settings
-        dearest = max(costs.values())
-        self._relative_costs = {name: cost / dearest for name, cost in costs.items()}
         self._featurizer = featurizer
         self._bandit = bandit
-        self._load = load
+        self._bias = bias
         self._rng = rng
 
     def context(self, request: Request, retrieved: Retrieved) -> NDArray[np.float32]:
@@ -232,7 +230,7 @@ class Policy:
 
     def decide(self, x: NDArray[np.float32]) -> Choice:
         """Draw the LLM for a request of context x."""
-        return self._bandit.choose(x, self.biases(), self._rng)
+        return self._bandit.choose(x, self._bias(), self._rng)
 
     def unknown(self) -> NDArray[np.float32]:
         """The context of a request about which nothing can be told."""
@@ -242,15 +240,6 @@ class Policy:
         """The decision record of a request whose LLM the caller, or a failure, has chosen."""
         mean, _ = self._bandit.arms[llm].predict(x)
         return Choice(llm, 1.0, {llm: 1.0}, min(1.0, max(0.0, mean)), spread=1.0)
-
-    def biases(self) -> dict[str, float]:
-        """What each LLM's score loses to load now."""
-        s = self._settings
-        load = sum(self._load.load(name) for name in self._relative_costs)
-        return {
-            name: load_bias(load, s.load_threshold, cost, s.load_bias, s.load_gain)
-            for name, cost in self._relative_costs.items()
-        }
 
 
 def _selection(request: Request, retrieved: Retrieved, used: Sequence[Selected]) -> str:
@@ -266,13 +255,14 @@ def _selection(request: Request, retrieved: Retrieved, used: Sequence[Selected])
     return (record if request.llm == AUTO else replace(record, draw=None)).dump()
 
 
-def record(
+def decision_record(
     request_id: str,
     request: Request,
     retrieved: Retrieved,
     x: NDArray[np.float32],
     choice: Choice,
     used: Sequence[Selected],
+    revision: str,
 ) -> Decision:
     """What a rating of an answer teaches about.
 
@@ -280,6 +270,7 @@ def record(
         x: the bandit's context.
         choice: of the LLM that gave the answer.
         used: the examples in its prompt.
+        revision: of that LLM.
     """
     return Decision(
         request_id,
@@ -290,6 +281,7 @@ def record(
         choice.quality,
         tuple(e.id for e in used),
         _selection(request, retrieved, used),
+        revision,
     )
 
 
@@ -314,7 +306,7 @@ class RouterService:
     policy: Policy
     tokens: FeedbackTokens
     sink: ExchangeSink
-    load: LoadTracker
+    load: ServingLoad
     metrics: RouterMetrics = field(default_factory=NoMetrics)
     observer: AnswerObserver = field(default_factory=NoObserver)
     clock: Callable[[], float] = time.perf_counter
@@ -346,7 +338,8 @@ class RouterService:
         if llm != chosen:
             choice = self._replaced(x, llm)
         solicited = self.solicitor.asks(choice.rating_value)
-        decision = record(request_id, request, retrieved, x, choice, used)
+        revision = self.targets[llm].settings.revision
+        decision = decision_record(request_id, request, retrieved, x, choice, used, revision)
         answer = Answer(
             text=completion.text,
             llm=llm,

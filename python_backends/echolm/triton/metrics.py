@@ -42,7 +42,10 @@ _GAUGES = {
     "echolm_examples_pending": "Examples that wait to be written",
     "echolm_examples_stored": "Examples in the store",
     "echolm_example_threshold": "Least utility of an example that goes into a prompt",
-    "echolm_load_bias": "What the router takes off a dear LLM's score because of load",
+    "echolm_load": "Load of the LLM's pool over all routers; 1: as many as it serves at once",
+    "echolm_load_bias": "What all routers' load takes off an LLM's score now; its lasting size is "
+    "the signal to scale by",
+    "echolm_load_board_degraded": "1 while a router cannot see the other routers' load",
 }
 
 Labels = tuple[tuple[str, str], ...]

@@ -20,7 +20,7 @@ from echolm.learning.feedback import RATING
 from echolm.learning.learner import Learner
 from echolm.learning.tokens import FeedbackTokens
 from echolm.retrieval.selection import Selected
-from echolm.routing.load import LoadTracker
+from echolm.routing.load import LoadBias, LoadTracker
 from echolm.routing.request import Request, build_request
 from echolm.routing.service import (
     Answer,
@@ -71,14 +71,8 @@ class Setup:
         }
         self.load, self.log, self.counts = LoadTracker(), MemoryEventLog(), Counts()
         featurizer, self.bandit = build_bandit(settings)
-        policy = Policy(
-            settings.routing,
-            {llm.name: llm.cost for llm in settings.llms},
-            featurizer,
-            self.bandit,
-            self.load,
-            np.random.default_rng(1),
-        )
+        bias = LoadBias(settings.routing, settings.llms, self.load)
+        policy = Policy(featurizer, self.bandit, bias, np.random.default_rng(1))
         targets = build_targets(settings, self.llms)
         self.judge = judge or FakeJudge({f"by {name}": 0.5 for name in self.llms})
         self.judging = JudgingService(
@@ -99,8 +93,8 @@ class Setup:
     def route_to(self, name: str) -> None:
         self.bandit._floor = 0.0
         for arm, model in self.bandit.arms.items():
-            model.b = model.A @ np.full(model.mean.shape, 5.0 if arm == name else -5.0)
-            model._solve()
+            weights = np.full(model.mean.shape, 5.0 if arm == name else -5.0)
+            model.restore({**model.state(), "b": model.posterior.A @ weights})
 
     async def ask(self, expected: str, **values: Any) -> Answer:
         self.route_to(expected)
