@@ -101,9 +101,11 @@ RETRIEVED = (
     Tensor("example_responses", "BYTES", (-1,)),
     Tensor("example_similarities", "FP32", (-1,)),
     Tensor("example_utilities", "FP32", (-1,)),
+    Tensor("selection_record", "BYTES", (1,)),
     Tensor("retrieval_degraded", "BYTES", (1,)),
 )
-"""The chosen examples in prompt order, and what was skipped and why."""
+"""The chosen examples in prompt order, what a rating needs to know of the choice (text of a
+``SelectionRecord``, empty if there was nothing to choose from), and what was skipped and why."""
 
 _SCOPE_INPUTS = (SYSTEM_PROMPT, TENANT, CACHE_CONTROL)
 

@@ -97,7 +97,41 @@ class RetrievalSettings(_Section):
     )
     min_similarity: float = Field(0.6, ge=-1, le=1, description="cosine under which none is used")
     relative_similarity: float = Field(
-        0.85, ge=0, le=1, description="an example scoring under this share of the best is dropped"
+        0.85,
+        ge=0,
+        le=1,
+        description="an example of less than this share of the best is dropped",
+    )
+    utility: Literal["learned", "similarity"] = Field(
+        "learned", description="how candidates are scored; similarity: nothing is learnt"
+    )
+    utility_discount: float = Field(
+        0.999, gt=0, le=1, description="per rating; what the utility model keeps of the past"
+    )
+    leave_one_out: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of requests with several examples that lose one at random, to learn "
+        "what it does",
+    )
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="least utility of an example; where an adaptive one starts"
+    )
+    adaptive_threshold: bool = Field(True, description="whether ratings move the threshold")
+    threshold_exploration: float = Field(
+        0.05, ge=0, le=1, description="share of requests that try another threshold"
+    )
+    token_price: float = Field(
+        0.02, ge=0, description="quality (0..1) that 1,000 tokens of examples must be worth"
+    )
+    order: Literal["prefix", "similarity"] = Field(
+        "prefix",
+        description="prefix: of nearly equal examples those used lately, so that prompts share "
+        "a prefix; similarity: the best ones, the most similar last",
+    )
+    warm_tolerance: float = Field(
+        0.02, ge=0, le=1, description="utility given up for an example that was used lately"
     )
     diversity: float = Field(
         0.3, ge=0, le=1, description="weight of redundancy in maximal marginal relevance"
@@ -125,12 +159,21 @@ class RoutingSettings(_Section):
     noise: float = Field(0.15, gt=0, description="standard deviation of a rating")
     discount: float = Field(0.999, gt=0, le=1, description="per rating; forgets what drifted")
     exploration_floor: float = Field(0.01, ge=0, lt=1, description="least probability of an arm")
-    solicit_below: float = Field(
-        0.1, ge=0, description="spread of the arms' confidences under which a rating is asked for"
+    solicit_share: float = Field(
+        0.05, ge=0, le=1, description="share of answers a rating is asked for: the most valuable"
     )
-    load_threshold: float = Field(32.0, ge=0, description="requests in flight per LLM")
-    load_bias: float = Field(0.3, ge=0, description="lambda_0: the bias's upper bound")
-    load_gain: float = Field(0.05, ge=0, description="gamma: how fast the bias grows with load")
+    load_board: str = Field(
+        "",
+        description="shared-memory file of all routers' load, on a local disk; empty: in data_dir",
+    )
+    load_half_life_s: float = Field(1.0, gt=0, description="of the moving average of the load")
+    load_threshold: float = Field(
+        1.0, ge=0, description="load without bias; 1: the capacity of a pool of LLMs"
+    )
+    load_bias: float = Field(
+        0.8, ge=0, description="lambda_0: most quality (0..1) that a request gives up under load"
+    )
+    load_gain: float = Field(1.5, ge=0, description="gamma: how fast the bias grows with load")
 
 
 class FeedbackSettings(_Section):
@@ -157,6 +200,56 @@ class LearningSettings(_Section):
     )
 
 
+class JudgingSettings(_Section):
+    """Automatic feedback on a sampled share of the answers. Off unless a kind is chosen."""
+
+    kind: Literal["none", "similarity", "llm", "grader"] = Field(
+        "none",
+        description="similarity: of embeddings, to the reference LLM's answer; llm: an LLM "
+        "compares both answers; grader: a function of your own",
+    )
+    sample_share: float = Field(0.01, ge=0, le=1, description="share of answers that are judged")
+    solicited_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="part of them kept for answers for which a rating is asked, too; the rest is "
+        "drawn at random from all",
+    )
+    max_load: int = Field(
+        16, ge=0, description="requests in flight to all LLMs above which nothing is judged"
+    )
+    max_concurrent: int = Field(2, ge=1, description="judgements at a time in a router process")
+    timeout_s: float = Field(120.0, gt=0, description="a judgement that takes longer is dropped")
+    exclude_tenants: tuple[str, ...] = Field(
+        (), description="tenants whose answers are never judged"
+    )
+    reference_llm: str = Field(
+        "", description="whose answers others are held against; empty: the dearest LLM"
+    )
+    similarity_floor: float = Field(
+        0.75, ge=-1, lt=1, description="similarity: cosine of answers that is worth nothing"
+    )
+    judge_llm: str = Field("", description="llm: which one judges; empty: the dearest LLM")
+    prompt: Path | None = Field(
+        None,
+        description="llm: file with {request}, {answer_a} and {answer_b} that asks for [[A]], "
+        "[[B]] or [[C]] (a tie); none: a built-in one",
+    )
+    max_verdict_tokens: int = Field(16, ge=1, description="llm: longest reply of the judge")
+    grader: str = Field(
+        "",
+        pattern=r"^$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="grader: module:function of (request, answer, reference) -> 0..1",
+    )
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> JudgingSettings:
+        if self.kind == "grader" and not self.grader:
+            raise ValueError("judging.grader: expected module:function for kind 'grader', got none")
+        return self
+
+
 class ExamplesSettings(_Section):
     """Which exchanges become examples."""
 
@@ -167,6 +260,9 @@ class ExamplesSettings(_Section):
     batch_size: int = Field(64, ge=1, description="exchanges per Milvus upsert")
     flush_interval_s: float = Field(0.5, gt=0)
     max_pending: int = Field(10_000, ge=1, description="then new exchanges are dropped, counted")
+
+
+_REVISED_PRIOR_RATINGS = 3.0
 
 
 class LLMSettings(_Section):
@@ -181,6 +277,22 @@ class LLMSettings(_Section):
     prior_quality: float = Field(
         0.5, ge=0, le=1, description="expected quality before any rating (with fitting examples)"
     )
+    prior_ratings: float | None = Field(
+        None,
+        gt=0,
+        description="how many ratings prior_quality is worth; none: routing.prior_ratings, or "
+        f"{_REVISED_PRIOR_RATINGS:.0f} if the LLM has a revision",
+    )
+    revision: str = Field(
+        "",
+        max_length=128,
+        description="any text that names the LLM's version; what is learnt under another one is "
+        "left aside, so change it with the LLM and it is learnt anew",
+    )
+    capacity: float = Field(
+        32.0, gt=0, description="requests that it serves at once without queueing"
+    )
+    pool: str = Field("", description="LLMs of one pool share hardware and slow each other down")
     context_length: int = Field(2_048, gt=0)
     prompt_template: str = "echolm"
     tokenizer: Path | None = Field(
@@ -191,6 +303,17 @@ class LLMSettings(_Section):
     def model(self) -> str:
         """Name of the Triton model."""
         return self.triton_model or self.name
+
+    def prior_weight(self, default: float) -> float:
+        """How many ratings ``prior_quality`` is worth.
+
+        Args:
+            default: ``routing.prior_ratings``. Of an LLM that replaced another, the prior
+                quality was seldom measured, so it is worth little.
+        """
+        if self.prior_ratings is not None:
+            return self.prior_ratings
+        return min(default, _REVISED_PRIOR_RATINGS) if self.revision else default
 
 
 _DEFAULT_LLMS = (
@@ -221,6 +344,7 @@ class Settings(BaseSettings):
     routing: RoutingSettings = RoutingSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     learning: LearningSettings = LearningSettings()
+    judging: JudgingSettings = JudgingSettings()
     examples: ExamplesSettings = ExamplesSettings()
     llms: tuple[LLMSettings, ...] = Field(_DEFAULT_LLMS, min_length=1)
 
@@ -261,6 +385,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"routing.default_llm: expected one of {names}, got {self.routing.default_llm!r}"
             )
+        for key in ("reference_llm", "judge_llm"):
+            name = getattr(self.judging, key)
+            if name and name not in names:
+                raise ValueError(f"judging.{key}: expected one of {names}, got {name!r}")
+        if self.judging.kind != "none" and len(names) < 2:
+            raise ValueError(
+                f"judging.kind: expected 'none' with a single LLM, got {self.judging.kind!r}: "
+                "there is none to compare it with"
+            )
         unknown = set(self.examples.from_llms) - set(names)
         if unknown:
             raise ValueError(f"examples.from_llms: expected names among {names}, got {unknown}")
@@ -283,12 +416,17 @@ class Settings(BaseSettings):
         """The LLM that answers when routing fails: the configured one, else the dearest."""
         if self.routing.default_llm:
             return self.llm(self.routing.default_llm)
+        return self.dearest_llm
+
+    @property
+    def dearest_llm(self) -> LLMSettings:
+        """The LLM of the highest cost, which is taken to be the best."""
         return max(self.llms, key=lambda llm: llm.cost)
 
     @property
     def example_sources(self) -> frozenset[str]:
         """Names of the LLMs whose answers may become examples."""
-        return frozenset(self.examples.from_llms or (max(self.llms, key=lambda m: m.cost).name,))
+        return frozenset(self.examples.from_llms or (self.dearest_llm.name,))
 
     @property
     def event_log_path(self) -> Path | None:
@@ -296,6 +434,12 @@ class Settings(BaseSettings):
         if "://" in self.event_log:
             return None
         return Path(self.event_log) if self.event_log else self.data_dir / "events.sqlite"
+
+    @property
+    def load_board_path(self) -> Path:
+        """Shared-memory file of all routers' load."""
+        given = self.routing.load_board
+        return Path(given) if given else self.data_dir / "load.board"
 
     def llm(self, name: str) -> LLMSettings:
         """The LLM of that name; KeyError if it is not configured."""
@@ -354,6 +498,8 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     anchor(values, "data_dir")
     anchor(values, "event_log")
     anchor(values.get("embedding"), "model_dir")
+    anchor(values.get("judging"), "prompt")
+    anchor(values.get("routing"), "load_board")
     llms = values.get("llms")
     for llm in llms if isinstance(llms, list) else ():
         anchor(llm, "tokenizer")

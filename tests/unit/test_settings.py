@@ -101,7 +101,8 @@ def test_a_wrong_address_of_the_learning_log_is_refused_without_its_password(fil
 
 def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
     text = "data_dir = 'data'\nevent_log = '../log.sqlite'\n[embedding]\nmodel_dir = '/abs'\n"
-    settings = load_settings(write(file, text + LLMS))
+    settings = load_settings(write(file, text + "[judging]\nprompt = 'judge.txt'\n" + LLMS))
+    assert settings.judging.prompt == file.parent / "judge.txt"
     assert settings.data_dir == file.parent / "data"
     assert settings.event_log_path == file.parent.parent / "log.sqlite"
     assert settings.embedding.model_dir == Path("/abs")
@@ -131,6 +132,18 @@ def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
         ("event_log = 'http://host'\n", r"event_log: .*rediss:// for TLS, got 'http://host'"),
         ("[learning]\nredis_prefix = ''\n", r"learning\.redis_prefix: "),
         ("[limits]\nmax_tokens = 5\n", r"default_max_tokens must not exceed max_tokens"),
+        ("[judging]\nkind = 'oracle'\n", r"judging\.kind: .*'similarity'.*, got 'oracle'"),
+        ("[judging]\nkind = 'grader'\n", r"judging\.grader: expected module:function .*got none"),
+        ("[judging]\ngrader = 'a.b'\n", r"judging\.grader: .*pattern.*got 'a\.b'"),
+        ("[judging]\nsample_share = 2\n", r"judging\.sample_share: .*less than or equal to 1"),
+        ("[judging]\nsimilarity_floor = 1\n", r"judging\.similarity_floor: .*less than 1"),
+        ("[judging]\njudge_llm = 'x'\n", r"judging\.judge_llm: expected one of .*, got 'x'"),
+        ("[judging]\nreference_llm = 'x'\n", r"judging\.reference_llm: expected one of"),
+        (
+            "[judging]\nkind = 'llm'\n[[llms]]\nname = 'a'\ncost = 1\ntakes_examples = true\n",
+            r"judging\.kind: expected 'none' with a single LLM, got 'llm'",
+        ),
+        ("[routing]\nsolicit_share = -1\n", r"routing\.solicit_share: .*greater than or equal"),
         ("[examples]\nfrom_llms = ['x']\n", r"examples\.from_llms: expected names among"),
         ("llms = []\n", r"llms: .*at least 1"),
         ("[[llms]]\nname = 'a'\ntakes_examples = true\n", r"llms\.0\.cost: Field required"),

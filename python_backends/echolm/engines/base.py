@@ -104,7 +104,7 @@ class EngineStats:
         in_flight: requests submitted and not answered.
         restarts: how often it had to start anew after a failure.
         prefix_hit_tokens: prompt tokens found in the prefix cache since the start; None where
-            the engine does not tell.
+            the engine does not tell. OpenVINO's is an estimate, see ``PrefixCacheEstimate``.
     """
 
     ready: bool

@@ -24,6 +24,7 @@ from echolm.engines.base import (
     SamplingParams,
 )
 from echolm.engines.options import read_options
+from echolm.engines.prefix_cache import BLOCK_TOKENS, PrefixCacheEstimate
 from echolm.engines.text import IncrementalDecoder, StopWords
 from echolm.engines.worker import Event, WorkerEngine
 from echolm.errors import (
@@ -101,7 +102,7 @@ class _Active:
 
     request: GenerationRequest
     handle: Any
-    num_input_tokens: int
+    prompt_tokens: list[int]
     decoder: IncrementalDecoder | None
     stop: StopWords
     tokens: list[int] = field(default_factory=list)
@@ -113,7 +114,7 @@ class _Active:
         return GenerationChunk(
             text=text,
             finish_reason=finish_reason,
-            num_input_tokens=self.num_input_tokens,
+            num_input_tokens=len(self.prompt_tokens),
             num_output_tokens=len(self.tokens),
             cumulative_logprob=self.logprob if self.request.sampling.logprobs else None,
             stop_reason=self.stop.matched,
@@ -157,6 +158,8 @@ class OpenVINOStepper:
             ) from error
         self._tokenizer = self._pipeline.get_tokenizer()
         self._decode = _decoder(model_dir, self._tokenizer)
+        blocks = options.num_kv_blocks or read_cache_blocks(model_dir, options)
+        self._prefixes = PrefixCacheEstimate(blocks) if options.prefix_caching and blocks else None
         self._active: dict[str, _Active] = {}
         self._numbers = 0
         self._running = genai.GenerationStatus.RUNNING
@@ -183,10 +186,13 @@ class OpenVINOStepper:
         except RuntimeError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
         follow = request.streaming or bool(sampling.stop)
+        prompt_tokens = ids.data.reshape(-1).tolist()
+        if self._prefixes is not None:
+            self._prefixes.prompt(prompt_tokens)
         self._active[request.request_id] = _Active(
             request,
             handle,
-            length,
+            prompt_tokens,
             IncrementalDecoder(self._decode) if follow else None,
             StopWords(sampling.stop),
         )
@@ -217,11 +223,14 @@ class OpenVINOStepper:
                 events.append((request_id, event))
         for request_id, event in events:
             if isinstance(event, Exception) or event.is_last:
-                del self._active[request_id]
+                active = self._active.pop(request_id)
+                if self._prefixes is not None:
+                    self._prefixes.answered(active.prompt_tokens + active.tokens)
         return events
 
     def prefix_hit_tokens(self) -> int | None:
-        return None  # OpenVINO GenAI does not tell.
+        """Estimated: OpenVINO GenAI does not tell (its metrics are of requests and memory)."""
+        return None if self._prefixes is None else self._prefixes.hit_tokens
 
     def _look(self, active: _Active) -> GenerationChunk | Exception | None:
         """What there is to tell about a request after a step."""
@@ -321,6 +330,20 @@ def read_context_length(model_dir: Path) -> int:
             "option context_length"
         )
     return length
+
+
+def read_cache_blocks(model_dir: Path, options: OpenVINOOptions) -> int:
+    """About how many blocks of KV cache ``cache_size_gb`` is; 0 if the model does not tell."""
+    try:
+        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        numbers = 2 * int(config["num_hidden_layers"]) * int(heads) * int(size) * BLOCK_TOKENS
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
+    # OpenVINO keeps 2 bytes a number on CPUs whatever the precision of inference.
+    num_bytes = {"u8": 1, "f32": 4}.get(options.kv_cache_precision, 2)
+    return options.cache_size_gb * 2**30 // (numbers * num_bytes)
 
 
 def check_model_files(model_dir: Path) -> None:

@@ -5,6 +5,8 @@
 - A *preference* says which of two answers of one tenant is better. It counts once, too, and
   never overrides a rating of either answer, which says more; a rating that comes later
   replaces what the preference had taught.
+- A *judge's* rating of an answer (``source`` says which judge) gives way to whatever the caller
+  says of it, before or after.
 - *Late* feedback counts as long as its token is valid (``feedback.token_ttl_s``), whatever was
   learnt since. After that it is refused, as are tokens that were forged or changed.
 - A token tells whose answer it is. A caller that names a tenant can rate only that tenant's
@@ -16,7 +18,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,13 @@ from echolm.learning.event_log import EventLog
 from echolm.learning.tokens import Decision, FeedbackTokens
 
 RATING = "rating"
-"""Kind of an event whose body is :func:`describe`'s, with ``score`` in [0, 1]."""
+"""Kind of an event whose body is :func:`describe`'s, with ``score`` in [0, 1].
+
+A judge's has ``source`` and ``judging``, too, see ``judging.service``.
+"""
+
+JUDGE_SOURCE = "judge:"
+"""Begins the ``source`` of a rating that no caller gave; the judge's kind follows."""
 
 PREFERENCE = "preference"
 """Kind of an event whose body holds two descriptions, ``better`` and ``worse``."""
@@ -97,6 +105,11 @@ class FeedbackService:
         return decision
 
 
+def is_judged(rating: Mapping[str, Any]) -> bool:
+    """Whether a judge gave a rating, and not a caller."""
+    return str(rating.get("source", "")).startswith(JUDGE_SOURCE)
+
+
 def describe(decision: Decision) -> dict[str, Any]:
     """A decision as JSON values, for the log."""
     return {
@@ -106,4 +119,6 @@ def describe(decision: Decision) -> dict[str, Any]:
         "context": [float(v) for v in decision.context],
         "propensity": decision.propensity,
         "example_ids": list(decision.example_ids),
+        "selection": decision.selection,
+        "revision": decision.revision,
     }

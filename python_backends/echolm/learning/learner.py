@@ -16,6 +16,10 @@ logger = logging.getLogger("echolm")
 _FORMAT = 1
 
 
+class OutdatedError(Exception):
+    """The event is intact, but of something that is no longer there: not an error."""
+
+
 class Learnable(Protocol):
     """A model that learns from events and from nothing else.
 
@@ -46,7 +50,8 @@ class Learnable(Protocol):
         """Learn from one event.
 
         Raises:
-            Exception: the event is of no use; nothing has changed then.
+            OutdatedError: the event is of no use any more.
+            Exception: the event is of no use. Nothing has changed in either case.
         """
         ...
 
@@ -75,7 +80,7 @@ class Learner:
         position: of the last event that was read.
         applied: events that every model which takes their kind could use.
         skipped: damaged events, and events that a model could not use.
-        ignored: events of kinds that no model here takes.
+        ignored: events of kinds that no model here takes, and outdated ones.
 
     The counts start at the log's start, also where a snapshot stood in for a part of it.
     """
@@ -128,10 +133,13 @@ class Learner:
 
     def _apply(self, event: Event) -> None:
         takers = [one for one in self._learnables if event.kind in one.kinds]
+        outdated = False
         if not event.body:
             problems = ["its body is damaged"]
         elif takers:
-            problems = [problem for one in takers if (problem := _teach(one, event))]
+            results = [_teach(one, event) for one in takers]
+            problems = [result for result in results if result]
+            outdated = all(result is None for result in results)
         else:
             self.ignored += 1
             if event.kind not in self._foreign:
@@ -146,6 +154,8 @@ class Learner:
                 event.position,
                 "; ".join(problems),
             )
+        elif outdated:
+            self.ignored += 1
         else:
             self.applied += 1
 
@@ -222,10 +232,12 @@ class Learner:
         )
 
 
-def _teach(model: Learnable, event: Event) -> str:
-    """Apply the event to the model; returns what was wrong with it, or nothing."""
+def _teach(model: Learnable, event: Event) -> str | None:
+    """Apply the event to the model; returns what was wrong with it, or None if outdated."""
     try:
         model.apply(event)
+    except OutdatedError:
+        return None
     except Exception as error:  # one bad event must not end all learning
         return f"{model.name}: {error!r}"
     return ""

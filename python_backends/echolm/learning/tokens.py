@@ -25,6 +25,8 @@ class Decision:
         propensity: probability with which the arm was drawn.
         quality: what the router predicted.
         example_ids: examples in the prompt.
+        selection: how they were chosen, text of a ``SelectionRecord``; empty if there were none.
+        revision: of the LLM (``llms.revision``).
     """
 
     request_id: str
@@ -34,6 +36,8 @@ class Decision:
     propensity: float
     quality: float
     example_ids: tuple[int, ...]
+    selection: str = ""
+    revision: str = ""
 
 
 class FeedbackTokens:
@@ -69,6 +73,8 @@ class FeedbackTokens:
                     round(decision.propensity, 4),
                     round(decision.quality, 4),
                     list(decision.example_ids),
+                    decision.selection,
+                    decision.revision,
                 ]
             )
         )
@@ -90,7 +96,7 @@ class FeedbackTokens:
             ) from error
         except BadSignature as error:
             raise InvalidRequestError.of(name, "a token that this service signed", token) from error
-        request_id, tenant, llm, context, propensity, quality, example_ids = fields
+        request_id, tenant, llm, context, propensity, quality, example_ids, *later = fields
         return Decision(
             request_id=request_id,
             tenant=tenant,
@@ -99,4 +105,7 @@ class FeedbackTokens:
             propensity=propensity,
             quality=quality,
             example_ids=tuple(example_ids),
+            # Tokens of earlier versions end earlier.
+            selection=later[0] if later else "",
+            revision=later[1] if len(later) > 1 else "",
         )

@@ -1,24 +1,29 @@
 """Which of the found examples go into the prompt, and in which order.
 
-Stage 2 of the paper's Example Selector (§4.1): score every candidate's usefulness, drop
-the weak, keep the rest diverse and within a token budget.
+Stage 2 of the paper's Example Selector (§4.1): score every candidate's usefulness, keep the
+best diverse and within a token budget, drop those that are not worth their tokens.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.contracts import MAX_BATCH_SIZE
 from echolm.generation.prompt import TokenCounter
+from echolm.learning.learner import Learnable
+from echolm.retrieval.features import ExampleTexts, FeatureBatch, featurize
+from echolm.retrieval.prefix import WarmPrefixes
+from echolm.retrieval.record import NONE, SelectionRecord
 from echolm.retrieval.store import Candidate
-from echolm.settings import RetrievalSettings
+from echolm.retrieval.threshold import GRID, AdaptiveThreshold
+from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
+from echolm.settings import RetrievalSettings, Settings
 
-_WORD = re.compile(r"\w+")
+_TEXTS = 16_384  # examples whose features are kept
 
 
 @dataclass(frozen=True)
@@ -36,109 +41,193 @@ class Selected:
     utility: float
 
 
-class UtilityModel(Protocol):
-    """Scores how much an example helps the small LLM with a request."""
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen for a request.
 
-    def score(
-        self, requests: Sequence[str], candidates: Sequence[Sequence[Candidate]]
-    ) -> list[NDArray[np.float32]]:
-        """Utilities FP32 [number of candidates] in 0..1 for each request of a batch."""
-        ...
+    Attributes:
+        examples: in prompt order.
+        record: what a rating needs to know of it; None if there was nothing to choose from.
+    """
 
-
-class SimilarityUtility:
-    """The cold-start utility: how similar the requests are, times the response's quality."""
-
-    def score(
-        self, requests: Sequence[str], candidates: Sequence[Sequence[Candidate]]
-    ) -> list[NDArray[np.float32]]:
-        return [
-            np.asarray([max(0.0, c.similarity) * c.quality for c in row], dtype=np.float32)
-            for row in candidates
-        ]
+    examples: tuple[Selected, ...] = ()
+    record: SelectionRecord | None = None
 
 
 class ExampleSelector:
-    """Chooses examples by utility, redundancy and token budget.
+    """Chooses examples by utility, redundancy, token budget and threshold.
 
     Args:
-        settings: thresholds and budgets.
+        settings: limits, and which parts are in use.
         utility: scores the candidates.
+        threshold: which utility is enough.
         tokens: counts tokens of the LLM that will read the examples.
+        rng: draws which example is left out and which threshold is tried.
     """
 
     def __init__(
-        self, settings: RetrievalSettings, utility: UtilityModel, tokens: TokenCounter
+        self,
+        settings: RetrievalSettings,
+        utility: UtilityModel,
+        threshold: AdaptiveThreshold,
+        tokens: TokenCounter,
+        rng: np.random.Generator,
     ) -> None:
         self._settings = settings
-        self._utility = utility
-        self._tokens = tokens
+        self.utility = utility
+        self.threshold = threshold
+        self._texts = ExampleTexts(tokens, max(_TEXTS, MAX_BATCH_SIZE * settings.top_n))
+        self._warm = WarmPrefixes()
+        self._rng = rng
+
+    @property
+    def least_utility(self) -> float:
+        """The threshold now."""
+        if self._settings.adaptive_threshold:
+            return self.threshold.value
+        return self._settings.threshold
+
+    @property
+    def learnables(self) -> list[Learnable]:
+        """Those parts that learn from ratings."""
+        learning: list[Learnable] = []
+        if isinstance(self.utility, LearnedUtility):
+            learning.append(self.utility)
+        if self._settings.adaptive_threshold:
+            learning.append(self.threshold)
+        return learning
 
     def select(
         self, requests: Sequence[str], candidates: Sequence[Sequence[Candidate]]
-    ) -> list[list[Selected]]:
-        """Choose 0 to ``max_examples`` for each request of a batch, in prompt order.
+    ) -> list[Selection]:
+        """Choose 0 to ``max_examples`` for each request of a batch.
 
         Args:
             candidates: for each request what the store found, most similar first.
         """
-        utilities = self._utility.score(requests, candidates)
+        batch = featurize(requests, candidates, self._texts, self._settings.min_similarity)
+        if not batch.valid.any():
+            return [Selection() for _ in requests]
+        utilities = self.utility.score(batch)
+        picked = self._pick(batch, utilities)
         return [
-            self._select_one(row, scores) for row, scores in zip(candidates, utilities, strict=True)
+            self._conclude(row, candidates[row], batch, utilities[row], picks)
+            for row, picks in enumerate(picked)
         ]
 
-    def _select_one(
-        self, candidates: Sequence[Candidate], scores: NDArray[np.float32]
-    ) -> list[Selected]:
+    def _pick(self, batch: FeatureBatch, utilities: NDArray[np.float32]) -> list[list[int]]:
+        """Columns of the best for each row, by maximal marginal relevance and token budget."""
         settings = self._settings
-        pool = [
-            (candidate, float(score))
-            for candidate, score in zip(candidates, scores, strict=True)
-            if candidate.similarity >= settings.min_similarity
-        ]
-        if not pool:
-            return []
-        weakest = max(score for _, score in pool) * settings.relative_similarity
-        pool = [(candidate, score) for candidate, score in pool if score >= weakest]
+        useful = np.where(batch.valid, utilities, -np.inf)
+        weakest = useful.max(axis=1, keepdims=True) * settings.relative_similarity
+        useful[useful < weakest] = -np.inf
+        redundancy = np.zeros_like(useful)
+        budgets = [settings.max_example_tokens] * len(useful)
+        picked: list[list[int]] = [[] for _ in useful]
+        for _ in range(settings.max_examples):
+            scores = (1 - settings.diversity) * useful - settings.diversity * redundancy
+            for row in np.flatnonzero(np.isfinite(useful).any(axis=1)).tolist():
+                column = self._next(row, batch, scores[row], picked[row], budgets[row])
+                useful[row, scores[row] == -np.inf] = -np.inf
+                if column is None:
+                    continue
+                picked[row].append(column)
+                budgets[row] -= self._texts.num_tokens(int(batch.slots[row, column]))
+                useful[row, column] = -np.inf
+                redundancy[row] = np.maximum(redundancy[row], batch.redundancy[row, column])
+        return picked
 
-        redundancy = [0.0] * len(pool)
-        remaining = list(range(len(pool)))
-        budget = settings.max_example_tokens
-        chosen: list[Selected] = []
-        while remaining and len(chosen) < settings.max_examples:
-            # Maximal marginal relevance: useful, and not what is already there.
-            best = max(
-                remaining,
-                key=lambda i: (
-                    (1 - settings.diversity) * pool[i][1] - settings.diversity * redundancy[i],
-                    -i,
-                ),
+    def _next(
+        self,
+        row: int,
+        batch: FeatureBatch,
+        scores: NDArray[np.float32],
+        picked: Sequence[int],
+        budget: int,
+    ) -> int | None:
+        """The next column of a row; what exceeds the budget gets the score -inf on the way."""
+        while (best := float(scores.max())) > -np.inf:
+            column = int(scores.argmax())
+            if self._settings.order == "prefix":
+                near = np.flatnonzero(scores >= best - self._settings.warm_tolerance)
+                if len(near) > 1:
+                    options = near[np.argsort(-scores[near], kind="stable")]
+                    ids = batch.ids[row]
+                    column = int(
+                        options[
+                            self._warm.warmest(ids[list(picked)].tolist(), ids[options].tolist())
+                        ]
+                    )
+            if self._texts.num_tokens(int(batch.slots[row, column])) <= budget:
+                return column
+            scores[column] = -np.inf
+        return None
+
+    def _conclude(
+        self,
+        row: int,
+        candidates: Sequence[Candidate],
+        batch: FeatureBatch,
+        utilities: NDArray[np.float32],
+        picks: Sequence[int],
+    ) -> Selection:
+        """Drop what is under the threshold, leave one out now and then, and put in order."""
+        if not picks:
+            return Selection()
+        settings = self._settings
+        worth = {k: float(utilities[k]) for k in picks}
+        least, draw = settings.threshold, None
+        if settings.adaptive_threshold:
+            drawn = self.threshold.draw(self._rng)
+            least, draw = GRID[drawn], self.threshold.stands_for(drawn, list(worth.values()))
+        kept = [k for k in picks if worth[k] >= least]
+        left_out = NONE
+        if len(kept) > 1 and self._rng.random() < settings.leave_one_out:
+            left_out = int(batch.ids[row, kept.pop(int(self._rng.integers(len(kept))))])
+            draw = None  # this set is no threshold's
+        kept = self._ordered(batch, row, kept)
+        examples = []
+        for k in kept:
+            found = candidates[batch.columns[row][k]]
+            examples.append(
+                Selected(found.id, found.request, found.response, found.similarity, worth[k])
             )
-            remaining.remove(best)
-            candidate, score = pool[best]
-            cost = self._tokens.count(candidate.request) + self._tokens.count(candidate.response)
-            if cost > budget:
-                continue
-            budget -= cost
-            chosen.append(
-                Selected(
-                    candidate.id, candidate.request, candidate.response, candidate.similarity, score
-                )
-            )
-            if len(chosen) == settings.max_examples:
-                break
-            words = _words(candidate)
-            for i in remaining:
-                redundancy[i] = max(redundancy[i], _jaccard(_words(pool[i][0]), words))
-        # A canonical order: requests that share examples share the prompt's first tokens,
-        # which the engine then takes from its prefix cache.
-        return sorted(chosen, key=lambda s: s.id)
+        record = SelectionRecord(
+            batch.request[row],
+            tuple(e.id for e in examples),
+            batch.example[row, kept],
+            tuple(self._texts.num_tokens(int(batch.slots[row, k])) for k in kept),
+            left_out,
+            draw,
+        )
+        return Selection(tuple(examples), record)
+
+    def _ordered(self, batch: FeatureBatch, row: int, kept: list[int]) -> list[int]:
+        if self._settings.order == "similarity":
+            # The most similar stands next to the request.
+            return sorted(kept, key=lambda k: (float(batch.similarity[row, k]), k))
+        by_id = {int(batch.ids[row, k]): k for k in kept}
+        order = self._warm.arrange(list(by_id))
+        self._warm.use(order)
+        return [by_id[i] for i in order]
 
 
-def _words(candidate: Candidate) -> frozenset[str]:
-    return frozenset(_WORD.findall(f"{candidate.request} {candidate.response}".lower()))
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    union = len(a | b)
-    return len(a & b) / union if union else 1.0
+def build_selector(
+    settings: Settings, tokens: TokenCounter, rng: np.random.Generator
+) -> ExampleSelector:
+    """The selector as configured."""
+    retrieval = settings.retrieval
+    return ExampleSelector(
+        retrieval,
+        LearnedUtility(retrieval.utility_discount)
+        if retrieval.utility == "learned"
+        else SimilarityUtility(),
+        AdaptiveThreshold(
+            retrieval.threshold,
+            retrieval.threshold_exploration,
+            {llm.name: settings.routing.exchange_rate * llm.cost for llm in settings.llms},
+            retrieval.token_price,
+        ),
+        tokens,
+        rng,
+    )

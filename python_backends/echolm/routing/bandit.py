@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.routing.solicitation import value_of_rating
+
 Context = NDArray[np.float32] | NDArray[np.float64]
 """The context x, [d]."""
 
@@ -23,17 +25,48 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # type: ignore[no-unt
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
-class BayesianLinearArm:
-    """Posterior of one arm: quality = theta . x + noise, theta ~ N(mean, A^-1).
+@dataclass(frozen=True)
+class Posterior:
+    """What an arm has learnt. Never changed, only replaced, so any thread may read it.
 
     Attributes:
         A: precision matrix, FP64 [d, d].
         b: A @ mean, FP64 [d].
-        updates: ratings seen, each a step of the discount.
+        updates: ratings of any arm so far, each a step of the discount.
+    """
+
+    A: NDArray[np.float64]
+    b: NDArray[np.float64]
+    updates: int
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Mean FP64 [d], and W FP64 [d, d] with W.T @ W = A^-1: the variance at x is |W @ x|^2."""
+
+    posterior: Posterior
+    mean: NDArray[np.float64]
+    W: NDArray[np.float64]
+
+
+class BayesianLinearArm:
+    """One arm: quality = theta . x + noise, theta ~ N(mean, A^-1).
+
+    ``noise`` is a rating's standard deviation around the model.
+
+    A rating costs O(d^2); the O(d^3) solution waits until a prediction needs it, so one
+    serves all ratings that came in between. It is a Cholesky factor of A and not a rank-1 update
+    of A^-1 (Sherman-Morrison): forgetting adds a part of the prior to all of A at each step,
+    which is not of rank 1, and without that part A^-1 would drift away from the true inverse.
     """
 
     def __init__(
-        self, prior_mean: NDArray[np.float64], prior_precision: float, noise: float, discount: float
+        self,
+        prior_mean: NDArray[np.float64],
+        prior_precision: float,
+        noise: float,
+        discount: float,
+        revision: str = "",
     ) -> None:
         """
         Args:
@@ -42,41 +75,70 @@ class BayesianLinearArm:
             noise: standard deviation of a rating around the model.
             discount: weight that the past keeps at each rating, in (0, 1]. What is forgotten
                 is replaced by the prior, so an arm that drifts is explored again.
+            revision: of the LLM; ratings of another revision teach nothing about this one.
         """
         d = prior_mean.shape[0]
+        self.revision = revision
         self._A0 = prior_precision * np.eye(d)
         self._b0 = self._A0 @ prior_mean
+        self.noise = noise
         self._inverse_variance = 1.0 / noise**2
         self._discount = discount
-        self.A = self._A0.copy()
-        self.b = self._b0.copy()
-        self.updates = 0
-        self._solve()
+        self.posterior = Posterior(self._A0, self._b0, 0)
+        self._solved: _Solved | None = None
 
-    def _solve(self) -> None:
-        self._covariance = np.linalg.inv(self.A)
-        self.mean = self._covariance @ self.b
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Posterior mean of the weights, FP64 [d]."""
+        return self.solved().mean
+
+    @property
+    def updates(self) -> int:
+        """Ratings of any arm so far."""
+        return self.posterior.updates
+
+    def solved(self) -> _Solved:
+        """Mean and factor of the present posterior."""
+        solved, posterior = self._solved, self.posterior
+        if solved is None or solved.posterior is not posterior:
+            W = np.linalg.inv(np.linalg.cholesky(posterior.A))
+            self._solved = solved = _Solved(posterior, W.T @ (W @ posterior.b), W)
+        return solved
 
     def predict(self, x: Context) -> tuple[float, float]:
         """Mean and standard deviation of the expected quality at context x."""
         x = x.astype(np.float64)
-        return float(self.mean @ x), math.sqrt(max(0.0, float(x @ self._covariance @ x)))
+        solved = self.solved()
+        return float(solved.mean @ x), float(np.linalg.norm(solved.W @ x))
 
     def learn(self, x: Context, reward: float) -> None:
         """Take in one rating in [0, 1]."""
         x = x.astype(np.float64)
-        keep = self._discount
-        self.A = keep * self.A + (1 - keep) * self._A0 + self._inverse_variance * np.outer(x, x)
-        self.b = keep * self.b + (1 - keep) * self._b0 + self._inverse_variance * reward * x
-        self.updates += 1
-        self._solve()
+        kept = self._kept()
+        self.posterior = Posterior(
+            kept.A + self._inverse_variance * np.outer(x, x),
+            kept.b + self._inverse_variance * reward * x,
+            kept.updates,
+        )
+
+    def forget(self) -> None:
+        """Take the step of the discount that another arm's rating means for this one."""
+        self.posterior = self._kept()
+
+    def _kept(self) -> Posterior:
+        keep, old = self._discount, self.posterior
+        return Posterior(
+            keep * old.A + (1 - keep) * self._A0,
+            keep * old.b + (1 - keep) * self._b0,
+            old.updates + 1,
+        )
 
     def correct(self, x: Context, old: float, new: float, learned_at: int) -> None:
         """Replace the reward of a rating learnt when ``updates`` became ``learned_at``."""
-        age = self.updates - learned_at
-        x = x.astype(np.float64)
-        self.b = self.b + self._inverse_variance * (new - old) * x * self._discount**age
-        self._solve()
+        p = self.posterior
+        weight = self._inverse_variance * self._discount ** (p.updates - learned_at)
+        b = p.b + weight * (new - old) * x.astype(np.float64)
+        self.posterior = Posterior(p.A, b, p.updates)
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -86,19 +148,20 @@ class BayesianLinearArm:
             "b0": self._b0,
             "inverse_variance": self._inverse_variance,
             "discount": self._discount,
+            "revision": self.revision,
         }
 
     def state(self) -> dict[str, Any]:
         """The posterior, for :meth:`restore`; later ratings leave it as it is."""
-        return {"A": self.A, "b": self.b, "updates": self.updates}
+        p = self.posterior
+        return {"A": p.A, "b": p.b, "updates": p.updates}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over the posterior of an arm of the same configuration."""
         A, b, updates = state["A"], state["b"], state["updates"]
-        if A.shape != self.A.shape or b.shape != self.b.shape:
-            raise ValueError(f"posterior of {b.shape[0]} weights, expected {self.b.shape[0]}")
-        self.A, self.b, self.updates = A, b, int(updates)
-        self._solve()
+        if A.shape != self._A0.shape or b.shape != self._b0.shape:
+            raise ValueError(f"posterior of {b.shape[0]} weights, expected {len(self._b0)}")
+        self.posterior = Posterior(A, b, int(updates))
 
 
 @dataclass(frozen=True)
@@ -112,6 +175,7 @@ class Choice:
         quality: the model's estimate for the drawn arm, clipped to 0..1.
         spread: standard deviation of the arms' probabilities of being best; small means
             that the router is unsure.
+        rating_value: what a rating of the answer is worth, see ``solicitation``.
     """
 
     arm: str
@@ -119,6 +183,7 @@ class Choice:
     probabilities: Mapping[str, float]
     quality: float
     spread: float
+    rating_value: float = 0.0
 
 
 class ThompsonSampling:
@@ -152,6 +217,7 @@ class ThompsonSampling:
         self._exchange_rate = exchange_rate
         self._floor = exploration_floor
         self._exploration = exploration
+        self._stacked: tuple[list[_Solved], NDArray[np.float64]] = ([], np.empty(0))
 
     def choose(self, x: Context, biases: Mapping[str, float], rng: np.random.Generator) -> Choice:
         """Draw an arm.
@@ -160,66 +226,133 @@ class ThompsonSampling:
             x: the context.
             biases: subtracted from each arm's score (load); a missing arm has none.
         """
-        names = list(self.arms)
-        predictions = [self.arms[name].predict(x) for name in names]
-        scores = np.array(
-            [
-                mean - self._exchange_rate * self._costs[name] - biases.get(name, 0.0)
-                for name, (mean, _) in zip(names, predictions, strict=True)
-            ]
-        )
+        return self.choose_many(x[None], biases, rng)[0]
+
+    def choose_many(
+        self, X: Context, biases: Mapping[str, float], rng: np.random.Generator
+    ) -> list[Choice]:
+        """Draw an arm for each of several requests.
+
+        Args:
+            X: the contexts, [n, d].
+            biases: subtracted from each arm's score (load); a missing arm has none.
+        """
+        names = tuple(self.arms)
+        means, stds = self._predict(X)
+        penalties = [self._exchange_rate * self._costs[n] + biases.get(n, 0.0) for n in names]
+        scores = means - np.array(penalties)
         if not np.isfinite(scores).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
-        stds = self._exploration * np.array([std for _, std in predictions])
-        best = probability_of_best(scores, stds)
+        best = probability_of_best(scores, self._exploration * stds)
         # Mixing with a uniform draw keeps every arm's propensity above the floor.
         probabilities = (1 - self._floor * len(names)) * best + self._floor
-        probabilities /= probabilities.sum()
-        # The same draw as rng.choice(p=…), at a tenth of its cost.
-        drawn = int(np.searchsorted(np.cumsum(probabilities)[:-1], rng.random(), side="right"))
-        return Choice(
-            arm=names[drawn],
-            propensity=float(probabilities[drawn]),
-            probabilities=dict(zip(names, map(float, probabilities), strict=True)),
-            quality=min(1.0, max(0.0, predictions[drawn][0])),
-            spread=float(np.std(best)),
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        bounds = probabilities[:, :-1].cumsum(axis=1)
+        drawn = (rng.random((len(X), 1)) >= bounds).sum(axis=1)
+        noises = [arm.noise for arm in self.arms.values()]
+        rows = zip(
+            drawn.tolist(),
+            probabilities.tolist(),
+            means.clip(0.0, 1.0).tolist(),
+            best.std(axis=1).tolist(),
+            scores.tolist(),
+            stds.tolist(),
+            strict=True,
         )
+        return [
+            Choice(
+                arm=names[arm],
+                propensity=row[arm],
+                probabilities=dict(zip(names, row, strict=True)),
+                quality=estimates[arm],
+                spread=spread,
+                rating_value=value_of_rating(row_scores, row_stds, arm, noises[arm]),
+            )
+            for arm, row, estimates, spread, row_scores, row_stds in rows
+        ]
+
+    def _predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Means and standard deviations of all arms' qualities, FP64 [n, arms] each."""
+        solved = [arm.solved() for arm in self.arms.values()]
+        # Solutions are replaced as a whole, so the same ones mean the same posteriors.
+        if len(solved) != len(self._stacked[0]) or any(
+            one is not two for one, two in zip(solved, self._stacked[0], strict=True)
+        ):
+            rows = np.concatenate([np.vstack([one.W, one.mean]) for one in solved])
+            self._stacked = (solved, rows)
+        k, d = len(solved), X.shape[1]
+        # One product for all arms and requests: per arm W @ x, and its mean at x.
+        products = (self._stacked[1] @ X.T.astype(np.float64)).reshape(k, d + 1, len(X))
+        deviations = products[:, :d]
+        variances = np.einsum("kdn,kdn->nk", deviations, deviations)
+        return products[:, d].T, np.sqrt(variances)
 
     def learn(self, arm: str, x: Context, reward: float) -> None:
-        """Take in a rating of an arm's answer; unknown arms raise KeyError."""
+        """Take in a rating of an arm's answer; unknown arms raise KeyError.
+
+        Time passes for the other arms, too: they forget a step, so that an arm that was poor
+        and is seldom drawn widens again, and is found to be better if it has become so
+        (weighted linear bandits: Russac, Vernade and Cappé 2019).
+        """
         self.arms[arm].learn(x, reward)
+        for name, other in self.arms.items():
+            if name != arm:
+                other.forget()
 
 
 def probability_of_best(
     means: Sequence[float] | NDArray[np.float64], stds: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """P(arm i has the largest value) for independent normal values, FP64 [n].
+    """P(arm i has the largest value) for independent normal values.
 
     Gauss-Hermite quadrature over each arm's value of the product of the others'
     distribution functions.
+
+    Args:
+        means, stds: FP64 [n] or, for several draws, [..., n].
+
+    Returns:
+        FP64 of the same shape; the last axis sums to 1.
     """
     means = np.asarray(means, dtype=np.float64)
     stds = np.maximum(np.asarray(stds, dtype=np.float64), 1e-9)
-    n = len(means)
+    n = means.shape[-1]
     if n == 1:
-        return np.ones(1)
+        return np.ones_like(means)
     if n == 2:
-        first = _normal_cdf((means[0] - means[1]) / math.hypot(stds[0], stds[1]))
-        return np.array([first, 1.0 - first])
-    result = np.empty(n)
-    for i in range(n):
-        values = means[i] + stds[i] * _NODES
-        below = np.ones_like(values)
-        for j in range(n):
-            if j != i:
-                below *= [_normal_cdf(z) for z in (values - means[j]) / stds[j]]
-        result[i] = float(_WEIGHTS @ below)
-    total = result.sum()
+        gap = means[..., 0] - means[..., 1]
+        first = _normal_cdf(gap / np.hypot(stds[..., 0], stds[..., 1]))
+        return np.stack([first, 1.0 - first], axis=-1)
+    # [..., arm i, node, arm j]: where a value of arm i stands in arm j's distribution.
+    values = means[..., :, None] + stds[..., :, None] * _NODES
+    z = (values[..., None] - means[..., None, None, :]) / stds[..., None, None, :]
+    below = _normal_cdf(z)
+    itself = np.arange(n)
+    below[..., itself, :, itself] = 1.0
+    result = below.prod(axis=-1) @ _WEIGHTS
+    total = result.sum(axis=-1, keepdims=True)
     # Far-apart narrow arms can fall between the nodes; the largest mean wins then.
-    if total > 1e-9:
-        return np.asarray(result / total)
-    return np.asarray(np.eye(n)[int(np.argmax(means))])
+    largest = np.eye(n)[means.argmax(axis=-1)]
+    return np.where(total > 1e-9, result / np.maximum(total, 1e-9), largest)
 
 
-def _normal_cdf(z: float) -> float:
-    return 0.5 * math.erfc(-z / math.sqrt(2.0))
+def _normal_cdf(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard normal distribution function, relative error below 1.2e-7.
+
+    By the rational Chebyshev fit of erfc of Numerical Recipes (§6.2): numpy has none, and
+    math.erfc takes one number at a time.
+    """
+    a = np.abs(z) * (1 / math.sqrt(2.0))
+    t = 1.0 / (1.0 + 0.5 * a)
+    fit = np.full_like(t, _ERFC[0])
+    for coefficient in _ERFC[1:]:
+        fit *= t
+        fit += coefficient
+    upper = 0.5 * t * np.exp(fit - a * a)
+    return np.where(z >= 0, 1.0 - upper, upper)
+
+
+_ERFC = (
+    0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
+    -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223,
+)  # fmt: skip

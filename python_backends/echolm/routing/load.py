@@ -5,12 +5,50 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from echolm.settings import LLMSettings, RoutingSettings
+
+
+class ServingLoad(Protocol):
+    """Counts requests in flight; unit tests and simulations take :class:`LoadTracker`."""
+
+    def serving(self, llm: str) -> AbstractContextManager[None]:
+        """Count one request to the LLM for the duration of the block."""
+        ...
+
+    def in_flight(self, llm: str) -> int:
+        """Requests that the LLM is serving now."""
+        ...
+
+    def load(self, llm: str) -> float:
+        """Smoothed number of requests in flight."""
+        ...
+
+
+@dataclass(frozen=True)
+class Count:
+    """Requests in flight to one LLM.
+
+    Attributes:
+        average: exponential moving average of ``in_flight`` as it was ``at`` (seconds).
+    """
+
+    in_flight: int = 0
+    average: float = 0.0
+    at: float = -math.inf
+
+    def smoothed(self, now: float, half_life_s: float) -> float:
+        """The average now, if ``in_flight`` has stayed as it is since ``at``."""
+        keep: float = 0.5 ** (max(0.0, now - self.at) / half_life_s)
+        return keep * self.average + (1.0 - keep) * self.in_flight
 
 
 class LoadTracker:
-    """Requests in flight per LLM, smoothed by an exponential moving average.
+    """The load that this process causes. For several threads.
 
     Args:
         half_life_s: time after which an old load counts half.
@@ -23,37 +61,89 @@ class LoadTracker:
         self._half_life_s = half_life_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._in_flight: dict[str, int] = {}
-        self._average: dict[str, tuple[float, float]] = {}
+        self._counts: dict[str, Count] = {}
 
     @contextmanager
     def serving(self, llm: str) -> Iterator[None]:
         """Count one request to the LLM for the duration of the block."""
-        self._change(llm, +1)
+        self.change(llm, +1)
         try:
             yield
         finally:
-            self._change(llm, -1)
+            self.change(llm, -1)
 
-    def _change(self, llm: str, step: int) -> None:
+    def change(self, llm: str, step: int) -> Count:
+        """Count requests that begin (+) or end (-), and return the LLM's new count."""
         with self._lock:
-            self._average[llm] = (self._now(llm), self._clock())
-            self._in_flight[llm] = self._in_flight.get(llm, 0) + step
+            now, old = self._clock(), self._counts.get(llm, Count())
+            average = old.smoothed(now, self._half_life_s)
+            self._counts[llm] = count = Count(old.in_flight + step, average, now)
+            return count
 
-    def _now(self, llm: str) -> float:
-        average, at = self._average.get(llm, (0.0, self._clock()))
-        keep: float = 0.5 ** ((self._clock() - at) / self._half_life_s)
-        return keep * average + (1 - keep) * self._in_flight.get(llm, 0)
+    def count(self, llm: str) -> Count:
+        """The LLM's count as of its last change."""
+        return self._counts.get(llm, Count())
 
     def in_flight(self, llm: str) -> int:
         """Requests that the LLM is serving now."""
-        with self._lock:
-            return self._in_flight.get(llm, 0)
+        return self.count(llm).in_flight
 
     def load(self, llm: str) -> float:
         """Smoothed number of requests in flight."""
-        with self._lock:
-            return self._now(llm)
+        return self.count(llm).smoothed(self._clock(), self._half_life_s)
+
+
+class LoadBias:
+    """What load takes off each LLM's score.
+
+    The unit of load is the capacity: the load of a pool of LLMs is the sum, over its LLMs, of
+    the smoothed requests in flight, each divided by the LLM's ``capacity``, which is how many it
+    serves at once without queueing when it has the hardware to itself. At 1 the pool is full,
+    whatever the mix of LLMs, and more requests only wait.
+
+    Which load counts for an LLM: that of the hardware it runs on. LLMs that share hardware are
+    one pool, and whichever fills it, the dearest request is the one that relieves it most by
+    going elsewhere, so the bias follows cost: the paper's formula, with the paper's one load.
+    An LLM with hardware of its own is a pool of its own: it loses score only when it is itself
+    overloaded, so a queue at the small LLM never drives requests off an idle large one.
+
+    Below ``routing.load_threshold`` (1: full) there is no bias, and quality and cost rule alone.
+    The smoothing has a half-life of a second or so, much less than a burst and more than
+    the gaps of ordinary arrivals: the bias is there within seconds, and goes within seconds
+    after the queue has gone. Since a bias drives load away, it settles where what remains just
+    fits: its *lasting* size says how much quality is given up for want of hardware, and is the
+    signal to scale by (metric ``echolm_load_bias``).
+    """
+
+    def __init__(
+        self, settings: RoutingSettings, llms: Sequence[LLMSettings], load: ServingLoad
+    ) -> None:
+        self._settings = settings
+        self._llms = tuple(llms)
+        self._load = load
+        self._dearest = max(llm.cost for llm in llms)
+
+    def loads(self) -> dict[str, float]:
+        """The load of each LLM's pool; 1: as much as it serves without queueing."""
+        pools: dict[str, float] = {}
+        for llm in self._llms:
+            share = self._load.load(llm.name) / llm.capacity
+            pools[llm.pool] = pools.get(llm.pool, 0.0) + share
+        return {llm.name: pools[llm.pool] for llm in self._llms}
+
+    def __call__(self) -> Mapping[str, float]:
+        """What each LLM's score loses now."""
+        s, loads = self._settings, self.loads()
+        return {
+            llm.name: load_bias(
+                loads[llm.name],
+                s.load_threshold,
+                llm.cost / self._dearest,
+                s.load_bias,
+                s.load_gain,
+            )
+            for llm in self._llms
+        }
 
 
 def load_bias(

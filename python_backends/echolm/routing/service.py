@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,12 +21,14 @@ from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.generation.llm import Completion, LLMClient, OnText
 from echolm.generation.prompt import PromptTemplate, TokenCounter, template, token_counter
 from echolm.learning.tokens import Decision, FeedbackTokens
+from echolm.retrieval.record import SelectionRecord
 from echolm.retrieval.selection import Selected
 from echolm.routing.bandit import BayesianLinearArm, Choice, ThompsonSampling
 from echolm.routing.features import Featurizer
-from echolm.routing.load import LoadTracker, load_bias
+from echolm.routing.load import LoadBias, ServingLoad
 from echolm.routing.request import AUTO, Request
-from echolm.settings import LLMSettings, RoutingSettings, Settings
+from echolm.routing.solicitation import Solicitor
+from echolm.settings import LLMSettings, Settings
 
 logger = logging.getLogger("echolm")
 
@@ -38,11 +40,13 @@ class Retrieved:
     Attributes:
         embedding: FP32 [D], unit length; None if there is none.
         examples: chosen, in prompt order.
+        selection: how they were chosen, text of a ``SelectionRecord``; empty if unknown.
         degraded: why there are none, if something failed.
     """
 
     embedding: NDArray[np.float32] | None = None
     examples: tuple[Selected, ...] = ()
+    selection: str = ""
     degraded: str = ""
 
 
@@ -90,6 +94,40 @@ class ExchangeSink(Protocol):
     async def offer(self, exchange: Exchange) -> None:
         """Hand one over; failures are the sink's to count."""
         ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """An answered request, with all that learning more about it takes.
+
+    Attributes:
+        x: the bandit's context.
+        choice: of the LLM that answered.
+        decision: what a rating of the answer teaches about.
+        solicited: whether a rating is asked for.
+    """
+
+    request: Request
+    retrieved: Retrieved
+    x: NDArray[np.float32]
+    choice: Choice
+    decision: Decision
+    text: str
+    solicited: bool
+
+
+class AnswerObserver(Protocol):
+    """Sees every answer that was given."""
+
+    def served(self, served: Served) -> None:
+        """Take note of one; returns at once and never raises."""
+        ...
+
+
+class NoObserver:
+    """Sees nothing."""
+
+    def served(self, served: Served) -> None: ...
 
 
 class RouterMetrics(Protocol):
@@ -151,10 +189,13 @@ def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
     featurizer = Featurizer(
         routing.projection_dim, settings.retrieval.min_similarity, routing.fit_ceiling
     )
-    precision = routing.prior_ratings / routing.noise**2
     arms = {
         llm.name: BayesianLinearArm(
-            featurizer.prior_mean(llm), precision, routing.noise, routing.discount
+            featurizer.prior_mean(llm),
+            llm.prior_weight(routing.prior_ratings) / routing.noise**2,
+            routing.noise,
+            routing.discount,
+            llm.revision,
         )
         for llm in settings.llms
     }
@@ -173,19 +214,14 @@ class Policy:
 
     def __init__(
         self,
-        settings: RoutingSettings,
-        costs: Mapping[str, float],
         featurizer: Featurizer,
         bandit: ThompsonSampling,
-        load: LoadTracker,
+        bias: LoadBias,
         rng: np.random.Generator,
     ) -> None:
-        self._settings = settings
-        dearest = max(costs.values())
-        self._relative_costs = {name: cost / dearest for name, cost in costs.items()}
         self._featurizer = featurizer
         self._bandit = bandit
-        self._load = load
+        self._bias = bias
         self._rng = rng
 
     def context(self, request: Request, retrieved: Retrieved) -> NDArray[np.float32]:
@@ -194,7 +230,7 @@ class Policy:
 
     def decide(self, x: NDArray[np.float32]) -> Choice:
         """Draw the LLM for a request of context x."""
-        return self._bandit.choose(x, self.biases(), self._rng)
+        return self._bandit.choose(x, self._bias(), self._rng)
 
     def unknown(self) -> NDArray[np.float32]:
         """The context of a request about which nothing can be told."""
@@ -205,14 +241,48 @@ class Policy:
         mean, _ = self._bandit.arms[llm].predict(x)
         return Choice(llm, 1.0, {llm: 1.0}, min(1.0, max(0.0, mean)), spread=1.0)
 
-    def biases(self) -> dict[str, float]:
-        """What each LLM's score loses to load now."""
-        s = self._settings
-        load = sum(self._load.load(name) for name in self._relative_costs)
-        return {
-            name: load_bias(load, s.load_threshold, cost, s.load_bias, s.load_gain)
-            for name, cost in self._relative_costs.items()
-        }
+
+def _selection(request: Request, retrieved: Retrieved, used: Sequence[Selected]) -> str:
+    """What a rating needs to know of the examples that came into the prompt."""
+    if not retrieved.selection:
+        return ""
+    try:
+        record = SelectionRecord.load(retrieved.selection).of_used({e.id for e in used})
+    except ValueError as error:  # there is an answer, which must not be lost
+        logger.error("nothing can be learnt of the examples: %s", error)
+        return ""
+    # What an LLM of the caller's choice makes of a selection is not what the router would.
+    return (record if request.llm == AUTO else replace(record, draw=None)).dump()
+
+
+def decision_record(
+    request_id: str,
+    request: Request,
+    retrieved: Retrieved,
+    x: NDArray[np.float32],
+    choice: Choice,
+    used: Sequence[Selected],
+    revision: str,
+) -> Decision:
+    """What a rating of an answer teaches about.
+
+    Args:
+        x: the bandit's context.
+        choice: of the LLM that gave the answer.
+        used: the examples in its prompt.
+        revision: of that LLM.
+    """
+    return Decision(
+        request_id,
+        request.tenant,
+        choice.arm,
+        x,
+        choice.propensity,
+        choice.quality,
+        tuple(e.id for e in used),
+        _selection(request, retrieved, used),
+        revision,
+    )
 
 
 def blind(llm: str) -> Choice:
@@ -225,7 +295,9 @@ class RouterService:
     """Answers requests.
 
     Attributes:
+        observer: is shown every answer.
         background: tasks that run on after an answer (handing over exchanges).
+        solicitor: says for which answers a rating is asked.
     """
 
     settings: Settings
@@ -234,10 +306,15 @@ class RouterService:
     policy: Policy
     tokens: FeedbackTokens
     sink: ExchangeSink
-    load: LoadTracker
+    load: ServingLoad
     metrics: RouterMetrics = field(default_factory=NoMetrics)
+    observer: AnswerObserver = field(default_factory=NoObserver)
     clock: Callable[[], float] = time.perf_counter
     background: set[asyncio.Task[None]] = field(default_factory=set)
+    solicitor: Solicitor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.solicitor = Solicitor(self.settings.routing.solicit_share)
 
     async def answer(self, request: Request, on_text: OnText | None = None) -> Answer:
         """Answer one request.
@@ -260,23 +337,16 @@ class RouterService:
         )
         if llm != chosen:
             choice = self._replaced(x, llm)
+        solicited = self.solicitor.asks(choice.rating_value)
+        revision = self.targets[llm].settings.revision
+        decision = decision_record(request_id, request, retrieved, x, choice, used, revision)
         answer = Answer(
             text=completion.text,
             llm=llm,
-            example_ids=tuple(e.id for e in used),
+            example_ids=decision.example_ids,
             predicted_quality=choice.quality,
-            solicit_feedback=choice.spread < self.settings.routing.solicit_below,
-            feedback_token=self.tokens.dump(
-                Decision(
-                    request_id,
-                    request.tenant,
-                    llm,
-                    x,
-                    choice.propensity,
-                    choice.quality,
-                    tuple(e.id for e in used),
-                )
-            ),
+            solicit_feedback=solicited,
+            feedback_token=self.tokens.dump(decision),
             degraded="; ".join(notes),
             finish_reason=completion.finish_reason,
             num_input_tokens=completion.num_input_tokens,
@@ -284,6 +354,9 @@ class RouterService:
         )
         self.metrics.answered(answer, chosen, self.clock() - started)
         self._offer(request, retrieved, answer)
+        self.observer.served(
+            Served(request, retrieved, x, choice, decision, completion.text, solicited)
+        )
         return answer
 
     async def _retrieve(self, request: Request, notes: list[str]) -> Retrieved:

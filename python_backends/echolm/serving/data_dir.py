@@ -138,7 +138,13 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
             update={"model_dir": settings.embedding.model_dir.resolve()}
         ),
         "retrieval": settings.retrieval.model_copy(update={"milvus_uri": milvus_uri}),
+        "routing": settings.routing.model_copy(
+            update={"load_board": str(settings.load_board_path.resolve())}
+        ),
         "feedback": feedback,
+        "judging": settings.judging.model_copy(
+            update={"prompt": settings.judging.prompt and settings.judging.prompt.resolve()}
+        ),
         "llms": tuple(
             llm.model_copy(update={"tokenizer": llm.tokenizer and llm.tokenizer.resolve()})
             for llm in settings.llms

@@ -91,8 +91,28 @@ class BLSRetriever:
                 for i, q, a, s, u in rows
                 if i != contracts.PAD_ID
             ),
+            selection=out["selection_record"].reshape(-1)[0].decode("utf-8"),
             degraded=out["retrieval_degraded"].reshape(-1)[0].decode("utf-8"),
         )
+
+
+class BLSTextEmbedder:
+    """Tokenizer and embedder by way of the ``retrieval`` ensemble, which searches nothing then."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        n = len(texts)
+        out = await _infer(
+            contracts.RETRIEVAL.name,
+            [
+                _tensor("text_input", "BYTES", list(texts), (n, 1)),
+                _tensor("cache_control", "BYTES", ["no-examples"] * n, (n, 1)),
+            ],
+            self._timeout_s,
+        )
+        return np.array(out["embedding"], dtype=np.float32)
 
 
 class BLSExampleManager:

@@ -45,7 +45,7 @@ _METRICS = {
     "generated": ("echolm_llm_generated_tokens_total", "Tokens generated", True),
     "prefix_hit": (
         "echolm_llm_prefix_hit_tokens_total",
-        "Tokens of prompts found in the prefix cache, where the engine tells",
+        "Tokens of prompts found in the prefix cache (openvino: estimated)",
         True,
     ),
     "cancelled": ("echolm_llm_cancelled_total", "Requests cancelled before their end", True),

@@ -24,18 +24,28 @@ _COUNTERS = {
     "echolm_predicted_quality_total": "Sum of the router's quality estimates, by LLM",
     "echolm_degraded_total": "Answers that had to do without a part, by part",
     "echolm_failed_total": "Requests without an answer, by reason",
+    "echolm_chosen_examples_total": "Examples that the retriever chose",
+    "echolm_utility_total": "Sum of the chosen examples' utilities",
+    "echolm_left_out_total": "Examples left out at random, to learn what they do",
     "echolm_retrieval_batches_total": "Batches searched",
     "echolm_retrieval_requests_total": "Requests searched for",
     "echolm_ratings_total": "Ratings by whether they were accepted",
     "echolm_admissions_total": "Exchanges offered as examples, by what became of them",
     "echolm_example_writes_total": "Examples written or dropped, and failed attempts to write",
+    "echolm_judgements_total": "Answers drawn to be judged, by judge and what became of it",
+    "echolm_judge_tokens_total": "LLM tokens that judging took, second answers included",
+    "echolm_judge_seconds_total": "Time that judgements took, in seconds",
     "echolm_learning_events_total": "Events of the learning log, by whether they could be applied",
 }
 _GAUGES = {
     "echolm_in_flight": "Requests in flight, by LLM and model",
     "echolm_examples_pending": "Examples that wait to be written",
     "echolm_examples_stored": "Examples in the store",
-    "echolm_load_bias": "What the router takes off a dear LLM's score because of load",
+    "echolm_example_threshold": "Least utility of an example that goes into a prompt",
+    "echolm_load": "Load of the LLM's pool over all routers; 1: as many as it serves at once",
+    "echolm_load_bias": "What all routers' load takes off an LLM's score now; its lasting size is "
+    "the signal to scale by",
+    "echolm_load_board_degraded": "1 while a router cannot see the other routers' load",
 }
 
 Labels = tuple[tuple[str, str], ...]
@@ -111,3 +121,16 @@ class TritonRouterMetrics:
 
     def failed(self, reason: str) -> None:
         self._metrics.add("echolm_failed_total", reason=reason)
+
+
+class TritonJudgingMetrics:
+    """:class:`echolm.judging.service.JudgingMetrics` on Triton's endpoint."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
+        add = self._metrics.add
+        add("echolm_judgements_total", kind=kind, result=result)
+        add("echolm_judge_tokens_total", tokens, kind=kind)
+        add("echolm_judge_seconds_total", seconds, kind=kind)

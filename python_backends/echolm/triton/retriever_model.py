@@ -15,12 +15,16 @@ from echolm import contracts
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.generation.prompt import token_counter
+from echolm.learning.event_log import open_event_log
+from echolm.learning.learner import Learner
 from echolm.retrieval.milvus import LazyMilvusStore
-from echolm.retrieval.selection import ExampleSelector, Selected, SimilarityUtility
+from echolm.retrieval.record import NONE
+from echolm.retrieval.selection import Selection, build_selector
 from echolm.retrieval.store import Candidate, Query
 from echolm.routing.request import DEFAULT_TENANT, check_cache_control, check_tenant
 from echolm.settings import Settings, load_settings
 from echolm.triton import codec
+from echolm.triton.learning import keep_learning, learn_at_start
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
 
@@ -51,12 +55,18 @@ class TritonPythonModel:
             key=lambda llm: llm.context_length,
             default=settings.default_llm,
         )
-        self._selector = ExampleSelector(
-            settings.retrieval, SimilarityUtility(), token_counter(reader.tokenizer)
+        self._selector = build_selector(
+            settings, token_counter(reader.tokenizer), np.random.default_rng()
         )
         self._metrics = Metrics()
         self._runtime = Runtime(args["model_name"])
         self._runtime.spawn(self._metrics.run())
+        if learnables := self._selector.learnables:
+            learner = Learner(
+                open_event_log(settings), learnables, settings.learning.snapshot_every
+            )
+            learn_at_start(learner)
+            self._runtime.spawn(keep_learning(learner, self._metrics, args["model_name"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
@@ -72,7 +82,7 @@ class TritonPythonModel:
             responses[i] = pb_utils.InferenceResponse(_outputs(own_chosen, degraded))
         return responses
 
-    def _choose(self, rows: list[_Rows]) -> tuple[list[list[Selected]], str]:
+    def _choose(self, rows: list[_Rows]) -> tuple[list[Selection], str]:
         """Selections of all rows in order, and why there are none if the store failed."""
         texts = [text for own in rows for text in own.texts]
         wanted = [flag for own in rows for flag in own.wanted]
@@ -96,7 +106,20 @@ class TritonPythonModel:
             except UnavailableError as error:
                 logger.warning("no examples: %s", error)
                 degraded = "example store unavailable"
-        return self._selector.select(texts, found), degraded
+        selections = self._selector.select(texts, found)
+        self._count(selections)
+        return selections, degraded
+
+    def _count(self, selections: list[Selection]) -> None:
+        add = self._metrics.add
+        utilities = [e.utility for s in selections for e in s.examples]
+        add("echolm_chosen_examples_total", len(utilities))
+        add("echolm_utility_total", sum(utilities))
+        add(
+            "echolm_left_out_total",
+            sum(s.record is not None and s.record.left_out != NONE for s in selections),
+        )
+        self._metrics.level("echolm_example_threshold", self._selector.least_utility)
 
     def finalize(self) -> None:
         self._runtime.close()
@@ -134,14 +157,16 @@ def _read(request: Any, settings: Settings, dimension: int) -> _Rows:
     )
 
 
-def _outputs(chosen: list[list[Selected]], degraded: str) -> list[Any]:
+def _outputs(chosen: list[Selection], degraded: str) -> list[Any]:
     """One row per request; rows with fewer examples than the longest are padded."""
     n = len(chosen)
-    width = max(len(row) for row in chosen)
+    width = max(len(selection.examples) for selection in chosen)
 
     def column(name: str, field: str, fill: Any) -> Any:
         values = [
-            getattr(row[k], field) if k < len(row) else fill for row in chosen for k in range(width)
+            getattr(s.examples[k], field) if k < len(s.examples) else fill
+            for s in chosen
+            for k in range(width)
         ]
         return codec.tensor(_SPECS[name], values, (n, width))
 
@@ -151,5 +176,10 @@ def _outputs(chosen: list[list[Selected]], degraded: str) -> list[Any]:
         column("example_responses", "response", ""),
         column("example_similarities", "similarity", 0.0),
         column("example_utilities", "utility", 0.0),
+        codec.tensor(
+            _SPECS["selection_record"],
+            ["" if s.record is None else s.record.dump() for s in chosen],
+            (n, 1),
+        ),
         codec.tensor(_SPECS["retrieval_degraded"], [degraded] * n, (n, 1)),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,30 @@ import triton_python_backend_utils as pb_utils
 from echolm import contracts
 from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
 from echolm.generation.triton_llm import build_llm_clients
+from echolm.judging.build import build_judge
+from echolm.judging.service import JudgingService
 from echolm.learning.bandit_learning import BanditLearning
-from echolm.learning.event_log import open_event_log
+from echolm.learning.event_log import EventLog, open_event_log
 from echolm.learning.learner import Learner
 from echolm.learning.tokens import FeedbackTokens
-from echolm.routing.load import LoadTracker
+from echolm.routing.load import LoadBias
+from echolm.routing.load_board import LoadBoard
 from echolm.routing.request import Request, build_request
-from echolm.routing.service import Answer, Policy, RouterService, build_bandit, build_targets
+from echolm.routing.service import (
+    Answer,
+    AnswerObserver,
+    NoObserver,
+    Policy,
+    RouterService,
+    Target,
+    build_bandit,
+    build_targets,
+)
 from echolm.settings import Settings, load_settings
 from echolm.triton import codec
-from echolm.triton.bls import BLSExampleManager, BLSRetriever
+from echolm.triton.bls import BLSExampleManager, BLSRetriever, BLSTextEmbedder
 from echolm.triton.learning import keep_learning, learn_at_start
-from echolm.triton.metrics import Metrics, TritonRouterMetrics
+from echolm.triton.metrics import Metrics, TritonJudgingMetrics, TritonRouterMetrics
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
 
@@ -47,36 +59,54 @@ class TritonPythonModel:
         self._name = args["model_name"]
         self._settings = settings = load_settings()
         self._metrics = Metrics()
-        self._load = LoadTracker()
+        self._load = LoadBoard(
+            settings.load_board_path,
+            [llm.name for llm in settings.llms],
+            settings.routing.load_half_life_s,
+        )
+        self._bias = LoadBias(settings.routing, settings.llms, self._load)
         featurizer, bandit = build_bandit(settings)
-        learner = Learner(
-            open_event_log(settings), [BanditLearning(bandit)], settings.learning.snapshot_every
-        )
+        log = open_event_log(settings)
+        learner = Learner(log, [BanditLearning(bandit)], settings.learning.snapshot_every)
         learn_at_start(learner)
-        self._policy = Policy(
-            settings.routing,
-            {llm.name: llm.cost for llm in settings.llms},
-            featurizer,
-            bandit,
-            self._load,
-            np.random.default_rng(),
-        )
+        policy = Policy(featurizer, bandit, self._bias, np.random.default_rng())
+        targets = build_targets(settings, build_llm_clients(settings))
         self._service = RouterService(
             settings=settings,
-            targets=build_targets(settings, build_llm_clients(settings)),
+            targets=targets,
             retriever=BLSRetriever(settings.retrieval.timeout_s),
-            policy=self._policy,
+            policy=policy,
             tokens=FeedbackTokens(
                 settings.feedback.signing_key.get_secret_value(), settings.feedback.token_ttl_s
             ),
             sink=BLSExampleManager(),
             load=self._load,
             metrics=TritonRouterMetrics(self._metrics),
+            observer=self._judging(targets, policy, log),
         )
         self._runtime = Runtime(self._name)
         self._runtime.spawn(self._metrics.run())
         self._runtime.spawn(keep_learning(learner, self._metrics, self._name))
         self._runtime.spawn(self._show_load())
+
+    def _judging(
+        self, targets: Mapping[str, Target], policy: Policy, log: EventLog
+    ) -> AnswerObserver:
+        """What judges a share of the answers, if that is configured."""
+        settings = self._settings
+        embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
+        judge = build_judge(settings, targets, embedder, self._load)
+        if judge is None:
+            return NoObserver()
+        return JudgingService(
+            settings=settings,
+            judge=judge,
+            targets=targets,
+            policy=policy,
+            load=self._load,
+            log=log,
+            metrics=TritonJudgingMetrics(self._metrics),
+        )
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -129,13 +159,18 @@ class TritonPythonModel:
         """Show what the router sees of the load."""
         level = self._metrics.level
         while True:
-            for llm, bias in self._policy.biases().items():
+            loads = self._bias.loads()
+            for llm, bias in self._bias().items():
                 level("echolm_load_bias", bias, llm=llm, model=self._name)
-                level("echolm_in_flight", self._load.in_flight(llm), llm=llm, model=self._name)
+                level("echolm_load", loads[llm], llm=llm, model=self._name)
+                # Its own only: the sum over the models is what the LLM has in flight.
+                level("echolm_in_flight", self._load.own.in_flight(llm), llm=llm, model=self._name)
+            level("echolm_load_board_degraded", bool(self._load.degraded), model=self._name)
             await asyncio.sleep(_SHOW_LOAD_EVERY_S)
 
     def finalize(self) -> None:
         self._runtime.close()
+        self._load.close()
         self._metrics.flush()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from random import Random
 from typing import Literal
@@ -111,6 +113,10 @@ class Workload:
             value = values.KINDS[slot.kind](rng)
             text, answer = text.replace(slot.mark, value), answer.replace(slot.mark, value)
             found.append(value)
+        return self._item(intent, text, answer, found)
+
+    @staticmethod
+    def _item(intent: Intent, text: str, answer: str, values: Sequence[str]) -> WorkItem:
         return WorkItem(
             text=text,
             answer=answer,
@@ -118,8 +124,41 @@ class Workload:
             domain=intent.domain,
             kind=_kind(intent),
             house=intent.house,
-            slot_values=tuple(found),
+            slot_values=tuple(values),
         )
+
+    def recognise(self, text: str) -> WorkItem | None:
+        """The item that a request's text is of, whichever stream it came from; None if of none."""
+        for template, pattern, intent in self._patterns:
+            if not text.startswith(template) or (match := pattern.fullmatch(text)) is None:
+                continue
+            answer = intent.answer
+            found = [match[_group(slot.mark)] for slot in intent.slots]
+            for slot, value in zip(intent.slots, found, strict=True):
+                answer = answer.replace(slot.mark, value)
+            return self._item(intent, text, answer, found)
+        return None
+
+    @cached_property
+    def _patterns(self) -> list[tuple[str, re.Pattern[str], Intent]]:
+        """Of each wording: what it begins with, all of it, and its intent; longest first.
+
+        Longest first, since a slot could swallow the words that make a look-alike.
+        """
+        made = []
+        for intent in self.intents:
+            marks = [slot.mark for slot in intent.slots]
+            split = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+            for wording in intent.wordings:
+                pattern = re.escape(wording)
+                for mark in marks:
+                    first, *others = pattern.split(re.escape(mark))
+                    # A mark that comes again stands for the same value.
+                    again = f"(?P={_group(mark)})".join(others)
+                    pattern = f"{first}(?P<{_group(mark)}>.+?){again}" if others else first
+                made.append((len(wording), split.split(wording)[0], re.compile(pattern), intent))
+        made.sort(key=lambda row: -row[0])
+        return [row[1:] for row in made]
 
     def _arrivals(self, n: int, mix: Mix, rng: Random) -> list[tuple[int, Intent]]:
         """Late intents of a stream of ``n`` with the position each arrives at."""
@@ -129,6 +168,11 @@ class Workload:
             return []
         arriving = rng.sample(pool, count)
         return [(int(0.8 * n * k / count), intent) for k, intent in enumerate(arriving)]
+
+
+def _group(mark: str) -> str:
+    """The name of a slot's group in a regular expression."""
+    return f"slot_{mark.strip('<>')}"
 
 
 def _kind(intent: Intent) -> Kind:

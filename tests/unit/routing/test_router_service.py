@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +15,8 @@ from echolm.examples.admission import AdmissionPolicy
 from echolm.generation.llm import FakeLLM, failing_llm
 from echolm.learning.tokens import FeedbackTokens
 from echolm.retrieval.selection import Selected
-from echolm.routing.load import LoadTracker
+from echolm.routing.bandit import Posterior
+from echolm.routing.load import LoadBias, LoadTracker
 from echolm.routing.request import Request, build_request
 from echolm.routing.service import (
     Answer,
@@ -80,14 +82,8 @@ class Setup:
         self.retriever, self.sink, self.metrics = FakeRetriever(), FakeSink(), FakeMetrics()
         self.load = LoadTracker()
         featurizer, self.bandit = build_bandit(self.settings)
-        self.policy = Policy(
-            self.settings.routing,
-            {llm.name: llm.cost for llm in self.settings.llms},
-            featurizer,
-            self.bandit,
-            self.load,
-            np.random.default_rng(1),
-        )
+        self.bias = LoadBias(self.settings.routing, self.settings.llms, self.load)
+        self.policy = Policy(featurizer, self.bandit, self.bias, np.random.default_rng(1))
         self.tokens = FeedbackTokens("key", 60)
         self.service = RouterService(
             settings=self.settings,
@@ -220,14 +216,21 @@ async def test_the_answer_carries_what_learning_needs(setup: Setup) -> None:
     assert other.request_id != decision.request_id
 
 
-async def test_an_unsure_router_solicits_and_a_sure_one_does_not(setup: Setup) -> None:
-    for arm in setup.bandit.arms.values():
-        arm.b = arm.b * 0
-        arm._solve()
-    setup.bandit._exchange_rate = 0.0
-    assert (await setup.ask()).solicit_feedback is True
-    setup.prefer("large_llm")
-    assert (await setup.ask()).solicit_feedback is False
+async def test_ratings_are_asked_for_where_they_are_worth_most() -> None:
+    setup = Setup(Settings(routing={"solicit_share": 0.1}))
+    fitting = setup.retriever.found
+    asked: dict[str, list[bool]] = {"fitting": [], "none": []}
+    for _ in range(150):
+        # Without examples it is clear that the small LLM is poor.
+        setup.retriever.found = Retrieved(EMBEDDING, ())
+        asked["none"].append((await setup.ask()).solicit_feedback)
+        setup.retriever.found = fitting
+        asked["fitting"].append((await setup.ask()).solicit_feedback)
+    assert sum(asked["fitting"]) > 10
+    assert sum(asked["none"]) <= 1
+
+
+async def test_nobody_is_asked_about_an_llm_of_their_own_choice(setup: Setup) -> None:
     assert (await setup.ask(llm="small_llm")).solicit_feedback is False
 
 
@@ -255,7 +258,7 @@ async def test_a_failing_retriever_costs_the_examples_only(
 
 
 async def test_an_outage_of_the_store_is_reported_and_the_answer_still_stored(setup: Setup) -> None:
-    setup.retriever.found = Retrieved(EMBEDDING, (), "example store unavailable")
+    setup.retriever.found = Retrieved(EMBEDDING, (), degraded="example store unavailable")
     answer = await setup.ask(llm="large_llm")
     assert answer.degraded == "no examples: example store unavailable"
     assert len(await setup.handed_over()) == 1
@@ -280,7 +283,7 @@ async def test_a_failing_bandit_leaves_the_default_llm(
 @pytest.mark.parametrize("llm", ["auto", "small_llm"])
 async def test_a_router_whose_state_is_lost_still_answers(setup: Setup, llm: str) -> None:
     for arm in setup.bandit.arms.values():
-        arm.mean = np.zeros(3)  # predictions raise, forced ones too
+        arm.posterior = Posterior(np.eye(3), np.zeros(3), 0)  # predictions raise, forced ones too
     answer = await setup.ask(llm=llm)
     assert answer.llm == ("large_llm" if llm == "auto" else llm)
     assert answer.degraded.startswith("routing failed")
@@ -404,12 +407,41 @@ async def test_requests_do_not_wait_for_each_other(setup: Setup) -> None:
     assert len({setup.tokens.load(a.feedback_token).request_id for a in answers}) == 200
 
 
-def test_load_puts_a_bias_on_the_dear_llm(setup: Setup) -> None:
-    assert setup.policy.biases() == {"small_llm": 0.0, "large_llm": 0.0}
-    setup.load._average["large_llm"] = (500.0, setup.load._clock())
-    biases = setup.policy.biases()
-    assert biases["large_llm"] > 0.25
-    assert biases["small_llm"] == pytest.approx(biases["large_llm"] / 10)
+async def test_load_moves_requests_off_the_dear_llm(setup: Setup) -> None:
+    request = build_request(setup.settings, text="a request")
+    x = setup.policy.context(request, Retrieved(EMBEDDING, ()))
+    calm = setup.policy.decide(x).probabilities["large_llm"]
+    overload = LoadTracker(half_life_s=1e-6)
+    setup.policy._bias = LoadBias(
+        Settings(routing={"load_bias": 2.0}).routing, setup.settings.llms, overload
+    )
+    with ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(overload.serving("large_llm"))
+        loaded = setup.policy.decide(x).probabilities["large_llm"]
+    assert calm > 0.9
+    assert loaded < 0.1
+
+
+async def test_a_token_names_the_llms_revision() -> None:
+    llms = (
+        LLMSettings(name="a", cost=1, takes_examples=False, revision="2"),
+        LLMSettings(name="b", cost=2, takes_examples=False),
+    )
+    setup = Setup(Settings(llms=llms))
+    tokens = [(await setup.ask(llm=name)).feedback_token for name in ("a", "b")]
+    assert [setup.tokens.load(token).revision for token in tokens] == ["2", ""]
+
+
+def test_an_llm_with_a_revision_starts_with_a_wide_prior() -> None:
+    def std(**values: Any) -> float:
+        llm = LLMSettings(name="a", cost=1, takes_examples=False, **values)
+        featurizer, bandit = build_bandit(Settings(llms=(llm,)))
+        return bandit.arms["a"].predict(featurizer("text", None, []))[1]
+
+    assert std(revision="2") > 2 * std()
+    assert std(revision="2", prior_ratings=20) == pytest.approx(std())
+    assert std(prior_ratings=3) == pytest.approx(std(revision="2"))
 
 
 # What a caller may forbid

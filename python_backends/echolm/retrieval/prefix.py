@@ -1,0 +1,79 @@
+"""Which examples in which order the engine's prefix cache may still hold.
+
+Examples lengthen the prompt, which is what they cost. Requests that share the first examples
+of their prompts share the KV cache of that prefix, so of examples that are nearly equally
+useful those are taken, and in that order, which were used lately.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+Prefix = tuple[int, ...]
+
+
+class WarmPrefixes:
+    """Sequences of example ids that prompts started with, the oldest forgotten.
+
+    Args:
+        capacity: prefixes remembered.
+    """
+
+    def __init__(self, capacity: int = 4_096) -> None:
+        self._capacity = capacity
+        self._uses: OrderedDict[Prefix, int] = OrderedDict()
+        self._popularity: OrderedDict[int, int] = OrderedDict()
+
+    def warmest(self, chosen: Sequence[int], options: Sequence[int]) -> int:
+        """Index of the option that makes, with those chosen, the warmest start of a prompt.
+
+        Args:
+            options: example ids, the most useful first; the first wins if none is warm.
+        """
+        before = tuple(chosen)
+        return max(
+            range(len(options)),
+            key=lambda k: (
+                max(
+                    self._uses.get((*before, options[k]), 0),
+                    self._uses.get((options[k], *before), 0),
+                ),
+                self._popularity.get(options[k], 0),
+                -k,
+            ),
+        )
+
+    def arrange(self, ids: Sequence[int]) -> list[int]:
+        """The ids in the order that shares the longest prefix with earlier prompts.
+
+        Where no order is warm, the most popular come first, since they are the likeliest to
+        come again; then by id, so that every process agrees.
+        """
+        left, order = sorted(ids), list[int]()
+        while left:
+            best = max(
+                left,
+                key=lambda i: (
+                    self._uses.get((*order, i), 0),
+                    self._popularity.get(i, 0),
+                    -i,
+                ),
+            )
+            left.remove(best)
+            order.append(best)
+        return order
+
+    def use(self, order: Sequence[int]) -> None:
+        """Remember a prompt's examples."""
+        for length in range(1, len(order) + 1):
+            _count(self._uses, tuple(order[:length]), self._capacity)
+        for i in order:
+            _count(self._popularity, i, self._capacity)
+
+
+def _count(counts: OrderedDict, key: object, capacity: int) -> None:  # type: ignore[type-arg]
+    counts[key] = counts.get(key, 0) + 1
+    counts.move_to_end(key)
+    while len(counts) > capacity:
+        counts.popitem(last=False)

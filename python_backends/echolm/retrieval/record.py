@@ -1,0 +1,112 @@
+"""What a rating needs to know of a selection: it travels in the feedback token."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+NONE = -1
+"""``left_out`` where no example was left out."""
+
+_VERSION = 1
+_HEADER = struct.Struct("<4Bbbfq")
+
+
+@dataclass(frozen=True)
+class ThresholdDraw:
+    """Which thresholds would have led to the same selection.
+
+    Attributes:
+        low, high: first and last index of them in the grid.
+        probability: that one of them was drawn.
+    """
+
+    low: int
+    high: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class SelectionRecord:
+    """One request's chosen examples as the utility model saw them.
+
+    Attributes:
+        request: FP32 [r], features of the request; travels as FP16.
+        ids: the examples, k of them.
+        features: FP32 [k, e], theirs; FP16 likewise.
+        tokens: how many tokens each takes.
+        left_out: id of the example that was left out at random to learn its effect, or NONE.
+        draw: the thresholds that the selection stands for; None if nothing can be learnt of
+            them (fixed threshold, an example left out, an LLM that the caller chose).
+    """
+
+    request: NDArray[np.float32]
+    ids: tuple[int, ...]
+    features: NDArray[np.float32]
+    tokens: tuple[int, ...]
+    left_out: int = NONE
+    draw: ThresholdDraw | None = None
+
+    def of_used(self, ids: Collection[int]) -> SelectionRecord:
+        """The record of those examples that came into the prompt."""
+        kept = [k for k, i in enumerate(self.ids) if i in ids]
+        return replace(
+            self,
+            ids=tuple(self.ids[k] for k in kept),
+            features=self.features[kept],
+            tokens=tuple(self.tokens[k] for k in kept),
+        )
+
+    def dump(self) -> str:
+        """The record as URL-safe text, about 45 characters an example."""
+        k, e = self.features.shape
+        low, high, probability = (
+            (-1, -1, 0.0)
+            if self.draw is None
+            else (self.draw.low, self.draw.high, self.draw.probability)
+        )
+        data = (
+            _HEADER.pack(_VERSION, k, e, len(self.request), low, high, probability, self.left_out)
+            + np.asarray(self.ids, dtype="<i8").tobytes()
+            + np.asarray(self.tokens, dtype="<u4").tobytes()
+            + self.request.astype("<f2").tobytes()
+            + self.features.astype("<f2").tobytes()
+        )
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+    @classmethod
+    def load(cls, text: str) -> SelectionRecord:
+        """The record that :meth:`dump` made a text of; ValueError if it is none."""
+        try:
+            data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            version, k, e, r, low, high, probability, left_out = _HEADER.unpack_from(data)
+        except (binascii.Error, struct.error, UnicodeError) as error:
+            raise ValueError(f"selection: damaged: {error}") from error
+        if version != _VERSION:
+            raise ValueError(f"selection: expected version {_VERSION}, got {version}")
+        sizes = (_HEADER.size, 8 * k, 4 * k, 2 * r, 2 * k * e)
+        if sum(sizes) != len(data):
+            raise ValueError(f"selection: expected {sum(sizes)} bytes, got {len(data)}")
+        starts = np.cumsum(sizes).tolist()
+        ids = np.frombuffer(data, "<i8", k, starts[0])
+        tokens = np.frombuffer(data, "<u4", k, starts[1])
+        request = np.frombuffer(data, "<f2", r, starts[2]).astype(np.float32)
+        features = np.frombuffer(data, "<f2", k * e, starts[3]).astype(np.float32).reshape(k, e)
+        if not (np.isfinite(request).all() and np.isfinite(features).all()):
+            raise ValueError("selection: expected finite features")
+        if low > high or (low >= 0 and not 0.0 < probability <= 1.0 + 1e-6):
+            raise ValueError("selection: expected a range of thresholds and its probability")
+        return cls(
+            request,
+            tuple(ids.tolist()),
+            features,
+            tuple(tokens.tolist()),
+            left_out,
+            None if low < 0 else ThresholdDraw(low, high, probability),
+        )

@@ -1,0 +1,220 @@
+"""How useful an example must be to be worth its tokens (paper §4.1).
+
+The paper samples requests, compares the efficiency under several thresholds and adopts the
+best. Here a share of requests is served under a threshold drawn from a grid. Examples under
+a threshold are dropped after the choice, so a selection made at one threshold is that of all
+thresholds between two neighbouring utilities, and its rating counts for each of them, weighted
+by the inverse probability that one of them was drawn.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.learning.event_log import Event
+from echolm.learning.feedback import RATING
+from echolm.learning.snapshot import fingerprint
+from echolm.retrieval.record import SelectionRecord, ThresholdDraw
+
+GRID: tuple[float, ...] = tuple(round(0.05 * k, 2) for k in range(20))
+"""The thresholds that are compared; 0 drops nothing."""
+
+_VERSION = 1
+_REMEMBERED = 50_000
+_LEAST_MARGIN = 0.002  # value per request under which a change is not worth it
+_LEAST_COMPARED = 6.0  # ratings in which two thresholds differed, before one replaces the other
+_SURENESS = 1.5  # standard errors that a challenger must be ahead
+
+
+def nearest(threshold: float) -> int:
+    """Index of the grid's threshold that is nearest."""
+    return int(np.argmin(np.abs(np.array(GRID) - threshold)))
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A rating that was learnt: its value, its distance to the mean then, and its update."""
+
+    value: float
+    centred: float
+    updated: int
+
+
+class AdaptiveThreshold:
+    """Follows the best threshold. Value = score - cost of the LLM - price of example tokens.
+
+    For each pair of thresholds the mean difference in value is estimated from those ratings
+    in which they would have chosen differently; what they share cancels. The adopted one is
+    replaced when another is ahead by ``_SURENESS`` standard errors.
+
+    Attributes:
+        current: index of the adopted threshold in :data:`GRID`.
+        updates: ratings seen, each a step of forgetting.
+    """
+
+    name = "threshold"
+    kinds = frozenset({RATING})
+
+    def __init__(
+        self,
+        start: float,
+        exploration: float,
+        costs: Mapping[str, float],
+        price_per_1k_tokens: float,
+        discount: float = 0.998,
+    ) -> None:
+        """
+        Args:
+            start: the threshold before any rating; moved to the grid.
+            exploration: share of requests under a threshold drawn at random.
+            costs: what an answer of each LLM costs, in quality.
+            price_per_1k_tokens: what 1,000 tokens of examples cost, in quality.
+            discount: weight that the past keeps at each rating, in (0, 1].
+        """
+        self._exploration = exploration
+        self._costs = dict(costs)
+        self._price = price_per_1k_tokens
+        self._discount = discount
+        n = len(GRID)
+        self.start = self.current = nearest(start)
+        self.updates = 0
+        self._weight = self._mean = 0.0
+        # [a, b]: sums over ratings of (a's weight - b's weight) * value, its square, and how
+        # many ratings told a from b; discounted.
+        self._difference = np.zeros((n, n))
+        self._square = np.zeros((n, n))
+        self._compared = np.zeros((n, n))
+        self._learned: OrderedDict[str, _Learned] = OrderedDict()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the grid, the start and what a value is made of."""
+        return fingerprint(
+            {
+                "version": _VERSION,
+                "grid": list(GRID),
+                "start": self.start,
+                "costs": self._costs,
+                "price": self._price,
+                "discount": self._discount,
+            }
+        )
+
+    @property
+    def value(self) -> float:
+        """The adopted threshold."""
+        return GRID[self.current]
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """Index of the threshold for one request."""
+        if rng.random() < self._exploration:
+            return int(rng.integers(len(GRID)))
+        return self.current
+
+    def stands_for(self, drawn: int, utilities: Sequence[float]) -> ThresholdDraw:
+        """All thresholds under which the same of these candidates would have been kept."""
+        t = GRID[drawn]
+        dropped = max((u for u in utilities if u < t), default=-1.0)
+        kept = min((u for u in utilities if u >= t), default=np.inf)
+        same = [k for k, other in enumerate(GRID) if dropped < other <= kept]
+        low, high = same[0], same[-1]
+        probability = self._exploration * len(same) / len(GRID)
+        if low <= self.current <= high:
+            probability += 1.0 - self._exploration
+        return ThresholdDraw(low, high, probability)
+
+    def apply(self, event: Event) -> None:
+        """Learn from the rating of an answer whose selection says what it stands for."""
+        body = event.body
+        text, score, request_id = body.get("selection"), float(body["score"]), body["request_id"]
+        if not (0.0 <= score <= 1.0 and isinstance(request_id, str)):
+            raise ValueError(f"expected a score in [0, 1] and a request_id, got {score}")
+        if not text:
+            return
+        record = SelectionRecord.load(text)
+        draw = record.draw
+        if draw is None:
+            return
+        if draw.high >= len(GRID):
+            raise ValueError(f"expected thresholds up to {len(GRID) - 1}, got {draw.high}")
+        value = score - self._costs[body["llm"]] - self._price * sum(record.tokens) / 1_000
+        inside = np.zeros(len(GRID))
+        inside[draw.low : draw.high + 1] = 1.0 / draw.probability
+        signed = inside[:, None] - inside[None, :]
+        earlier = self._learned.get(request_id)
+        if earlier is None:
+            self._learned[request_id] = self._learn(signed, value)
+        else:
+            self._learned[request_id] = self._replace(signed, earlier, value)
+        self._learned.move_to_end(request_id)
+        while len(self._learned) > _REMEMBERED:
+            self._learned.popitem(last=False)
+        self._adopt()
+
+    def _learn(self, signed: NDArray[np.float64], value: float) -> _Learned:
+        keep = self._discount
+        self.updates += 1
+        # Centred on the mean so far, so that differences do not carry the common level's noise.
+        centred = value - self._mean if self._weight > 0 else 0.0
+        self._weight = keep * self._weight + 1.0
+        self._mean += (value - self._mean) / self._weight
+        self._difference = keep * self._difference + signed * centred
+        self._square = keep * self._square + (signed * centred) ** 2
+        self._compared = keep * self._compared + (signed != 0.0)
+        return _Learned(value, centred, self.updates)
+
+    def _replace(self, signed: NDArray[np.float64], earlier: _Learned, value: float) -> _Learned:
+        kept = self._discount ** (self.updates - earlier.updated)
+        centred = earlier.centred + value - earlier.value
+        self._difference = self._difference + kept * signed * (centred - earlier.centred)
+        self._square = self._square + kept * signed**2 * (centred**2 - earlier.centred**2)
+        self._mean += kept * (value - earlier.value) / self._weight
+        return _Learned(value, centred, earlier.updated)
+
+    def advantages(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How much more each threshold is worth than the adopted one, and the standard error."""
+        n = max(self._weight, 1.0)
+        mean = self._difference[:, self.current] / n
+        variance = np.maximum(self._square[:, self.current] / n - mean**2, 0.0)
+        return mean, np.sqrt(variance / n)
+
+    def _adopt(self) -> None:
+        mean, error = self.advantages()
+        surely = mean - _SURENESS * error
+        surely[self._compared[:, self.current] < _LEAST_COMPARED] = -np.inf
+        best = int(np.argmax(surely))
+        if surely[best] > _LEAST_MARGIN:
+            self.current = best
+
+    def state(self) -> dict[str, Any]:
+        """The adopted threshold and all sums."""
+        return {
+            "current": self.current,
+            "updates": self.updates,
+            "weight": self._weight,
+            "mean": self._mean,
+            "difference": self._difference,
+            "square": self._square,
+            "compared": self._compared,
+            "learned": [
+                [key, one.value, one.centred, one.updated] for key, one in self._learned.items()
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a :meth:`state`; ValueError if it is of another grid."""
+        sums = [np.array(state[k], np.float64) for k in ("difference", "square", "compared")]
+        current = int(state["current"])
+        if any(s.shape != self._square.shape for s in sums) or not 0 <= current < len(GRID):
+            raise ValueError(f"threshold: expected sums of {self._square.shape}")
+        learned = OrderedDict((key, _Learned(*rest)) for key, *rest in state["learned"])
+        self._difference, self._square, self._compared = sums
+        self.current, self.updates = current, int(state["updates"])
+        self._weight, self._mean = float(state["weight"]), float(state["mean"])
+        self._learned = learned

@@ -1,0 +1,317 @@
+"""How much an example helps: the proxy model of the paper's Example Selector (§4.1).
+
+P(the small LLM answers well | request, examples) is logistic in features of the request and
+of each example, plus an effect of each example of its own. Ratings are of whole answers; what
+each example had to do with it follows from the model: of two examples in a rated set, the one
+that is less known takes more of the surprise, and answers from which one was left out at
+random tell their effects apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.learning.event_log import Event
+from echolm.learning.feedback import RATING
+from echolm.learning.snapshot import fingerprint
+from echolm.retrieval.features import EXAMPLE_FEATURES, PRIOR, REQUEST_FEATURES, FeatureBatch
+from echolm.retrieval.record import SelectionRecord
+
+_VERSION = 1  # of the algorithm: another one makes another state of the same events
+_REMEMBERED = 50_000  # ratings that can still be replaced by a later one
+_CREDITED = 50_000  # examples with an effect of their own
+# Standard deviations of the weights, a priori. How an example agrees with itself and with its
+# neighbours is what gives a bad one away, wherever it comes from.
+_DEVIATION = 0.8
+_DEVIATIONS = {"prior": 0.35, "consistency": 2.0, "consensus": 2.0}
+_EFFECT_VARIANCE = 0.5  # of an example's own effect, in log-odds squared
+
+
+class UtilityModel(Protocol):
+    """Scores how much an example helps the small LLM with a request."""
+
+    def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        """Utilities FP32 [B, n] in 0..1; what stands in padding means nothing."""
+        ...
+
+
+class SimilarityUtility:
+    """Nothing is learnt: how similar the requests are, times the response's quality."""
+
+    def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        return np.maximum(batch.similarity, 0.0) * batch.quality
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An example's own effect on the log-odds: N(mean, variance), as of an update."""
+
+    mean: float
+    variance: float
+    updated: int
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A rating that was learnt, as far as replacing it needs.
+
+    Attributes:
+        gain: what one more point of score had added to b along x.
+        effect_gains: the same for the mean of each example's effect, in the record's order.
+    """
+
+    score: float
+    updated: int
+    gain: float
+    effect_gains: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What scoring reads, swapped as a whole."""
+
+    request: NDArray[np.float32]
+    example: NDArray[np.float32]
+    updates: int
+
+
+class LearnedUtility:
+    """Bayesian logistic regression with effects per example, online and with forgetting.
+
+    Before any rating the utility equals :class:`SimilarityUtility`'s, since the log-odds of
+    that product are a feature with prior weight 1 and all other weights are 0 a priori. The
+    log-odds of a set are the mean of its examples': an LLM follows what it is shown, so that a
+    poor example beside a good one makes the answer worse.
+
+    The posterior is Gaussian: exact mode and its curvature along each rating's direction
+    (Laplace), the weights jointly, each example's effect by itself. Scoring takes no lock:
+    it reads a snapshot that learning swaps.
+
+    Attributes:
+        A: precision of the weights, FP64 [d, d], requests' features before examples'.
+        b: A @ mean, FP64 [d].
+        updates: ratings seen, each a step of forgetting.
+    """
+
+    name = "utility"
+    kinds = frozenset({RATING})
+
+    def __init__(self, discount: float = 0.999) -> None:
+        """
+        Args:
+            discount: weight that the past keeps at each rating, in (0, 1]. What is forgotten
+                is replaced by the prior.
+        """
+        self._r = len(REQUEST_FEATURES)
+        d = self._r + len(EXAMPLE_FEATURES)
+        deviation = np.array(
+            [_DEVIATIONS.get(name, _DEVIATION) for name in (*REQUEST_FEATURES, *EXAMPLE_FEATURES)]
+        )
+        mean = np.zeros(d)
+        mean[self._r + PRIOR] = 1.0
+        self._discount = discount
+        self._A0 = np.diag(deviation**-2)
+        self._b0 = self._A0 @ mean
+        self.A, self.b = self._A0.copy(), self._b0.copy()
+        self.updates = 0
+        self._effects: OrderedDict[int, Effect] = OrderedDict()
+        self._learned: OrderedDict[str, _Learned] = OrderedDict()
+        self._solve()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of features, prior and rates."""
+        return fingerprint(
+            {
+                "version": _VERSION,
+                "features": [*REQUEST_FEATURES, *EXAMPLE_FEATURES],
+                "A0": self._A0,
+                "effect_variance": _EFFECT_VARIANCE,
+                "discount": self._discount,
+            }
+        )
+
+    def _solve(self) -> None:
+        self._covariance = np.linalg.inv(self.A)
+        self._mean = self._covariance @ self.b
+        self._weights = _Weights(
+            self._mean[: self._r].astype(np.float32),
+            self._mean[self._r :].astype(np.float32),
+            self.updates,
+        )
+
+    def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        """Utilities FP32 [B, n]: P(the LLM answers well | request, this example alone)."""
+        weights = self._weights
+        logits = batch.example @ weights.example
+        logits += (batch.request @ weights.request)[:, None]
+        if self._effects:
+            # A dictionary's get() is atomic, so learning may go on meanwhile.
+            found = map(self._effects.get, batch.ids[batch.valid].tolist())
+            logits[batch.valid] += np.fromiter(
+                (0.0 if e is None else self._now(e, weights.updates)[0] for e in found),
+                dtype=np.float32,
+            )
+        return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float32)
+
+    def effect(self, example_id: int) -> tuple[float, float]:
+        """Mean and variance of an example's own effect, now."""
+        return self._now(self._effects.get(example_id), self.updates)
+
+    def _now(self, effect: Effect | None, updates: int) -> tuple[float, float]:
+        if effect is None:
+            return 0.0, _EFFECT_VARIANCE
+        kept = self._discount ** max(0, updates - effect.updated)
+        precision = kept / effect.variance + (1.0 - kept) / _EFFECT_VARIANCE
+        return kept * effect.mean / effect.variance / precision, 1.0 / precision
+
+    def predict(self, record: SelectionRecord) -> float:
+        """P(the LLM answers well | request, these examples); of none: as their features are 0."""
+        x, share = self._inputs(record)
+        own = share * sum(self.effect(i)[0] for i in record.ids)
+        return _sigmoid(float(self._mean @ x) + own)
+
+    def _inputs(self, record: SelectionRecord) -> tuple[NDArray[np.float64], float]:
+        """The set's features x, and the share with which each example's effect counts."""
+        expected = (len(REQUEST_FEATURES), len(EXAMPLE_FEATURES))
+        if (len(record.request), record.features.shape[1]) != expected:
+            raise ValueError(
+                f"selection: expected {expected} features, got "
+                f"{(len(record.request), record.features.shape[1])}"
+            )
+        share = 1.0 / max(1, len(record.ids))
+        x = np.concatenate([record.request, record.features.sum(axis=0) * share])
+        return x.astype(np.float64), share
+
+    def apply(self, event: Event) -> None:
+        """Learn from a rating of an answer that had examples; others teach nothing here."""
+        body = event.body
+        text, score, request_id = body.get("selection"), float(body["score"]), body["request_id"]
+        if not (0.0 <= score <= 1.0 and isinstance(request_id, str)):
+            raise ValueError(f"expected a score in [0, 1] and a request_id, got {score}")
+        if not text:
+            return
+        record = SelectionRecord.load(text)
+        if not record.ids:
+            return
+        earlier = self._learned.get(request_id)
+        if earlier is not None and len(earlier.effect_gains) != len(record.ids):
+            raise ValueError("expected the same examples as in the earlier rating")
+        x, share = self._inputs(record)
+        if earlier is None:
+            self._learned[request_id] = self._learn(record.ids, x, share, score)
+        else:
+            self._learned[request_id] = self._replace(record.ids, x, earlier, score)
+        self._learned.move_to_end(request_id)
+        while len(self._learned) > _REMEMBERED:
+            self._learned.popitem(last=False)
+
+    def _learn(
+        self, ids: tuple[int, ...], x: NDArray[np.float64], share: float, score: float
+    ) -> _Learned:
+        keep = self._discount
+        self.updates += 1
+        self.A = keep * self.A + (1 - keep) * self._A0
+        self.b = keep * self.b + (1 - keep) * self._b0
+        self._solve()
+        effects = [self.effect(i) for i in ids]
+        direction = self._covariance @ x
+        weight_variance = float(x @ direction)
+        variance = weight_variance + share**2 * sum(v for _, v in effects)
+        logit = float(self._mean @ x) + share * sum(m for m, _ in effects)
+        mode = _mode(logit, variance, score)
+        p = _sigmoid(mode)
+        curvature = p * (1.0 - p)
+        residual = score - p
+        shrink = 1.0 / (1.0 + curvature * variance)
+        # What the rating says of the weights while the examples' effects are unknown.
+        share_of_weights = 1.0 / (1.0 + curvature * (variance - weight_variance))
+        mean = self._mean + direction * residual
+        self.A = self.A + curvature * share_of_weights * np.outer(x, x)
+        self.b = self.A @ mean
+        for i, (m, v) in zip(ids, effects, strict=True):
+            narrower = v - curvature * (share * v) ** 2 * shrink
+            self._effects[i] = Effect(m + share * v * residual, narrower, self.updates)
+            self._effects.move_to_end(i)
+        while len(self._effects) > _CREDITED:
+            self._effects.popitem(last=False)
+        self._solve()
+        # d(residual)/d(score) is shrink; A @ direction * shrink is then share_of_weights * x.
+        gains = tuple(share * v * shrink for _, v in effects)
+        return _Learned(score, self.updates, share_of_weights, gains)
+
+    def _replace(
+        self, ids: tuple[int, ...], x: NDArray[np.float64], earlier: _Learned, score: float
+    ) -> _Learned:
+        change = score - earlier.score
+        kept = self._discount ** (self.updates - earlier.updated)
+        self.b = self.b + earlier.gain * change * kept * x
+        for i, gain in zip(ids, earlier.effect_gains, strict=True):
+            if (effect := self._effects.get(i)) is not None:
+                kept = self._discount ** (effect.updated - earlier.updated)
+                mean = effect.mean + gain * change * kept
+                self._effects[i] = Effect(mean, effect.variance, effect.updated)
+        self._solve()
+        return _Learned(score, earlier.updated, earlier.gain, earlier.effect_gains)
+
+    def state(self) -> dict[str, Any]:
+        """The posterior, and what replacing a rating needs."""
+        effects = list(self._effects.items())
+        return {
+            "A": self.A,
+            "b": self.b,
+            "updates": self.updates,
+            "effect_ids": np.array([i for i, _ in effects], dtype=np.int64),
+            "effects": np.array(
+                [(e.mean, e.variance, e.updated) for _, e in effects], dtype=np.float64
+            ).reshape(-1, 3),
+            "learned": [
+                [key, one.score, one.updated, one.gain, list(one.effect_gains)]
+                for key, one in self._learned.items()
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a :meth:`state`; ValueError if it has another shape."""
+        A, b = np.array(state["A"], np.float64), np.array(state["b"], np.float64)
+        if A.shape != self._A0.shape or b.shape != self._b0.shape:
+            raise ValueError(f"utility: expected {self._A0.shape} weights, got {A.shape}")
+        effects = OrderedDict(
+            (int(i), Effect(float(mean), float(variance), int(updated)))
+            for i, (mean, variance, updated) in zip(
+                state["effect_ids"].tolist(), state["effects"].tolist(), strict=True
+            )
+        )
+        learned = OrderedDict(
+            (key, _Learned(score, updated, gain, tuple(gains)))
+            for key, score, updated, gain, gains in state["learned"]
+        )
+        self.A, self.b, self.updates = A, b, int(state["updates"])
+        self._effects, self._learned = effects, learned
+        self._solve()
+
+
+def _sigmoid(value: float) -> float:
+    return 1.0 / (1.0 + math.exp(-value)) if value > -700 else 0.0
+
+
+def _mode(logit: float, variance: float, score: float) -> float:
+    """The log-odds η with η = logit + variance · (score − σ(η)): the posterior's mode.
+
+    The right side falls as η grows, so there is one solution, between the bounds below.
+    """
+    low, high = logit - variance, logit + variance
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        if middle < logit + variance * (score - _sigmoid(middle)):
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2.0

@@ -1,0 +1,99 @@
+"""For which answers a rating is asked (paper, §4.2: only where the router is unsure).
+
+The paper asks where the standard deviation of the arms' confidences is under 0.1. Confidences
+are probabilities of being best; they say that two arms are close, not what is at stake nor
+whether a rating could tell them apart. Where a narrow prior, or cautious exploration, keeps
+them apart, that rule asks for nothing, ever, and what the router wrongly believes is never put
+to the test.
+
+Here the question is what one rating of this answer is worth: by how much it can be expected
+to improve the decision for requests like this one (:func:`value_of_rating`). It grows with
+the posterior's width at this context (rare contexts), with the nearness of the arms (open
+decisions), and is small where the answering arm is the one that is known well already. These
+values shrink as the router learns, so they are compared with each other and not with a
+constant (:class:`Solicitor`): users are asked for a fixed share of answers, the most valuable
+ones.
+
+Ratings until 95% of what random rating gains in the end, in the simulation of
+``tests/unit/routing/test_solicitation.py`` (mean of 12 seeds; 40% of the requests are clear
+cases, as those without examples are):
+
+============================ ========= ========== =========
+prior confidences            at random this rule  the paper
+============================ ========= ========== =========
+close for some requests      390       150        160
+close for none               320       160        never
+close for none, no clear     290       290        never
+cases at all
+============================ ========= ========== =========
+
+What it saves are the ratings of clear cases; where there are none, there is nothing to save.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+
+_WINDOW = 500  # requests whose values are compared
+_MOST_SAVED = 10.0  # ratings that a time without valuable requests leaves for later
+
+
+def value_of_rating(
+    scores: Sequence[float], stds: Sequence[float], rated: int, noise: float
+) -> float:
+    """Expected improvement of the decision by one rating of an arm, in quality.
+
+    The knowledge gradient (Frazier, Powell, Dayanik 2008) at the request's own context: a
+    rating moves the rated arm's mean by a normal amount of deviation
+    ``std^2 / sqrt(std^2 + noise^2)``; the decision improves as far as that changes which arm
+    is the best.
+
+    Args:
+        scores: posterior mean of each arm's quality, less cost and load bias.
+        stds: posterior standard deviation of each arm's expected quality.
+        rated: index of the arm that would be rated.
+        noise: standard deviation of a rating.
+    """
+    if len(scores) < 2 or stds[rated] <= 0.0:
+        return 0.0
+    others = max(score for i, score in enumerate(scores) if i != rated)
+    move = stds[rated] ** 2 / math.hypot(stds[rated], noise)
+    z = -abs(scores[rated] - others) / move
+    density = math.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+    return max(0.0, move * (z * 0.5 * math.erfc(-z / math.sqrt(2.0)) + density))
+
+
+class Solicitor:
+    """Picks the most valuable share of a stream of requests. For use by one thread.
+
+    A rating is asked for where its value is in the top ``share`` of the values seen lately.
+    Where many values are equal that would be too many, so there is a budget as well, which
+    grows by ``share`` with each request.
+
+    Args:
+        share: of the requests whose rating is worth anything, in [0, 1].
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._recent: deque[float] = deque()
+        self._ranked: list[float] = []
+        self._budget = 1.0
+
+    def asks(self, value: float) -> bool:
+        """Whether a rating of this value (see :func:`value_of_rating`) is asked for."""
+        if value <= 0.0:
+            return False
+        self._budget = min(_MOST_SAVED, self._budget + self._share)
+        insort(self._ranked, value)
+        self._recent.append(value)
+        if len(self._recent) > _WINDOW:
+            del self._ranked[bisect_left(self._ranked, self._recent.popleft())]
+        first = min(len(self._ranked) - 1, math.floor((1.0 - self._share) * len(self._ranked)))
+        if self._budget < 1.0 or value < self._ranked[first]:
+            return False
+        self._budget -= 1.0
+        return self._share > 0.0

@@ -1,0 +1,116 @@
+"""A simulated world for the utility model: stored examples of the demo workload, some of them
+corrupted, and an LLM that imitates what it is shown. Ratings are of whole answers, and noisy.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+from echolm.learning.event_log import Event
+from echolm.learning.feedback import RATING
+from echolm.retrieval.record import SelectionRecord
+from echolm.retrieval.store import Candidate
+from echolm.workload import WorkItem, Workload
+from numpy.typing import NDArray
+
+WORKLOAD = Workload(seed=0)
+_DIMENSION = 384
+
+
+def embed(text: str) -> NDArray[np.float32]:
+    """A bag of hashed words, unit length: about as good as a small sentence embedder."""
+    out = np.zeros(_DIMENSION, dtype=np.float32)
+    for word in text.lower().split():
+        rng = np.random.default_rng(zlib.crc32(word.encode()))
+        out += rng.standard_normal(_DIMENSION).astype(np.float32) * (0.4 if len(word) < 4 else 1.0)
+    return out / float(np.linalg.norm(out))
+
+
+def corrupt(answer: str, other: str, rng: Random) -> str:
+    """An answer that misleads: another's, a truncated one, or one with wrong values."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        return other
+    if kind == 1:
+        return answer[: len(answer) // 3]
+    words = answer.split(" ")
+    for k in rng.sample(range(len(words)), max(1, len(words) // 2)):
+        words[k] = "".join(rng.choice("abcdefghij0123456789") for _ in words[k])
+    return " ".join(words)
+
+
+@dataclass
+class World:
+    """Stored examples and what an LLM makes of them.
+
+    Attributes:
+        helps: whether the example with this id is sound.
+        intents: what the example with this id asks for.
+    """
+
+    seed: int
+    num_examples: int = 600
+    corrupted: float = 0.2
+    noise: float = 0.1
+    helps: dict[int, bool] = field(default_factory=dict)
+    intents: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rng = Random(self.seed)
+        items = WORKLOAD.stream(self.num_examples, seed=1_000 + self.seed, lookalike=0.15)
+        self._examples: list[tuple[int, WorkItem, str]] = []
+        for k, item in enumerate(items):
+            bad = self._rng.random() < self.corrupted
+            answer = item.answer
+            if bad:
+                answer = corrupt(answer, self._rng.choice(items).answer, self._rng)
+            self._examples.append((k + 1, item, answer))
+            self.helps[k + 1], self.intents[k + 1] = not bad, item.intent_id
+        self._vectors = np.stack([embed(item.text) for item in items])
+
+    def requests(self, n: int, seed: int) -> list[WorkItem]:
+        return WORKLOAD.stream(n, seed=10_000 + seed, lookalike=0.15)
+
+    def search(self, text: str, top_n: int = 16) -> list[Candidate]:
+        cosines = self._vectors @ embed(text)
+        return [
+            Candidate(i, item.text, answer, "public", 0.97, float(cosines[k]))
+            for k in np.argsort(-cosines)[:top_n].tolist()
+            for i, item, answer in [self._examples[k]]
+        ]
+
+    def helpful(self, item: WorkItem, example: int) -> bool:
+        return self.helps[example] and self.intents[example] == item.intent_id
+
+    def rate(self, item: WorkItem, used: list[int]) -> float:
+        """A rating: the LLM follows one of its examples, rather a fitting one."""
+        good = sum(self.helpful(item, i) for i in used)
+        p = 0.15 if not used else 0.1 + 0.85 * (good / len(used)) ** 0.5
+        p = (1 - self.noise) * p + self.noise / 2
+        return float(self._rng.random() < p)
+
+
+def rating(
+    n: int, record: SelectionRecord | None, score: float, llm: str = "small_llm", id: str = ""
+) -> Event:
+    body = {
+        "request_id": id or f"r{n}",
+        "tenant": "public",
+        "llm": llm,
+        "context": [],
+        "propensity": 1.0,
+        "example_ids": [] if record is None else list(record.ids),
+        "selection": "" if record is None else record.dump(),
+        "score": score,
+    }
+    return Event(str(n), RATING, body, 0)
+
+
+def auc(scores: list[float], labels: list[bool]) -> float:
+    """Probability that a helpful one scores above a harmful one."""
+    good = np.array([s for s, ok in zip(scores, labels, strict=True) if ok])
+    bad = np.array([s for s, ok in zip(scores, labels, strict=True) if not ok])
+    return float((good[:, None] > bad).mean() + 0.5 * (good[:, None] == bad).mean())
