@@ -51,7 +51,7 @@ def same(one: BayesianLinearArm, two: BayesianLinearArm) -> bool:
 def test_ratings_reach_the_arm_that_answered_and_no_other() -> None:
     learner, arms = learnt(*[(RATING, rating(str(i), 0.1)) for i in range(20)])
     assert estimate(arms) == pytest.approx(0.1, abs=0.05)
-    assert estimate(arms, llm="large_llm") == estimate(bandit(), llm="large_llm")
+    assert estimate(arms, llm="large_llm") == pytest.approx(estimate(bandit(), llm="large_llm"))
     assert (learner.applied, learner.skipped, learner.position) == (20, 0, "20")
 
 
@@ -170,3 +170,61 @@ def test_a_bad_preference_changes_nothing(body: dict[str, Any]) -> None:
 def test_events_of_other_kinds_are_for_others() -> None:
     learner, _ = learnt(("example_added", {"id": 1}))
     assert (learner.applied, learner.skipped, learner.position) == (0, 0, "1")
+
+
+def revised(**revisions: str) -> ThompsonSampling:
+    """The bandit after LLMs were replaced."""
+    llms = tuple(
+        llm.model_copy(update={"revision": revisions.get(llm.name, llm.revision)})
+        for llm in Settings().llms
+    )
+    return build_bandit(Settings(llms=llms))[1]
+
+
+def of_revision(revision: str, body: dict[str, Any]) -> dict[str, Any]:
+    return {**body, "revision": revision}
+
+
+def test_ratings_of_another_revision_are_left_aside_without_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, arms = MemoryEventLog(), revised(small_llm="2")
+    old = {k: v for k, v in rating("0", 0.0).items() if k != "revision"}  # before revisions
+    for body in (old, rating("1", 0.0), of_revision("1", rating("2", 0.0))):
+        log.append(RATING, body)
+    body = {"better": decision("x", "large_llm"), "worse": of_revision("1", decision("y"))}
+    log.append(PREFERENCE, body)
+    learner = Learner(log, [BanditLearning(arms)])
+    learner.catch_up()
+    assert (learner.applied, learner.skipped, learner.ignored) == (0, 0, 4)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert all(same(arms.arms[n], revised(small_llm="2").arms[n]) for n in arms.arms)
+
+
+def test_a_replaced_llm_is_learnt_anew_and_the_others_stay_as_they_are() -> None:
+    log = MemoryEventLog()
+    for i in range(30):
+        log.append(RATING, rating(f"s{i}", 0.95))
+        log.append(RATING, rating(f"l{i}", 0.4, "large_llm"))
+    arms = revised(small_llm="2")
+    learner = Learner(log, [BanditLearning(arms)])
+    learner.catch_up()
+    assert learner.applied == 30
+    assert estimate(arms, llm="large_llm") == pytest.approx(0.4, abs=0.1)
+    for i in range(10):
+        log.append(RATING, of_revision("2", rating(f"n{i}", 0.1)))
+    learner.catch_up()
+    # Ten ratings are enough: the prior of a replaced LLM is wide.
+    assert estimate(arms) == pytest.approx(0.1, abs=0.1)
+
+
+def test_a_snapshot_of_another_revision_is_not_used() -> None:
+    log = MemoryEventLog()
+    for i in range(20):
+        log.append(RATING, rating(f"s{i}", 0.1))
+    Learner(log, [BanditLearning(bandit())], snapshot_every=10).catch_up()
+    arms = revised(small_llm="2")
+    learner = Learner(log, [BanditLearning(arms)], snapshot_every=10)
+    learner.catch_up()
+    assert learner.ignored == 20
+    assert same(arms.arms["small_llm"], revised(small_llm="2").arms["small_llm"])
