@@ -193,7 +193,8 @@ def test_the_opposite_preference_replaces_the_first() -> None:
     _, one = learnt((PREFERENCE, first))
     _, both = learnt((PREFERENCE, first), (PREFERENCE, second))
     assert estimate(both) < estimate(one)
-    assert [arm.updates for arm in both.arms.values()] == [1, 1]
+    # Two answers, each learnt once; every rating is a step for all arms.
+    assert [arm.updates for arm in both.arms.values()] == [2, 2]
 
 
 def test_a_preference_never_overrides_a_rating() -> None:
