@@ -237,25 +237,27 @@ class ThompsonSampling:
         if not np.isfinite(scores).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
         best = probability_of_best(scores, self._exploration * stds)
+        rows = zip(best.tolist(), means.tolist(), rng.random(len(X)).tolist(), strict=True)
+        return [self._draw(names, *row) for row in rows]
+
+    def _draw(
+        self, names: tuple[str, ...], best: list[float], means: list[float], uniform: float
+    ) -> Choice:
+        """One decision; in plain Python, which for a handful of arms is faster than numpy."""
+        n = len(names)
         # Mixing with a uniform draw keeps every arm's propensity above the floor.
-        probabilities = (1 - self._floor * len(names)) * best + self._floor
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        bounds = probabilities[:, :-1].cumsum(axis=1)
-        drawn = (rng.random((len(X), 1)) >= bounds).sum(axis=1)
-        quality = means.clip(0.0, 1.0)
-        rows = zip(
-            drawn.tolist(), probabilities.tolist(), quality.tolist(), best.std(axis=1), strict=True
+        probabilities = [(1 - self._floor * n) * p + self._floor for p in best]
+        drawn, below = 0, probabilities[0]
+        while drawn < n - 1 and uniform >= below:
+            drawn += 1
+            below += probabilities[drawn]
+        return Choice(
+            arm=names[drawn],
+            propensity=probabilities[drawn],
+            probabilities=dict(zip(names, probabilities, strict=True)),
+            quality=min(1.0, max(0.0, means[drawn])),
+            spread=math.sqrt(sum((p - 1 / n) ** 2 for p in best) / n),
         )
-        return [
-            Choice(
-                arm=names[arm],
-                propensity=row[arm],
-                probabilities=dict(zip(names, row, strict=True)),
-                quality=estimates[arm],
-                spread=float(spread),
-            )
-            for arm, row, estimates, spread in rows
-        ]
 
     def _predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Means and standard deviations of all arms' qualities, FP64 [n, arms] each."""
@@ -307,8 +309,12 @@ def probability_of_best(
         return np.ones_like(means)
     if n == 2:
         gap = means[..., 0] - means[..., 1]
-        first = _normal_cdf(gap / np.hypot(stds[..., 0], stds[..., 1]))
-        return np.stack([first, 1.0 - first], axis=-1)
+        z = gap / np.hypot(stds[..., 0], stds[..., 1])
+        result = np.empty_like(means)
+        # One number a draw: few enough for the exact function.
+        result[..., 0].flat = [0.5 * math.erfc(v) for v in (z.ravel() / -math.sqrt(2.0)).tolist()]
+        result[..., 1] = 1.0 - result[..., 0]
+        return result
     # [..., arm i, node, arm j]: where a value of arm i stands in arm j's distribution.
     values = means[..., :, None] + stds[..., :, None] * _NODES
     z = (values[..., None] - means[..., None, None, :]) / stds[..., None, None, :]
