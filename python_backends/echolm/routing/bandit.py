@@ -310,9 +310,10 @@ def probability_of_best(
     if n == 2:
         gap = means[..., 0] - means[..., 1]
         z = gap / np.hypot(stds[..., 0], stds[..., 1])
-        result = np.empty_like(means)
         # One number a draw: few enough for the exact function.
-        result[..., 0].flat = [0.5 * math.erfc(v) for v in (z.ravel() / -math.sqrt(2.0)).tolist()]
+        exact = [0.5 * math.erfc(v) for v in (z.ravel() / -math.sqrt(2.0)).tolist()]
+        result = np.empty_like(means)
+        result[..., 0] = np.array(exact).reshape(z.shape)
         result[..., 1] = 1.0 - result[..., 0]
         return result
     # [..., arm i, node, arm j]: where a value of arm i stands in arm j's distribution.
