@@ -29,8 +29,8 @@ class EmbedderSpec:
         max_tokens: longest input, special tokens included; longer text is truncated.
         runtime: library that runs ``model.onnx``.
         precision: of the matrix products. ``bf16`` and ``int8`` need ``openvino``. On a CPU
-            that cannot do it, FP32 takes its place. ``int8`` rounds weights per output and
-            activations per token and 128 inputs.
+            that cannot do it, FP32 takes its place. ``int8`` rounds weights and activations
+            in groups of 64 inputs.
         vocabulary: token ids are below this; None leaves that to the runtime.
         source_sha256: of the weights the file was made from; empty when unknown.
     """
