@@ -92,9 +92,9 @@ class RetrievalSettings(_Section):
         10.0, gt=0, description="tokenizer to selection, queueing included; then likewise"
     )
     batches_in_flight: int = Field(
-        2, ge=1, description="of a router's requests; the others gather into the next batch"
+        3, ge=1, description="of a router's requests; the others gather into the next batch"
     )
-    top_n: int = Field(32, ge=1, le=1024, description="candidates of stage 1")
+    top_n: int = Field(16, ge=1, le=1024, description="candidates of stage 1")
     max_examples: int = Field(
         2, ge=0, le=32, description="most examples in one prompt; more tokens, more help"
     )
