@@ -107,7 +107,7 @@ def _bitmap(words: Iterable[str]) -> bytes:
 
 def _popcount(bitmaps: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Number of bits that are set, over the last axis."""
-    return _POPCOUNT.take(bitmaps).sum(axis=-1, dtype=np.float32)
+    return np.asarray(_POPCOUNT.take(bitmaps).sum(axis=-1, dtype=np.float32))
 
 
 def _sketch(words: Iterable[str]) -> NDArray[np.int8]:
