@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from random import Random
+
+# As `echolm serve` sets it: more threads only spin on matrices of this size.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 from echolm.generation.prompt import EstimatedTokens

@@ -43,7 +43,7 @@ EXAMPLE_FEATURES = (
 share of the request's words that the example's request has, and the other way round, literals
 left out; ``consistency`` is the share of the literals in the example's request that its own
 response repeats; ``consensus`` says how far its response agrees with those of the other
-candidates, the more the nearer their requests are, and ``support`` how many such there are.
+candidates, the more the nearer these are to the request, and ``support`` how many such there are.
 """
 
 PRIOR = EXAMPLE_FEATURES.index("prior")
@@ -110,14 +110,20 @@ def _popcount(bitmaps: NDArray[np.uint16]) -> NDArray[np.float32]:
     return np.asarray(_POPCOUNT.take(bitmaps).sum(axis=-1, dtype=np.float32))
 
 
-def _sketch(words: Iterable[str]) -> NDArray[np.float32]:
-    """Signed feature hashing: the product of two sketches estimates the word sets' cosine."""
-    sums = [0] * _SKETCH
+def _sketch(words: Iterable[str], out: NDArray[np.float32]) -> None:
+    """Signed feature hashing: the product of two sketches estimates the word sets' cosine.
+
+    Args:
+        out: gets the sketch, of length 1 unless there are no words, FP32 [_SKETCH].
+    """
+    sums: dict[int, int] = {}
     for word in words:
         h = _hash(word)
-        sums[(h >> 8) % _SKETCH] += 1 if h & 0x4000_0000 else -1
-    length = math.sqrt(sum(v * v for v in sums))
-    return np.array(sums, dtype=np.float32) / max(length, 1.0)
+        place = (h >> 8) % _SKETCH
+        sums[place] = sums.get(place, 0) + (1 if h & 0x4000_0000 else -1)
+    length = math.sqrt(sum(v * v for v in sums.values())) or 1.0
+    out[:] = 0.0
+    out[list(sums)] = [v / length for v in sums.values()]
 
 
 _TEXT_VALUES = np.dtype(
@@ -126,6 +132,7 @@ _TEXT_VALUES = np.dtype(
         ("request_sketch", np.float32, (_SKETCH,)),
         ("response_sketch", np.float32, (_SKETCH,)),
         ("num_words", np.float32),
+        ("num_said", np.float32),
         ("num_literals", np.float32),
         ("consistency", np.float32),
         ("request_length", np.float32),
@@ -214,9 +221,8 @@ class ExampleTexts:
         kept = sum(literal in response for literal in literals)
         values = {
             "bits": bits,
-            "request_sketch": _sketch(words),
-            "response_sketch": _sketch(said),
             "num_words": _popcount(bits),
+            "num_said": len(said),
             "num_literals": len(literals),
             "consistency": kept / len(literals) - 0.8 if literals else 0.0,
             "request_length": math.log1p(len(candidate.request)),
@@ -224,6 +230,8 @@ class ExampleTexts:
         }
         for name, value in values.items():
             self._columns[name][slot] = value
+        _sketch(words, self._columns["request_sketch"][slot])
+        _sketch(said, self._columns["response_sketch"][slot])
 
     def num_tokens(self, slot: int) -> int:
         """Tokens of an example's request and response; counted when first asked for."""
@@ -245,7 +253,8 @@ class FeatureBatch:
         similarity, quality: FP32 [B, n].
         request: FP32 [B, len(REQUEST_FEATURES)].
         example: FP32 [B, n, len(EXAMPLE_FEATURES)].
-        redundancy: FP32 [B, n, n] in 0..1: how much two candidates have in common.
+        asks, says: FP32 [B, n, s], unit length: sketches of the candidates' requests and
+            responses.
     """
 
     columns: list[list[int]]
@@ -256,7 +265,21 @@ class FeatureBatch:
     quality: NDArray[np.float32]
     request: NDArray[np.float32]
     example: NDArray[np.float32]
-    redundancy: NDArray[np.float32]
+    asks: NDArray[np.float32]
+    says: NDArray[np.float32]
+
+    def redundancy(self, columns: NDArray[np.intp]) -> NDArray[np.float32]:
+        """How much all candidates have in common with one of each row, FP32 [B, n] in 0..1.
+
+        Args:
+            columns: that one, INTP [B].
+        """
+        rows = np.arange(len(columns))
+        both = np.matmul(self.asks, self.asks[rows, columns][:, :, None])[:, :, 0]
+        both += np.matmul(self.says, self.says[rows, columns][:, :, None])[:, :, 0]
+        np.maximum(both, 0.0, out=both)
+        # From the cosine of two word sets of one size to their Jaccard index.
+        return np.asarray(both / (4.0 - both))
 
 
 def featurize(
@@ -288,13 +311,17 @@ def featurize(
     literals = np.array([len(p[1]) for p in parsed], dtype=np.float32).reshape(b, 1)
     request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
     example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
-    redundancy = np.zeros((b, n, n), dtype=np.float32)
+    asks, says = texts["request_sketch"][slots], texts["response_sketch"][slots]
     batch = FeatureBatch(
-        columns, valid, ids, slots, similarity, quality, request, example, redundancy
+        columns, valid, ids, slots, similarity, quality, request, example, asks, says
     )
     if n:
-        bits = np.frombuffer(b"".join(_bitmap(words) for words, _ in parsed), np.uint16)
-        _pair_features(batch, texts, bits.reshape(b, -1), lengths, literals)
+        words = [p[0] for p in parsed]
+        bits = np.frombuffer(b"".join(map(_bitmap, words)), np.uint16).reshape(b, -1)
+        sketches = np.empty((b, _SKETCH), dtype=np.float32)
+        for some, sketch in zip(words, sketches, strict=True):
+            _sketch(some, sketch)
+        _pair_features(batch, texts, bits, sketches, lengths, literals)
     return batch
 
 
@@ -302,34 +329,34 @@ def _pair_features(
     batch: FeatureBatch,
     texts: ExampleTexts,
     bits: NDArray[np.uint16],
+    sketches: NDArray[np.float32],
     lengths: NDArray[np.float32],
     literals: NDArray[np.float32],
 ) -> None:
-    """Fill in ``batch.example`` and ``batch.redundancy``.
+    """Fill in what the batch's arrays say of pairs.
 
     Args:
         bits: the requests' words, UINT16 [B, _BITS / 16].
+        sketches: the same, FP32 [B, _SKETCH].
         lengths: log(1 + characters) of the requests, FP32 [B, 1].
         literals: how many they have, FP32 [B, 1].
     """
     valid, slots = batch.valid, batch.slots
-    asks = _cosines(texts["request_sketch"][slots])
-    says = _cosines(texts["response_sketch"][slots])
-    # From the cosine of two word sets of one size to their Jaccard index.
-    both = asks + says
-    np.divide(both, 4.0 - both, out=batch.redundancy)
-    # Neighbours whose requests ask for the same say what the response should be like.
+    # Candidates that ask for what the request asks for say what a response should be like.
     consistency = texts["consistency"][slots]
-    weight = np.square(np.square(asks))
-    weight *= (valid * (0.2 + np.clip(consistency + 0.8, 0, 1)))[:, None, :]
-    diagonal = np.arange(valid.shape[1])
-    weight[:, diagonal, diagonal] = 0.0
-    support = weight.sum(axis=2)
+    near = np.maximum(np.matmul(batch.asks, sketches[:, :, None])[:, :, 0], 0.0)
+    weight = np.square(np.square(near))
+    weight *= valid * (0.2 + np.clip(consistency + 0.8, 0, 1))
+    total = np.matmul(weight[:, None, :], batch.says)
+    own = weight * (texts["num_said"][slots] > 0)  # a response's product with itself is 1
+    support = weight.sum(axis=1, keepdims=True) - weight
     known = support / (support + 0.5)
     per_neighbour = 1.0 / np.maximum(support, 1e-6)
-    agreement = np.multiply(weight, says, out=says).sum(axis=2) * per_neighbour
+    agreement = (np.matmul(batch.says, total.transpose(0, 2, 1))[:, :, 0] - own) * per_neighbour
+    agreement = np.clip(agreement, 0.0, 1.0)
     length = texts["response_length"][slots]
-    expected = np.matmul(weight, length[:, :, None])[:, :, 0] * per_neighbour
+    lengths_of_others = (weight * length).sum(axis=1, keepdims=True) - weight * length
+    expected = lengths_of_others * per_neighbour
     # What the requests have in common.
     num_words, example_words = _popcount(bits)[:, None], texts["num_words"][slots]
     common = _popcount(bits[:, None, :] & texts["bits"][slots])
@@ -352,9 +379,3 @@ def _pair_features(
     for k, name in enumerate(EXAMPLE_FEATURES):
         batch.example[:, :, k] = values[name]
     batch.example[~valid] = 0.0
-
-
-def _cosines(sketches: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Cosines of all pairs in a row, FP32 [B, n, s] to [B, n, n], negatives as 0."""
-    products = sketches @ sketches.transpose(0, 2, 1)
-    return np.clip(products, 0.0, 1.0, out=products)

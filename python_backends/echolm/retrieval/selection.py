@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from echolm.contracts import MAX_BATCH_SIZE
 from echolm.generation.prompt import TokenCounter
@@ -51,16 +52,6 @@ class Selection:
 
     examples: tuple[Selected, ...] = ()
     record: SelectionRecord | None = None
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One request's candidates, by column of the batch."""
-
-    number: int
-    ids: list[int]
-    slots: list[int]
-    utilities: list[float]
 
 
 class ExampleSelector:
@@ -118,88 +109,102 @@ class ExampleSelector:
         if not batch.valid.any():
             return [Selection() for _ in requests]
         utilities = self.utility.score(batch)
-        # In plain Python from here: a row has few candidates, and each call of numpy on them
-        # costs more than they do.
-        columns = (batch.ids.tolist(), batch.slots.tolist(), utilities.tolist())
+        picked = self._pick(batch, utilities)
         return [
-            self._select_one(candidates[k], batch, _Row(k, *values))
-            for k, values in enumerate(zip(*columns, strict=True))
+            self._conclude(k, candidates[k], batch, utilities[k], picks)
+            for k, picks in enumerate(picked)
         ]
 
-    def _select_one(
-        self, candidates: Sequence[Candidate], batch: FeatureBatch, row: _Row
+    def _pick(self, batch: FeatureBatch, utilities: NDArray[np.float32]) -> list[list[int]]:
+        """Columns of the best for each row, by maximal marginal relevance and token budget."""
+        settings = self._settings
+        b, n = utilities.shape
+        best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
+        strong = batch.valid & (utilities >= best * settings.relative_similarity)
+        relevance = np.where(strong, (1 - settings.diversity) * utilities, -np.inf)
+        redundancy = np.zeros((b, n), dtype=np.float32)
+        ids, slots = batch.ids.tolist(), batch.slots.tolist()
+        budgets = [settings.max_example_tokens] * b
+        picked: list[list[int]] = [[] for _ in range(b)]
+        open_rows = np.flatnonzero(strong.any(axis=1)).tolist() if settings.max_examples else []
+        while open_rows:
+            # One more for every row at a time; what exceeds a budget is out of the question.
+            scores = relevance - settings.diversity * redundancy
+            near = self._near_best(scores)
+            columns = np.zeros(b, dtype=np.intp)
+            fresh = []
+            for row in open_rows:
+                options = near[row]
+                column = options[0]
+                if len(options) > 1:
+                    own = ids[row]
+                    warm = [own[k] for k in picked[row]], [own[k] for k in options]
+                    column = options[self._warm.warmest(*warm)]
+                relevance[row, column] = -np.inf
+                cost = self._texts.num_tokens(slots[row][column])
+                if cost <= budgets[row]:
+                    budgets[row] -= cost
+                    picked[row].append(column)
+                    columns[row] = column
+                    fresh.append(row)
+            left = (relevance > -np.inf).any(axis=1).tolist()
+            open_rows = [k for k in open_rows if left[k] and len(picked[k]) < settings.max_examples]
+            if open_rows and settings.diversity:
+                common = batch.redundancy(columns)[fresh]
+                redundancy[fresh] = np.maximum(redundancy[fresh], common)
+        return picked
+
+    def _near_best(self, scores: NDArray[np.float32]) -> list[list[int]]:
+        """For each row the column of the highest score, and those that may stand in for it.
+
+        The best come first. Rows without a score have none.
+        """
+        near: list[list[int]] = [[] for _ in scores]
+        least = scores.max(axis=1, keepdims=True)
+        if self._settings.order == "prefix":
+            least = least - self._settings.warm_tolerance
+        rows, columns = np.nonzero((scores >= least) & (scores > -np.inf))
+        # Each row's by falling score, equal ones as they were found.
+        order = np.lexsort((columns, -scores[rows, columns], rows))
+        for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+            near[row].append(column)
+        return near if self._settings.order == "prefix" else [one[:1] for one in near]
+
+    def _conclude(
+        self,
+        row: int,
+        candidates: Sequence[Candidate],
+        batch: FeatureBatch,
+        utilities: NDArray[np.float32],
+        picks: list[int],
     ) -> Selection:
-        """Choose for one request: pick, drop, leave one out now and then, and put in order."""
-        picks = self._pick(batch, row)
+        """Drop what is under the threshold, leave one out now and then, and put in order."""
         if not picks:
             return Selection()
         settings = self._settings
-        worth = [row.utilities[k] for k in picks]
+        worth = dict(zip(picks, utilities[picks].tolist(), strict=True))
         least, draw = settings.threshold, None
         if settings.adaptive_threshold:
             drawn = self.threshold.draw(self._rng)
-            least, draw = GRID[drawn], self.threshold.stands_for(drawn, worth)
-        kept = [k for k in picks if row.utilities[k] >= least]
+            least, draw = GRID[drawn], self.threshold.stands_for(drawn, list(worth.values()))
+        columns = batch.columns[row]
+        found = {k: candidates[columns[k]] for k, u in worth.items() if u >= least}
         left_out = NONE
-        if len(kept) > 1 and self._rng.random() < settings.leave_one_out:
-            left_out = row.ids[kept.pop(int(self._rng.integers(len(kept))))]
+        if len(found) > 1 and self._rng.random() < settings.leave_one_out:
+            left_out = found.pop(list(found)[int(self._rng.integers(len(found)))]).id
             draw = None  # this set is no threshold's
-        columns = batch.columns[row.number]
-        found = {k: candidates[columns[k]] for k in kept}
-        kept = self._ordered(found)
-        examples = tuple(
-            Selected(c.id, c.request, c.response, c.similarity, row.utilities[k])
-            for k, c in ((k, found[k]) for k in kept)
-        )
+        order = self._ordered(found)
+        chosen = [(found[k], worth[k]) for k in order]
         record = SelectionRecord(
-            batch.request[row.number],
-            tuple(row.ids[k] for k in kept),
-            batch.example[row.number, kept],
-            tuple(self._texts.num_tokens(row.slots[k]) for k in kept),
+            batch.request[row],
+            tuple([c.id for c, _ in chosen]),
+            batch.example[row, order],
+            tuple([self._texts.num_tokens(int(batch.slots[row, k])) for k in order]),
             left_out,
             draw,
         )
-        return Selection(examples, record)
-
-    def _pick(self, batch: FeatureBatch, row: _Row) -> list[int]:
-        """Columns of the best, by maximal marginal relevance and token budget."""
-        settings = self._settings
-        diversity = settings.diversity
-        ids, utilities = row.ids, row.utilities
-        eligible = range(len(batch.columns[row.number]))
-        weakest = settings.relative_similarity * max((utilities[k] for k in eligible), default=0.0)
-        left = [k for k in eligible if utilities[k] >= weakest]
-        scores = {k: (1 - diversity) * utilities[k] for k in left}
-        relevance = scores
-        redundancy = dict.fromkeys(left, 0.0)
-        budget = settings.max_example_tokens
-        picks: list[int] = []
-        while left and len(picks) < settings.max_examples:
-            pick = self._best(ids, left, scores, picks)
-            left.remove(pick)
-            cost = self._texts.num_tokens(row.slots[pick])
-            if cost > budget:
-                continue
-            budget -= cost
-            picks.append(pick)
-            if diversity and left and len(picks) < settings.max_examples:
-                common = batch.redundancy[row.number, pick].tolist()
-                redundancy = {k: max(redundancy[k], common[k]) for k in left}
-                scores = {k: relevance[k] - diversity * redundancy[k] for k in left}
-        return picks
-
-    def _best(
-        self, ids: list[int], columns: list[int], scores: dict[int, float], picks: list[int]
-    ) -> int:
-        """The column of the highest score, or a warm one of those that are nearly as good."""
-        if self._settings.order == "prefix":
-            least = max(map(scores.__getitem__, columns)) - self._settings.warm_tolerance
-            near = [k for k in columns if scores[k] >= least]
-            if len(near) == 1:
-                return near[0]
-            near.sort(key=lambda k: -scores[k])
-            return near[self._warm.warmest([ids[k] for k in picks], [ids[k] for k in near])]
-        return max(columns, key=scores.__getitem__)
+        examples = [Selected(c.id, c.request, c.response, c.similarity, u) for c, u in chosen]
+        return Selection(tuple(examples), record)
 
     def _ordered(self, found: dict[int, Candidate]) -> list[int]:
         """The columns in the order of the prompt."""

@@ -128,4 +128,6 @@ def test_any_text_has_finite_features(pairs: list[tuple[str, str]], request: str
     batch = features(request, *found)
     assert np.isfinite(batch.example).all()
     assert np.abs(batch.example).max(initial=0.0) < 6
-    assert ((batch.redundancy >= 0) & (batch.redundancy <= 1 + 1e-5)).all()
+    for column in range(len(found)):
+        redundancy = batch.redundancy(np.array([column]))
+        assert ((redundancy >= 0) & (redundancy <= 1 + 1e-5)).all()
