@@ -23,7 +23,7 @@ def main() -> int:
         "--form",
         choices=("fp32", "fast"),
         default="fast",
-        help="fast (default): OpenVINO with BF16 products where the CPU has them; "
+        help="fast (default): OpenVINO with INT8 products; "
         "fp32: ONNX Runtime, equal to the reference within 1e-5",
     )
     options = parser.parse_args()

@@ -91,7 +91,10 @@ class RetrievalSettings(_Section):
     timeout_s: float = Field(
         10.0, gt=0, description="tokenizer to selection, queueing included; then likewise"
     )
-    top_n: int = Field(32, ge=1, le=1024, description="candidates of stage 1")
+    batches_in_flight: int = Field(
+        3, ge=1, description="of a router's requests; the others gather into the next batch"
+    )
+    top_n: int = Field(16, ge=1, le=1024, description="candidates of stage 1")
     max_examples: int = Field(
         2, ge=0, le=32, description="most examples in one prompt; more tokens, more help"
     )
@@ -290,7 +293,7 @@ class LLMSettings(_Section):
         "left aside, so change it with the LLM and it is learnt anew",
     )
     capacity: float = Field(
-        32.0, gt=0, description="requests that it serves at once without queueing"
+        64.0, gt=0, description="requests that it serves at once; 64: max_num_seqs of an engine"
     )
     pool: str = Field("", description="LLMs of one pool share hardware and slow each other down")
     context_length: int = Field(2_048, gt=0)

@@ -48,6 +48,7 @@ def test_the_defaults_are_a_small_and_a_large_llm() -> None:
     assert settings.default_llm.name == "large_llm"
     assert settings.example_sources == {"large_llm"}
     assert settings.event_log_path == settings.data_dir / "events.sqlite"
+    assert settings.load_board_path == settings.data_dir / "load.board"
     assert [llm.takes_examples for llm in settings.llms] == [True, False]
 
 
@@ -101,10 +102,12 @@ def test_a_wrong_address_of_the_learning_log_is_refused_without_its_password(fil
 
 def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
     text = "data_dir = 'data'\nevent_log = '../log.sqlite'\n[embedding]\nmodel_dir = '/abs'\n"
-    settings = load_settings(write(file, text + "[judging]\nprompt = 'judge.txt'\n" + LLMS))
+    text += "[routing]\nload_board = 'shm/board'\n[judging]\nprompt = 'judge.txt'\n"
+    settings = load_settings(write(file, text + LLMS))
     assert settings.judging.prompt == file.parent / "judge.txt"
     assert settings.data_dir == file.parent / "data"
     assert settings.event_log_path == file.parent.parent / "log.sqlite"
+    assert settings.load_board_path == file.parent / "shm" / "board"
     assert settings.embedding.model_dir == Path("/abs")
     assert settings.llm("a").tokenizer == file.parent / "models" / "tokenizer.json"
     assert settings.llm("b").tokenizer is None

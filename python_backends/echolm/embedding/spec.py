@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from echolm.errors import ConfigurationError
 
 Runtime = Literal["onnxruntime", "openvino"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
 
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
@@ -28,8 +28,9 @@ class EmbedderSpec:
         dimension: length of an embedding.
         max_tokens: longest input, special tokens included; longer text is truncated.
         runtime: library that runs ``model.onnx``.
-        precision: of the matrix products. ``bf16`` needs ``openvino``; on a CPU without
-            BF16 instructions it falls back to FP32.
+        precision: of the matrix products. ``bf16`` and ``int8`` need ``openvino``. On a CPU
+            that cannot do it, FP32 takes its place. ``int8`` rounds weights and activations
+            in groups of 64 inputs.
         vocabulary: token ids are below this; None leaves that to the runtime.
         source_sha256: of the weights the file was made from; empty when unknown.
     """

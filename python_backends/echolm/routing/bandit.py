@@ -244,32 +244,35 @@ class ThompsonSampling:
         if not np.isfinite(scores).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
         best = probability_of_best(scores, self._exploration * stds)
+        columns = (best, means, scores, stds, rng.random(len(X)))
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [self._draw(names, *row) for row in rows]
+
+    def _draw(
+        self,
+        names: tuple[str, ...],
+        best: list[float],
+        means: list[float],
+        scores: list[float],
+        stds: list[float],
+        uniform: float,
+    ) -> Choice:
+        """One decision; in plain Python, which for a handful of arms is faster than numpy."""
+        n = len(names)
         # Mixing with a uniform draw keeps every arm's propensity above the floor.
-        probabilities = (1 - self._floor * len(names)) * best + self._floor
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        bounds = probabilities[:, :-1].cumsum(axis=1)
-        drawn = (rng.random((len(X), 1)) >= bounds).sum(axis=1)
-        noises = [arm.noise for arm in self.arms.values()]
-        rows = zip(
-            drawn.tolist(),
-            probabilities.tolist(),
-            means.clip(0.0, 1.0).tolist(),
-            best.std(axis=1).tolist(),
-            scores.tolist(),
-            stds.tolist(),
-            strict=True,
+        probabilities = [(1 - self._floor * n) * p + self._floor for p in best]
+        drawn, below = 0, probabilities[0]
+        while drawn < n - 1 and uniform >= below:
+            drawn += 1
+            below += probabilities[drawn]
+        return Choice(
+            arm=names[drawn],
+            propensity=probabilities[drawn],
+            probabilities=dict(zip(names, probabilities, strict=True)),
+            quality=min(1.0, max(0.0, means[drawn])),
+            spread=math.sqrt(sum((p - 1 / n) ** 2 for p in best) / n),
+            rating_value=value_of_rating(scores, stds, drawn, self.arms[names[drawn]].noise),
         )
-        return [
-            Choice(
-                arm=names[arm],
-                propensity=row[arm],
-                probabilities=dict(zip(names, row, strict=True)),
-                quality=estimates[arm],
-                spread=spread,
-                rating_value=value_of_rating(row_scores, row_stds, arm, noises[arm]),
-            )
-            for arm, row, estimates, spread, row_scores, row_stds in rows
-        ]
 
     def _predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Means and standard deviations of all arms' qualities, FP64 [n, arms] each."""
@@ -321,8 +324,13 @@ def probability_of_best(
         return np.ones_like(means)
     if n == 2:
         gap = means[..., 0] - means[..., 1]
-        first = _normal_cdf(gap / np.hypot(stds[..., 0], stds[..., 1]))
-        return np.stack([first, 1.0 - first], axis=-1)
+        z = gap / np.hypot(stds[..., 0], stds[..., 1])
+        # One number a draw: few enough for the exact function.
+        exact = [0.5 * math.erfc(v) for v in (z.ravel() / -math.sqrt(2.0)).tolist()]
+        result = np.empty_like(means)
+        result[..., 0] = np.array(exact).reshape(z.shape)
+        result[..., 1] = 1.0 - result[..., 0]
+        return result
     # [..., arm i, node, arm j]: where a value of arm i stands in arm j's distribution.
     values = means[..., :, None] + stds[..., :, None] * _NODES
     z = (values[..., None] - means[..., None, None, :]) / stds[..., None, None, :]

@@ -11,8 +11,9 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from echolm import contracts
-from echolm.errors import ContextLengthError, EchoError, InvalidRequestError, UnavailableError
+from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.retrieval.selection import Selected
+from echolm.routing.batcher import Batcher
 from echolm.routing.request import Request
 from echolm.routing.service import Exchange, Retrieved
 from echolm.triton import codec
@@ -27,8 +28,7 @@ def _raise(model: str, error: Any) -> None:
     message = error.message()
     code = error.code() if hasattr(error, "code") else None
     if code == pb_utils.TritonError.INVALID_ARG:
-        kind = ContextLengthError if "context" in message else InvalidRequestError
-        raise kind(message)
+        raise InvalidRequestError(message)
     raise UnavailableError(f"{model}: {message}")
 
 
@@ -36,6 +36,10 @@ def _outputs(model: str, response: Any) -> dict[str, NDArray[Any]]:
     if response.has_error():
         _raise(model, response.error())
     return {t.name(): t.as_numpy() for t in response.output_tensors()}
+
+
+def _late(model: str, timeout_s: float) -> UnavailableError:
+    return UnavailableError(f"{model}: no answer in {timeout_s} s")
 
 
 async def _infer(model: str, inputs: Sequence[Any], timeout_s: float) -> dict[str, NDArray[Any]]:
@@ -51,7 +55,7 @@ async def _infer(model: str, inputs: Sequence[Any], timeout_s: float) -> dict[st
     try:
         return await asyncio.wait_for(loop.run_in_executor(None, call), timeout_s)
     except asyncio.TimeoutError:
-        raise UnavailableError(f"{model}: no answer in {timeout_s} s") from None
+        raise _late(model, timeout_s) from None
     except EchoError:
         raise
     except Exception as error:  # pb_utils raises TritonModelException, e.g. for a model not loaded
@@ -59,41 +63,62 @@ async def _infer(model: str, inputs: Sequence[Any], timeout_s: float) -> dict[st
 
 
 class BLSRetriever:
-    """The ``retrieval`` ensemble: tokenizer, embedder, retriever."""
+    """The ``retrieval`` ensemble: tokenizer, embedder, retriever.
 
-    def __init__(self, timeout_s: float) -> None:
+    Requests go to it in batches as they gather: each call passes tensors through five
+    processes, which costs more than a request's own work there.
+    """
+
+    def __init__(self, timeout_s: float, max_running: int) -> None:
         self._timeout_s = timeout_s
+        self._batcher = Batcher(self._retrieve, contracts.MAX_BATCH_SIZE, max_running)
 
     async def retrieve(self, request: Request) -> Retrieved:
-        control = "default" if request.use_examples else "no-examples"
+        try:
+            return await asyncio.wait_for(self._batcher(request), self._timeout_s)
+        except asyncio.TimeoutError:
+            raise _late(contracts.RETRIEVAL.name, self._timeout_s) from None
+
+    async def _retrieve(self, requests: Sequence[Request]) -> list[Retrieved]:
+        column = (len(requests), 1)
+        controls = ["default" if r.use_examples else "no-examples" for r in requests]
         out = await _infer(
             contracts.RETRIEVAL.name,
             [
-                _tensor("text_input", "BYTES", [request.text], (1, 1)),
-                _tensor("system_prompt", "BYTES", [request.system_prompt], (1, 1)),
-                _tensor("tenant", "BYTES", [request.tenant], (1, 1)),
-                _tensor("cache_control", "BYTES", [control], (1, 1)),
+                _tensor("text_input", "BYTES", [r.text for r in requests], column),
+                _tensor("system_prompt", "BYTES", [r.system_prompt for r in requests], column),
+                _tensor("tenant", "BYTES", [r.tenant for r in requests], column),
+                _tensor("cache_control", "BYTES", controls, column),
             ],
             self._timeout_s,
         )
-        rows = zip(
-            out["example_ids"][0],
-            out["example_requests"][0],
-            out["example_responses"][0],
-            out["example_similarities"][0],
-            out["example_utilities"][0],
-            strict=True,
-        )
-        return Retrieved(
-            embedding=np.array(out["embedding"][0], dtype=np.float32),
-            examples=tuple(
-                Selected(int(i), q.decode("utf-8"), a.decode("utf-8"), float(s), float(u))
-                for i, q, a, s, u in rows
-                if i != contracts.PAD_ID
-            ),
-            selection=out["selection_record"].reshape(-1)[0].decode("utf-8"),
-            degraded=out["retrieval_degraded"].reshape(-1)[0].decode("utf-8"),
-        )
+        # The arrays are views of Triton's memory, which goes with the response.
+        embeddings = np.array(out["embedding"], dtype=np.float32)
+        return [
+            Retrieved(
+                embedding=embeddings[row],
+                examples=_examples(out, row),
+                selection=out["selection_record"][row, 0].decode("utf-8"),
+                degraded=out["retrieval_degraded"][row, 0].decode("utf-8"),
+            )
+            for row in range(len(requests))
+        ]
+
+
+def _examples(out: dict[str, NDArray[Any]], row: int) -> tuple[Selected, ...]:
+    columns = zip(
+        out["example_ids"][row].tolist(),
+        out["example_requests"][row],
+        out["example_responses"][row],
+        out["example_similarities"][row].tolist(),
+        out["example_utilities"][row].tolist(),
+        strict=True,
+    )
+    return tuple(
+        Selected(i, q.decode("utf-8"), a.decode("utf-8"), s, u)
+        for i, q, a, s, u in columns
+        if i != contracts.PAD_ID
+    )
 
 
 class BLSTextEmbedder:

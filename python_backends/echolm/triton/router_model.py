@@ -74,7 +74,9 @@ class TritonPythonModel:
         self._service = RouterService(
             settings=settings,
             targets=targets,
-            retriever=BLSRetriever(settings.retrieval.timeout_s),
+            retriever=BLSRetriever(
+                settings.retrieval.timeout_s, settings.retrieval.batches_in_flight
+            ),
             policy=policy,
             tokens=FeedbackTokens(
                 settings.feedback.signing_key.get_secret_value(), settings.feedback.token_ttl_s

@@ -37,7 +37,7 @@ def test_a_padded_batch_of_mixed_lengths_equals_the_reference_within_1e_5(
     np.testing.assert_allclose(found, reference.embeddings, rtol=0, atol=1e-5)
 
 
-def test_without_bf16_the_fast_form_equals_the_reference_within_1e_5(
+def test_openvino_in_fp32_equals_the_reference_within_1e_5(
     fast_folder: Path, tokenizer: TextTokenizer, reference: Reference
 ) -> None:
     spec = dataclasses.replace(EmbedderSpec.read(fast_folder), precision="fp32")
@@ -47,12 +47,15 @@ def test_without_bf16_the_fast_form_equals_the_reference_within_1e_5(
     np.testing.assert_allclose(found, reference.embeddings, rtol=0, atol=1e-5)
 
 
-def test_on_a_cpu_limited_to_avx2_the_fast_form_falls_back_to_fp32(
-    fast_folder: Path, reference: Reference
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_on_a_cpu_limited_to_avx2_every_form_falls_back_to_fp32(
+    fast_folder: Path, reference: Reference, precision: str
 ) -> None:
     program = (
-        "import sys; from pathlib import Path; from echolm.embedding import *;"
-        "folder = Path(sys.argv[1]); embedder = OnnxEmbedder.load(folder);"
+        "import dataclasses, sys; from pathlib import Path; from echolm.embedding import *;"
+        "from echolm.embedding.spec import EmbedderSpec; folder = Path(sys.argv[1]);"
+        "spec = dataclasses.replace(EmbedderSpec.read(folder), precision=sys.argv[3]);"
+        "embedder = OnnxEmbedder(folder / 'model.onnx', spec);"
         "batch = TextTokenizer.load(folder).encode([sys.argv[2]]);"
         "vector = embedder.embed(batch.input_ids, batch.attention_mask)[0];"
         "print(embedder.precision, *vector.tolist())"
@@ -64,14 +67,14 @@ def test_on_a_cpu_limited_to_avx2_the_fast_form_falls_back_to_fp32(
         "PYTHONPATH": str(Path(echolm.__file__).parent.parent),
     }
     result = subprocess.run(
-        [sys.executable, "-c", program, str(fast_folder), reference.texts[0]],
+        [sys.executable, "-c", program, str(fast_folder), reference.texts[0], precision],
         env=limited,
         capture_output=True,
         text=True,
         check=True,
     )
-    precision, *values = result.stdout.split()
-    assert precision == "fp32"
+    found, *values = result.stdout.split()
+    assert found == "fp32"
     np.testing.assert_allclose(
         np.asarray(values, np.float32), reference.embeddings[0], rtol=0, atol=1e-5
     )

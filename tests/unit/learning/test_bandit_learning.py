@@ -193,7 +193,8 @@ def test_the_opposite_preference_replaces_the_first() -> None:
     _, one = learnt((PREFERENCE, first))
     _, both = learnt((PREFERENCE, first), (PREFERENCE, second))
     assert estimate(both) < estimate(one)
-    assert [arm.updates for arm in both.arms.values()] == [1, 1]
+    # Two answers, each learnt once; every rating is a step for all arms.
+    assert [arm.updates for arm in both.arms.values()] == [2, 2]
 
 
 def test_a_preference_never_overrides_a_rating() -> None:
@@ -204,7 +205,8 @@ def test_a_preference_never_overrides_a_rating() -> None:
     assert identical(before, after)
     _, half = learnt(rated[0], (PREFERENCE, body))
     _, only = learnt(rated[0])
-    assert half.arms["small_llm"].updates == only.arms["small_llm"].updates
+    # The preference is a step of forgetting for all arms, and nothing else for the rated one.
+    assert estimate(half) == pytest.approx(estimate(only), abs=1e-3)
     assert estimate(half, llm="large_llm") < estimate(only, llm="large_llm")
 
 
@@ -212,7 +214,8 @@ def test_a_later_rating_replaces_what_a_preference_taught() -> None:
     body = {"better": decision("s"), "worse": decision("l", "large_llm")}
     _, both = learnt((PREFERENCE, body), (RATING, rating("s", 0.1)))
     _, only = learnt((RATING, rating("s", 0.1)))
-    assert same(both.arms["small_llm"], only.arms["small_llm"])
+    # But for the step of forgetting that the other answer's part in the preference was.
+    assert estimate(both) == pytest.approx(estimate(only), abs=1e-3)
 
 
 def test_keys_that_others_add_to_a_rating_change_nothing() -> None:

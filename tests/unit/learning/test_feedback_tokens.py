@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,3 +83,14 @@ def test_an_expired_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_key_nothing_starts() -> None:
     with pytest.raises(ConfigurationError, match=r"feedback\.signing_key: expected a secret"):
         FeedbackTokens("", 60)
+
+
+def test_a_token_carries_the_llms_revision() -> None:
+    assert TOKENS.load(TOKENS.dump(replace(DECISION, revision="v2"))).revision == "v2"
+
+
+def test_a_token_from_before_there_were_revisions_is_still_good() -> None:
+    serializer = TOKENS._serializer
+    fields = serializer.loads(TOKENS.dump(DECISION))
+    found = TOKENS.load(str(serializer.dumps(fields[:7])))
+    assert (found.request_id, found.example_ids, found.revision) == ("id-1", (7, 2**62), "")

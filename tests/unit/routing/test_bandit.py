@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from echolm.routing.bandit import BayesianLinearArm, Choice, ThompsonSampling, probability_of_best
+from echolm.routing.bandit import (
+    BayesianLinearArm,
+    Choice,
+    ThompsonSampling,
+    _normal_cdf,
+    probability_of_best,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -316,3 +323,149 @@ def test_a_floor_that_cannot_be_kept_is_refused() -> None:
 def test_an_unknown_arm_cannot_learn() -> None:
     with pytest.raises(KeyError):
         bandit().learn("nobody", np.ones(D), 1.0)
+
+
+# Many arms that change
+
+
+class Changing:
+    """Three LLMs or more, of which one gets worse for a while, and one comes later.
+
+    ``medium`` is the best in half of the contexts, then useless between a third and two thirds of
+    the time; what it loses then ``large`` has.
+    """
+
+    def __init__(self, rounds: int, drifts: bool) -> None:
+        self.rounds, self.drifts = rounds, drifts
+
+    def value(self, name: str, x: np.ndarray, step: int) -> float:  # type: ignore[type-arg]
+        if name == "medium":
+            worse = self.drifts and self.rounds / 3 <= step < self.rounds * 2 / 3
+            return 0.2 if worse else float(0.55 + 0.45 * x[1])
+        return {"small": 0.3, "large": 0.7, "new": 0.85}[name]
+
+
+def lost(
+    world: Changing,
+    arms: dict[str, BayesianLinearArm],
+    seed: int,
+    joins: tuple[int, str, BayesianLinearArm] | None = None,
+    floor: float = 0.02,
+) -> np.ndarray:  # type: ignore[type-arg]
+    """Regret against the oracle of the arms that are there, per round; every answer is rated."""
+    rng = np.random.default_rng(seed)
+
+    def learner_of(arms: dict[str, BayesianLinearArm]) -> ThompsonSampling:
+        return ThompsonSampling(arms, dict.fromkeys(arms, 0.0), 0.0, floor, 0.5)
+
+    learner, out = learner_of(arms), []
+    for step in range(world.rounds):
+        if joins is not None and step == joins[0]:
+            learner = learner_of({**learner.arms, joins[1]: joins[2]})
+        x = np.array([1.0, *rng.random(D - 1)], dtype=np.float32)
+        name = learner.choose(x, {}, rng).arm
+        value = world.value(name, x, step)
+        learner.learn(name, x, float(np.clip(value + rng.normal(0, 0.1), 0, 1)))
+        out.append(max(world.value(n, x, step) for n in learner.arms) - value)
+    return np.array(out)
+
+
+THREE = ("small", "medium", "large")
+
+
+def test_regret_grows_ever_more_slowly_with_three_arms() -> None:
+    def arms() -> dict[str, BayesianLinearArm]:
+        return {n: arm(0.5, discount=1.0) for n in THREE}
+
+    world = Changing(1_600, drifts=False)
+    regret = np.mean([lost(world, arms(), seed, floor=0.0) for seed in SEEDS], axis=0)
+    growth = [part.mean() for part in np.split(regret, [100, 400])]  # 100, 300 and 1,200 rounds
+    assert growth[0] > 2 * growth[1]
+    assert growth[1] > 2 * growth[2]
+
+
+def test_after_an_arm_gets_worse_and_better_again_regret_returns() -> None:
+    for seed in SEEDS:
+        regret = lost(
+            Changing(3_000, drifts=True), {n: arm(0.5, discount=0.99) for n in THREE}, seed
+        )
+        before = regret[700:1_000].mean()
+        # The drop is seen at once, the recovery once the arm's posterior has widened again.
+        assert regret[1_000:1_010].mean() > 3 * before
+        assert regret[1_300:2_000].mean() < before + 0.03, seed
+        assert regret[2_700:].mean() < before + 0.03, seed
+
+
+def test_an_arm_that_nobody_draws_widens_again_as_others_are_rated() -> None:
+    learner = ThompsonSampling(
+        {n: arm(0.5, discount=0.95) for n in THREE}, dict.fromkeys(THREE, 0.0), 0.0, 0.0
+    )
+    x = np.array([1.0, 0.5, 0.5, 0.5])
+    for _ in range(30):
+        learner.learn("small", x, 0.0)
+    mean, std = learner.arms["small"].predict(x)
+    for _ in range(200):
+        learner.learn("large", x, 0.8)
+    later, wider = learner.arms["small"].predict(x)
+    assert wider > 3 * std
+    assert mean < 0.1
+    assert later == pytest.approx(0.5, abs=0.01)
+    assert learner.arms["small"].updates == learner.arms["large"].updates == 230
+
+
+def test_a_new_arm_is_found_to_be_better() -> None:
+    for seed in SEEDS:
+        arms = {n: arm(0.5, discount=1.0) for n in THREE}
+        world = Changing(2_000, drifts=False)
+        regret = lost(world, arms, seed, joins=(1_000, "new", arm(0.5, prior_precision=1.0)))
+        assert regret[1_500:].mean() < regret[500:1_000].mean() + 0.02
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_decisions_together_are_those_one_by_one(n: int, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = tuple(f"m{i}" for i in range(n))
+    learner = bandit(names, 0.02)
+    for _ in range(6):
+        learner.learn(str(rng.choice(names)), rng.random(D), float(rng.random()))
+    X, biases = rng.random((rows, D)), {names[0]: 0.1}
+    together = learner.choose_many(X, biases, np.random.default_rng(seed))
+    one_rng = np.random.default_rng(seed)
+    for x, choice in zip(X, together, strict=True):
+        alone = learner.choose(x, biases, one_rng)
+        assert alone.arm == choice.arm
+        assert list(alone.probabilities.values()) == pytest.approx(
+            list(choice.probabilities.values())
+        )
+        assert choice.quality == pytest.approx(
+            min(1.0, max(0.0, learner.arms[choice.arm].predict(x)[0]))
+        )
+
+
+@pytest.mark.parametrize("change", ["learn", "correct", "restore", "forget"])
+def test_a_decision_sees_what_was_learnt_since_the_last(change: str) -> None:
+    learner = bandit()
+    x = np.array([1.0, 0.5, 0.5, 0.5])
+    learner.learn("small", x, 0.2)
+    other = arm()
+    other.learn(x, 1.0)
+    before = learner.choose(x, {}, np.random.default_rng(0)).probabilities
+    small = learner.arms["small"]
+    if change == "learn":
+        learner.learn("small", x, 1.0)
+    elif change == "correct":
+        small.correct(x, 0.2, 1.0, learned_at=1)
+    elif change == "restore":
+        small.restore(other.state())
+    else:
+        for _ in range(2_000):
+            small.forget()
+    assert learner.choose(x, {}, np.random.default_rng(0)).probabilities["small"] > (
+        before["small"] + 0.01
+    )
+
+
+def test_the_normal_distribution_function_is_exact_to_seven_digits() -> None:
+    z = np.linspace(-12, 12, 1_001)
+    exact = [0.5 * math.erfc(-v / math.sqrt(2)) for v in z]
+    assert _normal_cdf(z) == pytest.approx(exact, rel=2e-7)

@@ -207,7 +207,7 @@ def test_without_the_bias_the_queue_outlives_the_burst(
 def test_a_queue_at_a_small_llm_of_its_own_drives_nothing_off_an_idle_large_one() -> None:
     settings = Settings(
         llms=tuple(
-            LLMSettings(name=n, cost=c, takes_examples=False, pool=n)
+            LLMSettings(name=n, cost=c, takes_examples=False, capacity=32, pool=n)
             for n, c in (("small", 0.1), ("large", 1.0))
         )
     )
