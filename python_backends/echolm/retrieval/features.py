@@ -8,11 +8,12 @@ examples are found again and again.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ _MARKS = ".,;:!?()[]{}<>\"'`"
 _LITERAL_SIGNS = re.compile(r"[0-9@/\\_#$]|\w\.\w")
 _MAX_WORDS = 400  # of a text; more tell nothing new of what it is about
 
-_BITS = 1_024
+_BITS = 512
 _SKETCH = 256
 _POPCOUNT = np.array([bin(i).count("1") for i in range(1 << 16)], dtype=np.uint8)
 
@@ -71,10 +72,16 @@ def words_and_literals(text: str) -> tuple[set[str], set[str]]:
     Literals are what a request is filled in with: tokens that hold digits or signs of paths,
     addresses and identifiers, names (a capital inside a sentence) and quoted text.
     """
-    literals = {next(filter(None, found)).lower() for found in _QUOTED.findall(text)}
+    literals: set[str] = set()
+    if '"' in text or "`" in text:
+        literals.update(next(filter(None, found)).lower() for found in _QUOTED.findall(text))
     words: set[str] = set()
     starts_sentence = True
     for raw in text.split()[:_MAX_WORDS]:
+        if raw.isalpha() and raw.islower():
+            words.add(raw)
+            starts_sentence = False
+            continue
         token = raw.strip(_MARKS)
         named = not token.islower() and not starts_sentence and not token.isupper()
         if token and (named or _LITERAL_SIGNS.search(token)):
@@ -85,96 +92,154 @@ def words_and_literals(text: str) -> tuple[set[str], set[str]]:
     return words, literals
 
 
-def _hashes(words: Iterable[str]) -> NDArray[np.uint32]:
+def _hash(word: str) -> int:
     # Not hash(): it differs from process to process.
-    return np.fromiter((zlib.crc32(w.encode()) for w in words), dtype=np.uint32)
+    return zlib.crc32(word.encode())
 
 
-def _bitmap(hashes: NDArray[np.uint32]) -> NDArray[np.uint16]:
-    bits = np.zeros(_BITS, dtype=np.uint8)
-    bits[hashes % _BITS] = 1
-    return np.packbits(bits).view(np.uint16)
+def _bitmap(words: Iterable[str]) -> bytes:
+    """A set of words as ``_BITS`` bits."""
+    bits = 0
+    for word in words:
+        bits |= 1 << (_hash(word) % _BITS)
+    return bits.to_bytes(_BITS // 8, "little")
 
 
-def _sketch(hashes: NDArray[np.uint32]) -> NDArray[np.int8]:
+def _popcount(bitmaps: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Number of bits that are set, over the last axis."""
+    return np.asarray(_POPCOUNT.take(bitmaps).sum(axis=-1, dtype=np.float32))
+
+
+def _sketch(words: Iterable[str]) -> NDArray[np.int8]:
     """Signed feature hashing: the cosine of two sketches estimates that of the word sets."""
-    places = (hashes >> np.uint32(8)) % _SKETCH
-    signs = 2.0 * ((hashes >> np.uint32(30)) & np.uint32(1)) - 1.0
-    sums = np.bincount(places, weights=signs, minlength=_SKETCH)
-    return np.clip(sums, -127, 127).astype(np.int8)
+    sums = [0] * _SKETCH
+    for word in words:
+        h = _hash(word)
+        sums[(h >> 8) % _SKETCH] += 1 if h & 0x4000_0000 else -1
+    return np.clip(np.array(sums), -127, 127).astype(np.int8)
+
+
+_TEXT_VALUES = np.dtype(
+    [
+        ("bits", np.uint16, (_BITS // 16,)),
+        ("request_sketch", np.int8, (_SKETCH,)),
+        ("response_sketch", np.int8, (_SKETCH,)),
+        ("request_scale", np.float32),
+        ("response_scale", np.float32),
+        ("num_words", np.float32),
+        ("num_literals", np.float32),
+        ("consistency", np.float32),
+        ("request_length", np.float32),
+        ("response_length", np.float32),
+    ]
+)
+"""What is kept of an example's texts. ``…_scale`` is one over the sketch's length."""
 
 
 class ExampleTexts:
-    """What is known of stored examples' texts: arrays of a fixed size, the oldest replaced.
+    """What is known of stored examples' texts, in arrays of a fixed size.
+
+    When they are full, the example that was looked up least recently makes room.
 
     Args:
-        capacity: examples kept, about 0.7 kB each.
         tokens: counts tokens of the LLM that will read the examples.
+        capacity: examples kept, about 0.7 kB each besides their texts.
     """
 
     def __init__(self, tokens: TokenCounter, capacity: int = 16_384) -> None:
         self._tokens = tokens
         self._capacity = capacity
-        self._slots: OrderedDict[int, int] = OrderedDict()
+        self._slots: dict[int, int] = {}
+        self._ids: list[int] = []
         self._texts: list[tuple[str, str]] = []
-        self.bits = np.zeros((capacity, _BITS // 16), dtype=np.uint16)
-        self.num_words = np.ones(capacity, dtype=np.float32)
-        self.request_sketch = np.zeros((capacity, _SKETCH), dtype=np.int8)
-        self.response_sketch = np.zeros((capacity, _SKETCH), dtype=np.int8)
-        self.num_literals = np.zeros(capacity, dtype=np.float32)
-        self.consistency = np.zeros(capacity, dtype=np.float32)
-        self.request_length = np.zeros(capacity, dtype=np.float32)
-        self.response_length = np.zeros(capacity, dtype=np.float32)
-        self._num_tokens = np.zeros(capacity, dtype=np.int32)
+        self._num_tokens: list[int] = []
+        self._looked_up = np.zeros(capacity, dtype=np.int64)
+        self._lookups = 0
+        self._free: list[int] = []
+        # A column each: gathering whole rows of a structured array is several times slower.
+        self._columns = {
+            name: np.zeros((capacity, *_TEXT_VALUES[name].shape), _TEXT_VALUES[name].base)
+            for name in _TEXT_VALUES.names or ()
+        }
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """One of ``_TEXT_VALUES`` for all slots, [capacity, …]."""
+        return self._columns[name]
 
     def slots(self, candidates: Sequence[Candidate]) -> NDArray[np.intp]:
         """Where each candidate's values stand; at most ``capacity`` different ones at a time."""
-        return np.fromiter(map(self._slot, candidates), dtype=np.intp, count=len(candidates))
-
-    def _slot(self, candidate: Candidate) -> int:
-        slots = self._slots
-        slot = slots.get(candidate.id)
-        if slot is None:
-            if len(slots) < self._capacity:
-                slot = len(slots)
-                self._texts.append(("", ""))
-            else:
-                slot = slots.popitem(last=False)[1]
-            slots[candidate.id] = slot
-            self._fill(slot, candidate)
-        else:
-            slots.move_to_end(candidate.id)
-            request, response = self._texts[slot]
+        get, texts = self._slots.get, self._texts
+        found = [get(c.id, -1) for c in candidates]
+        self._lookups += 1
+        self._looked_up[[slot for slot in found if slot >= 0]] = self._lookups
+        for k, (slot, candidate) in enumerate(zip(found, candidates, strict=True)):
             # A replayed example has another response under the same id.
-            if response != candidate.response or request != candidate.request:
-                self._fill(slot, candidate)
+            if slot < 0 or texts[slot] != (candidate.request, candidate.response):
+                found[k] = self._store(candidate)
+        return np.array(found, dtype=np.intp)
+
+    def _store(self, candidate: Candidate) -> int:
+        slot = self._slots.get(candidate.id)
+        if slot is None:
+            slot = self._vacant()
+            self._ids[slot] = candidate.id
+            self._slots[candidate.id] = slot
+        self._looked_up[slot] = self._lookups
+        if self._texts[slot] != (candidate.request, candidate.response):
+            self._fill(slot, candidate)
         return slot
+
+    def _vacant(self) -> int:
+        if len(self._ids) < self._capacity:
+            self._ids.append(0)
+            self._texts.append(("", ""))
+            self._num_tokens.append(0)
+            return len(self._ids) - 1
+        if not self._free:
+            # Some at a time, since finding the oldest looks at all.
+            oldest = np.argpartition(self._looked_up, self._capacity // 64)
+            self._free = oldest[: self._capacity // 64 + 1].tolist()
+            for slot in self._free:
+                del self._slots[self._ids[slot]]
+        return self._free.pop()
 
     def _fill(self, slot: int, candidate: Candidate) -> None:
         self._texts[slot] = candidate.request, candidate.response
+        self._num_tokens[slot] = -1
         words, literals = words_and_literals(candidate.request)
-        hashes = _hashes(words)
-        self.bits[slot] = bits = _bitmap(hashes)
-        self.num_words[slot] = _POPCOUNT[bits].sum()
-        self.request_sketch[slot] = _sketch(hashes)
         response = candidate.response.lower()
         # What a response has of its own request differs between examples that agree.
-        own = set(_WORD.findall(candidate.request.lower()))
-        said = set(_WORD.findall(response)[:_MAX_WORDS]) - own
-        self.response_sketch[slot] = _sketch(_hashes(said))
-        self.num_literals[slot] = len(literals)
+        said = set(_WORD.findall(response)[:_MAX_WORDS])
+        said.difference_update(_WORD.findall(candidate.request.lower()))
+        bits = np.frombuffer(_bitmap(words), np.uint16)
+        asks, says = _sketch(words), _sketch(said)
         kept = sum(literal in response for literal in literals)
-        self.consistency[slot] = kept / len(literals) - 0.8 if literals else 0.0
-        self.request_length[slot] = np.log1p(len(candidate.request))
-        self.response_length[slot] = np.log1p(len(candidate.response))
-        self._num_tokens[slot] = -1
+        values = {
+            "bits": bits,
+            "request_sketch": asks,
+            "response_sketch": says,
+            "request_scale": _scale(asks),
+            "response_scale": _scale(says),
+            "num_words": _popcount(bits),
+            "num_literals": len(literals),
+            "consistency": kept / len(literals) - 0.8 if literals else 0.0,
+            "request_length": math.log1p(len(candidate.request)),
+            "response_length": math.log1p(len(candidate.response)),
+        }
+        for name, value in values.items():
+            self._columns[name][slot] = value
 
     def num_tokens(self, slot: int) -> int:
         """Tokens of an example's request and response; counted when first asked for."""
         if self._num_tokens[slot] < 0:
             request, response = self._texts[slot]
             self._num_tokens[slot] = self._tokens.count(request) + self._tokens.count(response)
-        return int(self._num_tokens[slot])
+        return self._num_tokens[slot]
+
+
+def _scale(sketch: NDArray[np.int8]) -> float:
+    vector = sketch.astype(np.float32)
+    return 1.0 / (math.sqrt(float(vector @ vector)) + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -214,11 +279,8 @@ def featurize(
         [k for k, c in enumerate(row) if c.similarity >= min_similarity] for row in candidates
     ]
     b, n = len(columns), max(map(len, columns), default=0)
-    valid = np.zeros((b, n), dtype=np.bool_)
-    for i, column in enumerate(columns):
-        valid[i, : len(column)] = True
-    flat = [candidates[i][k] for i, column in enumerate(columns) for k in column]
-
+    valid = np.arange(n) < np.array([len(c) for c in columns], dtype=np.intp).reshape(b, 1)
+    flat = [row[k] for row, column in zip(candidates, columns, strict=True) for k in column]
     ids = np.zeros((b, n), dtype=np.int64)
     slots = np.zeros((b, n), dtype=np.intp)
     similarity, quality = np.zeros((2, b, n), dtype=np.float32)
@@ -235,69 +297,74 @@ def featurize(
     literals = np.array([len(p[1]) for p in parsed], dtype=np.float32).reshape(b, 1)
     request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
     example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
-    if n == 0:
-        return FeatureBatch(
-            columns,
-            valid,
-            ids,
-            slots,
-            similarity,
-            quality,
-            request,
-            example,
-            np.zeros((b, 0, 0), dtype=np.float32),
-        )
-    same_request = _cosines(texts.request_sketch[slots])
-    same_response = _cosines(texts.response_sketch[slots])
-    bits = np.stack([_bitmap(_hashes(words)) for words, _ in parsed])
-    num_words = _POPCOUNT[bits].sum(axis=1, dtype=np.float32).reshape(b, 1)
-    common = _POPCOUNT[bits[:, None, :] & texts.bits[slots]].sum(axis=2, dtype=np.float32)
+    redundancy = np.zeros((b, n, n), dtype=np.float32)
+    batch = FeatureBatch(
+        columns, valid, ids, slots, similarity, quality, request, example, redundancy
+    )
+    if n:
+        bits = np.frombuffer(b"".join(_bitmap(words) for words, _ in parsed), np.uint16)
+        _pair_features(batch, texts, bits.reshape(b, -1), lengths, literals)
+    return batch
+
+
+def _pair_features(
+    batch: FeatureBatch,
+    texts: ExampleTexts,
+    bits: NDArray[np.uint16],
+    lengths: NDArray[np.float32],
+    literals: NDArray[np.float32],
+) -> None:
+    """Fill in ``batch.example`` and ``batch.redundancy``.
+
+    Args:
+        bits: the requests' words, UINT16 [B, _BITS / 16].
+        lengths: log(1 + characters) of the requests, FP32 [B, 1].
+        literals: how many they have, FP32 [B, 1].
+    """
+    valid, slots = batch.valid, batch.slots
+    asks = _cosines(texts["request_sketch"][slots], texts["request_scale"][slots])
+    says = _cosines(texts["response_sketch"][slots], texts["response_scale"][slots])
+    # From the cosine of two word sets of one size to their Jaccard index.
+    both = asks + says
+    np.divide(both, 4.0 - both, out=batch.redundancy)
     # Neighbours whose requests ask for the same say what the response should be like.
-    weight = np.square(np.square(same_request))
-    weight *= (valid * (0.2 + np.clip(texts.consistency[slots] + 0.8, 0, 1)))[:, None, :]
-    weight[:, np.arange(n), np.arange(n)] = 0.0
+    consistency = texts["consistency"][slots]
+    weight = np.square(np.square(asks))
+    weight *= (valid * (0.2 + np.clip(consistency + 0.8, 0, 1)))[:, None, :]
+    diagonal = np.arange(valid.shape[1])
+    weight[:, diagonal, diagonal] = 0.0
     support = weight.sum(axis=2)
     known = support / (support + 0.5)
-    length = texts.response_length[slots]
-    expected = np.einsum("bij,bj->bi", weight, length) / np.maximum(support, 1e-6)
-    agreement = np.einsum("bij,bij->bi", weight, same_response) / np.maximum(support, 1e-6)
-    example_words = texts.num_words[slots]
-    columns_of = {
-        "prior": log_odds(np.maximum(similarity, 0.0) * quality),
+    per_neighbour = 1.0 / np.maximum(support, 1e-6)
+    agreement = np.multiply(weight, says, out=says).sum(axis=2) * per_neighbour
+    length = texts["response_length"][slots]
+    expected = np.matmul(weight, length[:, :, None])[:, :, 0] * per_neighbour
+    # What the requests have in common.
+    num_words, example_words = _popcount(bits)[:, None], texts["num_words"][slots]
+    common = _popcount(bits[:, None, :] & texts["bits"][slots])
+    nearest = np.where(valid, batch.similarity, -1.0).max(axis=1, keepdims=True)
+    values: dict[str, NDArray[np.float32] | float] = {
+        "prior": log_odds(np.maximum(batch.similarity, 0.0) * batch.quality),
         "constant": 1.0,
-        "similarity": similarity - 0.8,
-        "similarity_margin": similarity
-        - np.where(valid, similarity, -1.0).max(axis=1, keepdims=True),
-        "covered": np.where(num_words > 0, common / np.maximum(num_words, 1) - 0.75, 0.0),
-        "covering": np.where(example_words > 0, common / np.maximum(example_words, 1) - 0.75, 0.0),
-        "literals_differ": np.minimum(np.abs(texts.num_literals[slots] - literals), 3.0) / 3.0,
-        "consistency": texts.consistency[slots],
+        "similarity": batch.similarity - 0.8,
+        "similarity_margin": batch.similarity - nearest,
+        "covered": (common / np.maximum(num_words, 1.0) - 0.75) * (num_words > 0),
+        "covering": (common / np.maximum(example_words, 1.0) - 0.75) * (example_words > 0),
+        "literals_differ": np.minimum(np.abs(texts["num_literals"][slots] - literals), 3.0) / 3.0,
+        "consistency": consistency,
         "consensus": 2.0 * (agreement - 0.5) * known,
         "support": known - 0.5,
         "length_deviation": np.minimum(np.abs(length - expected), 1.0) * known,
-        "quality": quality - 0.9,
-        "request_length_differs": np.minimum(np.abs(texts.request_length[slots] - lengths), 1.0),
+        "quality": batch.quality - 0.9,
+        "request_length_differs": np.minimum(np.abs(texts["request_length"][slots] - lengths), 1.0),
     }
     for k, name in enumerate(EXAMPLE_FEATURES):
-        example[:, :, k] = columns_of[name]
-    example[~valid] = 0.0
-    # From the cosine of two word sets of one size to their Jaccard index.
-    both = (same_request + same_response) / 2.0
-    return FeatureBatch(
-        columns,
-        valid,
-        ids,
-        slots,
-        similarity,
-        quality,
-        request,
-        example,
-        both / (2.0 - both),
-    )
+        batch.example[:, :, k] = values[name]
+    batch.example[~valid] = 0.0
 
 
-def _cosines(sketches: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Cosines of all pairs in each row: INT8 [B, n, s] to FP32 [B, n, n], negatives as 0."""
+def _cosines(sketches: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cosines of all pairs in a row, negatives as 0: INT8 [B, n, s], FP32 [B, n] -> [B, n, n]."""
     vectors = sketches.astype(np.float32)
-    vectors /= np.sqrt(np.einsum("bns,bns->bn", vectors, vectors))[:, :, None] + 1e-6
+    vectors *= scales[:, :, None]
     return np.clip(vectors @ vectors.transpose(0, 2, 1), 0.0, 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -86,7 +85,7 @@ class SelectionRecord:
         try:
             data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
             version, k, e, r, low, high, probability, left_out = _HEADER.unpack_from(data)
-        except (binascii.Error, struct.error, UnicodeError) as error:
+        except (ValueError, struct.error) as error:
             raise ValueError(f"selection: damaged: {error}") from error
         if version != _VERSION:
             raise ValueError(f"selection: expected version {_VERSION}, got {version}")

@@ -117,51 +117,50 @@ class ExampleSelector:
 
     def _pick(self, batch: FeatureBatch, utilities: NDArray[np.float32]) -> list[list[int]]:
         """Columns of the best for each row, by maximal marginal relevance and token budget."""
-        settings = self._settings
-        useful = np.where(batch.valid, utilities, -np.inf)
-        weakest = useful.max(axis=1, keepdims=True) * settings.relative_similarity
-        useful[useful < weakest] = -np.inf
-        redundancy = np.zeros_like(useful)
-        budgets = [settings.max_example_tokens] * len(useful)
-        picked: list[list[int]] = [[] for _ in useful]
-        for _ in range(settings.max_examples):
-            scores = (1 - settings.diversity) * useful - settings.diversity * redundancy
-            for row in np.flatnonzero(np.isfinite(useful).any(axis=1)).tolist():
-                column = self._next(row, batch, scores[row], picked[row], budgets[row])
-                useful[row, scores[row] == -np.inf] = -np.inf
-                if column is None:
-                    continue
-                picked[row].append(column)
-                budgets[row] -= self._texts.num_tokens(int(batch.slots[row, column]))
-                useful[row, column] = -np.inf
-                redundancy[row] = np.maximum(redundancy[row], batch.redundancy[row, column])
-        return picked
+        best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
+        strong = batch.valid & (utilities >= best * self._settings.relative_similarity)
+        return [
+            self._pick_one(batch, row, np.flatnonzero(strong[row]).tolist(), utilities[row])
+            for row in range(len(utilities))
+        ]
 
-    def _next(
+    def _pick_one(
         self,
-        row: int,
         batch: FeatureBatch,
-        scores: NDArray[np.float32],
-        picked: Sequence[int],
-        budget: int,
-    ) -> int | None:
-        """The next column of a row; what exceeds the budget gets the score -inf on the way."""
-        while (best := float(scores.max())) > -np.inf:
-            column = int(scores.argmax())
-            if self._settings.order == "prefix":
-                near = np.flatnonzero(scores >= best - self._settings.warm_tolerance)
-                if len(near) > 1:
-                    options = near[np.argsort(-scores[near], kind="stable")]
-                    ids = batch.ids[row]
-                    column = int(
-                        options[
-                            self._warm.warmest(ids[list(picked)].tolist(), ids[options].tolist())
-                        ]
-                    )
-            if self._texts.num_tokens(int(batch.slots[row, column])) <= budget:
-                return column
-            scores[column] = -np.inf
-        return None
+        row: int,
+        columns: list[int],
+        utilities: NDArray[np.float32],
+    ) -> list[int]:
+        # In plain Python: a pool is a few candidates, and a call of numpy costs more than those.
+        settings = self._settings
+        relevance = [(1 - settings.diversity) * u for u in utilities[columns].tolist()]
+        relevant = dict(zip(columns, relevance, strict=True))
+        redundant = dict.fromkeys(columns, 0.0)
+        slots = batch.slots[row]
+        budget = settings.max_example_tokens
+        picks: list[int] = []
+        while relevant and len(picks) < settings.max_examples:
+            scores = {k: r - settings.diversity * redundant[k] for k, r in relevant.items()}
+            pick = self._best(batch.ids[row], scores, picks)
+            del relevant[pick]
+            cost = self._texts.num_tokens(int(slots[pick]))
+            if cost > budget:
+                continue
+            budget -= cost
+            picks.append(pick)
+            if len(picks) < settings.max_examples:
+                common = batch.redundancy[row, pick].tolist()
+                redundant = {k: max(redundant[k], common[k]) for k in relevant}
+        return picks
+
+    def _best(self, ids: NDArray[np.int64], scores: dict[int, float], picks: list[int]) -> int:
+        """The column of the highest score, or a warm one of those that are nearly as good."""
+        if self._settings.order == "prefix":
+            least = max(scores.values()) - self._settings.warm_tolerance
+            near = sorted((k for k, s in scores.items() if s >= least), key=lambda k: -scores[k])
+            if len(near) > 1:
+                return near[self._warm.warmest(ids[picks].tolist(), ids[near].tolist())]
+        return max(scores, key=scores.__getitem__)
 
     def _conclude(
         self,

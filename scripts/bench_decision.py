@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Measure the decision: utility scoring, selection and routing of a batch, in CPU time.
+
+Every request of the batch has the same number of candidates, all of them eligible, from the
+demo workload; no server runs. Prints a table and ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from random import Random
+
+import numpy as np
+from echolm.generation.prompt import EstimatedTokens
+from echolm.learning.event_log import Event
+from echolm.learning.feedback import RATING
+from echolm.retrieval.features import ExampleTexts, featurize
+from echolm.retrieval.selection import Selection, build_selector
+from echolm.retrieval.store import Candidate
+from echolm.retrieval.utility import LearnedUtility
+from echolm.routing.features import Featurizer
+from echolm.routing.service import build_bandit
+from echolm.settings import load_settings
+from echolm.workload import WorkItem, Workload
+
+_STORED = 4_000
+_DIMENSION = 384
+
+
+def candidates(
+    stored: list[WorkItem], request: WorkItem, n: int, rng: Random
+) -> tuple[Candidate, ...]:
+    """``n`` stored examples, those of the same intent first, all of them similar enough."""
+    same = [k for k, item in enumerate(stored) if item.intent_id == request.intent_id]
+    others = rng.sample(range(len(stored)), n)
+    chosen = list(dict.fromkeys([*same, *others]))[:n]
+    return tuple(
+        Candidate(
+            k + 1, stored[k].text, stored[k].answer, "public", 0.95, 0.95 - 0.3 * rank / max(1, n)
+        )
+        for rank, k in enumerate(chosen)
+    )
+
+
+def cpu_ms(call: Callable[[int], object], rounds: int) -> tuple[float, float]:
+    """Median and 99th percentile of a call's CPU time in milliseconds, all threads counted."""
+    taken = []
+    for k in range(rounds):
+        started = time.process_time_ns()
+        call(k)
+        taken.append((time.process_time_ns() - started) / 1e6)
+    return float(np.median(taken)), float(np.percentile(taken, 99))
+
+
+def train(model: LearnedUtility, selections: list[Selection], rng: Random) -> None:
+    """Rate each selection, so that the model has weights and examples have effects."""
+    for k, selection in enumerate(selections):
+        if selection.record is not None:
+            body = {
+                "request_id": str(k),
+                "score": float(rng.random() < 0.8),
+                "selection": selection.record.dump(),
+            }
+            model.apply(Event(str(k), RATING, body, 0))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--requests", type=int, default=32, help="in a batch")
+    parser.add_argument("--candidates", type=int, default=32, help="of each request")
+    parser.add_argument("--rounds", type=int, default=100, help="batches measured")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = Random(options.seed)
+    draws = np.random.default_rng(options.seed)
+    workload = Workload(seed=0)
+    stored = workload.stream(_STORED, seed=options.seed)
+    live = workload.stream(options.requests * options.rounds, seed=options.seed + 1)
+    found = [candidates(stored, item, options.candidates, rng) for item in live]
+
+    def batch(k: int) -> slice:
+        return slice(k * options.requests, (k + 1) * options.requests)
+
+    settings = load_settings()
+    selector = build_selector(settings, EstimatedTokens(), draws)
+    texts = [item.text for item in live]
+    selections = selector.select(texts, found)  # as in a server that has run for a while
+    model = selector.utility
+    if isinstance(model, LearnedUtility):
+        train(model, selections, rng)
+    example_texts = ExampleTexts(EstimatedTokens())
+    featurize(texts, found, example_texts)
+    batches = [
+        featurize(texts[batch(k)], found[batch(k)], example_texts) for k in range(options.rounds)
+    ]
+    featurizer, bandit = build_bandit(settings)
+    embeddings = draws.standard_normal((len(live), _DIMENSION)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+    def route(k: int) -> None:
+        part = batch(k)
+        for text, embedding, selection in zip(
+            texts[part], embeddings[part], selections[part], strict=True
+        ):
+            bandit.choose(featurizer_of(featurizer, text, embedding, selection), {}, draws)
+
+    def decide(k: int) -> None:
+        selector.select(texts[batch(k)], found[batch(k)])
+        route(k)
+
+    def cold(k: int) -> None:
+        featurize(texts[batch(k)], found[batch(k)], ExampleTexts(EstimatedTokens(), 2_048))
+
+    parts: dict[str, Callable[[int], object]] = {
+        "features": lambda k: featurize(texts[batch(k)], found[batch(k)], example_texts),
+        "scoring": lambda k: model.score(batches[k]),
+        "selection, features and scoring included": lambda k: selector.select(
+            texts[batch(k)], found[batch(k)]
+        ),
+        "routing": route,
+        "decision": decide,
+        "features of examples seen for the first time": cold,
+    }
+    results = {name: cpu_ms(call, options.rounds) for name, call in parts.items()}
+    print(f"CPU ms for {options.requests} requests with {options.candidates} candidates each")
+    for name, (median, p99) in results.items():
+        print(f"  {name:46} median {median:6.2f}   p99 {p99:6.2f}")
+    print(
+        json.dumps(
+            {
+                "requests": options.requests,
+                "candidates": options.candidates,
+                "cpu_ms": {
+                    name: {"median": round(median, 3), "p99": round(p99, 3)}
+                    for name, (median, p99) in results.items()
+                },
+            }
+        )
+    )
+    return 0
+
+
+def featurizer_of(
+    featurizer: Featurizer, text: str, embedding: np.ndarray, selection: Selection
+) -> np.ndarray:
+    """The bandit's context of one request."""
+    return featurizer(text, embedding, selection.examples)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from echolm.generation.prompt import EstimatedTokens
+from echolm.retrieval.features import (
+    EXAMPLE_FEATURES,
+    REQUEST_FEATURES,
+    ExampleTexts,
+    FeatureBatch,
+    featurize,
+    words_and_literals,
+)
+from echolm.retrieval.store import Candidate
+from hypothesis import given
+from hypothesis import strategies as st
+
+REQUEST = "restart the billing service on node-7 for Ada"
+ANSWER = "svc restart billing --host node-7 --owner Ada"
+
+
+def candidate(id: int, request: str, response: str, similarity: float = 0.9) -> Candidate:
+    return Candidate(id, request, response, "public", 0.9, similarity)
+
+
+def features(request: str, *found: Candidate) -> FeatureBatch:
+    return featurize([request], [found], ExampleTexts(EstimatedTokens()))
+
+
+def value(batch: FeatureBatch, name: str, column: int = 0) -> float:
+    return float(batch.example[0, column, EXAMPLE_FEATURES.index(name)])
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "literals"),
+    [
+        (REQUEST, {"restart", "the", "billing", "service", "on", "for"}, {"node-7", "ada"}),
+        ("Restart it. Then call Bob!", {"restart", "it", "then", "call"}, {"bob"}),
+        ('say "good morning" twice', {"say", "good", "morning", "twice"}, {"good morning"}),
+        ("mail a@b.io about /tmp/x", {"mail", "about"}, {"a@b.io", "/tmp/x"}),
+        ("SQL for TLS certificates", {"sql", "for", "tls", "certificates"}, set()),
+        ("", set(), set()),
+        ("… ?!", set(), set()),
+    ],
+)
+def test_literals_are_told_from_words(text: str, words: set[str], literals: set[str]) -> None:
+    assert words_and_literals(text) == (words, literals)
+
+
+def test_a_look_alike_shares_all_words_but_one() -> None:
+    batch = features(
+        "restart the billing service on node-9",
+        candidate(1, REQUEST.replace(" for Ada", ""), ANSWER),
+        candidate(2, "restart the billing service on node-7 without backup", ANSWER),
+    )
+    assert value(batch, "covered", 0) == pytest.approx(0.25)
+    assert value(batch, "covering", 0) == pytest.approx(0.25)
+    assert value(batch, "covered", 1) == pytest.approx(0.25)
+    assert value(batch, "covering", 1) == pytest.approx(5 / 7 - 0.75)
+
+
+def test_a_response_that_lost_its_requests_values_shows() -> None:
+    batch = features(REQUEST, candidate(1, REQUEST, ANSWER), candidate(2, REQUEST, "svc restart"))
+    assert value(batch, "consistency", 0) == pytest.approx(0.2)
+    assert value(batch, "consistency", 1) == pytest.approx(-0.8)
+
+
+def test_a_response_unlike_its_neighbours_shows() -> None:
+    names = ["Ada", "Bob", "Cy", "Di"]
+    found = [
+        candidate(
+            i, REQUEST.replace("Ada", n), f"svc restart billing --fast --owner {n} && log done {n}"
+        )
+        for i, n in enumerate(names)
+    ]
+    found[2] = replace(found[2], response="DROP TABLE orders WHERE total IS NULL")
+    batch = features(REQUEST, *found)
+    consensus = [value(batch, "consensus", k) for k in range(4)]
+    assert max(consensus[2], -1) < min(consensus[0], consensus[1], consensus[3]) - 0.5
+
+
+def test_padding_holds_nothing() -> None:
+    rows = [[candidate(1, "a b", "c"), candidate(2, "a c", "d")], [], [candidate(3, "e", "f")]]
+    batch = featurize(["a b", "x", "e"], rows, ExampleTexts(EstimatedTokens()))
+    assert batch.valid.tolist() == [[True, True], [False, False], [True, False]]
+    assert batch.ids.tolist() == [[1, 2], [0, 0], [3, 0]]
+    assert not batch.example[~batch.valid].any()
+    assert batch.request.shape == (3, len(REQUEST_FEATURES))
+
+
+def test_a_pair_has_the_same_features_in_any_batch() -> None:
+    found = [candidate(i, f"copy file{i} to disk{i}", f"cp file{i} disk{i}") for i in range(4)]
+    texts = ExampleTexts(EstimatedTokens())
+    alone = featurize(["copy x1"], [found[:3]], texts)
+    beside = featurize(["move", "copy x1"], [found, found[:3]], texts)
+    assert np.allclose(alone.example[0], beside.example[1, :3], atol=1e-6)
+
+
+def test_a_replayed_example_has_the_features_of_its_new_response() -> None:
+    texts = ExampleTexts(EstimatedTokens())
+    old, new = candidate(1, REQUEST, "lost"), candidate(1, REQUEST, ANSWER)
+    before = featurize([REQUEST], [[old]], texts)
+    tokens = texts.num_tokens(int(before.slots[0, 0]))
+    after = featurize([REQUEST], [[new]], texts)
+    assert value(before, "consistency") < value(after, "consistency")
+    assert texts.num_tokens(int(after.slots[0, 0])) > tokens
+
+
+def test_many_examples_take_turns_in_little_room() -> None:
+    small, large = ExampleTexts(EstimatedTokens(), 64), ExampleTexts(EstimatedTokens(), 4_096)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        found = [
+            candidate(int(i), f"ask {i % 7} of {i}", f"say {i} now {i % 5}")
+            for i in rng.choice(500, 32, replace=False)
+        ]
+        one, two = (featurize(["ask 3 of x"], [found], t) for t in (small, large))
+        assert np.array_equal(one.example, two.example)
+        tokens = [[t.num_tokens(s) for s in b.slots[0]] for t, b in ((small, one), (large, two))]
+        assert tokens[0] == tokens[1]
+
+
+@given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60)), max_size=6), st.text())
+def test_any_text_has_finite_features(pairs: list[tuple[str, str]], request: str) -> None:
+    found = [candidate(i, *pair) for i, pair in enumerate(pairs)]
+    batch = features(request, *found)
+    assert np.isfinite(batch.example).all()
+    assert np.abs(batch.example).max(initial=0.0) < 6
+    assert ((batch.redundancy >= 0) & (batch.redundancy <= 1 + 1e-5)).all()

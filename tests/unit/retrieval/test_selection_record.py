@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from echolm.learning.tokens import Decision, FeedbackTokens
+from echolm.retrieval.features import EXAMPLE_FEATURES, REQUEST_FEATURES
+from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def record(n: int, left_out: int = NONE, draw: ThresholdDraw | None = None) -> SelectionRecord:
+    rng = np.random.default_rng(n)
+    return SelectionRecord(
+        rng.random(len(REQUEST_FEATURES)).astype(np.float32),
+        tuple(2**60 + i for i in range(n)),
+        rng.normal(0, 2, (n, len(EXAMPLE_FEATURES))).astype(np.float32),
+        tuple(100 + i for i in range(n)),
+        left_out,
+        draw,
+    )
+
+
+@given(
+    st.integers(0, 32),
+    st.integers(-1, 2**62),
+    st.none() | st.tuples(st.integers(0, 9), st.integers(10, 19), st.floats(2**-10, 1, width=32)),
+)
+def test_a_record_survives_the_round_trip(
+    n: int, left_out: int, draw: tuple[int, int, float] | None
+) -> None:
+    one = record(n, left_out, None if draw is None else ThresholdDraw(*draw))
+    two = SelectionRecord.load(one.dump())
+    assert (two.ids, two.tokens, two.left_out, two.draw) == (
+        one.ids,
+        one.tokens,
+        one.left_out,
+        one.draw,
+    )
+    assert np.allclose(two.request, one.request, atol=1e-3)
+    assert np.allclose(two.features, one.features, rtol=1e-3, atol=1e-3)
+    assert two.dump() == one.dump()
+
+
+def test_of_the_examples_only_the_used_ones_remain() -> None:
+    one = record(3)
+    used = one.of_used({one.ids[2], one.ids[0], 5})
+    assert used.ids == (one.ids[0], one.ids[2])
+    assert np.array_equal(used.features, one.features[[0, 2]])
+    assert used.tokens == (100, 102)
+    assert one.of_used(()).features.shape == (0, len(EXAMPLE_FEATURES))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "AAAA", "€", record(2).dump()[:-8], record(2).dump() + "AAAA"]
+)
+def test_what_is_no_record_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="selection"):
+        SelectionRecord.load(text)
+
+
+def test_features_that_are_no_numbers_are_refused() -> None:
+    one = record(1)
+    one.features[0, 0] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        SelectionRecord.load(one.dump())
+
+
+@pytest.mark.parametrize("draw", [(5, 4, 0.5), (1, 2, 0.0), (1, 2, float("nan")), (1, 2, 2.0)])
+def test_an_impossible_draw_is_refused(draw: tuple[int, int, float]) -> None:
+    with pytest.raises(ValueError, match="range of thresholds"):
+        SelectionRecord.load(record(1, draw=ThresholdDraw(*draw)).dump())
+
+
+def test_a_token_with_four_examples_is_short_enough_to_pass_around() -> None:
+    context = np.random.default_rng(0).random(27).astype(np.float32)
+    text = record(4, draw=ThresholdDraw(2, 9, 0.95)).dump()
+    decision = Decision("f" * 32, "public", "small_llm", context, 0.5, 0.5, (2**60,) * 4)
+    with_record = Decision(**{**vars(decision), "selection": text})
+    token = FeedbackTokens("key", 60).dump(with_record)
+    assert len(token) < 1_000
+    assert FeedbackTokens("key", 60).load(token).selection == text
