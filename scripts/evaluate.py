@@ -54,6 +54,8 @@ EXPERIMENTS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
     "solicit": solicit.run,
     "prefix": prefix.run,
 }
+QUICK_EXPERIMENTS = ("learning", "corruption", "drift", "burst")
+"""By default, since every server takes seconds to start; the others can be named."""
 
 
 def names(text: str) -> list[str]:
@@ -79,9 +81,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--experiments",
         type=names,
-        default=list(EXPERIMENTS),
+        default=None,
         metavar="NAME,...",
-        help=f"of {', '.join(EXPERIMENTS)}; default: all",
+        help=f"of {', '.join(EXPERIMENTS)}; default: all; quick: {', '.join(QUICK_EXPERIMENTS)}",
     )
     parser.add_argument(
         "--seeds", type=seeds, default=None, metavar="N,...", help="default: 1,2,3; quick: 1"
@@ -110,7 +112,7 @@ async def evaluate(options: argparse.Namespace, console: Console, work: Path) ->
         for seed in options.seeds or ([1] if options.quick else [1, 2, 3])
     ]
     report: dict[str, Any] = {}
-    for name in options.experiments:
+    for name in options.experiments or (QUICK_EXPERIMENTS if options.quick else EXPERIMENTS):
         outcomes: dict[str, Outcome] = {}
         started = time.monotonic()
         for bench in benches:

@@ -11,6 +11,7 @@ class Sizes:
 
     Attributes:
         history: past requests that the large LLM answered: the store.
+        past_is_right: the store holds the right answers; spares asking the large LLM.
         requests: new requests, the same for every policy.
         concurrency: in flight at saturation; also while EchoLM learns.
         calm_concurrency: in flight where load must not decide.
@@ -27,6 +28,7 @@ class Sizes:
     """
 
     history: int = 1_500
+    past_is_right: bool = False
     requests: int = 300
     concurrency: int = 32
     calm_concurrency: int = 12
@@ -54,6 +56,7 @@ class Sizes:
 
 QUICK = Sizes(
     history=24,
+    past_is_right=True,
     requests=12,
     concurrency=8,
     calm_concurrency=6,
