@@ -39,6 +39,7 @@ from echolm.evaluation.experiments import (
 from echolm.evaluation.outcome import Outcome
 from echolm.evaluation.sizes import QUICK, Sizes
 from echolm.evaluation.verdict import summarise
+from echolm.serving.serve import prepare_embedder
 from echolm.settings import load_settings
 from rich import box
 from rich.console import Console
@@ -107,8 +108,10 @@ async def evaluate(options: argparse.Namespace, console: Console, work: Path) ->
     """All experiments with all seeds."""
     sizes = QUICK if options.quick else Sizes()
     arrivals = trace.read_trace(options.trace) if options.trace else None
+    settings = load_settings(options.config)
+    prepare_embedder(settings, console.print)
     benches = [
-        Bench(load_settings(options.config), sizes, seed, console, work, options.cache, arrivals)
+        Bench(settings, sizes, seed, console, work, options.cache, arrivals)
         for seed in options.seeds or ([1] if options.quick else [1, 2, 3])
     ]
     report: dict[str, Any] = {}
