@@ -288,10 +288,10 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
-        "--history", type=int, default=1_500, help="past requests that the large LLM answered"
+        "--history", type=int, default=2_000, help="past requests that the large LLM answered"
     )
     parser.add_argument(
-        "--learning", type=int, default=1_000, help="requests that EchoLM then answers"
+        "--learning", type=int, default=600, help="requests that EchoLM then answers"
     )
     parser.add_argument("--rated", type=float, default=0.2, help="share of those that is rated")
     parser.add_argument("--requests", type=int, default=400, help="new requests per policy")
