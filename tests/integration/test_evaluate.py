@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(650)
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
 EXPERIMENTS = {"learning", "corruption", "drift", "burst"}
@@ -57,7 +57,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
         cwd=SCRIPT.parents[1],  # where the embedding model may be built already
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr
