@@ -22,7 +22,6 @@ from echolm.retrieval.features import ExampleTexts, featurize
 from echolm.retrieval.selection import Selection, build_selector
 from echolm.retrieval.store import Candidate
 from echolm.retrieval.utility import LearnedUtility
-from echolm.routing.features import Featurizer
 from echolm.routing.service import build_bandit
 from echolm.settings import load_settings
 from echolm.workload import WorkItem, Workload
@@ -103,10 +102,9 @@ def main() -> int:
 
     def route(k: int) -> None:
         part = batch(k)
-        for text, embedding, selection in zip(
-            texts[part], embeddings[part], selections[part], strict=True
-        ):
-            bandit.choose(featurizer_of(featurizer, text, embedding, selection), {}, draws)
+        rows = zip(texts[part], embeddings[part], selections[part], strict=True)
+        contexts = [featurizer(t, embedding, s.examples) for t, embedding, s in rows]
+        bandit.choose_many(np.stack(contexts), {}, draws)
 
     def decide(k: int) -> None:
         selector.select(texts[batch(k)], found[batch(k)])
@@ -142,13 +140,6 @@ def main() -> int:
         )
     )
     return 0
-
-
-def featurizer_of(
-    featurizer: Featurizer, text: str, embedding: np.ndarray, selection: Selection
-) -> np.ndarray:
-    """The bandit's context of one request."""
-    return featurizer(text, embedding, selection.examples)
 
 
 if __name__ == "__main__":

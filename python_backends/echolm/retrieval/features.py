@@ -56,7 +56,7 @@ _LITERAL_SIGNS = re.compile(r"[0-9@/\\_#$]|\w\.\w")
 _MAX_WORDS = 400  # of a text; more tell nothing new of what it is about
 
 _BITS = 512
-_SKETCH = 256
+_SKETCH = 128
 _POPCOUNT = np.array([bin(i).count("1") for i in range(1 << 16)], dtype=np.uint8)
 
 
@@ -110,22 +110,21 @@ def _popcount(bitmaps: NDArray[np.uint16]) -> NDArray[np.float32]:
     return np.asarray(_POPCOUNT.take(bitmaps).sum(axis=-1, dtype=np.float32))
 
 
-def _sketch(words: Iterable[str]) -> NDArray[np.int8]:
-    """Signed feature hashing: the cosine of two sketches estimates that of the word sets."""
+def _sketch(words: Iterable[str]) -> NDArray[np.float32]:
+    """Signed feature hashing: the product of two sketches estimates the word sets' cosine."""
     sums = [0] * _SKETCH
     for word in words:
         h = _hash(word)
         sums[(h >> 8) % _SKETCH] += 1 if h & 0x4000_0000 else -1
-    return np.clip(np.array(sums), -127, 127).astype(np.int8)
+    length = math.sqrt(sum(v * v for v in sums))
+    return np.array(sums, dtype=np.float32) / max(length, 1.0)
 
 
 _TEXT_VALUES = np.dtype(
     [
         ("bits", np.uint16, (_BITS // 16,)),
-        ("request_sketch", np.int8, (_SKETCH,)),
-        ("response_sketch", np.int8, (_SKETCH,)),
-        ("request_scale", np.float32),
-        ("response_scale", np.float32),
+        ("request_sketch", np.float32, (_SKETCH,)),
+        ("response_sketch", np.float32, (_SKETCH,)),
         ("num_words", np.float32),
         ("num_literals", np.float32),
         ("consistency", np.float32),
@@ -133,7 +132,7 @@ _TEXT_VALUES = np.dtype(
         ("response_length", np.float32),
     ]
 )
-"""What is kept of an example's texts. ``…_scale`` is one over the sketch's length."""
+"""What is kept of an example's texts."""
 
 
 class ExampleTexts:
@@ -143,7 +142,7 @@ class ExampleTexts:
 
     Args:
         tokens: counts tokens of the LLM that will read the examples.
-        capacity: examples kept, about 0.7 kB each besides their texts.
+        capacity: examples kept, about 1.1 kB each besides their texts.
     """
 
     def __init__(self, tokens: TokenCounter, capacity: int = 16_384) -> None:
@@ -212,14 +211,11 @@ class ExampleTexts:
         said = set(_WORD.findall(response)[:_MAX_WORDS])
         said.difference_update(_WORD.findall(candidate.request.lower()))
         bits = np.frombuffer(_bitmap(words), np.uint16)
-        asks, says = _sketch(words), _sketch(said)
         kept = sum(literal in response for literal in literals)
         values = {
             "bits": bits,
-            "request_sketch": asks,
-            "response_sketch": says,
-            "request_scale": _scale(asks),
-            "response_scale": _scale(says),
+            "request_sketch": _sketch(words),
+            "response_sketch": _sketch(said),
             "num_words": _popcount(bits),
             "num_literals": len(literals),
             "consistency": kept / len(literals) - 0.8 if literals else 0.0,
@@ -235,11 +231,6 @@ class ExampleTexts:
             request, response = self._texts[slot]
             self._num_tokens[slot] = self._tokens.count(request) + self._tokens.count(response)
         return self._num_tokens[slot]
-
-
-def _scale(sketch: NDArray[np.int8]) -> float:
-    vector = sketch.astype(np.float32)
-    return 1.0 / (math.sqrt(float(vector @ vector)) + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -322,8 +313,8 @@ def _pair_features(
         literals: how many they have, FP32 [B, 1].
     """
     valid, slots = batch.valid, batch.slots
-    asks = _cosines(texts["request_sketch"][slots], texts["request_scale"][slots])
-    says = _cosines(texts["response_sketch"][slots], texts["response_scale"][slots])
+    asks = _cosines(texts["request_sketch"][slots])
+    says = _cosines(texts["response_sketch"][slots])
     # From the cosine of two word sets of one size to their Jaccard index.
     both = asks + says
     np.divide(both, 4.0 - both, out=batch.redundancy)
@@ -363,8 +354,7 @@ def _pair_features(
     batch.example[~valid] = 0.0
 
 
-def _cosines(sketches: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Cosines of all pairs in a row, negatives as 0: INT8 [B, n, s], FP32 [B, n] -> [B, n, n]."""
-    vectors = sketches.astype(np.float32)
-    vectors *= scales[:, :, None]
-    return np.clip(vectors @ vectors.transpose(0, 2, 1), 0.0, 1.0)
+def _cosines(sketches: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cosines of all pairs in a row, FP32 [B, n, s] to [B, n, n], negatives as 0."""
+    products = sketches @ sketches.transpose(0, 2, 1)
+    return np.clip(products, 0.0, 1.0, out=products)

@@ -32,17 +32,16 @@ class WarmPrefixes:
             options: example ids, the most useful first; the first wins if none is warm.
         """
         before = tuple(chosen)
-        return max(
-            range(len(options)),
-            key=lambda k: (
-                max(
-                    self._uses.get((*before, options[k]), 0),
-                    self._uses.get((options[k], *before), 0),
-                ),
-                self._popularity.get(options[k], 0),
-                -k,
-            ),
-        )
+        uses, popularity = self._uses.get, self._popularity.get
+
+        def warmth(k: int) -> tuple[int, int, int]:
+            i = options[k]
+            use = uses((*before, i), 0)
+            if before:
+                use = max(use, uses((i, *before), 0))
+            return use, popularity(i, 0), -k
+
+        return max(range(len(options)), key=warmth)
 
     def arrange(self, ids: Sequence[int]) -> list[int]:
         """The ids in the order that shares the longest prefix with earlier prompts.

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echolm.contracts import MAX_BATCH_SIZE
 from echolm.generation.prompt import TokenCounter
@@ -52,6 +51,16 @@ class Selection:
 
     examples: tuple[Selected, ...] = ()
     record: SelectionRecord | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One request's candidates, by column of the batch."""
+
+    number: int
+    ids: list[int]
+    slots: list[int]
+    utilities: list[float]
 
 
 class ExampleSelector:
@@ -109,103 +118,95 @@ class ExampleSelector:
         if not batch.valid.any():
             return [Selection() for _ in requests]
         utilities = self.utility.score(batch)
-        picked = self._pick(batch, utilities)
+        # In plain Python from here: a row has few candidates, and each call of numpy on them
+        # costs more than they do.
+        columns = (batch.ids.tolist(), batch.slots.tolist(), utilities.tolist())
         return [
-            self._conclude(row, candidates[row], batch, utilities[row], picks)
-            for row, picks in enumerate(picked)
+            self._select_one(candidates[k], batch, _Row(k, *values))
+            for k, values in enumerate(zip(*columns, strict=True))
         ]
 
-    def _pick(self, batch: FeatureBatch, utilities: NDArray[np.float32]) -> list[list[int]]:
-        """Columns of the best for each row, by maximal marginal relevance and token budget."""
-        best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
-        strong = batch.valid & (utilities >= best * self._settings.relative_similarity)
-        return [
-            self._pick_one(batch, row, np.flatnonzero(strong[row]).tolist(), utilities[row])
-            for row in range(len(utilities))
-        ]
-
-    def _pick_one(
-        self,
-        batch: FeatureBatch,
-        row: int,
-        columns: list[int],
-        utilities: NDArray[np.float32],
-    ) -> list[int]:
-        # In plain Python: a pool is a few candidates, and a call of numpy costs more than those.
+    def _select_one(
+        self, candidates: Sequence[Candidate], batch: FeatureBatch, row: _Row
+    ) -> Selection:
+        """Choose for one request: pick, drop, leave one out now and then, and put in order."""
+        picks = self._pick(batch, row)
+        if not picks:
+            return Selection()
         settings = self._settings
-        relevance = [(1 - settings.diversity) * u for u in utilities[columns].tolist()]
-        relevant = dict(zip(columns, relevance, strict=True))
-        redundant = dict.fromkeys(columns, 0.0)
-        slots = batch.slots[row]
+        worth = [row.utilities[k] for k in picks]
+        least, draw = settings.threshold, None
+        if settings.adaptive_threshold:
+            drawn = self.threshold.draw(self._rng)
+            least, draw = GRID[drawn], self.threshold.stands_for(drawn, worth)
+        kept = [k for k in picks if row.utilities[k] >= least]
+        left_out = NONE
+        if len(kept) > 1 and self._rng.random() < settings.leave_one_out:
+            left_out = row.ids[kept.pop(int(self._rng.integers(len(kept))))]
+            draw = None  # this set is no threshold's
+        columns = batch.columns[row.number]
+        found = {k: candidates[columns[k]] for k in kept}
+        kept = self._ordered(found)
+        examples = tuple(
+            Selected(c.id, c.request, c.response, c.similarity, row.utilities[k])
+            for k, c in ((k, found[k]) for k in kept)
+        )
+        record = SelectionRecord(
+            batch.request[row.number],
+            tuple(row.ids[k] for k in kept),
+            batch.example[row.number, kept],
+            tuple(self._texts.num_tokens(row.slots[k]) for k in kept),
+            left_out,
+            draw,
+        )
+        return Selection(examples, record)
+
+    def _pick(self, batch: FeatureBatch, row: _Row) -> list[int]:
+        """Columns of the best, by maximal marginal relevance and token budget."""
+        settings = self._settings
+        diversity = settings.diversity
+        ids, utilities = row.ids, row.utilities
+        eligible = range(len(batch.columns[row.number]))
+        weakest = settings.relative_similarity * max((utilities[k] for k in eligible), default=0.0)
+        left = [k for k in eligible if utilities[k] >= weakest]
+        scores = {k: (1 - diversity) * utilities[k] for k in left}
+        relevance = scores
+        redundancy = dict.fromkeys(left, 0.0)
         budget = settings.max_example_tokens
         picks: list[int] = []
-        while relevant and len(picks) < settings.max_examples:
-            scores = {k: r - settings.diversity * redundant[k] for k, r in relevant.items()}
-            pick = self._best(batch.ids[row], scores, picks)
-            del relevant[pick]
-            cost = self._texts.num_tokens(int(slots[pick]))
+        while left and len(picks) < settings.max_examples:
+            pick = self._best(ids, left, scores, picks)
+            left.remove(pick)
+            cost = self._texts.num_tokens(row.slots[pick])
             if cost > budget:
                 continue
             budget -= cost
             picks.append(pick)
-            if len(picks) < settings.max_examples:
-                common = batch.redundancy[row, pick].tolist()
-                redundant = {k: max(redundant[k], common[k]) for k in relevant}
+            if diversity and left and len(picks) < settings.max_examples:
+                common = batch.redundancy[row.number, pick].tolist()
+                redundancy = {k: max(redundancy[k], common[k]) for k in left}
+                scores = {k: relevance[k] - diversity * redundancy[k] for k in left}
         return picks
 
-    def _best(self, ids: NDArray[np.int64], scores: dict[int, float], picks: list[int]) -> int:
+    def _best(
+        self, ids: list[int], columns: list[int], scores: dict[int, float], picks: list[int]
+    ) -> int:
         """The column of the highest score, or a warm one of those that are nearly as good."""
         if self._settings.order == "prefix":
-            least = max(scores.values()) - self._settings.warm_tolerance
-            near = sorted((k for k, s in scores.items() if s >= least), key=lambda k: -scores[k])
-            if len(near) > 1:
-                return near[self._warm.warmest(ids[picks].tolist(), ids[near].tolist())]
-        return max(scores, key=scores.__getitem__)
+            least = max(map(scores.__getitem__, columns)) - self._settings.warm_tolerance
+            near = [k for k in columns if scores[k] >= least]
+            if len(near) == 1:
+                return near[0]
+            near.sort(key=lambda k: -scores[k])
+            return near[self._warm.warmest([ids[k] for k in picks], [ids[k] for k in near])]
+        return max(columns, key=scores.__getitem__)
 
-    def _conclude(
-        self,
-        row: int,
-        candidates: Sequence[Candidate],
-        batch: FeatureBatch,
-        utilities: NDArray[np.float32],
-        picks: Sequence[int],
-    ) -> Selection:
-        """Drop what is under the threshold, leave one out now and then, and put in order."""
-        if not picks:
-            return Selection()
-        settings = self._settings
-        worth = {k: float(utilities[k]) for k in picks}
-        least, draw = settings.threshold, None
-        if settings.adaptive_threshold:
-            drawn = self.threshold.draw(self._rng)
-            least, draw = GRID[drawn], self.threshold.stands_for(drawn, list(worth.values()))
-        kept = [k for k in picks if worth[k] >= least]
-        left_out = NONE
-        if len(kept) > 1 and self._rng.random() < settings.leave_one_out:
-            left_out = int(batch.ids[row, kept.pop(int(self._rng.integers(len(kept))))])
-            draw = None  # this set is no threshold's
-        kept = self._ordered(batch, row, kept)
-        examples = []
-        for k in kept:
-            found = candidates[batch.columns[row][k]]
-            examples.append(
-                Selected(found.id, found.request, found.response, found.similarity, worth[k])
-            )
-        record = SelectionRecord(
-            batch.request[row],
-            tuple(e.id for e in examples),
-            batch.example[row, kept],
-            tuple(self._texts.num_tokens(int(batch.slots[row, k])) for k in kept),
-            left_out,
-            draw,
-        )
-        return Selection(tuple(examples), record)
-
-    def _ordered(self, batch: FeatureBatch, row: int, kept: list[int]) -> list[int]:
+    def _ordered(self, found: dict[int, Candidate]) -> list[int]:
+        """The columns in the order of the prompt."""
         if self._settings.order == "similarity":
             # The most similar stands next to the request.
-            return sorted(kept, key=lambda k: (float(batch.similarity[row, k]), k))
-        by_id = {int(batch.ids[row, k]): k for k in kept}
+            return sorted(found, key=lambda k: (found[k].similarity, -k))
+        by_id = {c.id: k for k, c in found.items()}
         order = self._warm.arrange(list(by_id))
         self._warm.use(order)
         return [by_id[i] for i in order]

@@ -13,7 +13,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,13 +49,15 @@ class SimilarityUtility:
         return np.maximum(batch.similarity, 0.0) * batch.quality
 
 
-@dataclass(frozen=True)
-class Effect:
+class Effect(NamedTuple):
     """An example's own effect on the log-odds: N(mean, variance), as of an update."""
 
     mean: float
     variance: float
     updated: int
+
+
+_UNKNOWN = Effect(0.0, _EFFECT_VARIANCE, 0)
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,14 @@ class LearnedUtility:
         logits += (batch.request @ weights.request)[:, None]
         if self._effects:
             # A dictionary's get() is atomic, so learning may go on meanwhile.
-            found = map(self._effects.get, batch.ids[batch.valid].tolist())
-            logits[batch.valid] += np.fromiter(
-                (0.0 if e is None else self._now(e, weights.updates)[0] for e in found),
-                dtype=np.float32,
-            )
+            get = self._effects.get
+            found = [get(i, _UNKNOWN) for i in batch.ids[batch.valid].tolist()]
+            # A list a column: numpy is slow at reading tuples.
+            mean, variance, updated = (np.array([e[k] for e in found]) for k in range(3))
+            kept = self._discount ** np.maximum(0.0, weights.updates - updated)
+            # As in _now(), for all at once.
+            precision = kept / variance + (1.0 - kept) / _EFFECT_VARIANCE
+            logits[batch.valid] += kept * mean / variance / precision
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float32)
 
     def effect(self, example_id: int) -> tuple[float, float]:

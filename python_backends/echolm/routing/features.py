@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,7 @@ class Featurizer:
             fit = min(1.0, max(0.0, (similarities[0] - self.fit_floor) / span))
             x[2:9] = (
                 similarities[0] - _TYPICAL_SIMILARITY,
-                float(np.mean(similarities)) - _TYPICAL_SIMILARITY,
+                sum(similarities) / len(similarities) - _TYPICAL_SIMILARITY,
                 max(e.utility for e in examples) - _TYPICAL_SIMILARITY,
                 similarities[0] - similarities[1] if len(similarities) > 1 else 0.0,
                 len(examples) / 4.0 - 0.5,
@@ -118,6 +119,7 @@ def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
     return _projections[key]
 
 
+@lru_cache(maxsize=4_096)  # the same examples come again and again
 def _words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text.lower()))
 
