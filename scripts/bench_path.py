@@ -15,24 +15,18 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import perf_analyzer
-from echolm.embedding import OnnxEmbedder, TextTokenizer
-from echolm.examples.writer import ExampleIds
-from echolm.retrieval.milvus import MilvusStore
-from echolm.retrieval.store import Example, scope_key
-from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.evaluation.progress import Stage
+from echolm.evaluation.store import fill
 from echolm.serving.serve import ServeOptions, prepare_embedder, running_server
-from echolm.settings import Settings, load_settings
-from echolm.workload import WorkItem, Workload
+from echolm.settings import load_settings
+from echolm.workload import Workload
 from rich.console import Console
-from rich.progress import track
 
 ROOT = Path(__file__).resolve().parent.parent
-_BATCH = 1_000
 
 
 def instant_repository(directory: Path) -> Path:
@@ -48,48 +42,6 @@ def instant_repository(directory: Path) -> Path:
         kept.append('parameters { key: "engine" value: { string_value: "instant" } }')
         (directory / name / "config.pbtxt").write_text("\n".join(kept) + "\n", encoding="utf-8")
     return directory
-
-
-def fill(settings: Settings, items: list[WorkItem], console: Console) -> None:
-    """Store the items as examples in the data directory's Milvus Lite file."""
-    tokenizer = TextTokenizer.load(settings.embedding.model_dir)
-    embedder = OnnxEmbedder.load(settings.embedding.model_dir)
-    ids = ExampleIds()
-    with tempfile.TemporaryDirectory() as run_dir:
-        milvus = MilvusLite(
-            MilvusLiteOptions(
-                database=settings.data_dir / "milvus.db",
-                run_dir=Path(run_dir),
-                log_file=settings.data_dir / "fill.log",
-            )
-        )
-        milvus.start()
-        try:
-            retrieval = settings.retrieval.model_copy(update={"milvus_uri": milvus.uri})
-            store = MilvusStore(retrieval, embedder.name, embedder.dimension)
-            now = time.time_ns() // 1_000_000
-            for start in track(range(0, len(items), _BATCH), "storing examples", console=console):
-                part = items[start : start + _BATCH]
-                tokens = tokenizer.encode([item.text for item in part])
-                vectors = embedder.embed(tokens.input_ids, tokens.attention_mask)
-                examples = [
-                    Example(
-                        id=ids.next(),
-                        request=item.text,
-                        response=item.answer,
-                        tenant="public",
-                        scope=scope_key("public", ""),
-                        source_llm="large_llm",
-                        quality=0.95,
-                        created_at_ms=now,
-                        updated_at_ms=now,
-                    )
-                    for item in part
-                ]
-                store.upsert(examples, vectors)
-            store.close()
-        finally:
-            milvus.stop()
 
 
 def measure(model: str, url: str, inputs: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -138,7 +90,8 @@ def main() -> int:
         shutil.rmtree(data_dir, ignore_errors=True)
         data_dir.mkdir(parents=True)
         items = workload.stream(options.examples, seed=options.seed, phase="past")
-        fill(settings, items, console)
+        with Stage(console, "storing examples", len(items)) as stage:
+            fill(settings, [(item.text, item.answer) for item in items], stage.step_by)
         filled.touch()
     texts = [item.text for item in workload.stream(2_000, seed=options.seed + 1, phase="live")]
     with tempfile.TemporaryDirectory() as work:

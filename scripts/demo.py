@@ -13,34 +13,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import random
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc.aio as grpc_aio
 from echolm.errors import EchoError, UnavailableError
+from echolm.evaluation.environment import host, versions
 from echolm.evaluation.load import Record, Run, closed_loop, open_loop, poisson_arrivals
 from echolm.evaluation.policies import LLMPolicy, Neighbour, Policy, SemanticCache, nearest
-from echolm.evaluation.quality import CachePoint, scores, sweep_cache, win_rate
+from echolm.evaluation.progress import Stage
+from echolm.evaluation.quality import best_cache, offload_share, scores, sweep_cache, win_rate
 from echolm.serving.serve import Endpoints, ServeOptions, running_server
 from echolm.settings import Settings, load_settings
 from echolm.workload import WorkItem, Workload, grade
 from echolm_client import AsyncClient
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("nvidia-pytriton", "openvino-genai", "milvus-lite", "pymilvus", "onnxruntime")
 TITLES = {
     "always_large": "large LLM alone",
     "always_small": "small LLM alone",
@@ -70,26 +68,6 @@ class Result:
     saturated_p99_s: float
     p50_s: float
     p99_s: float
-
-
-class Stage:
-    """A progress bar for one stage."""
-
-    def __init__(self, console: Console, title: str, total: int) -> None:
-        columns = (TextColumn("{task.description:34}"), BarColumn(), MofNCompleteColumn())
-        self._progress = Progress(*columns, TimeElapsedColumn(), console=console)
-        self._task = self._progress.add_task(title, total=total)
-
-    def __enter__(self) -> Stage:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._progress.stop()
-
-    def step(self, record: Any = None) -> None:
-        """One more is done."""
-        self._progress.advance(self._task)
 
 
 class Demo:
@@ -187,18 +165,6 @@ class Demo:
     def latency_items(self, rate: float) -> list[WorkItem]:
         count = max(20, int(rate * self._options.latency_seconds))
         return self._workload.stream(count, seed=self._options.seed + 2, phase="live")
-
-
-def offload_share(run: Run) -> float:
-    """Share of the answered requests that the large LLM did not answer."""
-    answered = [r.reply for r in run.records if r.reply is not None]
-    return sum(reply.llm != "large_llm" for reply in answered) / max(1, len(answered))
-
-
-def best_cache(points: Sequence[CachePoint], least_hit_rate: float = 0.5) -> CachePoint:
-    """The cache with the best win rate among those that hit often enough to be worth having."""
-    useful = [point for point in points if point.hit_rate >= least_hit_rate] or list(points)
-    return max(useful, key=lambda point: (point.win_rate, point.threshold))
 
 
 def summarise(policy: str, run: Run, large_scores: Sequence[float], steady: Run) -> Result:
@@ -319,34 +285,13 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
     )
 
 
-def host() -> dict[str, Any]:
-    """Where the figures come from."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    import psutil
-
-    return {
-        "cpu": model,
-        "cores": psutil.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
-        "--history", type=int, default=1_500, help="past requests that the large LLM answered"
+        "--history", type=int, default=2_000, help="past requests that the large LLM answered"
     )
     parser.add_argument(
-        "--learning", type=int, default=1_000, help="requests that EchoLM then answers"
+        "--learning", type=int, default=600, help="requests that EchoLM then answers"
     )
     parser.add_argument("--rated", type=float, default=0.2, help="share of those that is rated")
     parser.add_argument("--requests", type=int, default=400, help="new requests per policy")
@@ -376,9 +321,7 @@ def main() -> int:
     except EchoError as error:
         console.print(f"demo: {error}", style="red", markup=False)
         return 1
-    report["versions"] = {"echolm": metadata.version("echolm")} | {
-        name: metadata.version(name) for name in PACKAGES
-    }
+    report["versions"] = versions()
     report["host"] = host()
     report["options"] = {k: v for k, v in vars(options).items() if isinstance(v, int | float)}
     report["seconds"] = time.monotonic() - started

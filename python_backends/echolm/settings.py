@@ -293,7 +293,7 @@ class LLMSettings(_Section):
         "left aside, so change it with the LLM and it is learnt anew",
     )
     capacity: float = Field(
-        64.0, gt=0, description="requests that it serves at once; 64: max_num_seqs of an engine"
+        48.0, gt=0, description="requests in flight from which it counts as full"
     )
     pool: str = Field("", description="LLMs of one pool share hardware and slow each other down")
     context_length: int = Field(2_048, gt=0)

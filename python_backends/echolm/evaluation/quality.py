@@ -21,6 +21,12 @@ def scores(run: Run) -> list[float]:
     ]
 
 
+def offload_share(run: Run) -> float:
+    """Share of the answered requests that the large LLM did not answer."""
+    answered = [r.reply for r in run.records if r.reply is not None]
+    return sum(reply.llm != "large_llm" for reply in answered) / max(1, len(answered))
+
+
 def win_rate(own: Sequence[float], reference: Sequence[float]) -> float:
     """(wins + 0.5 ties) / all of the own scores against the reference's, request by request."""
     difference = np.asarray(own) - np.asarray(reference)
@@ -43,6 +49,12 @@ class CachePoint:
     hit_rate: float
     mean_score: float
     win_rate: float
+
+
+def best_cache(points: Sequence[CachePoint], least_hit_rate: float = 0.5) -> CachePoint:
+    """The cache with the best win rate among those that hit often enough to be worth having."""
+    useful = [point for point in points if point.hit_rate >= least_hit_rate] or list(points)
+    return max(useful, key=lambda point: (point.win_rate, point.threshold))
 
 
 def sweep_cache(

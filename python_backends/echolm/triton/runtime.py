@@ -33,7 +33,7 @@ class Runtime:
         self.loop = uvloop.new_event_loop()
         self.executor = ThreadPoolExecutor(MAX_BLOCKING_CALLS, thread_name_prefix=f"{name}-bls")
         self.loop.set_default_executor(self.executor)
-        # Of its own: when all others wait for LLMs, clients that leave must still be noticed.
+        # Of its own: when all others wait in BLS calls, clients that leave must still be noticed.
         self._watcher = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-watch")
         self._watched: dict[asyncio.Task[None], Responder | None] = {}
         self._thread = threading.Thread(target=self._run, name=f"{name}-loop", daemon=True)

@@ -61,7 +61,7 @@ async def test_items_gather_while_calls_are_running_within_both_limits() -> None
     assert await asyncio.gather(*tasks) == [2 * i for i in range(12)]
     assert max(map(len, run.batches)) == 4
     assert run.most_running == 2
-    assert sorted(sum(run.batches, [])) == list(range(12))
+    assert sorted(i for batch in run.batches for i in batch) == list(range(12))
 
 
 async def test_a_bad_item_fails_alone() -> None:

@@ -1,0 +1,58 @@
+"""Figures made of sequences of scores: ranking, learning, recovery, spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """P(a positive one's value exceeds a negative one's), ties half; NaN where one is missing."""
+    if not positive or not negative:
+        return float("nan")
+    high, low = np.asarray(positive), np.sort(np.asarray(negative))
+    below = np.searchsorted(low, high, side="left")
+    equal = np.searchsorted(low, high, side="right") - below
+    return float((below + 0.5 * equal).mean() / len(low))
+
+
+def rolling(values: Sequence[float], window: int) -> NDArray[np.float64]:
+    """Mean of the last ``window`` values at each place, of fewer at the start: FP64 [n]."""
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
+
+
+def ratings_until(
+    scores: Sequence[float], ratings: Sequence[int], share: float, window: int
+) -> int | None:
+    """Ratings after which the score has made a share of its way to the final one, and stays near.
+
+    Args:
+        scores: of all requests in order.
+        ratings: how many ratings had been given before each request.
+        share: of the way from the first window's mean to the last quarter's mean.
+
+    Returns:
+        None if nothing was gained from start to end.
+    """
+    smooth = rolling(scores, window)
+    start = float(smooth[min(window, len(smooth)) - 1])
+    final = float(np.mean(scores[-max(1, len(scores) // 4) :]))
+    if final <= start:
+        return None
+    reached = np.flatnonzero(smooth[window - 1 :] >= start + share * (final - start))
+    return int(ratings[int(reached[0]) + window - 1]) if len(reached) else None
+
+
+def recovered_after(scores: Sequence[float], level: float, window: int) -> int | None:
+    """Requests until a window's mean reaches ``level`` for the first time; None if never.
+
+    The window counts: it is of answers that were given within that many requests.
+    """
+    smooth = rolling(scores, window)[window - 1 :]
+    reached = np.flatnonzero(smooth >= level - 1e-9)
+    return int(reached[0]) + window if len(reached) else None

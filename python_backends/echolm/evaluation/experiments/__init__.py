@@ -1,0 +1,1 @@
+"""One experiment a module, each with a function ``run(bench) -> Outcome``."""

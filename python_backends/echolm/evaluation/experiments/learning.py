@@ -1,0 +1,210 @@
+"""EchoLM learns from few ratings, and is then held against every other policy.
+
+The store holds the large LLM's past answers. EchoLM answers a live stream, of which a random
+share is rated; all policies then get the same requests that follow in the stream.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from echolm.evaluation.bench import SIMILAR_ONLY, Bench, Rated, Site
+from echolm.evaluation.corruption import Exchange
+from echolm.evaluation.load import Run
+from echolm.evaluation.outcome import Outcome
+from echolm.evaluation.policies import (
+    ExamplesAtRandom,
+    Neighbour,
+    SemanticCache,
+    StaticRouting,
+    embedding,
+    nearest,
+)
+from echolm.evaluation.progress import Stage
+from echolm.evaluation.quality import (
+    CachePoint,
+    best_cache,
+    offload_share,
+    scores,
+    sweep_cache,
+    win_rate,
+)
+from echolm.evaluation.static_router import StaticRouter, calibrate
+from echolm.evaluation.verdict import Verdict
+from echolm.generation.prompt import template
+from echolm.generation.triton_llm import build_llm_clients
+from echolm.workload import WorkItem, grade
+
+HOLDS_QUALITY = 0.495
+"""Win rate against always_large from which a policy is as good."""
+
+_THRESHOLDS = tuple(round(0.6 + 0.02 * step, 2) for step in range(20))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy's place between quality and throughput."""
+
+    policy: str
+    requests: int
+    failed: int
+    mean_score: float
+    win_rate: float
+    offload_share: float
+    throughput: float
+    p50_s: float
+    p99_s: float
+
+    @classmethod
+    def of(cls, policy: str, run: Run, large_scores: Sequence[float]) -> Row:
+        own = scores(run)
+        return cls(
+            policy,
+            len(run.records),
+            run.failed,
+            float(np.mean(own)),
+            win_rate(own, large_scores),
+            offload_share(run),
+            run.steady_throughput,
+            run.latency_quantile(0.5),
+            run.latency_quantile(0.99),
+        )
+
+
+async def run(bench: Bench) -> Outcome:
+    """All policies on the same new requests; about four minutes a seed."""
+    sizes, past = bench.sizes, await bench.past()
+    stream = bench.stream(sizes.learning + sizes.requests)
+    learnt_from, new = stream[: sizes.learning], stream[sizes.learning :]
+    async with bench.serve("fixed", past, SIMILAR_ONLY) as site:
+        rows, sweep, large_scores = await _fixed(bench, site, past, new)
+    dice = random.Random(bench.seed)
+    async with bench.serve("echolm", past) as site:
+        rated = await site.answer_and_rate(
+            learnt_from, lambda reply: dice.random() < sizes.learning_rated
+        )
+        own = Row.of("echolm", await site.answer(site.echolm(), new), large_scores)
+    others = [row for row in rows if row.win_rate >= HOLDS_QUALITY]
+    best = max(others, key=lambda row: row.throughput)
+    recent = rated.offloaded[-1_000:]
+    return Outcome(
+        verdicts=(
+            Verdict("echolm: win rate against always_large", HOLDS_QUALITY, own.win_rate),
+            Verdict("echolm: offload share, last 1,000", 0.75, float(np.mean(recent))),
+            Verdict("echolm: offload share, new requests", 0.75, own.offload_share),
+            Verdict(
+                "throughput over the best other that holds quality",
+                1.3,
+                own.throughput / best.throughput,
+            ),
+        ),
+        figures={
+            "policies": [asdict(row) for row in (*rows, own)],
+            "best_other": best.policy,
+            "semantic_cache_sweep": [asdict(point) for point in sweep],
+            "ratings": rated.total,
+            "failed": rated.run.failed,
+            "curve": _curve(rated),
+        },
+    )
+
+
+async def _fixed(
+    bench: Bench, site: Site, past: Sequence[Exchange], new: Sequence[WorkItem]
+) -> tuple[list[Row], list[CachePoint], list[float]]:
+    """The policies that do not learn while they serve."""
+    large, small = site.large(), site.small()
+    large_run = await site.answer(large, new)
+    small_run = await site.answer(small, new)
+    reference = scores(large_run)
+    at_random = ExamplesAtRandom(
+        build_llm_clients(site.settings.model_copy(update={"grpc_url": site.endpoints.grpc_url}))[
+            "small_llm"
+        ],
+        template(site.settings.llm("small_llm").prompt_template),
+        [(e.item.text, e.response) for e in past],
+        site.settings.retrieval.max_examples,
+        bench.seed,
+    )
+    runs: dict[str, Run] = {
+        large.name: large_run,
+        small.name: small_run,
+        at_random.name: await site.answer(at_random, new),
+        "similar_examples": await site.answer(site.small_with_examples(), new),
+    }
+    router, threshold = await _train_router(bench, site, past)
+    static = StaticRouting(site.grpc, router, threshold, small, large)
+    runs[static.name] = await site.answer(static, new)
+    sweep = await _sweep(site, new, reference)
+    for suffix, point in _worth_running(sweep):
+        cache = SemanticCache(site.grpc, large, point.threshold)
+        name = f"{cache.name}{suffix}"
+        runs[name] = await site.answer(cache, new, name)
+    return [Row.of(name, run, reference) for name, run in runs.items()], sweep, reference
+
+
+def _worth_running(sweep: Sequence[CachePoint]) -> list[tuple[str, CachePoint]]:
+    """The cache that is worth having, and the one that hits most while it holds quality."""
+    holding = [point for point in sweep if point.win_rate >= HOLDS_QUALITY and point.hit_rate > 0]
+    useful = [("", best_cache(sweep))]
+    if holding:
+        useful.append(("_safe", max(holding, key=lambda point: point.hit_rate)))
+    return useful
+
+
+async def _train_router(
+    bench: Bench, site: Site, past: Sequence[Exchange]
+) -> tuple[StaticRouter, float]:
+    """The classifier, trained on one half of the labelled past and calibrated on the other."""
+    labelled = list(past[: bench.sizes.labelled])
+    items = [exchange.item for exchange in labelled]
+    run = await site.answer(site.small(), items, "labels for the static router")
+    with Stage(site.console, "embeddings for the static router", len(items)) as stage:
+        vectors = []
+        for item in items:
+            vectors.append(await embedding(site.grpc, item.text))
+            stage.step()
+    own = scores(run)
+    large = [grade(exchange.item, exchange.response) for exchange in labelled]
+    x = np.stack(vectors)
+    half = len(items) // 2
+    router = StaticRouter()
+    router.fit(x[:half], [s >= ref - 1e-6 for s, ref in zip(own[:half], large[:half], strict=True)])
+    threshold = calibrate(router.predict(x[half:]), own[half:], large[half:], HOLDS_QUALITY)
+    return router, threshold
+
+
+async def _sweep(
+    site: Site, new: Sequence[WorkItem], reference: Sequence[float]
+) -> list[CachePoint]:
+    """The semantic cache at every threshold, from what is nearest to each request."""
+    found: list[Neighbour] = []
+    with Stage(site.console, "semantic cache: nearest answers", len(new)) as stage:
+        for item in new:
+            found.append(await nearest(site.grpc, item.text))
+            stage.step()
+    stored = [
+        grade(item, neighbour.response) if neighbour.similarity >= 0 else 0.0
+        for item, neighbour in zip(new, found, strict=True)
+    ]
+    return sweep_cache([n.similarity for n in found], stored, reference, _THRESHOLDS)
+
+
+def _curve(rated: Rated, parts: int = 12) -> list[dict[str, Any]]:
+    """Score and offload share of consecutive parts of the stream."""
+    blocks = np.array_split(np.arange(len(rated.scores)), min(parts, len(rated.scores)))
+    own, offloaded = np.array(rated.scores), np.array(rated.offloaded)
+    return [
+        {
+            "requests": int(block[-1]) + 1,
+            "ratings": int(rated.ratings[int(block[-1])]),
+            "mean_score": float(own[block].mean()),
+            "offload_share": float(offloaded[block].mean()),
+        }
+        for block in blocks
+    ]

@@ -1,0 +1,233 @@
+#!/usr/bin/env python3
+"""Measure EchoLM against the alternatives on live servers, and each of its parts.
+
+Every experiment replays seeded requests of the demo workload: learning from few ratings,
+ablations, corrupted examples, drift, a burst of load, soliciting ratings, and the order of
+examples. Policies and settings that cannot share a server get one each, over the same past.
+Prints tables with what must hold beside what was measured, draws plots, writes
+build/evaluation.json, and ends with one JSON line. The large LLM's answers to the past are
+asked once for each seed and kept in build/evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from echolm.errors import EchoError
+from echolm.evaluation import trace
+from echolm.evaluation.bench import Bench
+from echolm.evaluation.environment import host, versions
+from echolm.evaluation.experiments import (
+    ablations,
+    burst,
+    corruption,
+    drift,
+    learning,
+    prefix,
+    solicit,
+)
+from echolm.evaluation.outcome import Outcome
+from echolm.evaluation.sizes import QUICK, Sizes
+from echolm.evaluation.verdict import summarise
+from echolm.serving.serve import prepare_embedder
+from echolm.settings import load_settings
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
+    "learning": learning.run,
+    "ablations": ablations.run,
+    "corruption": corruption.run,
+    "drift": drift.run,
+    "burst": burst.run,
+    "solicit": solicit.run,
+    "prefix": prefix.run,
+}
+QUICK_EXPERIMENTS = ("learning", "corruption", "drift", "burst")
+"""By default, since every server takes seconds to start; the others can be named."""
+
+
+def names(text: str) -> list[str]:
+    """Experiments from a list with commas."""
+    chosen = text.split(",")
+    if unknown := set(chosen) - set(EXPERIMENTS):
+        raise argparse.ArgumentTypeError(
+            f"expected some of {', '.join(EXPERIMENTS)}, got {', '.join(sorted(unknown))}"
+        )
+    return chosen
+
+
+def seeds(text: str) -> list[int]:
+    """Seeds from a list with commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers, got {text!r}") from None
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument(
+        "--experiments",
+        type=names,
+        default=None,
+        metavar="NAME,...",
+        help=f"of {', '.join(EXPERIMENTS)}; default: all; quick: {', '.join(QUICK_EXPERIMENTS)}",
+    )
+    parser.add_argument(
+        "--seeds", type=seeds, default=None, metavar="N,...", help="default: 1,2,3; quick: 1"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few requests: shows that it runs, and nothing else"
+    )
+    parser.add_argument(
+        "--trace", type=Path, default=None, help="CSV of arrivals for the burst; else Poisson"
+    )
+    parser.add_argument("--config", type=Path, default=None, help="an echolm.toml")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "evaluation.json")
+    parser.add_argument(
+        "--plots", type=Path, default=None, help="directory; default: beside the output"
+    )
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "evaluation")
+    return parser.parse_args(argv)
+
+
+async def evaluate(options: argparse.Namespace, console: Console, work: Path) -> dict[str, Any]:
+    """All experiments with all seeds."""
+    sizes = QUICK if options.quick else Sizes()
+    arrivals = trace.read_trace(options.trace) if options.trace else None
+    settings = load_settings(options.config)
+    prepare_embedder(settings, console.print)
+    benches = [
+        Bench(settings, sizes, seed, console, work, options.cache, arrivals)
+        for seed in options.seeds or ([1] if options.quick else [1, 2, 3])
+    ]
+    report: dict[str, Any] = {}
+    for name in options.experiments or (QUICK_EXPERIMENTS if options.quick else EXPERIMENTS):
+        outcomes: dict[str, Outcome] = {}
+        started = time.monotonic()
+        for bench in benches:
+            console.rule(f"{name}, seed {bench.seed}")
+            outcomes[str(bench.seed)] = await EXPERIMENTS[name](bench)
+        rows = summarise([outcome.verdicts for outcome in outcomes.values()])
+        report[name] = {
+            "verdicts": rows,
+            "seeds": {seed: outcome.figures for seed, outcome in outcomes.items()},
+            "seconds": time.monotonic() - started,
+        }
+        print_verdicts(console, name, rows)
+    return report
+
+
+def print_verdicts(console: Console, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("measure", "bar", "measured", "holds"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    for row in rows:
+        sign = "≥" if row["kind"] == "at_least" else "≤"
+        value = "none" if row["value"] is None else f"{row['value']:.3f}"
+        spread = f" ± {row['std']:.3f}" if len(row["seeds"]) > 1 and row["std"] is not None else ""
+        table.add_row(
+            row["measure"],
+            f"{sign} {row['bar']:g}",
+            value + spread,
+            "yes" if row["holds"] else "no",
+            style=None if row["holds"] else "red",
+        )
+    console.print(table)
+
+
+def print_policies(console: Console, figures: Mapping[str, Mapping[str, Any]]) -> None:
+    """Mean and spread over seeds of every policy."""
+    table = Table(title="policies", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    keys = ("mean_score", "win_rate", "throughput", "offload_share")
+    for column in ("", "score", "win rate", "req/s", "offload"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for one in figures.values():
+        for row in one["policies"]:
+            by_name.setdefault(row["policy"], []).append(row)
+    for name, rows in by_name.items():
+        cells = []
+        for key in keys:
+            values = [row[key] for row in rows]
+            mean = sum(values) / len(values)
+            spread = f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
+            cells.append(f"{mean:.3f}{spread}")
+        table.add_row(name, *cells, style="bold" if name == "echolm" else None)
+    console.print(table)
+
+
+def jsonable(value: Any) -> Any:
+    """The value for JSON: NaN and infinity, which it does not know, as null."""
+    if isinstance(value, dict):
+        return {key: jsonable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def main() -> int:
+    options = parse_arguments()
+    console = Console()
+    started = time.monotonic()
+    try:
+        from echolm.evaluation import plots
+    except ModuleNotFoundError as error:
+        console.print(f"evaluate: {error}; install the extra: pip install -e '.[evaluate]'")
+        return 1
+    work = Path(tempfile.mkdtemp(prefix="echolm-evaluate-"))
+    try:
+        experiments = asyncio.run(evaluate(options, console, work))
+    except EchoError as error:
+        console.print(f"evaluate: {error}", style="red", markup=False)
+        return 1
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    report = jsonable(
+        {
+            "experiments": experiments,
+            "quick": options.quick,
+            "trace": options.trace.name if options.trace else None,
+            "versions": versions(),
+            "host": host(),
+            "seconds": time.monotonic() - started,
+        }
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if "learning" in experiments:
+        print_policies(console, report["experiments"]["learning"]["seeds"])
+    for file in plots.draw(report, options.plots or options.output.parent / "plots"):
+        console.print(f"plot: {file}")
+    console.print(f"written to {options.output} after {report['seconds']:.0f} s")
+    verdicts = {
+        name: {row["measure"]: row["value"] for row in one["verdicts"]}
+        for name, one in report["experiments"].items()
+    }
+    failed = [
+        row["measure"]
+        for one in report["experiments"].values()
+        for row in one["verdicts"]
+        if not row["holds"]
+    ]
+    print(json.dumps({"verdicts": verdicts, "does_not_hold": failed, "quick": options.quick}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
