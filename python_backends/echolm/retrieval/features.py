@@ -37,7 +37,7 @@ EXAMPLE_FEATURES = (
     "quality",
     "request_length_differs",
 )
-"""Features of a pair of request and example, all about centred but the first.
+"""Features of a pair of request and example; all but the first two are about 0 where it fits.
 
 ``prior`` is the log-odds of similarity times quality. ``covered`` and ``covering`` are the
 share of the request's words that the example's request has, and the other way round, literals
@@ -224,7 +224,7 @@ class ExampleTexts:
             "num_words": _popcount(bits),
             "num_said": len(said),
             "num_literals": len(literals),
-            "consistency": kept / len(literals) - 0.8 if literals else 0.0,
+            "consistency": kept / len(literals) - 1.0 if literals else 0.0,
             "request_length": math.log1p(len(candidate.request)),
             "response_length": math.log1p(len(candidate.response)),
         }
@@ -346,7 +346,7 @@ def _pair_features(
     consistency = texts["consistency"][slots]
     near = np.maximum(np.matmul(batch.asks, sketches[:, :, None])[:, :, 0], 0.0)
     weight = np.square(np.square(near))
-    weight *= valid * (0.2 + np.clip(consistency + 0.8, 0, 1))
+    weight *= valid * (0.2 + np.clip(consistency + 1.0, 0.0, 1.0))
     total = np.matmul(weight[:, None, :], batch.says)
     own = weight * (texts["num_said"][slots] > 0)  # a response's product with itself is 1
     support = weight.sum(axis=1, keepdims=True) - weight
@@ -366,12 +366,12 @@ def _pair_features(
         "constant": 1.0,
         "similarity": batch.similarity - 0.8,
         "similarity_margin": batch.similarity - nearest,
-        "covered": (common / np.maximum(num_words, 1.0) - 0.75) * (num_words > 0),
-        "covering": (common / np.maximum(example_words, 1.0) - 0.75) * (example_words > 0),
+        "covered": (common / np.maximum(num_words, 1.0) - 1.0) * (num_words > 0),
+        "covering": (common / np.maximum(example_words, 1.0) - 1.0) * (example_words > 0),
         "literals_differ": np.minimum(np.abs(texts["num_literals"][slots] - literals), 3.0) / 3.0,
         "consistency": consistency,
-        "consensus": 2.0 * (agreement - 0.5) * known,
-        "support": known - 0.5,
+        "consensus": 2.0 * (agreement - 1.0) * known,
+        "support": known - 0.75,
         "length_deviation": np.minimum(np.abs(length - expected), 1.0) * known,
         "quality": batch.quality - 0.9,
         "request_length_differs": np.minimum(np.abs(texts["request_length"][slots] - lengths), 1.0),

@@ -28,9 +28,18 @@ _VERSION = 1  # of the algorithm: another one makes another state of the same ev
 _REMEMBERED = 50_000  # ratings that can still be replaced by a later one
 _CREDITED = 50_000  # examples with an effect of their own
 # Standard deviations of the weights, a priori. How an example agrees with itself and with its
-# neighbours is what gives a bad one away, wherever it comes from.
+# neighbours is what gives a bad one away, wherever it comes from. The general level is narrow:
+# a few bad ratings at the start must not put all examples under the threshold.
 _DEVIATION = 0.8
-_DEVIATIONS = {"prior": 0.35, "consistency": 2.0, "consensus": 2.0}
+_DEVIATIONS = {
+    "consistency": 2.0,
+    "consensus": 2.0,
+    "support": 0.4,
+    "length": 0.4,
+    "literals": 0.4,
+    "constant": 0.3,
+    "prior": 0.15,
+}
 _EFFECT_VARIANCE = 0.5  # of an example's own effect, in log-odds squared
 
 

@@ -55,16 +55,16 @@ def test_a_look_alike_shares_all_words_but_one() -> None:
         candidate(1, REQUEST.replace(" for Ada", ""), ANSWER),
         candidate(2, "restart the billing service on node-7 without backup", ANSWER),
     )
-    assert value(batch, "covered", 0) == pytest.approx(0.25)
-    assert value(batch, "covering", 0) == pytest.approx(0.25)
-    assert value(batch, "covered", 1) == pytest.approx(0.25)
-    assert value(batch, "covering", 1) == pytest.approx(5 / 7 - 0.75)
+    assert value(batch, "covered", 0) == pytest.approx(0.0)
+    assert value(batch, "covering", 0) == pytest.approx(0.0)
+    assert value(batch, "covered", 1) == pytest.approx(0.0)
+    assert value(batch, "covering", 1) == pytest.approx(5 / 7 - 1.0)
 
 
 def test_a_response_that_lost_its_requests_values_shows() -> None:
     batch = features(REQUEST, candidate(1, REQUEST, ANSWER), candidate(2, REQUEST, "svc restart"))
-    assert value(batch, "consistency", 0) == pytest.approx(0.2)
-    assert value(batch, "consistency", 1) == pytest.approx(-0.8)
+    assert value(batch, "consistency", 0) == pytest.approx(0.0)
+    assert value(batch, "consistency", 1) == pytest.approx(-1.0)
 
 
 def test_a_response_unlike_its_neighbours_shows() -> None:

@@ -120,6 +120,22 @@ def test_of_a_set_the_less_known_example_takes_more_of_the_credit() -> None:
     assert model.effect(1)[1] < model.effect(2)[1] < model.effect(3)[1]
 
 
+def test_a_few_bad_ratings_at_the_start_do_not_end_the_use_of_examples() -> None:
+    """Under the threshold none would be used, and so none be rated."""
+    model = LearnedUtility()
+    found = [
+        Candidate(i, f"restart server {i}", f"svc restart {i} --now", "public", 0.95, 0.85)
+        for i in range(8)
+    ]
+    features = featurize(["restart server 9"], [found], ExampleTexts(EstimatedTokens()))
+    for n in range(4):
+        taken = SelectionRecord(features.request[0], (n,), features.example[0, [n]], (20,))
+        model.apply(rating(n, taken, 0.0))
+    rated, unrated = np.split(model.score(features)[0], 2)
+    assert rated.max() < 0.81 * 0.9
+    assert unrated.min() > RetrievalSettings().threshold
+
+
 def test_answers_without_examples_teach_nothing() -> None:
     model = LearnedUtility()
     model.apply(rating(1, None, 0.0, llm="large_llm"))

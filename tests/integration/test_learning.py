@@ -1,0 +1,129 @@
+"""What a rating does in the running server: from the selection through the token to utilities."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from echolm import contracts
+from echolm.learning.event_log import START
+from echolm.learning.feedback import RATING
+from echolm.learning.sqlite_log import SQLiteEventLog
+from echolm.retrieval.record import SelectionRecord
+from echolm.serving import Endpoints
+from echolm.settings import Settings
+from echolm.workload import Workload
+from triton_calls import Caller, eventually, samples, text
+
+pytestmark = pytest.mark.timeout(240)
+
+ITEM = Workload(seed=0).stream(1, seed=77)[0]
+NO_STORE = {"cache_control": "no-store"}
+
+
+def retrieve(server: Endpoints, request: str, tenant: str) -> dict[str, Any]:
+    """What the retriever chooses for a request."""
+    tensors = []
+    for name, value in (("text_input", request), ("tenant", tenant)):
+        tensor = grpcclient.InferInput(name, [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
+        tensors.append(tensor)
+    found = grpcclient.InferenceServerClient(server.grpc_url).infer("retrieval", tensors)
+    return {t.name: found.as_numpy(t.name)[0] for t in contracts.RETRIEVED}
+
+
+def utility(server: Endpoints, tenant: str) -> float:
+    """The utility of ITEM's own exchange for ITEM."""
+    for _ in range(20):  # now and then a threshold is tried that drops it
+        found = retrieve(server, ITEM.text, tenant)["example_utilities"]
+        if len(found):
+            return float(found[0])
+    raise AssertionError("the example is not used any more")
+
+
+@pytest.fixture
+def taught(server: Endpoints) -> str:
+    """A tenant with one stored exchange, that of ITEM."""
+    tenant = f"test-{uuid.uuid4().hex}"
+    answer = Caller(server).ask(ITEM.text, tenant=tenant, llm="large_llm", max_tokens=400)
+    assert text(answer, "finish_reason") == "stop", "else the answer is not admitted"
+    assert eventually(lambda: len(retrieve(server, ITEM.text, tenant)["example_ids"]))
+    return tenant
+
+
+def test_the_retriever_says_what_it_chose_and_how(server: Endpoints, taught: str) -> None:
+    found = retrieve(server, ITEM.text, taught)
+    record = SelectionRecord.load(found["selection_record"][0].decode())
+    assert list(record.ids) == found["example_ids"].tolist()
+    assert record.draw is not None
+    assert 0 < record.draw.probability <= 1
+    assert retrieve(server, ITEM.text, f"{taught}x")["selection_record"].tolist() == [b""]
+
+
+def test_a_rating_brings_the_selection_into_the_log(
+    server: Endpoints, server_settings: Settings, taught: str
+) -> None:
+    caller = Caller(server)
+    small, large = (
+        caller.ask(ITEM.text, tenant=taught, llm=llm, max_tokens=4, **NO_STORE)
+        for llm in ("small_llm", "large_llm")
+    )
+    for answer in (small, large):
+        assert caller.rate(answer["feedback_token"].item(), score=0.75)
+    assert server_settings.event_log_path is not None
+    log = SQLiteEventLog(server_settings.event_log_path)
+    try:
+        bodies = [
+            event.body
+            for event in log.read(START, 100_000)
+            if event.kind == RATING and event.body["tenant"] == taught
+        ]
+    finally:
+        log.close()
+    selections = {body["llm"]: body["selection"] for body in bodies}
+    record = SelectionRecord.load(selections["small_llm"])
+    assert list(record.ids) == small["example_ids"][0].tolist() != []
+    assert record.draw is None, "the caller chose the LLM, so nothing follows for thresholds"
+    assert selections["large_llm"] == ""
+
+
+def test_ratings_change_the_utilities_of_the_running_server(server: Endpoints, taught: str) -> None:
+    caller = Caller(server)
+
+    def rate(score: float) -> None:
+        answer = caller.ask(ITEM.text, tenant=taught, llm="small_llm", max_tokens=2, **NO_STORE)
+        assert caller.rate(answer["feedback_token"].item(), score=score)
+
+    before = utility(server, taught)
+    for _ in range(2):
+        rate(0.0)
+    assert eventually(lambda: utility(server, taught) < before - 0.02)
+    low = utility(server, taught)
+    for _ in range(3):
+        rate(1.0)
+    assert eventually(lambda: utility(server, taught) > low)
+    assert samples(server, "echolm_utility_total") > 0
+    assert 0 <= samples(server, "echolm_example_threshold") < 1
+
+
+def test_an_answer_of_the_large_llm_changes_no_utility(server: Endpoints, taught: str) -> None:
+    caller = Caller(server)
+    answer = caller.ask(ITEM.text, tenant=taught, llm="large_llm", max_tokens=2, **NO_STORE)
+    events = {"name": "echolm_learning_events_total", "model": "retriever"}
+    before, learnt = utility(server, taught), samples(server, **events)
+    assert caller.rate(answer["feedback_token"].item(), score=0.0)
+    assert eventually(lambda: samples(server, **events) > learnt)
+    assert utility(server, taught) == pytest.approx(before, abs=0.005)
+
+
+def test_a_prompt_with_a_known_prefix_counts_as_a_hit(server: Endpoints) -> None:
+    caller, prompt = Caller(server), f"{uuid.uuid4().hex} " * 40
+    options: dict[str, Any] = {"llm": "small_llm", "max_tokens": 1, "cache_control": "no-cache"}
+    caller.ask(prompt, **options)
+    name = "echolm_llm_prefix_hit_tokens_total"
+    before = samples(server, name, model="small_llm")
+    caller.ask(prompt, **options)
+    assert eventually(lambda: samples(server, name, model="small_llm") > before + 100)
