@@ -530,9 +530,11 @@ def test_killed_engine_process_fails_requests_and_comes_back(
         client.send(str(i), sampling_param_max_tokens=LONG, **RAMBLING)
     server.wait_busy()
     worker.kill()
-    failed = [answer.error for answer in client.collect(32).values() if answer.error]
-    assert failed
-    assert "failed; try again" in failed[0].message()
+    answers = client.collect(32).values()
+    failed = [answer.error.message() for answer in answers if answer.error]
+    # What was in flight has failed; what came a moment later finds the engine starting.
+    assert any("failed; try again" in message for message in failed)
+    assert all("try again" in message for message in failed)
     deadline = time.monotonic() + 30
     while (answer := client.ask()).error is not None:
         assert time.monotonic() < deadline
