@@ -50,7 +50,7 @@ def measure(model: str, url: str, inputs: Path, options: argparse.Namespace) -> 
         report = Path(work) / "report.csv"
         done = perf_analyzer.run(
             ["-m", model, "-i", "grpc", "-u", url, "--async", f"--input-data={inputs}"]
-            + [f"--concurrency-range={options.concurrency}", f"-f={report}"]
+            + [f"--concurrency-range={options.concurrency}", "-f", str(report)]
             + [f"--warmup-request-count={options.requests // 5}"]
             + [f"--request-count={options.requests}"]
         )
