@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,3 +110,15 @@ class SelectionRecord:
             left_out,
             None if low < 0 else ThresholdDraw(low, high, probability),
         )
+
+
+def read_rating(body: Mapping[str, Any]) -> tuple[str, float, SelectionRecord] | None:
+    """Request id, score and selection of a rating event; None if the answer had no selection.
+
+    Raises:
+        KeyError, ValueError: the event is damaged.
+    """
+    text, score, request_id = body.get("selection"), float(body["score"]), body["request_id"]
+    if not (0.0 <= score <= 1.0 and isinstance(request_id, str)):
+        raise ValueError(f"expected a score in [0, 1] and a request_id, got {score}")
+    return (request_id, score, SelectionRecord.load(text)) if text else None

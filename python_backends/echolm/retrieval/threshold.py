@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
 from echolm.learning.snapshot import fingerprint
-from echolm.retrieval.record import SelectionRecord, ThresholdDraw
+from echolm.retrieval.record import ThresholdDraw, read_rating
 
 GRID: tuple[float, ...] = tuple(round(0.05 * k, 2) for k in range(20))
 """The thresholds that are compared; 0 drops nothing."""
@@ -131,19 +131,16 @@ class AdaptiveThreshold:
 
     def apply(self, event: Event) -> None:
         """Learn from the rating of an answer whose selection says what it stands for."""
-        body = event.body
-        text, score, request_id = body.get("selection"), float(body["score"]), body["request_id"]
-        if not (0.0 <= score <= 1.0 and isinstance(request_id, str)):
-            raise ValueError(f"expected a score in [0, 1] and a request_id, got {score}")
-        if not text:
+        rated = read_rating(event.body)
+        if rated is None:
             return
-        record = SelectionRecord.load(text)
+        request_id, score, record = rated
         draw = record.draw
         if draw is None:
             return
         if draw.high >= len(GRID):
             raise ValueError(f"expected thresholds up to {len(GRID) - 1}, got {draw.high}")
-        value = score - self._costs[body["llm"]] - self._price * sum(record.tokens) / 1_000
+        value = score - self._costs[event.body["llm"]] - self._price * sum(record.tokens) / 1_000
         inside = np.zeros(len(GRID))
         inside[draw.low : draw.high + 1] = 1.0 / draw.probability
         signed = inside[:, None] - inside[None, :]

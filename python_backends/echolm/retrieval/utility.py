@@ -22,7 +22,7 @@ from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
 from echolm.learning.snapshot import fingerprint
 from echolm.retrieval.features import EXAMPLE_FEATURES, PRIOR, REQUEST_FEATURES, FeatureBatch
-from echolm.retrieval.record import SelectionRecord
+from echolm.retrieval.record import SelectionRecord, read_rating
 
 _VERSION = 1  # of the algorithm: another one makes another state of the same events
 _REMEMBERED = 50_000  # ratings that can still be replaced by a later one
@@ -206,13 +206,10 @@ class LearnedUtility:
 
     def apply(self, event: Event) -> None:
         """Learn from a rating of an answer that had examples; others teach nothing here."""
-        body = event.body
-        text, score, request_id = body.get("selection"), float(body["score"]), body["request_id"]
-        if not (0.0 <= score <= 1.0 and isinstance(request_id, str)):
-            raise ValueError(f"expected a score in [0, 1] and a request_id, got {score}")
-        if not text:
+        rated = read_rating(event.body)
+        if rated is None:
             return
-        record = SelectionRecord.load(text)
+        request_id, score, record = rated
         if not record.ids:
             return
         earlier = self._learned.get(request_id)
