@@ -101,7 +101,9 @@ class Demo:
         history, learning = items[: options.history], items[options.history :]
         large = LLMPolicy("always_large", self._client, "large_llm", "default")
         with Stage(self._console, "the large LLM's past answers", len(history)) as stage:
-            past = await closed_loop(large, history, options.concurrency, stage.step)
+            past = await closed_loop(
+                large, history, options.concurrency, stage.step, options.past_seconds
+            )
         await asyncio.sleep(2.0)  # the last exchanges are written
 
         dice = random.Random(options.seed)
@@ -117,15 +119,18 @@ class Demo:
                     asyncio.create_task(self._client.rate(record.reply.feedback_token, score))
                 )
 
-            run = await closed_loop(self.echolm, learning, options.concurrency, on_record)
+            run = await closed_loop(
+                self.echolm, learning, options.concurrency, on_record, options.past_seconds / 2
+            )
         await asyncio.gather(*ratings)
         await asyncio.sleep(2.0)  # the last ratings are learnt
         return {
-            "history": len(history),
-            "learning": len(learning),
+            "history": len(past.records),
+            "learning": len(run.records),
             "failed": past.failed + run.failed,
             "ratings": len(ratings),
             "offload_share": offload_share(run),
+            "large_throughput": past.steady_throughput,
         }
 
     async def saturate(self, policy: Policy, items: Sequence[WorkItem]) -> Run:
@@ -157,10 +162,11 @@ class Demo:
     def cache(self, threshold: float) -> SemanticCache:
         return SemanticCache(self._grpc, self.large, threshold)
 
-    def live_items(self) -> list[WorkItem]:
-        return self._workload.stream(
-            self._options.requests, seed=self._options.seed + 1, phase="live"
-        )
+    def live_items(self, large_throughput: float) -> list[WorkItem]:
+        """The new requests: as many as the large LLM alone answers in the time for them."""
+        options = self._options
+        count = min(options.requests, max(16, int(large_throughput * options.policy_seconds)))
+        return self._workload.stream(count, seed=options.seed + 1, phase="live")
 
     def latency_items(self, rate: float) -> list[WorkItem]:
         count = max(20, int(rate * self._options.latency_seconds))
@@ -198,7 +204,7 @@ async def measure(
 
 async def _measure(demo: Demo) -> dict[str, Any]:
     past = await demo.live_through_the_past()
-    items = demo.live_items()
+    items = demo.live_items(past["large_throughput"])
     # Before the large LLM runs alone, each policy has had a chance to warm its engines.
     await closed_loop(demo.large, items[:8], 8)
     await closed_loop(demo.small, items[:8], 8)
@@ -253,7 +259,7 @@ async def _measure(demo: Demo) -> dict[str, Any]:
 
 
 def print_table(console: Console, report: dict[str, Any]) -> None:
-    policies = report["policies"]
+    policies, past = report["policies"], report["past"]
     large = policies["always_large"]
     # Narrow enough for 80 columns, which is also what a pipe or a CI log has.
     table = Table(
@@ -278,7 +284,8 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"{large['requests']} requests each. Win rate: (wins + ties/2) against the large LLM, "
+        f"Past: {past['history']} answers of the large LLM, then {past['learning']} of EchoLM with "
+        f"{past['ratings']} ratings. {large['requests']} requests each. Win rate: (wins + ties/2) against the large LLM, "
         "0.5 is as good. req/s: at saturation; gain: over the large LLM alone. p50, p99: at "
         f"{report['latency_rate']:.1f} requests/s, 70% of what the large LLM alone can serve. "
         "Offload: share that it did not answer."
@@ -295,6 +302,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rated", type=float, default=0.2, help="share of those that is rated")
     parser.add_argument("--requests", type=int, default=400, help="new requests per policy")
+    # On a slow machine the time runs out first: the demo takes ten minutes at most.
+    parser.add_argument(
+        "--past-seconds", type=float, default=180.0, help="for --history; half of it for --learning"
+    )
+    parser.add_argument(
+        "--policy-seconds", type=float, default=75.0, help="for --requests of the large LLM"
+    )
     parser.add_argument("--concurrency", type=int, default=64, help="in flight at saturation")
     parser.add_argument("--latency-seconds", type=float, default=25.0)
     parser.add_argument("--seed", type=int, default=1, help="of the requests")

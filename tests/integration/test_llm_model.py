@@ -526,6 +526,7 @@ def test_killed_engine_process_fails_requests_and_comes_back(
     client: Client, server: Server
 ) -> None:
     (worker,) = server.workers()
+    server.wait_metric("echolm_llm_in_flight", 0, 30)  # of the test before
     for i in range(32):  # One alone might end before it is killed.
         client.send(str(i), sampling_param_max_tokens=LONG, **RAMBLING)
     server.wait_busy()

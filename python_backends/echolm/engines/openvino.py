@@ -68,6 +68,11 @@ class OpenVINOOptions:
         kv_cache_precision: ``u8`` halves the cache and is a little faster and less exact; empty:
             as ``inference_precision`` implies.
         nice: lower the priority of the engine's process by this.
+        prompt_lookup: most tokens guessed ahead in each step, by what followed the last tokens
+            where they stand in the prompt; guesses that the model itself would have made are
+            kept, so answers stay the same. An LLM that copies from its examples then takes a
+            fraction of the steps. 0: off.
+        prompt_lookup_ngram: most last tokens that are looked up.
     """
 
     context_length: int = 0
@@ -80,10 +85,14 @@ class OpenVINOOptions:
     inference_precision: str = "f32"
     kv_cache_precision: str = ""
     nice: int = 0
+    prompt_lookup: int = 0
+    prompt_lookup_ngram: int = 3
 
     def __post_init__(self) -> None:
-        least = {"cache_size_gb": 1, "max_num_batched_tokens": 1, "max_num_seqs": 1}
-        for name in ("context_length", "num_kv_blocks", "threads", "nice", *least):
+        positive = ("cache_size_gb", "max_num_batched_tokens", "max_num_seqs")
+        least = dict.fromkeys((*positive, "prompt_lookup_ngram"), 1)
+        others = ("context_length", "num_kv_blocks", "threads", "nice", "prompt_lookup")
+        for name in (*others, *least):
             value = getattr(self, name)
             if value < least.get(name, 0):
                 raise ConfigurationError(
@@ -147,6 +156,9 @@ class OpenVINOStepper:
             properties["INFERENCE_PRECISION_HINT"] = options.inference_precision
         if options.kv_cache_precision:
             properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
+        if options.prompt_lookup:
+            properties["prompt_lookup"] = True
+        self._lookup = (options.prompt_lookup, options.prompt_lookup_ngram)
         try:
             self._pipeline = genai.ContinuousBatchingPipeline(
                 model_dir, scheduler, "CPU", properties, {}
@@ -182,7 +194,8 @@ class OpenVINOStepper:
             raise self._too_long(str(length), sampling.max_tokens)
         self._numbers += 1
         try:
-            handle = self._pipeline.add_request(self._numbers, ids, generation_config(sampling))
+            config = generation_config(sampling, *self._lookup)
+            handle = self._pipeline.add_request(self._numbers, ids, config)
         except RuntimeError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
         follow = request.streaming or bool(sampling.stop)
@@ -292,7 +305,9 @@ class OpenVINOStepper:
         )
 
 
-def generation_config(sampling: SamplingParams) -> Any:
+def generation_config(
+    sampling: SamplingParams, prompt_lookup: int = 0, prompt_lookup_ngram: int = 0
+) -> Any:
     """OpenVINO GenAI's configuration for a request."""
     import openvino_genai as genai
 
@@ -301,6 +316,9 @@ def generation_config(sampling: SamplingParams) -> Any:
     config.frequency_penalty = sampling.frequency_penalty
     config.presence_penalty = sampling.presence_penalty
     config.logprobs = 1 if sampling.logprobs else 0
+    if prompt_lookup:
+        config.num_assistant_tokens = prompt_lookup
+        config.max_ngram_size = prompt_lookup_ngram
     if sampling.temperature > 0:
         config.do_sample = True
         config.temperature = sampling.temperature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,13 +84,20 @@ async def closed_loop(
     items: Sequence[WorkItem],
     concurrency: int,
     on_record: OnRecord = lambda record: None,
+    limit_s: float = math.inf,
 ) -> Run:
-    """Send all items in order with ``concurrency`` in flight: the server at saturation."""
+    """Send all items in order with ``concurrency`` in flight: the server at saturation.
+
+    Args:
+        limit_s: after this nothing more is sent; what was is waited for.
+    """
     records: list[Record | None] = [None] * len(items)
     waiting = iter(enumerate(items))
 
     async def worker() -> None:
         for index, item in waiting:
+            if time.perf_counter() - started > limit_s:
+                return
             record = await _send(policy, item, time.perf_counter(), started)
             records[index] = record
             on_record(record)

@@ -243,12 +243,15 @@ class TritonServer:
         return False
 
     def is_ready(self) -> bool:
-        """Whether the server answers that all of its models are ready."""
-        connection = http.client.HTTPConnection(
-            connect_host(self.options.host), self.options.http_port, timeout=5
+        """Whether all models are ready and the metrics, which Triton opens last, are served."""
+        return self._answers(self.options.http_port, "/v2/health/ready") and self._answers(
+            self.options.metrics_port, "/metrics"
         )
+
+    def _answers(self, port: int, path: str) -> bool:
+        connection = http.client.HTTPConnection(connect_host(self.options.host), port, timeout=5)
         try:
-            connection.request("GET", "/v2/health/ready")
+            connection.request("GET", path)
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False

@@ -112,6 +112,21 @@ async def test_a_closed_loop_of_fewer_items_than_concurrency_ends(concurrency: i
     assert (await closed_loop(Scripted(), [], concurrency)).records == ()
 
 
+async def test_a_closed_loop_sends_nothing_after_its_limit() -> None:
+    gate, asked = Gate(), items(5)
+    loop = asyncio.create_task(closed_loop(gate, asked, 2, limit_s=0.05))
+    await settle()
+    gate.release("request 0")
+    await settle()
+    assert len(gate.begun) == 3
+    await asyncio.sleep(0.1)
+    gate.release("request 1")
+    gate.release("request 2")
+    run = await loop
+    assert gate.begun == asked[:3]
+    assert [record.item for record in run.records] == asked[:3]
+
+
 async def test_in_a_closed_loop_failures_are_records() -> None:
     asked = items(6)
     policy = Scripted(errors={"request 2": ValueError("no"), "request 5": TimeoutError()})
