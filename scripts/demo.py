@@ -284,8 +284,9 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"Past: {past['history']} answers of the large LLM, then {past['learning']} of EchoLM with "
-        f"{past['ratings']} ratings. {large['requests']} requests each. Win rate: (wins + ties/2) against the large LLM, "
+        f"Past: {past['history']} answers of the large LLM, then {past['learning']} of "
+        f"EchoLM with {past['ratings']} ratings. {large['requests']} requests each. "
+        "Win rate: (wins + ties/2) against the large LLM, "
         "0.5 is as good. req/s: at saturation; gain: over the large LLM alone. p50, p99: at "
         f"{report['latency_rate']:.1f} requests/s, 70% of what the large LLM alone can serve. "
         "Offload: share that it did not answer."
