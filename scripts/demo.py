@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Show what EchoLM does: serve both LLMs on this machine, send live requests, compare.
 
-Starts Triton, Milvus Lite and the two LLMs. The large LLM answers past requests, which become
-the examples; EchoLM answers some more, of which a share is rated; and then four policies get
-the same new requests on the same server: the large LLM alone, the small one alone, a semantic
-cache, and EchoLM.
+Starts Triton, Milvus Lite and the two LLMs over a store of examples: past answers of the large
+LLM, recorded with scripts/record_past.py. EchoLM answers some requests, of which a share is
+rated; and then four policies get the same new requests on the same server: the large LLM alone,
+the small one alone, a semantic cache, and EchoLM.
 Prints a table and writes build/demo.json.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import shutil
 import sys
@@ -27,10 +28,12 @@ import tritonclient.grpc.aio as grpc_aio
 from echolm.errors import EchoError, UnavailableError
 from echolm.evaluation.environment import host, versions
 from echolm.evaluation.load import Record, Run, closed_loop, open_loop, poisson_arrivals
+from echolm.evaluation.past import recorded_past
 from echolm.evaluation.policies import LLMPolicy, Neighbour, Policy, SemanticCache, nearest
 from echolm.evaluation.progress import Stage
 from echolm.evaluation.quality import best_cache, offload_share, scores, sweep_cache, win_rate
-from echolm.serving.serve import Endpoints, ServeOptions, running_server
+from echolm.evaluation.store import fill
+from echolm.serving.serve import Endpoints, ServeOptions, prepare_embedder, running_server
 from echolm.settings import Settings, load_settings
 from echolm.workload import WorkItem, Workload, grade
 from echolm_client import AsyncClient
@@ -80,7 +83,8 @@ class Demo:
         self._console = console
         self._client = client
         self._grpc = grpc_aio.InferenceServerClient(grpc_url)
-        self._workload = Workload(seed=options.workload_seed)
+        self._workload = Workload(seed=0)  # the recorded past's
+        self.stage_seconds: float = options.stage_seconds
         self.large = LLMPolicy("always_large", client, "large_llm", "no-cache")
         self.small = LLMPolicy("always_small", client, "small_llm", "no-cache")
         self.echolm = LLMPolicy("echolm", client)
@@ -88,24 +92,10 @@ class Demo:
     async def close(self) -> None:
         await self._grpc.close()
 
-    async def live_through_the_past(self) -> dict[str, float]:
-        """What EchoLM starts from: the large LLM's past answers, then a time of its own.
-
-        Every deployment has the first: the large LLM has answered alone so far. In the second
-        EchoLM answers, and a share of its answers is rated.
-        """
+    async def learn(self) -> dict[str, float]:
+        """EchoLM answers for a time, and a share of its answers is rated."""
         options = self._options
-        items = self._workload.stream(
-            options.history + options.learning, seed=options.seed, phase="past"
-        )
-        history, learning = items[: options.history], items[options.history :]
-        large = LLMPolicy("always_large", self._client, "large_llm", "default")
-        with Stage(self._console, "the large LLM's past answers", len(history)) as stage:
-            past = await closed_loop(
-                large, history, options.concurrency, stage.step, options.past_seconds
-            )
-        await asyncio.sleep(2.0)  # the last exchanges are written
-
+        learning = self._workload.stream(options.learning, seed=options.seed, phase="live")
         dice = random.Random(options.seed)
         ratings: set[asyncio.Task[bool]] = set()
         with Stage(self._console, "EchoLM answers and is rated", len(learning)) as stage:
@@ -120,24 +110,25 @@ class Demo:
                 )
 
             run = await closed_loop(
-                self.echolm, learning, options.concurrency, on_record, options.past_seconds / 2
+                self.echolm, learning, options.concurrency, on_record, options.stage_seconds
             )
         await asyncio.gather(*ratings)
         await asyncio.sleep(2.0)  # the last ratings are learnt
         return {
-            "history": len(past.records),
+            "history": options.history,
             "learning": len(run.records),
-            "failed": past.failed + run.failed,
+            "failed": run.failed,
             "ratings": len(ratings),
             "offload_share": offload_share(run),
-            "large_throughput": past.steady_throughput,
         }
 
-    async def saturate(self, policy: Policy, items: Sequence[WorkItem]) -> Run:
+    async def saturate(
+        self, policy: Policy, items: Sequence[WorkItem], limit_s: float = math.inf
+    ) -> Run:
         """The policy's answers and its throughput with the server full."""
         title = f"{TITLES[policy.name]}: throughput"
         with Stage(self._console, title, len(items)) as stage:
-            run = await closed_loop(policy, items, self._options.concurrency, stage.step)
+            run = await closed_loop(policy, items, self._options.concurrency, stage.step, limit_s)
         if run.failed == len(run.records):
             reason = run.records[0].error if run.records else "none was sent"
             raise UnavailableError(f"{TITLES[policy.name]}: no request was answered: {reason}")
@@ -162,11 +153,13 @@ class Demo:
     def cache(self, threshold: float) -> SemanticCache:
         return SemanticCache(self._grpc, self.large, threshold)
 
-    def live_items(self, large_throughput: float) -> list[WorkItem]:
-        """The new requests: as many as the large LLM alone answers in the time for them."""
+    def live_items(self) -> list[WorkItem]:
+        """The new requests."""
         options = self._options
-        count = min(options.requests, max(16, int(large_throughput * options.policy_seconds)))
-        return self._workload.stream(count, seed=options.seed + 1, phase="live")
+        items = self._workload.stream(
+            options.learning + options.requests, seed=options.seed, phase="live"
+        )
+        return items[options.learning :]
 
     def latency_items(self, rate: float) -> list[WorkItem]:
         count = max(20, int(rate * self._options.latency_seconds))
@@ -203,13 +196,16 @@ async def measure(
 
 
 async def _measure(demo: Demo) -> dict[str, Any]:
-    past = await demo.live_through_the_past()
-    items = demo.live_items(past["large_throughput"])
+    past = await demo.learn()
+    items = demo.live_items()
     # Before the large LLM runs alone, each policy has had a chance to warm its engines.
     await closed_loop(demo.large, items[:8], 8)
     await closed_loop(demo.small, items[:8], 8)
 
-    runs = {policy.name: await demo.saturate(policy, items) for policy in (demo.large, demo.small)}
+    # On a slow machine the time decides how many requests all policies get.
+    runs = {"always_large": await demo.saturate(demo.large, items, demo.stage_seconds)}
+    items = [record.item for record in runs["always_large"].records]
+    runs["always_small"] = await demo.saturate(demo.small, items)
     large_scores = scores(runs["always_large"])
     found = await demo.neighbours(items)
     sweep = sweep_cache(
@@ -293,27 +289,34 @@ def print_table(console: Console, report: dict[str, Any]) -> None:
     )
 
 
+def store_the_past(settings: Settings, count: int, console: Console) -> None:
+    """Fill the store with the large LLM's past answers; every deployment has such a past."""
+    past = recorded_past(count)
+    settings.data_dir.mkdir(parents=True)
+    prepare_embedder(settings, console.print)
+    with Stage(console, "storing the large LLM's past answers", len(past)) as stage:
+        fill(settings, [(e.item.text, e.response) for e in past], stage.step_by)
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
-        "--history", type=int, default=2_000, help="past requests that the large LLM answered"
+        "--history", type=int, default=3_000, help="past answers of the large LLM in the store"
     )
     parser.add_argument(
-        "--learning", type=int, default=600, help="requests that EchoLM then answers"
+        "--learning", type=int, default=1_000, help="requests that EchoLM then answers"
     )
     parser.add_argument("--rated", type=float, default=0.2, help="share of those that is rated")
     parser.add_argument("--requests", type=int, default=400, help="new requests per policy")
-    # On a slow machine the time runs out first: the demo takes ten minutes at most.
     parser.add_argument(
-        "--past-seconds", type=float, default=180.0, help="for --history; half of it for --learning"
-    )
-    parser.add_argument(
-        "--policy-seconds", type=float, default=75.0, help="for --requests of the large LLM"
+        "--stage-seconds",
+        type=float,
+        default=90.0,
+        help="most for --learning, and for the large LLM's --requests; a slow machine does fewer",
     )
     parser.add_argument("--concurrency", type=int, default=64, help="in flight at saturation")
     parser.add_argument("--latency-seconds", type=float, default=25.0)
     parser.add_argument("--seed", type=int, default=1, help="of the requests")
-    parser.add_argument("--workload-seed", type=int, default=0, help="of the intents")
     parser.add_argument("--config", type=Path, default=None, help="an echolm.toml")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "build" / "demo")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "demo.json")
@@ -329,6 +332,7 @@ def main() -> int:
     try:
         loaded = load_settings(options.config)
         settings: Settings = loaded.model_copy(update={"data_dir": options.data_dir})
+        store_the_past(settings, options.history, console)
         serve = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
         with running_server(settings, serve, progress=console.print) as endpoints:
             console.print(f"ready after {time.monotonic() - started:.0f} s")

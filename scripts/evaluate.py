@@ -5,8 +5,8 @@ Every experiment replays seeded requests of the demo workload: learning from few
 ablations, corrupted examples, drift, a burst of load, soliciting ratings, and the order of
 examples. Policies and settings that cannot share a server get one each, over the same past.
 Prints tables with what must hold beside what was measured, draws plots, writes
-build/evaluation.json, and ends with one JSON line. The large LLM's answers to the past are
-asked once for each seed and kept in build/evaluation.
+build/evaluation.json, and ends with one JSON line. The past is the large LLM's recorded answers
+(scripts/record_past.py).
 """
 
 from __future__ import annotations
@@ -100,7 +100,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--plots", type=Path, default=None, help="directory; default: beside the output"
     )
-    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "evaluation")
     return parser.parse_args(argv)
 
 
@@ -111,7 +110,7 @@ async def evaluate(options: argparse.Namespace, console: Console, work: Path) ->
     settings = load_settings(options.config)
     prepare_embedder(settings, console.print)
     benches = [
-        Bench(settings, sizes, seed, console, work, options.cache, arrivals)
+        Bench(settings, sizes, seed, console, work, arrivals)
         for seed in options.seeds or ([1] if options.quick else [1, 2, 3])
     ]
     report: dict[str, Any] = {}

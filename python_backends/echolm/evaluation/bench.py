@@ -20,12 +20,13 @@ from rich.console import Console
 from echolm.errors import UnavailableError
 from echolm.evaluation.corruption import Exchange
 from echolm.evaluation.load import Record, Run, closed_loop, poisson_arrivals
+from echolm.evaluation.past import past_items, recorded_past
 from echolm.evaluation.policies import LLMPolicy, Policy, Reply
 from echolm.evaluation.progress import Stage
 from echolm.evaluation.sizes import Sizes
 from echolm.evaluation.store import fill
 from echolm.evaluation.trace import rescaled
-from echolm.serving.serve import Endpoints, ServeOptions, model_repositories, running_server
+from echolm.serving.serve import Endpoints, ServeOptions, running_server
 from echolm.settings import LLMSettings, Settings
 from echolm.workload import WorkItem, Workload, grade
 
@@ -159,7 +160,6 @@ class Bench:
 
     Attributes:
         work_dir: emptied data directories of this run's servers.
-        cache_dir: where the large LLM's past answers are kept between runs.
         trace: arrival times in seconds; none: Poisson.
     """
 
@@ -168,7 +168,6 @@ class Bench:
     seed: int
     console: Console
     work_dir: Path
-    cache_dir: Path
     trace: list[float] | None = None
     workload: Workload = field(default_factory=lambda: Workload(seed=0))
     _past: list[Exchange] = field(default_factory=list)
@@ -183,37 +182,13 @@ class Bench:
         """Live requests; other parts are other streams."""
         return self.workload.stream(count, seed=100 * self.seed + part + 1, phase="live", **mix)
 
-    async def past(self) -> list[Exchange]:
-        """The large LLM's answers to past requests; asked once and kept on disk."""
-        if self._past:
-            return self._past
-        items = self.workload.stream(self.sizes.history, seed=self.seed, phase="past")
+    def past(self) -> list[Exchange]:
+        """The large LLM's answers to past requests."""
         if self.sizes.past_is_right:
-            self._past = [Exchange(item, item.answer) for item in items]
-            return self._past
-        file = self.cache_dir / f"past-{self.seed}-{len(items)}-{self._large_llm()}.json"
-        if file.is_file():
-            responses = json.loads(file.read_text(encoding="utf-8"))
-        else:
-            async with self.serve("past", [], SIMILAR_ONLY) as site:
-                run = await site.answer(site.large(), items, "the large LLM's past answers")
-            responses = ["" if r.reply is None else r.reply.text for r in run.records]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(responses), encoding="utf-8")
-        self._past = [
-            Exchange(item, response)
-            for item, response in zip(items, responses, strict=True)
-            if response
-        ]
+            return [Exchange(item, item.answer) for item in past_items(self.sizes.history)]
+        if not self._past:
+            self._past = recorded_past(self.sizes.history)
         return self._past
-
-    def _large_llm(self) -> str:
-        """A name for the large LLM's weights, under which its answers are kept."""
-        _, local = model_repositories(ServeOptions())
-        digest = hashlib.sha256()
-        for file in sorted((local / "large_llm" / "1" / "openvino").glob("openvino_model.*")):
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:12]
 
     def data_dir(self, name: str, exchanges: Sequence[Exchange]) -> Path:
         """A new data directory whose store holds the exchanges, with ids 1, 2, ..."""

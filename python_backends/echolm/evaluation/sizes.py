@@ -11,7 +11,7 @@ class Sizes:
 
     Attributes:
         history: past requests that the large LLM answered: the store.
-        past_is_right: the store holds the right answers; spares asking the large LLM.
+        past_is_right: the store holds the right answers and not the large LLM's.
         requests: new requests, the same for every policy.
         concurrency: in flight at saturation; also while EchoLM learns.
         calm_concurrency: in flight where load must not decide.
@@ -27,7 +27,7 @@ class Sizes:
         window: requests over which curves are averaged.
     """
 
-    history: int = 1_500
+    history: int = 3_000
     past_is_right: bool = False
     requests: int = 300
     concurrency: int = 32

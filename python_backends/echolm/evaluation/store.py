@@ -16,7 +16,7 @@ from echolm.retrieval.store import Example, scope_key
 from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
 from echolm.settings import Settings
 
-_BATCH = 1_000
+_BATCH = 250
 _QUALITY = 0.95  # what the large LLM's answers are usually taken for
 
 

@@ -29,7 +29,7 @@ NO_ROUTER = "no_router"
 
 async def run(bench: Bench) -> Outcome:
     """Score, offload share and throughput of each."""
-    sizes, past = bench.sizes, await bench.past()
+    sizes, past = bench.sizes, bench.past()
     stream = bench.stream(sizes.ablation_learning + sizes.requests)
     learnt_from, new = stream[: sizes.ablation_learning], stream[sizes.ablation_learning :]
     rows: dict[str, dict[str, Any]] = {}

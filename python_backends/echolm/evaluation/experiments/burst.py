@@ -23,7 +23,7 @@ _BIN_S = 5.0
 async def run(bench: Bench) -> Outcome:
     """Calm, burst, calm again, in one open loop."""
     sizes, dice = bench.sizes, random.Random(bench.seed)
-    async with bench.serve("burst", await bench.past()) as site:
+    async with bench.serve("burst", bench.past()) as site:
         await site.answer_and_rate(
             bench.stream(sizes.burst_learning),
             lambda reply: dice.random() < _RATED,

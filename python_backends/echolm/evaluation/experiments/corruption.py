@@ -30,7 +30,7 @@ _QUALITY = 0.95
 
 async def run(bench: Bench) -> Outcome:
     """Scores with and without spoilt examples, and the utility model's ranking of both kinds."""
-    sizes, clean = bench.sizes, await bench.past()
+    sizes, clean = bench.sizes, bench.past()
     spoilt = corrupt(clean, sizes.corrupted, bench.seed)
     stream = bench.stream(sizes.corruption_learning + sizes.requests)
     new = stream[sizes.corruption_learning :]

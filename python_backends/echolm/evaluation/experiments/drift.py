@@ -50,7 +50,7 @@ async def run(bench: Bench) -> Outcome:
     before = bench.workload.stream(sizes.drift_before, seed=100 * bench.seed, phase="past")
     items = bench.stream(2 * sizes.drift_ratings, late=_NEW_INTENTS)
     first, second = items[: sizes.drift_ratings], items[sizes.drift_ratings :]
-    async with bench.serve("drift", await bench.past()) as site:
+    async with bench.serve("drift", bench.past()) as site:
         dice = random.Random(bench.seed)
         await _answer(site, bench, before, "before the drift", lambda: dice.random() < 0.2)
         rated = await _answer(site, bench, first, "new intents")

@@ -78,7 +78,7 @@ class Row:
 
 async def run(bench: Bench) -> Outcome:
     """All policies on the same new requests; about four minutes a seed."""
-    sizes, past = bench.sizes, await bench.past()
+    sizes, past = bench.sizes, bench.past()
     stream = bench.stream(sizes.learning + sizes.requests)
     learnt_from, new = stream[: sizes.learning], stream[sizes.learning :]
     async with bench.serve("fixed", past, SIMILAR_ONLY) as site:

@@ -19,7 +19,7 @@ _SETTLE_S = 1.5
 
 async def run(bench: Bench) -> Outcome:
     """The small LLM with examples, streamed, once in each order."""
-    past, items = await bench.past(), bench.stream(bench.sizes.prefix_requests)
+    past, items = bench.past(), bench.stream(bench.sizes.prefix_requests)
     rows: dict[str, dict[str, Any]] = {}
     for order in ("similarity", "prefix"):
         async with bench.serve(f"order-{order}", past, {"retrieval": {"order": order}}) as site:

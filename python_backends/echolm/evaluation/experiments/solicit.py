@@ -26,7 +26,7 @@ _SHARE = 0.95
 
 async def run(bench: Bench) -> Outcome:
     """Two servers, the same stream, the same share rated."""
-    sizes, past = bench.sizes, await bench.past()
+    sizes, past = bench.sizes, bench.past()
     items = bench.stream(sizes.solicit_requests)
     core, _ = model_repositories(ServeOptions())
     target = bench.work_dir / f"seed-{bench.seed}" / "worse-solicit"

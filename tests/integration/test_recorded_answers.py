@@ -1,0 +1,26 @@
+"""The recorded past is what the shipped large LLM says."""
+
+from __future__ import annotations
+
+import pytest
+from echolm.evaluation.past import recorded_past
+from echolm.evaluation.policies import MAX_TOKENS
+from echolm.serving import Endpoints
+from triton_calls import Caller, text
+
+pytestmark = pytest.mark.timeout(240)
+
+SAMPLE = range(0, 3_000, 500)
+
+
+def test_recorded_answers_are_the_large_llms(server: Endpoints) -> None:
+    past, caller = recorded_past(3_000), Caller(server)
+    same = 0
+    for place in SAMPLE:
+        exchange = past[place]
+        answer = caller.ask(
+            exchange.item.text, llm="large_llm", cache_control="no-cache", max_tokens=MAX_TOKENS
+        )
+        same += text(answer, "text_output") == exchange.response
+    # Another CPU's rounding may tip a token now and then.
+    assert same >= len(SAMPLE) - 1
