@@ -106,9 +106,8 @@ def main() -> int:
 
     def route(k: int) -> None:
         part = batch(k)
-        rows = zip(texts[part], embeddings[part], selections[part], strict=True)
-        contexts = [featurizer(t, embedding, s.examples) for t, embedding, s in rows]
-        bandit.choose_many(np.stack(contexts), {}, draws)
+        chosen = [selection.examples for selection in selections[part]]
+        bandit.choose_many(featurizer.many(texts[part], embeddings[part], chosen), {}, draws)
 
     def decide(k: int) -> None:
         selector.select(texts[batch(k)], found[batch(k)])

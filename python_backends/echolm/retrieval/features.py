@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,33 +97,32 @@ def _hash(word: str) -> int:
     return zlib.crc32(word.encode())
 
 
-def _bitmap(words: Iterable[str]) -> bytes:
-    """A set of words as ``_BITS`` bits."""
-    bits = 0
-    for word in words:
-        bits |= 1 << (_hash(word) % _BITS)
-    return bits.to_bytes(_BITS // 8, "little")
-
-
 def _popcount(bitmaps: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Number of bits that are set, over the last axis."""
     return np.asarray(_POPCOUNT.take(bitmaps).sum(axis=-1, dtype=np.float32))
 
 
-def _sketch(words: Iterable[str], out: NDArray[np.float32]) -> None:
-    """Signed feature hashing: the product of two sketches estimates the word sets' cosine.
+def _bitmaps_and_sketches(
+    texts: Sequence[Collection[str]],
+) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Two forms of the word sets of n texts.
 
-    Args:
-        out: gets the sketch, of length 1 unless there are no words, FP32 [_SKETCH].
+    Returns:
+        The sets as ``_BITS`` bits each, UINT16 [n, _BITS / 16]; and by signed feature hashing,
+        so that the product of two sketches estimates the sets' cosine, FP32 [n, _SKETCH], of
+        length 1 unless there are no words.
     """
-    sums: dict[int, int] = {}
-    for word in words:
-        h = _hash(word)
-        place = (h >> 8) % _SKETCH
-        sums[place] = sums.get(place, 0) + (1 if h & 0x4000_0000 else -1)
-    length = math.sqrt(sum(v * v for v in sums.values())) or 1.0
-    out[:] = 0.0
-    out[list(sums)] = [v / length for v in sums.values()]
+    n = len(texts)
+    hashes = np.array([_hash(word) for words in texts for word in words], dtype=np.int64)
+    rows = np.repeat(np.arange(n), [len(words) for words in texts])
+    bits = np.zeros((n, _BITS), dtype=np.bool_)
+    bits[rows, hashes % _BITS] = True
+    bitmaps = np.packbits(bits, axis=1, bitorder="little").view(np.uint16)
+    places = rows * _SKETCH + (hashes >> 8) % _SKETCH
+    signs = np.where(hashes & 0x4000_0000, 1.0, -1.0)
+    sums = np.bincount(places, signs, n * _SKETCH).reshape(n, _SKETCH)
+    lengths = np.sqrt(np.square(sums).sum(axis=1, keepdims=True))
+    return bitmaps, (sums / np.where(lengths > 0.0, lengths, 1.0)).astype(np.float32)
 
 
 _TEXT_VALUES = np.dtype(
@@ -157,7 +156,8 @@ class ExampleTexts:
         self._capacity = capacity
         self._slots: dict[int, int] = {}
         self._ids: list[int] = []
-        self._texts: list[tuple[str, str]] = []
+        self._requests: list[str] = []
+        self._responses: list[str] = []
         self._num_tokens: list[int] = []
         self._looked_up = np.zeros(capacity, dtype=np.int64)
         self._lookups = 0
@@ -174,15 +174,22 @@ class ExampleTexts:
 
     def slots(self, candidates: Sequence[Candidate]) -> NDArray[np.intp]:
         """Where each candidate's values stand; at most ``capacity`` different ones at a time."""
-        get, texts = self._slots.get, self._texts
+        get = self._slots.get
         found = [get(c.id, -1) for c in candidates]
         self._lookups += 1
-        self._looked_up[[slot for slot in found if slot >= 0]] = self._lookups
-        for k, (slot, candidate) in enumerate(zip(found, candidates, strict=True)):
-            # A replayed example has another response under the same id.
-            if slot < 0 or texts[slot] != (candidate.request, candidate.response):
-                found[k] = self._store(candidate)
-        return np.array(found, dtype=np.intp)
+        if -1 in found or not self._as_kept(found, candidates):
+            self._looked_up[[slot for slot in found if slot >= 0]] = self._lookups
+            found = [self._store(candidate) for candidate in candidates]
+        slots = np.array(found, dtype=np.intp)
+        self._looked_up[slots] = self._lookups
+        return slots
+
+    def _as_kept(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> bool:
+        """Whether all texts are what they were: a replayed example has another response."""
+        requests, responses = self._requests, self._responses
+        return [requests[k] for k in slots] == [c.request for c in candidates] and [
+            responses[k] for k in slots
+        ] == [c.response for c in candidates]
 
     def _store(self, candidate: Candidate) -> int:
         slot = self._slots.get(candidate.id)
@@ -191,14 +198,15 @@ class ExampleTexts:
             self._ids[slot] = candidate.id
             self._slots[candidate.id] = slot
         self._looked_up[slot] = self._lookups
-        if self._texts[slot] != (candidate.request, candidate.response):
+        if not self._as_kept([slot], [candidate]):
             self._fill(slot, candidate)
         return slot
 
     def _vacant(self) -> int:
         if len(self._ids) < self._capacity:
             self._ids.append(0)
-            self._texts.append(("", ""))
+            self._requests.append("")
+            self._responses.append("")
             self._num_tokens.append(0)
             return len(self._ids) - 1
         if not self._free:
@@ -210,18 +218,20 @@ class ExampleTexts:
         return self._free.pop()
 
     def _fill(self, slot: int, candidate: Candidate) -> None:
-        self._texts[slot] = candidate.request, candidate.response
+        self._requests[slot], self._responses[slot] = candidate.request, candidate.response
         self._num_tokens[slot] = -1
         words, literals = words_and_literals(candidate.request)
         response = candidate.response.lower()
         # What a response has of its own request differs between examples that agree.
         said = set(_WORD.findall(response)[:_MAX_WORDS])
         said.difference_update(_WORD.findall(candidate.request.lower()))
-        bits = np.frombuffer(_bitmap(words), np.uint16)
+        bitmaps, sketches = _bitmaps_and_sketches([words, said])
         kept = sum(literal in response for literal in literals)
         values = {
-            "bits": bits,
-            "num_words": _popcount(bits),
+            "bits": bitmaps[0],
+            "request_sketch": sketches[0],
+            "response_sketch": sketches[1],
+            "num_words": _popcount(bitmaps[0]),
             "num_said": len(said),
             "num_literals": len(literals),
             "consistency": kept / len(literals) - 1.0 if literals else 0.0,
@@ -230,14 +240,12 @@ class ExampleTexts:
         }
         for name, value in values.items():
             self._columns[name][slot] = value
-        _sketch(words, self._columns["request_sketch"][slot])
-        _sketch(said, self._columns["response_sketch"][slot])
 
     def num_tokens(self, slot: int) -> int:
         """Tokens of an example's request and response; counted when first asked for."""
         if self._num_tokens[slot] < 0:
-            request, response = self._texts[slot]
-            self._num_tokens[slot] = self._tokens.count(request) + self._tokens.count(response)
+            texts = self._requests[slot], self._responses[slot]
+            self._num_tokens[slot] = sum(self._tokens.count(text) for text in texts)
         return self._num_tokens[slot]
 
 
@@ -316,11 +324,7 @@ def featurize(
         columns, valid, ids, slots, similarity, quality, request, example, asks, says
     )
     if n:
-        words = [p[0] for p in parsed]
-        bits = np.frombuffer(b"".join(map(_bitmap, words)), np.uint16).reshape(b, -1)
-        sketches = np.empty((b, _SKETCH), dtype=np.float32)
-        for some, sketch in zip(words, sketches, strict=True):
-            _sketch(some, sketch)
+        bits, sketches = _bitmaps_and_sketches([p[0] for p in parsed])
         _pair_features(batch, texts, bits, sketches, lengths, literals)
     return batch
 

@@ -49,19 +49,12 @@ class WarmPrefixes:
         Where no order is warm, the most popular come first, since they are the likeliest to
         come again; then by id, so that every process agrees.
         """
-        left, order = sorted(ids), list[int]()
-        while left:
-            best = max(
-                left,
-                key=lambda i: (
-                    self._uses.get((*order, i), 0),
-                    self._popularity.get(i, 0),
-                    -i,
-                ),
-            )
-            left.remove(best)
-            order.append(best)
-        return order
+        uses, popularity = self._uses.get, self._popularity.get
+        left, order = list(ids), list[int]()
+        while len(left) > 1:
+            warmth = [(uses((*order, i), 0), popularity(i, 0), -i) for i in left]
+            order.append(left.pop(warmth.index(max(warmth))))
+        return order + left
 
     def use(self, order: Sequence[int]) -> None:
         """Remember a prompt's examples."""

@@ -64,35 +64,53 @@ class Featurizer:
     def __call__(
         self, text: str, embedding: NDArray[np.float32] | None, examples: Sequence[Selected]
     ) -> NDArray[np.float32]:
-        """The context of one request.
+        """The context of one request, as in :meth:`many`."""
+        context: NDArray[np.float32] = self.many([text], [embedding], [examples])[0]
+        return context
+
+    def many(
+        self,
+        texts: Sequence[str],
+        embeddings: Sequence[NDArray[np.float32] | None],
+        examples: Sequence[Sequence[Selected]],
+    ) -> NDArray[np.float32]:
+        """The contexts of several requests, FP32 [n, dimension].
 
         Args:
-            embedding: FP32 [D], or None if there is none; the projection is zero then.
-            examples: what the retriever chose.
+            embeddings: FP32 [D] each, or None if there is none; the projection is zero then.
+            examples: what the retriever chose for each.
         """
-        x = np.zeros(self.dimension, dtype=np.float32)
-        fit = 0.0
-        if examples:
-            ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
-            similarities = [e.similarity for e in ranked]
-            span = self.fit_ceiling - self.fit_floor
-            fit = min(1.0, max(0.0, (similarities[0] - self.fit_floor) / span))
-            x[2:9] = (
-                similarities[0] - _TYPICAL_SIMILARITY,
-                sum(similarities) / len(similarities) - _TYPICAL_SIMILARITY,
-                max(e.utility for e in examples) - _TYPICAL_SIMILARITY,
-                similarities[0] - similarities[1] if len(similarities) > 1 else 0.0,
-                len(examples) / 4.0 - 0.5,
-                _overlap(_words(text), _words(ranked[0].request)) - 0.5,
-                _agreement([_words(e.response) for e in ranked]) - 0.5,
-            )
-            x[2:9] *= fit
-        x[0], x[1] = 1.0 - fit, fit
-        x[9] = _LENGTH_SCALE * (math.log1p(len(text)) / 10.0 - 0.45)
-        if embedding is not None and self.projection_dim:
-            projected = _projection(embedding.shape[-1], self.projection_dim) @ embedding
-            x[len(SCALARS) :] = _PROJECTION_SCALE * projected
+        x = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        rows = zip(texts, examples, strict=True)
+        x[:, : len(SCALARS)] = [self._scalars(text, chosen) for text, chosen in rows]
+        embedded = [k for k, e in enumerate(embeddings) if e is not None]
+        if embedded and self.projection_dim:
+            vectors = np.stack([e for e in embeddings if e is not None])
+            projection = _projection(vectors.shape[-1], self.projection_dim)
+            x[embedded, len(SCALARS) :] = _PROJECTION_SCALE * (vectors @ projection.T)
         return x
+
+    def _scalars(self, text: str, examples: Sequence[Selected]) -> tuple[float, ...]:
+        """The elements named in ``SCALARS``; in plain Python, since they are few."""
+        length = _LENGTH_SCALE * (math.log1p(len(text)) / 10.0 - 0.45)
+        if not examples:
+            return (1.0, *(0.0,) * (len(SCALARS) - 2), length)
+        ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
+        similarities = [e.similarity for e in ranked]
+        span = self.fit_ceiling - self.fit_floor
+        fit = min(1.0, max(0.0, (similarities[0] - self.fit_floor) / span))
+        return (
+            1.0 - fit,
+            fit,
+            fit * (similarities[0] - _TYPICAL_SIMILARITY),
+            fit * (sum(similarities) / len(similarities) - _TYPICAL_SIMILARITY),
+            fit * (max(e.utility for e in examples) - _TYPICAL_SIMILARITY),
+            fit * (similarities[0] - similarities[1]) if len(similarities) > 1 else 0.0,
+            fit * (len(examples) / 4.0 - 0.5),
+            fit * (_overlap(_words(text), _words(ranked[0].request)) - 0.5),
+            fit * (_agreement([_words(e.response) for e in ranked]) - 0.5),
+            length,
+        )
 
     def prior_mean(self, llm: LLMSettings) -> NDArray[np.float64]:
         """Prior weights of an LLM's quality, FP64 [dimension].
@@ -125,7 +143,9 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _overlap(request: frozenset[str], example: frozenset[str]) -> float:
-    return len(request & example) / len(request | example) if request | example else 0.0
+    both = len(request & example)
+    either = len(request) + len(example) - both
+    return both / either if either else 0.0
 
 
 def _agreement(responses: Sequence[frozenset[str]]) -> float:

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.contracts import MAX_BATCH_SIZE
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.generation.llm import Completion, LLMClient, OnText
 from echolm.generation.prompt import PromptTemplate, TokenCounter, template, token_counter
@@ -24,6 +25,7 @@ from echolm.learning.tokens import Decision, FeedbackTokens
 from echolm.retrieval.record import SelectionRecord
 from echolm.retrieval.selection import Selected
 from echolm.routing.bandit import BayesianLinearArm, Choice, ThompsonSampling
+from echolm.routing.batcher import Batcher
 from echolm.routing.features import Featurizer
 from echolm.routing.load import LoadBias, ServingLoad
 from echolm.routing.request import AUTO, Request
@@ -228,9 +230,17 @@ class Policy:
         """The bandit's context x of a request."""
         return self._featurizer(request.text, retrieved.embedding, retrieved.examples)
 
-    def decide(self, x: NDArray[np.float32]) -> Choice:
-        """Draw the LLM for a request of context x."""
-        return self._bandit.choose(x, self._bias(), self._rng)
+    def decide(
+        self, asked: Sequence[tuple[Request, Retrieved]]
+    ) -> list[tuple[NDArray[np.float32], Choice]]:
+        """Draw the LLM for each of several requests; with the contexts."""
+        contexts = self._featurizer.many(
+            [request.text for request, _ in asked],
+            [retrieved.embedding for _, retrieved in asked],
+            [retrieved.examples for _, retrieved in asked],
+        )
+        choices = self._bandit.choose_many(contexts, self._bias(), self._rng)
+        return list(zip(contexts, choices, strict=True))
 
     def unknown(self) -> NDArray[np.float32]:
         """The context of a request about which nothing can be told."""
@@ -240,6 +250,9 @@ class Policy:
         """The decision record of a request whose LLM the caller, or a failure, has chosen."""
         mean, _ = self._bandit.arms[llm].predict(x)
         return Choice(llm, 1.0, {llm: 1.0}, min(1.0, max(0.0, mean)), spread=1.0)
+
+
+_Decided = tuple[NDArray[np.float32], Choice]
 
 
 def _selection(request: Request, retrieved: Retrieved, used: Sequence[Selected]) -> str:
@@ -312,8 +325,11 @@ class RouterService:
     clock: Callable[[], float] = time.perf_counter
     background: set[asyncio.Task[None]] = field(default_factory=set)
     solicitor: Solicitor = field(init=False)
+    _decisions: Batcher[tuple[Request, Retrieved], _Decided | Exception] = field(init=False)
 
     def __post_init__(self) -> None:
+        # Requests come back from retrieval in batches, and are decided on in such.
+        self._decisions = Batcher(self._decide_together, MAX_BATCH_SIZE, max_running=1)
         self.solicitor = Solicitor(self.settings.routing.solicit_share)
 
     async def answer(self, request: Request, on_text: OnText | None = None) -> Answer:
@@ -330,7 +346,7 @@ class RouterService:
         notes: list[str] = []
         request_id = uuid.uuid4().hex
         retrieved = await self._retrieve(request, notes)
-        x, choice = self._decide(request, retrieved, notes)
+        x, choice = await self._decide(request, retrieved, notes)
         chosen = choice.arm
         llm, used, completion = await self._generate(
             request_id, request, retrieved, chosen, on_text, notes
@@ -380,14 +396,17 @@ class RouterService:
             self.metrics.degraded("retrieval")
         return retrieved
 
-    def _decide(
+    async def _decide(
         self, request: Request, retrieved: Retrieved, notes: list[str]
     ) -> tuple[NDArray[np.float32], Choice]:
         try:
-            x = self.policy.context(request, retrieved)
             if request.llm != AUTO:
+                x = self.policy.context(request, retrieved)
                 return x, self.policy.forced(x, request.llm)
-            return x, self.policy.decide(x)
+            decision = await self._decisions((request, retrieved))
+            if isinstance(decision, Exception):
+                raise decision
+            return decision
         except Exception as error:  # whatever is wrong with the router's state, an LLM can answer
             logger.error("routing failed", exc_info=error)
             forced = request.llm != AUTO
@@ -395,6 +414,17 @@ class RouterService:
             self.metrics.degraded("routing")
             name = request.llm if forced else self.settings.default_llm.name
             return self.policy.unknown(), blind(name)
+
+    async def _decide_together(
+        self, asked: Sequence[tuple[Request, Retrieved]]
+    ) -> Sequence[_Decided | Exception]:
+        """One draw for all; where that fails, each by itself, so that none fails for another."""
+        try:
+            return self.policy.decide(asked)
+        except Exception as error:
+            if len(asked) == 1:
+                return [error]
+        return [(await self._decide_together([one]))[0] for one in asked]
 
     def _replaced(self, x: NDArray[np.float32], llm: str) -> Choice:
         try:

@@ -34,14 +34,14 @@ def test_too_few_exchanges_are_an_error(tmp_path: Path) -> None:
     (item,) = past_items(1)
     file.write_text(json.dumps({"request": item.text, "response": "fine"}) + "\n")
     assert [exchange.response for exchange in recorded_past(1, file)] == ["fine"]
-    with pytest.raises(ConfigurationError, match="at least 2 exchanges .* got 1; .*--count 2"):
+    with pytest.raises(ConfigurationError, match=r"at least 2 exchanges .* got 1; .*--count 2"):
         recorded_past(2, file)
 
 
 def test_another_workloads_past_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "past.jsonl"
     file.write_text(json.dumps({"request": "another", "response": "fine"}) + "\n")
-    with pytest.raises(ConfigurationError, match="line 1: expected the request .* 'another'"):
+    with pytest.raises(ConfigurationError, match=r"line 1: expected the request .* 'another'"):
         recorded_past(1, file)
 
 

@@ -272,7 +272,7 @@ async def test_a_failing_bandit_leaves_the_default_llm(
     def broken(*args: object) -> None:
         raise ValueError("probabilities contain NaN")
 
-    monkeypatch.setattr(setup.bandit, "choose", broken)
+    monkeypatch.setattr(setup.bandit, "choose_many", broken)
     answer = await setup.ask()
     assert answer.llm == "large_llm"
     assert answer.degraded == "routing failed: default LLM"
@@ -293,6 +293,22 @@ async def test_a_router_whose_state_is_lost_still_answers(setup: Setup, llm: str
 async def test_an_embedding_that_is_not_a_number_does_not_stop_the_answer(setup: Setup) -> None:
     setup.retriever.found = Retrieved(EMBEDDING * np.float32("nan"), ())
     assert (await setup.ask()).degraded == "routing failed: default LLM"
+
+
+async def test_one_request_that_cannot_be_decided_leaves_the_others_their_router(
+    setup: Setup,
+) -> None:
+    setup.prefer("small_llm")
+    good, bad = EMBEDDING, EMBEDDING * np.float32("nan")
+
+    async def retrieve(request: Request) -> Retrieved:
+        await asyncio.sleep(0)  # all of them end in the same turn of the loop
+        return Retrieved(bad if request.text == "request 3" else good, ())
+
+    setup.retriever.retrieve = retrieve  # type: ignore[method-assign]
+    answers = await asyncio.gather(*(setup.ask(f"request {k}") for k in range(8)))
+    degraded = [k for k, answer in enumerate(answers) if answer.degraded]
+    assert degraded == [3]
 
 
 @pytest.mark.parametrize("error", [UnavailableError("down"), RuntimeError("a defect")])
@@ -409,8 +425,8 @@ async def test_requests_do_not_wait_for_each_other(setup: Setup) -> None:
 
 async def test_load_moves_requests_off_the_dear_llm(setup: Setup) -> None:
     request = build_request(setup.settings, text="a request")
-    x = setup.policy.context(request, Retrieved(EMBEDDING, ()))
-    calm = setup.policy.decide(x).probabilities["large_llm"]
+    asked = [(request, Retrieved(EMBEDDING, ()))]
+    [(_, calm)] = setup.policy.decide(asked)
     overload = LoadTracker(half_life_s=1e-6)
     setup.policy._bias = LoadBias(
         Settings(routing={"load_bias": 2.0}).routing, setup.settings.llms, overload
@@ -418,9 +434,9 @@ async def test_load_moves_requests_off_the_dear_llm(setup: Setup) -> None:
     with ExitStack() as stack:
         for _ in range(200):
             stack.enter_context(overload.serving("large_llm"))
-        loaded = setup.policy.decide(x).probabilities["large_llm"]
-    assert calm > 0.9
-    assert loaded < 0.1
+        [(_, loaded)] = setup.policy.decide(asked)
+    assert calm.probabilities["large_llm"] > 0.9
+    assert loaded.probabilities["large_llm"] < 0.1
 
 
 async def test_a_token_names_the_llms_revision() -> None:
