@@ -51,7 +51,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     done = subprocess.run(
         [
             *(sys.executable, str(SCRIPT), "--quick", f"--output={output}"),
-            *(f"--cache={directory / 'cache'}", f"--trace={trace}"),
+            f"--trace={trace}",
         ],
         env={**os.environ, "COLUMNS": "100"},
         cwd=SCRIPT.parents[1],  # where the embedding model may be built already
