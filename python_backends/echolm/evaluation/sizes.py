@@ -43,7 +43,7 @@ class Sizes:
     corrupted: float = 0.2
     drift_before: int = 500
     drift_ratings: int = 500
-    noise: float = 0.2
+    noise: float = 0.25
     solicit_requests: int = 1_000
     solicit_share: float = 0.05
     burst_learning: int = 500
