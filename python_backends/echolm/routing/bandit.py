@@ -173,8 +173,6 @@ class Choice:
         propensity: the probability with which it was drawn.
         probabilities: the same for every eligible arm.
         quality: the model's estimate for the drawn arm, clipped to 0..1.
-        spread: standard deviation of the arms' probabilities of being best; small means
-            that the router is unsure.
         rating_value: what a rating of the answer is worth, see ``solicitation``.
     """
 
@@ -182,7 +180,6 @@ class Choice:
     propensity: float
     probabilities: Mapping[str, float]
     quality: float
-    spread: float
     rating_value: float = 0.0
 
 
@@ -270,7 +267,6 @@ class ThompsonSampling:
             propensity=probabilities[drawn],
             probabilities=dict(zip(names, probabilities, strict=True)),
             quality=min(1.0, max(0.0, means[drawn])),
-            spread=math.sqrt(sum((p - 1 / n) ** 2 for p in best) / n),
             rating_value=value_of_rating(scores, stds, drawn, self.arms[names[drawn]].noise),
         )
 

@@ -249,7 +249,7 @@ class Policy:
     def forced(self, x: NDArray[np.float32], llm: str) -> Choice:
         """The decision record of a request whose LLM the caller, or a failure, has chosen."""
         mean, _ = self._bandit.arms[llm].predict(x)
-        return Choice(llm, 1.0, {llm: 1.0}, min(1.0, max(0.0, mean)), spread=1.0)
+        return Choice(llm, 1.0, {llm: 1.0}, min(1.0, max(0.0, mean)))
 
 
 _Decided = tuple[NDArray[np.float32], Choice]
@@ -300,7 +300,7 @@ def decision_record(
 
 def blind(llm: str) -> Choice:
     """The decision record of an LLM that was taken without a working router."""
-    return Choice(llm, 1.0, {llm: 1.0}, quality=0.0, spread=1.0)
+    return Choice(llm, 1.0, {llm: 1.0}, quality=0.0)
 
 
 @dataclass

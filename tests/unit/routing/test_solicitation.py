@@ -111,7 +111,7 @@ def at_random(choice: Choice, rng: np.random.Generator) -> bool:
 
 def where_confidences_are_close(choice: Choice, rng: np.random.Generator) -> bool:
     """The paper's rule."""
-    return choice.spread < 0.1
+    return float(np.std(list(choice.probabilities.values()))) < 0.1
 
 
 def solicited() -> Rule:
