@@ -174,7 +174,7 @@ class RoutingSettings(_Section):
         1.0, ge=0, description="load without bias; 1: the capacity of a pool of LLMs"
     )
     load_bias: float = Field(
-        0.8, ge=0, description="lambda_0: most quality (0..1) that a request gives up under load"
+        0.4, ge=0, description="lambda_0: most quality (0..1) that a request gives up under load"
     )
     load_gain: float = Field(1.5, ge=0, description="gamma: how fast the bias grows with load")
 
@@ -321,7 +321,8 @@ class LLMSettings(_Section):
 
 _DEFAULT_LLMS = (
     LLMSettings(name="small_llm", cost=0.1, takes_examples=True, prior_quality=0.97),
-    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, prior_quality=0.98),
+    # Two cores are full of half a dozen large requests: more only wait longer.
+    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, prior_quality=0.98, capacity=6.0),
 )
 
 

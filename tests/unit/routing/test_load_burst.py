@@ -116,14 +116,15 @@ def simulate(
     """Serve the arrivals.
 
     Args:
-        routing_settings: what differs from the default in the section ``routing``.
+        routing_settings: what differs in the section ``routing`` from the default, and from
+            a bias that is large enough for the poorest of these requests.
     """
     pools = ("", "") if isinstance(hardware, Shared) else ("one", "two")
     llms = tuple(
         LLMSettings(name=n, cost=c, takes_examples=False, capacity=CAPACITY[n], pool=pool)
         for n, c, pool in (("small", 0.1, pools[0]), ("large", 1.0, pools[1]))
     )
-    settings = Settings(llms=llms, routing=routing_settings)
+    settings = Settings(llms=llms, routing={"load_bias": 0.8, **routing_settings})
     arms = {
         # x = (1 - fit, fit), learnt well.
         n: BayesianLinearArm(np.array([quality(n, 0), quality(n, 1)]), 20_000.0, 0.15, 1.0)
