@@ -21,9 +21,9 @@ cases, as those without examples are):
 ============================ ========= ========== =========
 prior confidences            at random this rule  the paper
 ============================ ========= ========== =========
-close for some requests      350       90         100
-close for none               330       110        never
-close for none, no clear     310       220        never
+close for some requests      350       100        80
+close for none               330       80         never
+close for none, no clear     310       230        never
 cases at all
 ============================ ========= ========== =========
 
@@ -38,7 +38,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 
-_WINDOW = 500  # requests whose values are compared
+_WINDOW, _ASKED = 200, 10.0  # least requests, and ratings asked for, that values are compared in
 _MOST_SAVED = 10.0  # ratings that a time without valuable requests leaves for later
 
 
@@ -71,7 +71,8 @@ class Solicitor:
     """Picks the most valuable share of a stream of requests. For use by one thread.
 
     A rating is asked for where its value is in the top ``share`` of the values seen lately.
-    Where many values are equal that would be too many, so there is a budget as well, which
+    That is not long: values fall by orders of magnitude as the router learns, and beside those
+    of long ago no new one would be among the top. Where many values are equal that would be too many, so there is a budget as well, which
     grows by ``share`` with each request.
 
     Args:
@@ -80,6 +81,7 @@ class Solicitor:
 
     def __init__(self, share: float) -> None:
         self._share = share
+        self._window = max(_WINDOW, math.ceil(_ASKED / share)) if share > 0.0 else 1
         self._recent: deque[float] = deque()
         self._ranked: list[float] = []
         self._budget = 1.0
@@ -91,7 +93,7 @@ class Solicitor:
         self._budget = min(_MOST_SAVED, self._budget + self._share)
         insort(self._ranked, value)
         self._recent.append(value)
-        if len(self._recent) > _WINDOW:
+        if len(self._recent) > self._window:
             del self._ranked[bisect_left(self._ranked, self._recent.popleft())]
         first = min(len(self._ranked) - 1, math.floor((1.0 - self._share) * len(self._ranked)))
         if self._budget < 1.0 or value < self._ranked[first]:
