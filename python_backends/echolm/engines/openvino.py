@@ -68,11 +68,6 @@ class OpenVINOOptions:
         kv_cache_precision: ``u8`` halves the cache and is a little faster and less exact; empty:
             as ``inference_precision`` implies.
         nice: lower the priority of the engine's process by this.
-        prompt_lookup: most tokens guessed ahead in each step, by what followed the last tokens
-            where they stand in the prompt; guesses that the model itself would have made are
-            kept, so answers stay the same. An LLM that copies from its examples then takes a
-            fraction of the steps. 0: off.
-        prompt_lookup_ngram: most last tokens that are looked up.
     """
 
     context_length: int = 0
@@ -85,13 +80,11 @@ class OpenVINOOptions:
     inference_precision: str = "f32"
     kv_cache_precision: str = ""
     nice: int = 0
-    prompt_lookup: int = 0
-    prompt_lookup_ngram: int = 3
 
     def __post_init__(self) -> None:
         positive = ("cache_size_gb", "max_num_batched_tokens", "max_num_seqs")
-        least = dict.fromkeys((*positive, "prompt_lookup_ngram"), 1)
-        others = ("context_length", "num_kv_blocks", "threads", "nice", "prompt_lookup")
+        least = dict.fromkeys(positive, 1)
+        others = ("context_length", "num_kv_blocks", "threads", "nice")
         for name in (*others, *least):
             value = getattr(self, name)
             if value < least.get(name, 0):
@@ -156,9 +149,6 @@ class OpenVINOStepper:
             properties["INFERENCE_PRECISION_HINT"] = options.inference_precision
         if options.kv_cache_precision:
             properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
-        if options.prompt_lookup:
-            properties["prompt_lookup"] = True
-        self._lookup = (options.prompt_lookup, options.prompt_lookup_ngram)
         try:
             self._pipeline = genai.ContinuousBatchingPipeline(
                 model_dir, scheduler, "CPU", properties, {}
@@ -194,8 +184,7 @@ class OpenVINOStepper:
             raise self._too_long(str(length), sampling.max_tokens)
         self._numbers += 1
         try:
-            config = generation_config(sampling, *self._lookup)
-            handle = self._pipeline.add_request(self._numbers, ids, config)
+            handle = self._pipeline.add_request(self._numbers, ids, generation_config(sampling))
         except RuntimeError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
         follow = request.streaming or bool(sampling.stop)
@@ -305,9 +294,7 @@ class OpenVINOStepper:
         )
 
 
-def generation_config(
-    sampling: SamplingParams, prompt_lookup: int = 0, prompt_lookup_ngram: int = 0
-) -> Any:
+def generation_config(sampling: SamplingParams) -> Any:
     """OpenVINO GenAI's configuration for a request."""
     import openvino_genai as genai
 
@@ -316,9 +303,6 @@ def generation_config(
     config.frequency_penalty = sampling.frequency_penalty
     config.presence_penalty = sampling.presence_penalty
     config.logprobs = 1 if sampling.logprobs else 0
-    if prompt_lookup:
-        config.num_assistant_tokens = prompt_lookup
-        config.max_ngram_size = prompt_lookup_ngram
     if sampling.temperature > 0:
         config.do_sample = True
         config.temperature = sampling.temperature

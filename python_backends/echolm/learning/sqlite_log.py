@@ -14,6 +14,7 @@ from echolm.errors import UnavailableError
 from echolm.learning.event_log import START, Event, decode_body, encode_body
 
 _LOCK_WAIT_S = 10.0
+_RETRY_S = 0.02
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY AUTOINCREMENT,"
@@ -46,6 +47,21 @@ class SQLiteEventLog:
             raise UnavailableError(f"learning log {path}: {error}") from error
         # Text that is not UTF-8 damages one event; SQLite's own decoding would fail the query.
         self._db.text_factory = bytes
+        # Where several processes make the file at once, the change to WAL does not wait for the
+        # others as all else does, but fails.
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                self._prepare()
+                break
+            except UnavailableError as error:
+                busy = "locked" in str(error)
+                if not busy or time.monotonic() > deadline:
+                    self._db.close()
+                    raise
+                time.sleep(_RETRY_S)
+
+    def _prepare(self) -> None:
         with self._used() as db:
             db.execute("PRAGMA journal_mode=WAL")
             # An acknowledged rating must survive a crash of the machine, too.

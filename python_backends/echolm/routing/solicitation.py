@@ -72,8 +72,8 @@ class Solicitor:
 
     A rating is asked for where its value is in the top ``share`` of the values seen lately.
     That is not long: values fall by orders of magnitude as the router learns, and beside those
-    of long ago no new one would be among the top. Where many values are equal that would be too many, so there is a budget as well, which
-    grows by ``share`` with each request.
+    of long ago no new one would be among the top. Where many values are equal that would be too
+    many, so there is a budget as well, which grows by ``share`` with each request.
 
     Args:
         share: of the requests whose rating is worth anything, in [0, 1].
