@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import echolm
 import pytest
 from echolm.errors import UnavailableError
 from echolm.learning.event_log import START, open_event_log
@@ -107,3 +112,26 @@ def test_the_default_log_is_a_file_in_the_data_directory(tmp_path: Path) -> None
     open_event_log(Settings(data_dir=tmp_path)).append("k", {"n": 1})
     log = open_event_log(Settings(event_log=str(tmp_path / "events.sqlite")))
     assert [e.body for e in log.read(START, 10)] == [{"n": 1}]
+
+
+def test_processes_that_make_the_file_at_the_same_time_all_succeed(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path;"
+        "from echolm.learning.sqlite_log import SQLiteEventLog;"
+        "sys.stdin.read();"  # until all have come this far
+        "[SQLiteEventLog(Path(sys.argv[1]) / str(k) / 'events.sqlite').close() for k in range(40)]"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(echolm.__file__).parent.parent)}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    time.sleep(0.5)
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    for process in processes:
+        assert process.stderr is not None
+        problem = process.stderr.read().decode()
+        assert process.wait(60) == 0, problem
