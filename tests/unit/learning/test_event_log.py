@@ -115,22 +115,19 @@ def test_the_default_log_is_a_file_in_the_data_directory(tmp_path: Path) -> None
 
 
 def test_processes_that_make_the_file_at_the_same_time_all_succeed(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path;"
-        "from echolm.learning.sqlite_log import SQLiteEventLog;"
-        "sys.stdin.read();"  # until all have come this far
-        "[SQLiteEventLog(Path(sys.argv[1]) / str(k) / 'events.sqlite').close() for k in range(40)]"
-    )
+    program = """
+import sys, time
+from pathlib import Path
+from echolm.learning.sqlite_log import SQLiteEventLog
+for k in range(40):
+    time.sleep(max(0.0, float(sys.argv[2]) + 0.05 * k - time.time()))
+    SQLiteEventLog(Path(sys.argv[1]) / str(k) / "events.sqlite").close()
+"""
     environment = {**os.environ, "PYTHONPATH": str(Path(echolm.__file__).parent.parent)}
-    command = [sys.executable, "-c", program, str(tmp_path)]
+    command = [sys.executable, "-c", program, str(tmp_path), str(time.time() + 1.5)]
     processes = [
-        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(4)
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(6)
     ]
-    time.sleep(0.5)
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.close()
     for process in processes:
         assert process.stderr is not None
         problem = process.stderr.read().decode()
