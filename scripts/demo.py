@@ -28,10 +28,17 @@ import tritonclient.grpc.aio as grpc_aio
 from echolm.errors import EchoError, UnavailableError
 from echolm.evaluation.environment import host, versions
 from echolm.evaluation.load import Record, Run, closed_loop, open_loop, poisson_arrivals
-from echolm.evaluation.past import recorded_past
+from echolm.evaluation.past import WORKLOAD_SEED, recorded_past
 from echolm.evaluation.policies import LLMPolicy, Neighbour, Policy, SemanticCache, nearest
 from echolm.evaluation.progress import Stage
-from echolm.evaluation.quality import best_cache, offload_share, scores, sweep_cache, win_rate
+from echolm.evaluation.quality import (
+    CACHE_THRESHOLDS,
+    best_cache,
+    offload_share,
+    scores,
+    sweep_cache,
+    win_rate,
+)
 from echolm.evaluation.store import fill
 from echolm.serving.serve import Endpoints, ServeOptions, prepare_embedder, running_server
 from echolm.settings import Settings, load_settings
@@ -83,7 +90,7 @@ class Demo:
         self._console = console
         self._client = client
         self._grpc = grpc_aio.InferenceServerClient(grpc_url)
-        self._workload = Workload(seed=0)  # the recorded past's
+        self._workload = Workload(seed=WORKLOAD_SEED)
         self.stage_seconds: float = options.stage_seconds
         self.large = LLMPolicy("always_large", client, "large_llm", "no-cache")
         self.small = LLMPolicy("always_small", client, "small_llm", "no-cache")
@@ -215,7 +222,7 @@ async def _measure(demo: Demo) -> dict[str, Any]:
             for item, neighbour in zip(items, found, strict=True)
         ],
         large_scores,
-        [round(0.6 + 0.02 * step, 2) for step in range(20)],
+        CACHE_THRESHOLDS,
     )
     # A little over half, since retrieval leaves out an example at random now and then.
     point = best_cache(sweep, 0.52)

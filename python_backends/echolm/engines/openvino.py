@@ -82,10 +82,8 @@ class OpenVINOOptions:
     nice: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("cache_size_gb", "max_num_batched_tokens", "max_num_seqs")
-        least = dict.fromkeys(positive, 1)
-        others = ("context_length", "num_kv_blocks", "threads", "nice")
-        for name in (*others, *least):
+        least = {"cache_size_gb": 1, "max_num_batched_tokens": 1, "max_num_seqs": 1}
+        for name in ("context_length", "num_kv_blocks", "threads", "nice", *least):
             value = getattr(self, name)
             if value < least.get(name, 0):
                 raise ConfigurationError(

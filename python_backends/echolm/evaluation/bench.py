@@ -20,7 +20,7 @@ from rich.console import Console
 from echolm.errors import UnavailableError
 from echolm.evaluation.corruption import Exchange
 from echolm.evaluation.load import Record, Run, closed_loop, poisson_arrivals
-from echolm.evaluation.past import past_items, recorded_past
+from echolm.evaluation.past import WORKLOAD_SEED, past_items, recorded_past
 from echolm.evaluation.policies import LLMPolicy, Policy, Reply
 from echolm.evaluation.progress import Stage
 from echolm.evaluation.sizes import Sizes
@@ -169,7 +169,7 @@ class Bench:
     console: Console
     work_dir: Path
     trace: list[float] | None = None
-    workload: Workload = field(default_factory=lambda: Workload(seed=0))
+    workload: Workload = field(default_factory=lambda: Workload(seed=WORKLOAD_SEED))
     _past: list[Exchange] = field(default_factory=list)
 
     def arrivals(self, count: int, rate: float, part: int = 0) -> list[float]:

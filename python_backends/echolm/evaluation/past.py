@@ -12,12 +12,12 @@ from echolm.workload import WorkItem, Workload
 PAST_FILE = Path(__file__).resolve().parents[3] / "scripts" / "past.jsonl"
 """Written by ``scripts/record_past.py``."""
 
-_WORKLOAD_SEED, _STREAM_SEED = 0, 1
+WORKLOAD_SEED, _STREAM_SEED = 0, 1
 
 
 def past_items(count: int) -> list[WorkItem]:
     """The requests of the past, oldest first; fewer are the first of more."""
-    return Workload(seed=_WORKLOAD_SEED).stream(count, seed=_STREAM_SEED, phase="past")
+    return Workload(seed=WORKLOAD_SEED).stream(count, seed=_STREAM_SEED, phase="past")
 
 
 def recorded_past(count: int, file: Path = PAST_FILE) -> list[Exchange]:

@@ -51,6 +51,10 @@ class CachePoint:
     win_rate: float
 
 
+CACHE_THRESHOLDS = tuple(round(0.6 + 0.02 * step, 2) for step in range(20))
+"""Least cosines of a hit that are tried."""
+
+
 def best_cache(points: Sequence[CachePoint], least_hit_rate: float = 0.5) -> CachePoint:
     """The cache with the best win rate among those that hit often enough to be worth having."""
     useful = [point for point in points if point.hit_rate >= least_hit_rate] or list(points)

@@ -55,8 +55,7 @@ class SQLiteEventLog:
                 self._prepare()
                 break
             except UnavailableError as error:
-                busy = "locked" in str(error)
-                if not busy or time.monotonic() > deadline:
+                if "locked" not in str(error) or time.monotonic() > deadline:
                     self._db.close()
                     raise
                 time.sleep(_RETRY_S)

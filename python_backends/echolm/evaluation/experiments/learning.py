@@ -27,6 +27,7 @@ from echolm.evaluation.policies import (
 )
 from echolm.evaluation.progress import Stage
 from echolm.evaluation.quality import (
+    CACHE_THRESHOLDS,
     CachePoint,
     best_cache,
     offload_share,
@@ -42,8 +43,6 @@ from echolm.workload import WorkItem, grade
 
 HOLDS_QUALITY = 0.495
 """Win rate against always_large from which a policy is as good."""
-
-_THRESHOLDS = tuple(round(0.6 + 0.02 * step, 2) for step in range(20))
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ async def _sweep(
         grade(item, neighbour.response) if neighbour.similarity >= 0 else 0.0
         for item, neighbour in zip(new, found, strict=True)
     ]
-    return sweep_cache([n.similarity for n in found], stored, reference, _THRESHOLDS)
+    return sweep_cache([n.similarity for n in found], stored, reference, CACHE_THRESHOLDS)
 
 
 def _curve(rated: Rated, parts: int = 12) -> list[dict[str, Any]]:
