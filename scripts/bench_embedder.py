@@ -319,7 +319,8 @@ CANDIDATES = (
     Candidate("int8 blocks of 128 (onnxruntime)", make=functools.partial(int8_blocks, block=128)),
     Candidate("fp32 (openvino)", "openvino"),
     Candidate("bf16 (openvino)", "openvino", "bf16"),
-    Candidate("int8 (openvino) = fast", "openvino", "int8"),
+    Candidate("int8 (openvino)", "openvino", "int8"),
+    Candidate("fast (openvino)", "openvino", "fast"),
 )
 
 

@@ -76,9 +76,9 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
     """Write ``model.onnx``, ``tokenizer.json`` and ``embedder.json`` into ``directory``.
 
     Both forms hold the same FP32 graph. ``fp32`` runs it in ONNX Runtime, equal to the
-    reference within 1e-5. ``fast`` runs it in OpenVINO with INT8 matrix products: the
-    fastest of the forms in ``scripts/bench_embedder.py`` whose cosine to fp32 stays above
-    0.99 and recall@10 above 0.98. Files are written beside
+    reference within 1e-5. ``fast`` runs it in OpenVINO with the products that suit the CPU
+    (``EmbedderSpec.precision``): the fastest of the forms in ``scripts/bench_embedder.py``
+    whose cosine to fp32 stays above 0.99 and recall@10 above 0.98. Files are written beside
     their place and renamed, ``embedder.json`` last: a reader never meets half a model.
 
     Returns:
@@ -95,7 +95,7 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
         dimension=config["hidden_size"],
         max_tokens=MAX_TOKENS,
         runtime="openvino" if form == "fast" else "onnxruntime",
-        precision="int8" if form == "fast" else "fp32",
+        precision="fast" if form == "fast" else "fp32",
         vocabulary=config["vocab_size"],
         source_sha256=SHA256,
     )

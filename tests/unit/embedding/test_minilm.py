@@ -47,7 +47,7 @@ def test_openvino_in_fp32_equals_the_reference_within_1e_5(
     np.testing.assert_allclose(found, reference.embeddings, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fast"])
 def test_on_a_cpu_limited_to_avx2_every_form_falls_back_to_fp32(
     fast_folder: Path, reference: Reference, precision: str
 ) -> None:
