@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -126,3 +127,13 @@ class DurableEventLogContract(EventLogContract):
         assert again.load_snapshot("s") == (position, b"x")
         later = again.append("k", {"n": 2})
         assert [e.position for e in again.read(position, 10)] == [later]
+
+    def test_a_lease_is_held_by_one_owner_at_a_time(self, open_log: OpenLog) -> None:
+        one, other = open_log(), open_log()
+        assert one.lease("work", "a", 60.0)
+        assert not other.lease("work", "b", 60.0)
+        assert other.lease("other work", "b", 60.0)
+        assert one.lease("work", "a", 0.05)  # goes on, for a shorter time
+        time.sleep(0.1)
+        assert other.lease("work", "b", 60.0)
+        assert not one.lease("work", "a", 60.0)

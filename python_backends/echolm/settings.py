@@ -260,9 +260,40 @@ class ExamplesSettings(_Section):
     from_llms: tuple[str, ...] = Field((), description="empty: the dearest LLM only")
     min_response_chars: int = Field(1, ge=1)
     max_exchange_chars: int = Field(16_384, gt=0)
+    min_quality: float = Field(0.0, ge=0, le=1, description="least expected quality of an answer")
+    secrets: Literal["refuse", "keep"] = Field(
+        "refuse", description="what becomes of an exchange with a key, token or password in it"
+    )
+    injections: Literal["refuse", "keep"] = Field(
+        "refuse", description="likewise, with instructions to ignore instructions"
+    )
+    personal_data: Literal["keep", "redact", "refuse"] = Field(
+        "keep", description="redact: stored without it; both need the extra `privacy`"
+    )
+    personal_entities: tuple[str, ...] = Field(
+        ("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "PHONE_NUMBER", "US_SSN"),
+        description="what counts as personal data, by Presidio's names",
+    )
     batch_size: int = Field(64, ge=1, description="exchanges per Milvus upsert")
     flush_interval_s: float = Field(0.5, gt=0)
-    max_pending: int = Field(10_000, ge=1, description="then new exchanges are dropped, counted")
+    max_pending: int = Field(
+        10_000, ge=1, description="exchanges in the journal; then new ones are dropped, counted"
+    )
+    deduplicate: bool = Field(
+        True, description="a request that is stored already adds an example only if better answered"
+    )
+    max_examples: int = Field(
+        1_000_000, ge=1, description="in the store; those that help least per byte make room"
+    )
+    max_bytes: int = Field(2**30, ge=1, description="likewise, of requests and responses together")
+    low_watermark: float = Field(
+        0.95, gt=0, le=1, description="share of the limits down to which room is made"
+    )
+    value_decay: float = Field(
+        0.9, gt=0, lt=1, description="what an example's past offloads are worth after an hour"
+    )
+    ttl_s: float = Field(0.0, ge=0, description="then an example is removed; 0: never")
+    tidy_interval_s: float = Field(5.0, gt=0, description="between looks at limits and expiry")
 
 
 _REVISED_PRIOR_RATINGS = 3.0
@@ -438,6 +469,22 @@ class Settings(BaseSettings):
         if "://" in self.event_log:
             return None
         return Path(self.event_log) if self.event_log else self.data_dir / "events.sqlite"
+
+    @property
+    def relative_costs(self) -> dict[str, float]:
+        """Cost of each LLM, the dearest 1."""
+        dearest = self.dearest_llm.cost
+        return {llm.name: llm.cost / dearest for llm in self.llms}
+
+    @property
+    def journal_path(self) -> Path:
+        """File of admitted exchanges that the store does not have yet."""
+        return self.data_dir / "examples.journal.sqlite"
+
+    @property
+    def ledger_path(self) -> Path:
+        """File of what each stored example is worth."""
+        return self.data_dir / "examples.ledger.sqlite"
 
     @property
     def load_board_path(self) -> Path:

@@ -76,7 +76,7 @@ def find(
     k: int = 0,
     now: int = NOW,
 ) -> list[Candidate]:
-    return store.search(unit(k), [Query(tenant, system)], 10, now)[0]
+    return store.search(unit(k), [Query.of(tenant, system)], 10, now)[0]
 
 
 def eventually(true: Callable[[], bool], seconds: float = 20) -> bool:
@@ -110,7 +110,13 @@ def test_a_batch_keeps_its_rows_and_finds_only_the_own_scope(store: MilvusStore)
         [example(1, "a"), example(2, "b"), example(3, "a", "rules"), example(4, "a")],
         np.concatenate([unit(0), unit(0), unit(0), unit(1)]),
     )
-    queries = [Query("a", ""), Query("b", ""), Query("a", "rules"), Query("c", ""), Query("a", "")]
+    queries = [
+        Query.of("a", ""),
+        Query.of("b", ""),
+        Query.of("a", "rules"),
+        Query.of("c", ""),
+        Query.of("a", ""),
+    ]
     rows = np.concatenate([unit(0)] * 4 + [unit(1)])
     found = store.search(rows, queries, 1, NOW)
     assert [[c.id for c in row] for row in found] == [[1], [2], [3], [], [4]]
@@ -127,7 +133,7 @@ def test_a_batch_of_one_scope_costs_one_search(
         return search(*args, **options)
 
     monkeypatch.setattr(store._client, "search", counted)
-    store.search(np.concatenate([unit(0)] * 32), [Query("t", "")] * 32, 4, NOW)
+    store.search(np.concatenate([unit(0)] * 32), [Query.of("t", "")] * 32, 4, NOW)
     assert calls == [32]
 
 

@@ -1,11 +1,13 @@
-"""Which exchanges may become examples."""
+"""Which exchanges may become examples, and in which form."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from echolm.examples.screening import Screen, build_screens, screen
 from echolm.retrieval.store import MAX_TEXT_BYTES
 from echolm.routing.service import Exchange
 from echolm.settings import Settings
@@ -13,38 +15,63 @@ from echolm.settings import Settings
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an exchange is admitted, and why not: a short word, used as a metric's label."""
+    """What becomes of an exchange.
 
-    admitted: bool
+    Attributes:
+        exchange: as it may be stored; None if it is refused. Where its request was redacted, its
+            embedding is of the text before.
+        reason: why it is refused: a short word, used as a metric's label.
+    """
+
+    exchange: Exchange | None
     reason: str = ""
 
-
-ADMITTED = Verdict(True)
+    @property
+    def admitted(self) -> bool:
+        return self.exchange is not None
 
 
 class AdmissionPolicy:
-    """Admits complete, non-empty answers of the configured LLMs within the size limits."""
+    """Admits complete, non-empty answers of the configured LLMs that pass the screens.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        screens: by default those of the settings.
+
+    Raises:
+        ConfigurationError: a configured screen needs a package that is not installed.
+    """
+
+    def __init__(self, settings: Settings, screens: Sequence[Screen] | None = None) -> None:
         self._settings = settings.examples
         self._sources = settings.example_sources
+        self._screens = build_screens(settings.examples) if screens is None else screens
 
     def judge(self, exchange: Exchange) -> Verdict:
         """Decide on one exchange."""
-        if not self._settings.enabled:
-            return Verdict(False, "disabled")
+        reason = self._refusal(exchange)
+        if reason:
+            return Verdict(None, reason)
+        screened = screen(self._screens, exchange.request, exchange.response)
+        if screened.reason:
+            return Verdict(None, screened.reason)
+        return Verdict(replace(exchange, request=screened.request, response=screened.response))
+
+    def _refusal(self, exchange: Exchange) -> str:
+        settings = self._settings
+        texts = (exchange.request, exchange.response)
+        if not settings.enabled:
+            return "disabled"
         if exchange.llm not in self._sources:
-            return Verdict(False, "source")
+            return "source"
         if exchange.finish_reason != "stop":
-            return Verdict(False, "truncated")
-        if len(exchange.response.strip()) < self._settings.min_response_chars:
-            return Verdict(False, "empty")
-        if len(exchange.request) + len(exchange.response) > self._settings.max_exchange_chars:
-            return Verdict(False, "too_long")
-        if any(
-            len(t.encode("utf-8")) > MAX_TEXT_BYTES for t in (exchange.request, exchange.response)
-        ):
-            return Verdict(False, "too_long")
+            return "truncated"
+        if len(exchange.response.strip()) < settings.min_response_chars:
+            return "empty"
+        if sum(map(len, texts)) > settings.max_exchange_chars:
+            return "too_long"
+        if any(len(text.encode("utf-8")) > MAX_TEXT_BYTES for text in texts):
+            return "too_long"
         if not np.isfinite(exchange.embedding).all():
-            return Verdict(False, "embedding")
-        return ADMITTED
+            return "embedding"
+        # Also False for NaN, which an LLM whose quality is unknown might have.
+        return "" if exchange.quality >= settings.min_quality else "quality"

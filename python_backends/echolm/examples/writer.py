@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echolm.errors import UnavailableError
-from echolm.retrieval.store import Example, ExampleStore, scope_key
+from echolm.examples.duplicates import NEW, DuplicateFinder, Finding
+from echolm.examples.events import CHANGE, change
+from echolm.examples.journal import Entry, WriteJournal
+from echolm.learning.event_log import EventLog
+from echolm.retrieval.store import NEVER, Example, ExampleStore, scope_key
 from echolm.routing.service import Exchange
 from echolm.settings import ExamplesSettings
 
@@ -41,43 +43,57 @@ class ExampleIds:
 
 @dataclass
 class WriterCounts:
-    """What became of the exchanges handed to a writer."""
+    """What became of the exchanges handed to a writer.
+
+    Attributes:
+        written: new examples in the store.
+        replaced: of these, better answers that took the place of known ones.
+        repeated: request and answer were known.
+        worse: the request was known, with an answer that is no worse.
+        dropped: no room in the journal, or refused by the store for good.
+        failures: attempts that did not reach store or log, and are made again.
+    """
 
     written: int = 0
+    replaced: int = 0
+    repeated: int = 0
+    worse: int = 0
     dropped: int = 0
     failures: int = 0
 
 
 class ExampleWriter:
-    """One thread that upserts what is put into a bounded queue.
+    """One thread that stores what is put into a journal.
 
-    While the store does not answer, exchanges wait in the queue; when it is full, new ones
+    While the store does not answer, exchanges wait in the journal; when it is full, new ones
     are dropped and counted. What the store refuses for good is dropped, too, and does not
-    hold up the rest of its batch.
+    hold up the rest of its batch. What is left at the end is written after the next start.
 
     Args:
-        on_change: called after every write, drop or failure, e.g. to update metrics.
+        log: is told what was stored and replaced.
     """
 
     def __init__(
         self,
         store: ExampleStore,
+        journal: WriteJournal,
+        log: EventLog,
         settings: ExamplesSettings,
         ids: ExampleIds | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        on_change: Callable[[WriterCounts], None] = lambda counts: None,
         retry_s: float = _RETRY_S,
     ) -> None:
         self._store = store
+        self._journal = journal
+        self._log = log
         self._settings = settings
+        self._duplicates = DuplicateFinder(store) if settings.deduplicate else None
         self._ids = ids or ExampleIds()
         self._now_ms = now_ms
-        self._on_change = on_change
         self._retry_s = retry_s
-        self._queue: queue.Queue[tuple[Example, NDArray[np.float32]]] = queue.Queue(
-            settings.max_pending
-        )
         self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._wake.set()  # an earlier process may have left something
         self.counts = WriterCounts()
         self._thread = threading.Thread(target=self._run, name="example-writer", daemon=True)
         self._thread.start()
@@ -85,82 +101,111 @@ class ExampleWriter:
     @property
     def pending(self) -> int:
         """Examples that wait to be written."""
-        return self._queue.qsize()
+        return len(self._journal)
 
-    def put(self, exchange: Exchange) -> int | None:
-        """Queue an exchange; returns its new id, or None if the queue is full."""
+    def put(self, exchanges: Sequence[Exchange]) -> list[int | None]:
+        """Take exchanges for good; gives their new ids, None where there was no room.
+
+        Raises:
+            UnavailableError: the journal cannot be written; none of them was taken.
+        """
         now = self._now_ms()
-        example = Example(
-            id=self._ids.next(),
-            request=exchange.request,
-            response=exchange.response,
-            tenant=exchange.tenant,
-            scope=scope_key(exchange.tenant, exchange.system_prompt),
-            source_llm=exchange.llm,
-            quality=exchange.quality,
-            created_at_ms=now,
-            updated_at_ms=now,
-        )
-        try:
-            self._queue.put_nowait((example, exchange.embedding))
-        except queue.Full:
-            self.counts.dropped += 1
-            self._on_change(self.counts)
-            return None
-        return example.id
+        ttl_ms = int(self._settings.ttl_s * 1_000)
+        entries = [
+            (
+                Example(
+                    id=self._ids.next(),
+                    request=exchange.request,
+                    response=exchange.response,
+                    tenant=exchange.tenant,
+                    scope=scope_key(exchange.tenant, exchange.system_prompt),
+                    source_llm=exchange.llm,
+                    quality=exchange.quality,
+                    created_at_ms=now,
+                    updated_at_ms=now,
+                    expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
+                ),
+                exchange.embedding,
+            )
+            for exchange in exchanges
+        ]
+        taken = self._journal.append(entries)
+        self.counts.dropped += len(entries) - taken
+        self._wake.set()
+        return [example.id if k < taken else None for k, (example, _) in enumerate(entries)]
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Write what is queued and stop; what the store does not take in time is lost."""
+        """Write what is waiting, if the store takes it at once, and stop."""
         self._stopping.set()
+        self._wake.set()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            self._write(batch)
-
-    def _next_batch(self) -> list[tuple[Example, NDArray[np.float32]]]:
-        """Wait for the first, then gather more for a while; empty when stopping and drained."""
-        batch: list[tuple[Example, NDArray[np.float32]]] = []
-        deadline = float("inf")
-        while len(batch) < self._settings.batch_size:
-            if self._stopping.is_set():
-                wait = 0.0
-            else:
-                wait = min(0.2, max(0.0, deadline - time.monotonic()))
+        while True:
+            self._wake.wait()
+            self._wake.clear()
             try:
-                batch.append(self._queue.get(timeout=wait) if wait else self._queue.get_nowait())
-                deadline = min(deadline, time.monotonic() + self._settings.flush_interval_s)
-            except queue.Empty:
-                if self._stopping.is_set() or (batch and time.monotonic() >= deadline):
-                    break
-        return batch
+                self._write_all()
+            except UnavailableError as error:  # the journal itself
+                self.counts.failures += 1
+                logger.error("examples not written, will retry: %s", error)
+                self._stopping.wait(self._retry_s)
+                self._wake.set()
+            if self._stopping.is_set():
+                return
 
-    def _write(self, batch: list[tuple[Example, NDArray[np.float32]]]) -> None:
-        examples = [example for example, _ in batch]
+    def _write_all(self) -> None:
+        """Write until the journal is empty, whole batches at once where there are any."""
+        while True:
+            if len(self._journal) < self._settings.batch_size:
+                self._stopping.wait(self._settings.flush_interval_s)
+            batch = self._journal.oldest(self._settings.batch_size)
+            if not batch or not self._write(batch):
+                return
+
+    def _write(self, batch: Sequence[Entry]) -> bool:
+        """Write a batch, however long it takes; False if it has to stay for the next start."""
         while True:
             try:
-                embeddings = np.stack([embedding for _, embedding in batch])
-                self._store.upsert(examples, embeddings)
+                self._store_batch(batch)
+                return True
             except UnavailableError as error:
                 self.counts.failures += 1
-                self._on_change(self.counts)
                 logger.warning("examples not written, will retry: %s", error)
-                # While stopping there is one last try, not an endless wait.
                 if self._stopping.is_set() or self._stopping.wait(self._retry_s):
-                    self.counts.dropped += len(batch)
-                    self._on_change(self.counts)
-                    return
+                    return False
             except Exception as error:  # the thread must outlive any batch
                 self.counts.failures += 1
                 if len(batch) > 1:
-                    for one in batch:
-                        self._write([one])
-                    return
-                logger.error("example %d dropped: %s", examples[0].id, error)
+                    return all(self._write([one]) for one in batch)
+                logger.error("example %d dropped: %s", batch[0][0].id, error)
                 self.counts.dropped += 1
-                self._on_change(self.counts)
-                return
-            else:
-                self.counts.written += len(batch)
-                self._on_change(self.counts)
-                return
+                self._journal.remove([batch[0][0].id])
+                return True
+
+    def _store_batch(self, batch: Sequence[Entry]) -> None:
+        # Each step may be the last before a crash, and all are made again after one.
+        if self._duplicates is None:
+            compared = [NEW] * len(batch)
+        else:
+            compared = self._duplicates.compare(batch, self._now_ms())
+        fresh = [
+            entry
+            for entry, one in zip(batch, compared, strict=True)
+            if one.finding in (Finding.NEW, Finding.BETTER)
+        ]
+        examples = [example for example, _ in fresh]
+        if fresh:
+            self._store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
+        replaced = [one.known for one in compared if one.finding is Finding.BETTER]
+        if replaced:
+            self._store.delete(replaced)
+        repeated = [one.known for one in compared if one.finding is Finding.REPEATED]
+        if fresh or repeated:
+            body = change(examples, replaced, "replaced" if replaced else "", repeated)
+            self._log.append(CHANGE, body)
+        self._journal.remove([example.id for example, _ in batch])
+        self.counts.written += len(fresh)
+        self.counts.replaced += len(replaced)
+        self.counts.repeated += len(repeated)
+        self.counts.worse += sum(one.finding is Finding.WORSE for one in compared)

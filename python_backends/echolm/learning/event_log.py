@@ -62,6 +62,13 @@ class EventLog(Protocol):
         """Position and state that were saved last under the name, if any."""
         ...
 
+    def lease(self, name: str, owner: str, seconds: float) -> bool:
+        """Whether ``owner`` alone may do what ``name`` stands for, for so long from now on.
+
+        The owner may ask again before the time is over, to go on; others are refused until then.
+        """
+        ...
+
     def close(self) -> None:
         """Give connections and files back; the log cannot be used any more."""
         ...

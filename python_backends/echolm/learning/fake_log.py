@@ -23,6 +23,7 @@ class MemoryEventLog:
         self._lock = threading.Lock()
         self._rows: list[tuple[str, bytes, int]] = []
         self._snapshots: dict[str, tuple[str, bytes]] = {}
+        self._leased: dict[str, tuple[str, float]] = {}
 
     def append(self, kind: str, body: Mapping[str, Any]) -> str:
         return self.append_raw(kind, encode_body(body).encode())
@@ -51,6 +52,16 @@ class MemoryEventLog:
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
         self._check()
         return self._snapshots.get(name)
+
+    def lease(self, name: str, owner: str, seconds: float) -> bool:
+        self._check()
+        now = time.monotonic()
+        with self._lock:
+            holder, until = self._leased.get(name, (owner, now))
+            if holder != owner and until > now:
+                return False
+            self._leased[name] = (owner, now + seconds)
+            return True
 
     def close(self) -> None:
         self.available = False

@@ -118,6 +118,7 @@ def describe(decision: Decision) -> dict[str, Any]:
         "llm": decision.llm,
         "context": [float(v) for v in decision.context],
         "propensity": decision.propensity,
+        "quality": decision.quality,
         "example_ids": list(decision.example_ids),
         "selection": decision.selection,
         "revision": decision.revision,

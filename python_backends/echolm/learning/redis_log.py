@@ -37,7 +37,8 @@ class RedisEventLog:
     timed out may have been stored.
 
     Keys: ``<prefix>:events``, a stream with the fields ``kind`` and ``body``;
-    ``<prefix>:snapshot:<name>``, a hash with ``position`` and ``state``.
+    ``<prefix>:snapshot:<name>``, a hash with ``position`` and ``state``;
+    ``<prefix>:lease:<name>``, the owner's name, which expires.
 
     Args:
         url: ``redis://[user:password@]host[:port][/database]``, or ``rediss://`` for TLS: the
@@ -53,6 +54,7 @@ class RedisEventLog:
         self._address = f"{address.hostname}:{address.port or 6379}"
         self._stream = f"{settings.redis_prefix}:events"
         self._snapshots = f"{settings.redis_prefix}:snapshot"
+        self._leases = f"{settings.redis_prefix}:lease"
         self._min_replicas = settings.redis_min_replicas
         self._wait_ms = int(settings.redis_timeout_s * 500)  # less than the socket's timeout
         self._check_lock = threading.Lock()
@@ -107,6 +109,15 @@ class RedisEventLog:
             return None
         return _text(found[b"position"]), found[b"state"]
 
+    def lease(self, name: str, owner: str, seconds: float) -> bool:
+        key, milliseconds = f"{self._leases}:{name}", int(seconds * 1_000)
+        with self._used() as client:
+            if client.set(key, owner, nx=True, px=milliseconds):
+                return True
+            # The time may be over, and another's begin, between these two; then both may work
+            # for a moment, which is wasteful but safe.
+            return client.get(key) == owner.encode() and bool(client.pexpire(key, milliseconds))
+
     def close(self) -> None:
         self._closed = True
         self._client.close()
@@ -125,7 +136,7 @@ class RedisEventLog:
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
             raise ConfigurationError(
                 f"learning log {self._address}: {error}; correct user and password in event_log, "
-                "or let that user use XADD, XRANGE, HSET, HGETALL, WAIT and INFO"
+                "or let that user use XADD, XRANGE, HSET, HGETALL, SET, GET, PEXPIRE, WAIT and INFO"
             ) from error
         except redis.RedisError as error:
             raise UnavailableError(f"learning log {self._address}: {error}{mend}") from error

@@ -21,6 +21,8 @@ _TABLES = (
     " kind TEXT NOT NULL, body TEXT NOT NULL, at_ms INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS snapshots (name TEXT PRIMARY KEY, position TEXT NOT NULL,"
     " state BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, owner TEXT NOT NULL,"
+    " until_ms INTEGER NOT NULL)",
 )
 
 
@@ -93,6 +95,17 @@ class SQLiteEventLog:
                 "SELECT position, state FROM snapshots WHERE name = ?", (name,)
             ).fetchone()
         return None if row is None else (row[0].decode(), row[1])
+
+    def lease(self, name: str, owner: str, seconds: float) -> bool:
+        now = time.time_ns() // 1_000_000
+        with self._used() as db:
+            changed = db.execute(
+                "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+                " SET owner = excluded.owner, until_ms = excluded.until_ms"
+                " WHERE owner = excluded.owner OR until_ms <= ?",
+                (name, owner, now + int(seconds * 1_000), now),
+            )
+        return changed.rowcount == 1
 
     def close(self) -> None:
         with self._lock:

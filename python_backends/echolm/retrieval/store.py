@@ -81,15 +81,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Query:
-    """One row of a search: whose examples may be found."""
+    """One row of a search: whose examples may be found.
+
+    Attributes:
+        scope: :func:`scope_key` of tenant and system prompt.
+    """
 
     tenant: str
-    system_prompt: str
+    scope: int
 
-    @property
-    def scope(self) -> int:
-        """The stored key this query may see."""
-        return scope_key(self.tenant, self.system_prompt)
+    @classmethod
+    def of(cls, tenant: str, system_prompt: str) -> Query:
+        """What a request of a tenant under a system prompt may see."""
+        return cls(tenant, scope_key(tenant, system_prompt))
 
 
 class ExampleStore(Protocol):

@@ -132,6 +132,17 @@ class NoObserver:
     def served(self, served: Served) -> None: ...
 
 
+@dataclass(frozen=True)
+class Observers:
+    """Several as one."""
+
+    all: Sequence[AnswerObserver]
+
+    def served(self, served: Served) -> None:
+        for one in self.all:
+            one.served(served)
+
+
 class RouterMetrics(Protocol):
     """Counts what the router does."""
 

@@ -7,6 +7,8 @@
       signing.key     signs feedback tokens; mode 0600
       milvus.db       the examples, where Milvus Lite keeps them
       events.sqlite   the learning log, unless it is elsewhere
+      examples.journal.sqlite  exchanges that the store does not have yet
+      examples.ledger.sqlite   what each example is worth; made anew from the log if removed
       logs/           triton.log, milvus.log; the run before: *.log.1
       run/            only while a server runs: echolm.toml as resolved, the backend, pid files
 """

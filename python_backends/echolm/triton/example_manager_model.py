@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from dataclasses import replace
+import os
+import socket
+import threading
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,16 @@ from echolm import contracts
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import EchoError, InvalidRequestError
 from echolm.examples.admission import AdmissionPolicy, Verdict
+from echolm.examples.housekeeping import Housekeeper, HousekeepingCounts
+from echolm.examples.journal import WriteJournal
+from echolm.examples.ledger import ExampleLedger
 from echolm.examples.writer import ExampleWriter, WriterCounts
+from echolm.learning.event_log import open_event_log
 from echolm.retrieval.milvus import LazyMilvusStore
 from echolm.routing.service import Exchange
 from echolm.settings import load_settings
 from echolm.triton import codec
+from echolm.triton.bls import BLSTextEmbedder
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
 
@@ -29,25 +37,37 @@ _GAUGES_EVERY_S = 2.0
 
 
 class TritonPythonModel:
-    """Answers as soon as an exchange is judged and queued; writing comes later."""
+    """Answers as soon as an exchange is judged and in the journal; writing comes later."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        settings = load_settings()
+        self._settings = settings = load_settings()
         embedding = EmbedderSpec.read(settings.embedding.model_dir)
         self._dimension = embedding.dimension
         self._policy = AdmissionPolicy(settings)
         self._store = LazyMilvusStore(settings.retrieval, embedding)
-        self._writer = ExampleWriter(self._store, settings.examples)
+        self._log = open_event_log(settings)
+        self._journal = WriteJournal(settings.journal_path, settings.examples.max_pending)
+        self._writer = ExampleWriter(self._store, self._journal, self._log, settings.examples)
+        self._ledger = ExampleLedger(
+            settings.ledger_path, settings.relative_costs, settings.examples.value_decay
+        )
+        owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._housekeeper = Housekeeper(
+            self._store, self._ledger, self._log, settings.examples, owner
+        )
+        self._stopping = threading.Event()
+        self._embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
         self._metrics = Metrics()
         self._runtime = Runtime(args["model_name"])
         self._runtime.spawn(self._metrics.run())
         self._runtime.spawn(self._gauges())
+        self._runtime.spawn(self._tidy())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses = []
         for request in requests:
             try:
-                verdicts = [self._admit(exchange) for exchange in self._read(request)]
+                verdicts = self._admit(self._read(request))
             except Exception as problem:
                 responses.append(codec.error_response(problem))
                 continue
@@ -62,12 +82,30 @@ class TritonPythonModel:
             )
         return responses
 
-    def _admit(self, exchange: Exchange) -> Verdict:
-        verdict = self._policy.judge(exchange)
-        if verdict.admitted and self._writer.put(exchange) is None:
-            verdict = Verdict(False, "queue_full")
-        self._metrics.add("echolm_admissions_total", result=verdict.reason or "admitted")
-        return verdict
+    def _admit(self, exchanges: list[Exchange]) -> list[Verdict]:
+        """Judge exchanges and keep those that are admitted for good."""
+        verdicts = [self._embedded(self._policy.judge(one), one) for one in exchanges]
+        admitted = [v.exchange for v in verdicts if v.exchange is not None]
+        ids = iter(self._writer.put(admitted) if admitted else [])
+        verdicts = [
+            Verdict(None, "queue_full") if v.admitted and next(ids) is None else v for v in verdicts
+        ]
+        for verdict in verdicts:
+            self._metrics.add("echolm_admissions_total", result=verdict.reason or "admitted")
+        return verdicts
+
+    def _embedded(self, verdict: Verdict, offered: Exchange) -> Verdict:
+        """The verdict, with an embedding of what is stored: one of the text before may tell it."""
+        exchange = verdict.exchange
+        if exchange is None or exchange.request == offered.request:
+            return verdict
+        work = self._embedder.embed([exchange.request])
+        try:
+            embeddings = asyncio.run_coroutine_threadsafe(work, self._runtime.loop).result()
+        except EchoError as error:
+            logger.warning("a redacted exchange is refused, it cannot be embedded: %s", error)
+            return Verdict(None, "not_embedded")
+        return Verdict(dataclasses.replace(exchange, embedding=embeddings[0]))
 
     def _read(self, request: Any) -> list[Exchange]:
         columns = {}
@@ -95,22 +133,46 @@ class TritonPythonModel:
 
     async def _gauges(self) -> None:
         loop = asyncio.get_running_loop()
-        shown = WriterCounts()
+        written, removed = WriterCounts(), HousekeepingCounts()
         while True:
             await asyncio.sleep(_GAUGES_EVERY_S)
-            counts = replace(self._writer.counts)
-            for result in ("written", "dropped", "failures"):
-                grown = getattr(counts, result) - getattr(shown, result)
-                self._metrics.add("echolm_example_writes_total", grown, result=result)
-            shown = counts
-            self._metrics.level("echolm_examples_pending", self._writer.pending)
+            written = self._grown("echolm_example_writes_total", written, self._writer.counts)
+            removed = self._grown(
+                "echolm_example_removals_total", removed, self._housekeeper.counts
+            )
             try:
+                self._metrics.level("echolm_examples_pending", self._writer.pending)
                 stored = await loop.run_in_executor(None, self._store.count)
                 self._metrics.level("echolm_examples_stored", stored)
+                self._metrics.level("echolm_example_bytes", self._ledger.totals()[1])
             except EchoError as error:
                 logger.warning("example store: %s", error)
 
+    def _grown(self, metric: str, before: Any, counts: Any) -> Any:
+        """Count by how much each field of a dataclass has grown; gives the counts of now."""
+        now = dataclasses.replace(counts)
+        for field in dataclasses.fields(now):
+            grown = getattr(now, field.name) - getattr(before, field.name)
+            self._metrics.add(metric, grown, result=field.name)
+        return now
+
+    async def _tidy(self) -> None:
+        """Keep the store within its limits, again and again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._settings.examples.tidy_interval_s)
+            try:
+                await loop.run_in_executor(
+                    None, self._housekeeper.tidy, lambda: not self._stopping.is_set()
+                )
+            except Exception as error:  # the next round may work
+                logger.warning("housekeeping pauses: %s", error)
+
     def finalize(self) -> None:
+        self._stopping.set()
         self._writer.close()
         self._runtime.close()
+        self._journal.close()
+        self._ledger.close()
+        self._log.close()
         self._store.close()

@@ -31,7 +31,8 @@ _COUNTERS = {
     "echolm_retrieval_requests_total": "Requests searched for",
     "echolm_ratings_total": "Ratings by whether they were accepted",
     "echolm_admissions_total": "Exchanges offered as examples, by what became of them",
-    "echolm_example_writes_total": "Examples written or dropped, and failed attempts to write",
+    "echolm_example_writes_total": "Admitted exchanges by what became of them, failed attempts",
+    "echolm_example_removals_total": "Examples removed from the store, by reason",
     "echolm_judgements_total": "Answers drawn to be judged, by judge and what became of it",
     "echolm_judge_tokens_total": "LLM tokens that judging took, second answers included",
     "echolm_judge_seconds_total": "Time that judgements took, in seconds",
@@ -41,6 +42,7 @@ _GAUGES = {
     "echolm_in_flight": "Requests in flight, by LLM and model",
     "echolm_examples_pending": "Examples that wait to be written",
     "echolm_examples_stored": "Examples in the store",
+    "echolm_example_bytes": "Bytes of all stored requests and responses",
     "echolm_example_threshold": "Least utility of an example that goes into a prompt",
     "echolm_load": "Load of the LLM's pool over all routers; 1: as many as it serves at once",
     "echolm_load_bias": "What all routers' load takes off an LLM's score now; its lasting size is "

@@ -149,7 +149,7 @@ def _read(request: Any, settings: Settings, dimension: int) -> _Rows:
         texts=texts,
         # The array is a view of Triton's memory, which goes with the request.
         embeddings=np.array(embeddings, dtype=np.float32),
-        queries=[Query(t, s) for t, s in zip(tenants, systems, strict=True)],
+        queries=[Query.of(t, s) for t, s in zip(tenants, systems, strict=True)],
         wanted=[
             check_cache_control(control)[0] and settings.retrieval.max_examples > 0
             for control in controls

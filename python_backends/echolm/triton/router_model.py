@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
 from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
+from echolm.examples.usage import UsageRecorder
 from echolm.generation.triton_llm import build_llm_clients
 from echolm.judging.build import build_judge
 from echolm.judging.service import JudgingService
@@ -31,6 +32,7 @@ from echolm.routing.service import (
     Answer,
     AnswerObserver,
     NoObserver,
+    Observers,
     Policy,
     RouterService,
     Target,
@@ -71,6 +73,7 @@ class TritonPythonModel:
         learn_at_start(learner)
         policy = Policy(featurizer, bandit, self._bias, np.random.default_rng())
         targets = build_targets(settings, build_llm_clients(settings))
+        usage = UsageRecorder(log, settings.relative_costs)
         self._service = RouterService(
             settings=settings,
             targets=targets,
@@ -84,12 +87,13 @@ class TritonPythonModel:
             sink=BLSExampleManager(),
             load=self._load,
             metrics=TritonRouterMetrics(self._metrics),
-            observer=self._judging(targets, policy, log),
+            observer=Observers((usage, self._judging(targets, policy, log))),
         )
         self._runtime = Runtime(self._name)
         self._runtime.spawn(self._metrics.run())
         self._runtime.spawn(keep_learning(learner, self._metrics, self._name))
         self._runtime.spawn(self._show_load())
+        self._runtime.spawn(usage.run())
 
     def _judging(
         self, targets: Mapping[str, Target], policy: Policy, log: EventLog

@@ -4,12 +4,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.examples.journal import WriteJournal
 from echolm.examples.writer import ExampleIds, ExampleWriter
-from echolm.retrieval.store import Example, InMemoryStore, Query, scope_key
+from echolm.learning.event_log import START
+from echolm.learning.fake_log import MemoryEventLog
+from echolm.retrieval.store import NEVER, Example, InMemoryStore, Query, scope_key
 from echolm.routing.service import Exchange
 from echolm.settings import ExamplesSettings
 
@@ -39,18 +43,30 @@ def store() -> RecordingStore:
 
 
 @pytest.fixture
-def open_writer(store: RecordingStore) -> Iterator[Callable[..., ExampleWriter]]:
-    writers: list[ExampleWriter] = []
+def log() -> MemoryEventLog:
+    return MemoryEventLog()
 
-    def make(**settings: float) -> ExampleWriter:
-        chosen = ExamplesSettings(**{"flush_interval_s": 0.05, **settings})  # type: ignore[arg-type]
-        writers.append(ExampleWriter(store, chosen, retry_s=0.02))
-        return writers[-1]
+
+OpenWriter = Callable[..., ExampleWriter]
+
+
+@pytest.fixture
+def open_writer(store: RecordingStore, log: MemoryEventLog, tmp_path: Path) -> Iterator[OpenWriter]:
+    opened: list[tuple[ExampleWriter, WriteJournal]] = []
+
+    def make(retry_s: float = 0.02, **settings: float) -> ExampleWriter:
+        values = {"flush_interval_s": 0.05, "deduplicate": False, **settings}
+        chosen = ExamplesSettings(**values)  # type: ignore[arg-type]
+        journal = WriteJournal(tmp_path / "journal.sqlite", chosen.max_pending)
+        writer = ExampleWriter(store, journal, log, chosen, retry_s=retry_s)
+        opened.append((writer, journal))
+        return writer
 
     yield make
     store.go.set()
-    for writer in writers:
+    for writer, journal in opened:
         writer.close()
+        journal.close()
 
 
 def eventually(true: Callable[[], bool]) -> bool:
@@ -61,9 +77,9 @@ def eventually(true: Callable[[], bool]) -> bool:
 
 
 def test_an_exchange_is_stored_with_all_it_says(
-    store: RecordingStore, open_writer: Callable[..., ExampleWriter]
+    store: RecordingStore, open_writer: OpenWriter
 ) -> None:
-    id = open_writer().put(GOOD)
+    [id] = open_writer().put([GOOD])
     assert eventually(lambda: store.count() == 1)
     assert id is not None
     example, embedding = store.rows[id]
@@ -71,16 +87,24 @@ def test_an_exchange_is_stored_with_all_it_says(
     assert (example.source_llm, example.quality) == ("large_llm", 0.9)
     assert example.scope == scope_key("acme", "rules")
     assert example.created_at_ms == example.updated_at_ms > 1_700_000_000_000
+    assert example.expires_at_ms == NEVER
     assert embedding.tolist() == [1, 1]
-    assert store.search(np.ones((1, 2), np.float32), [Query("acme", "rules")], 1, 0)[0]
+    assert store.search(np.ones((1, 2), np.float32), [Query.of("acme", "rules")], 1, 0)[0]
 
 
-def test_exchanges_are_written_in_batches(
-    store: RecordingStore, open_writer: Callable[..., ExampleWriter]
+def test_a_time_to_live_is_written_with_the_example(
+    store: RecordingStore, open_writer: OpenWriter
 ) -> None:
+    [id] = open_writer(ttl_s=1.5).put([GOOD])
+    assert eventually(lambda: store.count() == 1)
+    example, _ = store.rows[id or 0]
+    assert example.expires_at_ms - example.created_at_ms == 1_500
+
+
+def test_exchanges_are_written_in_batches(store: RecordingStore, open_writer: OpenWriter) -> None:
     store.go.clear()
     writer = open_writer(batch_size=4)
-    ids = [writer.put(GOOD) for _ in range(13)]
+    ids = [id for _ in range(13) for id in writer.put([GOOD])]
     store.go.set()
     assert eventually(lambda: store.count() == 13)
     assert set(store.rows) == set(ids)
@@ -89,90 +113,105 @@ def test_exchanges_are_written_in_batches(
 
 
 def test_an_outage_of_the_store_loses_nothing(
-    store: RecordingStore, open_writer: Callable[..., ExampleWriter]
+    store: RecordingStore, open_writer: OpenWriter
 ) -> None:
     store.error = UnavailableError("down")
     writer = open_writer()
-    for _ in range(3):
-        writer.put(GOOD)
+    writer.put([GOOD] * 3)
     assert eventually(lambda: writer.counts.failures >= 3)
-    assert store.count() == 0
+    assert (store.count(), writer.pending) == (0, 3)
     store.error = None
-    assert eventually(lambda: store.count() == 3)
+    assert eventually(lambda: writer.pending == 0)
+    assert store.count() == 3
     assert (writer.counts.written, writer.counts.dropped) == (3, 0)
 
 
-def test_what_the_store_refuses_is_dropped_alone(
-    store: RecordingStore, open_writer: Callable[..., ExampleWriter]
+def test_an_outage_of_the_log_loses_nothing(
+    store: RecordingStore, log: MemoryEventLog, open_writer: OpenWriter
 ) -> None:
-    store.go.clear()
+    log.available = False
     writer = open_writer()
-    writer.put(GOOD)
+    [id] = writer.put([GOOD])
+    assert eventually(lambda: writer.counts.failures >= 2)
+    log.available = True
     assert eventually(lambda: writer.pending == 0)
-    for exchange in (GOOD, replace(GOOD, response="poison"), GOOD):
-        writer.put(exchange)
-    store.go.set()
-    assert eventually(lambda: store.count() == 3)
-    assert eventually(lambda: writer.counts.dropped == 1)
-    assert writer.counts.written == 3
+    assert list(store.rows) == [id]
+    assert [e.body["stored"][0]["id"] for e in log.read(START, 10)] == [id]
 
 
-def test_no_batch_ends_the_thread(
-    store: RecordingStore, open_writer: Callable[..., ExampleWriter]
+def test_what_the_store_refuses_is_dropped_alone(
+    store: RecordingStore, open_writer: OpenWriter
 ) -> None:
+    writer = open_writer()
+    writer.put([GOOD, GOOD, replace(GOOD, response="poison"), GOOD])
+    assert eventually(lambda: writer.pending == 0)
+    assert store.count() == 3
+    assert (writer.counts.written, writer.counts.dropped) == (3, 1)
+
+
+def test_no_batch_ends_the_thread(store: RecordingStore, open_writer: OpenWriter) -> None:
     writer = open_writer()
     store.error = ValueError("a defect")
-    writer.put(GOOD)
+    writer.put([GOOD])
     assert eventually(lambda: writer.counts.dropped == 1)
     store.error = None
-    writer.put(GOOD)
+    writer.put([GOOD])
     assert eventually(lambda: store.count() == 1)
 
 
-def test_a_full_queue_drops_what_is_new_and_counts_it(
-    store: RecordingStore, open_writer: Callable[..., ExampleWriter]
+def test_a_full_journal_drops_what_is_new_and_counts_it(
+    store: RecordingStore, open_writer: OpenWriter
 ) -> None:
     store.go.clear()
     writer = open_writer(max_pending=3, batch_size=1)
-    writer.put(GOOD)
-    assert eventually(lambda: writer.pending == 0)  # the thread holds it
-    kept = [writer.put(GOOD) for _ in range(3)]
-    assert None not in kept
-    assert writer.put(GOOD) is None
-    assert writer.counts.dropped == 1
+    ids = writer.put([GOOD] * 5)
+    assert [id is None for id in ids] == [False, False, False, True, True]
+    assert writer.counts.dropped == 2
     store.go.set()
-    assert eventually(lambda: store.count() == 4)
+    assert eventually(lambda: writer.pending == 0)
+    assert set(store.rows) == set(ids) - {None}
 
 
-def test_closing_writes_what_is_queued(store: RecordingStore) -> None:
-    writer = ExampleWriter(store, ExamplesSettings(flush_interval_s=60, batch_size=8))
-    for _ in range(20):
-        writer.put(GOOD)
+def test_closing_writes_what_is_waiting(store: RecordingStore, open_writer: OpenWriter) -> None:
+    writer = open_writer(flush_interval_s=60, batch_size=8)
+    writer.put([GOOD] * 20)
     writer.close()
     assert store.count() == 20
 
 
-def test_closing_during_an_outage_ends_and_counts_the_loss(store: RecordingStore) -> None:
+def test_what_an_outage_leaves_is_written_after_the_next_start(
+    store: RecordingStore, open_writer: OpenWriter
+) -> None:
     store.error = UnavailableError("down")
-    writer = ExampleWriter(store, ExamplesSettings(flush_interval_s=0.01), retry_s=60)
-    for _ in range(5):
-        writer.put(GOOD)
+    first = open_writer(retry_s=60)
+    ids = first.put([GOOD] * 5)
     started = time.monotonic()
-    writer.close()
+    first.close()
     assert time.monotonic() - started < 9
-    assert writer.counts.dropped == 5
+    store.error = None
+    assert eventually(lambda: open_writer().pending == 0)
+    assert set(store.rows) == set(ids)
 
 
-def test_every_change_is_told(store: RecordingStore) -> None:
-    told: list[tuple[int, int]] = []
-    writer = ExampleWriter(
-        store,
-        ExamplesSettings(flush_interval_s=0.01),
-        on_change=lambda c: told.append((c.written, c.dropped)),
-    )
-    writer.put(GOOD)
-    writer.close()
-    assert told == [(1, 0)]
+def test_a_known_exchange_is_not_stored_again_and_a_better_answer_replaces_it(
+    store: RecordingStore, log: MemoryEventLog, open_writer: OpenWriter
+) -> None:
+    writer = open_writer(deduplicate=True)
+    [first] = writer.put([GOOD])
+    assert eventually(lambda: writer.pending == 0)
+    writer.put([GOOD])
+    assert eventually(lambda: writer.pending == 0)
+    writer.put([replace(GOOD, response="poorer", quality=0.5)])
+    assert eventually(lambda: writer.pending == 0)
+    [better] = writer.put([replace(GOOD, response="better", quality=0.95)])
+    assert eventually(lambda: writer.pending == 0)
+    assert list(store.rows) == [better]
+    counts = writer.counts
+    assert (counts.written, counts.replaced, counts.repeated, counts.worse) == (2, 1, 1, 1)
+    changes = [e.body for e in log.read(START, 10)]
+    assert [[s["id"] for s in c["stored"]] for c in changes] == [[first], [], [better]]
+    assert [c["repeated"] for c in changes] == [[], [first], []]
+    assert [(c["removed"], c["reason"]) for c in changes[2:]] == [([first], "replaced")]
 
 
 def test_ids_are_unique_ascend_in_time_and_fit_int64() -> None:

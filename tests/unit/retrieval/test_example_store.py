@@ -39,7 +39,7 @@ def test_a_query_sees_its_own_tenant_and_system_prompt_only(
     store = InMemoryStore(D)
     for i, (t, s) in enumerate(stored):
         store.upsert([example(i, t, s)], unit(0)[None])
-    [found] = store.search(unit(0)[None], [Query(tenant, system)], 100, 0)
+    [found] = store.search(unit(0)[None], [Query.of(tenant, system)], 100, 0)
     assert {c.id for c in found} == {i for i, own in enumerate(stored) if own == (tenant, system)}
 
 
@@ -61,7 +61,7 @@ def test_the_scope_is_the_same_in_every_process_and_fits_int64() -> None:
 def test_expired_examples_are_not_found() -> None:
     store = InMemoryStore(D)
     store.upsert([example(1, expires_at_ms=100), example(2)], np.stack([unit(0), unit(0)]))
-    query = [Query("t", "")]
+    query = [Query.of("t", "")]
     assert [c.id for c in store.search(unit(0)[None], query, 9, 99)[0]] == [1, 2]
     assert [c.id for c in store.search(unit(0)[None], query, 9, 100)[0]] == [2]
 
@@ -70,7 +70,7 @@ def test_the_nearest_come_first_and_at_most_top_n() -> None:
     store = InMemoryStore(D)
     near = (unit(0) + 0.1 * unit(1)) / np.linalg.norm(unit(0) + 0.1 * unit(1))
     store.upsert([example(1), example(2), example(3)], np.stack([unit(1), unit(0), near]))
-    [found] = store.search(unit(0)[None], [Query("t", "")], 2, 0)
+    [found] = store.search(unit(0)[None], [Query.of("t", "")], 2, 0)
     assert [c.id for c in found] == [2, 3]
     assert found[0].similarity == pytest.approx(1.0)
 
@@ -80,7 +80,9 @@ def test_the_same_id_replaces_and_delete_ignores_the_unknown() -> None:
     store.upsert([example(1)], unit(0)[None])
     store.upsert([example(1)], unit(1)[None])
     assert store.count() == 1
-    assert store.search(unit(1)[None], [Query("t", "")], 1, 0)[0][0].similarity == pytest.approx(1)
+    assert store.search(unit(1)[None], [Query.of("t", "")], 1, 0)[0][0].similarity == pytest.approx(
+        1
+    )
     store.delete([1, 77])
     assert store.count() == 0
 
@@ -89,7 +91,7 @@ def test_an_outage_can_be_played() -> None:
     store = InMemoryStore(D)
     store.error = UnavailableError("down")
     with pytest.raises(UnavailableError):
-        store.search(unit(0)[None], [Query("t", "")], 1, 0)
+        store.search(unit(0)[None], [Query.of("t", "")], 1, 0)
     with pytest.raises(UnavailableError):
         store.upsert([example(1)], unit(0)[None])
 

@@ -1,0 +1,103 @@
+"""Keeps the store within its limits, in the background.
+
+Eviction is a 0/1 knapsack (paper, §4.3): the weight of an example is the bytes of its texts,
+its value the offloads that it enabled, decayed. The examples of least value per byte go first,
+which is the greedy solution; it misses the best one by less than the value of a single example.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from echolm.errors import UnavailableError
+from echolm.examples.events import CHANGE, change
+from echolm.examples.ledger import ExampleLedger
+from echolm.learning.event_log import EventLog
+from echolm.retrieval.store import ExampleStore
+from echolm.settings import ExamplesSettings
+
+logger = logging.getLogger("echolm")
+
+_LEASE = "housekeeping"
+_BATCH = 256
+
+
+@dataclass
+class HousekeepingCounts:
+    """Examples that were removed from the store, by reason."""
+
+    expired: int = 0
+    evicted: int = 0
+
+
+class Housekeeper:
+    """Removes what is expired or beyond the limits. Of all replicas one at a time does it.
+
+    Args:
+        owner: name of this replica, different from all others'.
+    """
+
+    def __init__(
+        self,
+        store: ExampleStore,
+        ledger: ExampleLedger,
+        log: EventLog,
+        settings: ExamplesSettings,
+        owner: str,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._log = log
+        self._settings = settings
+        self._owner = owner
+        self._now_ms = now_ms
+        self.counts = HousekeepingCounts()
+
+    def tidy(self, going_on: Callable[[], bool] = lambda: True) -> None:
+        """Take in the log's news and remove what must go.
+
+        Args:
+            going_on: asked between batches; False ends it early.
+
+        Raises:
+            UnavailableError: store, log or ledger cannot be reached; calling again goes on.
+        """
+        self._ledger.follow(self._log)
+        if not self._log.lease(_LEASE, self._owner, 4 * self._settings.tidy_interval_s):
+            return
+        while going_on() and (ids := self._ledger.expired(self._now_ms(), _BATCH)):
+            self.counts.expired += self._remove(ids, "expired")
+        over_count, over_bytes = self._excess(1.0)
+        if over_count <= 0 and over_bytes <= 0:
+            return
+        # Somewhat below the limits, so that it need not be done again for each new example.
+        while going_on():
+            over_count, over_bytes = self._excess(self._settings.low_watermark)
+            ids = self._ledger.least_worth(over_count, over_bytes, _BATCH)
+            if not ids:
+                return
+            self.counts.evicted += self._remove(ids, "evicted")
+
+    def _excess(self, share: float) -> tuple[int, int]:
+        """Examples and bytes beyond a share of the limits."""
+        count, num_bytes = self._ledger.totals()
+        settings = self._settings
+        return (
+            count - int(share * settings.max_examples),
+            num_bytes - int(share * settings.max_bytes),
+        )
+
+    def _remove(self, ids: list[int], reason: str) -> int:
+        # Should it end in between, the ledger still has them, and they are removed once more.
+        self._store.delete(ids)
+        self._log.append(CHANGE, change(removed=ids, reason=reason))
+        self._ledger.follow(self._log)
+        if left := self._ledger.known(ids):
+            raise UnavailableError(
+                f"example ledger: expected {len(ids)} examples gone, got {len(left)} still there"
+            )
+        return len(ids)

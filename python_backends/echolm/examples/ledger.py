@@ -1,0 +1,364 @@
+"""What each stored example is worth, in a file: a view of the learning log.
+
+Nothing per example is held in memory. Every replica that keeps a ledger reads the same events
+in the same order, so all of them say the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from echolm.errors import UnavailableError
+from echolm.examples.events import CHANGE, USAGE
+from echolm.learning.event_log import START, Event, EventLog
+from echolm.learning.feedback import RATING
+from echolm.retrieval.store import NEVER
+
+logger = logging.getLogger("echolm")
+
+FRESH_VALUE = 0.5
+"""Offloads that a new example is credited with: without any it would be the first to go."""
+
+_GAIN_RATE = 0.2  # of the moving average of gains, per use
+_HOUR_MS = 3_600_000.0
+_EPOCH_MS = 1_735_689_600_000  # 2025-01-01, as in ExampleIds
+_LEAST_VALUE = 1e-9
+_REMEMBERED_MS = 8 * 24 * 3_600_000  # ratings that a later one of the same answer corrects
+_LOCK_WAIT_S = 10.0
+_VERSION = 1
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS examples (id INTEGER PRIMARY KEY, num_bytes INTEGER NOT NULL,"
+    " tenant TEXT NOT NULL, source_llm TEXT NOT NULL, quality REAL NOT NULL,"
+    " created_at_ms INTEGER NOT NULL, expires_at_ms INTEGER NOT NULL,"
+    " rank REAL NOT NULL, density REAL NOT NULL, gain REAL NOT NULL DEFAULT 0,"
+    " uses INTEGER NOT NULL DEFAULT 0, ratings INTEGER NOT NULL DEFAULT 0,"
+    " last_used_ms INTEGER NOT NULL DEFAULT 0)",
+    "CREATE INDEX IF NOT EXISTS by_density ON examples (density)",
+    "CREATE INDEX IF NOT EXISTS by_expiry ON examples (expires_at_ms)",
+    "CREATE TABLE IF NOT EXISTS ratings (request_id TEXT PRIMARY KEY, score REAL NOT NULL,"
+    " at_ms INTEGER NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS by_time ON ratings (at_ms)",
+    "CREATE TABLE IF NOT EXISTS removals (reason TEXT PRIMARY KEY, number INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+)
+
+Order = Literal["value", "density", "gain", "uses", "age"]
+_ORDERS: Mapping[Order, str] = {
+    "value": "rank DESC",
+    "density": "density DESC",
+    "gain": "gain DESC, id",
+    "uses": "uses DESC, id",
+    "age": "created_at_ms, id",
+}
+
+
+@dataclass(frozen=True)
+class Account:
+    """What is known of one example.
+
+    Attributes:
+        value: offloads that it enabled, decayed (0.9 an hour by default).
+        gain: moving average of what a better response could have gained at each use.
+        uses: prompts that it stood in.
+        ratings: of answers to those prompts.
+    """
+
+    id: int
+    tenant: str
+    source_llm: str
+    quality: float
+    num_bytes: int
+    created_at_ms: int
+    expires_at_ms: int
+    value: float
+    gain: float
+    uses: int
+    ratings: int
+    last_used_ms: int
+
+
+class ExampleLedger:
+    """Accounts of all stored examples. For several threads of one process.
+
+    A value decays at the same rate for all examples, so their order changes only where one is
+    used. It is kept as the logarithm of what it would be if it had grown instead (forward
+    decay: Cormode et al., ICDE 2009), so that an index can hold the order for good.
+
+    Args:
+        path: made where it is missing, with its directory; one of another version is made anew
+            from the log.
+        costs: relative cost of each LLM, the dearest 1.
+        decay: what a value keeps in an hour.
+
+    Raises:
+        UnavailableError: the file cannot be used; so do all methods.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        costs: Mapping[str, float],
+        decay: float = 0.9,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._path = path
+        self._costs = dict(costs)
+        self._rate = -math.log(decay)
+        self._now_ms = now_ms
+        self._lock = threading.Lock()
+        self.skipped = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=_LOCK_WAIT_S, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise UnavailableError(f"example ledger {path}: {error}") from error
+        with self._used() as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            # It can be made again from the log, so a crash of the machine may cost the last events.
+            db.execute("PRAGMA synchronous=NORMAL")
+            for table in _TABLES:
+                db.execute(table)
+            version = f"{_VERSION} {decay}"
+            if _meta(db, "version", version) != version:
+                for table in ("examples", "ratings", "removals", "meta"):
+                    db.execute(f"DELETE FROM {table}")
+            _set_meta(db, "version", version)
+
+    def follow(self, log: EventLog, batch: int = 1_000) -> int:
+        """Take in all new events of the log; gives how many there were.
+
+        Raises:
+            UnavailableError: the log cannot be read; calling again goes on where it ended.
+        """
+        with self._used() as db:
+            position = _meta(db, "position", START)
+        count = 0
+        while events := log.read(position, batch):
+            position = events[-1].position
+            with self._used() as db:
+                for event in events:
+                    self._apply(db, event)
+                _set_meta(db, "position", position)
+            count += len(events)
+        return count
+
+    def adopt(self, stored: Iterable[Mapping[str, Any]]) -> int:
+        """Open accounts for examples that the log does not tell of; gives how many.
+
+        Args:
+            stored: fields of them as in a ``CHANGE``.
+        """
+        added = 0
+        with self._used() as db:
+            for fields in stored:
+                added += self._open(db, fields, int(fields["created_at_ms"]))
+        return added
+
+    def totals(self) -> tuple[int, int]:
+        """Number of examples, and the bytes of their texts."""
+        with self._used() as db:
+            return int(_meta(db, "count", "0")), int(_meta(db, "bytes", "0"))
+
+    def removals(self) -> dict[str, int]:
+        """How many examples were removed, by reason."""
+        with self._used() as db:
+            return dict(db.execute("SELECT reason, number FROM removals").fetchall())
+
+    def expired(self, now_ms: int, limit: int) -> list[int]:
+        """Ids of examples whose time is over."""
+        with self._used() as db:
+            rows = db.execute(
+                "SELECT id FROM examples WHERE expires_at_ms <= ? ORDER BY expires_at_ms LIMIT ?",
+                (now_ms, limit),
+            ).fetchall()
+        return [i for (i,) in rows]
+
+    def least_worth(self, count: int, num_bytes: int, limit: int) -> list[int]:
+        """Ids of the examples of least value per byte that free so much together.
+
+        Args:
+            count: examples to be freed.
+            num_bytes: bytes to be freed.
+            limit: most ids at a time.
+        """
+        chosen: list[int] = []
+        with self._used() as db:
+            for i, size in db.execute(
+                "SELECT id, num_bytes FROM examples ORDER BY density, id LIMIT ?", (limit,)
+            ):
+                if count <= 0 and num_bytes <= 0:
+                    break
+                chosen.append(i)
+                count, num_bytes = count - 1, num_bytes - size
+        return chosen
+
+    def accounts(self, order: Order, limit: int, offset: int = 0) -> list[Account]:
+        """Examples in an order."""
+        return self._select(f"ORDER BY {_ORDERS[order]} LIMIT ? OFFSET ?", (limit, offset))
+
+    def account(self, id: int) -> Account | None:
+        """One example; None if it is unknown."""
+        found = self._select("WHERE id = ?", (id,))
+        return found[0] if found else None
+
+    def known(self, ids: Sequence[int]) -> set[int]:
+        """Those of the ids that have an account."""
+        with self._used() as db:
+            return {i for i in ids if _exists(db, i)}
+
+    def close(self) -> None:
+        """Give the file back; the ledger cannot be used any more."""
+        with self._lock:
+            self._db.close()
+
+    def _select(self, clause: str, values: Sequence[int]) -> list[Account]:
+        with self._used() as db:
+            rows = db.execute(
+                "SELECT id, tenant, source_llm, quality, num_bytes, created_at_ms, expires_at_ms,"
+                f" rank, gain, uses, ratings, last_used_ms FROM examples {clause}",
+                values,
+            ).fetchall()
+        now = self._age(self._now_ms())
+        return [Account(*(*row[:7], math.exp(min(row[7] - now, 700.0)), *row[8:])) for row in rows]
+
+    def _age(self, at_ms: float) -> float:
+        """What has to be added to a value's logarithm for it to be compared with later ones."""
+        return self._rate * (at_ms - _EPOCH_MS) / _HOUR_MS
+
+    def _apply(self, db: sqlite3.Connection, event: Event) -> None:
+        try:
+            if event.kind == CHANGE:
+                self._change(db, event)
+            elif event.kind == USAGE:
+                for i, n, credit, gain in event.body["uses"]:
+                    self._use(db, int(i), int(n), float(credit), float(gain), event.at_ms)
+            elif event.kind == RATING:
+                self._rate_uses(db, event)
+        except (KeyError, TypeError, ValueError) as error:
+            self.skipped += 1
+            logger.warning("example ledger: event %s skipped: %s", event.position, error)
+
+    def _change(self, db: sqlite3.Connection, event: Event) -> None:
+        for fields in event.body["stored"]:
+            self._open(db, fields, event.at_ms)
+        removed = sum(self._close(db, int(i)) for i in event.body["removed"])
+        if removed:
+            db.execute(
+                "INSERT INTO removals VALUES (?, ?)"
+                " ON CONFLICT (reason) DO UPDATE SET number = number + excluded.number",
+                (str(event.body["reason"]), removed),
+            )
+        for i in event.body["repeated"]:
+            self._credit(db, int(i), FRESH_VALUE, event.at_ms)
+
+    def _open(self, db: sqlite3.Connection, fields: Mapping[str, Any], at_ms: int) -> int:
+        rank = math.log(FRESH_VALUE) + self._age(at_ms)
+        num_bytes = max(1, int(fields["num_bytes"]))
+        opened = db.execute(
+            "INSERT OR IGNORE INTO examples (id, num_bytes, tenant, source_llm, quality,"
+            " created_at_ms, expires_at_ms, rank, density) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                int(fields["id"]),
+                num_bytes,
+                str(fields["tenant"]),
+                str(fields["source_llm"]),
+                float(fields["quality"]),
+                int(fields["created_at_ms"]),
+                int(fields.get("expires_at_ms", NEVER)),
+                rank,
+                rank - math.log(num_bytes),
+            ),
+        ).rowcount
+        _add_to_totals(db, opened, opened * num_bytes)
+        return opened
+
+    def _close(self, db: sqlite3.Connection, i: int) -> int:
+        row = db.execute("SELECT num_bytes FROM examples WHERE id = ?", (i,)).fetchone()
+        if row is None:
+            return 0
+        db.execute("DELETE FROM examples WHERE id = ?", (i,))
+        _add_to_totals(db, -1, -row[0])
+        return 1
+
+    def _use(
+        self, db: sqlite3.Connection, i: int, n: int, credit: float, gain: float, at_ms: int
+    ) -> None:
+        if n <= 0 or not (math.isfinite(credit) and math.isfinite(gain)):
+            raise ValueError(f"expected uses of an example, got {n}, {credit}, {gain}")
+        self._credit(db, i, credit, at_ms)
+        share = 1.0 - (1.0 - _GAIN_RATE) ** n
+        db.execute(
+            "UPDATE examples SET uses = uses + ?, last_used_ms = ?, gain = gain + ? * (? - gain)"
+            " WHERE id = ?",
+            (n, at_ms, share, gain / n, i),
+        )
+
+    def _rate_uses(self, db: sqlite3.Connection, event: Event) -> None:
+        """Replace the expected quality of an offload by the rated one."""
+        ids, score = event.body["example_ids"], float(event.body["score"])
+        cost = self._costs.get(event.body["llm"], 1.0)
+        if not ids or cost >= 1.0:
+            return
+        request_id = str(event.body["request_id"])
+        earlier = db.execute(
+            "SELECT score FROM ratings WHERE request_id = ?", (request_id,)
+        ).fetchone()
+        before = float(event.body.get("quality", score)) if earlier is None else earlier[0]
+        db.execute("REPLACE INTO ratings VALUES (?, ?, ?)", (request_id, score, event.at_ms))
+        db.execute("DELETE FROM ratings WHERE at_ms < ?", (event.at_ms - _REMEMBERED_MS,))
+        for i in ids:
+            self._credit(db, int(i), (score - before) / len(ids), event.at_ms)
+            db.execute(
+                "UPDATE examples SET ratings = ratings + ?, gain = gain + ? * (? - gain)"
+                " WHERE id = ?",
+                (int(earlier is None), _GAIN_RATE, (1.0 - score) * cost, int(i)),
+            )
+
+    def _credit(self, db: sqlite3.Connection, i: int, credit: float, at_ms: int) -> None:
+        row = db.execute("SELECT rank, num_bytes FROM examples WHERE id = ?", (i,)).fetchone()
+        if row is None or credit == 0.0:
+            return
+        age = self._age(at_ms)
+        value = math.exp(min(row[0] - age, 700.0)) + credit
+        rank = math.log(max(value, _LEAST_VALUE)) + age
+        db.execute(
+            "UPDATE examples SET rank = ?, density = ? WHERE id = ?",
+            (rank, rank - math.log(row[1]), i),
+        )
+
+    @contextmanager
+    def _used(self) -> Iterator[sqlite3.Connection]:
+        """The connection, in a transaction of this thread's own."""
+        try:
+            with self._lock, self._db:
+                yield self._db
+        except sqlite3.Error as error:
+            raise UnavailableError(f"example ledger {self._path}: {error}") from error
+
+
+def _exists(db: sqlite3.Connection, i: int) -> bool:
+    return db.execute("SELECT 1 FROM examples WHERE id = ?", (i,)).fetchone() is not None
+
+
+def _meta(db: sqlite3.Connection, key: str, default: str) -> str:
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return default if row is None else str(row[0])
+
+
+def _set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
+    db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def _add_to_totals(db: sqlite3.Connection, count: int, num_bytes: int) -> None:
+    _set_meta(db, "count", str(int(_meta(db, "count", "0")) + count))
+    _set_meta(db, "bytes", str(int(_meta(db, "bytes", "0")) + num_bytes))

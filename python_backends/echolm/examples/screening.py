@@ -1,0 +1,235 @@
+"""What must not be stored, or not as it is: secrets, injected instructions, personal data.
+
+Screening reads text, so it finds what has a form: a key, a card number, "ignore all previous
+instructions". What has none (a name, a harmful advice) passes; names need an NER model, for
+which ``PersonalData`` is the place, and an example that makes answers worse is dropped by the
+utility model, whatever the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from echolm.errors import ConfigurationError
+from echolm.settings import ExamplesSettings
+
+
+@dataclass(frozen=True)
+class Screened:
+    """An exchange after screening.
+
+    Attributes:
+        request, response: as they may be stored.
+        reason: why they may not be; empty if they may. A short word, used as a metric's label.
+    """
+
+    request: str
+    response: str
+    reason: str = ""
+
+
+class Screen(Protocol):
+    """One kind of check. For use by several threads."""
+
+    def __call__(self, request: str, response: str) -> Screened:
+        """Pass, change or refuse an exchange."""
+        ...
+
+
+class RefuseIf:
+    """Refuses an exchange of which one text meets a condition."""
+
+    def __init__(self, found: Callable[[str], bool], reason: str) -> None:
+        self._found = found
+        self._reason = reason
+
+    def __call__(self, request: str, response: str) -> Screened:
+        refused = self._found(request) or self._found(response)
+        return Screened(request, response, self._reason if refused else "")
+
+
+def secret_finder() -> Callable[[str], bool]:
+    """Says whether a text holds a key, token or password, by detect-secrets' patterns.
+
+    Only patterns of a fixed form are taken: entropy and keywords ("password =") would refuse
+    much that is no secret.
+    """
+    # Imported here: a process that stores nothing needs none of it.
+    from detect_secrets.plugins import (
+        artifactory,
+        aws,
+        azure_storage_key,
+        basic_auth,
+        cloudant,
+        discord,
+        github_token,
+        gitlab_token,
+        ibm_cos_hmac,
+        jwt,
+        mailchimp,
+        npm,
+        openai,
+        private_key,
+        pypi_token,
+        sendgrid,
+        slack,
+        square_oauth,
+        stripe,
+        telegram_token,
+        twilio,
+    )
+
+    detectors = (
+        artifactory.ArtifactoryDetector(),
+        aws.AWSKeyDetector(),
+        azure_storage_key.AzureStorageKeyDetector(),
+        basic_auth.BasicAuthDetector(),
+        cloudant.CloudantDetector(),
+        discord.DiscordBotTokenDetector(),
+        github_token.GitHubTokenDetector(),
+        gitlab_token.GitLabTokenDetector(),
+        ibm_cos_hmac.IbmCosHmacDetector(),
+        jwt.JwtTokenDetector(),
+        mailchimp.MailchimpDetector(),
+        npm.NpmDetector(),
+        openai.OpenAIDetector(),
+        private_key.PrivateKeyDetector(),
+        pypi_token.PypiTokenDetector(),
+        sendgrid.SendGridDetector(),
+        slack.SlackDetector(),
+        square_oauth.SquareOAuthDetector(),
+        stripe.StripeDetector(),
+        telegram_token.TelegramBotTokenDetector(),
+        twilio.TwilioKeyDetector(),
+    )
+
+    def found(text: str) -> bool:
+        return any(next(iter(d.analyze_string(text)), None) is not None for d in detectors)
+
+    return found
+
+
+_INJECTIONS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"\b(ignore|disregard|forget|override|bypass)\b[^.\n]{0,30}"
+        r"\b(previous|prior|above|earlier|preceding|foregoing|system|your|all)\b[^.\n]{0,30}"
+        r"\b(instruction|prompt|rule|guideline|direction|command)s?\b",
+        r"\b(do not|don't|never) (follow|obey|heed)\b[^.\n]{0,30}"
+        r"\b(instruction|prompt|rule|guideline|direction)s?\b",
+        r"\b(reveal|print|show|repeat|output|leak|tell me)\b[^.\n]{0,20}\b(your|the|its) "
+        r"(system|hidden|initial|secret|original) (prompt|instruction|message)s?\b",
+        r"\byou are now\b[^.\n]{0,40}\b(mode|unrestricted|jailbroken|dan)\b",
+        r"\b(new|updated|revised) (system )?(instructions|prompt)\s*:",
+        # Roles and turns of chat templates.
+        r"<\|(im_start|im_end|system|user|assistant|endoftext|eot_id|start_header_id)\|>",
+        r"\[/?INST\]|<</?SYS>>|<start_of_turn>|<end_of_turn>",
+    )
+)
+
+
+def has_injection(text: str) -> bool:
+    """Whether a text tries to give the LLM that reads it as an example other instructions."""
+    return any(pattern.search(text) for pattern in _INJECTIONS)
+
+
+class PersonalData:
+    """Finds personal data with Presidio's recognisers of a fixed form: no NER model is needed.
+
+    Args:
+        entities: Presidio's names of what is looked for, e.g. ``EMAIL_ADDRESS``.
+        redact: whether found data is replaced by its kind, as in ``<EMAIL_ADDRESS>``; else the
+            exchange is refused.
+
+    Raises:
+        ConfigurationError: Presidio is not installed, or knows no such entity.
+    """
+
+    _LEAST_SCORE = 0.4  # Presidio's for a valid phone number without further context
+
+    def __init__(self, entities: Sequence[str], redact: bool) -> None:
+        self._entities = list(entities)
+        self._redact = redact
+        self._recognizers = _recognizers(self._entities)
+
+    def __call__(self, request: str, response: str) -> Screened:
+        cleaned = Screened(self._cleaned(request), self._cleaned(response))
+        if not self._redact and cleaned != Screened(request, response):
+            return Screened(request, response, "personal_data")
+        return cleaned
+
+    def _cleaned(self, text: str) -> str:
+        found = [
+            result
+            for recognizer in self._recognizers
+            for result in recognizer.analyze(text, self._entities, None) or ()
+            if result.score >= self._LEAST_SCORE
+        ]
+        # From the end, so that places before stay where they are; of two that overlap the surer.
+        end = len(text)
+        for result in sorted(found, key=lambda r: (-r.end, -r.score, r.start)):
+            if result.end <= end:
+                text = f"{text[: result.start]}<{result.entity_type}>{text[result.end :]}"
+                end = result.start
+        return text
+
+
+def _recognizers(entities: Sequence[str]) -> list:  # type: ignore[type-arg]
+    try:
+        import tldextract
+        from presidio_analyzer import predefined_recognizers as known
+    except ImportError as error:
+        raise ConfigurationError(
+            f"examples.personal_data: Presidio cannot be imported ({error}); install the extra: "
+            "pip install 'echolm[privacy]'"
+        ) from error
+
+    class EmailRecognizer(known.EmailRecognizer):  # type: ignore[misc]
+        """Presidio's, without a download of the list of domains at the first address."""
+
+        _domains = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+
+        def validate_result(self, pattern_text: str) -> bool:
+            return bool(self._domains(pattern_text).top_domain_under_public_suffix)
+
+    made = (
+        EmailRecognizer(),
+        known.CreditCardRecognizer(),
+        known.CryptoRecognizer(),
+        known.IbanRecognizer(),
+        known.IpRecognizer(),
+        known.PhoneRecognizer(),
+        known.UsSsnRecognizer(),
+    )
+    offered = {entity for recognizer in made for entity in recognizer.supported_entities}
+    if unknown := sorted(set(entities) - offered):
+        raise ConfigurationError(
+            f"examples.personal_entities: expected some of {sorted(offered)}, got {unknown}"
+        )
+    return [one for one in made if set(one.supported_entities) & set(entities)]
+
+
+def build_screens(settings: ExamplesSettings) -> list[Screen]:
+    """The checks as configured, those that refuse first."""
+    screens: list[Screen] = []
+    if settings.secrets == "refuse":
+        screens.append(RefuseIf(secret_finder(), "secret"))
+    if settings.injections == "refuse":
+        screens.append(RefuseIf(has_injection, "injection"))
+    if settings.personal_data != "keep":
+        redact = settings.personal_data == "redact"
+        screens.append(PersonalData(settings.personal_entities, redact))
+    return screens
+
+
+def screen(screens: Sequence[Screen], request: str, response: str) -> Screened:
+    """Apply checks one after the other, up to the first that refuses."""
+    result = Screened(request, response)
+    for check in screens:
+        result = check(result.request, result.response)
+        if result.reason:
+            break
+    return result

@@ -1,0 +1,76 @@
+"""Counts what examples do, in the router, and tells the learning log now and then.
+
+An answer that a cheaper LLM gave with examples is an offload. Each of its examples is credited
+with an equal share of it, times the quality that the router expects of the answer; a rating
+that comes later corrects that (:class:`~echolm.examples.ledger.ExampleLedger`). What a better
+example could still gain is ``G(e) = (1 - quality) * cost`` of the LLM that answered (paper,
+§4.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from echolm.errors import UnavailableError
+from echolm.examples.events import USAGE, usage
+from echolm.learning.event_log import EventLog
+from echolm.routing.service import Served
+
+logger = logging.getLogger("echolm")
+
+_TELL_EVERY_S = 5.0
+_MOST_IDS = 5_000  # of one event; while the log is away, more are not remembered
+
+
+class UsageRecorder:
+    """An ``AnswerObserver`` that sums up uses. For one event loop.
+
+    Args:
+        costs: relative cost of each LLM, the dearest 1; answers of the dearest are no offloads.
+
+    Attributes:
+        lost: uses that were not told, since the log was away for too long.
+    """
+
+    def __init__(self, log: EventLog, costs: Mapping[str, float]) -> None:
+        self._log = log
+        self._costs = dict(costs)
+        self._uses: dict[int, tuple[int, float, float]] = {}
+        self.lost = 0
+
+    def served(self, served: Served) -> None:
+        """Take note of an answer; see ``AnswerObserver``."""
+        ids = served.decision.example_ids
+        cost = self._costs.get(served.decision.llm, 1.0)
+        if not ids or cost >= 1.0:
+            return
+        quality = served.decision.quality
+        credit, gain = quality / len(ids), (1.0 - quality) * cost
+        for i in ids:
+            if i not in self._uses and len(self._uses) >= _MOST_IDS:
+                self.lost += 1
+                continue
+            n, credits, gains = self._uses.get(i, (0, 0.0, 0.0))
+            self._uses[i] = (n + 1, credits + credit, gains + gain)
+
+    async def tell(self) -> None:
+        """Append what was counted since the last time to the log; kept if the log is away."""
+        uses, self._uses = self._uses, {}
+        if not uses:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, self._log.append, USAGE, usage(uses))
+        except UnavailableError as error:
+            logger.warning("uses of examples not logged, will retry: %s", error)
+            for i, (n, credit, gain) in uses.items():
+                m, credits, gains = self._uses.get(i, (0, 0.0, 0.0))
+                self._uses[i] = (n + m, credit + credits, gain + gains)
+
+    async def run(self) -> None:
+        """Tell the log again and again."""
+        while True:
+            await asyncio.sleep(_TELL_EVERY_S)
+            await self.tell()

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from echolm.errors import UnavailableError
+from echolm.examples.events import CHANGE, USAGE, change, usage
+from echolm.examples.housekeeping import Housekeeper
+from echolm.examples.ledger import FRESH_VALUE, ExampleLedger
+from echolm.learning.fake_log import MemoryEventLog
+from echolm.retrieval.store import NEVER, Example, InMemoryStore
+from echolm.settings import ExamplesSettings
+
+COSTS = {"small": 0.1, "large": 1.0}
+NOW = 1_000_000
+
+
+class World:
+    """A store, a log and a ledger of each of several replicas."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.store = InMemoryStore(2)
+        self.log = MemoryEventLog()
+        self.ledgers: list[ExampleLedger] = []
+
+    def add(self, sizes: Sequence[int], values: Sequence[float], expires: int = NEVER) -> None:
+        """Store examples with the ids 1, 2, … that enabled offloads of these values."""
+        examples = [
+            Example(k, "q", "a" * (size - 1), "t", 1, "large", 0.9, NOW, NOW, expires)
+            for k, size in enumerate(sizes, start=1)
+        ]
+        self.store.upsert(examples, np.ones((len(examples), 2), np.float32))
+        self.log.append(CHANGE, change(examples))
+        uses = {k: (1, v - FRESH_VALUE, 0.0) for k, v in enumerate(values, start=1)}
+        self.log.append(USAGE, usage(uses))
+
+    def replica(self, name: str = "a", **settings: float) -> Housekeeper:
+        ledger = ExampleLedger(self.directory / f"{name}.sqlite", COSTS)
+        self.ledgers.append(ledger)
+        chosen = ExamplesSettings(**settings)  # type: ignore[arg-type]
+        return Housekeeper(self.store, ledger, self.log, chosen, name, lambda: NOW)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    for ledger in world.ledgers:
+        ledger.close()
+
+
+def test_nothing_is_removed_within_the_limits(world: World) -> None:
+    world.add([10] * 5, [1.0] * 5)
+    world.replica(max_examples=5, max_bytes=50).tidy()
+    assert world.store.count() == 5
+
+
+def test_beyond_the_limit_those_of_least_value_per_byte_go(world: World) -> None:
+    world.add([10, 10, 10, 100, 10], [5.0, 1.0, 4.0, 6.0, 3.0])
+    keeper = world.replica(max_examples=3, low_watermark=1.0)
+    keeper.tidy()
+    assert set(world.store.rows) == {1, 3, 5}
+    assert keeper.counts.evicted == 2
+
+
+def test_a_limit_in_bytes_holds_too_with_room_to_spare(world: World) -> None:
+    world.add([10] * 20, range(1, 21))
+    world.replica(max_bytes=199, low_watermark=0.8).tidy()
+    assert set(world.store.rows) == set(range(6, 21))
+    assert world.ledgers[0].totals() == (15, 150)
+
+
+def test_more_than_a_batch_is_removed(world: World) -> None:
+    world.add([10] * 1_000, [1.0] * 1_000)
+    world.replica(max_examples=100, low_watermark=0.9).tidy()
+    assert world.store.count() == 90
+
+
+def test_expired_examples_are_removed(world: World) -> None:
+    world.add([10] * 300, [1.0] * 300, expires=NOW)
+    keeper = world.replica()
+    keeper.tidy()
+    assert world.store.count() == 0
+    assert keeper.counts.expired == 300
+    assert world.ledgers[0].removals() == {"expired": 300}
+
+
+def test_one_replica_at_a_time_removes_and_all_know_it(world: World) -> None:
+    world.add([10] * 10, range(1, 11))
+    first, second = (world.replica(name, max_examples=4, low_watermark=0.5) for name in "ab")
+    first.tidy()
+    second.tidy()
+    assert (first.counts.evicted, second.counts.evicted) == (8, 0)
+    assert [ledger.totals()[0] for ledger in world.ledgers] == [2, 2]
+
+
+def test_it_ends_between_batches_when_told_so(world: World) -> None:
+    world.add([10] * 1_000, [1.0] * 1_000)
+    answers = iter([True, True, False])
+    world.replica(max_examples=100).tidy(lambda: next(answers))
+    # One look at what is expired, one batch of evictions.
+    assert world.store.count() == 1_000 - 256
+
+
+def test_what_an_outage_interrupts_is_done_later(world: World) -> None:
+    world.add([10] * 10, [1.0] * 10)
+    keeper = world.replica(max_examples=5, low_watermark=1.0)
+    append = world.log.append
+
+    def fail(kind: str, body: object) -> str:
+        raise UnavailableError("down")
+
+    world.log.append = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(UnavailableError):
+        keeper.tidy()
+    world.log.append = append  # type: ignore[method-assign]
+    keeper.tidy()
+    assert world.store.count() == world.ledgers[0].totals()[0] == 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_eviction_keeps_nearly_what_the_best_knapsack_would(world: World, seed: int) -> None:
+    rng = Random(seed)
+    sizes = [rng.randint(5, 40) for _ in range(14)]
+    values = [rng.uniform(0.1, 5.0) for _ in range(14)]
+    capacity = sum(sizes) // 2
+    world.add(sizes, values)
+    world.replica(max_bytes=capacity, low_watermark=1.0).tidy()
+    kept = sum(values[i - 1] for i in world.store.rows)
+    best = max(
+        sum(values[k] for k in chosen)
+        for r in range(15)
+        for chosen in combinations(range(14), r)
+        if sum(sizes[k] for k in chosen) <= capacity
+    )
+    assert sum(sizes[i - 1] for i in world.store.rows) <= capacity
+    assert best - kept <= max(values)

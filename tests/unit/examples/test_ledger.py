@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from echolm.errors import UnavailableError
+from echolm.examples.events import CHANGE, USAGE, change, usage
+from echolm.examples.ledger import FRESH_VALUE, Account, ExampleLedger
+from echolm.learning.event_log import Event
+from echolm.learning.feedback import RATING
+from echolm.retrieval.store import Example
+
+COSTS = {"small": 0.1, "large": 1.0}
+HOUR = 3_600_000
+START_MS = 1_790_000_000_000
+
+
+class ScriptedLog:
+    """A learning log with times of its own."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def add(self, kind: str, body: dict[str, Any], hours: float = 0.0) -> None:
+        at = START_MS + int(hours * HOUR)
+        self.events.append(Event(str(len(self.events) + 1), kind, body, at))
+
+    def read(self, after: str, limit: int) -> list[Event]:
+        first = int(after or 0)
+        return self.events[first : first + limit]
+
+
+@pytest.fixture
+def log() -> ScriptedLog:
+    return ScriptedLog()
+
+
+Open = Callable[..., ExampleLedger]
+
+
+@pytest.fixture
+def open_ledger(tmp_path: Path) -> Iterator[Open]:
+    opened: list[ExampleLedger] = []
+
+    def make(hours: float = 0.0, decay: float = 0.9) -> ExampleLedger:
+        now = START_MS + int(hours * HOUR)
+        ledger = ExampleLedger(tmp_path / "ledger.sqlite", COSTS, decay, lambda: now)
+        opened.append(ledger)
+        return ledger
+
+    yield make
+    for ledger in opened:
+        ledger.close()
+
+
+def example(id: int, size: int = 10, **changes: Any) -> Example:
+    values: dict[str, Any] = {
+        "request": "q",
+        "response": "a" * (size - 1),
+        "tenant": "t",
+        "scope": 1,
+        "source_llm": "large",
+        "quality": 0.9,
+        "created_at_ms": START_MS,
+        "updated_at_ms": START_MS,
+    }
+    return Example(id=id, **(values | changes))
+
+
+def rating(score: float, ids: list[int], request_id: str = "r", **changes: Any) -> dict[str, Any]:
+    values = {"request_id": request_id, "llm": "small", "example_ids": ids, "quality": 0.8}
+    return {**values, "score": score, **changes}
+
+
+def account(ledger: ExampleLedger, id: int) -> Account:
+    found = ledger.account(id)
+    assert found is not None
+    return found
+
+
+def follow(ledger: ExampleLedger, log: ScriptedLog) -> int:
+    return ledger.follow(log)  # type: ignore[arg-type]
+
+
+def test_stored_and_removed_examples_are_counted(log: ScriptedLog, open_ledger: Open) -> None:
+    ledger = open_ledger()
+    log.add(CHANGE, change([example(1, 10), example(2, 20)]))
+    log.add(CHANGE, change([example(3, 30)], removed=[1, 99], reason="replaced"))
+    assert follow(ledger, log) == 2
+    assert ledger.totals() == (2, 50)
+    assert ledger.known([1, 2, 3]) == {2, 3}
+    assert ledger.removals() == {"replaced": 1}
+
+
+def test_the_same_event_twice_counts_once(log: ScriptedLog, open_ledger: Open) -> None:
+    ledger = open_ledger()
+    for _ in range(2):
+        log.add(CHANGE, change([example(1, 10)]))
+        log.add(CHANGE, change(removed=[2], reason="evicted"))
+    follow(ledger, log)
+    assert ledger.totals() == (1, 10)
+    assert ledger.removals() == {}
+
+
+def test_an_offload_is_worth_its_share_and_fades(log: ScriptedLog, open_ledger: Open) -> None:
+    log.add(CHANGE, change([example(1)]))
+    log.add(USAGE, usage({1: (4, 2.0, 0.2)}), hours=1)
+    follow(open_ledger(), log)
+    late = open_ledger(hours=3)
+    expected = (FRESH_VALUE * 0.9 + 2.0) * 0.9**2
+    assert account(late, 1).value == pytest.approx(expected)
+    assert account(late, 1).uses == 4
+
+
+def test_values_keep_their_order_for_years(log: ScriptedLog, open_ledger: Open) -> None:
+    log.add(CHANGE, change([example(1), example(2)]))
+    log.add(USAGE, usage({1: (1, 1.0, 0.0)}), hours=24 * 365 * 3)
+    ledger = open_ledger(hours=24 * 365 * 3)
+    follow(ledger, log)
+    assert account(ledger, 1).value == pytest.approx(1.0)
+    assert account(ledger, 2).value == pytest.approx(0.0)
+    assert ledger.least_worth(1, 0, 10) == [2]
+
+
+def test_a_rating_replaces_what_was_expected(log: ScriptedLog, open_ledger: Open) -> None:
+    ledger = open_ledger()
+    log.add(CHANGE, change([example(1), example(2)]))
+    log.add(USAGE, usage({1: (1, 0.4, 0.02), 2: (1, 0.4, 0.02)}))
+    log.add(RATING, rating(0.0, [1, 2]))
+    follow(ledger, log)
+    assert account(ledger, 1).value == pytest.approx(FRESH_VALUE)
+    assert account(ledger, 1).ratings == 1
+    log.add(RATING, rating(1.0, [1, 2]))
+    follow(ledger, log)
+    assert account(ledger, 1).value == pytest.approx(FRESH_VALUE + 0.5)
+    assert account(ledger, 1).ratings == 1
+
+
+def test_poor_answers_at_a_dear_llm_are_what_replay_gains_most_from(
+    log: ScriptedLog, open_ledger: Open
+) -> None:
+    ledger = open_ledger()
+    log.add(CHANGE, change([example(1), example(2)]))
+    for n in range(30):
+        log.add(RATING, rating(0.2, [1], f"a{n}"))
+        log.add(RATING, rating(1.0, [2], f"b{n}"))
+    follow(ledger, log)
+    assert account(ledger, 1).gain == pytest.approx(0.8 * 0.1, rel=0.01)
+    assert [a.id for a in ledger.accounts("gain", 10)] == [1, 2]
+
+
+def test_answers_of_the_dearest_llm_are_no_offloads(log: ScriptedLog, open_ledger: Open) -> None:
+    ledger = open_ledger()
+    log.add(CHANGE, change([example(1)]))
+    log.add(RATING, rating(0.0, [1], llm="large"))
+    follow(ledger, log)
+    assert account(ledger, 1).ratings == 0
+
+
+def test_least_worth_goes_by_value_per_byte(log: ScriptedLog, open_ledger: Open) -> None:
+    ledger = open_ledger()
+    log.add(CHANGE, change([example(1, 100), example(2, 10), example(3, 50)]))
+    log.add(USAGE, usage({1: (9, 9.0, 0.0), 3: (1, 1.0, 0.0)}))
+    follow(ledger, log)
+    # Densities: 9.5 / 100, 0.5 / 10, 1.5 / 50.
+    assert ledger.least_worth(2, 0, 10) == [3, 2]
+    assert ledger.least_worth(0, 55, 10) == [3, 2]
+    assert ledger.least_worth(0, 50, 10) == [3]
+    assert ledger.least_worth(3, 0, 2) == [3, 2]
+    assert ledger.least_worth(0, 0, 10) == []
+
+
+def test_a_repeated_exchange_makes_its_example_worth_more(
+    log: ScriptedLog, open_ledger: Open
+) -> None:
+    ledger = open_ledger()
+    log.add(CHANGE, change([example(1)]))
+    log.add(CHANGE, change(repeated=[1, 99]))
+    follow(ledger, log)
+    assert account(ledger, 1).value == pytest.approx(2 * FRESH_VALUE)
+
+
+def test_expired_examples_are_found_the_oldest_first(log: ScriptedLog, open_ledger: Open) -> None:
+    ledger = open_ledger()
+    log.add(
+        CHANGE, change([example(1, expires_at_ms=30), example(2, expires_at_ms=20), example(3)])
+    )
+    follow(ledger, log)
+    assert ledger.expired(30, 10) == [2, 1]
+    assert ledger.expired(29, 10) == [2]
+    assert ledger.expired(30, 1) == [2]
+
+
+def test_a_ledger_goes_on_where_it_ended(log: ScriptedLog, open_ledger: Open) -> None:
+    log.add(CHANGE, change([example(1)]))
+    log.add(USAGE, usage({1: (1, 1.0, 0.0)}))
+    assert follow(open_ledger(), log) == 2
+    again = open_ledger()
+    assert follow(again, log) == 0
+    assert account(again, 1).uses == 1
+
+
+def test_another_decay_makes_the_ledger_anew(log: ScriptedLog, open_ledger: Open) -> None:
+    log.add(CHANGE, change([example(1)]))
+    follow(open_ledger(), log)
+    other = open_ledger(hours=1, decay=0.5)
+    assert other.totals() == (0, 0)
+    assert follow(other, log) == 1
+    assert account(other, 1).value == pytest.approx(FRESH_VALUE * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CHANGE, {"stored": [{"id": 1}], "removed": [], "reason": "", "repeated": []}),
+        (CHANGE, {}),
+        (USAGE, {"uses": [[1, 0, 1.0, 0.0]]}),
+        (USAGE, {"uses": [[1, 1, math.nan, 0.0]]}),
+        (USAGE, {"uses": "none"}),
+        (RATING, {"score": 1.0}),
+    ],
+)
+def test_a_damaged_event_is_skipped_and_counted(
+    log: ScriptedLog, open_ledger: Open, kind: str, body: dict[str, Any]
+) -> None:
+    ledger = open_ledger()
+    log.add(CHANGE, change([example(1)]))
+    log.add(kind, body)
+    log.add(USAGE, usage({1: (1, 1.0, 0.0)}))
+    follow(ledger, log)
+    assert ledger.skipped == 1
+    assert account(ledger, 1).value == pytest.approx(FRESH_VALUE + 1.0)
+
+
+def test_examples_of_before_the_ledger_are_adopted_once(open_ledger: Open) -> None:
+    ledger = open_ledger()
+    stored = change([example(1, 10), example(2, 20)])["stored"]
+    assert ledger.adopt(stored) == 2
+    assert ledger.adopt(stored) == 0
+    assert ledger.totals() == (2, 30)
+
+
+def test_a_file_that_is_no_ledger_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(UnavailableError, match=r"example ledger .*ledger\.sqlite: "):
+        ExampleLedger(tmp_path / "ledger.sqlite", COSTS)
