@@ -1,4 +1,4 @@
-"""The command ``echolm``: ``serve`` here, ``ask``, ``rate`` and ``stats`` from the client."""
+"""The command ``echolm``: ``serve``, ``examples``, and what the client adds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from echolm.errors import ConfigurationError, EchoError
+from echolm.examples.cli import add_subcommands as add_examples
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(subparsers)
+    add_examples(subparsers)
     try:
         from echolm_client.cli import add_subcommands
     except ModuleNotFoundError as error:

@@ -49,10 +49,11 @@ def same_request(a: str, b: str) -> bool:
     No more than that: requests that differ in one word, or in the order of two, are the
     look-alikes that a wrong answer comes from.
     """
-    return _plain(a) == _plain(b)
+    return plain(a) == plain(b)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A request without what makes no difference to it."""
     return " ".join(text.lower().split()).rstrip(".!?: ")
 
 
@@ -90,7 +91,7 @@ class DuplicateFinder:
         own: dict[tuple[int, str], Candidate] = {}
         comparisons = []
         for (example, _), neighbours in zip(entries, found, strict=True):
-            key = (example.scope, _plain(example.request))
+            key = (example.scope, plain(example.request))
             known = [own[key]] if key in own else []
             # A writer that crashed after it had stored an exchange finds it there itself.
             known += [

@@ -88,7 +88,7 @@ class Account:
 
 
 class ExampleLedger:
-    """Accounts of all stored examples. For several threads of one process.
+    """Accounts of all stored examples. For several threads and processes of one machine.
 
     A value decays at the same rate for all examples, so their order changes only where one is
     used. It is kept as the logarithm of what it would be if it had grown instead (forward
@@ -140,17 +140,21 @@ class ExampleLedger:
         Raises:
             UnavailableError: the log cannot be read; calling again goes on where it ended.
         """
-        with self._used() as db:
-            position = _meta(db, "position", START)
         count = 0
-        while events := log.read(position, batch):
-            position = events[-1].position
+        while True:
             with self._used() as db:
-                for event in events:
-                    self._apply(db, event)
-                _set_meta(db, "position", position)
-            count += len(events)
-        return count
+                position = _meta(db, "position", START)
+            events = log.read(position, batch)
+            if not events:
+                return count
+            with self._used() as db:
+                db.execute("BEGIN IMMEDIATE")
+                # Another process that uses the file may have read the same events.
+                if _meta(db, "position", START) == position:
+                    for event in events:
+                        self._apply(db, event)
+                    _set_meta(db, "position", events[-1].position)
+                    count += len(events)
 
     def adopt(self, stored: Iterable[Mapping[str, Any]]) -> int:
         """Open accounts for examples that the log does not tell of; gives how many.

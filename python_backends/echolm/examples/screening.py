@@ -187,7 +187,7 @@ def _recognizers(entities: Sequence[str]) -> list:  # type: ignore[type-arg]
             "pip install 'echolm[privacy]'"
         ) from error
 
-    class EmailRecognizer(known.EmailRecognizer):  # type: ignore[misc]
+    class EmailRecognizer(known.EmailRecognizer):
         """Presidio's, without a download of the list of domains at the first address."""
 
         _domains = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)

@@ -18,7 +18,7 @@ from pymilvus.exceptions import DataNotMatchException, ParamError
 
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
-from echolm.retrieval.store import MAX_TEXT_BYTES, Candidate, Example, Query
+from echolm.retrieval.store import MAX_TEXT_BYTES, Candidate, Example, Query, Stored
 from echolm.settings import RetrievalSettings
 
 logger = logging.getLogger("echolm")
@@ -47,6 +47,7 @@ _SCALARS: tuple[tuple[str, DataType, dict[str, int]], ...] = (
     ("num_bytes", DataType.INT64, {}),
 )
 _FOUND_FIELDS = ["request", "response", "tenant", "quality"]
+_ALL_FIELDS = ["id", "embedding", *(name for name, _, _ in _SCALARS)]
 _EXPIRY_STEP_MS = 60_000  # the filter text changes once a minute, so Milvus can reuse its plan
 
 
@@ -88,7 +89,44 @@ class MilvusStore:
                 token=settings.milvus_token.get_secret_value(),
                 timeout=_CONNECT_TIMEOUT_S,
             )
+        self.embedding_name, self.dimension = embedding_name, dimension
         self.open()
+
+    @classmethod
+    def existing(cls, settings: RetrievalSettings) -> MilvusStore:
+        """A collection whatever embedding model made it.
+
+        Raises:
+            ConfigurationError: there is no such collection, or it is not one of ours.
+            UnavailableError: Milvus does not answer.
+        """
+        with _reported(f"at {settings.milvus_uri}"):
+            client = MilvusClient(
+                uri=settings.milvus_uri,
+                token=settings.milvus_token.get_secret_value(),
+                timeout=_CONNECT_TIMEOUT_S,
+            )
+            try:
+                found = client.list_collections(timeout=_CONNECT_TIMEOUT_S)
+                if settings.collection not in found:
+                    raise ConfigurationError(
+                        f"Milvus collection: expected one of {sorted(found)}, got "
+                        f"{settings.collection!r}"
+                    )
+                description = client.describe_collection(
+                    settings.collection, timeout=_CONNECT_TIMEOUT_S
+                ).get("description", "")
+            finally:
+                client.close()
+        try:
+            identity = json.loads(description)
+            name, dimension = str(identity["embedding"]), int(identity["dimension"])
+        except (ValueError, KeyError, TypeError):
+            raise ConfigurationError(
+                f"Milvus collection {settings.collection!r}: expected one that EchoLM made, got "
+                f"the description {description!r}"
+            ) from None
+        return cls(settings, name, dimension)
 
     def open(self) -> None:
         """Make sure that the collection exists, is ours and can be searched.
@@ -205,6 +243,40 @@ class MilvusStore:
             )
         return int(rows[0]["count(*)"])
 
+    def get(self, ids: Sequence[int]) -> list[Stored]:
+        if not ids:
+            return []
+        with _reported("get"):
+            rows = self._client.get(
+                self._collection, list(ids), output_fields=_ALL_FIELDS, timeout=_WRITE_TIMEOUT_S
+            )
+        return [_stored(row) for row in rows]
+
+    def scan(self, tenant: str | None = None, batch: int = 500) -> Iterator[list[Stored]]:
+        only = "" if tenant is None else f"tenant == {json.dumps(tenant, ensure_ascii=False)}"
+        with _reported("scan"):
+            iterator = self._client.query_iterator(
+                self._collection,
+                batch_size=batch,
+                filter=only,
+                output_fields=_ALL_FIELDS,
+                timeout=_WRITE_TIMEOUT_S,
+            )
+        try:
+            while True:
+                with _reported("scan"):
+                    rows = iterator.next()
+                if not rows:
+                    return
+                yield [_stored(row) for row in rows]
+        finally:
+            iterator.close()
+
+    def compact(self) -> None:
+        """Let Milvus drop for good what was deleted; it does so in the background."""
+        with _reported("compact"):
+            self._client.compact(self._collection, timeout=_WRITE_TIMEOUT_S)
+
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
@@ -292,6 +364,12 @@ class LazyMilvusStore:
     def count(self) -> int:
         return self._call(lambda store: store.count())
 
+    def get(self, ids: Sequence[int]) -> list[Stored]:
+        return self._call(lambda store: store.get(ids))
+
+    def scan(self, tenant: str | None = None, batch: int = 500) -> Iterator[list[Stored]]:
+        return self._call(lambda store: store.scan(tenant, batch))
+
     def close(self) -> None:
         """Close the connection, if there is one."""
         self._closed.set()
@@ -324,6 +402,11 @@ def _candidate(hit: Any) -> Candidate:
         quality=float(entity["quality"]),
         similarity=float(hit["distance"]),
     )
+
+
+def _stored(row: Any) -> Stored:
+    values = {name: row[name] for name, _, _ in _SCALARS if name != "num_bytes"}
+    return Example(id=int(row["id"]), **values), np.asarray(row["embedding"], dtype=np.float32)
 
 
 def _row(example: Example, embedding: NDArray[np.float32]) -> dict[str, Any]:

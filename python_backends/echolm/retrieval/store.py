@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -96,6 +96,10 @@ class Query:
         return cls(tenant, scope_key(tenant, system_prompt))
 
 
+Stored = tuple[Example, NDArray[np.float32]]
+"""An example and its embedding, FP32 [D]."""
+
+
 class ExampleStore(Protocol):
     """Where examples live. Safe for use by several threads."""
 
@@ -122,6 +126,14 @@ class ExampleStore(Protocol):
 
     def count(self) -> int:
         """Number of stored examples."""
+        ...
+
+    def get(self, ids: Sequence[int]) -> list[Stored]:
+        """Those of the examples that are there, in any order."""
+        ...
+
+    def scan(self, tenant: str | None = None, batch: int = 500) -> Iterator[list[Stored]]:
+        """All examples, or those of a tenant, ascending by id, some at a time."""
         ...
 
 
@@ -165,3 +177,14 @@ class InMemoryStore:
 
     def count(self) -> int:
         return len(self.rows)
+
+    def get(self, ids: Sequence[int]) -> list[Stored]:
+        with self._lock:
+            return [self.rows[i] for i in ids if i in self.rows]
+
+    def scan(self, tenant: str | None = None, batch: int = 500) -> Iterator[list[Stored]]:
+        with self._lock:
+            rows = [self.rows[i] for i in sorted(self.rows)]
+        found = [row for row in rows if tenant is None or row[0].tenant == tenant]
+        for start in range(0, len(found), batch):
+            yield found[start : start + batch]

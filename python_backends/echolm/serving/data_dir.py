@@ -46,7 +46,7 @@ class DataDir:
         self.path = path.resolve()
         self.run = self.path / "run"
         self.logs = self.path / "logs"
-        self.milvus_db = self.path / "milvus.db"
+        self.milvus_db = milvus_database(self.path)
         try:
             for directory in (self.path, self.run, self.logs):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -153,6 +153,27 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
         ),
     }
     return settings.model_copy(update=changed)
+
+
+def milvus_database(path: Path) -> Path:
+    """Where Milvus Lite keeps the examples of a data directory."""
+    return path / "milvus.db"
+
+
+def running_configuration(path: Path) -> Path | None:
+    """The resolved configuration of the server that runs on a data directory, if one does."""
+    try:
+        descriptor = os.open(path / "lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file = path / "run" / CONFIGURATION
+        return file if file.is_file() else None
+    finally:
+        os.close(descriptor)
+    return None
 
 
 def _alive(pid: str) -> bool:

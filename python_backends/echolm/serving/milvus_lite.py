@@ -12,6 +12,7 @@ import importlib.util
 import os
 import secrets
 import socket
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -22,6 +23,9 @@ from pathlib import Path
 from echolm.errors import ConfigurationError, UnavailableError
 from echolm.serving.guard import EXIT_LOCKED
 from echolm.serving.process import Command, GuardedProcess
+
+
+_VACUUM_WAIT_S = 30.0
 
 
 def find_milvus_lite() -> Path:
@@ -43,6 +47,26 @@ def find_milvus_lite() -> Path:
             "none and is slower); install `milvus-lite==2.5.1`"
         )
     return directory
+
+
+def vacuum(database: Path) -> None:
+    """Drop for good what was deleted from a file, whether its server runs or not.
+
+    Milvus Lite cannot compact, and what it deletes stays readable in the file. The file is an
+    SQLite database, whose locks keep the server and this apart; a write that comes meanwhile
+    fails there, and the example writer makes it again.
+
+    Raises:
+        UnavailableError: the file stayed locked, or the disk is full.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=_VACUUM_WAIT_S)) as db:
+            db.execute("VACUUM")
+    except sqlite3.Error as error:
+        raise UnavailableError(
+            f"Milvus Lite: expected to compact {database}, got: {error}; what was deleted can no "
+            "longer be found, but may still stand in the file: try again"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from echolm.embedding.texts import TextEmbedder
 from echolm.evaluation.bench import SIMILAR_ONLY, Bench, Rated
 from echolm.evaluation.corruption import Exchange, corrupt
 from echolm.evaluation.curves import auc
 from echolm.evaluation.outcome import Outcome
 from echolm.evaluation.quality import scores
-from echolm.evaluation.store import Embed
 from echolm.evaluation.verdict import Verdict
 from echolm.generation.prompt import EstimatedTokens
 from echolm.learning.event_log import open_event_log
@@ -87,7 +87,7 @@ def rank(
         Learner(log, [learnt]).catch_up()
     finally:
         log.close()
-    embed = Embed(settings)
+    embed = TextEmbedder(settings.embedding)
     cosines = embed([i.text for i in items]) @ embed([e.item.text for e in exchanges]).T
     texts = ExampleTexts(EstimatedTokens())
     untaught = LearnedUtility(settings.retrieval.utility_discount)

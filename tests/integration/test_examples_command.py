@@ -1,0 +1,168 @@
+"""``echolm examples`` on a data directory with a real Milvus Lite, no server running."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from echolm.cli import main
+from echolm.embedding import EmbedderSpec, minilm
+from echolm.examples.commands import Opened, opened
+from echolm.examples.events import CHANGE, USAGE, change, usage
+from echolm.retrieval.milvus import MilvusStore
+from echolm.retrieval.store import Example, scope_key
+from echolm.serving.attach import attached
+from echolm.settings import Settings, load_settings
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embedder")
+    minilm.build(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, embedder: Path) -> Settings:
+    defaults = load_settings()
+    changes = {
+        "data_dir": tmp_path / "data",
+        "embedding": defaults.embedding.model_copy(update={"model_dir": embedder}),
+    }
+    return defaults.model_copy(update=changes)
+
+
+@pytest.fixture
+def run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    monkeypatch.setenv("ECHOLM_EMBEDDING__MODEL_DIR", str(settings.embedding.model_dir))
+
+    def command(*words: str) -> tuple[int, str]:
+        capsys.readouterr()
+        status = main(["examples", "--data-dir", str(settings.data_dir), *words])
+        return status, capsys.readouterr().out
+
+    return command
+
+
+def example(id: int, tenant: str = "t", request: str = "") -> Example:
+    request = request or f"request {id}"
+    scope = scope_key(tenant, "")
+    return Example(id, request, f"response {id}", tenant, scope, "large_llm", 0.75, 10, 10)
+
+
+def store(found: Opened, *examples: Example) -> None:
+    vectors = np.zeros((len(examples), 384), np.float32)
+    vectors[:, 0] = 1.0
+    found.store.upsert(examples, vectors)
+    found.log.append(CHANGE, change(examples))
+
+
+def test_what_is_stored_can_be_seen(settings: Settings, run: Run) -> None:
+    with opened(settings) as found:
+        store(found, *[example(i) for i in range(1, 31)])
+        found.log.append(USAGE, usage({7: (3, 2.5, 0.1)}))
+    status, out = run("stats", "--json")
+    assert status == 0
+    figures = json.loads(out)
+    assert (figures["stored"], figures["accounts"], figures["pending"]) == (30, 30, 0)
+    status, out = run("top", "-n", "2", "--json")
+    first = json.loads(out.splitlines()[0])
+    assert (first["id"], first["uses"], first["request"]) == (7, 3, "request 7")
+    status, out = run("show", "7")
+    assert (status, json.loads(out)["response"]) == (0, "response 7")
+    assert run("show", "7", "99")[0] == 1
+    assert "request 7" in run("top")[1]
+
+
+def test_deleted_examples_are_gone_for_good_and_that_is_logged(
+    settings: Settings, run: Run
+) -> None:
+    secret = example(3, request="tell nobody 5f1d7e")
+    with opened(settings) as found:
+        store(found, example(1), example(2, "other"), secret, example(4))
+        found.journal.append([(example(5, "other"), np.zeros(384, np.float32))])
+    assert run("delete", "--tenant", "other", "--yes") == (0, "deleted 2 examples\n")
+    assert run("delete", "--match", "5f1d7e", "--yes") == (0, "deleted 1 examples\n")
+    assert run("delete", "--id", "4", "--match", "no match", "--yes")[1] == "no such examples\n"
+    assert run("delete", "--id", "1", "--yes")[0] == 0
+    with opened(settings) as found:
+        assert [e.id for batch in found.store.scan() for e, _ in batch] == [4]
+        assert len(found.journal) == 0
+        assert found.ledger.removals() == {"deleted": 3}
+    for file in settings.data_dir.rglob("*"):
+        if file.is_file():
+            assert b"5f1d7e" not in file.read_bytes(), file
+
+
+def test_a_deletion_must_be_asked_for(settings: Settings, run: Run) -> None:
+    with opened(settings) as found:
+        store(found, example(1))
+    assert run("delete")[0] == 1
+    assert run("delete", "--match", "[")[0] == 1
+    with opened(settings) as found:
+        assert found.store.count() == 1
+
+
+def test_examples_move_from_one_directory_to_another(
+    settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    with opened(settings) as found:
+        store(found, *[example(i, "a" if i % 2 else "b") for i in range(1, 1_202)])
+    file = tmp_path / "examples.jsonl"
+    assert run("export", str(file))[0] == 0
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 1_202
+    assert run("delete", "--tenant", "a", "--yes")[0] == 0
+    assert run("import", str(file))[0] == 0
+    with opened(settings) as found:
+        assert found.store.count() == found.ledger.totals()[0] == 1_201
+        [(moved, vector)] = found.store.get([1_201])
+    assert moved == example(1_201, "a")
+    assert vector[0] == 1.0
+    assert run("export", str(file), "--tenant", "b")[0] == 0
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 601
+
+
+def test_examples_of_another_embedding_model_are_embedded_anew(
+    settings: Settings, run: Run
+) -> None:
+    with attached(settings) as found:
+        other = found.retrieval.model_copy(update={"collection": "old"})
+        old = MilvusStore(other, "another-model", 8)
+        vectors = np.eye(8, dtype=np.float32)[:2]
+        old.upsert([example(1, request="list all files"), example(2)], vectors)
+        old.close()
+    assert run("reembed", "--from", "old")[0] == 0
+    with opened(settings) as found:
+        [(_, vector)] = found.store.get([1])
+        assert vector.shape == (EmbedderSpec.read(settings.embedding.model_dir).dimension,)
+        assert np.linalg.norm(vector) == pytest.approx(1.0, abs=0.01)
+        assert found.ledger.totals()[0] == 2
+    assert run("reembed", "--from", "nothing")[0] == 2
+    assert run("reembed", "--from", settings.retrieval.collection)[0] == 1
+
+
+def test_check_finds_and_mends_what_differs(settings: Settings, run: Run) -> None:
+    with opened(settings) as found:
+        store(found, example(1), example(2))
+        found.store.delete([1])
+        found.store.upsert([example(3)], np.ones((1, 384), np.float32))
+    status, out = run("check")
+    assert status == 0
+    assert "without an account       1 (mended)" in out
+    assert "accounts without example 1 (mended)" in out
+    status, out = run("check")
+    assert status == 0
+    assert "mended" not in out
+    with opened(settings) as found:
+        assert found.ledger.known([1, 2, 3]) == {2, 3}
+        store(found, example(4, request="Request 2."))
+    status, out = run("check")
+    assert status == 1
+    assert "requests stored twice    1" in out
