@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from echolm.embedding.spec import EmbedderSpec
@@ -16,6 +17,8 @@ from echolm.retrieval.milvus import LazyMilvusStore, MilvusStore
 from echolm.retrieval.store import Candidate, Example, Query, scope_key
 from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
 from echolm.settings import RetrievalSettings
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pymilvus import MilvusClient
 
@@ -271,3 +274,59 @@ def test_another_models_collection_is_refused_at_the_start(
 ) -> None:
     with pytest.raises(ConfigurationError):
         LazyMilvusStore(settings, EmbedderSpec("other", D, 16))
+
+
+def test_a_scan_gives_every_example_once_in_order(store: MilvusStore) -> None:
+    ids = [7, 2**62, *range(100, 1_300)]
+    for start in range(0, len(ids), 400):
+        part = ids[start : start + 400]
+        store.upsert(
+            [example(i, "a" if i % 2 else "b") for i in part], unit(0).repeat(len(part), 0)
+        )
+    scanned = [e for batch in store.scan(batch=100) for e, _ in batch]
+    assert [e.id for e in scanned] == sorted(ids)
+    assert scanned[0] == example(7, "a")
+    only = [e for batch in store.scan("a") for e, _ in batch]
+    assert [e.id for e in only] == sorted(i for i in ids if i % 2)
+    assert list(store.scan('no "such" tenant')) == []
+
+
+def test_examples_are_found_by_id(store: MilvusStore) -> None:
+    store.upsert([example(1, uses=4), example(2)], np.concatenate([unit(0), unit(1)]))
+    [(found, vector)] = store.get([1, 99])
+    assert found == example(1, uses=4)
+    np.testing.assert_array_equal(vector, unit(0)[0])
+    assert store.get([]) == []
+
+
+TENANTS = ["a", "b", 'a" or scope > 0 or tenant == "', "ä", " a"]
+SYSTEMS = ["", "be brief", "b"]
+
+
+@pytest.fixture(scope="module")
+def crowded(milvus: MilvusLite) -> MilvusStore:
+    """An example of every tenant under every system prompt, all of one embedding."""
+    store = MilvusStore(RetrievalSettings(milvus_uri=milvus.uri, collection="crowded"), "fake", D)
+    places = [(tenant, system) for tenant in TENANTS for system in SYSTEMS]
+    examples = [example(k, *place) for k, place in enumerate(places, start=1)]
+    store.upsert(examples, unit(0).repeat(len(examples), 0))
+    return store
+
+
+@given(
+    places=st.lists(
+        st.tuples(st.sampled_from([*TENANTS, "nobody"]), st.sampled_from([*SYSTEMS, "other"])),
+        min_size=1,
+        max_size=6,
+    )
+)
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_no_example_crosses_from_one_tenant_or_system_prompt_to_another(
+    crowded: MilvusStore, places: list[tuple[str, str]]
+) -> None:
+    queries = [Query.of(*place) for place in places]
+    found = crowded.search(unit(0).repeat(len(places), 0), queries, 16, NOW)
+    for (tenant, system), row in zip(places, found, strict=True):
+        own = [(t, s) for t in TENANTS for s in SYSTEMS]
+        expected = [own.index((tenant, system)) + 1] if (tenant, system) in own else []
+        assert [c.id for c in row] == expected

@@ -24,7 +24,6 @@ from echolm.errors import ConfigurationError, UnavailableError
 from echolm.serving.guard import EXIT_LOCKED
 from echolm.serving.process import Command, GuardedProcess
 
-
 _VACUUM_WAIT_S = 30.0
 
 

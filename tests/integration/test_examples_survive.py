@@ -1,0 +1,91 @@
+"""``kill -9`` at any moment: admitted exchanges are stored, once, and the ledger agrees."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from echolm.examples.duplicates import plain
+from echolm.examples.ledger import ExampleLedger
+from echolm.learning.event_log import START, open_event_log
+from echolm.retrieval.milvus import MilvusStore
+from echolm.retrieval.store import Example
+from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from writing_process import DIMENSION, LIMIT, exchange, retrieval, settings
+
+pytestmark = pytest.mark.timeout(240)
+
+PROCESS = Path(__file__).parents[1] / "writing_process.py"
+KILLS = 20
+
+
+@pytest.fixture
+def milvus(tmp_path: Path) -> Iterator[MilvusLite]:
+    server = MilvusLite(
+        MilvusLiteOptions(tmp_path / "examples.db", tmp_path, tmp_path / "milvus.log")
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+def stored(uri: str) -> list[Example]:
+    store = MilvusStore(retrieval(uri), "fake", DIMENSION)
+    try:
+        return [example for batch in store.scan() for example, _ in batch]
+    finally:
+        store.close()
+
+
+def run_and_kill(data_dir: Path, uri: str, first: int, seconds: float) -> list[int]:
+    """Numbers of the exchanges that were acknowledged before the kill."""
+    command = [sys.executable, str(PROCESS), str(data_dir), uri, str(first)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]  # it has begun
+        time.sleep(seconds)
+        process.kill()
+        lines += process.stdout.readlines()
+    return [int(line) for line in lines if line.endswith("\n")]
+
+
+def test_a_killed_writer_loses_nothing_and_stores_nothing_twice(
+    tmp_path: Path, milvus: MilvusLite
+) -> None:
+    data_dir, dice = tmp_path / "data", random.Random(0)
+    acknowledged: list[int] = []
+    for kill in range(KILLS):
+        if kill % 5 == 4:
+            milvus.kill()
+            milvus.start()
+        first = acknowledged[-1] + 1 if acknowledged else 0
+        acknowledged += run_and_kill(data_dir, milvus.uri, first, dice.uniform(0.05, 0.6))
+    subprocess.run([sys.executable, str(PROCESS), str(data_dir), milvus.uri], check=True)
+
+    found = stored(milvus.uri)
+    log = open_event_log(settings(data_dir))
+    events = [e.body for e in log.read(START, 1_000_000) if e.kind == "examples"]
+    ledger = ExampleLedger(settings(data_dir).ledger_path, {})
+    ledger.follow(log)
+    log.close()
+    # Every request that was acknowledged has an example, or had one that made room.
+    ever = {one["id"] for body in events for one in body["stored"]}
+    gone = {id for body in events for id in body["removed"]}
+    assert {example.id for example in found} == ever - gone
+    requests = {exchange(number).request for number in acknowledged}
+    assert len(requests) - len(gone) <= len(found) <= LIMIT
+    assert len(requests) <= len(ever)
+    # None has two.
+    assert len({plain(example.request) for example in found}) == len(found)
+    # And the ledger says the same.
+    assert ledger.totals() == (len(found), sum(example.num_bytes for example in found))
+    assert ledger.known([example.id for example in found]) == {e.id for e in found}
+    # It was killed in the middle of replacing and of evicting.
+    assert ledger.removals().keys() == {"replaced", "evicted"}
+    assert len(acknowledged) > 2 * LIMIT
+    ledger.close()
