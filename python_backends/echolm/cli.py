@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from echolm.errors import ConfigurationError, EchoError
+from echolm.examples.cli import add_replay
 from echolm.examples.cli import add_subcommands as add_examples
 
 EXIT_FAILED = 1
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(subparsers)
     add_examples(subparsers)
+    add_replay(subparsers)
     try:
         from echolm_client.cli import add_subcommands
     except ModuleNotFoundError as error:

@@ -174,9 +174,9 @@ class RoutingSettings(_Section):
         1.0, ge=0, description="load without bias; 1: the capacity of a pool of LLMs"
     )
     load_bias: float = Field(
-        0.4, ge=0, description="lambda_0: most quality (0..1) that a request gives up under load"
+        0.5, ge=0, description="lambda_0: most quality (0..1) that a request gives up under load"
     )
-    load_gain: float = Field(1.5, ge=0, description="gamma: how fast the bias grows with load")
+    load_gain: float = Field(0.5, ge=0, description="gamma: how fast the bias grows with load")
 
 
 class FeedbackSettings(_Section):
@@ -296,6 +296,30 @@ class ExamplesSettings(_Section):
     tidy_interval_s: float = Field(5.0, gt=0, description="between looks at limits and expiry")
 
 
+class ReplaySettings(_Section):
+    """Improving examples, by ``echolm replay`` or while the LLMs are idle."""
+
+    off_peak: bool = Field(
+        False, description="whether the server replays while the LLMs are idle; needs judging.kind"
+    )
+    candidates: int = Field(4, ge=1, description="answers generated for an example at a time")
+    temperature: float = Field(0.8, gt=0, description="at which they are sampled")
+    margin: float = Field(
+        0.05, ge=0, le=1, description="by which the judge must find an answer better"
+    )
+    max_replays: int = Field(5, ge=1, description="of an example; more bring nothing (paper, §4.3)")
+    min_gain: float = Field(0.005, ge=0, description="least G(e) that is worth a replay")
+    patience: int = Field(
+        20, ge=1, description="replays without an improvement after which it ends"
+    )
+    max_load: int = Field(
+        0, ge=0, description="requests in flight to all LLMs above which off-peak replay stops"
+    )
+    pause_s: float = Field(
+        10.0, gt=0, description="off-peak: idle time before a replay, and between two rounds"
+    )
+
+
 _REVISED_PRIOR_RATINGS = 3.0
 
 
@@ -381,6 +405,7 @@ class Settings(BaseSettings):
     learning: LearningSettings = LearningSettings()
     judging: JudgingSettings = JudgingSettings()
     examples: ExamplesSettings = ExamplesSettings()
+    replay: ReplaySettings = ReplaySettings()
     llms: tuple[LLMSettings, ...] = Field(_DEFAULT_LLMS, min_length=1)
 
     @field_validator("event_log")
@@ -428,6 +453,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"judging.kind: expected 'none' with a single LLM, got {self.judging.kind!r}: "
                 "there is none to compare it with"
+            )
+        if self.replay.off_peak and self.judging.kind == "none":
+            raise ValueError(
+                "replay.off_peak: expected a judge in judging.kind, got 'none': nothing else says "
+                "which answer is better"
             )
         unknown = set(self.examples.from_llms) - set(names)
         if unknown:

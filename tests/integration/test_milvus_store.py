@@ -1,4 +1,4 @@
-"""The example store against a real Milvus Lite."""
+"""The example store against a real Milvus Lite and a real Milvus server."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
 from echolm.settings import RetrievalSettings
 from hypothesis import given
 from hypothesis import strategies as st
+from milvus_server import MilvusServer
 from numpy.typing import NDArray
 from pymilvus import MilvusClient
 
@@ -35,15 +36,20 @@ def start(directory: Path) -> MilvusLite:
     return milvus
 
 
-@pytest.fixture(scope="module")
-def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusLite]:
-    server = start(tmp_path_factory.mktemp("milvus"))
+@pytest.fixture(scope="module", params=["lite", "server"])
+def milvus(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MilvusLite | MilvusServer]:
+    directory = tmp_path_factory.mktemp("milvus")
+    server = start(directory) if request.param == "lite" else MilvusServer(directory)
     yield server
     server.stop()
 
 
 @pytest.fixture
-def settings(milvus: MilvusLite, request: pytest.FixtureRequest) -> RetrievalSettings:
+def settings(
+    milvus: MilvusLite | MilvusServer, request: pytest.FixtureRequest
+) -> RetrievalSettings:
     """A collection of its own for every test."""
     return RetrievalSettings(milvus_uri=milvus.uri, collection=f"c_{abs(hash(request.node.name))}")
 
@@ -79,7 +85,7 @@ def find(
     k: int = 0,
     now: int = NOW,
 ) -> list[Candidate]:
-    return store.search(unit(k), [Query.of(tenant, system)], 10, now)[0]
+    return store.search(unit(k), [Query.of(tenant, system)], 10, now, fresh=True)[0]
 
 
 def eventually(true: Callable[[], bool], seconds: float = 20) -> bool:
@@ -121,7 +127,7 @@ def test_a_batch_keeps_its_rows_and_finds_only_the_own_scope(store: MilvusStore)
         Query.of("a", ""),
     ]
     rows = np.concatenate([unit(0)] * 4 + [unit(1)])
-    found = store.search(rows, queries, 1, NOW)
+    found = store.search(rows, queries, 1, NOW, fresh=True)
     assert [[c.id for c in row] for row in found] == [[1], [2], [3], [], [4]]
 
 
@@ -304,7 +310,7 @@ SYSTEMS = ["", "be brief", "b"]
 
 
 @pytest.fixture(scope="module")
-def crowded(milvus: MilvusLite) -> MilvusStore:
+def crowded(milvus: MilvusLite | MilvusServer) -> MilvusStore:
     """An example of every tenant under every system prompt, all of one embedding."""
     store = MilvusStore(RetrievalSettings(milvus_uri=milvus.uri, collection="crowded"), "fake", D)
     places = [(tenant, system) for tenant in TENANTS for system in SYSTEMS]
@@ -325,7 +331,7 @@ def test_no_example_crosses_from_one_tenant_or_system_prompt_to_another(
     crowded: MilvusStore, places: list[tuple[str, str]]
 ) -> None:
     queries = [Query.of(*place) for place in places]
-    found = crowded.search(unit(0).repeat(len(places), 0), queries, 16, NOW)
+    found = crowded.search(unit(0).repeat(len(places), 0), queries, 16, NOW, fresh=True)
     for (tenant, system), row in zip(places, found, strict=True):
         own = [(t, s) for t in TENANTS for s in SYSTEMS]
         expected = [own.index((tenant, system)) + 1] if (tenant, system) in own else []

@@ -44,8 +44,8 @@ class Sizes:
     drift_before: int = 500
     drift_ratings: int = 500
     noise: float = 0.25
-    solicit_requests: int = 1_000
-    solicit_share: float = 0.05
+    solicit_requests: int = 2_000
+    solicit_share: float = 0.2
     burst_learning: int = 500
     calm_s: float = 60.0
     burst_s: float = 60.0

@@ -53,6 +53,30 @@ def add_subcommands(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     add("check", "compare store and ledger, and mend the ledger")
 
 
+def add_replay(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``replay``; sets ``func``."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="improve the examples that have most to gain",
+        description="Let the LLMs of a running server answer the requests of the examples again "
+        "that have most to gain, and keep what the judge of the configuration finds better. May "
+        "be interrupted, and goes on where it ended.",
+    )
+    parser.add_argument(
+        "--config", type=Path, default=None, help="echolm.toml (default: $ECHOLM_CONFIG)"
+    )
+    parser.add_argument("--data-dir", type=Path, default=None, help="of the server")
+    parser.add_argument("--max-examples", type=_positive, default=100)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(func=_replay)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from echolm.examples import commands
+
+    return commands.replay(args)
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")

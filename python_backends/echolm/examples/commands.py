@@ -6,27 +6,32 @@ Works on a running server's store as on one at rest.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import TextIO
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from echolm.embedding.spec import EmbedderSpec
-from echolm.errors import InvalidRequestError
+from echolm.errors import ConfigurationError, InvalidRequestError
 from echolm.examples import transfer
 from echolm.examples.duplicates import plain
 from echolm.examples.events import CHANGE, change
 from echolm.examples.journal import WriteJournal
 from echolm.examples.ledger import ExampleLedger
+from echolm.examples.replay import ReplayCost, Replayer
 from echolm.learning.event_log import EventLog, open_event_log
 from echolm.retrieval.milvus import MilvusStore
 from echolm.retrieval.store import NEVER, Example, Stored
@@ -292,6 +297,59 @@ def _check(found: Opened, args: argparse.Namespace) -> int:
     print(f"requests stored twice    {duplicates}")
     print(f"not stored yet           {len(found.journal)}")
     return 1 if duplicates and found.settings.examples.deduplicate else 0
+
+
+def replay(args: argparse.Namespace) -> int:
+    """``echolm replay``; returns the exit status."""
+    settings = load_settings(args.config)
+    if args.data_dir is not None:
+        settings = settings.model_copy(update={"data_dir": args.data_dir})
+    with opened(settings) as found:
+        return asyncio.run(_replay(found, args))
+
+
+async def _replay(found: Opened, args: argparse.Namespace) -> int:
+    from echolm.embedding.texts import TextEmbedder
+    from echolm.generation.triton_llm import build_llm_clients
+    from echolm.judging.build import build_judge
+    from echolm.routing.load import LoadTracker
+    from echolm.routing.service import build_targets
+
+    settings = found.settings
+    if settings.judging.kind == "none":
+        raise ConfigurationError(
+            "replay: expected a judge in judging.kind, got 'none': nothing else says which "
+            "answer is better"
+        )
+
+    class Embedder:
+        """The embedder of this process, as judges want it."""
+
+        embed_texts = TextEmbedder(settings.embedding)
+
+        async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            return self.embed_texts(texts)
+
+    targets = build_targets(settings, build_llm_clients(settings))
+    judge = build_judge(settings, targets, Embedder(), LoadTracker())
+    assert judge is not None
+    replayer = Replayer(found.store, found.ledger, found.log, targets, judge, settings)
+    cost = ReplayCost()
+    reasons: Counter[str] = Counter()
+    with _progress("replaying", args.max_examples) as advance:
+        async for one in replayer.run(args.max_examples):
+            cost.add(one)
+            if one.reason:
+                reasons[one.reason] += 1
+            advance(1)
+    if args.json:
+        print(json.dumps({**asdict(cost), "not_improved": dict(reasons)}))
+        return 0
+    print(f"replayed    {cost.examples} examples, {cost.improved} improved")
+    for reason, number in reasons.most_common():
+        print(f"            {number} {reason}")
+    print(f"cost        {cost.candidates} answers, {cost.tokens} tokens, {cost.seconds:.0f} s")
+    return 0
 
 
 _COMMANDS: dict[str, Callable[[Opened, argparse.Namespace], int]] = {

@@ -86,7 +86,7 @@ class DuplicateFinder:
         """
         embeddings = np.stack([embedding for _, embedding in entries])
         queries = [Query(example.tenant, example.scope) for example, _ in entries]
-        found = self._store.search(embeddings, queries, _NEIGHBOURS, now_ms)
+        found = self._store.search(embeddings, queries, _NEIGHBOURS, now_ms, fresh=True)
         # What was found new by scope and request, since the store does not have it yet.
         own: dict[tuple[int, str], Candidate] = {}
         comparisons = []

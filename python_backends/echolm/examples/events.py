@@ -10,6 +10,9 @@ from echolm.retrieval.store import Example
 CHANGE = "examples"
 """Kind of an event that says what was stored and what was removed; see :func:`change`."""
 
+REPLAY = "replay"
+"""Kind of an event that says that an example was replayed; see :func:`replayed`."""
+
 USAGE = "usage"
 """Kind of an event that says which examples stood in prompts; see :func:`usage`."""
 
@@ -19,6 +22,7 @@ def change(
     removed: Sequence[int] = (),
     reason: str = "",
     repeated: Sequence[int] = (),
+    succeeded: Sequence[tuple[int, int]] = (),
 ) -> dict[str, Any]:
     """The body of a ``CHANGE``.
 
@@ -27,6 +31,7 @@ def change(
         removed: ids of those that it has no more.
         reason: why they were removed.
         repeated: ids of those whose request was answered the same way again.
+        succeeded: pairs of ids of which the second, stored, takes the place of the first, removed.
     """
     return {
         "stored": [
@@ -44,7 +49,13 @@ def change(
         "removed": list(removed),
         "reason": reason,
         "repeated": list(repeated),
+        "succeeded": [list(pair) for pair in succeeded],
     }
+
+
+def replayed(id: int, times: int) -> dict[str, Any]:
+    """The body of a ``REPLAY``: the example counts as replayed so many times more."""
+    return {"id": id, "times": times}
 
 
 def usage(uses: Mapping[int, tuple[int, float, float]]) -> dict[str, Any]:

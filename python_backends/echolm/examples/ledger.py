@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from echolm.errors import UnavailableError
-from echolm.examples.events import CHANGE, USAGE
+from echolm.examples.events import CHANGE, REPLAY, USAGE
 from echolm.learning.event_log import START, Event, EventLog
 from echolm.learning.feedback import RATING
 from echolm.retrieval.store import NEVER
@@ -42,7 +42,7 @@ _TABLES = (
     " created_at_ms INTEGER NOT NULL, expires_at_ms INTEGER NOT NULL,"
     " rank REAL NOT NULL, density REAL NOT NULL, gain REAL NOT NULL DEFAULT 0,"
     " uses INTEGER NOT NULL DEFAULT 0, ratings INTEGER NOT NULL DEFAULT 0,"
-    " last_used_ms INTEGER NOT NULL DEFAULT 0)",
+    " replays INTEGER NOT NULL DEFAULT 0, last_used_ms INTEGER NOT NULL DEFAULT 0)",
     "CREATE INDEX IF NOT EXISTS by_density ON examples (density)",
     "CREATE INDEX IF NOT EXISTS by_expiry ON examples (expires_at_ms)",
     "CREATE TABLE IF NOT EXISTS ratings (request_id TEXT PRIMARY KEY, score REAL NOT NULL,"
@@ -71,6 +71,7 @@ class Account:
         gain: moving average of what a better response could have gained at each use.
         uses: prompts that it stood in.
         ratings: of answers to those prompts.
+        replays: how often its response was generated anew, or that of an example before it.
     """
 
     id: int
@@ -84,6 +85,7 @@ class Account:
     gain: float
     uses: int
     ratings: int
+    replays: int
     last_used_ms: int
 
 
@@ -229,7 +231,7 @@ class ExampleLedger:
         with self._used() as db:
             rows = db.execute(
                 "SELECT id, tenant, source_llm, quality, num_bytes, created_at_ms, expires_at_ms,"
-                f" rank, gain, uses, ratings, last_used_ms FROM examples {clause}",
+                f" rank, gain, uses, ratings, replays, last_used_ms FROM examples {clause}",
                 values,
             ).fetchall()
         now = self._age(self._now_ms())
@@ -248,6 +250,11 @@ class ExampleLedger:
                     self._use(db, int(i), int(n), float(credit), float(gain), event.at_ms)
             elif event.kind == RATING:
                 self._rate_uses(db, event)
+            elif event.kind == REPLAY:
+                db.execute(
+                    "UPDATE examples SET replays = replays + ?, gain = 0 WHERE id = ?",
+                    (int(event.body["times"]), int(event.body["id"])),
+                )
         except (KeyError, TypeError, ValueError) as error:
             self.skipped += 1
             logger.warning("example ledger: event %s skipped: %s", event.position, error)
@@ -255,6 +262,8 @@ class ExampleLedger:
     def _change(self, db: sqlite3.Connection, event: Event) -> None:
         for fields in event.body["stored"]:
             self._open(db, fields, event.at_ms)
+        for old, new in event.body.get("succeeded", []):
+            self._succeed(db, int(old), int(new))
         removed = sum(self._close(db, int(i)) for i in event.body["removed"])
         if removed:
             db.execute(
@@ -285,6 +294,18 @@ class ExampleLedger:
         ).rowcount
         _add_to_totals(db, opened, opened * num_bytes)
         return opened
+
+    def _succeed(self, db: sqlite3.Connection, old: int, new: int) -> None:
+        """Let an example go on with what its predecessor was worth; its gain has to show anew."""
+        row = db.execute(
+            "SELECT rank, uses, ratings, replays, last_used_ms FROM examples WHERE id = ?", (old,)
+        ).fetchone()
+        if row is not None:
+            db.execute(
+                "UPDATE examples SET rank = max(rank, ?1), uses = ?2, ratings = ?3, replays = ?4,"
+                " last_used_ms = ?5, density = density + max(rank, ?1) - rank WHERE id = ?6",
+                (*row, new),
+            )
 
     def _close(self, db: sqlite3.Connection, i: int) -> int:
         row = db.execute("SELECT num_bytes FROM examples WHERE id = ?", (i,)).fetchone()

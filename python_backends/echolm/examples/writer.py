@@ -202,7 +202,13 @@ class ExampleWriter:
             self._store.delete(replaced)
         repeated = [one.known for one in compared if one.finding is Finding.REPEATED]
         if fresh or repeated:
-            body = change(examples, replaced, "replaced" if replaced else "", repeated)
+            succeeded = [
+                (one.known, example.id)
+                for (example, _), one in zip(batch, compared, strict=True)
+                if one.finding is Finding.BETTER
+            ]
+            reason = "replaced" if replaced else ""
+            body = change(examples, replaced, reason, repeated, succeeded)
             self._log.append(CHANGE, body)
         self._journal.remove([example.id for example, _ in batch])
         self.counts.written += len(fresh)

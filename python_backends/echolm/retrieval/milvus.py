@@ -27,6 +27,8 @@ SCHEMA_VERSION = 1
 _RECOVER_EVERY_S = 1.0
 _CONNECT_TIMEOUT_S = 10.0
 _WRITE_TIMEOUT_S = 30.0
+# Of a Milvus server: requests do with an example a few seconds late, all else reads its own writes.
+_BOUNDED, _FRESH = "Bounded", "Strong"
 _BAD_DATA = (1100, 1101, 1102)  # Milvus' codes: parameter invalid, missing, too large
 
 _T = TypeVar("_T")
@@ -184,12 +186,17 @@ class MilvusStore:
             self._collection,
             schema=schema,
             index_params=index,
-            consistency_level="Bounded",
+            consistency_level=_BOUNDED,
             timeout=_CONNECT_TIMEOUT_S,
         )
 
     def search(
-        self, embeddings: NDArray[np.float32], queries: Sequence[Query], top_n: int, now_ms: int
+        self,
+        embeddings: NDArray[np.float32],
+        queries: Sequence[Query],
+        top_n: int,
+        now_ms: int,
+        fresh: bool = False,
     ) -> list[list[Candidate]]:
         # Rows of one scope share a search; usually that is the whole batch.
         rows_of_scope: dict[int, list[int]] = defaultdict(list)
@@ -207,7 +214,8 @@ class MilvusStore:
                     limit=top_n,
                     output_fields=_FOUND_FIELDS,
                     search_params={"params": dict(self._settings.search_params)},
-                    timeout=self._timeout,
+                    timeout=_WRITE_TIMEOUT_S if fresh else self._timeout,
+                    consistency_level=_FRESH if fresh else _BOUNDED,
                 )
             for row, row_hits in zip(rows, hits, strict=True):
                 # The scope is a hash; the tenant's name is what must match.
@@ -240,6 +248,7 @@ class MilvusStore:
                 filter="",
                 output_fields=["count(*)"],
                 timeout=_CONNECT_TIMEOUT_S,
+                consistency_level=_FRESH,
             )
         return int(rows[0]["count(*)"])
 
@@ -248,29 +257,34 @@ class MilvusStore:
             return []
         with _reported("get"):
             rows = self._client.get(
-                self._collection, list(ids), output_fields=_ALL_FIELDS, timeout=_WRITE_TIMEOUT_S
+                self._collection,
+                list(ids),
+                output_fields=_ALL_FIELDS,
+                timeout=_WRITE_TIMEOUT_S,
+                consistency_level=_FRESH,
             )
         return [_stored(row) for row in rows]
 
     def scan(self, tenant: str | None = None, batch: int = 500) -> Iterator[list[Stored]]:
-        only = "" if tenant is None else f"tenant == {json.dumps(tenant, ensure_ascii=False)}"
-        with _reported("scan"):
-            iterator = self._client.query_iterator(
-                self._collection,
-                batch_size=batch,
-                filter=only,
-                output_fields=_ALL_FIELDS,
-                timeout=_WRITE_TIMEOUT_S,
-            )
-        try:
-            while True:
-                with _reported("scan"):
-                    rows = iterator.next()
-                if not rows:
-                    return
-                yield [_stored(row) for row in rows]
-        finally:
-            iterator.close()
+        only = "" if tenant is None else f" and tenant == {json.dumps(tenant, ensure_ascii=False)}"
+        last = -1
+        while True:
+            # Of what a filter leaves, Milvus gives the smallest ids, on which its own iterator
+            # rests as well; that one sees no fresh writes on a server.
+            with _reported("scan"):
+                rows = self._client.query(
+                    self._collection,
+                    filter=f"id > {last}{only}",
+                    output_fields=_ALL_FIELDS,
+                    limit=batch,
+                    timeout=_WRITE_TIMEOUT_S,
+                    consistency_level=_FRESH,
+                )
+            if not rows:
+                return
+            found = sorted((_stored(row) for row in rows), key=lambda stored: stored[0].id)
+            last = found[-1][0].id
+            yield found
 
     def compact(self) -> None:
         """Let Milvus drop for good what was deleted; it does so in the background."""
@@ -352,8 +366,9 @@ class LazyMilvusStore:
         queries: Sequence[Query],
         top_n: int,
         now_ms: int,
+        fresh: bool = False,
     ) -> list[list[Candidate]]:
-        return self._call(lambda store: store.search(embeddings, queries, top_n, now_ms))
+        return self._call(lambda store: store.search(embeddings, queries, top_n, now_ms, fresh))
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         self._call(lambda store: store.upsert(examples, embeddings))

@@ -104,12 +104,18 @@ class ExampleStore(Protocol):
     """Where examples live. Safe for use by several threads."""
 
     def search(
-        self, embeddings: NDArray[np.float32], queries: Sequence[Query], top_n: int, now_ms: int
+        self,
+        embeddings: NDArray[np.float32],
+        queries: Sequence[Query],
+        top_n: int,
+        now_ms: int,
+        fresh: bool = False,
     ) -> list[list[Candidate]]:
         """The nearest examples of each row that its query may see, most similar first.
 
         Args:
             embeddings: FP32 [n, D], unit length.
+            fresh: waits until all that was written before can be found, which requests do not.
 
         Raises:
             UnavailableError: the store does not answer in time.
@@ -147,7 +153,12 @@ class InMemoryStore:
         self._lock = threading.Lock()
 
     def search(
-        self, embeddings: NDArray[np.float32], queries: Sequence[Query], top_n: int, now_ms: int
+        self,
+        embeddings: NDArray[np.float32],
+        queries: Sequence[Query],
+        top_n: int,
+        now_ms: int,
+        fresh: bool = False,
     ) -> list[list[Candidate]]:
         if self.error is not None:
             raise self.error

@@ -20,10 +20,16 @@ from echolm.examples.admission import AdmissionPolicy, Verdict
 from echolm.examples.housekeeping import Housekeeper, HousekeepingCounts
 from echolm.examples.journal import WriteJournal
 from echolm.examples.ledger import ExampleLedger
+from echolm.examples.off_peak import OffPeakReplay
+from echolm.examples.replay import Replayed, Replayer
 from echolm.examples.writer import ExampleWriter, WriterCounts
+from echolm.generation.triton_llm import build_llm_clients
+from echolm.judging.build import build_judge
 from echolm.learning.event_log import open_event_log
 from echolm.retrieval.milvus import LazyMilvusStore
-from echolm.routing.service import Exchange
+from echolm.routing.load import LoadTracker
+from echolm.routing.load_board import LoadBoard
+from echolm.routing.service import Exchange, build_targets
 from echolm.settings import load_settings
 from echolm.triton import codec
 from echolm.triton.bls import BLSTextEmbedder
@@ -56,12 +62,39 @@ class TritonPythonModel:
             self._store, self._ledger, self._log, settings.examples, owner
         )
         self._stopping = threading.Event()
+        self._load: LoadBoard | None = None
         self._embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
         self._metrics = Metrics()
         self._runtime = Runtime(args["model_name"])
         self._runtime.spawn(self._metrics.run())
         self._runtime.spawn(self._gauges())
         self._runtime.spawn(self._tidy())
+        if settings.replay.off_peak:
+            self._load = LoadBoard(
+                settings.load_board_path,
+                [llm.name for llm in settings.llms],
+                settings.routing.load_half_life_s,
+            )
+            self._runtime.spawn(self._off_peak(owner, self._load).run())
+
+    def _off_peak(self, owner: str, load: LoadBoard) -> OffPeakReplay:
+        settings = self._settings
+        targets = build_targets(settings, build_llm_clients(settings))
+        # Of its own: what replay asks of the LLMs is no load that it has to make room for.
+        judge = build_judge(settings, targets, self._embedder, LoadTracker())
+        assert judge is not None, "the settings ask for one"
+        replayer = Replayer(self._store, self._ledger, self._log, targets, judge, settings)
+
+        def in_flight() -> int:
+            return sum(load.in_flight(name) for name in targets)
+
+        def count(one: Replayed) -> None:
+            result = "improved" if one.improved else one.reason.replace(" ", "_")
+            self._metrics.add("echolm_replays_total", result=result)
+            self._metrics.add("echolm_replay_tokens_total", one.tokens)
+            self._metrics.add("echolm_replay_seconds_total", one.seconds)
+
+        return OffPeakReplay(replayer, self._log, settings.replay, in_flight, owner, count)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses = []
@@ -176,3 +209,5 @@ class TritonPythonModel:
         self._ledger.close()
         self._log.close()
         self._store.close()
+        if self._load is not None:
+            self._load.close()

@@ -1,0 +1,84 @@
+"""Replay in a server, only while its LLMs have nothing else to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from echolm.errors import EchoError
+from echolm.examples.replay import Replayed, Replayer
+from echolm.learning.event_log import EventLog
+from echolm.settings import ReplaySettings
+
+logger = logging.getLogger("echolm")
+
+_LOOK_EVERY_S = 0.1
+_LEASE, _LEASE_S = "replay", 300.0
+_ROUND = 100
+
+
+class OffPeakReplay:
+    """Replays while there is no load, and stops at once when there is. For one event loop.
+
+    Of all replicas one at a time does it.
+
+    Args:
+        in_flight: requests that all LLMs are serving now, replay left out.
+        owner: name of this replica, different from all others'.
+        on_replayed: is told of every example.
+    """
+
+    def __init__(
+        self,
+        replayer: Replayer,
+        log: EventLog,
+        settings: ReplaySettings,
+        in_flight: Callable[[], int],
+        owner: str,
+        on_replayed: Callable[[Replayed], None] = lambda one: None,
+    ) -> None:
+        self._replayer = replayer
+        self._log = log
+        self._settings = settings
+        self._in_flight = in_flight
+        self._owner = owner
+        self._on_replayed = on_replayed
+
+    async def run(self) -> None:
+        """Replay again and again, until cancelled."""
+        while True:
+            await self._quiet()
+            task = asyncio.create_task(self._round())
+            try:
+                while not task.done() and not self._busy():
+                    await asyncio.wait([task], timeout=_LOOK_EVERY_S)
+            finally:
+                task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError:
+                if asyncio.current_task() is not None and not task.cancelled():
+                    raise
+            except EchoError as error:
+                logger.warning("replay pauses: %s", error)
+            except Exception as error:  # the next round may work
+                logger.error("replay pauses", exc_info=error)
+
+    async def _quiet(self) -> None:
+        """Wait until there has been no load for the whole of a pause."""
+        quiet_s = 0.0
+        while quiet_s < self._settings.pause_s:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            quiet_s = 0.0 if self._busy() else quiet_s + _LOOK_EVERY_S
+
+    def _busy(self) -> bool:
+        return self._in_flight() > self._settings.max_load
+
+    async def _round(self) -> None:
+        if not self._log.lease(_LEASE, self._owner, _LEASE_S):
+            return
+        async for one in self._replayer.run(_ROUND):
+            self._on_replayed(one)
+            if not self._log.lease(_LEASE, self._owner, _LEASE_S):
+                return

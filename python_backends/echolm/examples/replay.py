@@ -1,0 +1,235 @@
+"""Improves examples while the LLMs have nothing else to do (paper, §4.3).
+
+An example whose uses ended in poor answers at a dear LLM has much to gain, ``G(e)`` (see
+:class:`~echolm.examples.ledger.ExampleLedger`). Those are taken first: their LLM answers the
+stored request some times more, a judge picks the best answer, and if that beats the stored one
+it takes its place. It ends where the next example has too little to gain, or where the last
+ones were replayed without any improvement: then more replay buys no more offloading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from echolm.errors import EchoError
+from echolm.examples.events import CHANGE, REPLAY, change, replayed
+from echolm.examples.ledger import Account, ExampleLedger
+from echolm.examples.writer import ExampleIds
+from echolm.generation.llm import Sampling
+from echolm.judging.judge import Judge
+from echolm.learning.event_log import EventLog
+from echolm.retrieval.store import Example, ExampleStore, Stored, scope_key
+from echolm.routing.service import Target
+from echolm.settings import Settings
+
+logger = logging.getLogger("echolm")
+
+_PAGE = 50
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What became of one example.
+
+    Attributes:
+        id: its id before; a better response has a new one.
+        improved: whether its response was replaced.
+        reason: why nothing was tried, or nothing came of it; empty otherwise.
+        candidates: answers that were generated.
+        tokens: read and written by the LLM and the judge.
+        seconds: that it took.
+    """
+
+    id: int
+    improved: bool = False
+    reason: str = ""
+    candidates: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class ReplayCost:
+    """Sum over replayed examples."""
+
+    examples: int = 0
+    improved: int = 0
+    candidates: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, one: Replayed) -> None:
+        self.examples += 1
+        self.improved += one.improved
+        self.candidates += one.candidates
+        self.tokens += one.tokens
+        self.seconds += one.seconds
+
+
+class Replayer:
+    """Replays examples one after the other, the one with most to gain first.
+
+    What was replayed is in the learning log, so a replay that was interrupted goes on where it
+    ended, in whatever process.
+
+    Args:
+        targets: the LLMs by name.
+        judge: compares answers.
+        now_ms: milliseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        store: ExampleStore,
+        ledger: ExampleLedger,
+        log: EventLog,
+        targets: Mapping[str, Target],
+        judge: Judge,
+        settings: Settings,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._log = log
+        self._targets = targets
+        self._judge = judge
+        self._settings = settings
+        self._now_ms = now_ms
+        self._ids = ExampleIds(now_ms)
+
+    async def run(self, limit: int) -> AsyncIterator[Replayed]:
+        """Replay up to ``limit`` examples; ends earlier by the rule above.
+
+        Raises:
+            UnavailableError: store, log or ledger cannot be reached.
+        """
+        replay = self._settings.replay
+        fruitless = done = 0
+        tried: set[int] = set()
+        while done < limit and fruitless < replay.patience:
+            self._ledger.follow(self._log)
+            account = self._next(tried)
+            if account is None:
+                return
+            tried.add(account.id)
+            one = await self._replay(account)
+            fruitless = 0 if one.improved else fruitless + 1
+            done += 1
+            yield one
+
+    def _next(self, tried: set[int]) -> Account | None:
+        """The example with most to gain of those that may be replayed."""
+        replay = self._settings.replay
+        offset = 0
+        while accounts := self._ledger.accounts("gain", _PAGE, offset):
+            for account in accounts:
+                if account.gain < replay.min_gain:
+                    return None
+                if account.id not in tried and account.replays < replay.max_replays:
+                    return account
+            offset += len(accounts)
+        return None
+
+    async def _replay(self, account: Account) -> Replayed:
+        started = time.perf_counter()
+        found = self._store.get([account.id])
+        one = Replayed(account.id, reason="not in the store")
+        if found:
+            one = await self._improve(found[0])
+        if one.reason in ("not in the store", "unknown LLM", "system prompt"):
+            # Nothing was tried, and nothing ever will be: it leaves the list.
+            self._log.append(REPLAY, replayed(one.id, self._settings.replay.max_replays))
+        elif not one.improved and one.reason != "LLM or judge failed":
+            self._log.append(REPLAY, replayed(one.id, 1))
+        return replace(one, seconds=time.perf_counter() - started)
+
+    async def _improve(self, stored: Stored) -> Replayed:
+        example, embedding = stored
+        target = self._targets.get(example.source_llm)
+        if target is None:
+            return Replayed(example.id, reason="unknown LLM")
+        if example.scope != scope_key(example.tenant, ""):
+            # Only a hash of the system prompt is stored, and another one asks for other answers.
+            return Replayed(example.id, reason="system prompt")
+        spent = 0
+        try:
+            answers, spent = await self._candidates(example, target)
+            if not answers:
+                return Replayed(example.id, False, "no other answer", 0, spent)
+            best, tokens = await self._best(example, answers)
+            spent += tokens
+        except EchoError as error:
+            logger.warning("replay of example %d failed: %s", example.id, error)
+            return Replayed(example.id, False, "LLM or judge failed", 0, spent)
+        if best is None:
+            return Replayed(example.id, False, "none is better", len(answers), spent)
+        now = self._now_ms()
+        better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now)
+        self._store.upsert([better], embedding[None])
+        self._log.append(
+            CHANGE,
+            change([better], [example.id], "replayed", succeeded=[(example.id, better.id)]),
+        )
+        self._log.append(REPLAY, replayed(better.id, 1))
+        self._store.delete([example.id])
+        return Replayed(example.id, True, "", len(answers), spent)
+
+    async def _candidates(self, example: Example, target: Target) -> tuple[list[str], int]:
+        """Different complete answers to the example's request; and the tokens spent."""
+        replay = self._settings.replay
+        sampling = Sampling(self._settings.limits.default_max_tokens, replay.temperature)
+        prompt = target.template.render(example.request, [])
+        completions = await asyncio.gather(
+            *(
+                target.client.generate(f"replay-{uuid.uuid4().hex}", prompt, sampling, None)
+                for _ in range(replay.candidates)
+            )
+        )
+        spent = sum(
+            max(0, completion.num_input_tokens) + max(0, completion.num_output_tokens)
+            for completion in completions
+        )
+        texts = [
+            completion.text
+            for completion in completions
+            if completion.finish_reason == "stop" and completion.text.strip()
+        ]
+        return [text for text in dict.fromkeys(texts) if text != example.response], spent
+
+    async def _best(self, example: Example, answers: Sequence[str]) -> tuple[str | None, int]:
+        """The answer that clearly beats the stored one, if any does; and the tokens spent."""
+        margin = self._settings.replay.margin
+        spent = 0
+
+        async def score(answer: str, reference: str | None) -> float | None:
+            nonlocal spent
+            judgement = await self._judge.judge(example.request, answer, reference)
+            spent += judgement.tokens
+            return judgement.score
+
+        if self._judge.scale == "agreement":
+            # Of samples of one LLM, the one that the others agree with most is the likeliest to
+            # be right (minimum Bayes risk decoding: Kumar and Byrne 2004).
+            texts = [example.response, *answers]
+            scores: list[float | None] = []
+            for text in texts:
+                others = [await score(text, other) for other in texts if other != text]
+                known = [one for one in others if one is not None]
+                scores.append(sum(known) / len(known) if known else None)
+            before, after = scores[0], scores[1:]
+        elif self._judge.scale == "preference":
+            before = 0.5  # what a tie with the stored one is worth
+            after = [await score(answer, example.response) for answer in answers]
+        else:
+            before = await score(example.response, None)
+            after = [await score(answer, None) for answer in answers]
+        ranked = [(s, a) for s, a in zip(after, answers, strict=True) if s is not None]
+        if before is None or not ranked:
+            return None, spent
+        best_score, best = max(ranked, key=lambda pair: pair[0])
+        return (best if best_score > before + margin else None), spent

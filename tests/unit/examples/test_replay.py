@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from echolm.errors import UnavailableError
+from echolm.examples.events import CHANGE, USAGE, change, usage
+from echolm.examples.ledger import ExampleLedger
+from echolm.examples.off_peak import OffPeakReplay
+from echolm.examples.replay import Replayed, Replayer
+from echolm.generation.llm import Completion, FakeLLM, OnText, Sampling
+from echolm.judging.judge import FakeJudge
+from echolm.learning.fake_log import MemoryEventLog
+from echolm.retrieval.store import Example, InMemoryStore, scope_key
+from echolm.routing.service import build_targets
+from echolm.settings import ReplaySettings, Settings
+
+GAIN = 0.05
+
+
+class Answers(FakeLLM):
+    """Gives one answer after the other, to whatever it is asked."""
+
+    def __init__(self, *answers: str, finish_reason: str = "stop", delay_s: float = 0.0) -> None:
+        super().__init__(delay_s=delay_s, finish_reason=finish_reason)
+        self.answers = answers
+        self.sampled: list[Sampling] = []
+
+    async def generate(
+        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+    ) -> Completion:
+        if self.error is not None:
+            raise self.error
+        self.sampled.append(sampling)
+        self.prompts.append(prompt)
+        text = self.answers[(len(self.sampled) - 1) % len(self.answers)]
+        await asyncio.sleep(self.delay_s)
+        return Completion(text, self.finish_reason, 10, 5)
+
+
+class World:
+    """A store whose examples all have something to gain."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = InMemoryStore(2)
+        self.log = MemoryEventLog()
+        self.ledger = ExampleLedger(directory / "ledger.sqlite", {"small_llm": 0.1})
+        self.llm = Answers("better")
+        self.judge = FakeJudge({"stored": 0.4, "better": 0.9, "worse": 0.1, "as good": 0.4})
+
+    def add(self, *ids: int, gain: float = GAIN, **changes: Any) -> None:
+        values: dict[str, Any] = {
+            "response": "stored",
+            "tenant": "t",
+            "scope": scope_key("t", ""),
+            "source_llm": "large_llm",
+            "quality": 0.9,
+            "created_at_ms": 1,
+            "updated_at_ms": 1,
+        }
+        examples = [Example(id=i, request=f"request {i}", **(values | changes)) for i in ids]
+        self.store.upsert(examples, np.ones((len(examples), 2), np.float32))
+        self.log.append(CHANGE, change(examples))
+        # So many uses that the average is there.
+        self.log.append(USAGE, usage({i: (50, 1.0, 50 * (gain + i * 1e-4)) for i in ids}))
+
+    def replayer(self, **settings: Any) -> Replayer:
+        chosen = Settings(replay=settings)
+        clients = {llm.name: self.llm for llm in chosen.llms}
+        targets = build_targets(chosen, clients)
+        return Replayer(self.store, self.ledger, self.log, targets, self.judge, chosen)
+
+    async def replay(self, limit: int = 100, **settings: Any) -> list[Replayed]:
+        return [one async for one in self.replayer(**settings).run(limit)]
+
+    def responses(self) -> dict[str, str]:
+        return {e.request: e.response for e, _ in self.store.rows.values()}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.ledger.close()
+
+
+async def test_a_better_answer_takes_the_stored_ones_place(world: World) -> None:
+    world.add(1)
+    [one] = await world.replay(candidates=3)
+    assert (one.id, one.improved, one.candidates, one.tokens) == (1, True, 1, 3 * 15 + 2 * 5)
+    [(example, embedding)] = world.store.rows.values()
+    assert (example.request, example.response, example.tenant) == ("request 1", "better", "t")
+    assert example.id != 1 and example.updated_at_ms > 1 == example.created_at_ms
+    assert embedding.tolist() == [1, 1]
+    world.ledger.follow(world.log)
+    account = world.ledger.account(example.id)
+    assert account is not None
+    assert (account.uses, account.replays, account.gain) == (50, 1, 0.0)
+    assert world.ledger.removals() == {"replayed": 1}
+    assert {s.temperature for s in world.llm.sampled} == {0.8}
+
+
+@pytest.mark.parametrize("answer", ["worse", "as good", "without a verdict", "stored"])
+async def test_an_answer_that_is_not_clearly_better_does_not(world: World, answer: str) -> None:
+    world.add(1)
+    world.llm = Answers(answer)
+    [one] = await world.replay()
+    assert not one.improved and one.reason
+    assert world.responses() == {"request 1": "stored"}
+    world.ledger.follow(world.log)
+    account = world.ledger.account(1)
+    assert account is not None and (account.replays, account.gain) == (1, 0.0)
+
+
+async def test_the_best_of_several_is_taken(world: World) -> None:
+    world.add(1)
+    world.llm = Answers("worse", "better", "fine")
+    world.judge.scores["fine"] = 0.7
+    await world.replay(candidates=3)
+    assert world.responses() == {"request 1": "better"}
+
+
+async def test_cut_and_empty_answers_are_no_candidates(world: World) -> None:
+    world.add(1)
+    world.llm = Answers("better", finish_reason="length")
+    assert not (await world.replay())[0].improved
+    world.add(2)
+    world.llm = Answers(" ")
+    assert not (await world.replay())[0].improved
+
+
+async def test_those_with_most_to_gain_come_first_and_the_rest_is_left(world: World) -> None:
+    world.add(1, 2, 3)
+    world.add(4, gain=0.001)
+    assert [one.id for one in await world.replay()] == [3, 2, 1]
+    assert world.responses()["request 4"] == "stored"
+
+
+async def test_an_interrupted_replay_goes_on_where_it_ended(world: World) -> None:
+    world.add(1, 2, 3)
+    assert [one.id for one in await world.replay(1)] == [3]
+    assert [one.id for one in await world.replay()] == [2, 1]
+
+
+async def test_an_example_is_replayed_so_often_and_no_more(world: World) -> None:
+    world.add(1)
+    world.llm = Answers("worse")
+    for _ in range(3):
+        await world.replay(max_replays=2)
+        world.log.append(USAGE, usage({1: (50, 1.0, 50 * GAIN)}))  # it is used poorly again
+    assert len(world.llm.sampled) == 2 * 4
+
+
+async def test_it_ends_where_nothing_improves_any_more(world: World) -> None:
+    world.add(*range(1, 31))
+    world.llm = Answers("worse")
+    assert len(await world.replay(patience=5)) == 5
+
+
+async def test_a_judge_that_compares_needs_a_clear_win(world: World) -> None:
+    world.add(1)
+    world.judge = FakeJudge({"better": 0.5}, scale="preference")
+    assert not (await world.replay())[0].improved
+    world.add(2)
+    world.judge = FakeJudge({"better": 1.0}, scale="preference")
+    assert (await world.replay())[0].improved
+
+
+async def test_where_only_agreement_is_known_the_majority_wins(world: World) -> None:
+    class Agreement(FakeJudge):
+        async def judge(self, request: str, answer: str, reference: str | None) -> Any:
+            self.scores = {answer: float(answer[0] == (reference or " ")[0])}
+            return await super().judge(request, answer, reference)
+
+    world.add(1)
+    world.judge = Agreement(scale="agreement")
+    world.llm = Answers("right", "r", "rather", "wrong")
+    await world.replay()
+    assert world.responses()["request 1"] in ("right", "r", "rather")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"source_llm": "gone"}, "unknown LLM"),
+        ({"scope": scope_key("t", "be brief")}, "system prompt"),
+    ],
+)
+async def test_what_cannot_be_replayed_is_passed_over_for_good(
+    world: World, changes: dict[str, Any], reason: str
+) -> None:
+    world.add(1, **changes)
+    assert [one.reason for one in await world.replay()] == [reason]
+    assert await world.replay() == []
+
+
+async def test_an_outage_of_the_llm_costs_an_example_nothing(world: World) -> None:
+    world.add(1)
+    world.llm.error = UnavailableError("down")
+    assert [one.reason for one in await world.replay()] == ["LLM or judge failed"]
+    world.llm.error = None
+    assert [one.improved for one in await world.replay()] == [True]
+
+
+class Peak:
+    """An off-peak replay whose load is set by the test."""
+
+    def __init__(self, world: World, name: str = "a") -> None:
+        self.load = 0
+        self.done: list[Replayed] = []
+        settings = ReplaySettings(off_peak=True, pause_s=0.1)
+        self.task = asyncio.create_task(
+            OffPeakReplay(
+                world.replayer(), world.log, settings, lambda: self.load, name, self.done.append
+            ).run()
+        )
+
+    async def until(self, number: int) -> None:
+        deadline = time.monotonic() + 10
+        while len(self.done) < number and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        assert len(self.done) == number
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        assert self.task.cancelled()
+
+
+async def test_a_server_without_load_replays(world: World) -> None:
+    world.add(1, 2)
+    peak = Peak(world)
+    await peak.until(2)
+    await peak.stop()
+    assert set(world.responses().values()) == {"better"}
+
+
+async def test_it_stops_at_once_when_load_comes_and_goes_on_afterwards(world: World) -> None:
+    world.add(1)
+    world.llm = Answers("better", delay_s=0.4)
+    peak = Peak(world)
+    while not world.llm.sampled:
+        await asyncio.sleep(0.02)
+    peak.load = 1
+    await asyncio.sleep(0.8)
+    assert peak.done == []
+    assert world.responses() == {"request 1": "stored"}
+    peak.load = 0
+    await peak.until(1)
+    await peak.stop()
+    assert world.responses() == {"request 1": "better"}
+
+
+async def test_one_replica_at_a_time_replays(world: World) -> None:
+    world.add(1)
+    assert world.log.lease("replay", "another", 60.0)
+    peak = Peak(world)
+    await asyncio.sleep(0.5)
+    await peak.stop()
+    assert peak.done == [] and world.llm.sampled == []
