@@ -87,6 +87,14 @@ class RetrievalSettings(_Section):
     index_type: Literal["IVF_FLAT", "HNSW", "FLAT", "AUTOINDEX"] = "IVF_FLAT"
     index_params: dict[str, int] = {"nlist": 256}
     search_params: dict[str, int] = {"nprobe": 16}
+    partition_by_tenant: bool = Field(
+        False,
+        description="of a new collection on a Milvus server: a search looks into the tenant's "
+        "partition only, which pays off with many tenants",
+    )
+    replicas: int = Field(
+        1, ge=1, description="of the collection in memory; more need as many Milvus query nodes"
+    )
     search_timeout_s: float = Field(2.0, gt=0, description="then the request goes without examples")
     timeout_s: float = Field(
         10.0, gt=0, description="tokenizer to selection, queueing included; then likewise"

@@ -309,10 +309,16 @@ TENANTS = ["a", "b", 'a" or scope > 0 or tenant == "', "ä", " a"]
 SYSTEMS = ["", "be brief", "b"]
 
 
-@pytest.fixture(scope="module")
-def crowded(milvus: MilvusLite | MilvusServer) -> MilvusStore:
+@pytest.fixture(scope="module", params=[False, True], ids=["", "partitioned"])
+def crowded(milvus: MilvusLite | MilvusServer, request: pytest.FixtureRequest) -> MilvusStore:
     """An example of every tenant under every system prompt, all of one embedding."""
-    store = MilvusStore(RetrievalSettings(milvus_uri=milvus.uri, collection="crowded"), "fake", D)
+    if request.param and isinstance(milvus, MilvusLite):
+        pytest.skip("Milvus Lite has no partition keys")
+    name = f"crowded_{request.param}"
+    settings = RetrievalSettings(
+        milvus_uri=milvus.uri, collection=name, partition_by_tenant=request.param
+    )
+    store = MilvusStore(settings, "fake", D)
     places = [(tenant, system) for tenant in TENANTS for system in SYSTEMS]
     examples = [example(k, *place) for k, place in enumerate(places, start=1)]
     store.upsert(examples, unit(0).repeat(len(examples), 0))
