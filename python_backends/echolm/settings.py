@@ -182,9 +182,9 @@ class RoutingSettings(_Section):
         1.0, ge=0, description="load without bias; 1: the capacity of a pool of LLMs"
     )
     load_bias: float = Field(
-        0.5, ge=0, description="lambda_0: most quality (0..1) that a request gives up under load"
+        0.3, ge=0, description="lambda_0: most quality (0..1) that a request gives up under load"
     )
-    load_gain: float = Field(0.5, ge=0, description="gamma: how fast the bias grows with load")
+    load_gain: float = Field(1.0, ge=0, description="gamma: how fast the bias grows with load")
 
 
 class FeedbackSettings(_Section):
