@@ -87,7 +87,8 @@ def test_deleted_examples_are_gone_for_good_and_that_is_logged(
     secret = example(3, request="tell nobody 5f1d7e")
     with opened(settings) as found:
         store(found, example(1), example(2, "other"), secret, example(4))
-        found.journal.append([(example(5, "other"), np.zeros(384, np.float32))])
+        waiting = example(5, "other", request="5f1d7e, not stored yet")
+        found.journal.append([(waiting, np.zeros(384, np.float32))])
     assert run("delete", "--tenant", "other", "--yes") == (0, "deleted 2 examples\n")
     assert run("delete", "--match", "5f1d7e", "--yes") == (0, "deleted 1 examples\n")
     assert run("delete", "--id", "4", "--match", "no match", "--yes")[1] == "no such examples\n"

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,7 @@ from echolm.serving.milvus_lite import vacuum
 from echolm.settings import Settings, load_settings
 
 _BATCH = 250
+_SETTLE_S = 1.0
 
 
 @dataclass
@@ -175,31 +177,41 @@ def _delete(found: Opened, args: argparse.Namespace) -> int:
             and (pattern is None or any(map(pattern.search, (example.request, example.response))))
         )
 
-    if args.id:
-        candidates: Iterator[Sequence[Stored]] = iter([found.store.get(args.id)])
-    else:
-        candidates = found.store.scan(args.tenant)
-    ids = [e.id for batch in candidates for e, _ in batch if concerns(e)]
-    waiting = found.journal.oldest(found.settings.examples.max_pending)
-    pending = [e.id for e, _ in waiting if concerns(e)]
-    total = len(set(ids) | set(pending))
+    def find() -> tuple[list[int], list[int]]:
+        """Ids in the store and in the journal."""
+        if args.id:
+            candidates: Iterator[Sequence[Stored]] = iter([found.store.get(args.id)])
+        else:
+            candidates = found.store.scan(args.tenant)
+        ids = [e.id for batch in candidates for e, _ in batch if concerns(e)]
+        waiting = found.journal.oldest(found.settings.examples.max_pending)
+        return ids, [e.id for e, _ in waiting if concerns(e)]
+
+    ids, pending = find()
+    total = set(ids) | set(pending)
     if not total:
         print("no such examples")
         return 0
-    if not args.yes and input(f"delete {total} examples for good? [y/N] ").lower() != "y":
+    if not args.yes and input(f"delete {len(total)} examples for good? [y/N] ").lower() != "y":
         print("nothing was deleted")
         return 1
-    found.journal.remove(pending)
-    for start in range(0, len(ids), _BATCH):
-        part = ids[start : start + _BATCH]
-        found.store.delete(part)
-        found.log.append(CHANGE, change(removed=part, reason="deleted"))
+    while ids or pending:
+        total |= set(ids) | set(pending)
+        found.journal.remove(pending)
+        for start in range(0, len(ids), _BATCH):
+            part = ids[start : start + _BATCH]
+            found.store.delete(part)
+            found.log.append(CHANGE, change(removed=part, reason="deleted"))
+        # A running server may just be writing what it had read from its journal before.
+        time.sleep(_SETTLE_S)
+        ids, pending = find()
+    found.journal.wipe()
     if found.settings.retrieval.milvus_uri.startswith("unix:"):
         vacuum(milvus_database(found.settings.data_dir))
     else:
         found.store.compact()
     found.ledger.follow(found.log)
-    print(f"deleted {total} examples")
+    print(f"deleted {len(total)} examples")
     return 0
 
 

@@ -54,6 +54,7 @@ class WriteJournal:
         with self._used() as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")  # a crash of the machine loses nothing, either
+            db.execute("PRAGMA secure_delete=ON")
             db.execute(_TABLE)
 
     def __len__(self) -> int:
@@ -93,6 +94,12 @@ class WriteJournal:
         """Forget entries by their examples' ids; unknown ones are ignored."""
         with self._used() as db:
             db.executemany("DELETE FROM pending WHERE id = ?", [(id,) for id in ids])
+
+    def wipe(self) -> None:
+        """Leave nothing of what was removed in the files; as far as no other process reads them."""
+        with self._used() as db:
+            db.commit()
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Give the file back; the journal cannot be used any more."""
