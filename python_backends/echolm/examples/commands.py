@@ -30,6 +30,7 @@ from echolm.errors import ConfigurationError, InvalidRequestError
 from echolm.examples import transfer
 from echolm.examples.duplicates import plain
 from echolm.examples.events import CHANGE, change
+from echolm.examples.housekeeping import reconcile
 from echolm.examples.journal import WriteJournal
 from echolm.examples.ledger import ExampleLedger
 from echolm.examples.replay import ReplayCost, Replayer
@@ -278,31 +279,19 @@ def _take_in(
 
 def _check(found: Opened, args: argparse.Namespace) -> int:
     """Every example must have an account, every account an example, and no request two answers."""
-    without_account = without_example = duplicates = 0
+    duplicates = 0
     seen: set[int] = set()
     with _progress("checking", found.store.count()) as advance:
-        for batch in found.store.scan():
-            known = found.ledger.known([example.id for example, _ in batch])
-            missing = [example for example, _ in batch if example.id not in known]
-            if missing:
-                found.log.append(CHANGE, change(missing))
-                without_account += len(missing)
-            for example, _ in batch:
+
+        def look(examples: list[Example]) -> None:
+            nonlocal duplicates
+            for example in examples:
                 key = hash((example.scope, plain(example.request)))
                 duplicates += key in seen
                 seen.add(key)
-            advance(len(batch))
-    found.ledger.follow(found.log)
-    offset = 0
-    while accounts := found.ledger.accounts("age", _BATCH, offset):
-        ids = [account.id for account in accounts]
-        there = {example.id for example, _ in found.store.get(ids)}
-        lost = [i for i in ids if i not in there]
-        if lost:
-            found.log.append(CHANGE, change(removed=lost, reason="not_in_store"))
-            found.ledger.follow(found.log)
-            without_example += len(lost)
-        offset += len(accounts) - len(lost)
+            advance(len(examples))
+
+        without_account, without_example = reconcile(found.store, found.ledger, found.log, look)
     print(f"examples                 {found.store.count()}")
     print(f"without an account       {without_account}{' (mended)' if without_account else ''}")
     print(f"accounts without example {without_example}{' (mended)' if without_example else ''}")

@@ -16,13 +16,51 @@ from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, change
 from echolm.examples.ledger import ExampleLedger
 from echolm.learning.event_log import EventLog
-from echolm.retrieval.store import ExampleStore
+from echolm.retrieval.store import Example, ExampleStore
 from echolm.settings import ExamplesSettings
 
 logger = logging.getLogger("echolm")
 
 _LEASE = "housekeeping"
 _BATCH = 256
+
+
+def reconcile(
+    store: ExampleStore,
+    ledger: ExampleLedger,
+    log: EventLog,
+    on_scanned: Callable[[list[Example]], None] = lambda examples: None,
+) -> tuple[int, int]:
+    """Open accounts for examples that have none, close those whose example is gone.
+
+    A store may be older than its ledger, may have been filled by other means, or have been
+    restored from a copy.
+
+    Returns:
+        How many accounts were opened and closed.
+
+    Raises:
+        UnavailableError: store, ledger or log cannot be reached.
+    """
+    ledger.follow(log)
+    opened = closed = 0
+    for batch in store.scan(embeddings=False):
+        examples = [example for example, _ in batch]
+        known = ledger.known([example.id for example in examples])
+        missing = [example for example in examples if example.id not in known]
+        opened += ledger.adopt(change(missing)["stored"]) if missing else 0
+        on_scanned(examples)
+    offset = 0
+    while accounts := ledger.accounts("age", _BATCH, offset):
+        ids = [account.id for account in accounts]
+        there = {example.id for example, _ in store.get(ids)}
+        lost = [i for i in ids if i not in there]
+        if lost:
+            log.append(CHANGE, change(removed=lost, reason="not_in_store"))
+            ledger.follow(log)
+        closed += len(lost)
+        offset += len(accounts) - len(lost)
+    return opened, closed
 
 
 @dataclass
@@ -55,6 +93,7 @@ class Housekeeper:
         self._settings = settings
         self._owner = owner
         self._now_ms = now_ms
+        self._reconciled = False
         self.counts = HousekeepingCounts()
 
     def tidy(self, going_on: Callable[[], bool] = lambda: True) -> None:
@@ -67,6 +106,11 @@ class Housekeeper:
             UnavailableError: store, log or ledger cannot be reached; calling again goes on.
         """
         self._ledger.follow(self._log)
+        if not self._reconciled:
+            if self._store.count() != self._ledger.totals()[0]:
+                opened, closed = reconcile(self._store, self._ledger, self._log)
+                logger.info("example ledger: %d accounts opened, %d closed", opened, closed)
+            self._reconciled = True
         if not self._log.lease(_LEASE, self._owner, 4 * self._settings.tidy_interval_s):
             return
         while going_on() and (ids := self._ledger.expired(self._now_ms(), _BATCH)):

@@ -20,7 +20,7 @@ from echolm.routing.service import Served
 
 logger = logging.getLogger("echolm")
 
-_TELL_EVERY_S = 5.0
+_TELL_EVERY_S = 15.0
 _MOST_IDS = 5_000  # of one event; while the log is away, more are not remembered
 
 

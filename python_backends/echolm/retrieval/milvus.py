@@ -49,7 +49,8 @@ _SCALARS: tuple[tuple[str, DataType, dict[str, int]], ...] = (
     ("num_bytes", DataType.INT64, {}),
 )
 _FOUND_FIELDS = ["request", "response", "tenant", "quality"]
-_ALL_FIELDS = ["id", "embedding", *(name for name, _, _ in _SCALARS)]
+_PLAIN_FIELDS = ["id", *(name for name, _, _ in _SCALARS)]
+_ALL_FIELDS = ["embedding", *_PLAIN_FIELDS]
 _EXPIRY_STEP_MS = 60_000  # the filter text changes once a minute, so Milvus can reuse its plan
 
 
@@ -279,7 +280,9 @@ class MilvusStore:
             )
         return [_stored(row) for row in rows]
 
-    def scan(self, tenant: str | None = None, batch: int = 500) -> Iterator[list[Stored]]:
+    def scan(
+        self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
+    ) -> Iterator[list[Stored]]:
         only = "" if tenant is None else f" and {_of_tenant(tenant)}"
         last = -1
         while True:
@@ -289,7 +292,7 @@ class MilvusStore:
                 rows = self._client.query(
                     self._collection,
                     filter=f"id > {last}{only}",
-                    output_fields=_ALL_FIELDS,
+                    output_fields=_ALL_FIELDS if embeddings else _PLAIN_FIELDS,
                     limit=batch,
                     timeout=_WRITE_TIMEOUT_S,
                     consistency_level=_FRESH,
@@ -396,8 +399,10 @@ class LazyMilvusStore:
     def get(self, ids: Sequence[int]) -> list[Stored]:
         return self._call(lambda store: store.get(ids))
 
-    def scan(self, tenant: str | None = None, batch: int = 500) -> Iterator[list[Stored]]:
-        return self._call(lambda store: store.scan(tenant, batch))
+    def scan(
+        self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
+    ) -> Iterator[list[Stored]]:
+        return self._call(lambda store: store.scan(tenant, batch, embeddings))
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -439,7 +444,8 @@ def _candidate(hit: Any) -> Candidate:
 
 def _stored(row: Any) -> Stored:
     values = {name: row[name] for name, _, _ in _SCALARS if name != "num_bytes"}
-    return Example(id=int(row["id"]), **values), np.asarray(row["embedding"], dtype=np.float32)
+    embedding = np.asarray(row.get("embedding", ()), dtype=np.float32)
+    return Example(id=int(row["id"]), **values), embedding
 
 
 def _row(example: Example, embedding: NDArray[np.float32]) -> dict[str, Any]:

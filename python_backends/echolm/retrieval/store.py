@@ -138,8 +138,14 @@ class ExampleStore(Protocol):
         """Those of the examples that are there, in any order."""
         ...
 
-    def scan(self, tenant: str | None = None, batch: int = 500) -> Iterator[list[Stored]]:
-        """All examples, or those of a tenant, ascending by id, some at a time."""
+    def scan(
+        self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
+    ) -> Iterator[list[Stored]]:
+        """All examples, or those of a tenant, ascending by id, some at a time.
+
+        Args:
+            embeddings: False leaves them out, which is much faster; they are empty then.
+        """
         ...
 
 
@@ -193,7 +199,9 @@ class InMemoryStore:
         with self._lock:
             return [self.rows[i] for i in ids if i in self.rows]
 
-    def scan(self, tenant: str | None = None, batch: int = 500) -> Iterator[list[Stored]]:
+    def scan(
+        self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
+    ) -> Iterator[list[Stored]]:
         with self._lock:
             rows = [self.rows[i] for i in sorted(self.rows)]
         found = [row for row in rows if tenant is None or row[0].tenant == tenant]

@@ -43,7 +43,7 @@ _GAUGES_EVERY_S = 2.0
 
 
 class TritonPythonModel:
-    """Answers as soon as an exchange is judged and in the journal; writing comes later."""
+    """Answers as soon as exchanges are judged and in the journal; writing comes later."""
 
     def initialize(self, args: dict[str, str]) -> None:
         self._settings = settings = load_settings()
@@ -97,21 +97,26 @@ class TritonPythonModel:
         return OffPeakReplay(replayer, self._log, settings.replay, in_flight, owner, count)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        responses = []
-        for request in requests:
+        responses: list[Any] = [None] * len(requests)
+        offered: dict[int, list[Exchange]] = {}
+        for i, request in enumerate(requests):
             try:
-                verdicts = self._admit(self._read(request))
+                offered[i] = self._read(request)
             except Exception as problem:
-                responses.append(codec.error_response(problem))
-                continue
-            n = len(verdicts)
-            responses.append(
-                pb_utils.InferenceResponse(
-                    [
-                        codec.tensor(_ADMITTED, [v.admitted for v in verdicts], (n, 1)),
-                        codec.tensor(_REASON, [v.reason for v in verdicts], (n, 1)),
-                    ]
-                )
+                responses[i] = codec.error_response(problem)
+        try:
+            # Together, since the journal waits for the disk once each time.
+            verdicts = self._admit([one for exchanges in offered.values() for one in exchanges])
+        except Exception as problem:
+            return [response or codec.error_response(problem) for response in responses]
+        for i, exchanges in offered.items():
+            n = len(exchanges)
+            own, verdicts = verdicts[:n], verdicts[n:]
+            responses[i] = pb_utils.InferenceResponse(
+                [
+                    codec.tensor(_ADMITTED, [v.admitted for v in own], (n, 1)),
+                    codec.tensor(_REASON, [v.reason for v in own], (n, 1)),
+                ]
             )
         return responses
 

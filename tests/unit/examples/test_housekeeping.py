@@ -140,3 +140,27 @@ def test_eviction_keeps_nearly_what_the_best_knapsack_would(world: World, seed: 
     )
     assert sum(sizes[i - 1] for i in world.store.rows) <= capacity
     assert best - kept <= max(values)
+
+
+def test_examples_of_before_the_ledger_are_found_at_the_start(world: World) -> None:
+    world.add([10] * 5, [1.0] * 5)
+    unknown = Example(77, "q", "a" * 9, "t", 1, "large", 0.9, NOW, NOW)
+    world.store.upsert([unknown], np.ones((1, 2), np.float32))
+    world.store.delete([2, 3])
+    keeper = world.replica()
+    keeper.tidy()
+    assert world.ledgers[0].totals() == (4, 40)
+    assert world.ledgers[0].known([1, 2, 3, 4, 5, 77]) == {1, 4, 5, 77}
+    assert world.ledgers[0].removals() == {"not_in_store": 2}
+
+
+def test_where_both_agree_nothing_is_scanned(world: World) -> None:
+    world.add([10] * 5, [1.0] * 5)
+    keeper = world.replica()
+
+    def never(*arguments: object, **options: object) -> object:
+        raise AssertionError("scanned")
+
+    world.store.scan = never  # type: ignore[method-assign, assignment]
+    keeper.tidy()
+    keeper.tidy()
