@@ -3,26 +3,65 @@
 Eviction is a 0/1 knapsack (paper, §4.3): the weight of an example is the bytes of its texts,
 its value the offloads that it enabled, decayed. The examples of least value per byte go first,
 which is the greedy solution; it misses the best one by less than the value of a single example.
+
+That takes the values for independent, which they are not: of several examples that fit the same
+requests, one does the work of all, and the last one's loss costs all offloads. So of the
+examples that are worth little those go first whose own request another one would fit.
+``scripts/bench_eviction.py`` compares.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from echolm.contracts import MAX_BATCH_SIZE
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, change
 from echolm.examples.ledger import ExampleLedger
 from echolm.learning.event_log import EventLog
-from echolm.retrieval.store import Example, ExampleStore
+from echolm.retrieval.store import Example, ExampleStore, Query
 from echolm.settings import ExamplesSettings
 
 logger = logging.getLogger("echolm")
 
 _LEASE = "housekeeping"
 _BATCH = 256
+_CHOICE = 8
+"""Examples that are looked at for each one that has to go."""
+_NEIGHBOURS = 8
+
+
+def choose_victims(
+    accounts: Sequence[tuple[int, int]],
+    neighbours: Mapping[int, Collection[int]],
+    count: int,
+    num_bytes: int,
+    limit: int,
+) -> list[int]:
+    """Which examples make room.
+
+    Args:
+        accounts: id and bytes of examples, those of least value per byte first.
+        neighbours: for each, ids of stored examples that would serve its request as well.
+        count: examples to be freed.
+        num_bytes: bytes to be freed.
+        limit: most ids.
+    """
+    chosen: dict[int, None] = {}
+    for only_covered in (True, False):
+        for i, size in accounts:
+            if (count <= 0 and num_bytes <= 0) or len(chosen) == limit:
+                return list(chosen)
+            if i in chosen or (only_covered and chosen.keys() >= set(neighbours.get(i, ()))):
+                continue
+            chosen[i] = None
+            count, num_bytes = count - 1, num_bytes - size
+    return list(chosen)
 
 
 def reconcile(
@@ -76,6 +115,7 @@ class Housekeeper:
 
     Args:
         owner: name of this replica, different from all others'.
+        fit: cosine from which an example fits a request (``routing.fit_ceiling``).
     """
 
     def __init__(
@@ -85,6 +125,7 @@ class Housekeeper:
         log: EventLog,
         settings: ExamplesSettings,
         owner: str,
+        fit: float = 1.0,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._store = store
@@ -92,6 +133,7 @@ class Housekeeper:
         self._log = log
         self._settings = settings
         self._owner = owner
+        self._fit = fit
         self._now_ms = now_ms
         self._reconciled = False
         self.counts = HousekeepingCounts()
@@ -121,10 +163,30 @@ class Housekeeper:
         # Somewhat below the limits, so that it need not be done again for each new example.
         while going_on():
             over_count, over_bytes = self._excess(self._settings.low_watermark)
-            ids = self._ledger.least_worth(over_count, over_bytes, _BATCH)
-            if not ids:
+            wanted = self._ledger.least_worth(
+                _CHOICE * max(0, over_count), _CHOICE * max(0, over_bytes), _CHOICE * _BATCH
+            )
+            if not wanted:
                 return
+            neighbours = self._neighbours([i for i, _ in wanted])
+            ids = choose_victims(wanted, neighbours, over_count, over_bytes, _BATCH)
             self.counts.evicted += self._remove(ids, "evicted")
+
+    def _neighbours(self, ids: Sequence[int]) -> dict[int, list[int]]:
+        """For each example others of its scope that fit its request."""
+        found: dict[int, list[int]] = {}
+        for start in range(0, len(ids), MAX_BATCH_SIZE):
+            stored = self._store.get(ids[start : start + MAX_BATCH_SIZE])
+            if not stored:
+                continue
+            queries = [Query(example.tenant, example.scope) for example, _ in stored]
+            embeddings = np.stack([embedding for _, embedding in stored])
+            rows = self._store.search(embeddings, queries, _NEIGHBOURS, self._now_ms(), fresh=True)
+            for (example, _), row in zip(stored, rows, strict=True):
+                found[example.id] = [
+                    c.id for c in row if c.id != example.id and c.similarity >= self._fit
+                ]
+        return found
 
     def _excess(self, share: float) -> tuple[int, int]:
         """Examples and bytes beyond a share of the limits."""

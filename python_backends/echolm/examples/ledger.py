@@ -189,22 +189,22 @@ class ExampleLedger:
             ).fetchall()
         return [i for (i,) in rows]
 
-    def least_worth(self, count: int, num_bytes: int, limit: int) -> list[int]:
-        """Ids of the examples of least value per byte that free so much together.
+    def least_worth(self, count: int, num_bytes: int, limit: int) -> list[tuple[int, int]]:
+        """Id and bytes of the examples of least value per byte that free so much together.
 
         Args:
             count: examples to be freed.
             num_bytes: bytes to be freed.
             limit: most ids at a time.
         """
-        chosen: list[int] = []
+        chosen: list[tuple[int, int]] = []
         with self._used() as db:
             for i, size in db.execute(
                 "SELECT id, num_bytes FROM examples ORDER BY density, id LIMIT ?", (limit,)
             ):
                 if count <= 0 and num_bytes <= 0:
                     break
-                chosen.append(i)
+                chosen.append((i, size))
                 count, num_bytes = count - 1, num_bytes - size
         return chosen
 

@@ -59,7 +59,12 @@ class TritonPythonModel:
         )
         owner = f"{socket.gethostname()}:{os.getpid()}"
         self._housekeeper = Housekeeper(
-            self._store, self._ledger, self._log, settings.examples, owner
+            self._store,
+            self._ledger,
+            self._log,
+            settings.examples,
+            owner,
+            settings.routing.fit_ceiling,
         )
         self._stopping = threading.Event()
         self._load: LoadBoard | None = None

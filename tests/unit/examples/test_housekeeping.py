@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, USAGE, change, usage
-from echolm.examples.housekeeping import Housekeeper
+from echolm.examples.housekeeping import Housekeeper, choose_victims
 from echolm.examples.ledger import FRESH_VALUE, ExampleLedger
 from echolm.learning.fake_log import MemoryEventLog
 from echolm.retrieval.store import NEVER, Example, InMemoryStore
@@ -34,7 +34,7 @@ class World:
             Example(k, "q", "a" * (size - 1), "t", 1, "large", 0.9, NOW, NOW, expires)
             for k, size in enumerate(sizes, start=1)
         ]
-        self.store.upsert(examples, np.ones((len(examples), 2), np.float32))
+        self.store.upsert(examples, np.eye(len(examples), dtype=np.float32))
         self.log.append(CHANGE, change(examples))
         uses = {k: (1, v - FRESH_VALUE, 0.0) for k, v in enumerate(values, start=1)}
         self.log.append(USAGE, usage(uses))
@@ -43,7 +43,7 @@ class World:
         ledger = ExampleLedger(self.directory / f"{name}.sqlite", COSTS)
         self.ledgers.append(ledger)
         chosen = ExamplesSettings(**settings)  # type: ignore[arg-type]
-        return Housekeeper(self.store, ledger, self.log, chosen, name, lambda: NOW)
+        return Housekeeper(self.store, ledger, self.log, chosen, name, 0.7, lambda: NOW)
 
 
 @pytest.fixture
@@ -164,3 +164,25 @@ def test_where_both_agree_nothing_is_scanned(world: World) -> None:
     world.store.scan = never  # type: ignore[method-assign, assignment]
     keeper.tidy()
     keeper.tidy()
+
+
+def test_of_examples_that_fit_the_same_requests_one_stays(world: World) -> None:
+    world.add([10] * 6, [5.0, 4.0, 3.0, 0.6, 0.7, 0.8])
+    # 1, 2 and 3 are one kind of request, 5 and 6 another; 4 is alone and worth least.
+    for i, (x, y, z) in {1: (1, 0, 0), 2: (1, 0, 0), 3: (1, 0, 0), 4: (0, 1, 0)}.items():
+        world.store.rows[i] = (world.store.rows[i][0], np.array([x, y, z], np.float32))
+    for i in (5, 6):
+        world.store.rows[i] = (world.store.rows[i][0], np.array([0, 0, 1], np.float32))
+    world.replica(max_examples=3, low_watermark=1.0).tidy()
+    assert set(world.store.rows) == {1, 4, 6}
+
+
+def test_victims_are_enough_and_no_more() -> None:
+    accounts = [(1, 10), (2, 10), (3, 10), (4, 10)]
+    covered = {1: [3], 2: [], 3: [1], 4: [2]}
+    assert choose_victims(accounts, covered, 1, 0, 10) == [1]
+    # 3 was covered by 1 only.
+    assert choose_victims(accounts, covered, 2, 0, 10) == [1, 4]
+    assert choose_victims(accounts, covered, 0, 25, 10) == [1, 4, 2]
+    assert choose_victims(accounts, covered, 4, 0, 2) == [1, 4]
+    assert choose_victims(accounts, covered, 0, 0, 10) == []

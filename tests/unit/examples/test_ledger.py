@@ -122,7 +122,7 @@ def test_values_keep_their_order_for_years(log: ScriptedLog, open_ledger: Open) 
     follow(ledger, log)
     assert account(ledger, 1).value == pytest.approx(1.0)
     assert account(ledger, 2).value == pytest.approx(0.0)
-    assert ledger.least_worth(1, 0, 10) == [2]
+    assert ledger.least_worth(1, 0, 10) == [(2, 10)]
 
 
 def test_a_rating_replaces_what_was_expected(log: ScriptedLog, open_ledger: Open) -> None:
@@ -166,10 +166,10 @@ def test_least_worth_goes_by_value_per_byte(log: ScriptedLog, open_ledger: Open)
     log.add(USAGE, usage({1: (9, 9.0, 0.0), 3: (1, 1.0, 0.0)}))
     follow(ledger, log)
     # Densities: 9.5 / 100, 0.5 / 10, 1.5 / 50.
-    assert ledger.least_worth(2, 0, 10) == [3, 2]
-    assert ledger.least_worth(0, 55, 10) == [3, 2]
-    assert ledger.least_worth(0, 50, 10) == [3]
-    assert ledger.least_worth(3, 0, 2) == [3, 2]
+    assert ledger.least_worth(2, 0, 10) == [(3, 50), (2, 10)]
+    assert ledger.least_worth(0, 55, 10) == [(3, 50), (2, 10)]
+    assert ledger.least_worth(0, 50, 10) == [(3, 50)]
+    assert ledger.least_worth(3, 0, 2) == [(3, 50), (2, 10)]
     assert ledger.least_worth(0, 0, 10) == []
 
 

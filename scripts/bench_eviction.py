@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Compare eviction policies: how much a store capped at a share of its size still offloads.
+
+A simulation without LLMs: a request counts as offloaded if the store has an example of its
+intent, which is what the demo workload's small LLM needs. A past is stored as it comes, each
+policy making room as it must; then new requests of the same stream are counted. Times of the
+past are spread over --days. EchoLM's policy is the real one, in its ledger. The last line is
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+import numpy as np
+from echolm.examples.events import CHANGE, USAGE, change, usage
+from echolm.examples.housekeeping import choose_victims
+from echolm.examples.ledger import ExampleLedger
+from echolm.learning.event_log import Event
+from echolm.retrieval.store import Example
+from echolm.workload import WorkItem, Workload
+from rich.console import Console
+from rich.progress import track
+
+_START_MS = 1_790_000_000_000
+_PER_PROMPT = 2
+
+
+class Policy(Protocol):
+    """Chooses what goes. Ids ascend in time."""
+
+    def stored(self, example: Example, at_ms: int) -> None: ...
+
+    def used(self, ids: list[int], at_ms: int) -> None: ...
+
+    def victims(self, num_bytes: int) -> list[int]: ...
+
+
+class ByRank:
+    """Removes examples of the lowest rank: least recently or least frequently used, or any."""
+
+    def __init__(self, kind: str, rng: Random) -> None:
+        self._kind = kind
+        self._rng = rng
+        self._ranks: dict[int, tuple[float, int]] = {}
+        self._sizes: dict[int, int] = {}
+
+    def stored(self, example: Example, at_ms: int) -> None:
+        first = {"lru": at_ms, "lfu": 0.0, "random": self._rng.random()}[self._kind]
+        self._ranks[example.id] = (first, example.id)
+        self._sizes[example.id] = example.num_bytes
+
+    def used(self, ids: list[int], at_ms: int) -> None:
+        for i in ids:
+            rank, _ = self._ranks[i]
+            if self._kind != "random":
+                self._ranks[i] = (at_ms if self._kind == "lru" else rank + 1, i)
+
+    def victims(self, num_bytes: int) -> list[int]:
+        chosen: list[int] = []
+        for i in sorted(self._ranks, key=self._ranks.__getitem__):
+            if num_bytes <= 0:
+                break
+            num_bytes -= self._sizes.pop(i)
+            del self._ranks[i]
+            chosen.append(i)
+        return chosen
+
+
+class ValueDensity:
+    """EchoLM's own: its ledger, told the same events as in a server."""
+
+    def __init__(
+        self, directory: Path, neighbours: Callable[[int], Collection[int]] | None = None
+    ) -> None:
+        """
+        Args:
+            neighbours: ids of the stored examples that fit the same requests as one; None
+                evicts by value per byte alone.
+        """
+        directory.mkdir()
+        self._spread = neighbours is not None
+        self._neighbours = neighbours or (lambda i: ())
+        self.now_ms = _START_MS
+        self._ledger = ExampleLedger(
+            directory / "ledger.sqlite", {"small_llm": 0.1}, now_ms=lambda: self.now_ms
+        )
+        self._events: list[Event] = []
+
+    def _tell(self, kind: str, body: dict[str, Any], at_ms: int) -> None:
+        self._events.append(Event(str(len(self._events) + 1), kind, body, at_ms))
+
+    def stored(self, example: Example, at_ms: int) -> None:
+        self._tell(CHANGE, change([example]), at_ms)
+
+    def used(self, ids: list[int], at_ms: int) -> None:
+        self._tell(USAGE, usage({i: (1, 1.0 / len(ids), 0.0) for i in ids}), at_ms)
+
+    def victims(self, num_bytes: int) -> list[int]:
+        self._ledger.follow(self)  # type: ignore[arg-type]
+        choice = 8 * num_bytes if self._spread else num_bytes
+        accounts = self._ledger.least_worth(0, choice, 1_000_000)
+        neighbours = {i: self._neighbours(i) for i, _ in accounts} if self._spread else {}
+        chosen = choose_victims(accounts, neighbours, 0, num_bytes, 1_000_000)
+        self._tell(CHANGE, change(removed=chosen, reason="evicted"), self.now_ms)
+        return chosen
+
+    def read(self, after: str, limit: int) -> list[Event]:
+        """As of a learning log."""
+        first = int(after or 0)
+        return self._events[first : first + limit]
+
+
+class Contents:
+    """What is in a store: its examples by intent, and the other way round."""
+
+    def __init__(self) -> None:
+        self.by_intent: dict[str, list[int]] = defaultdict(list)
+        self.intent_of: dict[int, str] = {}
+
+    def neighbours(self, i: int) -> list[int]:
+        """Others of the same intent."""
+        return [other for other in self.by_intent[self.intent_of[i]] if other != i]
+
+
+def offloaded(
+    past: list[WorkItem],
+    new: list[WorkItem],
+    policy: Policy | None,
+    contents: Contents,
+    capacity: float,
+    days: float,
+    rng: Random,
+) -> float:
+    """Share of the new requests that find an example of their intent."""
+    by_intent, intent_of = contents.by_intent, contents.intent_of
+    sizes: dict[int, int] = {}
+    total = 0
+    for number, item in enumerate(track(past, description="  past", transient=True), start=1):
+        at_ms = _START_MS + int(days * 86_400_000 * number / len(past))
+        found = by_intent[item.intent_id]
+        if found and policy is not None:
+            policy.used(rng.sample(found, min(_PER_PROMPT, len(found))), at_ms)
+        example = Example(number, item.text, item.answer, "t", 1, "large_llm", 0.95, at_ms, at_ms)
+        found.append(number)
+        intent_of[number], sizes[number] = item.intent_id, example.num_bytes
+        total += example.num_bytes
+        if policy is None:
+            continue
+        policy.stored(example, at_ms)
+        if total > capacity:
+            if isinstance(policy, ValueDensity):
+                policy.now_ms = at_ms
+            for i in policy.victims(total - int(0.95 * capacity)):
+                by_intent[intent_of.pop(i)].remove(i)
+                total -= sizes.pop(i)
+    return float(np.mean([bool(by_intent[item.intent_id]) for item in new]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--past", type=int, default=20_000, help="exchanges stored one by one")
+    parser.add_argument("--requests", type=int, default=4_000, help="new ones that are counted")
+    parser.add_argument("--share", type=float, default=0.05, help="of the full store's bytes")
+    parser.add_argument("--days", type=float, default=7.0, help="that the past takes")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    rows: dict[str, list[float]] = defaultdict(list)
+    for seed in range(1, options.seeds + 1):
+        console.print(f"seed {seed}")
+        stream = Workload(seed=0).stream(options.past + options.requests, seed=seed)
+        past, new = stream[: options.past], stream[options.past :]
+        size = sum(len(i.text.encode()) + len(i.answer.encode()) for i in past)
+        with tempfile.TemporaryDirectory() as directory:
+            contents = Contents()
+            policies: dict[str, Policy | None] = {
+                "full store": None,
+                "echolm": ValueDensity(Path(directory) / "echolm", contents.neighbours),
+                "value per byte": ValueDensity(Path(directory) / "plain"),
+                **{kind: ByRank(kind, Random(seed)) for kind in ("lru", "lfu", "random")},
+            }
+            for name, policy in policies.items():
+                own = contents if name == "echolm" else Contents()
+                share = offloaded(
+                    past, new, policy, own, options.share * size, options.days, Random(seed)
+                )
+                rows[name].append(share)
+    full = np.array(rows["full store"])
+    print(f"{options.past} past exchanges, store capped at {options.share:.0%} of their bytes")
+    report = {}
+    for name, shares in rows.items():
+        kept = np.array(shares) / full
+        report[name] = {"offloaded": float(np.mean(shares)), "kept": float(kept.mean())}
+        print(
+            f"  {name:16} offloaded {np.mean(shares):6.1%}   of the full store's "
+            f"{kept.mean():.3f} ± {kept.std():.3f}"
+        )
+    print(json.dumps({"past": options.past, "share": options.share, "policies": report}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
