@@ -4,13 +4,14 @@
 A simulation without LLMs: a request counts as offloaded if the store has an example of its
 intent, which is what the demo workload's small LLM needs. A past is stored as it comes, each
 policy making room as it must; then new requests of the same stream are counted. Times of the
-past are spread over --days. EchoLM's policy is the real one, in its ledger. The last line is
-JSON.
+past are spread over --days. EchoLM's policy is the real one, with its ledger and real embeddings,
+which say which examples fit the same requests. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -21,17 +22,23 @@ from random import Random
 from typing import Any, Protocol
 
 import numpy as np
+from echolm.embedding.texts import TextEmbedder
 from echolm.examples.events import CHANGE, USAGE, change, usage
 from echolm.examples.housekeeping import choose_victims
 from echolm.examples.ledger import ExampleLedger
 from echolm.learning.event_log import Event
 from echolm.retrieval.store import Example
+from echolm.serving.serve import prepare_embedder
+from echolm.settings import load_settings
 from echolm.workload import WorkItem, Workload
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 _START_MS = 1_790_000_000_000
 _PER_PROMPT = 2
+_NEIGHBOURS = 8
+_EMBED = 1_000
 
 
 class Policy(Protocol):
@@ -120,15 +127,25 @@ class ValueDensity:
 
 
 class Contents:
-    """What is in a store: its examples by intent, and the other way round."""
+    """What is in a store: its examples by intent, and the other way round.
 
-    def __init__(self) -> None:
+    Args:
+        embeddings: of the requests, FP32 [n, D]; that of example i stands in row i - 1.
+        fit: cosine from which an example fits a request.
+    """
+
+    def __init__(self, embeddings: NDArray[np.float32], fit: float) -> None:
         self.by_intent: dict[str, list[int]] = defaultdict(list)
         self.intent_of: dict[int, str] = {}
+        self._embeddings = embeddings
+        self._fit = fit
 
     def neighbours(self, i: int) -> list[int]:
-        """Others of the same intent."""
-        return [other for other in self.by_intent[self.intent_of[i]] if other != i]
+        """Others that fit its request, as far as embeddings tell, the nearest ones."""
+        stored = np.fromiter(self.intent_of, dtype=np.int64)
+        cosines = self._embeddings[stored - 1] @ self._embeddings[i - 1]
+        nearest = np.argsort(-cosines)[:_NEIGHBOURS]
+        return [int(stored[k]) for k in nearest if stored[k] != i and cosines[k] >= self._fit]
 
 
 def offloaded(
@@ -174,6 +191,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     console = Console(stderr=True)
+    settings = load_settings()
+    prepare_embedder(settings, console.print)
     rows: dict[str, list[float]] = defaultdict(list)
     for seed in range(1, options.seeds + 1):
         console.print(f"seed {seed}")
@@ -181,7 +200,17 @@ def main() -> int:
         past, new = stream[: options.past], stream[options.past :]
         size = sum(len(i.text.encode()) + len(i.answer.encode()) for i in past)
         with tempfile.TemporaryDirectory() as directory:
-            contents = Contents()
+            embed = TextEmbedder(settings.embedding)
+            batches = range(0, len(past), _EMBED)
+            embeddings = np.concatenate(
+                [
+                    embed([item.text for item in past[k : k + _EMBED]])
+                    for k in track(batches, description="  embedding", transient=True)
+                ]
+            )
+
+            empty = functools.partial(Contents, embeddings, settings.routing.fit_ceiling)
+            contents = empty()
             policies: dict[str, Policy | None] = {
                 "full store": None,
                 "echolm": ValueDensity(Path(directory) / "echolm", contents.neighbours),
@@ -189,7 +218,7 @@ def main() -> int:
                 **{kind: ByRank(kind, Random(seed)) for kind in ("lru", "lfu", "random")},
             }
             for name, policy in policies.items():
-                own = contents if name == "echolm" else Contents()
+                own = contents if name == "echolm" else empty()
                 share = offloaded(
                     past, new, policy, own, options.share * size, options.days, Random(seed)
                 )
