@@ -85,7 +85,9 @@ def test_a_killed_writer_loses_nothing_and_stores_nothing_twice(
     # And the ledger says the same.
     assert ledger.totals() == (len(found), sum(example.num_bytes for example in found))
     assert ledger.known([example.id for example in found]) == {e.id for e in found}
-    # It was killed in the middle of replacing and of evicting.
-    assert ledger.removals().keys() == {"replaced", "evicted"}
+    # It was killed while replacing and evicting. If that was between the store and the log, the
+    # next process finds the example gone and no longer knows why.
+    reasons = ledger.removals().keys()
+    assert {"replaced", "evicted"} <= reasons <= {"replaced", "evicted", "not_in_store"}
     assert len(acknowledged) > 2 * LIMIT
     ledger.close()
