@@ -5,25 +5,38 @@ Both LLMs are replaced by an engine that answers at once; everything else is the
 profile, over a store with many examples of the demo workload. The load comes from NVIDIA's
 perf_analyzer, so that the client takes little of the CPU. Prints a table and ends with one
 JSON line. The store is kept in build/bench and filled only once.
+
+With --exchanges the path is measured at a fixed rate, alone and while so many exchanges a second
+are admitted to a full store, each of which makes another example go.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import functools
+import itertools
 import json
 import shutil
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import perf_analyzer
+import tritonclient.grpc as grpc
+from echolm import contracts
+from echolm.embedding.texts import TextEmbedder
 from echolm.evaluation.progress import Stage
 from echolm.evaluation.store import fill
-from echolm.serving.serve import ServeOptions, prepare_embedder, running_server
-from echolm.settings import load_settings
-from echolm.workload import Workload
+from echolm.serving.serve import Endpoints, ServeOptions, prepare_embedder, running_server
+from echolm.settings import Settings, load_settings
+from echolm.workload import WorkItem, Workload
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,13 +57,15 @@ def instant_repository(directory: Path) -> Path:
     return directory
 
 
-def measure(model: str, url: str, inputs: Path, options: argparse.Namespace) -> dict[str, float]:
-    """perf_analyzer at one concurrency: requests/s and latency in milliseconds."""
+def measure(
+    model: str, url: str, inputs: Path, options: argparse.Namespace, load: Sequence[str]
+) -> dict[str, float]:
+    """perf_analyzer under a load: requests/s and latency in milliseconds."""
     with tempfile.TemporaryDirectory() as work:
         report = Path(work) / "report.csv"
         done = perf_analyzer.run(
             ["-m", model, "-i", "grpc", "-u", url, "--async", f"--input-data={inputs}"]
-            + [f"--concurrency-range={options.concurrency}", "-f", str(report)]
+            + [*load, "-f", str(report)]
             + [f"--warmup-request-count={options.requests // 5}"]
             + [f"--request-count={options.requests}"]
         )
@@ -65,6 +80,107 @@ def measure(model: str, url: str, inputs: Path, options: argparse.Namespace) -> 
     }
 
 
+def full_store(settings: Settings, data_dir: Path, examples: int) -> Settings:
+    """Settings over a copy of the store that has no room for another example."""
+    data_dir.mkdir()
+    shutil.copy(settings.data_dir / "milvus.db", data_dir / "milvus.db")
+    changes = {"enabled": True, "max_examples": examples, "low_watermark": 1.0}
+    limited = settings.examples.model_copy(update=changes)
+    return settings.model_copy(update={"data_dir": data_dir, "examples": limited})
+
+
+class Admissions:
+    """Hands new exchanges to the example manager at a steady rate, each in a call of its own.
+
+    Attributes:
+        failed: calls that ended in an error.
+        admitted: exchanges that were taken.
+    """
+
+    def __init__(
+        self, url: str, items: Sequence[WorkItem], rate: float, settings: Settings
+    ) -> None:
+        texts = [item.text for item in items]
+        self._embeddings = TextEmbedder(settings.embedding)(texts)
+        self._items = items
+        self._rate = rate
+        self._client = grpc.InferenceServerClient(url)
+        self._stopping = threading.Event()
+        self.failed = self.admitted = 0
+
+    def _inputs(self, k: int) -> list[Any]:
+        item = self._items[k]
+        values: dict[str, Any] = {
+            "request": item.text,
+            "response": item.answer,
+            "embedding": self._embeddings[k],
+            "tenant": "public",
+            "system_prompt": "",
+            "llm": "large_llm",
+            "finish_reason": "stop",
+            "quality": 0.95,
+        }
+        tensors = []
+        for spec in contracts.EXAMPLE_MANAGER.inputs:
+            value = values[spec.name]
+            array = np.array(
+                value.encode() if isinstance(value, str) else value,
+                dtype=object if spec.datatype == "BYTES" else np.float32,
+            ).reshape(1, -1)
+            tensor = grpc.InferInput(spec.name, list(array.shape), spec.datatype)
+            tensor.set_data_from_numpy(array)
+            tensors.append(tensor)
+        return tensors
+
+    def _done(self, result: Any, error: Exception | None) -> None:
+        if error is not None:
+            self.failed += 1
+        else:
+            self.admitted += bool(result.as_numpy("admitted").all())
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        for k in itertools.count():
+            if self._stopping.wait(max(0.0, started + k / self._rate - time.monotonic())):
+                return
+            inputs = self._inputs(k % len(self._items))
+            self._client.async_infer("example_manager", inputs, callback=self._done)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """As long as the context lasts."""
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            thread.join()
+            self._client.close()
+
+
+def beside_admissions(
+    endpoints: Endpoints,
+    inputs: Path,
+    items: Sequence[WorkItem],
+    options: argparse.Namespace,
+    settings: Settings,
+) -> dict[str, dict[str, float]]:
+    """The path at a fixed rate, alone and beside the admissions."""
+    load = (f"--request-rate-range={options.rate}", "--request-distribution=poisson")
+    under = functools.partial(measure, "echolm", endpoints.grpc_url, inputs, options, load)
+    results = {"alone": under()}
+    admissions = Admissions(endpoints.grpc_url, items, options.exchanges, settings)
+    with admissions.running():
+        started = time.monotonic()
+        results["beside admissions"] = under()
+        seconds = time.monotonic() - started
+    if admissions.failed:
+        raise SystemExit(f"bench_path: {admissions.failed} exchanges were not taken")
+    results["beside admissions"]["admitted_per_s"] = admissions.admitted / seconds
+    return results
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--examples", type=int, default=100_000)
@@ -72,6 +188,10 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=4_000, help="measured, after a fifth more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument(
+        "--exchanges", type=float, default=0.0, help="a second, that are admitted meanwhile"
+    )
+    parser.add_argument("--rate", type=float, default=40.0, help="requests/s with --exchanges")
     options = parser.parse_args()
     console = Console(stderr=True)
     data_dir = ROOT / "build" / "bench" / f"path-{options.examples}"
@@ -103,19 +223,32 @@ def main() -> int:
         serve = ServeOptions(
             profile=None, model_repositories=repositories, http_port=0, grpc_port=0, metrics_port=0
         )
+        if options.exchanges:
+            settings = full_store(settings, Path(work) / "data", options.examples)
+            seconds = 1.3 * options.requests / options.rate
+            exchanges = workload.stream(
+                int(seconds * options.exchanges), seed=options.seed + 2, phase="past"
+            )
         with running_server(settings, serve, progress=console.print) as endpoints:
-            results = {
-                model: measure(model, endpoints.grpc_url, inputs, options)
-                for model in ("retrieval", "echolm")
-            }
-    for model, row in results.items():
-        figures = "  ".join(f"{name} {np.round(value, 1)}" for name, value in row.items())
-        print(f"{model:10} {figures}")
-    print(
-        json.dumps(
-            {"examples": options.examples, "concurrency": options.concurrency, "models": results}
-        )
-    )
+            if options.exchanges:
+                results = beside_admissions(endpoints, inputs, exchanges, options, settings)
+            else:
+                load = [f"--concurrency-range={options.concurrency}"]
+                results = {
+                    model: measure(model, endpoints.grpc_url, inputs, options, load)
+                    for model in ("retrieval", "echolm")
+                }
+    report: dict[str, Any] = {"examples": options.examples}
+    if options.exchanges:
+        report |= {"rate": options.rate, "exchanges": options.exchanges}
+        report["p99_ratio"] = results["beside admissions"]["p99_ms"] / results["alone"]["p99_ms"]
+        print(f"{report['p99_ratio']:.2f} times the p99 latency beside admissions")
+    else:
+        report["concurrency"] = options.concurrency
+    for name, row in results.items():
+        figures = "  ".join(f"{key} {np.round(value, 1)}" for key, value in row.items())
+        print(f"{name:17} {figures}")
+    print(json.dumps(report | {"models": results}))
     return 0
 
 

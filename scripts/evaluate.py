@@ -2,9 +2,9 @@
 """Measure EchoLM against the alternatives on live servers, and each of its parts.
 
 Every experiment replays seeded requests of the demo workload: learning from few ratings,
-ablations, corrupted examples, drift, a burst of load, soliciting ratings, and the order of
-examples. Policies and settings that cannot share a server get one each, over the same past.
-Prints tables with what must hold beside what was measured, draws plots, writes
+ablations, corrupted examples, drift, a burst of load, soliciting ratings, the order of
+examples, and replay. Policies and settings that cannot share a server get one each, over the same
+past. Prints tables with what must hold beside what was measured, draws plots, writes
 build/evaluation.json, and ends with one JSON line. The past is the large LLM's recorded answers
 (scripts/record_past.py).
 """
@@ -34,6 +34,7 @@ from echolm.evaluation.experiments import (
     drift,
     learning,
     prefix,
+    replay,
     solicit,
 )
 from echolm.evaluation.outcome import Outcome
@@ -54,6 +55,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
     "burst": burst.run,
     "solicit": solicit.run,
     "prefix": prefix.run,
+    "replay": replay.run,
 }
 QUICK_EXPERIMENTS = ("learning", "corruption", "drift", "burst")
 """By default, since every server takes seconds to start; the others can be named."""

@@ -24,6 +24,10 @@ class Sizes:
         solicit_requests, solicit_share: requests of each way to rate, and the share rated.
         burst_learning, calm_s, burst_s, back_s: requests before the load, and its parts.
         prefix_requests: for each order.
+        flawed: share of the stored answers that is spoilt before replay.
+        replay_learning, replay_rated: requests served before it, and the share rated.
+        replay_requests: new ones before and after.
+        replay_top: most examples that are replayed, as a share of the past.
         window: requests over which curves are averaged.
     """
 
@@ -51,6 +55,11 @@ class Sizes:
     burst_s: float = 60.0
     back_s: float = 50.0
     prefix_requests: int = 600
+    flawed: float = 0.15
+    replay_learning: int = 2_000
+    replay_rated: float = 0.05
+    replay_requests: int = 600
+    replay_top: float = 0.1
     window: int = 100
 
 
@@ -76,5 +85,8 @@ QUICK = Sizes(
     burst_s=2.0,
     back_s=2.0,
     prefix_requests=12,
+    replay_learning=24,
+    replay_rated=0.5,
+    replay_requests=12,
     window=6,
 )
