@@ -5,14 +5,19 @@ A simulation without LLMs: a request counts as offloaded if the store has an exa
 intent, which is what the demo workload's small LLM needs. A past is stored as it comes, each
 policy making room as it must; then new requests of the same stream are counted. Times of the
 past are spread over --days. EchoLM's policy is the real one, with its ledger and real embeddings,
-which say which examples fit the same requests. The last line is JSON.
+which say which examples fit the same requests. The utility model is assumed to find examples of
+the request's intent useful with a probability drawn for each from --utility, and no others; "equal
+shares" divides each offload among its examples instead, as if others were of no account, and "no
+neighbours" evicts by value per byte alone. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
+import math
 import sys
 import tempfile
 from collections import defaultdict
@@ -27,7 +32,7 @@ from echolm.examples.events import CHANGE, USAGE, change, usage
 from echolm.examples.housekeeping import choose_victims
 from echolm.examples.ledger import ExampleLedger
 from echolm.learning.event_log import Event
-from echolm.retrieval.store import Example
+from echolm.retrieval.store import FRESH_VALUE, Example
 from echolm.serving.serve import prepare_embedder
 from echolm.settings import load_settings
 from echolm.workload import WorkItem, Workload
@@ -37,6 +42,11 @@ from rich.progress import track
 
 _START_MS = 1_790_000_000_000
 _PER_PROMPT = 2
+RANKS = ("lru", "lfu", "random")
+POLICIES = (
+    *("full store", "echolm", "echolm, no neighbours", "echolm, equal shares"),
+    *("echolm, equal shares, no neighbours", *RANKS),
+)
 _NEIGHBOURS = 8
 _EMBED = 1_000
 
@@ -44,9 +54,9 @@ _EMBED = 1_000
 class Policy(Protocol):
     """Chooses what goes. Ids ascend in time."""
 
-    def stored(self, example: Example, at_ms: int) -> None: ...
+    def stored(self, example: Example, coverage: float, at_ms: int) -> None: ...
 
-    def used(self, ids: list[int], at_ms: int) -> None: ...
+    def used(self, ids: list[int], credits: list[float], at_ms: int) -> None: ...
 
     def victims(self, num_bytes: int) -> list[int]: ...
 
@@ -60,12 +70,12 @@ class ByRank:
         self._ranks: dict[int, tuple[float, int]] = {}
         self._sizes: dict[int, int] = {}
 
-    def stored(self, example: Example, at_ms: int) -> None:
+    def stored(self, example: Example, coverage: float, at_ms: int) -> None:
         first = {"lru": at_ms, "lfu": 0.0, "random": self._rng.random()}[self._kind]
         self._ranks[example.id] = (first, example.id)
         self._sizes[example.id] = example.num_bytes
 
-    def used(self, ids: list[int], at_ms: int) -> None:
+    def used(self, ids: list[int], credits: list[float], at_ms: int) -> None:
         for i in ids:
             rank, _ = self._ranks[i]
             if self._kind != "random":
@@ -86,15 +96,20 @@ class ValueDensity:
     """EchoLM's own: its ledger, told the same events as in a server."""
 
     def __init__(
-        self, directory: Path, neighbours: Callable[[int], Collection[int]] | None = None
+        self,
+        directory: Path,
+        neighbours: Callable[[int], Collection[int]] | None = None,
+        equal_shares: bool = False,
     ) -> None:
         """
         Args:
             neighbours: ids of the stored examples that fit the same requests as one; None
                 evicts by value per byte alone.
+            equal_shares: of each offload among its examples, whatever others would do.
         """
         directory.mkdir()
         self._spread = neighbours is not None
+        self._equal_shares = equal_shares
         self._neighbours = neighbours or (lambda i: ())
         self.now_ms = _START_MS
         self._ledger = ExampleLedger(
@@ -105,11 +120,15 @@ class ValueDensity:
     def _tell(self, kind: str, body: dict[str, Any], at_ms: int) -> None:
         self._events.append(Event(str(len(self._events) + 1), kind, body, at_ms))
 
-    def stored(self, example: Example, at_ms: int) -> None:
-        self._tell(CHANGE, change([example]), at_ms)
+    def stored(self, example: Example, coverage: float, at_ms: int) -> None:
+        value = FRESH_VALUE * (1.0 if self._equal_shares else 1.0 - coverage)
+        self._tell(CHANGE, change([dataclasses.replace(example, value=value)]), at_ms)
 
-    def used(self, ids: list[int], at_ms: int) -> None:
-        self._tell(USAGE, usage({i: (1, 1.0 / len(ids), 0.0) for i in ids}), at_ms)
+    def used(self, ids: list[int], credits: list[float], at_ms: int) -> None:
+        if self._equal_shares:
+            credits = [1.0 / len(ids)] * len(ids)
+        uses = {i: (1, credit, 0.0) for i, credit in zip(ids, credits, strict=True)}
+        self._tell(USAGE, usage(uses), at_ms)
 
     def victims(self, num_bytes: int) -> list[int]:
         self._ledger.follow(self)  # type: ignore[arg-type]
@@ -155,24 +174,30 @@ def offloaded(
     contents: Contents,
     capacity: float,
     days: float,
+    utility: tuple[float, float],
     rng: Random,
 ) -> float:
     """Share of the new requests that find an example of their intent."""
     by_intent, intent_of = contents.by_intent, contents.intent_of
     sizes: dict[int, int] = {}
+    utilities: dict[int, float] = {}
     total = 0
     for number, item in enumerate(track(past, description="  past", transient=True), start=1):
         at_ms = _START_MS + int(days * 86_400_000 * number / len(past))
         found = by_intent[item.intent_id]
+        uncovered = math.prod(1.0 - utilities[i] for i in found)
         if found and policy is not None:
-            policy.used(rng.sample(found, min(_PER_PROMPT, len(found))), at_ms)
+            ids = rng.sample(found, min(_PER_PROMPT, len(found)))
+            shares = [utilities[i] * uncovered / (1.0 - utilities[i]) for i in ids]
+            policy.used(ids, shares, at_ms)
         example = Example(number, item.text, item.answer, "t", 1, "large_llm", 0.95, at_ms, at_ms)
         found.append(number)
+        utilities[number] = rng.uniform(*utility)
         intent_of[number], sizes[number] = item.intent_id, example.num_bytes
         total += example.num_bytes
         if policy is None:
             continue
-        policy.stored(example, at_ms)
+        policy.stored(example, 1.0 - uncovered, at_ms)
         if total > capacity:
             if isinstance(policy, ValueDensity):
                 policy.now_ms = at_ms
@@ -188,6 +213,14 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=4_000, help="new ones that are counted")
     parser.add_argument("--share", type=float, default=0.05, help="of the full store's bytes")
     parser.add_argument("--days", type=float, default=7.0, help="that the past takes")
+    parser.add_argument(
+        "--utility",
+        type=float,
+        nargs=2,
+        default=(0.7, 0.99),
+        metavar=("LEAST", "MOST"),
+        help="of examples of the request's intent, below 1",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     console = Console(stderr=True)
@@ -210,19 +243,22 @@ def main() -> int:
             )
 
             empty = functools.partial(Contents, embeddings, settings.routing.fit_ceiling)
-            contents = empty()
-            policies: dict[str, Policy | None] = {
-                "full store": None,
-                "echolm": ValueDensity(Path(directory) / "echolm", contents.neighbours),
-                "value per byte": ValueDensity(Path(directory) / "plain"),
-                **{kind: ByRank(kind, Random(seed)) for kind in ("lru", "lfu", "random")},
-            }
-            for name, policy in policies.items():
-                own = contents if name == "echolm" else empty()
-                share = offloaded(
-                    past, new, policy, own, options.share * size, options.days, Random(seed)
-                )
-                rows[name].append(share)
+            work = Path(directory)
+
+            def own_policy(name: str, contents: Contents, work: Path = work) -> Policy:
+                near = None if "no neighbours" in name else contents.neighbours
+                return ValueDensity(work / name, near, "equal shares" in name)
+
+            for name in POLICIES:
+                contents = empty()
+                policy: Policy | None = None
+                if name in RANKS:
+                    policy = ByRank(name, Random(seed))
+                elif name != "full store":
+                    policy = own_policy(name, contents)
+                capacity = options.share * size
+                rest = (capacity, options.days, options.utility, Random(seed))
+                rows[name].append(offloaded(past, new, policy, contents, *rest))
     full = np.array(rows["full store"])
     print(f"{options.past} past exchanges, store capped at {options.share:.0%} of their bytes")
     report = {}
@@ -230,7 +266,7 @@ def main() -> int:
         kept = np.array(shares) / full
         report[name] = {"offloaded": float(np.mean(shares)), "kept": float(kept.mean())}
         print(
-            f"  {name:16} offloaded {np.mean(shares):6.1%}   of the full store's "
+            f"  {name:36} offloaded {np.mean(shares):6.1%}   of the full store's "
             f"{kept.mean():.3f} ± {kept.std():.3f}"
         )
     print(json.dumps({"past": options.past, "share": options.share, "policies": report}))

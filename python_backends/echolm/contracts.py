@@ -101,11 +101,13 @@ RETRIEVED = (
     Tensor("example_responses", "BYTES", (-1,)),
     Tensor("example_similarities", "FP32", (-1,)),
     Tensor("example_utilities", "FP32", (-1,)),
+    Tensor("coverage", "FP32", (1,)),
     Tensor("selection_record", "BYTES", (1,)),
     Tensor("retrieval_degraded", "BYTES", (1,)),
 )
-"""The chosen examples in prompt order, what a rating needs to know of the choice (text of a
-``SelectionRecord``, empty if there was nothing to choose from), and what was skipped and why."""
+"""The chosen examples in prompt order, how surely the request is served by the found ones (see
+``Selection``), what a rating needs to know of the choice (text of a ``SelectionRecord``, empty if
+there was nothing to choose from), and what was skipped and why."""
 
 _SCOPE_INPUTS = (SYSTEM_PROMPT, TENANT, CACHE_CONTROL)
 
@@ -143,6 +145,7 @@ EXAMPLE_MANAGER = ModelContract(
         Tensor("llm", "BYTES", (1,)),
         Tensor("finish_reason", "BYTES", (1,)),
         Tensor("quality", "FP32", (1,)),
+        Tensor("coverage", "FP32", (1,)),
     ),
     (Tensor("admitted", "BOOL", (1,)), Tensor("reason", "BYTES", (1,))),
     MAX_BATCH_SIZE,

@@ -41,6 +41,7 @@ def change(
                 "tenant": e.tenant,
                 "source_llm": e.source_llm,
                 "quality": e.quality,
+                "value": e.value,
                 "created_at_ms": e.created_at_ms,
                 "expires_at_ms": e.expires_at_ms,
             }

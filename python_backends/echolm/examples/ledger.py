@@ -21,12 +21,9 @@ from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, REPLAY, USAGE
 from echolm.learning.event_log import START, Event, EventLog
 from echolm.learning.feedback import RATING
-from echolm.retrieval.store import NEVER
+from echolm.retrieval.store import FRESH_VALUE, NEVER
 
 logger = logging.getLogger("echolm")
-
-FRESH_VALUE = 0.5
-"""Offloads that a new example is credited with: without any it would be the first to go."""
 
 _GAIN_RATE = 0.2  # of the moving average of gains, per use
 _HOUR_MS = 3_600_000.0
@@ -67,7 +64,7 @@ class Account:
     """What is known of one example.
 
     Attributes:
-        value: offloads that it enabled, decayed (0.9 an hour by default).
+        value: offloads that would not have been without it, decayed (0.9 an hour by default).
         gain: moving average of what a better response could have gained at each use.
         uses: prompts that it stood in.
         ratings: of answers to those prompts.
@@ -275,7 +272,10 @@ class ExampleLedger:
             self._credit(db, int(i), FRESH_VALUE, event.at_ms)
 
     def _open(self, db: sqlite3.Connection, fields: Mapping[str, Any], at_ms: int) -> int:
-        rank = math.log(FRESH_VALUE) + self._age(at_ms)
+        value = float(fields.get("value", FRESH_VALUE))
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite value of a new example, got {value}")
+        rank = math.log(max(value, _LEAST_VALUE)) + self._age(at_ms)
         num_bytes = max(1, int(fields["num_bytes"]))
         opened = db.execute(
             "INSERT OR IGNORE INTO examples (id, num_bytes, tenant, source_llm, quality,"

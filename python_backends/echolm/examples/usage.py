@@ -1,7 +1,8 @@
 """Counts what examples do, in the router, and tells the learning log now and then.
 
-An answer that a cheaper LLM gave with examples is an offload. Each of its examples is credited
-with an equal share of it, times the quality that the router expects of the answer; a rating
+An answer that a cheaper LLM gave with examples is an offload. An example is credited with the
+quality that the router expects of the answer, times the probability that this example serves the
+request and no other one that was found would: the store could do without it otherwise. A rating
 that comes later corrects that (:class:`~echolm.examples.ledger.ExampleLedger`). What a better
 example could still gain is ``G(e) = (1 - quality) * cost`` of the LLM that answered (paper,
 §4.3).
@@ -21,6 +22,7 @@ from echolm.routing.service import Served
 logger = logging.getLogger("echolm")
 
 _TELL_EVERY_S = 15.0
+_LEAST_DOUBT = 0.01  # that is taken for certain serves a request with a probability of 0.99
 _MOST_IDS = 5_000  # of one event; while the log is away, more are not remembered
 
 
@@ -47,8 +49,11 @@ class UsageRecorder:
         if not ids or cost >= 1.0:
             return
         quality = served.decision.quality
-        credit, gain = quality / len(ids), (1.0 - quality) * cost
+        gain, uncovered = (1.0 - quality) * cost, 1.0 - served.retrieved.coverage
+        utilities = {e.id: e.utility for e in served.retrieved.examples}
         for i in ids:
+            utility = utilities.get(i, 0.0)
+            credit = quality * utility * uncovered / max(1.0 - utility, _LEAST_DOUBT)
             if i not in self._uses and len(self._uses) >= _MOST_IDS:
                 self.lost += 1
                 continue

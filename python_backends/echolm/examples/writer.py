@@ -16,7 +16,7 @@ from echolm.examples.duplicates import NEW, DuplicateFinder, Finding
 from echolm.examples.events import CHANGE, change
 from echolm.examples.journal import Entry, WriteJournal
 from echolm.learning.event_log import EventLog
-from echolm.retrieval.store import NEVER, Example, ExampleStore, scope_key
+from echolm.retrieval.store import FRESH_VALUE, NEVER, Example, ExampleStore, scope_key
 from echolm.routing.service import Exchange
 from echolm.settings import ExamplesSettings
 
@@ -121,6 +121,8 @@ class ExampleWriter:
                     scope=scope_key(exchange.tenant, exchange.system_prompt),
                     source_llm=exchange.llm,
                     quality=exchange.quality,
+                    # What others do already, it need not do.
+                    value=FRESH_VALUE * (1.0 - exchange.coverage),
                     created_at_ms=now,
                     updated_at_ms=now,
                     expires_at_ms=now + ttl_ms if ttl_ms else NEVER,

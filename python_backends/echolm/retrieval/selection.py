@@ -48,10 +48,13 @@ class Selection:
     Attributes:
         examples: in prompt order.
         record: what a rating needs to know of it; None if there was nothing to choose from.
+        coverage: probability that any of the good examples that were found, chosen or not, would
+            do for the request, were each of use by itself (noisy OR of their utilities).
     """
 
     examples: tuple[Selected, ...] = ()
     record: SelectionRecord | None = None
+    coverage: float = 0.0
 
 
 class ExampleSelector:
@@ -109,18 +112,21 @@ class ExampleSelector:
         if not batch.valid.any():
             return [Selection() for _ in requests]
         utilities = self.utility.score(batch)
-        picked = self._pick(batch, utilities)
+        best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
+        strong = batch.valid & (utilities >= best * self._settings.relative_similarity)
+        coverages = 1.0 - np.where(strong, 1.0 - np.clip(utilities, 0, 1), 1.0).prod(axis=1)
+        picked = self._pick(batch, utilities, strong)
         return [
-            self._conclude(k, candidates[k], batch, utilities[k], picks)
-            for k, picks in enumerate(picked)
+            self._conclude(k, candidates[k], batch, utilities[k], picks, coverage)
+            for k, (picks, coverage) in enumerate(zip(picked, coverages.tolist(), strict=True))
         ]
 
-    def _pick(self, batch: FeatureBatch, utilities: NDArray[np.float32]) -> list[list[int]]:
+    def _pick(
+        self, batch: FeatureBatch, utilities: NDArray[np.float32], strong: NDArray[np.bool_]
+    ) -> list[list[int]]:
         """Columns of the best for each row, by maximal marginal relevance and token budget."""
         settings = self._settings
         b, n = utilities.shape
-        best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
-        strong = batch.valid & (utilities >= best * settings.relative_similarity)
         relevance = np.where(strong, (1 - settings.diversity) * utilities, -np.inf)
         redundancy = np.zeros((b, n), dtype=np.float32)
         ids, slots = batch.ids.tolist(), batch.slots.tolist()
@@ -177,6 +183,7 @@ class ExampleSelector:
         batch: FeatureBatch,
         utilities: NDArray[np.float32],
         picks: list[int],
+        coverage: float,
     ) -> Selection:
         """Drop what is under the threshold, leave one out now and then, and put in order."""
         if not picks:
@@ -204,7 +211,7 @@ class ExampleSelector:
             draw,
         )
         examples = [Selected(c.id, c.request, c.response, c.similarity, u) for c, u in chosen]
-        return Selection(tuple(examples), record)
+        return Selection(tuple(examples), record, coverage)
 
     def _ordered(self, found: dict[int, Candidate]) -> list[int]:
         """The columns in the order of the prompt."""

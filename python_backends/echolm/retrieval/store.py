@@ -17,6 +17,9 @@ MAX_TEXT_BYTES = 65_535
 NEVER = 2**62
 """``expires_at_ms`` of an example that does not expire."""
 
+FRESH_VALUE = 0.5
+"""Offloads that a new example is credited with, if no other serves its request."""
+
 
 def scope_key(tenant: str, system_prompt: str) -> int:
     """The key under which examples may be shared: same tenant, same system prompt.
@@ -38,7 +41,8 @@ class Example:
         scope: :func:`scope_key` of tenant and system prompt.
         quality: rating of the response, 0..1.
         uses: how often it was put into a prompt.
-        value: offloads that it enabled, decayed.
+        value: offloads that it was credited with when it was stored; a new one needs some, or it
+            would be the first to go.
         replays: how often its response was regenerated.
         created_at_ms, updated_at_ms, expires_at_ms: milliseconds since the epoch.
     """
@@ -54,7 +58,7 @@ class Example:
     updated_at_ms: int
     expires_at_ms: int = NEVER
     uses: int = 0
-    value: float = 0.0
+    value: float = FRESH_VALUE
     replays: int = 0
 
     @property

@@ -42,19 +42,26 @@ class Retrieved:
     Attributes:
         embedding: FP32 [D], unit length; None if there is none.
         examples: chosen, in prompt order.
+        coverage: how surely stored examples serve the request; see ``Selection``.
         selection: how they were chosen, text of a ``SelectionRecord``; empty if unknown.
         degraded: why there are none, if something failed.
     """
 
     embedding: NDArray[np.float32] | None = None
     examples: tuple[Selected, ...] = ()
+    coverage: float = 0.0
     selection: str = ""
     degraded: str = ""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A finished request and answer, offered as an example."""
+    """A finished request and answer, offered as an example.
+
+    Attributes:
+        coverage: how surely stored examples serve the request already; see
+            :class:`~echolm.retrieval.selection.Selection`.
+    """
 
     request: str
     response: str
@@ -64,6 +71,7 @@ class Exchange:
     llm: str
     finish_reason: str
     quality: float
+    coverage: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -528,6 +536,7 @@ class RouterService:
             llm=answer.llm,
             finish_reason=answer.finish_reason,
             quality=answer.predicted_quality,
+            coverage=retrieved.coverage,
         )
         task = asyncio.get_running_loop().create_task(self._hand_over(exchange))
         # The loop keeps only weak references to tasks.

@@ -98,6 +98,7 @@ class BLSRetriever:
             Retrieved(
                 embedding=embeddings[row],
                 examples=_examples(out, row),
+                coverage=float(out["coverage"][row, 0]),
                 selection=out["selection_record"][row, 0].decode("utf-8"),
                 degraded=out["retrieval_degraded"][row, 0].decode("utf-8"),
             )
@@ -158,6 +159,7 @@ class BLSExampleManager:
                 _tensor("llm", "BYTES", [exchange.llm], (1, 1)),
                 _tensor("finish_reason", "BYTES", [exchange.finish_reason], (1, 1)),
                 _tensor("quality", "FP32", [exchange.quality], (1, 1)),
+                _tensor("coverage", "FP32", [exchange.coverage], (1, 1)),
             ],
             self._timeout_s,
         )

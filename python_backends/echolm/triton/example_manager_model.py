@@ -165,11 +165,14 @@ class TritonPythonModel:
         exchanges = []
         for row in range(embeddings.shape[0]):
             cells = {name: array.reshape(-1)[row] for name, array in columns.items()}
-            quality = float(cells.pop("quality"))
+            quality, coverage = float(cells.pop("quality")), float(cells.pop("coverage"))
             texts = {name: codec.decode(value, name) for name, value in cells.items()}
             exchanges.append(
                 Exchange(
-                    embedding=np.array(embeddings[row], dtype=np.float32), quality=quality, **texts
+                    embedding=np.array(embeddings[row], dtype=np.float32),
+                    quality=quality,
+                    coverage=coverage,
+                    **texts,
                 )
             )
         return exchanges

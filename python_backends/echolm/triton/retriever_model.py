@@ -176,6 +176,7 @@ def _outputs(chosen: list[Selection], degraded: str) -> list[Any]:
         column("example_responses", "response", ""),
         column("example_similarities", "similarity", 0.0),
         column("example_utilities", "utility", 0.0),
+        codec.tensor(_SPECS["coverage"], [s.coverage for s in chosen], (n, 1)),
         codec.tensor(
             _SPECS["selection_record"],
             ["" if s.record is None else s.record.dump() for s in chosen],

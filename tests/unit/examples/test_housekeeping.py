@@ -10,9 +10,9 @@ import pytest
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, USAGE, change, usage
 from echolm.examples.housekeeping import Housekeeper, choose_victims
-from echolm.examples.ledger import FRESH_VALUE, ExampleLedger
+from echolm.examples.ledger import ExampleLedger
 from echolm.learning.fake_log import MemoryEventLog
-from echolm.retrieval.store import NEVER, Example, InMemoryStore
+from echolm.retrieval.store import FRESH_VALUE, NEVER, Example, InMemoryStore
 from echolm.settings import ExamplesSettings
 
 COSTS = {"small": 0.1, "large": 1.0}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, USAGE, change, usage
-from echolm.examples.ledger import FRESH_VALUE, Account, ExampleLedger
+from echolm.examples.ledger import Account, ExampleLedger
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
-from echolm.retrieval.store import Example
+from echolm.retrieval.store import FRESH_VALUE, Example
 
 COSTS = {"small": 0.1, "large": 1.0}
 HOUR = 3_600_000

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,13 +10,26 @@ from echolm.examples.events import USAGE
 from echolm.examples.usage import UsageRecorder
 from echolm.learning.event_log import START
 from echolm.learning.fake_log import MemoryEventLog
+from echolm.retrieval.selection import Selected
+from echolm.routing.service import Retrieved
 
 COSTS = {"small": 0.1, "large": 1.0}
 
 
-def served(*ids: int, llm: str = "small", quality: float = 0.8) -> Any:
+def served(
+    *ids: int,
+    llm: str = "small",
+    quality: float = 0.8,
+    utility: float = 0.9,
+    others: Sequence[float] = (),
+) -> Any:
+    """An answer with examples of one utility; others of other utilities were found as well."""
+    doubt = math.prod(1 - u for u in (*[utility] * len(ids), *others))
+    retrieved = Retrieved(
+        examples=tuple(Selected(i, "q", "a", 0.9, utility) for i in ids), coverage=1 - doubt
+    )
     decision = SimpleNamespace(example_ids=ids, llm=llm, quality=quality)
-    return SimpleNamespace(decision=decision)
+    return SimpleNamespace(decision=decision, retrieved=retrieved)
 
 
 @pytest.fixture
@@ -26,12 +41,31 @@ def told(log: MemoryEventLog) -> list[Any]:
     return [(e.kind, e.body["uses"]) for e in log.read(START, 100)]
 
 
-async def test_an_offloads_examples_share_its_credit(log: MemoryEventLog) -> None:
+async def test_an_example_is_credited_with_what_no_other_would_do(log: MemoryEventLog) -> None:
     recorder = UsageRecorder(log, COSTS)
     recorder.served(served(1, 2))
     recorder.served(served(1, quality=0.5))
+    recorder.served(served(3, others=(0.9, 0.5)))
     await recorder.tell()
-    assert told(log) == [(USAGE, [[1, 2, 0.9, 0.07], [2, 1, 0.4, 0.02]])]
+    alone, beside_another = 0.5 * 0.9, 0.8 * 0.9 * 0.1
+    assert told(log) == [
+        (
+            USAGE,
+            [
+                [1, 2, pytest.approx(alone + beside_another, abs=1e-3), 0.07],
+                [2, 1, pytest.approx(beside_another, abs=1e-3), 0.02],
+                [3, 1, pytest.approx(beside_another * 0.5, abs=1e-3), 0.02],
+            ],
+        )
+    ]
+
+
+async def test_an_example_that_is_certain_to_help_has_a_finite_credit(log: MemoryEventLog) -> None:
+    recorder = UsageRecorder(log, COSTS)
+    recorder.served(served(1, utility=1.0))
+    await recorder.tell()
+    [(_, [[_, _, credit, _]])] = told(log)
+    assert 0 <= credit <= 0.8
 
 
 async def test_what_was_told_is_not_told_again(log: MemoryEventLog) -> None:
@@ -60,7 +94,7 @@ async def test_an_outage_of_the_log_loses_nothing(log: MemoryEventLog) -> None:
     recorder.served(served(1))
     log.available = True
     await recorder.tell()
-    assert told(log) == [(USAGE, [[1, 2, 1.6, 0.04]])]
+    assert told(log) == [(USAGE, [[1, 2, pytest.approx(2 * 0.8 * 0.9, abs=1e-3), 0.04]])]
 
 
 async def test_a_long_outage_is_bounded_and_counted(log: MemoryEventLog) -> None:
