@@ -316,9 +316,11 @@ class ReplaySettings(_Section):
         0.05, ge=0, le=1, description="by which the judge must find an answer better"
     )
     max_replays: int = Field(5, ge=1, description="of an example; more bring nothing (paper, §4.3)")
-    min_gain: float = Field(0.005, ge=0, description="least G(e) that is worth a replay")
+    min_gain: float = Field(
+        0.005, ge=0, description="least G(e) that is worth a replay, summed over an example's uses"
+    )
     patience: int = Field(
-        20, ge=1, description="replays without an improvement after which it ends"
+        50, ge=1, description="replays without an improvement after which it ends"
     )
     max_load: int = Field(
         0, ge=0, description="requests in flight to all LLMs above which off-peak replay stops"

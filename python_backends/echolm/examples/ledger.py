@@ -25,19 +25,18 @@ from echolm.retrieval.store import FRESH_VALUE, NEVER
 
 logger = logging.getLogger("echolm")
 
-_GAIN_RATE = 0.2  # of the moving average of gains, per use
 _HOUR_MS = 3_600_000.0
 _EPOCH_MS = 1_735_689_600_000  # 2025-01-01, as in ExampleIds
 _LEAST_VALUE = 1e-9
 _REMEMBERED_MS = 8 * 24 * 3_600_000  # ratings that a later one of the same answer corrects
 _LOCK_WAIT_S = 10.0
-_VERSION = 1
+_VERSION = 2
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS examples (id INTEGER PRIMARY KEY, num_bytes INTEGER NOT NULL,"
     " tenant TEXT NOT NULL, source_llm TEXT NOT NULL, quality REAL NOT NULL,"
     " created_at_ms INTEGER NOT NULL, expires_at_ms INTEGER NOT NULL,"
-    " rank REAL NOT NULL, density REAL NOT NULL, gain REAL NOT NULL DEFAULT 0,"
+    " rank REAL NOT NULL, density REAL NOT NULL, gain_rank REAL NOT NULL,"
     " uses INTEGER NOT NULL DEFAULT 0, ratings INTEGER NOT NULL DEFAULT 0,"
     " replays INTEGER NOT NULL DEFAULT 0, last_used_ms INTEGER NOT NULL DEFAULT 0)",
     "CREATE INDEX IF NOT EXISTS by_density ON examples (density)",
@@ -53,7 +52,7 @@ Order = Literal["value", "density", "gain", "uses", "age"]
 _ORDERS: Mapping[Order, str] = {
     "value": "rank DESC",
     "density": "density DESC",
-    "gain": "gain DESC, id",
+    "gain": "gain_rank DESC, id",
     "uses": "uses DESC, id",
     "age": "created_at_ms, id",
 }
@@ -65,7 +64,7 @@ class Account:
 
     Attributes:
         value: offloads that would not have been without it, decayed (0.9 an hour by default).
-        gain: moving average of what a better response could have gained at each use.
+        gain: sum of what a better response could have gained at each use, decayed likewise.
         uses: prompts that it stood in.
         ratings: of answers to those prompts.
         replays: how often its response was generated anew, or that of an example before it.
@@ -228,11 +227,13 @@ class ExampleLedger:
         with self._used() as db:
             rows = db.execute(
                 "SELECT id, tenant, source_llm, quality, num_bytes, created_at_ms, expires_at_ms,"
-                f" rank, gain, uses, ratings, replays, last_used_ms FROM examples {clause}",
+                f" rank, gain_rank, uses, ratings, replays, last_used_ms FROM examples {clause}",
                 values,
             ).fetchall()
         now = self._age(self._now_ms())
-        return [Account(*(*row[:7], math.exp(min(row[7] - now, 700.0)), *row[8:])) for row in rows]
+        return [
+            Account(*row[:7], *(_exp(rank - now) for rank in row[7:9]), *row[9:]) for row in rows
+        ]
 
     def _age(self, at_ms: float) -> float:
         """What has to be added to a value's logarithm for it to be compared with later ones."""
@@ -249,8 +250,8 @@ class ExampleLedger:
                 self._rate_uses(db, event)
             elif event.kind == REPLAY:
                 db.execute(
-                    "UPDATE examples SET replays = replays + ?, gain = 0 WHERE id = ?",
-                    (int(event.body["times"]), int(event.body["id"])),
+                    "UPDATE examples SET replays = replays + ?, gain_rank = ? WHERE id = ?",
+                    (int(event.body["times"]), self._rank(0.0, event.at_ms), int(event.body["id"])),
                 )
         except (KeyError, TypeError, ValueError) as error:
             self.skipped += 1
@@ -275,11 +276,12 @@ class ExampleLedger:
         value = float(fields.get("value", FRESH_VALUE))
         if not math.isfinite(value):
             raise ValueError(f"expected a finite value of a new example, got {value}")
-        rank = math.log(max(value, _LEAST_VALUE)) + self._age(at_ms)
+        rank = self._rank(value, at_ms)
         num_bytes = max(1, int(fields["num_bytes"]))
         opened = db.execute(
             "INSERT OR IGNORE INTO examples (id, num_bytes, tenant, source_llm, quality,"
-            " created_at_ms, expires_at_ms, rank, density) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " created_at_ms, expires_at_ms, rank, density, gain_rank)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 int(fields["id"]),
                 num_bytes,
@@ -290,6 +292,7 @@ class ExampleLedger:
                 int(fields.get("expires_at_ms", NEVER)),
                 rank,
                 rank - math.log(num_bytes),
+                self._rank(0.0, at_ms),
             ),
         ).rowcount
         _add_to_totals(db, opened, opened * num_bytes)
@@ -321,11 +324,9 @@ class ExampleLedger:
         if n <= 0 or not (math.isfinite(credit) and math.isfinite(gain)):
             raise ValueError(f"expected uses of an example, got {n}, {credit}, {gain}")
         self._credit(db, i, credit, at_ms)
-        share = 1.0 - (1.0 - _GAIN_RATE) ** n
+        self._gain(db, i, gain, at_ms)
         db.execute(
-            "UPDATE examples SET uses = uses + ?, last_used_ms = ?, gain = gain + ? * (? - gain)"
-            " WHERE id = ?",
-            (n, at_ms, share, gain / n, i),
+            "UPDATE examples SET uses = uses + ?, last_used_ms = ? WHERE id = ?", (n, at_ms, i)
         )
 
     def _rate_uses(self, db: sqlite3.Connection, event: Event) -> None:
@@ -343,23 +344,33 @@ class ExampleLedger:
         db.execute("DELETE FROM ratings WHERE at_ms < ?", (event.at_ms - _REMEMBERED_MS,))
         for i in ids:
             self._credit(db, int(i), (score - before) / len(ids), event.at_ms)
+            self._gain(db, int(i), (before - score) * cost, event.at_ms)
             db.execute(
-                "UPDATE examples SET ratings = ratings + ?, gain = gain + ? * (? - gain)"
-                " WHERE id = ?",
-                (int(earlier is None), _GAIN_RATE, (1.0 - score) * cost, int(i)),
+                "UPDATE examples SET ratings = ratings + ? WHERE id = ?",
+                (int(earlier is None), int(i)),
             )
 
     def _credit(self, db: sqlite3.Connection, i: int, credit: float, at_ms: int) -> None:
         row = db.execute("SELECT rank, num_bytes FROM examples WHERE id = ?", (i,)).fetchone()
         if row is None or credit == 0.0:
             return
-        age = self._age(at_ms)
-        value = math.exp(min(row[0] - age, 700.0)) + credit
-        rank = math.log(max(value, _LEAST_VALUE)) + age
+        rank = self._rank(_exp(row[0] - self._age(at_ms)) + credit, at_ms)
         db.execute(
             "UPDATE examples SET rank = ?, density = ? WHERE id = ?",
             (rank, rank - math.log(row[1]), i),
         )
+
+    def _gain(self, db: sqlite3.Connection, i: int, gain: float, at_ms: int) -> None:
+        row = db.execute("SELECT gain_rank FROM examples WHERE id = ?", (i,)).fetchone()
+        if row is not None and gain != 0.0:
+            total = _exp(row[0] - self._age(at_ms)) + gain
+            db.execute(
+                "UPDATE examples SET gain_rank = ? WHERE id = ?", (self._rank(total, at_ms), i)
+            )
+
+    def _rank(self, value: float, at_ms: float) -> float:
+        """The logarithm that is kept of a value; that of nothing is very small."""
+        return math.log(max(value, _LEAST_VALUE)) + self._age(at_ms)
 
     @contextmanager
     def _used(self) -> Iterator[sqlite3.Connection]:
@@ -369,6 +380,10 @@ class ExampleLedger:
                 yield self._db
         except sqlite3.Error as error:
             raise UnavailableError(f"example ledger {self._path}: {error}") from error
+
+
+def _exp(exponent: float) -> float:
+    return math.exp(min(exponent, 700.0))
 
 
 def _exists(db: sqlite3.Connection, i: int) -> bool:

@@ -1,10 +1,12 @@
 """Improves examples while the LLMs have nothing else to do (paper, §4.3).
 
-An example whose uses ended in poor answers at a dear LLM has much to gain, ``G(e)`` (see
+An example whose many uses ended in poor answers at a dear LLM has much to gain, ``G(e)`` (see
 :class:`~echolm.examples.ledger.ExampleLedger`). Those are taken first: their LLM answers the
 stored request some times more, a judge picks the best answer, and if that beats the stored one
-it takes its place. It ends where the next example has too little to gain, or where the last
-ones were replayed without any improvement: then more replay buys no more offloading.
+it takes its place. Most stored answers are good, and of these the judge says so, or a first
+sample agrees with them: no more is spent on them. It ends where the next example has too little
+to gain, or where the last ones were replayed without any improvement: then more replay buys no
+more offloading.
 """
 
 from __future__ import annotations
@@ -69,6 +71,14 @@ class ReplayCost:
         self.candidates += one.candidates
         self.tokens += one.tokens
         self.seconds += one.seconds
+
+
+@dataclass
+class _Cost:
+    """What one example has cost so far."""
+
+    answers: int = 0
+    tokens: int = 0
 
 
 class Replayer:
@@ -156,18 +166,14 @@ class Replayer:
         if example.scope != scope_key(example.tenant, ""):
             # Only a hash of the system prompt is stored, and another one asks for other answers.
             return Replayed(example.id, reason="system prompt")
-        spent = 0
+        cost = _Cost()
         try:
-            answers, spent = await self._candidates(example, target)
-            if not answers:
-                return Replayed(example.id, False, "no other answer", 0, spent)
-            best, tokens = await self._best(example, answers)
-            spent += tokens
+            best, reason = await self._better(example, target, cost)
         except EchoError as error:
             logger.warning("replay of example %d failed: %s", example.id, error)
-            return Replayed(example.id, False, "LLM or judge failed", 0, spent)
+            reason, best = "LLM or judge failed", None
         if best is None:
-            return Replayed(example.id, False, "none is better", len(answers), spent)
+            return Replayed(example.id, False, reason, cost.answers, cost.tokens)
         now = self._now_ms()
         better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now)
         self._store.upsert([better], embedding[None])
@@ -177,59 +183,86 @@ class Replayer:
         )
         self._log.append(REPLAY, replayed(better.id, 1))
         self._store.delete([example.id])
-        return Replayed(example.id, True, "", len(answers), spent)
+        return Replayed(example.id, True, "", cost.answers, cost.tokens)
 
-    async def _candidates(self, example: Example, target: Target) -> tuple[list[str], int]:
-        """Different complete answers to the example's request; and the tokens spent."""
-        replay = self._settings.replay
-        sampling = Sampling(self._settings.limits.default_max_tokens, replay.temperature)
+    async def _better(
+        self, example: Example, target: Target, cost: _Cost
+    ) -> tuple[str | None, str]:
+        """An answer that clearly beats the stored one; or None, and why there is none."""
+        replay, scale = self._settings.replay, self._judge.scale
+        stored = example.response
+        good = 1.0 - replay.margin
+        answers: list[str] = []
+        before: float | None = 0.5  # of a preference: what a tie with the stored one is worth
+        if scale == "absolute":
+            before = await self._score(example, stored, None, cost)
+            if before is not None and before >= good:
+                return None, "good already"
+        elif scale == "agreement":
+            answers = await self._sample(example, target, 1, cost)
+            if answers == [stored]:
+                return None, "good already"
+            if answers and (await self._score(example, stored, answers[0], cost) or 0.0) >= good:
+                return None, "good already"
+        answers += await self._sample(example, target, replay.candidates - cost.answers, cost)
+        others = [text for text in dict.fromkeys(answers) if text != stored]
+        if not others:
+            return None, "no other answer"
+        if scale == "agreement":
+            # Of samples of one LLM, the one that the others agree with most is the likeliest to
+            # be right (minimum Bayes risk decoding: Kumar and Byrne 2004).
+            voters = [stored, *answers]
+            before = await self._agreement(example, voters, 0, cost)
+            places = [voters.index(text) for text in others]
+            after = [await self._agreement(example, voters, place, cost) for place in places]
+        else:
+            reference = stored if scale == "preference" else None
+            after = [await self._score(example, text, reference, cost) for text in others]
+        ranked = [(s, a) for s, a in zip(after, others, strict=True) if s is not None]
+        if before is None or not ranked:
+            return None, "no verdict"
+        best_score, best = max(ranked, key=lambda pair: pair[0])
+        return (best, "") if best_score > before + replay.margin else (None, "none is better")
+
+    async def _sample(self, example: Example, target: Target, n: int, cost: _Cost) -> list[str]:
+        """The complete ones of ``n`` answers to the example's request."""
+        sampling = Sampling(
+            self._settings.limits.default_max_tokens, self._settings.replay.temperature
+        )
         prompt = target.template.render(example.request, [])
         completions = await asyncio.gather(
             *(
                 target.client.generate(f"replay-{uuid.uuid4().hex}", prompt, sampling, None)
-                for _ in range(replay.candidates)
+                for _ in range(n)
             )
         )
-        spent = sum(
+        cost.answers += n
+        cost.tokens += sum(
             max(0, completion.num_input_tokens) + max(0, completion.num_output_tokens)
             for completion in completions
         )
-        texts = [
+        return [
             completion.text
             for completion in completions
             if completion.finish_reason == "stop" and completion.text.strip()
         ]
-        return [text for text in dict.fromkeys(texts) if text != example.response], spent
 
-    async def _best(self, example: Example, answers: Sequence[str]) -> tuple[str | None, int]:
-        """The answer that clearly beats the stored one, if any does; and the tokens spent."""
-        margin = self._settings.replay.margin
-        spent = 0
+    async def _agreement(
+        self, example: Example, voters: Sequence[str], place: int, cost: _Cost
+    ) -> float | None:
+        """How far the others agree with the answer at ``place`` on average."""
+        own = voters[place]
+        scores = [
+            1.0 if other == own else await self._score(example, own, other, cost)
+            for k, other in enumerate(voters)
+            if k != place
+        ]
+        known = [score for score in scores if score is not None]
+        return sum(known) / len(known) if known else None
 
-        async def score(answer: str, reference: str | None) -> float | None:
-            nonlocal spent
-            judgement = await self._judge.judge(example.request, answer, reference)
-            spent += judgement.tokens
-            return judgement.score
-
-        if self._judge.scale == "agreement":
-            # Of samples of one LLM, the one that the others agree with most is the likeliest to
-            # be right (minimum Bayes risk decoding: Kumar and Byrne 2004).
-            texts = [example.response, *answers]
-            scores: list[float | None] = []
-            for text in texts:
-                others = [await score(text, other) for other in texts if other != text]
-                known = [one for one in others if one is not None]
-                scores.append(sum(known) / len(known) if known else None)
-            before, after = scores[0], scores[1:]
-        elif self._judge.scale == "preference":
-            before = 0.5  # what a tie with the stored one is worth
-            after = [await score(answer, example.response) for answer in answers]
-        else:
-            before = await score(example.response, None)
-            after = [await score(answer, None) for answer in answers]
-        ranked = [(s, a) for s, a in zip(after, answers, strict=True) if s is not None]
-        if before is None or not ranked:
-            return None, spent
-        best_score, best = max(ranked, key=lambda pair: pair[0])
-        return (best if best_score > before + margin else None), spent
+    async def _score(
+        self, example: Example, answer: str, reference: str | None, cost: _Cost
+    ) -> float | None:
+        judgement = await self._judge.judge(example.request, answer, reference)
+        cost.tokens += judgement.tokens
+        return judgement.score

@@ -144,12 +144,28 @@ def test_poor_answers_at_a_dear_llm_are_what_replay_gains_most_from(
 ) -> None:
     ledger = open_ledger()
     log.add(CHANGE, change([example(1), example(2)]))
+    expected = (1.0 - 0.8) * 0.1  # as the ratings say, too
+    log.add(USAGE, usage({1: (30, 1.0, 30 * expected), 2: (30, 1.0, 30 * expected)}))
     for n in range(30):
         log.add(RATING, rating(0.2, [1], f"a{n}"))
         log.add(RATING, rating(1.0, [2], f"b{n}"))
     follow(ledger, log)
-    assert account(ledger, 1).gain == pytest.approx(0.8 * 0.1, rel=0.01)
+    assert account(ledger, 1).gain == pytest.approx(30 * 0.8 * 0.1, rel=0.01)
+    assert account(ledger, 2).gain == pytest.approx(0.0, abs=1e-3)
     assert [a.id for a in ledger.accounts("gain", 10)] == [1, 2]
+
+
+def test_an_example_used_often_has_more_to_gain_and_that_fades(
+    log: ScriptedLog, open_ledger: Open
+) -> None:
+    log.add(CHANGE, change([example(1), example(2)]))
+    log.add(USAGE, usage({1: (9, 1.0, 0.18), 2: (1, 0.1, 0.05)}))
+    log.add(USAGE, usage({1: (1, 0.1, 0.02)}), hours=1)
+    ledger = open_ledger(hours=1)
+    follow(ledger, log)
+    assert [a.id for a in ledger.accounts("gain", 10)] == [1, 2]
+    assert account(ledger, 1).gain == pytest.approx(0.18 * 0.9 + 0.02)
+    assert account(ledger, 2).gain == pytest.approx(0.05 * 0.9)
 
 
 def test_answers_of_the_dearest_llm_are_no_offloads(log: ScriptedLog, open_ledger: Open) -> None:
