@@ -15,6 +15,7 @@ from echolm.errors import ConfigurationError
 
 ENGINES: Mapping[str, str] = {
     "openvino": "echolm.engines.openvino:create",
+    "vllm": "echolm.engines.vllm:create",
     "instant": "echolm.engines.instant:create",
 }
 """Where each engine's ``create(model_dir, options)`` is, by the engine's name."""
