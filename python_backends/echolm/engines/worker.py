@@ -50,6 +50,9 @@ _MAX_QUICK_RESTARTS = 3
 _QUICK_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 _MAX_JOINED = 2_000
+ENV_LIBRARY_PATH = "_ECHOLM_LIBRARY_PATH"
+"""Variable with what LD_LIBRARY_PATH was before Triton's own libraries were put in front, which
+must not get in the way of CUDA's in a worker."""
 _BOOTSTRAP = """
 import sys
 root = sys.argv.pop(1)
@@ -206,12 +209,12 @@ class WorkerEngine:
         command = [self._python or _python(), "-c", _BOOTSTRAP, root, f"--fd={theirs.fileno()}"]
         command += [f"--factory={self._factory}", f"--arguments={self._arguments}"]
         command += [f"--nice={self._nice}"]
+        environment = {**os.environ, **self._environment}
+        if (libraries := environment.pop(ENV_LIBRARY_PATH, None)) is not None:
+            environment["LD_LIBRARY_PATH"] = libraries
         with theirs:
             process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **self._environment},
-                stdin=subprocess.DEVNULL,
+                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
             )
         connection = Connection(ours.detach())
         try:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
+from echolm.engines.worker import ENV_LIBRARY_PATH
 from echolm.errors import ConfigurationError, UnavailableError
 from echolm.serving import guard
 from echolm.serving.process import Command, GuardedProcess
@@ -411,6 +412,7 @@ class TritonServer:
         environment["PATH"] = os.pathsep.join(
             [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
         )
+        environment[ENV_LIBRARY_PATH] = environment.get("LD_LIBRARY_PATH", "")
         environment.update(options.environment)
         return environment
 

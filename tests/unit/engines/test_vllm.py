@@ -24,7 +24,7 @@ from echolm.engines.base import GenerationChunk, GenerationRequest, SamplingPara
 from echolm.engines.gpu import check_model, loading
 from echolm.engines.options import read_options
 from echolm.engines.vllm import VLLMOptions, engine_arguments, sampling_params
-from echolm.engines.worker import WorkerEngine
+from echolm.engines.worker import ENV_LIBRARY_PATH, WorkerEngine
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 
 STANDINS = Path(__file__).resolve().parents[2] / "standins"
@@ -216,17 +216,19 @@ def test_processes_of_a_killed_worker_are_ended(engine: WorkerEngine) -> None:
         child.kill()
 
 
-def test_another_interpreter_and_its_gpus_are_used(
-    standins: None, checkpoint: Path, tmp_path: Path
+def test_another_interpreter_gets_its_gpus_and_the_callers_libraries(
+    standins: None, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/of/triton")
+    monkeypatch.setenv(ENV_LIBRARY_PATH, "/of/the/caller")
     python = tmp_path / "python"
     python.write_text(
-        f'#!/bin/sh\necho $CUDA_VISIBLE_DEVICES > {tmp_path}/gpus\nexec {sys.executable} "$@"\n'
+        f'#!/bin/sh\necho $CUDA_VISIBLE_DEVICES $LD_LIBRARY_PATH > {tmp_path}/gpus\nexec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
     engine = create_engine("vllm", checkpoint, {"python": str(python), "gpus": "2,3"})
     try:
-        assert (tmp_path / "gpus").read_text().strip() == "2,3"
+        assert (tmp_path / "gpus").read_text().strip() == "2,3 /of/the/caller"
     finally:
         engine.close()
 
