@@ -15,6 +15,7 @@ from echolm.errors import ConfigurationError
 
 ENGINES: Mapping[str, str] = {
     "openvino": "echolm.engines.openvino:create",
+    "tensorrt_llm": "echolm.engines.tensorrt_llm:create",
     "vllm": "echolm.engines.vllm:create",
     "instant": "echolm.engines.instant:create",
 }

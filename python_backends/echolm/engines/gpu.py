@@ -164,6 +164,15 @@ def check_model(engine: str, model_dir: Path, options: GPUOptions) -> str:
     return str(directory.resolve())
 
 
+def read_model_config(model: str) -> dict[str, Any]:
+    """The ``config.json`` of a folder; of a name on the hub an empty one."""
+    file = Path(model) / "config.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{file}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
 @contextlib.contextmanager
 def loading(gpus: str) -> Iterator[None]:
     """Hold the GPUs for loading: one process at a time on each.

@@ -94,7 +94,7 @@ class Subject:
         return self.ask(self.slow, streaming, **sampling)
 
 
-@pytest.fixture(scope="module", params=["openvino", "vllm", "real vllm"])
+@pytest.fixture(scope="module", params=["openvino", "vllm", "tensorrt_llm", "real vllm"])
 def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
@@ -111,7 +111,7 @@ def make(name: str, model_dir: Path, patch: pytest.MonkeyPatch) -> Subject:
     if name == "real vllm":
         return Subject(real_vllm(model_dir), 512, slow_sampling=RAMBLING)
     use_standins(patch)
-    (model_dir / "config.json").write_text("{}")
+    (model_dir / "config.json").write_text('{"max_position_embeddings": 512}')
     return Subject(create_engine(name, model_dir), 512, slow=f"slowly {PROMPT}")
 
 
