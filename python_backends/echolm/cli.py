@@ -136,10 +136,11 @@ def _add_build(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="write a model repository for LLMs on NVIDIA GPUs",
         description="Check two checkpoints and write a model repository and an echolm.toml that "
         "`echolm serve` and Triton take. GPUs that both LLMs are on are shared by memory.",
-        epilog="Options of the engines (--set): see VLLMOptions in engines/vllm.py; for example "
-        "--set python=/opt/vllm/bin/python --large-set quantization=fp8.",
+        epilog="Options of the engines (--set): VLLMOptions in engines/vllm.py, TensorRTLLMOptions "
+        "in engines/tensorrt_llm.py; for example --set python=/opt/vllm/bin/python "
+        "--large-set quantization=fp8.",
     )
-    build.add_argument("--profile", required=True, help="vllm")
+    build.add_argument("--profile", required=True, help="vllm or tensorrt_llm")
     build.add_argument("--output", type=Path, metavar="DIR", help="default: build/PROFILE")
     for role in ("small", "large"):
         group = build.add_argument_group(f"the {role} LLM")
@@ -148,7 +149,7 @@ def _add_build(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             type=Path,
             required=True,
             metavar="MODEL",
-            help="folder of a Hugging Face checkpoint",
+            help="folder of a Hugging Face checkpoint, or (tensorrt_llm) of a built engine",
         )
         group.add_argument(
             f"--{role}-tokenizer", type=Path, metavar="DIR", help="folder of another tokenizer"
@@ -191,8 +192,8 @@ def _add_build(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     build.add_argument(
         "--embedder",
         choices=("cuda", "fast", "fp32"),
-        help="how the embedding model runs (default: cuda, if this environment's ONNX Runtime has "
-        "it, else fast: on the CPU)",
+        help="how the embedding model runs with vllm (default: cuda, if this environment's ONNX "
+        "Runtime has it, else fast: on the CPU); with tensorrt_llm Triton's backend runs it",
     )
     build.add_argument(
         "--repository-root",

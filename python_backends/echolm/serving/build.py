@@ -26,8 +26,10 @@ import tomli_w
 
 from echolm.embedding import minilm
 from echolm.embedding.minilm import Form
+from echolm.embedding.spec import MODEL_FILE
 from echolm.engines.gpu import GPUOptions
 from echolm.engines.options import read_options
+from echolm.engines.tensorrt_llm import TensorRTLLMOptions
 from echolm.engines.vllm import VLLMOptions
 from echolm.errors import ConfigurationError
 from echolm.serving.checkpoint import Checkpoint
@@ -40,6 +42,9 @@ DEFAULT_CONTEXT = 8_192
 _ROLES = ("small", "large")
 _SHARES = {"alone": {"small": 0.9, "large": 0.9}, "together": {"small": 0.3, "large": 0.6}}
 _PRIORS = {"small": 0.7, "large": 0.9}
+_PAD = 32
+"""Tokens to a multiple of which texts are padded for the ONNX Runtime backend, which batches only
+what has the same length."""
 
 Say = Callable[[str], None]
 
@@ -64,6 +69,9 @@ class Profile:
 
 PROFILES: Mapping[str, Profile] = {
     "vllm": Profile("vllm", VLLMOptions, "max_model_len", "max_num_seqs", "gpu_memory_utilization"),
+    "tensorrt_llm": Profile(
+        "tensorrt_llm", TensorRTLLMOptions, "max_seq_len", "max_batch_size", "gpu_memory_share"
+    ),
 }
 
 
@@ -96,7 +104,8 @@ class BuildOptions:
 
     Attributes:
         llms: by role, ``small`` and ``large``.
-        embedder: form of the embedding model; None: ``cuda`` where ONNX Runtime has it.
+        embedder: form of the embedding model, where a python model runs it; None: ``cuda`` where
+            ONNX Runtime has it.
         force: whether an earlier build in ``output`` may be replaced.
     """
 
@@ -127,7 +136,7 @@ def build(options: BuildOptions, say: Say) -> Path:
         )
     root = model_repository_root(options.repository_root)
     engines = {role: _engine(profile, role, options) for role in _ROLES}
-    checkpoints = {role: _checkpoint(options.llms[role]) for role in _ROLES}
+    checkpoints = {role: _checkpoint(options.llms[role], profile) for role in _ROLES}
     contexts = {
         role: _context(role, options.llms[role], checkpoints[role], profile) for role in _ROLES
     }
@@ -142,7 +151,8 @@ def build(options: BuildOptions, say: Say) -> Path:
     }
     parsed = {role: read_options(profile.options, values[role], profile.engine) for role in _ROLES}
     _check_memory(profile, parsed)
-    settings = _settings(options, profile, checkpoints, contexts, parsed, say)
+    in_backend = _runs_in_backend(root / options.profile / "embedder" / "config.pbtxt")
+    settings = _settings(options, profile, checkpoints, contexts, parsed, in_backend, say)
 
     output.mkdir(parents=True, exist_ok=True)
     _copy(root / "core", output / "core")
@@ -203,8 +213,14 @@ def _engine(profile: Profile, role: str, options: BuildOptions) -> dict[str, str
     }
 
 
-def _checkpoint(choice: LLMChoice) -> Checkpoint:
-    return Checkpoint.read(choice.model, choice.tokenizer)
+def _checkpoint(choice: LLMChoice, profile: Profile) -> Checkpoint:
+    found = Checkpoint.read(choice.model, choice.tokenizer)
+    if found.built and profile.engine != "tensorrt_llm":
+        raise ConfigurationError(
+            f"checkpoint {found.directory}: expected a Hugging Face checkpoint, got an engine "
+            "built for TensorRT-LLM; serve it with --profile tensorrt_llm"
+        )
+    return found
 
 
 def _tokenizer(checkpoint: Checkpoint) -> dict[str, str]:
@@ -251,6 +267,7 @@ def _settings(
     checkpoints: Mapping[str, Checkpoint],
     contexts: Mapping[str, int],
     parsed: Mapping[str, GPUOptions],
+    in_backend: bool,
     say: Say,
 ) -> dict[str, Any]:
     sizes = {role: checkpoints[role].num_parameters for role in _ROLES}
@@ -283,7 +300,10 @@ def _settings(
                 "tokenizer": str(checkpoint.tokenizer),
             }
         )
-    return {"data_dir": "data", "embedding": {"model_dir": "embedder"}, "llms": llms}
+    embedding: dict[str, Any] = {"model_dir": "embedder"}
+    if in_backend:
+        embedding["pad_to_multiple_of"] = _PAD
+    return {"data_dir": "data", "embedding": embedding, "llms": llms}
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -292,9 +312,21 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _embedder(options: BuildOptions, output: Path, say: Say) -> None:
+    config = output / options.profile / "embedder" / "config.pbtxt"
+    in_backend = _runs_in_backend(config)
     form = options.embedder or ("cuda" if _has_cuda() else "fast")
-    say(f"building the embedding model (form {form})")
-    minilm.build(output / "embedder", form)
+    if in_backend:
+        form = "fp32"  # Only the tokenizer model reads that folder then.
+    say(f"building the embedding model ({'ONNX Runtime backend' if in_backend else form})")
+    folder = output / "embedder"
+    minilm.build(folder, form)
+    if in_backend:
+        shutil.copyfile(folder / MODEL_FILE, config.parent / "1" / MODEL_FILE)
+
+
+def _runs_in_backend(config: Path) -> bool:
+    """Whether Triton's ONNX Runtime backend runs the embedder, not our python model."""
+    return re.search(r'(?m)^backend: *"onnxruntime"', config.read_text()) is not None
 
 
 def _has_cuda() -> bool:

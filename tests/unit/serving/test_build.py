@@ -11,9 +11,8 @@ import pytest
 from echolm import cli, contracts
 from echolm.embedding import minilm
 from echolm.engines.options import read_options
-from echolm.engines.vllm import VLLMOptions
 from echolm.serving import ServeOptions, preflight
-from echolm.serving.build import built_root
+from echolm.serving.build import PROFILES, built_root
 from echolm.serving.checkpoint import Checkpoint
 from echolm.serving.serve import model_repositories
 from echolm.settings import load_settings
@@ -60,17 +59,23 @@ def large(tmp_path: Path) -> Path:
 def embedders(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Building the embedder takes a while and is tested elsewhere: notes the forms."""
     forms: list[str] = []
-    monkeypatch.setattr(minilm, "build", lambda directory, form: forms.append(form))
+
+    def build(directory: Path, form: str) -> None:
+        forms.append(form)
+        directory.mkdir(exist_ok=True)
+        (directory / "model.onnx").write_text(form)
+
+    monkeypatch.setattr(minilm, "build", build)
     yield forms
 
 
 @pytest.fixture
 def build(small: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: str) -> tuple[int, str, Path]:
+    def run(*arguments: str, profile: str = "vllm") -> tuple[int, str, Path]:
         status = cli.main(
             [
                 "build",
-                "--profile=vllm",
+                f"--profile={profile}",
                 f"--small={small}",
                 f"--large={large}",
                 f"--output={tmp_path / 'out'}",
@@ -83,35 +88,63 @@ def build(small: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def parameters(output: Path, llm: str) -> dict[str, str]:
-    config = text_format.Parse(
-        (output / "vllm" / llm / "config.pbtxt").read_text(), model_config_pb2.ModelConfig()
-    )
+    (file,) = output.glob(f"*/{llm}/config.pbtxt")
+    config = text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
     assert {t.name for t in config.input} == {t.name for t in contracts.LLM_API_INPUTS}
     return {key: value.string_value for key, value in config.parameters.items()}
 
 
-def test_what_is_written_is_what_serve_takes(build: Any, small: Path, large: Path) -> None:
-    status, said, output = build()
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_what_is_written_is_what_serve_takes(
+    build: Any, profile: str, small: Path, large: Path
+) -> None:
+    status, said, output = build(profile=profile)
     assert status == 0, said
     settings = load_settings(output / "echolm.toml")
-    options = ServeOptions(
-        profile="vllm", repository_root=built_root(output / "echolm.toml", "vllm")
+    root = built_root(output / "echolm.toml", profile)
+    models = preflight.models_in(
+        model_repositories(ServeOptions(profile=profile, repository_root=root))
     )
-    models = preflight.models_in(model_repositories(options))
     preflight.check_models(models, settings)
     assert {path.parent.parent for path in models.values()} == {output}
     assert settings.data_dir == output / "data"
     assert settings.embedding.model_dir == output / "embedder"
+    known = PROFILES[profile]
     for name, model in (("small_llm", small), ("large_llm", large)):
         given = parameters(output, name)
-        assert given.pop("engine") == "vllm"
-        parsed = read_options(VLLMOptions, given, "vllm")
+        assert given.pop("engine") == known.engine
+        parsed = read_options(known.options, given, known.engine)
         llm = settings.llm(name)
         assert parsed.model == str(model)
-        assert parsed.max_model_len == llm.context_length
-        assert parsed.max_num_seqs == llm.capacity
+        assert getattr(parsed, known.context) == llm.context_length
+        assert getattr(parsed, known.batch) == llm.capacity
         assert llm.tokenizer == model / "tokenizer.json"
         assert (llm.prompt_template, llm.revision) == ("chatml", model.name)
+
+
+def test_tritons_backend_gets_the_embedder_and_texts_of_equal_length(
+    build: Any, embedders: list[str]
+) -> None:
+    _, _, output = build(profile="tensorrt_llm")
+    assert (output / "tensorrt_llm" / "embedder" / "1" / "model.onnx").read_text() == "fp32"
+    assert embedders == ["fp32"]
+    assert load_settings(output / "echolm.toml").embedding.pad_to_multiple_of == 32
+
+
+def test_a_built_engine_brings_its_context_and_takes_another_tokenizer(
+    build: Any, small: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    (engine / "config.json").write_text('{"build_config": {"max_seq_len": 20000}}')
+    arguments = [f"--large={engine}", f"--large-tokenizer={small}"]
+    status, said, output = build(*arguments, profile="tensorrt_llm")
+    assert status == 0, said
+    large = load_settings(output / "echolm.toml").llm("large_llm")
+    assert (large.context_length, large.tokenizer) == (20_000, small / "tokenizer.json")
+    given = parameters(output, "large_llm")
+    assert (given["model"], given["tokenizer"]) == (str(engine), str(small))
+    assert build(*arguments, "--force", profile="vllm")[0] == cli.EXIT_MISCONFIGURED
 
 
 def test_what_is_left_out_follows_from_the_checkpoints(build: Any, embedders: list[str]) -> None:
