@@ -1,4 +1,4 @@
-"""``echolm build --profile vllm``, served by a real Triton; vLLM's classes are stand-ins.
+"""What ``echolm build`` writes, served by a real Triton; the libraries' classes are stand-ins.
 
 They run in the worker processes that the option ``python`` names, as a real vLLM does in an
 environment of its own.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -38,32 +39,37 @@ class Deployment:
     caller: Caller
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["vllm", "tensorrt_llm"])
 def deployment(
-    server_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    server_settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Deployment]:
-    folder = tmp_path_factory.mktemp("vllm")
+    profile, folder = request.param, tmp_path_factory.mktemp("gpu")
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={STANDINS} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    options = {"python": str(python), "load_format": "dummy"}
+    llms = {}
+    for role, source in CHECKPOINTS.items():
+        model = folder / f"{role}-model"
+        model.mkdir()
+        for file in ("config.json", "generation_config.json", "tokenizer.json"):
+            shutil.copy(source / file, model / file)
+        options = {"python": str(python), "load_format": "dummy"}
+        if profile == "tensorrt_llm":
+            options["gpu_memory_share"] = "0"  # no nvidia-smi
+        llms[role] = LLMChoice(model, context=512, options=options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(minilm, "build", lambda directory, form: False)
-        config = build(
-            BuildOptions(
-                profile="vllm",
-                llms={
-                    role: LLMChoice(path, context=512, options=options)
-                    for role, path in CHECKPOINTS.items()
-                },
-                output=folder / "built",
-            ),
-            print,
-        )
+        patch.setattr(minilm, "build", no_embedder)
+        config = build(BuildOptions(profile, llms, folder / "built"), print)
+    if profile == "tensorrt_llm":  # The wheel's Triton has no ONNX Runtime backend.
+        embedder = config.parent / profile / "embedder"
+        shutil.rmtree(embedder)
+        shutil.copytree(ROOT / "model_repository" / "local" / "embedder", embedder)
     settings = load_settings(config).model_copy(update={"embedding": server_settings.embedding})
     serve = ServeOptions(
-        profile="vllm",
-        repository_root=built_root(config, "vllm"),
+        profile=profile,
+        repository_root=built_root(config, profile),
         http_port=0,
         grpc_port=0,
         metrics_port=0,
@@ -72,12 +78,18 @@ def deployment(
         yield Deployment(endpoints, Caller(endpoints))
 
 
+def no_embedder(directory: Path, form: str) -> None:
+    """Building it takes a while; the checkout's is served."""
+    directory.mkdir()
+    (directory / "model.onnx").touch()
+
+
 def workers(endpoints: Endpoints) -> list[psutil.Process]:
     """The engines' processes."""
     return [
         process
         for process in psutil.Process(endpoints.pids["triton"]).children(recursive=True)
-        if any("engines.vllm:" in part for part in process.cmdline())
+        if any(part.endswith(":make_backend") for part in process.cmdline())
     ]
 
 
@@ -141,7 +153,7 @@ def test_a_killed_engine_comes_back_and_the_other_llm_answers_meanwhile(
     before = workers(deployment.endpoints)
     assert len(before) == 2
     for process in before:
-        if any("small_llm" in part for part in process.cmdline()):
+        if any("small-model" in part for part in process.cmdline()):
             process.kill()
     answer = deployment.caller.ask("are you there", llm="small_llm")
     assert text(answer, "llm") in ("small_llm", "large_llm")
