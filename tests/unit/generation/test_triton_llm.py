@@ -124,7 +124,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 async for one in self.answer(request, context):
                     yield one
                     self.begun.set()
-            except asyncio.CancelledError:
+            # The second, if it was being sent when the stream was cancelled.
+            except (asyncio.CancelledError, GeneratorExit):
                 self.cancelled.append(request.id)
                 raise
 
