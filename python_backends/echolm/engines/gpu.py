@@ -432,7 +432,8 @@ def run(
         import uvloop
     except ImportError:
         return asyncio.run(main())
-    return str(reason) if (reason := uvloop.run(main())) is not None else None
+    reason: str | None = uvloop.run(main())
+    return reason
 
 
 def _too_long(limit: int, prompt: str, max_tokens: int) -> ContextLengthError:

@@ -253,7 +253,9 @@ class WorkerEngine:
 
     def _kill(self, process: subprocess.Popen[bytes]) -> int:
         """End a worker and what it started, which may hold a GPU; gives its exit status."""
-        children = {*self._children, *_descendants(process.pid)}
+        children = set(self._children)
+        if process.returncode is None:  # Once it is waited for, its id may be another's.
+            children.update(_descendants(process.pid))
         process.kill()
         status = process.wait()
         for child in children:
