@@ -184,6 +184,23 @@ TOKEN_COUNTS = (
 )
 """Outputs that our LLM model adds to NVIDIA's; a caller must do without them on other models."""
 
+INFLIGHT_BATCHER_INPUTS = (
+    Tensor("text_input", "BYTES", (1,)),
+    Tensor("max_tokens", "INT32", (1,)),
+    _optional("stop_words", "BYTES", -1),
+    _optional("exclude_input_in_output", "BOOL"),
+    _optional("top_k", "INT32"),
+    _optional("top_p", "FP32"),
+    _optional("temperature", "FP32"),
+    _optional("seed", "UINT64"),
+    _optional("return_num_input_tokens", "BOOL"),
+    _optional("return_num_output_tokens", "BOOL"),
+    _optional("beam_width", "INT32"),
+    _optional("stream", "BOOL"),
+)
+"""Those inputs of TensorRT-LLM's C++ in-flight batching ensemble that the router sends; batched.
+Not all releases have the token counts."""
+
 
 def llm(name: str) -> ModelContract:
     """Contract of our own LLM model under the name it has in the model repository."""

@@ -339,7 +339,11 @@ class LLMSettings(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
     triton_model: str = Field("", description="Triton model name; empty: the same as name")
     url: str = Field("", description="gRPC address of its Triton; empty: this server")
-    contract: Literal["llmapi"] = "llmapi"
+    contract: Literal["llmapi", "inflight_batcher"] = Field(
+        "llmapi",
+        description="of its Triton model: llmapi (ours, and NVIDIA's model of that name), or "
+        "inflight_batcher (the ensemble of TensorRT-LLM's C++ backend)",
+    )
     cost: float = Field(gt=0, description="relative cost of one answer; only ratios matter")
     takes_examples: bool
     prior_quality: float = Field(

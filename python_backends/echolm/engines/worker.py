@@ -1,4 +1,4 @@
-"""Runs a synchronous engine in a process of its own, and talks to it over a socket.
+"""Runs an engine in a process of its own, and talks to it over a socket.
 
 OpenVINO's ``step()`` keeps Python's global lock for a whole forward pass. In the same process
 as the Triton model it would let one request in per step at most, and no answer out meanwhile.
@@ -10,12 +10,16 @@ example, the model does not: requests in flight fail, and a new process takes ov
     WorkerEngine (caller's process)              worker process
       submit, cancel ─▶ writer thread ─ socket ─▶ Stepper.add, cancel
       on_chunk  ◀────── reader thread ◀ socket ── Stepper.step, one message per step
+
+Engines that are asynchronous by themselves take the place of the stepper: see
+:mod:`~echolm.engines.gpu`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -34,6 +38,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
 import echolm
 from echolm.engines.base import EngineStats, GenerationChunk, GenerationRequest, OnChunk
 from echolm.errors import ConfigurationError, EchoError, InvalidRequestError, UnavailableError
@@ -44,6 +50,20 @@ _MAX_QUICK_RESTARTS = 3
 _QUICK_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 _MAX_JOINED = 2_000
+ENV_LIBRARY_PATH = "_ECHOLM_LIBRARY_PATH"
+"""Variable with what LD_LIBRARY_PATH was before Triton's own libraries were put in front, which
+must not get in the way of CUDA's in a worker."""
+_BOOTSTRAP = """
+import sys
+root = sys.argv.pop(1)
+sys.path.insert(0, root)
+import echolm
+sys.path[:] = [*sys.path[1:], root]
+from echolm.engines import worker
+sys.exit(worker.main())
+"""
+"""Takes this very package, and all others from the interpreter's own environment: Triton's stub
+and a checkout have no package installed, and ``root`` may be the site-packages of another."""
 
 Event = tuple[str, "GenerationChunk | Exception"]
 """A request's id and what its ``on_chunk`` gets."""
@@ -83,7 +103,9 @@ class _Failed:
 
 
 @dataclass(frozen=True)
-class _Events:
+class Events:
+    """What the worker tells about its requests."""
+
     events: list[Event]
     prefix_hit_tokens: int | None
 
@@ -98,14 +120,20 @@ class WorkerEngine:
         arguments: Mapping[str, Any],
         start_timeout_s: float = 300.0,
         nice: int = 0,
+        python: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Start the process and wait until its model is loaded.
 
         Args:
             name: what messages call the engine.
-            factory: ``module:function`` that makes the :class:`Stepper` in the worker.
+            factory: ``module:function`` that makes the :class:`Stepper` in the worker; or, as a
+                coroutine function, the :class:`~echolm.engines.gpu.AsyncBackend`.
             arguments: its keyword arguments, which JSON can hold.
+            start_timeout_s: time for the model to load.
             nice: the worker's priority is lower by this.
+            python: the worker's interpreter; empty: that of this process.
+            environment: variables that the worker gets besides this process's.
 
         Raises:
             ConfigurationError: the model cannot be loaded.
@@ -115,6 +143,9 @@ class WorkerEngine:
         self._factory = factory
         self._arguments = json.dumps(dict(arguments))
         self._nice = nice
+        self._python = python
+        self._environment = dict(environment or {})
+        self._children: list[psutil.Process] = []
         self._start_timeout_s = start_timeout_s
         self._lock = threading.Lock()
         self._callbacks: dict[str, OnChunk] = {}
@@ -166,22 +197,21 @@ class WorkerEngine:
         try:
             self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            logger.warning("engine %s: its process did not end by itself", self._name)
+        self._kill(self._process)
         if self._reader is not threading.current_thread():
             self._reader.join(_STOP_TIMEOUT_S)
         self._fail_all(UnavailableError(f"engine {self._name}: it was closed"))
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, theirs = socket.socketpair()
-        environment = dict(os.environ)
-        # Triton's stub and a checkout without an installed package both lack the path otherwise.
         root = str(Path(echolm.__file__).parent.parent)
-        inherited = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = root + (os.pathsep + inherited if inherited else "")
-        command = [_python(), "-m", "echolm.engines.worker", f"--fd={theirs.fileno()}"]
+        command = [self._python or _python(), "-c", _BOOTSTRAP, root, f"--fd={theirs.fileno()}"]
         command += [f"--factory={self._factory}", f"--arguments={self._arguments}"]
         command += [f"--nice={self._nice}"]
+        environment = {**os.environ, **self._environment}
+        if (libraries := environment.pop(ENV_LIBRARY_PATH, None)) is not None:
+            environment["LD_LIBRARY_PATH"] = libraries
         with theirs:
             process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
@@ -191,9 +221,9 @@ class WorkerEngine:
             self._wait_ready(process, connection)
         except BaseException:
             connection.close()
-            process.kill()
-            process.wait()
+            self._kill(process)
             raise
+        self._children = _descendants(process.pid)
         with self._lock:
             self._stats = replace(
                 self._stats, ready=not self._closed.is_set(), prefix_hit_tokens=None
@@ -221,6 +251,20 @@ class WorkerEngine:
             kind = ConfigurationError if message.configuration else UnavailableError
             raise kind(message.message)
 
+    def _kill(self, process: subprocess.Popen[bytes]) -> int:
+        """End a worker and what it started, which may hold a GPU; gives its exit status."""
+        children = set(self._children)
+        if process.returncode is None:  # Once it is waited for, its id may be another's.
+            children.update(_descendants(process.pid))
+        process.kill()
+        status = process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, timeout=_STOP_TIMEOUT_S)
+        self._children = []
+        return status
+
     def _start_writer(self) -> threading.Thread:
         arguments = (self._outbox, self._connection)
         writer = threading.Thread(
@@ -242,8 +286,8 @@ class WorkerEngine:
             self._connection.close()
             if self._closed.is_set():
                 return
-            self._process.kill()  # It may hang with its socket closed.
-            reason = f"{reason} (exit status {self._process.wait()})"
+            # It may hang with its socket closed.
+            reason = f"{reason} (exit status {self._kill(self._process)})"
             logger.error("engine %s: %s", self._name, reason)
             self._fail_all(UnavailableError(f"engine {self._name} failed; try again"))
             quick = quick + 1 if time.monotonic() - started < _QUICK_S else 1
@@ -345,6 +389,14 @@ def _write(outbox: queue.SimpleQueue[Any], connection: Connection) -> None:
             return
 
 
+def _descendants(pid: int) -> list[psutil.Process]:
+    """The processes that a process has started, and theirs."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
 def _python() -> str:
     """The interpreter; inside Triton's stub, which embeds Python, the one that the stub follows."""
     if Path(sys.executable or "").name.startswith("python"):
@@ -378,7 +430,7 @@ def serve(connection: Connection, stepper: Stepper) -> None:
         if stepper.busy:
             events += stepper.step()
         if events:
-            connection.send(_Events(events, stepper.prefix_hit_tokens()))
+            connection.send(Events(events, stepper.prefix_hit_tokens()))
 
 
 def main() -> int:
@@ -396,9 +448,25 @@ def main() -> int:
     if options.nice:
         os.nice(options.nice)
     connection = Connection(options.fd)
-    module, _, function = options.factory.partition(":")
+    status = _work(connection, options.factory, json.loads(options.arguments))
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking a pipeline down piece by piece takes time and complains about what is in flight.
+    os._exit(status)
+
+
+def _work(connection: Connection, factory: str, arguments: Mapping[str, Any]) -> int:
+    """Make the engine and serve until the other side has closed; gives the exit status."""
+    module, _, function = factory.partition(":")
     try:
-        stepper = getattr(import_module(module), function)(**json.loads(options.arguments))
+        made = getattr(import_module(module), function)(**arguments)
+        if inspect.isawaitable(made):
+            from echolm.engines import gpu
+
+            reason = gpu.run(made, connection, lambda: connection.send(_Ready()))
+            return 0 if reason is None else _fail(connection, reason, False)
+        connection.send(_Ready())
     except ImportError as error:
         return _fail(connection, f"engine: expected its packages installed, got: {error}", True)
     except Exception as error:
@@ -407,29 +475,16 @@ def main() -> int:
         text = str(error) if known else f"{type(error).__name__}: {error}"
         return _fail(connection, text, isinstance(error, ConfigurationError))
     try:
-        connection.send(_Ready())
-        serve(connection, stepper)
-        status = 0
+        serve(connection, made)
     except (BrokenPipeError, ConnectionResetError):
-        status = 0
+        pass
     except Exception as error:
         logger.exception("engine: a step failed")
-        status = _fail(connection, f"a step failed: {type(error).__name__}: {error}", False)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Taking a pipeline down piece by piece takes time and complains about what is in flight.
-    os._exit(status)
+        return _fail(connection, f"a step failed: {type(error).__name__}: {error}", False)
+    return 0
 
 
 def _fail(connection: Connection, message: str, configuration: bool) -> int:
     with contextlib.suppress(OSError):
         connection.send(_Failed(message, configuration))
     return 1
-
-
-if __name__ == "__main__":
-    # The classes that travel must be those of the importable module, not of __main__.
-    from echolm.engines import worker
-
-    sys.exit(worker.main())

@@ -8,25 +8,37 @@ it, and lets an LLM live on another Triton server (``llms.url``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from echolm import contracts
+from echolm.contracts import Tensor
+from echolm.engines.text import REPLACEMENT, StopWords
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.generation.llm import Completion, LLMClient, OnText, Sampling
 from echolm.settings import LLMSettings, Settings
 
-_INPUTS = {tensor.name: tensor for tensor in contracts.LLM_API_INPUTS}
+Outputs = Mapping[str, bytes]
+"""Raw contents of a response's tensors by name."""
+
 _NUMPY_TYPES: Mapping[str, Any] = {
     "BOOL": np.bool_,
     "FP32": np.float32,
     "INT32": np.int32,
     "UINT64": np.uint64,
 }
+_TOO_LONG = re.compile(
+    r"max_(seq_len|input_len|num_tokens)|[Mm]aximum (input|sequence|context) length"
+)
+"""In messages of TensorRT-LLM about a prompt that does not fit, whose status is INTERNAL."""
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -50,72 +62,312 @@ class Channels:
         return self._stubs[url]
 
 
-class LLMAPIClient:
-    """An LLM that speaks TensorRT-LLM's LLM-API contract: decoupled, no batch dimension."""
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's configuration says about how it is called.
+
+    Attributes:
+        decoupled: whether it can answer in pieces.
+        batched: whether its tensors begin with a batch dimension.
+        inputs, outputs: their names.
+    """
+
+    decoupled: bool
+    batched: bool
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+
+
+class TritonLLM:
+    """An LLM served by Triton. A subclass knows the names of one contract's tensors.
+
+    The model's configuration is read once, from the server, since the same contract is served
+    decoupled or not, and releases differ in their optional tensors. A model that is not decoupled
+    cannot stream: it answers in one piece.
+    """
+
+    contract: ClassVar[str]
+    inputs: ClassVar[Mapping[str, Tensor]]
 
     def __init__(self, channels: Channels, url: str, model: str) -> None:
         self._channels = channels
         self._url = url
         self._model = model
+        self._facts: ModelFacts | None = None
 
     async def generate(
         self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
     ) -> Completion:
-        request = self._request(request_id, prompt, sampling, streaming=on_text is not None)
-        pieces: list[str] = []
-        finish_reason = ""
-        counts = {tensor.name: -1 for tensor in contracts.TOKEN_COUNTS}
-        # Leaving this block by an exception, a cancellation included, ends the stream, and
-        # with it the generation.
+        try:
+            facts = self._facts = self._facts or await self._ask_facts()
+            streaming = facts.decoupled and on_text is not None
+            values = self._values(prompt, sampling, streaming, facts)
+            answer = self._answer(sampling, facts)
+            call = self._stream if facts.decoupled else self._unary
+            # Leaving this block by an exception, a cancellation included, ends the call, and
+            # with it the generation.
+            async with aclosing(call(self._request(request_id, values, facts))) as responses:
+                async for response in responses:
+                    piece = answer.take(response)
+                    if on_text is not None and piece:
+                        on_text(piece)
+                    if answer.stopped:
+                        break
+        except UnavailableError:
+            self._facts = None  # It may come back as another one.
+            raise
+        rest = answer.end()
+        if on_text is not None and rest:
+            on_text(rest)
+        if not answer.begun:
+            raise UnavailableError(f"{self._model}: ended without an answer")
+        return answer.completion()
+
+    def _values(
+        self, prompt: str, sampling: Sampling, streaming: bool, facts: ModelFacts
+    ) -> dict[str, Sequence[Any]]:
+        """The elements of each input by name."""
+        raise NotImplementedError
+
+    def _answer(self, sampling: Sampling, facts: ModelFacts) -> _Answer:
+        """What gathers the responses."""
+        raise NotImplementedError
+
+    async def _ask_facts(self) -> ModelFacts:
+        """Read the model's configuration.
+
+        Raises:
+            UnavailableError: the server does not answer, or the model has another contract.
+        """
+        request = service_pb2.ModelConfigRequest(name=self._model)
+        try:
+            config = (await self._channels.stub(self._url).ModelConfig(request)).config
+        except grpc.RpcError as error:
+            raise _error(self._model, error) from error
+        facts = ModelFacts(
+            decoupled=config.model_transaction_policy.decoupled,
+            batched=config.max_batch_size > 0,
+            inputs=frozenset(tensor.name for tensor in config.input),
+            outputs=frozenset(tensor.name for tensor in config.output),
+        )
+        missing = {name for name, t in self.inputs.items() if not t.optional} - facts.inputs
+        if missing:
+            raise UnavailableError(
+                f"{self._model}: expected the inputs of contract {self.contract}, got no "
+                f"{', '.join(sorted(missing))}; correct llms.contract in the configuration"
+            )
+        return facts
+
+    def _request(
+        self, request_id: str, values: Mapping[str, Sequence[Any]], facts: ModelFacts
+    ) -> service_pb2.ModelInferRequest:
+        request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
+        batch = [1] if facts.batched else []
+        for name, value in values.items():
+            if name in facts.inputs:
+                datatype = self.inputs[name].datatype
+                request.inputs.add(name=name, datatype=datatype, shape=[*batch, len(value)])
+                request.raw_input_contents.append(_raw(datatype, value))
+        return request
+
+    async def _stream(
+        self, request: service_pb2.ModelInferRequest
+    ) -> AsyncGenerator[Outputs, None]:
         call = self._channels.stub(self._url).ModelStreamInfer(_once(request))
         try:
             async for message in call:
                 if message.error_message:
                     raise stream_error(self._model, message.error_message)
-                out = _outputs(message.infer_response)
-                if "text_output" not in out:
-                    continue  # the empty response that closes the stream
-                piece = _text(out["text_output"])
-                pieces.append(piece)
-                if on_text is not None and piece:
-                    on_text(piece)
-                if "finish_reason" in out:
-                    finish_reason = _text(out["finish_reason"]) or finish_reason
-                for name in counts:
-                    if name in out:
-                        counts[name] = int.from_bytes(out[name][:4], "little", signed=True)
+                yield _outputs(message.infer_response)
         except grpc.RpcError as error:
             raise _error(self._model, error) from error
         finally:
             if not call.done():
                 call.cancel()
-        if not pieces:
-            raise UnavailableError(f"{self._model}: ended without an answer")
-        return Completion("".join(pieces), finish_reason, **counts)
 
-    def _request(
-        self, request_id: str, prompt: str, sampling: Sampling, streaming: bool
-    ) -> service_pb2.ModelInferRequest:
+    async def _unary(self, request: service_pb2.ModelInferRequest) -> AsyncGenerator[Outputs, None]:
+        call = self._channels.stub(self._url).ModelInfer(request)
+        try:
+            yield _outputs(await call)
+        except grpc.RpcError as error:
+            raise _error(self._model, error) from error
+        finally:
+            if not call.done():
+                call.cancel()
+
+
+class _Answer:
+    """An answer as it comes, in pieces or as all of the text so far.
+
+    Attributes:
+        begun: whether there was anything.
+        stopped: whether a stop word was found, after which nothing is wanted.
+    """
+
+    def __init__(self, max_tokens: int, stop: Sequence[str], cumulative: bool) -> None:
+        """
+        Args:
+            stop: words to cut at; those that the server cuts at need not be here.
+            cumulative: whether each response has the whole text so far.
+        """
+        self._max_tokens = max_tokens
+        self._stop = StopWords(stop)
+        self._cumulative = cumulative
+        self._whole = ""
+        self._pieces: list[str] = []
+        self.begun = False
+        self.finish_reason = ""
+        self.num_input_tokens = -1
+        self.num_output_tokens = -1
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.matched is not None
+
+    def take(self, outputs: Outputs) -> str:
+        """The new text of a response; empty for the one that closes the stream."""
+        if "text_output" not in outputs:
+            return ""
+        self.begun = True
+        self._note(outputs)
+        text = _text(outputs["text_output"])
+        if self._cumulative:
+            # An incomplete character becomes a whole one with the next token.
+            given, self._whole = len(self._whole.rstrip(REPLACEMENT)), text
+            text = text.rstrip(REPLACEMENT)[given:]
+        return self._push(self._stop.push(text))
+
+    def _note(self, outputs: Outputs) -> None:
+        raise NotImplementedError
+
+    def end(self) -> str:
+        """The text that was held back, when no more comes."""
+        if self.stopped:
+            self.finish_reason = "stop"
+            return ""
+        rest = ""
+        if self._cumulative:
+            rest = self._whole[len(self._whole.rstrip(REPLACEMENT)) :]
+        return self._push(self._stop.push(rest) + self._stop.flush())
+
+    def _push(self, text: str) -> str:
+        self._pieces.append(text)
+        return text
+
+    def completion(self) -> Completion:
+        return Completion(
+            "".join(self._pieces),
+            self.finish_reason,
+            self.num_input_tokens,
+            self.num_output_tokens,
+        )
+
+
+class LLMAPIClient(TritonLLM):
+    """TensorRT-LLM's LLM-API contract: our own LLM model, and NVIDIA's ``llmapi``.
+
+    NVIDIA's tells no token counts, gives all of the text so far in each response of a stream, and
+    hands stop words to a tokenizer that does not take them as they come from Triton; so those are
+    cut here.
+    """
+
+    contract = "llmapi"
+    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.LLM_API_INPUTS}
+
+    def _values(
+        self, prompt: str, sampling: Sampling, streaming: bool, facts: ModelFacts
+    ) -> dict[str, Sequence[Any]]:
         values: dict[str, Sequence[Any]] = {
             "text_input": [prompt],
             "streaming": [streaming],
             "sampling_param_max_tokens": [sampling.max_tokens],
-            "sampling_param_temperature": [sampling.temperature],
-            "sampling_param_top_p": [sampling.top_p],
-            "sampling_param_top_k": [sampling.top_k],
+            **{f"sampling_param_{key}": [value] for key, value in _sampled(sampling).items()},
             "sampling_param_exclude_input_from_output": [True],
             "return_finish_reason": [True],
         }
-        if sampling.seed is not None:
-            values["sampling_param_seed"] = [sampling.seed]
-        if sampling.stop:
+        if sampling.stop and self._is_ours(facts):
             values["sampling_param_stop"] = sampling.stop
-        request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
-        for name, value in values.items():
-            datatype = _INPUTS[name].datatype
-            request.inputs.add(name=name, datatype=datatype, shape=[len(value)])
-            request.raw_input_contents.append(_raw(datatype, value))
-        return request
+        return values
+
+    def _answer(self, sampling: Sampling, facts: ModelFacts) -> _Answer:
+        ours = self._is_ours(facts)
+        stop = () if ours else sampling.stop
+        return _LLMAPIAnswer(sampling.max_tokens, stop, cumulative=not ours)
+
+    @staticmethod
+    def _is_ours(facts: ModelFacts) -> bool:
+        return contracts.TOKEN_COUNTS[0].name in facts.outputs
+
+
+class _LLMAPIAnswer(_Answer):
+    def _note(self, outputs: Outputs) -> None:
+        if "finish_reason" in outputs:
+            reason = _text(outputs["finish_reason"])
+            # NVIDIA's gives Python's None as text while there is none.
+            self.finish_reason = reason if reason not in ("", "None") else self.finish_reason
+        if "num_input_tokens" in outputs:
+            self.num_input_tokens = _int(outputs["num_input_tokens"])
+        if "num_output_tokens" in outputs:
+            self.num_output_tokens = _int(outputs["num_output_tokens"])
+
+
+class InflightBatcherClient(TritonLLM):
+    """The ensemble of TensorRT-LLM's C++ backend, ``inflight_batcher_llm``.
+
+    It gives no reason for an answer's end, so that follows from the token counts where the
+    release tells them; and its answers end with the stop word, which is cut here.
+    """
+
+    contract = "inflight_batcher"
+    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.INFLIGHT_BATCHER_INPUTS}
+
+    def _values(
+        self, prompt: str, sampling: Sampling, streaming: bool, facts: ModelFacts
+    ) -> dict[str, Sequence[Any]]:
+        values: dict[str, Sequence[Any]] = {
+            "text_input": [prompt],
+            "max_tokens": [sampling.max_tokens],
+            "stream": [streaming],
+            "beam_width": [1],
+            **{key: [value] for key, value in _sampled(sampling).items()},
+            "exclude_input_in_output": [True],
+            "return_num_input_tokens": [True],
+            "return_num_output_tokens": [True],
+        }
+        if sampling.stop:
+            values["stop_words"] = sampling.stop
+        return values
+
+    def _answer(self, sampling: Sampling, facts: ModelFacts) -> _Answer:
+        return _InflightBatcherAnswer(sampling.max_tokens, sampling.stop, cumulative=False)
+
+
+class _InflightBatcherAnswer(_Answer):
+    def _note(self, outputs: Outputs) -> None:
+        if "num_input_tokens" in outputs:
+            self.num_input_tokens = _int(outputs["num_input_tokens"])
+        if "num_output_tokens" in outputs:  # of this response
+            self.num_output_tokens = max(self.num_output_tokens, 0) + _int(
+                outputs["num_output_tokens"]
+            )
+
+    def end(self) -> str:
+        rest = super().end()
+        if not self.finish_reason and self.num_output_tokens >= 0:
+            full = self.num_output_tokens >= self._max_tokens
+            self.finish_reason = "length" if full else "stop"
+        return rest
+
+
+def _sampled(sampling: Sampling) -> dict[str, Any]:
+    """Temperature and the like, of which TensorRT-LLM's engines take only what makes sense."""
+    if sampling.temperature == 0:
+        greedy: dict[str, Any] = {"top_k": 1}
+        return greedy if sampling.seed is None else {**greedy, "seed": sampling.seed}
+    # Their seed is a fixed one unless it is given.
+    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+    given = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+    return {**given, "top_k": sampling.top_k} if sampling.top_k else given
 
 
 def build_llm_clients(settings: Settings) -> dict[str, LLMClient]:
@@ -123,12 +375,15 @@ def build_llm_clients(settings: Settings) -> dict[str, LLMClient]:
     channels = Channels()
 
     def client(llm: LLMSettings) -> LLMClient:
-        return _CONTRACTS[llm.contract](channels, llm.url or settings.grpc_url, llm.model)
+        return CONTRACTS[llm.contract](channels, llm.url or settings.grpc_url, llm.model)
 
     return {llm.name: client(llm) for llm in settings.llms}
 
 
-_CONTRACTS = {"llmapi": LLMAPIClient}
+CONTRACTS: Mapping[str, type[TritonLLM]] = {
+    client.contract: client for client in (LLMAPIClient, InflightBatcherClient)
+}
+"""Clients by ``llms.contract``."""
 
 
 async def _once(request: service_pb2.ModelInferRequest) -> Any:
@@ -143,8 +398,7 @@ def _raw(datatype: str, values: Sequence[Any]) -> bytes:
     return np.asarray(values, dtype=_NUMPY_TYPES[datatype]).tobytes()
 
 
-def _outputs(response: service_pb2.ModelInferResponse) -> dict[str, bytes]:
-    """The raw contents of the response's tensors, by name."""
+def _outputs(response: service_pb2.ModelInferResponse) -> Outputs:
     return {
         output.name: raw
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
@@ -157,6 +411,11 @@ def _text(raw: bytes) -> str:
     return raw[4 : 4 + size].decode("utf-8", "replace")
 
 
+def _int(raw: bytes) -> int:
+    """The first element of an INT32 tensor."""
+    return int.from_bytes(raw[:4], "little", signed=True)
+
+
 def stream_error(model: str, message: str) -> Exception:
     """The error that a stream's message tells of.
 
@@ -166,6 +425,8 @@ def stream_error(model: str, message: str) -> Exception:
     """
     if ": expected " in message:
         return (ContextLengthError if "context" in message else InvalidRequestError)(message)
+    if _TOO_LONG.search(message):
+        return ContextLengthError(f"{model}: {message}")
     return UnavailableError(f"{model}: {message}")
 
 
@@ -174,9 +435,17 @@ def _error(model: str, error: grpc.RpcError) -> Exception:
     if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
         kind = ContextLengthError if "context" in details else InvalidRequestError
         return kind(details)
+    if _TOO_LONG.search(details):
+        return ContextLengthError(f"{model}: {details}")
     if error.code() is grpc.StatusCode.CANCELLED:
         return UnavailableError(f"{model}: generation was cancelled by the server")
     return UnavailableError(f"{model}: {details}")
 
 
-__all__ = ["Channels", "LLMAPIClient", "build_llm_clients"]
+__all__ = [
+    "CONTRACTS",
+    "Channels",
+    "InflightBatcherClient",
+    "LLMAPIClient",
+    "build_llm_clients",
+]

@@ -235,12 +235,30 @@ def check_shared_memory(
         )
 
 
-def check_host() -> None:
-    """All that does not depend on the configuration."""
+def check_backends(models: Mapping[str, Path], backends: Path) -> None:
+    """Triton has the backends of all models."""
+    for name, directory in models.items():
+        text = (directory / "config.pbtxt").read_text(encoding="utf-8")
+        backend = re.search(r'(?m)^backend\s*:\s*"([^"]+)"', text)
+        if backend is not None and not (backends / backend[1]).is_dir():
+            raise ConfigurationError(
+                f"model {name}: expected Triton's backend {backend[1]} in {backends}, got none; "
+                "take a Triton that has it (NVIDIA's image nvcr.io/nvidia/tritonserver:<release>"
+                "-py3 has onnxruntime; the others can copy it from there), or another profile"
+            )
+
+
+def check_host(with_wheel: bool = True) -> None:
+    """All that does not depend on the configuration.
+
+    Args:
+        with_wheel: whether Triton is that of the wheel, which asks for more.
+    """
     check_machine()
     check_python()
-    check_glibc()
-    check_numpy()
+    if with_wheel:
+        check_glibc()
+        check_numpy()
 
 
 def _is_model(entry: Path) -> bool:

@@ -47,6 +47,7 @@ _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
 
 _MILVUS_RESTARTS = 5
 _CPU_PROFILES = ("local",)
+_CPU_LOAD_S, _GPU_LOAD_S = 300.0, 1_800.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ServeOptions:
         model_repositories: more directories of models.
         host: address to listen on.
         http_port, grpc_port, metrics_port: 0 takes a free port.
-        ready_timeout_s: time for all models to load.
+        ready_timeout_s: time for all models to load; None: five minutes, half an hour for GPUs.
         verbose: show Triton's log on stderr, and log more.
         triton_args: more arguments for ``tritonserver``.
     """
@@ -72,9 +73,19 @@ class ServeOptions:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
-    ready_timeout_s: float = 300.0
+    ready_timeout_s: float | None = None
     verbose: bool = False
     triton_args: tuple[str, ...] = ()
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the profile's LLMs are on GPUs."""
+        return self.profile not in (None, *_CPU_PROFILES)
+
+    @property
+    def load_s(self) -> float:
+        """Time for all models to load."""
+        return self.ready_timeout_s or (_GPU_LOAD_S if self.on_gpus else _CPU_LOAD_S)
 
 
 @dataclass(frozen=True)
@@ -154,9 +165,11 @@ class LocalServer:
         options = _with_ports(self._options)
         repositories = model_repositories(options)
 
-        preflight.check_host()
-        installation = find_triton()
+        preflight.check_python()
+        installation = find_triton(prefer_system=options.on_gpus)
+        preflight.check_host(installation.from_wheel)
         models = preflight.models_in(repositories)
+        preflight.check_backends(models, installation.backends)
         if options.profile is not None:
             preflight.check_models(models, self._settings)
         preflight.check_ports(
@@ -206,7 +219,7 @@ class LocalServer:
         _check(stop)
         self._say(f"starting Triton with {len(models)} models (log: {triton_options.log_file})")
         triton.start()
-        if not triton.wait_ready(options.ready_timeout_s, stop):
+        if not triton.wait_ready(options.load_s, stop):
             raise StartInterruptedError("stopped before all models were ready")
         self._ready = True
 
@@ -328,10 +341,27 @@ def model_repositories(options: ServeOptions) -> tuple[Path, ...]:
     more = tuple(path.resolve() for path in options.model_repositories)
     if options.profile is None:
         return more
-    root = options.repository_root
-    if root is None:
-        # Installed in editable mode, the package lies in <checkout>/python_backends/echolm.
-        root = Path(echolm.__file__).resolve().parents[2]
+    root = model_repository_root(options.repository_root)
+    profiles = sorted({p.parts[-3] for p in root.glob("*/*/config.pbtxt")} - {"core"})
+    if options.profile not in profiles:
+        raise ConfigurationError(
+            f"profile: expected one of {', '.join(profiles)} (directories of {root}), got "
+            f"{options.profile!r}; choose it with --profile"
+        )
+    return (root / "core", root / options.profile, *more)
+
+
+def model_repository_root(given: Path | None) -> Path:
+    """The directory of ``core`` and the profiles.
+
+    Args:
+        given: that directory or the checkout it is in; None: this package's checkout.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    # Installed in editable mode, the package lies in <checkout>/python_backends/echolm.
+    root = given or Path(echolm.__file__).resolve().parents[2]
     if not (root / "core").is_dir():
         root = root / "model_repository"
     root = root.resolve()
@@ -340,13 +370,7 @@ def model_repositories(options: ServeOptions) -> tuple[Path, ...]:
             f"model repository {root}: expected a directory with core and the profiles, got none; "
             "give the model_repository directory of an EchoLM checkout with --repository-root"
         )
-    profiles = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name != "core")
-    if options.profile not in profiles:
-        raise ConfigurationError(
-            f"profile: expected one of {', '.join(profiles)} (directories of {root}), got "
-            f"{options.profile!r}; choose it with --profile"
-        )
-    return (root / "core", root / options.profile, *more)
+    return root
 
 
 def prepare_embedder(settings: Settings, say: Progress) -> None:

@@ -1,4 +1,4 @@
-"""The Triton Inference Server that the ``nvidia-pytriton`` wheel carries, as a process.
+"""The Triton Inference Server of the ``nvidia-pytriton`` wheel or of an image, as a process.
 
 The wheel is only the carrier: its Python code is never imported. It holds the server, the
 python backend and one backend stub per Python version; this module puts the matching ones
@@ -11,6 +11,7 @@ import http.client
 import importlib.util
 import os
 import platform
+import re
 import secrets
 import shutil
 import sys
@@ -22,11 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
+from echolm.engines.worker import ENV_LIBRARY_PATH
 from echolm.errors import ConfigurationError, UnavailableError
 from echolm.serving import guard
 from echolm.serving.process import Command, GuardedProcess
 
 SHM_DIR = Path("/dev/shm")
+SYSTEM_ROOT = Path("/opt/tritonserver")
+"""Where NVIDIA's images have Triton."""
 SHM_PREFIX = "echolm-"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _STUB = "triton_python_backend_stub"
@@ -37,14 +41,15 @@ class TritonInstallation:
     """Where the parts of Triton are.
 
     Attributes:
-        root: ``pytriton/tritonserver`` in site-packages.
-        libraries: the shared libraries that the wheel brings along.
-        libpython_dir: holds ``libpython3.x.so.1.0``, which the backend stub is linked to.
+        root: ``pytriton/tritonserver`` in site-packages, or where an image has Triton.
+        libraries: the shared libraries that the wheel brings along; None: those of the system.
+        libpython_dir: holds ``libpython3.x.so.1.0``, which the wheel's backend stub is linked
+            to; None: where the system finds it.
     """
 
     root: Path
-    libraries: Path
-    libpython_dir: Path
+    libraries: Path | None = None
+    libpython_dir: Path | None = None
 
     @property
     def server(self) -> Path:
@@ -52,9 +57,21 @@ class TritonInstallation:
         return self.root / "bin" / "tritonserver"
 
     @property
+    def backends(self) -> Path:
+        """The directory of backends."""
+        return self.root / "backends"
+
+    @property
+    def from_wheel(self) -> bool:
+        """Whether it is the wheel's, whose python backend has to be put together first."""
+        return self.libraries is not None
+
+    @property
     def stub(self) -> Path:
-        """The python backend's stub for the running Python version."""
-        return self.root / "python_backend_stubs" / _PYTHON / _STUB
+        """The python backend's stub; in the wheel, for the running Python version."""
+        if self.from_wheel:
+            return self.root / "python_backend_stubs" / _PYTHON / _STUB
+        return self.backends / "python" / _STUB
 
 
 def libpython_name() -> str:
@@ -95,17 +112,24 @@ def find_libpython(candidates: Iterable[Path] | None = None) -> Path:
     )
 
 
-def find_triton() -> TritonInstallation:
-    """Find Triton in the installed wheel, without importing it.
+def find_triton(*, prefer_system: bool = False) -> TritonInstallation:
+    """Find Triton: in the installed wheel, without importing it, or in an image of NVIDIA's.
+
+    Args:
+        prefer_system: the image's is taken if both are there; else the wheel's.
 
     Raises:
-        ConfigurationError: the wheel, its stub for this Python or libpython is missing.
+        ConfigurationError: there is none, or its stub for this Python or libpython is missing.
     """
     spec = importlib.util.find_spec("pytriton")
+    system = _system_triton()
+    if system is not None and (prefer_system or spec is None):
+        return system
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(
-            f"Triton: expected the package nvidia-pytriton in {sys.prefix}, got none; "
-            "install it: `pip install nvidia-pytriton`"
+            f"Triton: expected the package nvidia-pytriton in {sys.prefix}, or tritonserver in "
+            f"{SYSTEM_ROOT} or on the path, got none; install it: `pip install nvidia-pytriton`, "
+            "or run in an image of NVIDIA's (nvcr.io/nvidia/tritonserver)"
         )
     package = Path(spec.submodule_search_locations[0])
     found = TritonInstallation(
@@ -113,7 +137,7 @@ def find_triton() -> TritonInstallation:
         libraries=package.parent / "nvidia_pytriton.libs",
         libpython_dir=find_libpython(),
     )
-    for part in (found.server, found.root / "backends" / "python", found.libraries):
+    for part in (found.server, found.backends / "python", package.parent / "nvidia_pytriton.libs"):
         if not part.exists():
             raise ConfigurationError(
                 f"Triton: expected {part}, which nvidia-pytriton carries, got nothing there; "
@@ -124,6 +148,33 @@ def find_triton() -> TritonInstallation:
         raise ConfigurationError(
             f"Triton's python backend: expected a stub for Python {_PYTHON}, got stubs for "
             f"{', '.join(offered)}; use one of these Python versions"
+        )
+    return found
+
+
+def _system_triton() -> TritonInstallation | None:
+    """The Triton of an image: a directory with ``bin/tritonserver`` and ``backends``.
+
+    Raises:
+        ConfigurationError: its python backend is missing or is for another Python version.
+    """
+    program = shutil.which("tritonserver", path=str(SYSTEM_ROOT / "bin"))
+    program = program or shutil.which("tritonserver")
+    if program is None:
+        return None
+    found = TritonInstallation(Path(program).resolve().parent.parent)
+    try:
+        linked = re.search(rb"libpython([0-9.]+)\.so", found.stub.read_bytes())
+    except OSError:
+        raise ConfigurationError(
+            f"Triton in {found.root}: expected its python backend as {found.stub}, got nothing "
+            "there; take an image that has it"
+        ) from None
+    version = linked[1].decode() if linked else _PYTHON
+    if version != _PYTHON:
+        raise ConfigurationError(
+            f"Triton's python backend in {found.root}: expected it for Python {_PYTHON}, got one "
+            f"for {version}; run EchoLM with Python {version}"
         )
     return found
 
@@ -201,7 +252,9 @@ class TritonServer:
                 name="Triton",
                 program=self._arguments(prefix),
                 environment=self.environment(),
-                library_path=(self._installation.libraries, self._installation.libpython_dir),
+                library_path=tuple(
+                    filter(None, (self._installation.libraries, self._installation.libpython_dir))
+                ),
                 log_file=options.log_file,
                 pid_file=options.run_dir / "tritonserver.pid",
                 cleanup=(f"{SHM_DIR}/{prefix}*",),
@@ -293,13 +346,16 @@ class TritonServer:
     def _backend_directory(self) -> Path:
         """Put the python backend and the stub of this Python version together.
 
-        Nothing is written to site-packages: it may be shared or read-only.
+        Nothing is written to site-packages: it may be shared or read-only. An image has them
+        together.
         """
+        if not self._installation.from_wheel:
+            return self._installation.backends
         directory = self.options.run_dir / "backends"
         shutil.rmtree(directory, ignore_errors=True)
         python = directory / "python"
         python.mkdir(parents=True)
-        source = self._installation.root / "backends" / "python"
+        source = self._installation.backends / "python"
         for part in ("libtriton_python.so", "triton_python_backend_utils.py"):
             (python / part).symlink_to(source / part)
         stub = self._installation.stub
@@ -356,6 +412,7 @@ class TritonServer:
         environment["PATH"] = os.pathsep.join(
             [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
         )
+        environment[ENV_LIBRARY_PATH] = environment.get("LD_LIBRARY_PATH", "")
         environment.update(options.environment)
         return environment
 

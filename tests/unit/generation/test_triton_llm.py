@@ -14,9 +14,15 @@ import pytest
 from echolm import contracts
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.generation.llm import Completion, Sampling
-from echolm.generation.triton_llm import Channels, LLMAPIClient, build_llm_clients, stream_error
+from echolm.generation.triton_llm import (
+    Channels,
+    InflightBatcherClient,
+    LLMAPIClient,
+    build_llm_clients,
+    stream_error,
+)
 from echolm.settings import LLMSettings, Settings
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 Answer = Callable[[service_pb2.ModelInferRequest, Any], AsyncIterator[Any]]
@@ -66,16 +72,46 @@ def failing(code: grpc.StatusCode, details: str, *before: Any) -> Answer:
     return answer
 
 
+def configuration(
+    inputs: Sequence[str], outputs: Sequence[str], decoupled: bool = True, batch: int = 0
+) -> model_config_pb2.ModelConfig:
+    config = model_config_pb2.ModelConfig(max_batch_size=batch)
+    config.model_transaction_policy.decoupled = decoupled
+    for name in inputs:
+        config.input.add(name=name)
+    for name in outputs:
+        config.output.add(name=name)
+    return config
+
+
 class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Keeps what came and how each stream ended."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
+        self.config = configuration(list(INPUTS), list(OUTPUTS))
+        self.config_requests = 0
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.metadata: list[Mapping[str, str]] = []
         self.peers: set[str] = set()
         self.begun = asyncio.Event()
         self.cancelled: list[str] = []
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.config_requests += 1
+        return service_pb2.ModelConfigResponse(config=self.config)
+
+    async def ModelInfer(  # noqa: N802
+        self, request: service_pb2.ModelInferRequest, context: Any
+    ) -> service_pb2.ModelInferResponse:
+        self.requests.append(request)
+        try:
+            async for one in self.answer(request, context):
+                return one.infer_response
+        except asyncio.CancelledError:
+            self.cancelled.append(request.id)
+            raise
+        raise AssertionError("no answer")
 
     async def ModelStreamInfer(  # noqa: N802  (the service's name for it)
         self, requests: AsyncIterator[service_pb2.ModelInferRequest], context: Any
@@ -88,7 +124,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 async for one in self.answer(request, context):
                     yield one
                     self.begun.set()
-            except asyncio.CancelledError:
+            # The second, if it was being sent when the stream was cancelled.
+            except (asyncio.CancelledError, GeneratorExit):
                 self.cancelled.append(request.id)
                 raise
 
@@ -481,3 +518,167 @@ async def test_each_configured_llm_is_called_by_its_model_at_its_address(server:
     assert (list(llms), answers) == (["small_llm", "big"], ["ok", "elsewhere"])
     assert [request.model_name for request in server.servicer.requests] == ["small_llm"]
     assert [request.model_name for request in other.servicer.requests] == ["llama"]
+
+
+# What the model's configuration says
+
+
+async def test_the_configuration_is_read_once_and_again_after_a_failure(
+    server: Server, llm: LLMAPIClient
+) -> None:
+    for _ in range(3):
+        await ask(llm)
+    assert server.servicer.config_requests == 1
+    server.servicer.answer = failing(grpc.StatusCode.UNAVAILABLE, "reloading")
+    with pytest.raises(UnavailableError):
+        await ask(llm)
+    server.servicer.config = configuration(list(INPUTS), list(OUTPUTS), decoupled=False)
+    server.servicer.answer = saying(message(text_output="as a whole"))
+    pieces: list[str] = []
+    assert (await llm.generate("r", "hi", SAMPLING, pieces.append)).text == "as a whole"
+    assert (pieces, server.servicer.config_requests) == (["as a whole"], 2)
+    assert sent(server.servicer.requests[-1])["streaming"] == [False]
+
+
+async def test_a_refused_request_does_not_read_it_again(server: Server, llm: LLMAPIClient) -> None:
+    server.servicer.answer = failing(grpc.StatusCode.INVALID_ARGUMENT, "no")
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError):
+            await ask(llm)
+    assert server.servicer.config_requests == 1
+
+
+async def test_a_model_of_another_contract_is_told(server: Server) -> None:
+    ensemble = InflightBatcherClient(Channels(), server.url, "small_llm")
+    with pytest.raises(UnavailableError, match=r"got no max_tokens; correct llms\.contract"):
+        await ensemble.generate("r", "hi", SAMPLING, None)
+    assert server.servicer.requests == []
+
+
+async def test_inputs_that_a_release_does_not_have_are_left_out(server: Server) -> None:
+    server.servicer.config = configuration(["text_input", "max_tokens"], ["text_output"], batch=4)
+    ensemble = InflightBatcherClient(Channels(), server.url, "small_llm")
+    await ensemble.generate("r", "hi", SAMPLING, None)
+    [request] = server.servicer.requests
+    assert {t.name: list(t.shape) for t in request.inputs} == {
+        "text_input": [1, 1],
+        "max_tokens": [1, 1],
+    }
+
+
+# NVIDIA's llmapi
+
+
+@pytest.fixture
+def nvidia(server: Server) -> LLMAPIClient:
+    """A model without our token counts."""
+    server.servicer.config = configuration(
+        list(INPUTS), [t.name for t in contracts.LLM_API_OUTPUTS]
+    )
+    return LLMAPIClient(Channels(), server.url, "small_llm")
+
+
+async def test_all_of_the_text_so_far_becomes_pieces(server: Server, nvidia: LLMAPIClient) -> None:
+    server.servicer.answer = saying(
+        message(text_output="a", finish_reason="None"),
+        message(text_output="a a", finish_reason="None"),
+        message(text_output="a a \ufffd", finish_reason="None"),
+        message(text_output="a a é", finish_reason="None"),
+        message(text_output="a a é\ufffd", finish_reason="length"),
+    )
+    pieces: list[str] = []
+    done = await nvidia.generate("r", "hi", SAMPLING, pieces.append)
+    assert pieces == ["a", " a", " ", "é", "\ufffd"]
+    assert done == Completion("a a é\ufffd", "length", -1, -1)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_stop_words_are_cut_here(
+    server: Server, nvidia: LLMAPIClient, streamed: bool
+) -> None:
+    server.servicer.answer = saying(
+        *(message(text_output=text, finish_reason="None") for text in ("x", "x EN", "x END y"))
+    )
+    pieces: list[str] = []
+    sampling = Sampling(16, stop=("END",))
+    done = await nvidia.generate("r", "hi", sampling, pieces.append if streamed else None)
+    assert (done.text, done.finish_reason) == ("x ", "stop")
+    assert pieces == (["x", " "] if streamed else [])
+    assert "sampling_param_stop" not in sent(server.servicer.requests[0])
+
+
+async def test_a_stream_is_ended_at_the_stop_word(server: Server, nvidia: LLMAPIClient) -> None:
+    async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
+        text = "go END"
+        while True:
+            text += " and on"
+            yield message(text_output=text)
+            await asyncio.sleep(0.01)
+
+    server.servicer.answer = answer
+    done = await nvidia.generate("r", "hi", Sampling(16, stop=("END",)), lambda piece: None)
+    assert (done.text, done.finish_reason) == ("go ", "stop")
+    await until(lambda: server.servicer.cancelled == ["r"])
+
+
+# The in-flight batching ensemble
+
+
+@pytest.fixture
+def ensemble(server: Server) -> InflightBatcherClient:
+    names = [t.name for t in contracts.INFLIGHT_BATCHER_INPUTS]
+    outputs = ["text_output", *(t.name for t in contracts.TOKEN_COUNTS)]
+    server.servicer.config = configuration(names, outputs, batch=8)
+    return InflightBatcherClient(Channels(), server.url, "ensemble")
+
+
+async def test_counts_of_the_pieces_are_added_and_tell_how_it_ended(
+    server: Server, ensemble: InflightBatcherClient
+) -> None:
+    server.servicer.answer = saying(
+        message(text_output="a", num_input_tokens=5, num_output_tokens=1),
+        message(text_output=" b c", num_input_tokens=5, num_output_tokens=2),
+        message(),
+    )
+    for most, reason in ((4, "stop"), (3, "length")):
+        pieces: list[str] = []
+        done = await ensemble.generate("r", "hi", Sampling(most), pieces.append)
+        assert done == Completion("a b c", reason, 5, 3)
+        assert pieces == ["a", " b c"]
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+async def test_cancelling_the_task_ends_the_call_whatever_its_kind(
+    server: Server, ensemble: InflightBatcherClient, decoupled: bool
+) -> None:
+    server.servicer.config.model_transaction_policy.decoupled = decoupled
+    server.servicer.answer = silent
+    task = asyncio.create_task(ensemble.generate("leaver", "hi", SAMPLING, None))
+    await until(lambda: server.servicer.requests)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: server.servicer.cancelled == ["leaver"])
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "Error generating request: The sum of prompt length (9.0), query length (0) should not "
+        "exceed max_num_tokens (8)",
+        "Prompt length (9000) exceeds maximum input length (8192)",
+        "`default_max_tokens` (-152) must be greater than 0, `default_max_tokens` (-152) = "
+        "max_seq_len (8192) - `splited_prompt_len` (8000) - `query_token_len` (344)",
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_tensorrt_llms_words_for_a_prompt_that_does_not_fit(
+    server: Server, ensemble: InflightBatcherClient, details: str, streamed: bool
+) -> None:
+    error = service_pb2.ModelStreamInferResponse(error_message=details)
+    server.servicer.answer = (
+        saying(error) if streamed else failing(grpc.StatusCode.INTERNAL, details)
+    )
+    server.servicer.config.model_transaction_policy.decoupled = streamed
+    with pytest.raises(ContextLengthError, match="ensemble: "):
+        await ensemble.generate("r", "hi", SAMPLING, None)

@@ -197,3 +197,12 @@ def test_small_shared_memory_is_refused_with_the_remedy() -> None:
 def test_privileged_port_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="--http-port"):
         preflight.check_ports("127.0.0.1", {"--http-port": 80})
+
+
+def test_a_model_whose_backend_triton_lacks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "backends" / "python").mkdir(parents=True)
+    models = {"a": add_model(tmp_path, "a"), "b": add_model(tmp_path, "b", 'platform: "ensemble"')}
+    preflight.check_backends(models, tmp_path / "backends")
+    models["c"] = add_model(tmp_path, "c", 'backend: "onnxruntime"')
+    with pytest.raises(ConfigurationError, match="model c: expected Triton's backend onnxruntime"):
+        preflight.check_backends(models, tmp_path / "backends")

@@ -22,7 +22,9 @@ from echolm.settings import EmbeddingSettings, Settings
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name in ("core", "local", "vllm"):
-        (tmp_path / "model_repository" / name).mkdir(parents=True)
+        (tmp_path / "model_repository" / name / "model").mkdir(parents=True)
+        (tmp_path / "model_repository" / name / "model" / "config.pbtxt").touch()
+    (tmp_path / "model_repository" / "data").mkdir()
     return tmp_path
 
 
@@ -118,6 +120,41 @@ def test_triton_is_found_without_being_imported() -> None:
     assert "pytriton" not in sys.modules
 
 
+def image(root: Path, python: str = "{}.{}".format(*sys.version_info)) -> Path:
+    """A Triton as images have it."""
+    for file, content in {
+        "bin/tritonserver": b"#!/bin/sh\n",
+        "backends/python/triton_python_backend_stub": f"\0libpython{python}.so.1.0\0".encode(),
+    }.items():
+        (root / file).parent.mkdir(parents=True)
+        (root / file).write_bytes(content)
+        (root / file).chmod(0o755)
+    return root
+
+
+def test_the_triton_of_an_image_is_taken_for_gpus_and_served_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from echolm.serving import triton_server
+
+    monkeypatch.setattr(triton_server, "SYSTEM_ROOT", image(tmp_path / "triton"))
+    assert find_triton().from_wheel
+    found = find_triton(prefer_system=True)
+    assert found.server == tmp_path / "triton" / "bin" / "tritonserver"
+    options = TritonOptions((tmp_path,), run_dir=tmp_path / "run", log_file=tmp_path / "log")
+    assert TritonServer(options, found)._backend_directory() == tmp_path / "triton" / "backends"
+
+
+def test_an_image_for_another_python_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from echolm.serving import triton_server
+
+    monkeypatch.setattr(triton_server, "SYSTEM_ROOT", image(tmp_path / "triton", python="3.99"))
+    with pytest.raises(ConfigurationError, match=r"got one for 3\.99; run EchoLM with"):
+        find_triton(prefer_system=True)
+
+
 def test_missing_stub_for_this_python_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +209,21 @@ def test_wrong_argument_is_a_usage_error(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["serve", *arguments])
     assert caught.value.code == 2
+
+
+def test_the_folder_of_a_built_configuration_holds_the_models(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ServeOptions] = []
+    monkeypatch.setattr(
+        "echolm.serving.serve_forever", lambda settings, options: seen.append(options) or 0
+    )
+    config = root / "model_repository" / "echolm.toml"
+    config.touch()
+    for arguments in (["--profile=vllm"], ["--profile=other"], ["--repository-root=/r"]):
+        assert cli.main(["serve", f"--config={config}", *arguments]) == 0
+    assert [options.repository_root for options in seen] == [config.parent, None, Path("/r")]
+    assert [options.load_s for options in seen] == [1800, 1800, 300]
 
 
 def test_wrong_configuration_ends_with_status_2(

@@ -1,0 +1,1 @@
+from echolm.triton.embedder_model import TritonPythonModel  # noqa: F401

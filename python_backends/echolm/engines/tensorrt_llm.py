@@ -1,0 +1,318 @@
+"""The engine over TensorRT-LLM: ``tensorrt_llm.LLM``, with in-flight batching and block reuse.
+
+Takes a Hugging Face checkpoint (PyTorch backend) or an engine that ``trtllm-build`` made (TensorRT
+backend). Written for TensorRT-LLM 1.x.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from echolm.engines.base import (
+    FINISH_CANCELLED,
+    FINISH_LENGTH,
+    FINISH_STOP,
+    GenerationRequest,
+    SamplingParams,
+)
+from echolm.engines.gpu import (
+    GPUOptions,
+    Output,
+    at_least,
+    check_model,
+    loading,
+    read_model_config,
+    sampling_arguments,
+)
+from echolm.engines.options import read_options
+from echolm.engines.text import StopWords
+from echolm.engines.worker import WorkerEngine
+from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+
+_FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "cancelled": FINISH_CANCELLED}
+_WEIGHTS = ("*.safetensors", "*.bin", "*.engine")
+_ACTIVATIONS = 0.1
+"""Part of a share of memory that is left for activations, CUDA graphs and libraries."""
+_MPI_JOB = re.compile(
+    r"OMPI_(COMM_WORLD|UNIVERSE_SIZE|FIRST_RANKS|APP_CTX)|OMPI_MCA_orte_|ORTE_|PMIX_(?!MCA_)|PMI_"
+)
+"""Variables of the MPI job that Triton may run in. Our processes make a job of their own."""
+
+
+@dataclass(frozen=True)
+class TensorRTLLMOptions(GPUOptions):
+    """Options of the engine; those of :class:`GPUOptions` besides. TensorRT-LLM's names.
+
+    Attributes:
+        max_seq_len: most tokens of prompt and answer together; 0: what the model can.
+        max_batch_size: most requests in one step; more wait.
+        max_num_tokens: most tokens in one step; 0: the library's choice.
+        gpu_memory_share: share of each GPU's memory for weights, activations and KV cache; 0: the
+            library's choice, 90% of what is free for the KV cache.
+        kv_cache_dtype: ``auto`` (that of the model), ``fp8`` …
+        enable_block_reuse: keep the KV cache of prompts for prompts that start alike.
+    """
+
+    max_seq_len: int = 0
+    max_batch_size: int = 256
+    max_num_tokens: int = 0
+    gpu_memory_share: float = 0.0
+    kv_cache_dtype: str = "auto"
+    enable_block_reuse: bool = True
+
+    def __post_init__(self) -> None:
+        self.check("tensorrt_llm")
+        for name, least in (("max_seq_len", 0), ("max_batch_size", 1), ("max_num_tokens", 0)):
+            at_least("tensorrt_llm", name, getattr(self, name), least)
+        if not 0 <= self.gpu_memory_share <= 1:
+            raise ConfigurationError(
+                "engine tensorrt_llm: option gpu_memory_share: expected a share in [0, 1], got "
+                f"{self.gpu_memory_share}"
+            )
+        self.more_arguments("tensorrt_llm")
+
+
+class TensorRTLLMBackend:
+    """:class:`~echolm.engines.gpu.AsyncBackend` over one ``LLM``."""
+
+    name = "tensorrt_llm"
+
+    def __init__(self, llm: Any, context_length: int) -> None:
+        self._llm = llm
+        self._tokenizer = llm.tokenizer
+        self._results: dict[str, Any] = {}
+        self.context_length = context_length
+
+    def encode(self, prompt: str) -> Sequence[int]:
+        return list(self._tokenizer.encode(prompt))
+
+    async def generate(
+        self, request: GenerationRequest, prompt: list[int]
+    ) -> AsyncIterator[Output]:
+        # The library matches stop words by tokens, and so misses those that begin or end inside
+        # of one; and it does not hold back what may become one.
+        stop = StopWords(request.sampling.stop)
+        streaming = request.streaming or bool(request.sampling.stop)
+        try:
+            result = self._llm.generate_async(
+                prompt, sampling_params(request.sampling), streaming=streaming
+            )
+        except ValueError as error:
+            raise InvalidRequestError(f"request: the engine refused it: {error}") from error
+        self._results[request.request_id] = result
+        told = 0
+        try:
+            async for _ in result:  # The same object, with more in it.
+                answer, ended = result.outputs[0], result.finished
+                if not (ended or streaming):
+                    continue
+                text = stop.push(answer.text[told:])
+                told = len(answer.text)
+                if ended and stop.matched is None:
+                    text += stop.flush()
+                reason = _finish_reason(answer.finish_reason) if ended else None
+                yield Output(
+                    text=text,
+                    num_tokens=len(answer.token_ids),
+                    finish_reason=FINISH_STOP if stop.matched is not None else reason,
+                    stop_reason=stop.matched,
+                    cumulative_logprob=_logprob(answer) if request.sampling.logprobs else None,
+                    cached_tokens=getattr(result, "cached_tokens", None),
+                )
+                if stop.matched is not None:
+                    return
+        finally:
+            del self._results[request.request_id]
+            if not result.finished:
+                result.abort()
+
+    async def abort(self, request_id: str) -> None:
+        result = self._results.get(request_id)
+        if result is not None:
+            result.abort()
+
+    def failure(self) -> str | None:
+        executor = self._llm._executor  # What the library's own server looks at.
+        gone = executor is None or executor.is_shutdown()
+        return "TensorRT-LLM's executor has ended" if gone else None
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._llm.shutdown)
+
+
+def sampling_params(sampling: SamplingParams) -> Any:
+    """TensorRT-LLM's parameters for a request."""
+    from tensorrt_llm import SamplingParams as TRTSamplingParams
+
+    arguments = sampling_arguments(sampling)
+    del arguments["stop"]
+    if sampling.temperature == 0:
+        arguments["top_k"] = 1  # greedy in both backends, of which one takes no temperature of 0
+    else:
+        arguments.update(
+            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k or None
+        )
+        if sampling.seed is None:  # The library's default is a fixed one.
+            arguments["seed"] = secrets.randbits(63)
+    return TRTSamplingParams(**arguments, logprobs=1 if sampling.logprobs else None)
+
+
+def _finish_reason(reason: str | None) -> str:
+    if reason not in _FINISH:
+        raise UnavailableError(f"engine tensorrt_llm: the answer ended with {reason!r}; try again")
+    return _FINISH[reason]
+
+
+def _logprob(answer: Any) -> float | None:
+    """Of the answer's tokens; the PyTorch backend tells it of each token only."""
+    if answer.cumulative_logprob is not None:
+        return float(answer.cumulative_logprob)
+    if not answer.logprobs:
+        return None
+    return sum(
+        entry[token].logprob if isinstance(entry, Mapping) else float(entry)
+        for token, entry in zip(answer.token_ids, answer.logprobs, strict=False)
+    )
+
+
+def llm_arguments(
+    model: str, options: TensorRTLLMOptions, built: bool, cache_bytes: int
+) -> dict[str, Any]:
+    """Arguments for ``LLM``, but for those of the KV cache's configuration as a dictionary.
+
+    Args:
+        built: whether the model is an engine that was built.
+        cache_bytes: most memory of each GPU for the KV cache; 0: no limit.
+    """
+    cache: dict[str, Any] = {"enable_block_reuse": options.enable_block_reuse}
+    if cache_bytes:
+        cache["max_gpu_total_bytes"] = cache_bytes
+    if options.kv_cache_dtype != "auto":
+        cache["dtype"] = options.kv_cache_dtype
+    given: dict[str, Any] = {
+        "model": model,
+        "tokenizer": options.tokenizer or None,
+        "trust_remote_code": options.trust_remote_code,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
+        "max_batch_size": options.max_batch_size,
+        "max_seq_len": options.max_seq_len or None,
+        "max_num_tokens": options.max_num_tokens or None,
+        "kv_cache_config": cache,
+    }
+    if not built:  # An engine has its own.
+        given |= {"dtype": options.dtype, "load_format": options.load_format}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def cache_bytes(model: str, options: TensorRTLLMOptions) -> int:
+    """Most memory of each GPU for the KV cache, so that all stays within the share; 0: no limit.
+
+    Raises:
+        ConfigurationError: the weights leave none of the share, or the GPUs' memory is unknown.
+    """
+    if not options.gpu_memory_share:
+        return 0
+    files = [file for pattern in _WEIGHTS for file in Path(model).glob(pattern)]
+    parts = options.tensor_parallel_size * options.pipeline_parallel_size
+    weights = sum(file.stat().st_size for file in files) // parts
+    total = gpu_memory(options.gpus)
+    left = int(total * options.gpu_memory_share * (1 - _ACTIVATIONS)) - weights
+    if left <= 0:
+        raise ConfigurationError(
+            f"engine tensorrt_llm: option gpu_memory_share: expected room for the weights of "
+            f"{weights >> 20} MiB on each GPU, got {options.gpu_memory_share:g} of "
+            f"{total >> 20} MiB; give more, or more GPUs"
+        )
+    return left
+
+
+def gpu_memory(gpus: str) -> int:
+    """Bytes of the smallest of these GPUs (empty: of all).
+
+    Asked of ``nvidia-smi``: CUDA, once used in this process, would be inherited by the library's.
+
+    Raises:
+        ConfigurationError: it does not tell.
+    """
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    command += [f"--id={gpus}"] if gpus else []
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        return min(int(line) for line in run.stdout.split()) << 20
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"engine tensorrt_llm: option gpu_memory_share: expected nvidia-smi to tell the memory "
+            f"of the GPUs {gpus or '(all)'}, got: {error}"
+        ) from error
+
+
+async def make_backend(model: str, options: Mapping[str, Any]) -> TensorRTLLMBackend:
+    """The engine's part in the worker process."""
+    for name in filter(_MPI_JOB.match, list(os.environ)):
+        del os.environ[name]
+    checked = TensorRTLLMOptions(**options)
+    config = read_model_config(model)
+    built = "build_config" in config
+    context_length = checked.max_seq_len or _context_length(model, config)
+    if built:
+        from tensorrt_llm._tensorrt_engine import LLM
+    else:
+        from tensorrt_llm import LLM
+    from tensorrt_llm.llmapi import KvCacheConfig
+
+    def load() -> Any:
+        with loading(checked.gpus):
+            arguments = llm_arguments(model, checked, built, cache_bytes(model, checked))
+            arguments["kv_cache_config"] = KvCacheConfig(**arguments["kv_cache_config"])
+            return LLM(**arguments, **checked.more_arguments("tensorrt_llm"))
+
+    try:
+        # In a thread, as the library's own Triton model does it.
+        llm = await asyncio.get_running_loop().run_in_executor(None, load)
+    except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
+        raise ConfigurationError(
+            f"engine tensorrt_llm: {model}: TensorRT-LLM refused it: {error}"
+        ) from error
+    return TensorRTLLMBackend(llm, context_length)
+
+
+def _context_length(model: str, config: Mapping[str, Any]) -> int:
+    """What a built engine or a checkpoint can."""
+    described = config.get("build_config") or config.get("text_config") or config
+    length = described.get("max_seq_len") or described.get("max_position_embeddings")
+    if not isinstance(length, int) or length <= 0:
+        raise ConfigurationError(
+            f"engine tensorrt_llm: {model}: expected max_position_embeddings in its config.json, "
+            f"got {length!r}; set the option max_seq_len"
+        )
+    return length
+
+
+def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
+    """Check what can be checked here, then start the worker."""
+    checked = read_options(TensorRTLLMOptions, options, "tensorrt_llm")
+    model = check_model("tensorrt_llm", model_dir, checked)
+    if not checked.python and find_spec("tensorrt_llm") is None:
+        raise ConfigurationError(
+            "engine tensorrt_llm: expected the package tensorrt_llm, got none; run in NVIDIA's "
+            "image nvcr.io/nvidia/tritonserver:<release>-trtllm-python-py3, or name the "
+            "interpreter of an environment that has it with the option python"
+        )
+    return WorkerEngine(
+        "tensorrt_llm",
+        "echolm.engines.tensorrt_llm:make_backend",
+        {"model": model, "options": asdict(checked)},
+        start_timeout_s=checked.start_timeout_s,
+        python=checked.python,
+        environment=checked.environment,
+    )

@@ -1,0 +1,213 @@
+"""The engine over vLLM: ``AsyncLLM``, with continuous batching and prefix caching.
+
+Written for vLLM 0.20.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from echolm.engines.base import (
+    FINISH_CANCELLED,
+    FINISH_LENGTH,
+    FINISH_STOP,
+    GenerationRequest,
+    SamplingParams,
+)
+from echolm.engines.gpu import (
+    GPUOptions,
+    Output,
+    at_least,
+    check_model,
+    checked_arguments,
+    loading,
+    sampling_arguments,
+)
+from echolm.engines.options import read_options
+from echolm.engines.worker import WorkerEngine
+from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+
+_FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "abort": FINISH_CANCELLED}
+
+
+@dataclass(frozen=True)
+class VLLMOptions(GPUOptions):
+    """Options of the engine; those of :class:`GPUOptions` besides. vLLM's names.
+
+    Attributes:
+        max_model_len: most tokens of prompt and answer together; 0: what the model can.
+        gpu_memory_utilization: share of each GPU's memory for weights, activations and KV cache.
+        max_num_seqs: most requests in one step; more wait.
+        max_num_batched_tokens: most tokens in one step; 0: vLLM's choice.
+        quantization: of the weights, such as ``fp8`` or ``awq``; empty: as the checkpoint says.
+        kv_cache_dtype: ``auto`` (that of the model), ``fp8`` …
+        enable_prefix_caching: keep the KV cache of prompts for prompts that start alike.
+        enforce_eager: no CUDA graphs and no compilation: starts faster, generates slower.
+        seed: of requests without one.
+    """
+
+    max_model_len: int = 0
+    gpu_memory_utilization: float = 0.9
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 0
+    quantization: str = ""
+    kv_cache_dtype: str = "auto"
+    enable_prefix_caching: bool = True
+    enforce_eager: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.check("vllm")
+        at_least("vllm", "max_model_len", self.max_model_len, 0)
+        at_least("vllm", "max_num_seqs", self.max_num_seqs, 1)
+        at_least("vllm", "max_num_batched_tokens", self.max_num_batched_tokens, 0)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigurationError(
+                "engine vllm: option gpu_memory_utilization: expected a share in (0, 1], got "
+                f"{self.gpu_memory_utilization}"
+            )
+        self.more_arguments("vllm")
+
+
+class VLLMBackend:
+    """:class:`~echolm.engines.gpu.AsyncBackend` over one ``AsyncLLM``."""
+
+    name = "vllm"
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._tokenizer = engine.get_tokenizer()
+        self.context_length = int(engine.model_config.max_model_len)
+
+    def encode(self, prompt: str) -> Sequence[int]:
+        return list(self._tokenizer.encode(prompt))
+
+    async def generate(
+        self, request: GenerationRequest, prompt: list[int]
+    ) -> AsyncIterator[Output]:
+        from vllm.inputs import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        num_tokens = 0
+        try:
+            params = sampling_params(request.sampling, request.streaming)
+            outputs = self._engine.generate(tokens_input(prompt), params, request.request_id)
+            async for output in outputs:
+                answer = output.outputs[0]
+                num_tokens += len(answer.token_ids)
+                stop = answer.stop_reason
+                yield Output(
+                    text=answer.text,
+                    num_tokens=num_tokens,
+                    finish_reason=_finish_reason(answer.finish_reason),
+                    # A number is the id of a token that ends every answer.
+                    stop_reason=stop if isinstance(stop, str) else None,
+                    cumulative_logprob=answer.cumulative_logprob,
+                    cached_tokens=output.num_cached_tokens,
+                )
+        except ValueError as error:
+            raise InvalidRequestError(f"request: the engine refused it: {error}") from error
+        except EngineDeadError as error:
+            raise UnavailableError("engine vllm failed; try again") from error
+        except EngineGenerateError as error:
+            problem = error.__cause__ or error
+            raise UnavailableError(f"engine vllm: {type(problem).__name__}") from error
+
+    async def abort(self, request_id: str) -> None:
+        await self._engine.abort(request_id)
+
+    def failure(self) -> str | None:
+        return "vLLM's engine process has failed" if self._engine.errored else None
+
+    async def close(self) -> None:
+        self._engine.shutdown()
+
+
+def sampling_params(sampling: SamplingParams, streaming: bool) -> Any:
+    """vLLM's parameters for a request."""
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import SamplingParams as VLLMSamplingParams
+
+    return VLLMSamplingParams(
+        **sampling_arguments(sampling),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        logprobs=0 if sampling.logprobs else None,  # of the sampled tokens only
+        output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _finish_reason(reason: str | None) -> str | None:
+    if reason is not None and reason not in _FINISH:
+        raise UnavailableError(f"engine vllm: the answer ended with {reason!r}; try again")
+    return None if reason is None else _FINISH[reason]
+
+
+def engine_arguments(model: str, options: VLLMOptions) -> dict[str, Any]:
+    """Arguments for ``AsyncEngineArgs``."""
+    given = {
+        "model": model,
+        "tokenizer": options.tokenizer or None,
+        "trust_remote_code": options.trust_remote_code,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
+        "dtype": options.dtype,
+        "load_format": options.load_format,
+        "max_model_len": options.max_model_len or None,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens or None,
+        "quantization": options.quantization or None,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "enable_prefix_caching": options.enable_prefix_caching,
+        "enforce_eager": options.enforce_eager,
+        "seed": options.seed,
+        # Their own endpoint would not be seen, and requests hold users' text.
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+async def make_backend(model: str, options: Mapping[str, Any]) -> VLLMBackend:
+    """The engine's part in the worker process."""
+    # vLLM's default, fork, would copy this process's threads and its socket.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    checked = VLLMOptions(**options)
+    known = {field.name for field in fields(AsyncEngineArgs)}
+    more = checked_arguments("vllm", checked.more_arguments("vllm"), known)
+    try:
+        arguments = AsyncEngineArgs(**engine_arguments(model, checked), **more)
+        with loading(checked.gpus):
+            return VLLMBackend(AsyncLLM.from_engine_args(arguments))
+    except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
+        raise ConfigurationError(f"engine vllm: {model}: vLLM refused it: {error}") from error
+
+
+def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
+    """Check what can be checked here, then start the worker."""
+    checked = read_options(VLLMOptions, options, "vllm")
+    model = check_model("vllm", model_dir, checked)
+    if not checked.python and find_spec("vllm") is None:
+        raise ConfigurationError(
+            "engine vllm: expected the package vllm, got none; `pip install vllm==0.20.0`, best "
+            "into an environment of its own, whose interpreter the option python names"
+        )
+    return WorkerEngine(
+        "vllm",
+        "echolm.engines.vllm:make_backend",
+        {"model": model, "options": asdict(checked)},
+        start_timeout_s=checked.start_timeout_s,
+        python=checked.python,
+        environment=checked.environment,
+    )

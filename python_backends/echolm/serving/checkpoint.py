@@ -1,0 +1,178 @@
+"""What a Hugging Face checkpoint, or an engine that TensorRT-LLM built, says about itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echolm.errors import ConfigurationError
+from echolm.generation.prompt import TEMPLATES
+
+_SIGNS = {
+    "echolm": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+}
+"""Tokens by which a prompt template is recognised: all of them are in the tokenizer."""
+_ENDS = {
+    "echolm": "<|end|>",
+    "chatml": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "gemma": "<end_of_turn>",
+}
+"""The token that ends the LLM's turn in each template."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        directory: its folder.
+        tokenizer: its ``tokenizer.json``.
+        built: whether it is an engine that TensorRT-LLM built.
+        context_length: most tokens that the model can take.
+        num_parameters: about how many work on a token; 0 if the configuration does not tell.
+        templates: prompt templates whose tokens its tokenizer has.
+        end_ids: ids of the tokens that end an answer.
+        token_ids: ids of the tokenizer's added tokens by their text.
+    """
+
+    directory: Path
+    tokenizer: Path
+    built: bool
+    context_length: int
+    num_parameters: int
+    templates: tuple[str, ...]
+    end_ids: frozenset[int]
+    token_ids: dict[str, int]
+
+    @classmethod
+    def read(cls, directory: Path, tokenizer: Path | None = None) -> Checkpoint:
+        """Read a folder.
+
+        Args:
+            tokenizer: folder of the tokenizer, if that is another one.
+
+        Raises:
+            ConfigurationError: a file is missing or says nothing usable.
+        """
+        directory = directory.expanduser().resolve()
+        if not directory.is_dir():
+            raise ConfigurationError(
+                f"checkpoint {directory}: expected a folder, got none; fetch the model first: "
+                "`hf download NAME --local-dir DIR`"
+            )
+        config = read_json(directory / "config.json")
+        built = "build_config" in config
+        folder = tokenizer.expanduser().resolve() if tokenizer else directory
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ConfigurationError(
+                f"checkpoint {directory}: expected {file}, got no such file; name the folder with "
+                "the tokenizer: --small-tokenizer, --large-tokenizer"
+            )
+        added = {
+            str(token.get("content")): int(token.get("id", -1))
+            for token in read_json(file).get("added_tokens") or ()
+        }
+        model = config["build_config"] if built else config.get("text_config") or config
+        return cls(
+            directory=directory,
+            tokenizer=file,
+            built=built,
+            context_length=_context_length(directory, model),
+            num_parameters=0 if built else _num_parameters(model),
+            templates=tuple(name for name, signs in _SIGNS.items() if set(signs) <= set(added)),
+            end_ids=_end_ids(folder, config, added),
+            token_ids=added,
+        )
+
+    def template(self, given: str, option: str) -> str:
+        """The name of the prompt template: the given one, or that which the tokenizer fits.
+
+        Raises:
+            ConfigurationError: none fits, or there is no such template.
+        """
+        if given and given not in TEMPLATES:
+            raise ConfigurationError(
+                f"{option}: expected one of {', '.join(TEMPLATES)}, got {given!r}"
+            )
+        if not given and not self.templates:
+            raise ConfigurationError(
+                f"checkpoint {self.directory}: expected a tokenizer with the tokens of one of the "
+                f"prompt templates {', '.join(TEMPLATES)}, got none of them: choose one with "
+                f"{option}, or take an instruction-tuned checkpoint"
+            )
+        return given or self.templates[0]
+
+    def missing_end(self, template: str) -> str:
+        """The token that ends a turn in the template, if it does not end an answer; else empty."""
+        end = _ENDS[template]
+        return "" if self.token_ids.get(end) in self.end_ids else end
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ConfigurationError: it is missing or is no JSON object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{file}: expected a readable file, got: {error.strerror}"
+        ) from error
+    except ValueError as error:
+        raise ConfigurationError(f"{file}: expected JSON, got: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{file}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+def _context_length(directory: Path, model: dict[str, Any]) -> int:
+    for key in ("max_seq_len", "max_position_embeddings", "n_positions", "max_sequence_length"):
+        value = model.get(key)
+        if isinstance(value, int) and value > 0:
+            return value
+    raise ConfigurationError(
+        f"{directory / 'config.json'}: expected the context length as max_position_embeddings (of "
+        "a built engine: build_config.max_seq_len), got none"
+    )
+
+
+def _num_parameters(model: dict[str, Any]) -> int:
+    """Of a decoder with gated feed-forward layers; of a mixture, those that a token meets."""
+    try:
+        hidden, layers = int(model["hidden_size"]), int(model["num_hidden_layers"])
+        heads = int(model["num_attention_heads"])
+        kv_heads = int(model.get("num_key_value_heads") or heads)
+        size = int(model.get("head_dim") or hidden // heads)
+        experts = model.get("num_experts_per_tok")
+        width = int(model.get("moe_intermediate_size") or 0) if experts else 0
+        width = (width or int(model["intermediate_size"])) * int(experts or 1)
+        attention = 2 * hidden * size * (heads + kv_heads)
+        # Of the vocabulary's two matrices, only the one of the output takes time.
+        return layers * (attention + 3 * hidden * width) + int(model["vocab_size"]) * hidden
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return 0
+
+
+def _end_ids(folder: Path, config: dict[str, Any], added: dict[str, int]) -> frozenset[int]:
+    generation = folder / "generation_config.json"
+    tokenizer = folder / "tokenizer_config.json"
+    sources = [config, *(read_json(file) for file in (generation,) if file.is_file())]
+    ids: set[int] = set()
+    for source in sources:
+        value = source.get("eos_token_id")
+        ids.update(value if isinstance(value, list) else [value] if value is not None else [])
+    if tokenizer.is_file():
+        token = read_json(tokenizer).get("eos_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if text in added:
+            ids.add(added[text])
+    return frozenset(ids)

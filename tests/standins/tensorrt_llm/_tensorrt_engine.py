@@ -1,0 +1,3 @@
+from tensorrt_llm import _llm
+
+LLM = _llm.TrtLLM

@@ -1,0 +1,3 @@
+from tensorrt_llm._llm import KvCacheConfig
+
+__all__ = ["KvCacheConfig"]

@@ -1,0 +1,115 @@
+"""What is vLLM's own: its options and what it is given.
+
+The library is a stand-in; where the real one is installed, their signatures are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+from echolm.engines import create_engine
+from echolm.engines.base import SamplingParams
+from echolm.engines.options import read_options
+from echolm.engines.vllm import VLLMOptions, engine_arguments, sampling_params
+from echolm.errors import ConfigurationError
+
+STANDINS = Path(__file__).resolve().parents[2] / "standins"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gpu_memory_utilization": "1.5"}, r"expected a share in \(0, 1\], got 1.5"),
+        ({"max_num_seqs": "0"}, "max_num_seqs: expected at least 1"),
+        ({"max_model_len": "-1"}, "max_model_len: expected at least 0"),
+    ],
+)
+def test_wrong_option_of_vllm_is_refused(values: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        read_options(VLLMOptions, values, "vllm")
+
+
+def test_vllm_gets_its_arguments_by_its_own_names() -> None:
+    options = VLLMOptions(quantization="fp8", max_model_len=4096, load_format="dummy", gpus="1")
+    given = engine_arguments("/m", options)
+    assert given["enable_prefix_caching"] is True
+    assert {k: given[k] for k in ("model", "quantization", "max_model_len", "load_format")} == {
+        "model": "/m",
+        "quantization": "fp8",
+        "max_model_len": 4096,
+        "load_format": "dummy",
+    }
+    assert not {"gpus", "python", "max_num_batched_tokens", "tokenizer"} & set(given)
+    assert options.environment == {"CUDA_VISIBLE_DEVICES": "1"}
+
+
+def test_what_stands_in_for_an_option_that_is_off(standins: Path) -> None:
+    greedy = sampling_params(SamplingParams(), streaming=False)
+    assert (greedy.temperature, greedy.top_k, greedy.seed, greedy.logprobs) == (0, 0, None, None)
+    assert greedy.output_kind.name == "FINAL_ONLY"
+    told = sampling_params(SamplingParams(logprobs=True, seed=2**64 - 1), streaming=True)
+    assert told.logprobs == 0
+    assert 0 <= told.seed < 2**63
+    assert told.output_kind.name == "DELTA"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "half-ish"}, "vLLM refused it: dtype:.*Input should be"),
+        ({"model": "no/such-model"}, "no/such-model does not appear to have a file named"),
+    ],
+)
+def test_what_vllm_refuses_is_a_configuration_error(
+    standins: Path, checkpoint: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        create_engine("vllm", checkpoint, options)
+
+
+def test_arguments_without_an_option_reach_vllm(standins: Path, checkpoint: Path) -> None:
+    create_engine("vllm", checkpoint, {"engine_args": '{"block_size": 32}'}).close()
+
+
+SIGNATURES = """
+import dataclasses, inspect, json
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+names = ("generate", "abort", "shutdown", "from_engine_args", "get_tokenizer")
+found = {name: list(inspect.signature(getattr(AsyncLLM, name)).parameters) for name in names}
+found["tokens_input"] = list(inspect.signature(tokens_input).parameters)
+found["SamplingParams"] = list(inspect.signature(SamplingParams).parameters)
+found["AsyncEngineArgs"] = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
+found["RequestOutputKind"] = [kind.name for kind in RequestOutputKind]
+found["errored"] = [type(inspect.getattr_static(AsyncLLM, "errored")).__name__]
+print(json.dumps(found))
+"""
+
+
+def test_the_stand_in_has_vllms_signatures() -> None:
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        pytest.skip("vLLM is not installed")
+    found = []
+    for path in ("", str(STANDINS)):
+        run = subprocess.run(
+            [sys.executable, "-c", SIGNATURES],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            check=True,
+        )
+        found.append(json.loads(run.stdout.splitlines()[-1]))
+    real, standin = found
+    for name, parameters in standin.items():
+        assert set(parameters) <= set(real[name]), name
