@@ -45,8 +45,8 @@ _TABLES = (
     " at_ms INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS by_time ON ratings (at_ms)",
     "CREATE TABLE IF NOT EXISTS removals (reason TEXT PRIMARY KEY, number INTEGER NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
+_META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 Order = Literal["value", "density", "gain", "uses", "age"]
 _ORDERS: Mapping[Order, str] = {
@@ -124,12 +124,15 @@ class ExampleLedger:
             db.execute("PRAGMA journal_mode=WAL")
             # It can be made again from the log, so a crash of the machine may cost the last events.
             db.execute("PRAGMA synchronous=NORMAL")
-            for table in _TABLES:
-                db.execute(table)
+            db.execute("BEGIN IMMEDIATE")  # another process may open it, too
+            db.execute(_META)
             version = f"{_VERSION} {decay}"
             if _meta(db, "version", version) != version:
                 for table in ("examples", "ratings", "removals", "meta"):
-                    db.execute(f"DELETE FROM {table}")
+                    db.execute(f"DROP TABLE IF EXISTS {table}")
+                db.execute(_META)
+            for table in _TABLES:
+                db.execute(table)
             _set_meta(db, "version", version)
 
     def follow(self, log: EventLog, batch: int = 1_000) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,20 @@ def test_an_example_used_often_has_more_to_gain_and_that_fades(
     assert [a.id for a in ledger.accounts("gain", 10)] == [1, 2]
     assert account(ledger, 1).gain == pytest.approx(0.18 * 0.9 + 0.02)
     assert account(ledger, 2).gain == pytest.approx(0.05 * 0.9)
+
+
+def test_a_file_of_another_version_is_made_anew(log: ScriptedLog, tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        db.execute("INSERT INTO meta VALUES ('version', '0 0.9'), ('position', '77')")
+        db.execute("CREATE TABLE examples (id INTEGER PRIMARY KEY)")
+    db.close()
+    log.add(CHANGE, change([example(1)]))
+    ledger = ExampleLedger(path, {})
+    assert follow(ledger, log) == 1
+    assert ledger.totals() == (1, 10)
+    ledger.close()
 
 
 def test_answers_of_the_dearest_llm_are_no_offloads(log: ScriptedLog, open_ledger: Open) -> None:
