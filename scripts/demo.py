@@ -40,6 +40,7 @@ from echolm.evaluation.quality import (
     win_rate,
 )
 from echolm.evaluation.store import fill
+from echolm.serving.build import built_root
 from echolm.serving.serve import Endpoints, ServeOptions, prepare_embedder, running_server
 from echolm.settings import Settings, load_settings
 from echolm.workload import WorkItem, Workload, grade
@@ -326,6 +327,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--latency-seconds", type=float, default=25.0)
     parser.add_argument("--seed", type=int, default=1, help="of the requests")
     parser.add_argument("--config", type=Path, default=None, help="an echolm.toml")
+    parser.add_argument("--profile", default="local", help="of the model repository")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "build" / "demo")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "demo.json")
     return parser.parse_args(argv)
@@ -341,7 +343,13 @@ def main() -> int:
         loaded = load_settings(options.config)
         settings: Settings = loaded.model_copy(update={"data_dir": options.data_dir})
         store_the_past(settings, options.history, console)
-        serve = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
+        serve = ServeOptions(
+            profile=options.profile,
+            repository_root=built_root(options.config, options.profile),
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+        )
         with running_server(settings, serve, progress=console.print) as endpoints:
             console.print(f"ready after {time.monotonic() - started:.0f} s")
             report = asyncio.run(measure(options, console, endpoints))
