@@ -89,7 +89,7 @@ def workers(endpoints: Endpoints) -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process(endpoints.pids["triton"]).children(recursive=True)
-        if any(part.endswith(":make_backend") for part in process.cmdline())
+        if any(part.startswith("--factory=echolm.engines.") for part in process.cmdline())
     ]
 
 

@@ -241,7 +241,7 @@ class Server:
         return [
             child
             for child in psutil.Process(self.triton.process.guard_pid).children(recursive=True)
-            if "echolm.engines.worker" in child.cmdline()
+            if any(part.startswith("--factory=echolm.engines.") for part in child.cmdline())
         ]
 
 
