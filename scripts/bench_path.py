@@ -6,8 +6,9 @@ profile, over a store with many examples of the demo workload. The load comes fr
 perf_analyzer, so that the client takes little of the CPU. Prints a table and ends with one
 JSON line. The store is kept in build/bench and filled only once.
 
-With --exchanges the path is measured at a fixed rate, alone and while so many exchanges a second
-are admitted to a full store, each of which makes another example go.
+With --exchanges the path is measured alone and while so many exchanges a second are admitted to a
+full store, each of which makes another example go; best at a --concurrency that leaves the CPU
+room.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from echolm.workload import WorkItem, Workload
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
+EXCHANGES = 12_000
+"""Different ones that are admitted, again and again."""
 
 
 def instant_repository(directory: Path) -> Path:
@@ -166,8 +169,8 @@ def beside_admissions(
     options: argparse.Namespace,
     settings: Settings,
 ) -> dict[str, dict[str, float]]:
-    """The path at a fixed rate, alone and beside the admissions."""
-    load = (f"--request-rate-range={options.rate}", "--request-distribution=poisson")
+    """The path alone and beside the admissions."""
+    load = [f"--concurrency-range={options.concurrency}"]
     under = functools.partial(measure, "echolm", endpoints.grpc_url, inputs, options, load)
     results = {"alone": under()}
     admissions = Admissions(endpoints.grpc_url, items, options.exchanges, settings)
@@ -191,7 +194,6 @@ def main() -> int:
     parser.add_argument(
         "--exchanges", type=float, default=0.0, help="a second, that are admitted meanwhile"
     )
-    parser.add_argument("--rate", type=float, default=40.0, help="requests/s with --exchanges")
     options = parser.parse_args()
     console = Console(stderr=True)
     data_dir = ROOT / "build" / "bench" / f"path-{options.examples}"
@@ -225,10 +227,7 @@ def main() -> int:
         )
         if options.exchanges:
             settings = full_store(settings, Path(work) / "data", options.examples)
-            seconds = 1.3 * options.requests / options.rate
-            exchanges = workload.stream(
-                int(seconds * options.exchanges), seed=options.seed + 2, phase="past"
-            )
+            exchanges = workload.stream(EXCHANGES, seed=options.seed + 2, phase="past")
         with running_server(settings, serve, progress=console.print) as endpoints:
             if options.exchanges:
                 results = beside_admissions(endpoints, inputs, exchanges, options, settings)
@@ -238,13 +237,11 @@ def main() -> int:
                     model: measure(model, endpoints.grpc_url, inputs, options, load)
                     for model in ("retrieval", "echolm")
                 }
-    report: dict[str, Any] = {"examples": options.examples}
+    report: dict[str, Any] = {"examples": options.examples, "concurrency": options.concurrency}
     if options.exchanges:
-        report |= {"rate": options.rate, "exchanges": options.exchanges}
+        report["exchanges"] = options.exchanges
         report["p99_ratio"] = results["beside admissions"]["p99_ms"] / results["alone"]["p99_ms"]
         print(f"{report['p99_ratio']:.2f} times the p99 latency beside admissions")
-    else:
-        report["concurrency"] = options.concurrency
     for name, row in results.items():
         figures = "  ".join(f"{key} {np.round(value, 1)}" for key, value in row.items())
         print(f"{name:17} {figures}")
