@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,7 @@ def _copy(source: Path, target: Path) -> None:
 def _embedder(options: BuildOptions, output: Path, say: Say) -> None:
     config = output / options.profile / "embedder" / "config.pbtxt"
     in_backend = _runs_in_backend(config)
-    form = options.embedder or ("cuda" if _has_cuda() else "fast")
+    form = options.embedder or _best_form()
     if in_backend:
         form = "fp32"  # Only the tokenizer model reads that folder then.
     say(f"building the embedding model ({'ONNX Runtime backend' if in_backend else form})")
@@ -329,13 +330,14 @@ def _runs_in_backend(config: Path) -> bool:
     return re.search(r'(?m)^backend: *"onnxruntime"', config.read_text()) is not None
 
 
-def _has_cuda() -> bool:
-    """Whether this environment's ONNX Runtime can use an NVIDIA GPU."""
-    try:
+def _best_form() -> Form:
+    """The embedding model's fastest form that this environment has the packages for."""
+    if find_spec("onnxruntime") is not None:
         import onnxruntime
-    except ImportError:
-        return False
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            return "cuda"
+    return "fast" if find_spec("openvino") is not None else "fp32"
 
 
 def built_root(configuration: Path | None, profile: str) -> Path | None:
