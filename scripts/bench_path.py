@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class Admissions:
 
     Attributes:
         failed: calls that ended in an error.
-        admitted: exchanges that were taken.
+        outcomes: of the others, by reason.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class Admissions:
         self._rate = rate
         self._client = grpc.InferenceServerClient(url)
         self._stopping = threading.Event()
-        self.failed = self.admitted = 0
+        self.failed = 0
+        self.outcomes: Counter[str] = Counter()
 
     def _inputs(self, k: int) -> list[Any]:
         item = self._items[k]
@@ -122,6 +124,7 @@ class Admissions:
             "llm": "large_llm",
             "finish_reason": "stop",
             "quality": 0.95,
+            "coverage": 0.0,
         }
         tensors = []
         for spec in contracts.EXAMPLE_MANAGER.inputs:
@@ -138,8 +141,9 @@ class Admissions:
     def _done(self, result: Any, error: Exception | None) -> None:
         if error is not None:
             self.failed += 1
-        else:
-            self.admitted += bool(result.as_numpy("admitted").all())
+            return
+        [[reason]] = result.as_numpy("reason").tolist()
+        self.outcomes[reason.decode() or "admitted"] += 1
 
     def _run(self) -> None:
         started = time.monotonic()
@@ -178,9 +182,13 @@ def beside_admissions(
         started = time.monotonic()
         results["beside admissions"] = under()
         seconds = time.monotonic() - started
-    if admissions.failed:
-        raise SystemExit(f"bench_path: {admissions.failed} exchanges were not taken")
-    results["beside admissions"]["admitted_per_s"] = admissions.admitted / seconds
+    if admissions.failed or not admissions.outcomes:
+        raise SystemExit(
+            f"bench_path: {admissions.failed} exchanges were not taken, "
+            f"{sum(admissions.outcomes.values())} were"
+        )
+    for outcome, number in admissions.outcomes.items():
+        results["beside admissions"][f"{outcome}_per_s"] = number / seconds
     return results
 
 
