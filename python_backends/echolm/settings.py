@@ -4,6 +4,9 @@ Every process reads it once, at start, through :func:`load_settings`; no other m
 looks at the environment. Order of precedence: environment variables
 (``ECHOLM_RETRIEVAL__TOP_N=64``), the file named by ``ECHOLM_CONFIG``, the defaults here.
 An unknown key or a bad value stops the start.
+
+A variable that ends with ``_FILE`` names a file with the value, which is how containers get
+their secrets (``ECHOLM_FEEDBACK__SIGNING_KEY_FILE=/run/secrets/signing_key``).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -26,6 +30,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -40,6 +45,7 @@ else:
 
 ENV_PREFIX = "ECHOLM_"
 ENV_CONFIG = "ECHOLM_CONFIG"
+ENV_FILE_SUFFIX = "_FILE"
 
 _REDIS_SCHEMES = ("redis", "rediss")
 _PASSWORD = re.compile(r"://[^/\s]*@")
@@ -488,6 +494,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The environment overrides the file, which arrives as init arguments.
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = _with_values_of_files(env_settings.env_vars)
         return env_settings, init_settings
 
     @property
@@ -600,12 +608,43 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
         anchor(llm, "tokenizer")
 
 
+def _with_values_of_files(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Environment variables (names in small letters), with the contents of files in place."""
+    prefix, suffix = ENV_PREFIX.lower(), ENV_FILE_SUFFIX.lower()
+    found = dict(variables)
+    for name, file in variables.items():
+        if not (name.startswith(prefix) and name.endswith(suffix)):
+            continue
+        target = name[: -len(suffix)]
+        if target in variables:
+            raise ConfigurationError(
+                f"environment variables {target.upper()} and {name.upper()}: expected one of "
+                "them, got both; unset one"
+            )
+        try:
+            value = Path(file or "").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            problem = error.strerror if isinstance(error, OSError) else "no UTF-8"
+            raise ConfigurationError(
+                f"environment variable {name.upper()}: expected a readable file, got {file!r}: "
+                f"{problem}"
+            ) from None
+        if not value:
+            raise ConfigurationError(
+                f"environment variable {name.upper()}: expected a value in {file}, got an empty "
+                "file"
+            )
+        del found[name]
+        found[target] = value
+    return found
+
+
 def _refuse_unknown_environment() -> None:
     known = {field.upper() for field in Settings.model_fields}
     for name in os.environ:
         if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG:
             continue
-        section = name[len(ENV_PREFIX) :].split("__")[0]
+        section = name[len(ENV_PREFIX) :].removesuffix(ENV_FILE_SUFFIX).split("__")[0]
         if section not in known:
             raise ConfigurationError(
                 f"environment variable {name}: expected ECHOLM_<SECTION>__<KEY> with a section "

@@ -183,6 +183,49 @@ def test_a_wrong_environment_variable_stops_the_start(
         load_settings()
 
 
+def test_a_variable_can_name_a_file_with_the_value(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(file, '[feedback]\nsigning_key = "of the file"\n')
+    secrets = {"FEEDBACK__SIGNING_KEY": "key", "EVENT_LOG": "redis://:password@log:6379/0"}
+    for name, secret in secrets.items():
+        (tmp_path / name).write_text(secret + "\n")
+        monkeypatch.setenv(f"ECHOLM_{name}_FILE", str(tmp_path / name))
+    settings = load_settings(file)
+    assert settings.feedback.signing_key.get_secret_value() == "key"
+    assert settings.feedback.token_ttl_s == Settings().feedback.token_ttl_s
+    assert settings.event_log == "redis://:password@log:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("content", "other", "message"),
+    [
+        ("", {}, "SIGNING_KEY_FILE: expected a value in .*, got an empty file"),
+        (None, {}, "SIGNING_KEY_FILE: expected a readable file, got .*: No such file"),
+        (
+            "key",
+            {"ECHOLM_FEEDBACK__SIGNING_KEY": "x"},
+            "SIGNING_KEY and ECHOLM_FEEDBACK__SIGNING_KEY_FILE: expected one of them, got both",
+        ),
+        ("key", {"ECHOLM_NONSENSE_FILE": "x"}, "ECHOLM_NONSENSE_FILE: expected"),
+    ],
+)
+def test_a_file_that_cannot_give_the_value_stops_the_start(
+    content: str | None,
+    other: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if content is not None:
+        (tmp_path / "key").write_text(content)
+    monkeypatch.setenv("ECHOLM_FEEDBACK__SIGNING_KEY_FILE", str(tmp_path / "key"))
+    for name, value in other.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings()
+
+
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECHOLM_FEEDBACK__SIGNING_KEY", "hush")
     settings = load_settings()

@@ -52,11 +52,17 @@ class JudgingMetrics(Protocol):
         """
         ...
 
+    def rated(self, llm: str, score: float, predicted: float) -> None:
+        """A rating of an LLM's answer, and what the router had expected of it."""
+        ...
+
 
 class NoJudgingMetrics:
     """Counts nothing."""
 
     def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None: ...
+
+    def rated(self, llm: str, score: float, predicted: float) -> None: ...
 
 
 class Sampler:
@@ -199,6 +205,8 @@ class JudgingService:
             for i, (side, score) in enumerate(ratings)
         ]
         await asyncio.get_running_loop().run_in_executor(None, self._append, events)
+        for side, score in ratings:
+            self.metrics.rated(side.decision.llm, score, side.decision.quality)
         return True
 
     def _append(self, events: Sequence[Mapping[str, Any]]) -> None:

@@ -56,6 +56,19 @@ class Feedback:
     tenant: str | None = None
 
 
+@dataclass(frozen=True)
+class Rated:
+    """A rating that was accepted.
+
+    Attributes:
+        predicted: quality that the router had expected.
+    """
+
+    llm: str
+    score: float
+    predicted: float
+
+
 class FeedbackService:
     """Takes feedback into the learning log."""
 
@@ -63,15 +76,24 @@ class FeedbackService:
         self._tokens = tokens
         self._log = log
 
-    def accept(self, rows: Sequence[Feedback]) -> None:
+    def accept(self, rows: Sequence[Feedback]) -> list[Rated]:
         """Log all rows; they are there for good when this returns.
+
+        Returns:
+            The ratings among them; preferences are none.
 
         Raises:
             InvalidRequestError: a row is wrong; none of them is logged.
             UnavailableError: the log failed; some rows may be in it.
         """
-        for kind, body in [self._event(row) for row in rows]:
+        events = [self._event(row) for row in rows]
+        for kind, body in events:
             self._log.append(kind, body)
+        return [
+            Rated(body["llm"], body["score"], body["quality"])
+            for kind, body in events
+            if kind == RATING
+        ]
 
     def _event(self, row: Feedback) -> tuple[str, dict[str, Any]]:
         if (row.score is None) == (row.preferred_over is None):

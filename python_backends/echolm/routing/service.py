@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,12 +151,23 @@ class Observers:
             one.served(served)
 
 
+Stage = Literal["retrieval", "decision", "generation", "first_token"]
+"""What of a request's time is measured; ``first_token`` from its beginning, of streams only."""
+
+
 class RouterMetrics(Protocol):
     """Counts what the router does."""
 
     def answered(self, answer: Answer, chosen: str, seconds: float) -> None: ...
 
-    def degraded(self, part: str) -> None: ...
+    def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
+        """
+        Args:
+            llm: which one, for ``generation`` and ``first_token``.
+        """
+        ...
+
+    def degraded(self, part: str, reason: str) -> None: ...
 
     def failed(self, reason: str) -> None: ...
 
@@ -166,7 +177,9 @@ class NoMetrics:
 
     def answered(self, answer: Answer, chosen: str, seconds: float) -> None: ...
 
-    def degraded(self, part: str) -> None: ...
+    def took(self, stage: Stage, seconds: float, llm: str = "") -> None: ...
+
+    def degraded(self, part: str, reason: str) -> None: ...
 
     def failed(self, reason: str) -> None: ...
 
@@ -368,7 +381,7 @@ class RouterService:
         x, choice = await self._decide(request, retrieved, notes)
         chosen = choice.arm
         llm, used, completion = await self._generate(
-            request_id, request, retrieved, chosen, on_text, notes
+            request_id, request, retrieved, chosen, on_text, notes, started
         )
         if llm != chosen:
             choice = self._replaced(x, llm)
@@ -402,6 +415,7 @@ class RouterService:
             and not self._may_store(request, forced.name)
         ):
             return Retrieved()  # nothing that retrieval finds would be used
+        started = self.clock()
         try:
             retrieved = await self.retriever.retrieve(request)
         except EchoError as error:
@@ -410,9 +424,10 @@ class RouterService:
         except Exception as error:  # whatever is wrong with it, an LLM can answer
             logger.error("retrieval failed", exc_info=error)
             retrieved = Retrieved(degraded="retrieval failed")
+        self.metrics.took("retrieval", self.clock() - started)
         if retrieved.degraded:
             notes.append(f"no examples: {retrieved.degraded}")
-            self.metrics.degraded("retrieval")
+            self.metrics.degraded("retrieval", retrieved.degraded.replace(" ", "_"))
         return retrieved
 
     async def _decide(
@@ -422,7 +437,9 @@ class RouterService:
             if request.llm != AUTO:
                 x = self.policy.context(request, retrieved)
                 return x, self.policy.forced(x, request.llm)
+            started = self.clock()
             decision = await self._decisions((request, retrieved))
+            self.metrics.took("decision", self.clock() - started)
             if isinstance(decision, Exception):
                 raise decision
             return decision
@@ -430,7 +447,7 @@ class RouterService:
             logger.error("routing failed", exc_info=error)
             forced = request.llm != AUTO
             notes.append("routing failed" if forced else "routing failed: default LLM")
-            self.metrics.degraded("routing")
+            self.metrics.degraded("routing", "failed")
             name = request.llm if forced else self.settings.default_llm.name
             return self.policy.unknown(), blind(name)
 
@@ -460,12 +477,17 @@ class RouterService:
         first: str,
         on_text: OnText | None,
         notes: list[str],
+        started: float,
     ) -> tuple[str, Sequence[Selected], Completion]:
         refused: InvalidRequestError | None = None
+        problem: Exception
         sent = False
+        name = first
 
         def forward(piece: str) -> None:
             nonlocal sent
+            if not sent:
+                self.metrics.took("first_token", self.clock() - started, name)
             sent = True
             assert on_text is not None
             on_text(piece)
@@ -474,6 +496,7 @@ class RouterService:
             target = self.targets[name]
             offered = retrieved.examples if target.settings.takes_examples else ()
             prompt, used = target.prompt(request, offered)
+            asked = self.clock()
             try:
                 with self.load.serving(name):
                     completion = await asyncio.wait_for(
@@ -485,25 +508,27 @@ class RouterService:
                         ),
                         self.settings.limits.request_timeout_s,
                     )
+                self.metrics.took("generation", self.clock() - asked, name)
                 return name, used, completion
             except InvalidRequestError as error:
                 # Another LLM may have the context that this one lacks.
                 refused = refused or error
                 notes.append(f"{name} refused the request")
-                problem: Exception = error
+                reason, problem = "refused", error
             except (UnavailableError, asyncio.TimeoutError) as error:
                 notes.append(f"{name} unavailable")
-                problem = error
+                timeout = isinstance(error, asyncio.TimeoutError)
+                reason, problem = "timeout" if timeout else "unavailable", error
             except Exception as error:  # a defect of one LLM's client leaves the others
                 logger.error("LLM %s failed unexpectedly", name, exc_info=error)
                 notes.append(f"{name} failed")
-                problem = error
+                reason, problem = "failed", error
             if sent:
                 # Another LLM's answer cannot continue what the client has already read.
                 self.metrics.failed("stream_broken")
                 raise UnavailableError(f"{name} failed after part of the answer was sent")
             logger.warning("LLM %s failed: %s", name, problem)
-            self.metrics.degraded(name)
+            self.metrics.degraded(name, reason)
         if refused is not None:
             self.metrics.failed("invalid")
             raise refused
@@ -548,4 +573,4 @@ class RouterService:
             await self.sink.offer(exchange)
         except EchoError as error:
             logger.warning("exchange not handed over: %s", error)
-            self.metrics.degraded("example_manager")
+            self.metrics.degraded("example_manager", "unavailable")

@@ -186,13 +186,18 @@ class TritonPythonModel:
             removed = self._grown(
                 "echolm_example_removals_total", removed, self._housekeeper.counts
             )
+            level = self._metrics.level
+            level("echolm_examples_pending", self._writer.pending)
+            level("echolm_examples_pending_limit", self._settings.examples.max_pending)
+            up = True
             try:
-                self._metrics.level("echolm_examples_pending", self._writer.pending)
                 stored = await loop.run_in_executor(None, self._store.count)
-                self._metrics.level("echolm_examples_stored", stored)
-                self._metrics.level("echolm_example_bytes", self._ledger.totals()[1])
+                level("echolm_examples_stored", stored)
+                level("echolm_example_bytes", self._ledger.totals()[1])
             except EchoError as error:
+                up = False
                 logger.warning("example store: %s", error)
+            level("echolm_example_store_up", float(up))
 
     def _grown(self, metric: str, before: Any, counts: Any) -> Any:
         """Count by how much each field of a dataclass has grown; gives the counts of now."""

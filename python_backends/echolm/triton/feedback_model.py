@@ -13,7 +13,7 @@ from echolm.learning.feedback import Feedback, FeedbackService
 from echolm.learning.tokens import FeedbackTokens
 from echolm.settings import load_settings
 from echolm.triton import codec
-from echolm.triton.metrics import Metrics
+from echolm.triton.metrics import Metrics, count_rating
 
 _ACCEPTED = contracts.FEEDBACK.outputs[0]
 
@@ -35,7 +35,8 @@ class TritonPythonModel:
         for request in requests:
             try:
                 rows = read_feedback(request)
-                self._service.accept(rows)
+                for rated in self._service.accept(rows):
+                    count_rating(self._metrics, "caller", rated.llm, rated.score, rated.predicted)
                 self._metrics.add("echolm_ratings_total", len(rows), result="accepted")
                 accepted = codec.tensor(_ACCEPTED, [True] * len(rows), (len(rows), 1))
                 responses.append(pb_utils.InferenceResponse([accepted]))

@@ -36,7 +36,10 @@ async def keep_learning(learner: Learner, metrics: Metrics, model: str) -> None:
             number = counted[result] - before
             metrics.add("echolm_learning_events_total", number, result=result, model=model)
         await asyncio.sleep(_LEARN_EVERY_S)
+        up = True
         try:
             await loop.run_in_executor(None, learner.catch_up)
         except Exception as error:  # the next round may work
+            up = False
             logger.warning("learning pauses: %s", error)
+        metrics.level("echolm_learning_log_up", float(up), model=model)

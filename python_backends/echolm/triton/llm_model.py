@@ -27,7 +27,9 @@ from echolm.engines import create_engine
 from echolm.engines.base import FINISH_CANCELLED, GenerationChunk, LLMEngine
 from echolm.engines.request import LLMRequest, is_stop, parse_request
 from echolm.errors import EchoError
+from echolm.telemetry import METRICS
 from echolm.triton import codec
+from echolm.triton.metrics import Metrics
 from echolm.triton.responder import Responder
 
 logger = logging.getLogger("echolm")
@@ -39,18 +41,16 @@ _MAX_POLLS_PER_S = 2_000
 """Asking about one client is a round trip to the server process, so with many in flight the
 period grows."""
 
+_IDLE_FLUSH_S = 1.0
 _METRICS = {
-    "in_flight": ("echolm_llm_in_flight", "Requests that the LLM is working on", False),
-    "prompt": ("echolm_llm_prompt_tokens_total", "Tokens of prompts taken", True),
-    "generated": ("echolm_llm_generated_tokens_total", "Tokens generated", True),
-    "prefix_hit": (
-        "echolm_llm_prefix_hit_tokens_total",
-        "Tokens of prompts found in the prefix cache (openvino: estimated)",
-        True,
-    ),
-    "cancelled": ("echolm_llm_cancelled_total", "Requests cancelled before their end", True),
-    "failed": ("echolm_llm_failed_total", "Requests that ended in an error of the engine", True),
-    "restarts": ("echolm_llm_restarts_total", "Times that the engine had to start anew", True),
+    "ready": "echolm_llm_ready",
+    "in_flight": "echolm_llm_in_flight",
+    "prompt": "echolm_llm_prompt_tokens_total",
+    "generated": "echolm_llm_generated_tokens_total",
+    "prefix_hit": "echolm_llm_prefix_hit_tokens_total",
+    "cancelled": "echolm_llm_cancelled_total",
+    "failed": "echolm_llm_failed_total",
+    "restarts": "echolm_llm_restarts_total",
 }
 
 
@@ -68,22 +68,22 @@ class _InFlight:
 
 @dataclass
 class _Counts:
-    """What the metrics show, gathered here because each update is a call to the server."""
+    """What the metrics show: totals since the start, which only grow, and levels."""
 
     values: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_METRICS, 0.0))
     shown: dict[str, float] = field(default_factory=dict)
 
-    def flush(self, metrics: Mapping[str, Any]) -> None:
-        for name, metric in metrics.items():
-            value = self.values[name]
-            before = self.shown.get(name, 0.0)
+    def hand_over(self, metrics: Metrics, model: str) -> None:
+        for key, name in _METRICS.items():
+            value, before = self.values[key], self.shown.get(key)
             if value == before:
                 continue
-            if _METRICS[name][2]:
-                metric.increment(value - before)
+            if METRICS[name].kind == "counter":
+                metrics.add(name, value - (before or 0.0), model=model)
             else:
-                metric.set(value)
-            self.shown[name] = value
+                metrics.level(name, value, model=model)
+            self.shown[key] = value
+        metrics.flush()
 
 
 class TritonPythonModel:
@@ -103,8 +103,7 @@ class TritonPythonModel:
         self._wake = threading.Event()
         self._closed = False
         self._engine = self._load(parameters, version_dir)
-        self._families: list[Any] = []
-        self._metrics = self._make_metrics()
+        self._metrics = Metrics()
         self._poller = threading.Thread(target=self._poll, name="llm-poller", daemon=True)
         self._poller.start()
 
@@ -121,8 +120,6 @@ class TritonPythonModel:
         self._wake.set()
         self._poller.join()
         self._engine.close()
-        self._metrics.clear()
-        self._families.clear()
 
     def _load(self, parameters: Mapping[str, str], version_dir: Path) -> LLMEngine:
         # Triton gives reserved parameters (EXECUTION_ENV_PATH …) in capitals.
@@ -230,25 +227,14 @@ class TritonPythonModel:
             if entries:
                 time.sleep(max(_POLL_S, len(entries) / _MAX_POLLS_PER_S))
             elif not self._closed:  # again: clear() may have come after finalize()'s set()
-                self._wake.wait()
+                self._wake.wait(_IDLE_FLUSH_S)  # an idle engine may fail, too
 
     def _flush(self) -> None:
         stats = self._engine.stats()
         with self._lock:
             values = self._counts.values
+            values["ready"] = float(stats.ready)
             values["restarts"] = stats.restarts
             # A new worker counts from zero, and a counter cannot go back.
             values["prefix_hit"] = max(values["prefix_hit"], stats.prefix_hit_tokens or 0)
-        self._counts.flush(self._metrics)
-
-    def _make_metrics(self) -> dict[str, Any]:
-        metrics = {}
-        for key, (name, description, counter) in _METRICS.items():
-            family = pb_utils.MetricFamily(
-                name=name,
-                description=description,
-                kind=pb_utils.MetricFamily.COUNTER if counter else pb_utils.MetricFamily.GAUGE,
-            )
-            self._families.append(family)
-            metrics[key] = family.Metric(labels={"model": self._name})
-        return metrics
+        self._counts.hand_over(self._metrics, self._name)

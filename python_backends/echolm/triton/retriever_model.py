@@ -94,6 +94,7 @@ class TritonPythonModel:
             embeddings = np.concatenate([own.embeddings for own in rows])[asked]
             self._metrics.add("echolm_retrieval_batches_total")
             self._metrics.add("echolm_retrieval_requests_total", len(asked))
+            started = time.perf_counter()
             try:
                 results = self._store.search(
                     embeddings,
@@ -106,6 +107,7 @@ class TritonPythonModel:
             except UnavailableError as error:
                 logger.warning("no examples: %s", error)
                 degraded = "example store unavailable"
+            self._metrics.observe("echolm_search_seconds", time.perf_counter() - started)
         selections = self._selector.select(texts, found)
         self._count(selections)
         return selections, degraded

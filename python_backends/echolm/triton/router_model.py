@@ -86,7 +86,7 @@ class TritonPythonModel:
             ),
             sink=BLSExampleManager(),
             load=self._load,
-            metrics=TritonRouterMetrics(self._metrics),
+            metrics=TritonRouterMetrics(self._metrics, settings.dearest_llm.name),
             observer=Observers((usage, self._judging(targets, policy, log))),
         )
         self._runtime = Runtime(self._name)

@@ -49,6 +49,7 @@ class Sink:
 @dataclass
 class Counts:
     results: list[tuple[str, str]] = field(default_factory=list)
+    ratings: list[tuple[str, float, float]] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
 
@@ -56,6 +57,9 @@ class Counts:
         self.results.append((kind, result))
         self.tokens += tokens
         self.seconds += seconds
+
+    def rated(self, llm: str, score: float, predicted: float) -> None:
+        self.ratings.append((llm, score, predicted))
 
 
 class Setup:
@@ -128,6 +132,9 @@ async def test_a_small_llms_answer_is_held_against_the_large_ones() -> None:
     assert reference.body["request_id"] != decision.request_id
     assert reference.body["example_ids"] == []
     assert [e.body["judging"]["asked"] for e in (rated, reference)] == [False, True]
+    assert setup.counts.ratings == [
+        (e.body["llm"], e.body["score"], e.body["quality"]) for e in (rated, reference)
+    ]
 
 
 async def test_where_the_large_llm_answered_the_small_one_is_judged_with_the_examples() -> None:

@@ -8,7 +8,14 @@ import pytest
 from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.learning.event_log import START
 from echolm.learning.fake_log import MemoryEventLog
-from echolm.learning.feedback import PREFERENCE, RATING, Feedback, FeedbackService, describe
+from echolm.learning.feedback import (
+    PREFERENCE,
+    RATING,
+    Feedback,
+    FeedbackService,
+    Rated,
+    describe,
+)
 from echolm.learning.tokens import Decision, FeedbackTokens
 
 TTL_S = 3_600
@@ -46,6 +53,11 @@ def test_a_rating_is_logged_with_all_that_its_token_carries() -> None:
     assert accepted(Feedback(token(), score=0.25)) == [
         (RATING, {**describe(decision()), "score": 0.25})
     ]
+
+
+def test_accepted_ratings_come_back_with_what_the_router_had_expected() -> None:
+    rows = [Feedback(token("a"), score=0.25), Feedback(token("b"), preferred_over=token("c"))]
+    assert FeedbackService(TOKENS, MemoryEventLog()).accept(rows) == [Rated("small_llm", 0.25, 0.5)]
 
 
 def test_a_preference_is_logged_with_both_answers() -> None:

@@ -24,6 +24,7 @@ from echolm.routing.service import (
     Policy,
     Retrieved,
     RouterService,
+    Stage,
     build_bandit,
     build_targets,
 )
@@ -62,12 +63,16 @@ class FakeSink:
 @dataclass
 class FakeMetrics:
     log: list[tuple[str, ...]] = field(default_factory=list)
+    stages: list[tuple[str, str, float]] = field(default_factory=list)
 
     def answered(self, answer: Answer, chosen: str, seconds: float) -> None:
         self.log.append(("answered", answer.llm, chosen))
 
-    def degraded(self, part: str) -> None:
-        self.log.append(("degraded", part))
+    def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
+        self.stages.append((stage, llm, seconds))
+
+    def degraded(self, part: str, reason: str) -> None:
+        self.log.append(("degraded", part, reason))
 
     def failed(self, reason: str) -> None:
         self.log.append(("failed", reason))
@@ -238,21 +243,21 @@ async def test_nobody_is_asked_about_an_llm_of_their_own_choice(setup: Setup) ->
 
 
 @pytest.mark.parametrize(
-    ("error", "note"),
+    ("error", "reason"),
     [
-        (UnavailableError("Milvus is away"), "no examples: retrieval unavailable"),
-        (RuntimeError("a defect"), "no examples: retrieval failed"),
+        (UnavailableError("Milvus is away"), "retrieval unavailable"),
+        (RuntimeError("a defect"), "retrieval failed"),
     ],
 )
 async def test_a_failing_retriever_costs_the_examples_only(
-    setup: Setup, error: Exception, note: str
+    setup: Setup, error: Exception, reason: str
 ) -> None:
     setup.retriever.found = error
     answer = await setup.ask(llm="small_llm")
     assert answer.text == "answer of small_llm"
     assert answer.example_ids == ()
-    assert answer.degraded == note
-    assert ("degraded", "retrieval") in setup.metrics.log
+    assert answer.degraded == f"no examples: {reason}"
+    assert ("degraded", "retrieval", reason.replace(" ", "_")) in setup.metrics.log
     await setup.ask(llm="large_llm")
     assert await setup.handed_over() == []  # without an embedding there is nothing to store
 
@@ -276,7 +281,7 @@ async def test_a_failing_bandit_leaves_the_default_llm(
     answer = await setup.ask()
     assert answer.llm == "large_llm"
     assert answer.degraded == "routing failed: default LLM"
-    assert ("degraded", "routing") in setup.metrics.log
+    assert ("degraded", "routing", "failed") in setup.metrics.log
     assert answer.feedback_token
 
 
@@ -311,14 +316,27 @@ async def test_one_request_that_cannot_be_decided_leaves_the_others_their_router
     assert degraded == [3]
 
 
-@pytest.mark.parametrize("error", [UnavailableError("down"), RuntimeError("a defect")])
-async def test_the_other_llm_answers_for_one_that_is_down(setup: Setup, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UnavailableError("down"), "unavailable"),
+        (asyncio.TimeoutError(), "timeout"),
+        (ContextLengthError("too long"), "refused"),
+        (RuntimeError("a defect"), "failed"),
+    ],
+)
+async def test_the_other_llm_answers_for_one_that_is_down(
+    setup: Setup, error: Exception, reason: str
+) -> None:
     setup.prefer("small_llm")
     setup.llms["small_llm"].error = error
     answer = await setup.ask()
     assert (answer.llm, answer.text) == ("large_llm", "answer of large_llm")
     assert answer.degraded.startswith("small_llm ")
-    assert setup.metrics.log == [("degraded", "small_llm"), ("answered", "large_llm", "small_llm")]
+    assert setup.metrics.log == [
+        ("degraded", "small_llm", reason),
+        ("answered", "large_llm", "small_llm"),
+    ]
     decision = setup.tokens.load(answer.feedback_token)
     assert (decision.llm, decision.propensity) == ("large_llm", 1.0)
 
@@ -378,6 +396,32 @@ async def test_a_stream_brings_the_text_in_pieces(setup: Setup) -> None:
     pieces, answer = await setup.stream(llm="large_llm")
     assert pieces == ["answer", " of", " large_llm"]
     assert answer.text == "answer of large_llm"
+
+
+async def test_the_parts_of_a_requests_time_are_measured(setup: Setup) -> None:
+    times = iter(range(1_000))
+    setup.service.clock = lambda: float(next(times))  # each look at the clock takes a second
+    setup.llms["small_llm"].error = UnavailableError("died")
+    setup.prefer("small_llm")
+    await setup.stream()
+    assert [(stage, llm) for stage, llm, _ in setup.metrics.stages] == [
+        ("retrieval", ""),
+        ("decision", ""),
+        ("first_token", "large_llm"),
+        ("generation", "large_llm"),
+    ]
+    seconds = {stage: seconds for stage, _, seconds in setup.metrics.stages}
+    # The first piece is timed from the request on, the generation from its own beginning.
+    assert seconds["first_token"] > seconds["generation"] > seconds["decision"] == 1.0
+
+
+async def test_no_first_token_is_measured_without_a_stream(setup: Setup) -> None:
+    await setup.ask()
+    assert {stage for stage, _, _ in setup.metrics.stages} == {
+        "retrieval",
+        "decision",
+        "generation",
+    }
 
 
 async def test_a_stream_that_breaks_is_an_error_and_no_second_answer(setup: Setup) -> None:
@@ -530,7 +574,7 @@ async def test_a_failing_example_manager_is_counted_and_harms_no_answer(setup: S
     setup.sink.error = UnavailableError("down")
     assert (await setup.ask(llm="large_llm")).degraded == ""
     await setup.handed_over()
-    assert ("degraded", "example_manager") in setup.metrics.log
+    assert ("degraded", "example_manager", "unavailable") in setup.metrics.log
 
 
 # The prompt's length

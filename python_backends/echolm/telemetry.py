@@ -1,0 +1,231 @@
+"""What EchoLM tells about itself: every metric, and how updates are gathered.
+
+Nothing here knows Triton; :mod:`echolm.triton.metrics` puts the metrics on its endpoint.
+``docker/METRICS.md`` shows :data:`METRICS` to people, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+SECONDS_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
+)
+"""Upper bounds of all histograms' buckets, in seconds: from a decision to a whole answer."""
+
+_FAMILY_SUFFIXES = ("_bucket", "_sum", "_count")
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One metric.
+
+    Attributes:
+        meaning: its help text; a counter that adds up a quantity says of what.
+        labels: names of its labels, all of which are always set.
+    """
+
+    name: str
+    kind: Kind
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The names under which Prometheus finds it."""
+        if self.kind == "histogram":
+            return tuple(f"{self.name}{suffix}" for suffix in _FAMILY_SUFFIXES)
+        return (self.name,)
+
+
+def _counter(name: str, meaning: str, *labels: str) -> MetricSpec:
+    return MetricSpec(f"echolm_{name}_total", "counter", meaning, labels)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> MetricSpec:
+    return MetricSpec(f"echolm_{name}", "gauge", meaning, labels)
+
+
+def _seconds(name: str, meaning: str, *labels: str) -> MetricSpec:
+    return MetricSpec(f"echolm_{name}_seconds", "histogram", meaning, labels)
+
+
+METRICS: Mapping[str, MetricSpec] = {
+    spec.name: spec
+    for spec in (
+        # Router
+        _counter("requests", "Answers, by LLM that gave them and LLM chosen", "llm", "chosen"),
+        _counter("offloaded", "Answers by another LLM than the dearest"),
+        _counter("examples", "Examples in the prompts of answered requests", "llm"),
+        _counter("predicted_quality", "Sum of the router's quality estimates of answers", "llm"),
+        _counter("solicited", "Answers for which a rating is asked"),
+        _counter("degraded", "Answers that had to do without a part", "part", "reason"),
+        _counter("failed", "Requests without an answer", "reason"),
+        _seconds("request", "From request to whole answer", "llm"),
+        _seconds("first_token", "From request to the first piece of a streamed answer", "llm"),
+        _seconds("retrieval", "The router's wait for examples, queueing included"),
+        _seconds("decision", "The router's choice of an LLM, queueing included"),
+        _seconds("generation", "The router's wait for an LLM's whole answer", "llm"),
+        _gauge("in_flight", "Requests in flight from one router to an LLM", "llm", "model"),
+        _gauge(
+            "load",
+            "Load of the LLM's pool over all routers of the machine; 1: as many requests as it "
+            "serves at once",
+            "llm",
+            "model",
+        ),
+        _gauge(
+            "load_bias",
+            "Score that the load takes off an LLM now; its lasting size is the signal to scale by",
+            "llm",
+            "model",
+        ),
+        _gauge("load_board_degraded", "1 while a router cannot see the others' load", "model"),
+        # Retriever
+        _counter("chosen_examples", "Examples that the retriever chose"),
+        _counter("utility", "Sum of the chosen examples' utilities"),
+        _counter("left_out", "Examples left out at random, to learn what they do"),
+        _counter("retrieval_batches", "Batches searched"),
+        _counter("retrieval_requests", "Requests searched for"),
+        _seconds("search", "The search in Milvus for one batch"),
+        _gauge("example_threshold", "Least utility of an example that goes into a prompt"),
+        # Ratings
+        _counter("ratings", "Ratings and preferences that callers sent", "result"),
+        _counter("rated_answers", "Answers that were rated", "llm", "source"),
+        _counter("rated_quality", "Sum of these ratings", "llm", "source"),
+        _counter(
+            "rated_predicted_quality",
+            "Sum of what the router had expected of the rated answers",
+            "llm",
+            "source",
+        ),
+        _counter("judgements", "Answers drawn to be judged", "kind", "result"),
+        _counter("judge_tokens", "LLM tokens that judging took, second answers included", "kind"),
+        _counter("judge_seconds", "Seconds that judgements took", "kind"),
+        # Learning log
+        _counter("learning_events", "Events of the log that a model read", "result", "model"),
+        _gauge("learning_log_up", "Whether a model's last reading of the log worked", "model"),
+        # Example manager
+        _counter("admissions", "Exchanges offered as examples", "result"),
+        _counter("example_writes", "Admitted exchanges, and attempts that failed", "result"),
+        _counter("example_removals", "Examples removed from the store", "result"),
+        _gauge("examples_pending", "Examples in the journal that wait to be written"),
+        _gauge("examples_pending_limit", "Examples that the journal takes at most"),
+        _gauge("examples_stored", "Examples in the store"),
+        _gauge("example_bytes", "Bytes of all stored requests and responses"),
+        _gauge("example_store_up", "Whether the last look into Milvus worked"),
+        _counter("replays", "Examples that were replayed off-peak", "result"),
+        _counter("replay_tokens", "LLM tokens that replay took, the judge's included"),
+        _counter("replay_seconds", "Seconds that replays took"),
+        # LLMs
+        _gauge("llm_ready", "Whether the engine takes requests", "model"),
+        _gauge("llm_in_flight", "Requests that the LLM is working on", "model"),
+        _counter("llm_prompt_tokens", "Tokens of prompts taken", "model"),
+        _counter("llm_generated_tokens", "Tokens generated", "model"),
+        _counter(
+            "llm_prefix_hit_tokens",
+            "Tokens of prompts found in the prefix cache (openvino: estimated)",
+            "model",
+        ),
+        _counter("llm_cancelled", "Requests cancelled before their end", "model"),
+        _counter("llm_failed", "Requests that ended in an error of the engine", "model"),
+        _counter("llm_restarts", "Times that the engine had to start anew", "model"),
+    )
+}
+
+
+class Exported(Protocol):
+    """One metric with its labels, where it is shown. Triton's ``Metric`` is one."""
+
+    def increment(self, value: float) -> None: ...
+
+    def set(self, value: float) -> None: ...
+
+    def observe(self, value: float) -> None: ...
+
+
+class Exporter(Protocol):
+    """Where metrics are shown."""
+
+    def open(self, spec: MetricSpec, labels: Mapping[str, str]) -> Exported:
+        """Show a metric with these labels."""
+        ...
+
+
+Labels = tuple[tuple[str, str], ...]
+_Key = tuple[str, Labels]
+
+
+@dataclass
+class _Gathered:
+    added: defaultdict[_Key, float] = field(default_factory=lambda: defaultdict(float))
+    levels: dict[_Key, float] = field(default_factory=dict)
+    observed: defaultdict[_Key, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Metrics:
+    """Gathers updates of :data:`METRICS`; :meth:`flush` hands them over. For several threads.
+
+    Each update that is handed to Triton is a call to the server process (9 µs on a 2-core
+    machine), so counts are added up here, and nothing is called on a request's way.
+    """
+
+    def __init__(self, exporter: Exporter) -> None:
+        self._exporter = exporter
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._opened: dict[_Key, Exported] = {}
+        self._gathered = _Gathered()
+
+    def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
+        """Add to a counter."""
+        with self._lock:
+            self._gathered.added[name, tuple(sorted(labels.items()))] += amount
+
+    def level(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        with self._lock:
+            self._gathered.levels[name, tuple(sorted(labels.items()))] = value
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Put a value, in seconds, into a histogram."""
+        with self._lock:
+            self._gathered.observed[name, tuple(sorted(labels.items()))].append(value)
+
+    def flush(self) -> None:
+        """Hand everything over.
+
+        Raises:
+            ValueError: there is no such metric, or its kind or labels are others.
+        """
+        with self._flushing:
+            with self._lock:
+                gathered, self._gathered = self._gathered, _Gathered()
+            for key, amount in gathered.added.items():
+                # Shown from 0 on, else Prometheus would miss the first increase.
+                counter = self._open(key, "counter")
+                if amount:
+                    counter.increment(amount)
+            for key, value in gathered.levels.items():
+                self._open(key, "gauge").set(value)
+            for key, values in gathered.observed.items():
+                histogram = self._open(key, "histogram")
+                for value in values:
+                    histogram.observe(value)
+
+    def _open(self, key: _Key, kind: Kind) -> Exported:
+        if key not in self._opened:
+            name, labels = key
+            spec = METRICS.get(name)
+            names = tuple(label for label, _ in labels)
+            if spec is None or spec.kind != kind or tuple(sorted(spec.labels)) != names:
+                raise ValueError(f"metric {name}: expected {spec}, got a {kind} with {names}")
+            self._opened[key] = self._exporter.open(spec, dict(labels))
+        return self._opened[key]
