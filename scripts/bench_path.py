@@ -140,7 +140,7 @@ class Admissions:
 
     def _done(self, result: Any, error: Exception | None) -> None:
         if error is not None:
-            self.failed += 1
+            self.failed += not self._stopping.is_set()  # then they are cut off
             return
         [[reason]] = result.as_numpy("reason").tolist()
         self.outcomes[reason.decode() or "admitted"] += 1
