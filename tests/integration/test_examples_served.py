@@ -79,6 +79,7 @@ def test_a_secret_and_an_injection_are_refused_and_counted(server: Endpoints) ->
         "llm": "large_llm",
         "finish_reason": "stop",
         "quality": 0.9,
+        "coverage": 0.0,
     }
     manager = grpcclient.InferenceServerClient(server.grpc_url)
 

@@ -284,6 +284,19 @@ def test_on_gpus_the_models_are_built_before_they_are_served(
     assert "ECHOLM_CONFIG=/models/repository/echolm.toml" in text
 
 
+@pytest.mark.parametrize("name", ["vllm", "tensorrt-llm"])
+def test_the_models_are_built_by_a_command_that_there_is(helm: Helm, name: str) -> None:
+    pytest.importorskip("echolm.serving.build")
+    [pod] = pods(rendered(helm, name))
+    options = build_parser().parse_args(pod["initContainers"][0]["args"])
+    assert options.command == "build" and options.force
+    assert (options.small, options.large) == (
+        Path("/checkpoints/small"),
+        Path("/checkpoints/large"),
+    )
+    assert options.output == Path("/models/repository")
+
+
 def test_checkpoints_on_a_claim_are_read_only(helm: Helm) -> None:
     [pod] = pods(rendered(helm, "vllm"))
     [volume] = [v for v in pod["volumes"] if v["name"] == "checkpoints"]

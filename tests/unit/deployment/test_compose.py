@@ -179,6 +179,21 @@ def test_on_gpus_the_models_are_built_before_they_are_served(path: Path) -> None
     assert served.profile == command[command.index("--profile") + 1]
 
 
+@pytest.mark.parametrize("path", GPU_FILES, ids=lambda p: p.name)
+def test_the_models_are_built_by_a_command_that_there_is(path: Path) -> None:
+    pytest.importorskip("echolm.serving.build")
+    text = yaml.safe_load(path.read_text())["services"]["models"]["command"]
+    given = {"BUILD_OPTIONS": "--large-gpus 1 --large-context 4096"}
+    text = re.sub(r"\$\{(\w+)[^}]*\}", lambda found: given.get(found[1], found[1].lower()), text)
+    options = build_parser().parse_args(text.split())
+    assert (options.small, options.large) == (
+        Path("/checkpoints/small_llm"),
+        Path("/checkpoints/large_llm"),
+    )
+    assert (options.large_gpus, options.large_context) == ("1", 4096)
+    assert options.output == Path("/models/repository") and options.force
+
+
 def dictionary(options: list[str]) -> dict[str, Any]:
     return dict(zip(options[::2], options[1::2], strict=True))
 
