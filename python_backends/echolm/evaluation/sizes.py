@@ -58,7 +58,7 @@ class Sizes:
     flawed: float = 0.15
     replay_learning: int = 2_000
     replay_rated: float = 0.05
-    replay_requests: int = 600
+    replay_requests: int = 3_000
     replay_top: float = 0.1
     window: int = 100
 

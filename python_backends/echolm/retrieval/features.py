@@ -13,6 +13,9 @@ import re
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -92,6 +95,7 @@ def words_and_literals(text: str) -> tuple[set[str], set[str]]:
     return words, literals
 
 
+@lru_cache(maxsize=32_768)
 def _hash(word: str) -> int:
     # Not hash(): it differs from process to process.
     return zlib.crc32(word.encode())
@@ -99,7 +103,9 @@ def _hash(word: str) -> int:
 
 def _popcount(bitmaps: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Number of bits that are set, over the last axis."""
-    return np.asarray(_POPCOUNT.take(bitmaps).sum(axis=-1, dtype=np.float32))
+    # A product with ones: several times faster than sum() over so short an axis.
+    counts = _POPCOUNT.take(bitmaps).astype(np.float32)
+    return np.asarray(counts @ np.ones(bitmaps.shape[-1], dtype=np.float32))
 
 
 def _bitmaps_and_sketches(
@@ -174,6 +180,8 @@ class ExampleTexts:
 
     def slots(self, candidates: Sequence[Candidate]) -> NDArray[np.intp]:
         """Where each candidate's values stand; at most ``capacity`` different ones at a time."""
+        if not candidates:
+            return np.zeros(0, dtype=np.intp)
         get = self._slots.get
         found = [get(c.id, -1) for c in candidates]
         self._lookups += 1
@@ -186,10 +194,11 @@ class ExampleTexts:
 
     def _as_kept(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> bool:
         """Whether all texts are what they were: a replayed example has another response."""
-        requests, responses = self._requests, self._responses
-        return [requests[k] for k in slots] == [c.request for c in candidates] and [
-            responses[k] for k in slots
-        ] == [c.response for c in candidates]
+        kept = itemgetter(*slots, 0)  # with a second index, since one alone gives no tuple
+        *requests, _ = kept(self._requests)
+        *responses, _ = kept(self._responses)
+        same: bool = requests == [c.request for c in candidates]
+        return same and responses == [c.response for c in candidates]
 
     def _store(self, candidate: Candidate) -> int:
         slot = self._slots.get(candidate.id)
@@ -254,7 +263,7 @@ class FeatureBatch:
     """Requests of a batch with their eligible candidates, padded to the same number n.
 
     Attributes:
-        columns: for each request, which of its candidates stand in its row, in order.
+        candidates: for each request those that stand in its row, in order.
         valid: BOOL [B, n]; False where a row is padded. All other arrays hold 0 there.
         ids: INT64 [B, n].
         slots: INTP [B, n], for :meth:`ExampleTexts.num_tokens`.
@@ -265,7 +274,7 @@ class FeatureBatch:
             responses.
     """
 
-    columns: list[list[int]]
+    candidates: list[list[Candidate]]
     valid: NDArray[np.bool_]
     ids: NDArray[np.int64]
     slots: NDArray[np.intp]
@@ -297,12 +306,10 @@ def featurize(
     min_similarity: float = -1.0,
 ) -> FeatureBatch:
     """Features of every request with each of its candidates of at least ``min_similarity``."""
-    columns = [
-        [k for k, c in enumerate(row) if c.similarity >= min_similarity] for row in candidates
-    ]
-    b, n = len(columns), max(map(len, columns), default=0)
-    valid = np.arange(n) < np.array([len(c) for c in columns], dtype=np.intp).reshape(b, 1)
-    flat = [row[k] for row, column in zip(candidates, columns, strict=True) for k in column]
+    eligible = [[c for c in row if c.similarity >= min_similarity] for row in candidates]
+    b, n = len(eligible), max(map(len, eligible), default=0)
+    valid = np.arange(n) < np.array([len(row) for row in eligible], dtype=np.intp).reshape(b, 1)
+    flat = list(chain.from_iterable(eligible))
     ids = np.zeros((b, n), dtype=np.int64)
     slots = np.zeros((b, n), dtype=np.intp)
     similarity, quality = np.zeros((2, b, n), dtype=np.float32)
@@ -312,16 +319,16 @@ def featurize(
     quality[valid] = [c.quality for c in flat]
     # A request without candidates needs no features.
     parsed = [
-        words_and_literals(text) if column else (set[str](), set[str]())
-        for text, column in zip(requests, columns, strict=True)
+        words_and_literals(text) if row else (set[str](), set[str]())
+        for text, row in zip(requests, eligible, strict=True)
     ]
     lengths = np.log1p(np.array([len(text) for text in requests], dtype=np.float32)).reshape(b, 1)
     literals = np.array([len(p[1]) for p in parsed], dtype=np.float32).reshape(b, 1)
     request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
     example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
-    asks, says = texts["request_sketch"][slots], texts["response_sketch"][slots]
+    asks, says = (texts[name].take(slots, axis=0) for name in ("request_sketch", "response_sketch"))
     batch = FeatureBatch(
-        columns, valid, ids, slots, similarity, quality, request, example, asks, says
+        eligible, valid, ids, slots, similarity, quality, request, example, asks, says
     )
     if n:
         bits, sketches = _bitmaps_and_sketches([p[0] for p in parsed])
@@ -363,7 +370,7 @@ def _pair_features(
     expected = lengths_of_others * per_neighbour
     # What the requests have in common.
     num_words, example_words = _popcount(bits)[:, None], texts["num_words"][slots]
-    common = _popcount(bits[:, None, :] & texts["bits"][slots])
+    common = _popcount(bits[:, None, :] & texts["bits"].take(slots, axis=0))
     nearest = np.where(valid, batch.similarity, -1.0).max(axis=1, keepdims=True)
     values: dict[str, NDArray[np.float32] | float] = {
         "prior": log_odds(np.maximum(batch.similarity, 0.0) * batch.quality),

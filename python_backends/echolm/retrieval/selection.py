@@ -117,8 +117,10 @@ class ExampleSelector:
         coverages = 1.0 - np.where(strong, 1.0 - np.clip(utilities, 0, 1), 1.0).prod(axis=1)
         picked = self._pick(batch, utilities, strong)
         return [
-            self._conclude(k, candidates[k], batch, utilities[k], picks, coverage)
-            for k, (picks, coverage) in enumerate(zip(picked, coverages.tolist(), strict=True))
+            self._conclude(k, batch, worth, picks, coverage)
+            for k, (worth, picks, coverage) in enumerate(
+                zip(utilities.tolist(), picked, coverages.tolist(), strict=True)
+            )
         ]
 
     def _pick(
@@ -179,9 +181,8 @@ class ExampleSelector:
     def _conclude(
         self,
         row: int,
-        candidates: Sequence[Candidate],
         batch: FeatureBatch,
-        utilities: NDArray[np.float32],
+        utilities: list[float],
         picks: list[int],
         coverage: float,
     ) -> Selection:
@@ -189,24 +190,25 @@ class ExampleSelector:
         if not picks:
             return Selection()
         settings = self._settings
-        worth = dict(zip(picks, utilities[picks].tolist(), strict=True))
+        worth = {k: utilities[k] for k in picks}
         least, draw = settings.threshold, None
         if settings.adaptive_threshold:
             drawn = self.threshold.draw(self._rng)
             least, draw = GRID[drawn], self.threshold.stands_for(drawn, list(worth.values()))
-        columns = batch.columns[row]
-        found = {k: candidates[columns[k]] for k, u in worth.items() if u >= least}
+        candidates = batch.candidates[row]
+        found = {k: candidates[k] for k, u in worth.items() if u >= least}
         left_out = NONE
         if len(found) > 1 and self._rng.random() < settings.leave_one_out:
             left_out = found.pop(list(found)[int(self._rng.integers(len(found)))]).id
             draw = None  # this set is no threshold's
         order = self._ordered(found)
         chosen = [(found[k], worth[k]) for k in order]
+        slots = batch.slots[row].tolist()
         record = SelectionRecord(
             batch.request[row],
             tuple([c.id for c, _ in chosen]),
-            batch.example[row, order],
-            tuple([self._texts.num_tokens(int(batch.slots[row, k])) for k in order]),
+            batch.example[row][order],
+            tuple([self._texts.num_tokens(slots[k]) for k in order]),
             left_out,
             draw,
         )

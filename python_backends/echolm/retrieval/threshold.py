@@ -9,6 +9,7 @@ by the inverse probability that one of them was drawn.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -121,8 +122,8 @@ class AdaptiveThreshold:
     def stands_for(self, drawn: int, utilities: Sequence[float]) -> ThresholdDraw:
         """All thresholds under which the same of these candidates would have been kept."""
         t = GRID[drawn]
-        dropped = max((u for u in utilities if u < t), default=-1.0)
-        kept = min((u for u in utilities if u >= t), default=np.inf)
+        dropped = max([u for u in utilities if u < t], default=-1.0)
+        kept = min([u for u in utilities if u >= t], default=math.inf)
         low, high = bisect_right(GRID, dropped), bisect_right(GRID, kept) - 1
         probability = self._exploration * (high - low + 1) / len(GRID)
         if low <= self.current <= high:

@@ -66,9 +66,6 @@ class Effect(NamedTuple):
     updated: int
 
 
-_UNKNOWN = Effect(0.0, _EFFECT_VARIANCE, 0)
-
-
 @dataclass(frozen=True)
 class _Learned:
     """A rating that was learnt, as far as replacing it needs.
@@ -166,13 +163,17 @@ class LearnedUtility:
         if self._effects:
             # A dictionary's get() is atomic, so learning may go on meanwhile.
             get = self._effects.get
-            found = [get(i, _UNKNOWN) for i in batch.ids[batch.valid].tolist()]
+            found = [get(i) for i in batch.ids.ravel().tolist()]
+            places = [k for k, effect in enumerate(found) if effect is not None]
+            known = [effect for effect in found if effect is not None]
             # A list a column: numpy is slow at reading tuples.
-            mean, variance, updated = (np.array([e[k] for e in found]) for k in range(3))
-            kept = self._discount ** np.maximum(0.0, weights.updates - updated)
+            mean = np.array([e.mean for e in known])
+            variance = np.array([e.variance for e in known])
+            age = np.array([weights.updates - e.updated for e in known])
+            kept = self._discount ** np.maximum(0.0, age)
             # As in _now(), for all at once.
             precision = kept / variance + (1.0 - kept) / _EFFECT_VARIANCE
-            logits[batch.valid] += kept * mean / variance / precision
+            logits.ravel()[places] += kept * mean / variance / precision
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float32)
 
     def effect(self, example_id: int) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +41,7 @@ _TYPICAL_SIMILARITY = 0.8
 # requests with and without examples share, so poor answers without would else count against both.
 _PROJECTION_SCALE = 0.25
 _LENGTH_SCALE = 0.25
+_BITMAP_MASK = 2_047  # of an index into a bitmap
 
 
 @dataclass(frozen=True)
@@ -137,18 +139,28 @@ def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
     return _projections[key]
 
 
-@lru_cache(maxsize=4_096)  # the same examples come again and again
-def _words(text: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(text.lower()))
+@lru_cache(maxsize=16_384)  # the same examples come again and again
+def _words(text: str) -> int:
+    """The set of a text's words as a bitmap, a bit each; hardly ever do two share one."""
+    bitmap = 0
+    for bit in map(_bit, _WORD.findall(text.lower())):
+        bitmap |= bit
+    return bitmap
 
 
-def _overlap(request: frozenset[str], example: frozenset[str]) -> float:
-    both = len(request & example)
-    either = len(request) + len(example) - both
-    return both / either if either else 0.0
+@lru_cache(maxsize=32_768)
+def _bit(word: str) -> int:
+    # Not hash(): every process and replica must see the same context.
+    return 1 << (zlib.crc32(word.encode()) & _BITMAP_MASK)
 
 
-def _agreement(responses: Sequence[frozenset[str]]) -> float:
+def _overlap(a: int, b: int) -> float:
+    """Jaccard index of two bitmaps."""
+    either = (a | b).bit_count()
+    return (a & b).bit_count() / either if either else 0.0
+
+
+def _agreement(responses: Sequence[int]) -> float:
     """Mean pairwise overlap of the examples' responses: low if they tell different stories."""
     if len(responses) < 2:
         return 1.0
