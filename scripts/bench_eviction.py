@@ -21,7 +21,7 @@ import math
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -134,7 +134,10 @@ class ValueDensity:
         self._ledger.follow(self)  # type: ignore[arg-type]
         choice = 8 * num_bytes if self._spread else num_bytes
         accounts = self._ledger.least_worth(0, choice, 1_000_000)
-        neighbours = {i: self._neighbours(i) for i, _ in accounts} if self._spread else {}
+
+        def neighbours(ids: Sequence[int]) -> dict[int, Collection[int]]:
+            return {i: self._neighbours(i) for i in ids} if self._spread else {}
+
         chosen = choose_victims(accounts, neighbours, 0, num_bytes, 1_000_000)
         self._tell(CHANGE, change(removed=chosen, reason="evicted"), self.now_ms)
         return chosen

@@ -38,7 +38,7 @@ _NEIGHBOURS = 8
 
 def choose_victims(
     accounts: Sequence[tuple[int, int]],
-    neighbours: Mapping[int, Collection[int]],
+    neighbours: Callable[[Sequence[int]], Mapping[int, Collection[int]]],
     count: int,
     num_bytes: int,
     limit: int,
@@ -47,18 +47,28 @@ def choose_victims(
 
     Args:
         accounts: id and bytes of examples, those of least value per byte first.
-        neighbours: for each, ids of stored examples that would serve its request as well.
+        neighbours: gives for each of some examples the ids of stored ones that would serve its
+            request as well; asked for a few at a time, and for no more than it takes.
         count: examples to be freed.
         num_bytes: bytes to be freed.
         limit: most ids.
     """
     chosen: dict[int, None] = {}
-    for only_covered in (True, False):
-        for i, size in accounts:
-            if (count <= 0 and num_bytes <= 0) or len(chosen) == limit:
-                return list(chosen)
-            if i in chosen or (only_covered and chosen.keys() >= set(neighbours.get(i, ()))):
-                continue
+
+    def enough() -> bool:
+        return (count <= 0 and num_bytes <= 0) or len(chosen) == limit
+
+    for start in range(0, len(accounts), MAX_BATCH_SIZE):
+        if enough():
+            break
+        some = accounts[start : start + MAX_BATCH_SIZE]
+        found = neighbours([i for i, _ in some])
+        for i, size in some:
+            if not enough() and not chosen.keys() >= set(found.get(i, ())):
+                chosen[i] = None
+                count, num_bytes = count - 1, num_bytes - size
+    for i, size in accounts:
+        if not enough() and i not in chosen:
             chosen[i] = None
             count, num_bytes = count - 1, num_bytes - size
     return list(chosen)
@@ -168,25 +178,21 @@ class Housekeeper:
             )
             if not wanted:
                 return
-            neighbours = self._neighbours([i for i, _ in wanted])
-            ids = choose_victims(wanted, neighbours, over_count, over_bytes, _BATCH)
+            ids = choose_victims(wanted, self._neighbours, over_count, over_bytes, _BATCH)
             self.counts.evicted += self._remove(ids, "evicted")
 
     def _neighbours(self, ids: Sequence[int]) -> dict[int, list[int]]:
         """For each example others of its scope that fit its request."""
-        found: dict[int, list[int]] = {}
-        for start in range(0, len(ids), MAX_BATCH_SIZE):
-            stored = self._store.get(ids[start : start + MAX_BATCH_SIZE])
-            if not stored:
-                continue
-            queries = [Query(example.tenant, example.scope) for example, _ in stored]
-            embeddings = np.stack([embedding for _, embedding in stored])
-            rows = self._store.search(embeddings, queries, _NEIGHBOURS, self._now_ms(), fresh=True)
-            for (example, _), row in zip(stored, rows, strict=True):
-                found[example.id] = [
-                    c.id for c in row if c.id != example.id and c.similarity >= self._fit
-                ]
-        return found
+        stored = self._store.get(ids)
+        if not stored:
+            return {}
+        queries = [Query(example.tenant, example.scope) for example, _ in stored]
+        embeddings = np.stack([embedding for _, embedding in stored])
+        rows = self._store.search(embeddings, queries, _NEIGHBOURS, self._now_ms(), fresh=True)
+        return {
+            example.id: [c.id for c in row if c.id != example.id and c.similarity >= self._fit]
+            for (example, _), row in zip(stored, rows, strict=True)
+        }
 
     def _excess(self, share: float) -> tuple[int, int]:
         """Examples and bytes beyond a share of the limits."""

@@ -7,6 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from echolm.contracts import MAX_BATCH_SIZE
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, USAGE, change, usage
 from echolm.examples.housekeeping import Housekeeper, choose_victims
@@ -180,9 +181,28 @@ def test_of_examples_that_fit_the_same_requests_one_stays(world: World) -> None:
 def test_victims_are_enough_and_no_more() -> None:
     accounts = [(1, 10), (2, 10), (3, 10), (4, 10)]
     covered = {1: [3], 2: [], 3: [1], 4: [2]}
-    assert choose_victims(accounts, covered, 1, 0, 10) == [1]
+
+    def chosen(count: int, num_bytes: int, limit: int = 10) -> list[int]:
+        return choose_victims(
+            accounts, lambda ids: {i: covered[i] for i in ids}, count, num_bytes, limit
+        )
+
+    assert chosen(1, 0) == [1]
     # 3 was covered by 1 only.
-    assert choose_victims(accounts, covered, 2, 0, 10) == [1, 4]
-    assert choose_victims(accounts, covered, 0, 25, 10) == [1, 4, 2]
-    assert choose_victims(accounts, covered, 4, 0, 2) == [1, 4]
-    assert choose_victims(accounts, covered, 0, 0, 10) == []
+    assert chosen(2, 0) == [1, 4]
+    assert chosen(0, 25) == [1, 4, 2]
+    assert chosen(4, 0, limit=2) == [1, 4]
+    assert chosen(0, 0) == []
+
+
+def test_neighbours_are_looked_up_only_as_long_as_victims_are_missing() -> None:
+    accounts = [(i, 10) for i in range(10 * MAX_BATCH_SIZE)]
+    asked: list[int] = []
+
+    def neighbours(ids: Sequence[int]) -> dict[int, list[int]]:
+        asked.extend(ids)
+        return {i: [-1] if i % 2 else [] for i in ids}
+
+    victims = choose_victims(accounts, neighbours, MAX_BATCH_SIZE, 0, 1_000)
+    assert victims == list(range(1, 2 * MAX_BATCH_SIZE, 2))
+    assert asked == list(range(2 * MAX_BATCH_SIZE))
