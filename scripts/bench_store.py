@@ -4,7 +4,8 @@
 Fills a collection of its own with clustered random vectors of several tenants, waits until all of
 them are indexed, and searches one by one as the retriever does, tenant and expiry in the filter.
 Reports latency and the memory of this process, which must not grow with the store. The collection
-stays, and is not filled again. The last line is JSON.
+stays, and is not filled again. With --accounts it also opens an account for every example, as the
+example manager does when it meets a store for the first time. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 from echolm.evaluation.progress import Stage
+from echolm.examples.housekeeping import reconcile
+from echolm.examples.ledger import ExampleLedger
+from echolm.learning.event_log import open_event_log
 from echolm.retrieval.milvus import MilvusStore
 from echolm.retrieval.store import Example, Query
 from echolm.serving.attach import attached
-from echolm.settings import RetrievalSettings, load_settings
+from echolm.settings import RetrievalSettings, Settings, load_settings
 from numpy.typing import NDArray
 from pymilvus import MilvusClient
 from rich.console import Console
@@ -115,6 +119,20 @@ def measure(
     return float(p50), float(p99), found / searches
 
 
+def make_accounts(settings: Settings, store: MilvusStore, console: Console) -> int:
+    """A ledger of all examples in the directory of the settings; gives how many it has."""
+    for left in settings.data_dir.glob(f"{settings.ledger_path.name}*"):
+        left.unlink()
+    log = open_event_log(settings)
+    ledger = ExampleLedger(settings.ledger_path, settings.relative_costs)
+    with Stage(console, "opening accounts", store.count()) as stage:
+        reconcile(store, ledger, log, lambda examples: stage.step_by(len(examples)))
+    count, _ = ledger.totals()
+    ledger.close()
+    log.close()
+    return count
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--examples", type=int, default=100_000)
@@ -122,6 +140,7 @@ def main() -> int:
     parser.add_argument("--tenants", type=int, default=10, help="each with as many examples")
     parser.add_argument("--milvus-uri", default="", help="default: Milvus Lite in build/bench")
     parser.add_argument("--index", default="", help="default: IVF_FLAT; of a server: HNSW")
+    parser.add_argument("--accounts", action="store_true", help="also make a ledger of the store")
     options = parser.parse_args()
     console = Console(stderr=True)
     directory = ROOT / "build" / "bench" / f"store-{options.examples}"
@@ -157,6 +176,7 @@ def main() -> int:
                 fill(store, options.examples, options.tenants, centres, stage.step_by)
             wait_indexed(found.retrieval.milvus_uri, retrieval.collection, console)
         p50, p99, hits = measure(store, options.searches, options.tenants, centres, retrieval.top_n)
+        accounts = make_accounts(settings, store, console) if options.accounts else 0
         grown = (process.memory_info().rss - before) / 2**20
         store.close()
     print(
@@ -173,6 +193,7 @@ def main() -> int:
                 "p50_ms": p50,
                 "p99_ms": p99,
                 "candidates": hits,
+                "accounts": accounts,
                 "client_grown_mib": grown,
             }
         )
