@@ -334,15 +334,20 @@ class ExampleLedger:
             db.execute("INSERT OR IGNORE INTO successions (old, new) VALUES (?, ?)", pair)
 
     def _succeed(self, db: sqlite3.Connection, old: int, new: int) -> None:
-        """Let an example go on with what its predecessor was worth; its gain has to show anew."""
+        """Let an example go on with what its predecessor was worth; its gain has to show anew.
+
+        It may have been used itself, where two were stored of one request.
+        """
         db.execute("UPDATE successions SET made = 1 WHERE old = ? AND new = ?", (old, new))
         row = db.execute(
             "SELECT rank, uses, ratings, replays, last_used_ms FROM examples WHERE id = ?", (old,)
         ).fetchone()
         if row is not None:
             db.execute(
-                "UPDATE examples SET rank = max(rank, ?1), uses = ?2, ratings = ?3, replays = ?4,"
-                " last_used_ms = ?5, density = density + max(rank, ?1) - rank WHERE id = ?6",
+                "UPDATE examples SET rank = max(rank, ?1), uses = uses + ?2,"
+                " ratings = ratings + ?3, replays = max(replays, ?4),"
+                " last_used_ms = max(last_used_ms, ?5),"
+                " density = density + max(rank, ?1) - rank WHERE id = ?6",
                 (*row, new),
             )
 
