@@ -149,21 +149,34 @@ def test_examples_of_another_embedding_model_are_embedded_anew(
     assert run("reembed", "--from", settings.retrieval.collection)[0] == 1
 
 
-def test_check_finds_and_mends_what_differs(settings: Settings, run: Run) -> None:
+def test_check_finds_what_differs_and_mends_it_when_told_to(settings: Settings, run: Run) -> None:
     with opened(settings) as found:
         store(found, example(1), example(2))
         found.store.delete([1])
         found.store.upsert([example(3)], np.ones((1, 384), np.float32))
-    status, out = run("check")
+        store(found, example(4, request="Request 2."))
+        found.log.append(USAGE, usage({4: (3, 2.5, 0.1)}))
+    for _ in range(2):
+        status, out = run("check")
+        assert status == 1
+        assert out.splitlines() == [
+            "examples                 3",
+            "without an account       1",
+            "accounts without example 1",
+            "requests stored twice    1",
+            "half replaced            0",
+            "not stored yet           0",
+        ]
+    status, out = run("check", "--repair")
     assert status == 0
-    assert "without an account       1 (mended)" in out
-    assert "accounts without example 1 (mended)" in out
+    assert out.count("1 (mended)") == 3
+    with opened(settings) as found:
+        assert found.ledger.known([1, 2, 3, 4]) == {2, 3}
+        assert [e.id for batch in found.store.scan() for e, _ in batch] == [2, 3]
+        assert found.ledger.removals() == {"not_in_store": 1, "duplicate": 1}
+        account = found.ledger.account(2)
+        assert account is not None and account.uses == 3
     status, out = run("check")
     assert status == 0
     assert "mended" not in out
-    with opened(settings) as found:
-        assert found.ledger.known([1, 2, 3]) == {2, 3}
-        store(found, example(4, request="Request 2."))
-    status, out = run("check")
-    assert status == 1
-    assert "requests stored twice    1" in out
+    assert run("check", "--repair")[0] == 0

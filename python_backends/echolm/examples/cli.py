@@ -50,7 +50,13 @@ def add_subcommands(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     add("reembed", "copy examples of another collection, embedded anew").add_argument(
         "--from", dest="source", required=True, metavar="COLLECTION", help="the other collection"
     )
-    add("check", "compare store and ledger, and mend the ledger")
+    check = add("check", "compare store and accounts, and look for requests that are stored twice")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="mend what differs; of a request that is stored twice the better answer stays. "
+        "Without it the exit status is 1 if anything differs",
+    )
 
 
 def add_replay(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import TextIO
 
@@ -28,9 +28,8 @@ from rich.table import Table
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import ConfigurationError, InvalidRequestError
 from echolm.examples import transfer
-from echolm.examples.duplicates import plain
+from echolm.examples.consistency import examine, repair
 from echolm.examples.events import CHANGE, change
-from echolm.examples.housekeeping import reconcile
 from echolm.examples.journal import WriteJournal
 from echolm.examples.ledger import ExampleLedger
 from echolm.examples.replay import ReplayCost, Replayer
@@ -279,25 +278,33 @@ def _take_in(
 
 def _check(found: Opened, args: argparse.Namespace) -> int:
     """Every example must have an account, every account an example, and no request two answers."""
-    duplicates = 0
-    seen: set[int] = set()
+    parts = (found.store, found.ledger, found.log)
+    deduplicate = found.settings.examples.deduplicate
     with _progress("checking", found.store.count()) as advance:
 
-        def look(examples: list[Example]) -> None:
-            nonlocal duplicates
-            for example in examples:
-                key = hash((example.scope, plain(example.request)))
-                duplicates += key in seen
-                seen.add(key)
+        def scanned(examples: list[Example]) -> None:
             advance(len(examples))
 
-        without_account, without_example = reconcile(found.store, found.ledger, found.log, look)
+        if not args.repair:
+            findings = examine(*parts, scanned)
+        else:
+            findings = repair(*parts, deduplicate, scanned)
+
+    def line(title: str, number: int) -> None:
+        print(f"{title:25}{number}{' (mended)' if number and args.repair else ''}")
+
     print(f"examples                 {found.store.count()}")
-    print(f"without an account       {without_account}{' (mended)' if without_account else ''}")
-    print(f"accounts without example {without_example}{' (mended)' if without_example else ''}")
-    print(f"requests stored twice    {duplicates}")
+    line("without an account", findings.without_account)
+    line("accounts without example", findings.without_example)
+    line("requests stored twice", findings.duplicates)
+    line("half replaced", findings.interrupted)
     print(f"not stored yet           {len(found.journal)}")
-    return 1 if duplicates and found.settings.examples.deduplicate else 0
+    if not deduplicate:  # then they are meant to be
+        findings = replace(findings, duplicates=0)
+    if args.repair or not findings.any:
+        return 0
+    print("echolm examples: `echolm examples check --repair` mends this", file=sys.stderr)
+    return 1
 
 
 def replay(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from enum import Enum
 import numpy as np
 
 from echolm.examples.journal import Entry
-from echolm.retrieval.store import Candidate, ExampleStore, Query
+from echolm.retrieval.store import Candidate, Example, ExampleStore, Query
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _NEIGHBOURS = 4
@@ -68,6 +68,15 @@ def same_answer(a: str, b: str) -> bool:
     return matcher.quick_ratio() >= _SAME_ANSWER and matcher.ratio() >= _SAME_ANSWER
 
 
+def is_better(new: Example, known: Example) -> bool:
+    """Whether a later answer to the same request takes the place of the known one."""
+    return not same_answer(known.response, new.response) and _is_better(new.quality, known.quality)
+
+
+def _is_better(new: float, known: float) -> bool:
+    return new > known + _BETTER
+
+
 def _numbers(tokens: Sequence[str]) -> list[str]:
     return [token for token in tokens if any(c.isdigit() for c in token)]
 
@@ -121,5 +130,5 @@ def _compare(new: Candidate, known: Sequence[Candidate]) -> Comparison:
         if same_answer(one.response, new.response):
             return Comparison(Finding.REPEATED, one.id)
     best = max(known, key=lambda c: c.quality)
-    better = new.quality > best.quality + _BETTER
+    better = _is_better(new.quality, best.quality)
     return Comparison(Finding.BETTER if better else Finding.WORSE, best.id)

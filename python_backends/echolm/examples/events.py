@@ -13,6 +13,9 @@ CHANGE = "examples"
 REPLAY = "replay"
 """Kind of an event that says that an example was replayed; see :func:`replayed`."""
 
+SUCCESSION = "succession"
+"""Kind of an event that says which example is about to replace which; see :func:`succession`."""
+
 USAGE = "usage"
 """Kind of an event that says which examples stood in prompts; see :func:`usage`."""
 
@@ -57,6 +60,15 @@ def change(
 def replayed(id: int, times: int) -> dict[str, Any]:
     """The body of a ``REPLAY``: the example counts as replayed so many times more."""
     return {"id": id, "times": times}
+
+
+def succession(old: int, new: int, abandoned: bool = False) -> dict[str, Any]:
+    """The body of a ``SUCCESSION``: the second id is about to take the place of the first.
+
+    Args:
+        abandoned: it will not, after all.
+    """
+    return {"old": old, "new": new, "abandoned": abandoned}
 
 
 def usage(uses: Mapping[int, tuple[int, float, float]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from echolm.contracts import MAX_BATCH_SIZE
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, change
 from echolm.examples.ledger import ExampleLedger
+from echolm.examples.succession import finish_interrupted
 from echolm.learning.event_log import EventLog
 from echolm.retrieval.store import Example, ExampleStore, Query
 from echolm.settings import ExamplesSettings
@@ -83,7 +84,7 @@ def reconcile(
     """Open accounts for examples that have none, close those whose example is gone.
 
     A store may be older than its ledger, may have been filled by other means, or have been
-    restored from a copy.
+    restored from a copy. What a process has left half done is finished first.
 
     Returns:
         How many accounts were opened and closed.
@@ -91,7 +92,7 @@ def reconcile(
     Raises:
         UnavailableError: store, ledger or log cannot be reached.
     """
-    ledger.follow(log)
+    finish_interrupted(store, ledger, log)
     opened = closed = 0
     for batch in store.scan(embeddings=False):
         examples = [example for example, _ in batch]

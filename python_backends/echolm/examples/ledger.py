@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from echolm.errors import UnavailableError
-from echolm.examples.events import CHANGE, REPLAY, USAGE
+from echolm.examples.events import CHANGE, REPLAY, SUCCESSION, USAGE
 from echolm.learning.event_log import START, Event, EventLog
 from echolm.learning.feedback import RATING
 from echolm.retrieval.store import FRESH_VALUE, NEVER
@@ -45,6 +45,8 @@ _TABLES = (
     " at_ms INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS by_time ON ratings (at_ms)",
     "CREATE TABLE IF NOT EXISTS removals (reason TEXT PRIMARY KEY, number INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS successions (old INTEGER PRIMARY KEY, new INTEGER NOT NULL,"
+    " made INTEGER NOT NULL DEFAULT 0)",
 )
 _META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
@@ -56,6 +58,19 @@ _ORDERS: Mapping[Order, str] = {
     "uses": "uses DESC, id",
     "age": "created_at_ms, id",
 }
+
+
+@dataclass(frozen=True)
+class Succession:
+    """An example that another one is taking the place of.
+
+    Attributes:
+        made: whether the log says that it has; what is left is to delete the old one.
+    """
+
+    old: int
+    new: int
+    made: bool
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,7 @@ class ExampleLedger:
             db.execute(_META)
             version = f"{_VERSION} {decay}"
             if _meta(db, "version", version) != version:
-                for table in ("examples", "ratings", "removals", "meta"):
+                for table in ("examples", "ratings", "removals", "successions", "meta"):
                     db.execute(f"DROP TABLE IF EXISTS {table}")
                 db.execute(_META)
             for table in _TABLES:
@@ -178,6 +193,12 @@ class ExampleLedger:
         """How many examples were removed, by reason."""
         with self._used() as db:
             return dict(db.execute("SELECT reason, number FROM removals").fetchall())
+
+    def successions(self) -> list[Succession]:
+        """Those that were begun and have not ended, of every process that uses the log."""
+        with self._used() as db:
+            rows = db.execute("SELECT old, new, made FROM successions ORDER BY new").fetchall()
+        return [Succession(old, new, bool(made)) for old, new, made in rows]
 
     def expired(self, now_ms: int, limit: int) -> list[int]:
         """Ids of examples whose time is over."""
@@ -256,6 +277,9 @@ class ExampleLedger:
                     "UPDATE examples SET replays = replays + ?, gain_rank = ? WHERE id = ?",
                     (int(event.body["times"]), self._rank(0.0, event.at_ms), int(event.body["id"])),
                 )
+                db.execute("DELETE FROM successions WHERE new = ?", (int(event.body["id"]),))
+            elif event.kind == SUCCESSION:
+                self._announce(db, event)
         except (KeyError, TypeError, ValueError) as error:
             self.skipped += 1
             logger.warning("example ledger: event %s skipped: %s", event.position, error)
@@ -301,15 +325,29 @@ class ExampleLedger:
         _add_to_totals(db, opened, opened * num_bytes)
         return opened
 
+    def _announce(self, db: sqlite3.Connection, event: Event) -> None:
+        """Take note of a succession. Of several that want the same place the first one has it."""
+        pair = (int(event.body["old"]), int(event.body["new"]))
+        if event.body["abandoned"]:
+            db.execute("DELETE FROM successions WHERE old = ? AND new = ?", pair)
+        else:
+            db.execute("INSERT OR IGNORE INTO successions (old, new) VALUES (?, ?)", pair)
+
     def _succeed(self, db: sqlite3.Connection, old: int, new: int) -> None:
-        """Let an example go on with what its predecessor was worth; its gain has to show anew."""
+        """Let an example go on with what its predecessor was worth; its gain has to show anew.
+
+        It may have been used itself, where two were stored of one request.
+        """
+        db.execute("UPDATE successions SET made = 1 WHERE old = ? AND new = ?", (old, new))
         row = db.execute(
             "SELECT rank, uses, ratings, replays, last_used_ms FROM examples WHERE id = ?", (old,)
         ).fetchone()
         if row is not None:
             db.execute(
-                "UPDATE examples SET rank = max(rank, ?1), uses = ?2, ratings = ?3, replays = ?4,"
-                " last_used_ms = ?5, density = density + max(rank, ?1) - rank WHERE id = ?6",
+                "UPDATE examples SET rank = max(rank, ?1), uses = uses + ?2,"
+                " ratings = ratings + ?3, replays = max(replays, ?4),"
+                " last_used_ms = max(last_used_ms, ?5),"
+                " density = density + max(rank, ?1) - rank WHERE id = ?6",
                 (*row, new),
             )
 

@@ -19,8 +19,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from echolm.errors import EchoError
-from echolm.examples.events import CHANGE, REPLAY, change, replayed
+from echolm.examples.events import REPLAY, replayed
 from echolm.examples.ledger import Account, ExampleLedger
+from echolm.examples.succession import finish_interrupted, succeed
 from echolm.examples.writer import ExampleIds
 from echolm.generation.llm import Sampling
 from echolm.judging.judge import Judge
@@ -85,7 +86,7 @@ class Replayer:
     """Replays examples one after the other, the one with most to gain first.
 
     What was replayed is in the learning log, so a replay that was interrupted goes on where it
-    ended, in whatever process.
+    ended, in whatever process; what it had left half done is finished first.
 
     Args:
         targets: the LLMs by name.
@@ -121,6 +122,7 @@ class Replayer:
         replay = self._settings.replay
         fruitless = done = 0
         tried: set[int] = set()
+        finish_interrupted(self._store, self._ledger, self._log)
         while done < limit and fruitless < replay.patience:
             self._ledger.follow(self._log)
             account = self._next(tried)
@@ -136,11 +138,12 @@ class Replayer:
         """The example with most to gain of those that may be replayed."""
         replay = self._settings.replay
         offset = 0
+        passed = tried | {one.old for one in self._ledger.successions()}
         while accounts := self._ledger.accounts("gain", _PAGE, offset):
             for account in accounts:
                 if account.gain < replay.min_gain:
                     return None
-                if account.id not in tried and account.replays < replay.max_replays:
+                if account.id not in passed and account.replays < replay.max_replays:
                     return account
             offset += len(accounts)
         return None
@@ -154,7 +157,7 @@ class Replayer:
         if one.reason in ("not in the store", "unknown LLM", "system prompt"):
             # Nothing was tried, and nothing ever will be: it leaves the list.
             self._log.append(REPLAY, replayed(one.id, self._settings.replay.max_replays))
-        elif not one.improved and one.reason != "LLM or judge failed":
+        elif not one.improved and one.reason not in ("LLM or judge failed", "replaced elsewhere"):
             self._log.append(REPLAY, replayed(one.id, 1))
         return replace(one, seconds=time.perf_counter() - started)
 
@@ -176,14 +179,9 @@ class Replayer:
             return Replayed(example.id, False, reason, cost.answers, cost.tokens)
         now = self._now_ms()
         better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now)
-        self._store.upsert([better], embedding[None])
-        self._log.append(
-            CHANGE,
-            change([better], [example.id], "replayed", succeeded=[(example.id, better.id)]),
-        )
-        self._log.append(REPLAY, replayed(better.id, 1))
-        self._store.delete([example.id])
-        return Replayed(example.id, True, "", cost.answers, cost.tokens)
+        improved = succeed(self._store, self._ledger, self._log, example.id, (better, embedding))
+        reason = "" if improved else "replaced elsewhere"
+        return Replayed(example.id, improved, reason, cost.answers, cost.tokens)
 
     async def _better(
         self, example: Example, target: Target, cost: _Cost

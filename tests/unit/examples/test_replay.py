@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm.errors import UnavailableError
-from echolm.examples.events import CHANGE, USAGE, change, usage
+from echolm.examples.events import CHANGE, SUCCESSION, USAGE, change, succession, usage
+from echolm.examples.housekeeping import reconcile
 from echolm.examples.ledger import ExampleLedger
 from echolm.examples.off_peak import OffPeakReplay
 from echolm.examples.replay import Replayed, Replayer
@@ -225,6 +226,99 @@ async def test_an_outage_of_the_llm_costs_an_example_nothing(world: World) -> No
     assert [one.reason for one in await world.replay()] == ["LLM or judge failed"]
     world.llm.error = None
     assert [one.improved for one in await world.replay()] == [True]
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def kill_before(world: World, step: int) -> None:
+    """Let the process end before its ``step``-th change of store or log."""
+    changes = 0
+
+    def watch(owner: Any, name: str) -> None:
+        change = getattr(owner, name)
+
+        def changed(*arguments: Any) -> Any:
+            nonlocal changes
+            if changes == step:
+                raise Killed
+            changes += 1
+            return change(*arguments)
+
+        setattr(owner, name, changed)
+
+    watch(world.store, "upsert")
+    watch(world.store, "delete")
+    watch(world.log, "append")
+
+
+@pytest.mark.parametrize("with_reconcile", [False, True])
+@pytest.mark.parametrize("step", range(6))
+async def test_at_whatever_step_it_ends_one_whole_example_and_its_account_are_left(
+    world: World, tmp_path: Path, step: int, with_reconcile: bool
+) -> None:
+    world.add(1)
+    store, log = world.store, world.log
+    kill_before(world, step)
+    if step < 5:
+        with pytest.raises(Killed):
+            await world.replay()
+    else:
+        assert [one.improved for one in await world.replay()] == [True]
+    for owner, names in ((store, ("upsert", "delete")), (log, ("append",))):
+        for name in names:
+            delattr(owner, name)
+
+    if with_reconcile:  # another replica looks first
+        other = ExampleLedger(tmp_path / "other.sqlite", {"small_llm": 0.1})
+        reconcile(store, other, log)
+        other.close()
+        assert len(store.rows) == 1
+    replayed = [one.improved for one in await world.replay()]
+    assert replayed == ([True] if step <= 1 else [])
+    [(example, _)] = store.rows.values()
+    assert example.response == "better"
+    world.ledger.follow(log)
+    account = world.ledger.account(example.id)
+    assert account is not None
+    assert (account.uses, account.replays) == (50, 1)
+    assert world.ledger.totals() == (1, example.num_bytes)
+    assert world.ledger.removals() == {"replayed": 1}
+    assert world.ledger.successions() == []
+
+
+async def test_of_two_that_replay_an_example_one_replaces_it(world: World) -> None:
+    world.add(1)
+    generate = world.llm.generate
+
+    async def meanwhile(*arguments: Any) -> Completion:
+        if not world.ledger.successions():
+            world.log.append(SUCCESSION, succession(1, 99))
+        return await generate(*arguments)
+
+    world.llm.generate = meanwhile  # type: ignore[method-assign]
+    assert [one.reason for one in await world.replay()] == ["replaced elsewhere"]
+    assert list(world.store.rows) == [1]
+    world.ledger.follow(world.log)
+    assert [(one.old, one.new) for one in world.ledger.successions()] == [(1, 99)]
+
+
+async def test_an_example_that_was_removed_meanwhile_does_not_come_back(world: World) -> None:
+    world.add(1)
+    generate = world.llm.generate
+
+    async def meanwhile(*arguments: Any) -> Completion:
+        world.store.delete([1])
+        world.log.append(CHANGE, change(removed=[1], reason="evicted"))
+        return await generate(*arguments)
+
+    world.llm.generate = meanwhile  # type: ignore[method-assign]
+    assert [one.improved for one in await world.replay()] == [False]
+    assert world.store.count() == 0
+    world.ledger.follow(world.log)
+    assert world.ledger.totals() == (0, 0)
+    assert world.ledger.successions() == []
 
 
 class Peak:

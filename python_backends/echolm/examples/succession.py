@@ -1,0 +1,79 @@
+"""A better answer takes an example's place, at whatever moment the process may end.
+
+Store and log cannot be changed at once, and texts must not be in the log. So the log is told
+first which id shall follow which; then the store takes the new example, the log is told that it
+has, the old one is deleted, and a ``REPLAY`` of the new one ends it. What was begun and has not
+ended can be finished by any process that follows the log. Each step may be made twice.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from echolm.examples.events import CHANGE, REPLAY, SUCCESSION, change, replayed, succession
+from echolm.examples.ledger import ExampleLedger
+from echolm.learning.event_log import EventLog
+from echolm.retrieval.store import Example, ExampleStore, Stored
+
+logger = logging.getLogger("echolm")
+
+_REASON = "replayed"
+
+
+def succeed(
+    store: ExampleStore, ledger: ExampleLedger, log: EventLog, old: int, better: Stored
+) -> bool:
+    """Let an example take the place of ``old``, which had been replayed for it.
+
+    Returns:
+        False if ``old`` is gone, or another process was first; nothing has changed then.
+
+    Raises:
+        UnavailableError: store, log or ledger cannot be reached; :func:`finish_interrupted`
+            does the rest, or takes it back.
+    """
+    example, embedding = better
+    log.append(SUCCESSION, succession(old, example.id))
+    ledger.follow(log)
+    first = any(one.new == example.id for one in ledger.successions())
+    if not first or not ledger.known([old]):
+        log.append(SUCCESSION, succession(old, example.id, abandoned=True))
+        return False
+    store.upsert([example], embedding[None])
+    _complete(store, log, old, example)
+    return True
+
+
+def finish_interrupted(store: ExampleStore, ledger: ExampleLedger, log: EventLog) -> int:
+    """Finish all successions that processes have left half done; gives how many there were.
+
+    One whose new example has not reached the store is taken back: its text is lost.
+
+    Raises:
+        UnavailableError: store, log or ledger cannot be reached; calling again goes on.
+    """
+    ledger.follow(log)
+    pending = ledger.successions()
+    for one in pending:
+        arrived = [example for example, _ in store.get([one.new])]
+        if arrived and not one.made:
+            _complete(store, log, one.old, arrived[0])
+            continue
+        if one.made:
+            store.delete([one.old])
+            if ledger.known([one.old]):  # found in the store and given an account since
+                log.append(CHANGE, change(removed=[one.old], reason=_REASON))
+        if arrived:
+            log.append(REPLAY, replayed(one.new, 1))
+        else:
+            log.append(SUCCESSION, succession(one.old, one.new, abandoned=True))
+    if pending:
+        ledger.follow(log)
+        logger.info("%d replacements of examples that were interrupted have ended", len(pending))
+    return len(pending)
+
+
+def _complete(store: ExampleStore, log: EventLog, old: int, example: Example) -> None:
+    log.append(CHANGE, change([example], [old], _REASON, succeeded=[(old, example.id)]))
+    store.delete([old])
+    log.append(REPLAY, replayed(example.id, 1))

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from echolm.examples.consistency import Findings, examine, repair
+from echolm.examples.events import CHANGE, SUCCESSION, USAGE, change, succession, usage
+from echolm.examples.ledger import ExampleLedger
+from echolm.learning.fake_log import MemoryEventLog
+from echolm.retrieval.store import Example, InMemoryStore, scope_key
+
+
+class World:
+    def __init__(self, directory: Path) -> None:
+        self.store = InMemoryStore(2)
+        self.log = MemoryEventLog()
+        self.ledger = ExampleLedger(directory / "ledger.sqlite", {"small_llm": 0.1})
+
+    def put(self, id: int, request: str = "", log: bool = True, **changes: Any) -> None:
+        values: dict[str, Any] = {
+            "response": f"answer {id}",
+            "tenant": "t",
+            "scope": scope_key("t", ""),
+            "source_llm": "large_llm",
+            "quality": 0.5,
+            "created_at_ms": id,
+            "updated_at_ms": id,
+        }
+        example = Example(id=id, request=request or f"request {id}", **(values | changes))
+        self.store.upsert([example], np.ones((1, 2), np.float32))
+        if log:
+            self.log.append(CHANGE, change([example]))
+
+    def use(self, id: int, times: int) -> None:
+        self.log.append(USAGE, usage({id: (times, float(times), 0.0)}))
+
+    def examine(self) -> Findings:
+        return examine(self.store, self.ledger, self.log, settle_s=0.0)
+
+    def repair(self, **options: Any) -> Findings:
+        return repair(self.store, self.ledger, self.log, **options)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.ledger.close()
+
+
+def test_where_all_agrees_nothing_is_found_or_changed(world: World) -> None:
+    world.put(1)
+    world.put(2)
+    assert not world.examine().any
+    events = world.log.read("", 100)
+    assert not world.repair().any
+    assert world.log.read("", 100) == events
+    assert set(world.store.rows) == {1, 2}
+
+
+def test_what_differs_is_found_and_left_then_mended_and_gone(world: World) -> None:
+    world.put(1, log=False)
+    world.put(2)
+    world.store.delete([2])
+    world.put(3, "Who?")
+    world.put(4, "who")
+    world.put(5, " WHO ?")
+    found = Findings(without_account=1, without_example=1, duplicates=2)
+    assert world.examine() == world.examine() == found
+    assert set(world.store.rows) == {1, 3, 4, 5}
+    assert world.repair() == found
+    assert not world.examine().any
+    assert world.ledger.known([1, 2, 3, 4, 5]) == set(world.store.rows) == {1, 3}
+    assert world.ledger.removals() == {"not_in_store": 1, "duplicate": 2}
+
+
+def test_of_two_the_better_answer_stays_with_what_both_were_used_for(world: World) -> None:
+    world.put(1, "who", response="nobody", quality=0.5)
+    world.put(2, "who", response="somebody", quality=0.8)
+    world.put(3, "who", response="anybody", quality=0.805)  # by too little
+    world.use(1, 3)
+    world.use(2, 4)
+    world.repair()
+    assert set(world.store.rows) == {2}
+    account = world.ledger.account(2)
+    assert account is not None
+    assert account.uses == 7
+    assert account.value == pytest.approx(4.5, abs=0.01)
+    # The log alone says the same.
+    again = ExampleLedger(world.ledger._path.with_name("again.sqlite"), {"small_llm": 0.1})
+    again.follow(world.log)
+    copy = again.account(2)
+    again.close()
+    assert copy is not None and copy.uses == 7
+
+
+def test_the_same_answer_does_not_take_the_firsts_place(world: World) -> None:
+    world.put(1, "who", response="Somebody!", quality=0.5)
+    world.put(2, "who", response="somebody!", quality=0.9)
+    world.repair()
+    assert set(world.store.rows) == {1}
+
+
+def test_tenants_and_system_prompts_are_kept_apart(world: World) -> None:
+    for id, scope in enumerate((("t", ""), ("u", ""), ("t", "be brief")), start=1):
+        world.put(id, "who", tenant=scope[0], scope=scope_key(*scope))
+    assert not world.examine().any
+    world.repair()
+    assert set(world.store.rows) == {1, 2, 3}
+
+
+def test_where_requests_may_be_stored_twice_they_stay(world: World) -> None:
+    world.put(1, "who")
+    world.put(2, "who")
+    assert not world.repair(deduplicate=False).any
+    assert set(world.store.rows) == {1, 2}
+
+
+def test_a_replacement_that_was_cut_short_is_one_finding_and_is_finished(world: World) -> None:
+    world.put(1, "who")
+    world.use(1, 3)
+    world.log.append(SUCCESSION, succession(1, 2))
+    world.put(2, "who", log=False)
+    # The new one has no account yet, and is no duplicate.
+    assert world.examine() == Findings(without_account=1, interrupted=1)
+    assert world.repair() == Findings(interrupted=1)
+    assert set(world.store.rows) == {2}
+    account = world.ledger.account(2)
+    assert account is not None and account.uses == 3
+    assert not world.examine().any
+
+
+def test_what_a_server_is_just_doing_is_no_finding(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.put(1)
+    world.put(2, "who", log=False)
+    world.put(3, "who")
+    world.put(4, log=True)
+    world.store.delete([4])
+
+    def settle(seconds: float) -> None:
+        world.put(2, "who")
+        world.store.delete([3])
+        world.log.append(CHANGE, change(removed=[3, 4], reason="replaced"))
+
+    monkeypatch.setattr("echolm.examples.consistency.time.sleep", settle)
+    assert not world.examine().any
+
+
+def test_a_repair_that_is_cut_short_between_log_and_store_is_made_good(world: World) -> None:
+    world.put(1, "who")
+    world.put(2, "who")
+    world.use(2, 3)
+
+    class Killed(BaseException):
+        pass
+
+    def delete(ids: object) -> None:
+        raise Killed
+
+    world.store.delete = delete  # type: ignore[method-assign, assignment]
+    with pytest.raises(Killed):
+        world.repair()
+    del world.store.delete
+    assert world.examine().any
+    world.repair()
+    assert not world.examine().any
+    assert set(world.store.rows) == {1}
+    account = world.ledger.account(1)
+    assert account is not None and account.uses == 3
