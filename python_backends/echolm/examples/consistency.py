@@ -85,7 +85,7 @@ def examine(
         missing += [example.id for example in examples if example.id not in known]
         requests.add(examples)
         on_scanned(examples)
-    lost = _not_in_store(store, _ids(ledger))
+    lost = [i for ids in ledger.pages(_BATCH) for i in _not_in_store(store, ids)]
     interrupted = ledger.successions()
     doubles = [i for ids in requests.repeated.values() for i in ids]
     if missing or lost or interrupted or doubles:
@@ -161,17 +161,10 @@ def _merge(store: ExampleStore, log: EventLog, ids: Sequence[int]) -> int:
     return merged
 
 
-def _ids(ledger: ExampleLedger) -> list[int]:
-    ids: list[int] = []
-    while accounts := ledger.accounts("age", _BATCH, len(ids)):
-        ids += [account.id for account in accounts]
-    return ids
-
-
 def _not_in_store(store: ExampleStore, ids: Sequence[int]) -> list[int]:
     lost: list[int] = []
     for start in range(0, len(ids), _BATCH):
         part = ids[start : start + _BATCH]
-        there = {example.id for example, _ in store.get(part)}
+        there = store.present(part)
         lost += [i for i in part if i not in there]
     return lost

@@ -100,16 +100,13 @@ def reconcile(
         missing = [example for example in examples if example.id not in known]
         opened += ledger.adopt(change(missing)["stored"]) if missing else 0
         on_scanned(examples)
-    offset = 0
-    while accounts := ledger.accounts("age", _BATCH, offset):
-        ids = [account.id for account in accounts]
-        there = {example.id for example, _ in store.get(ids)}
+    for ids in ledger.pages(_BATCH):
+        there = store.present(ids)
         lost = [i for i in ids if i not in there]
         if lost:
             log.append(CHANGE, change(removed=lost, reason="not_in_store"))
             ledger.follow(log)
         closed += len(lost)
-        offset += len(accounts) - len(lost)
     return opened, closed
 
 

@@ -40,6 +40,7 @@ _TABLES = (
     " uses INTEGER NOT NULL DEFAULT 0, ratings INTEGER NOT NULL DEFAULT 0,"
     " replays INTEGER NOT NULL DEFAULT 0, last_used_ms INTEGER NOT NULL DEFAULT 0)",
     "CREATE INDEX IF NOT EXISTS by_density ON examples (density)",
+    "CREATE INDEX IF NOT EXISTS by_gain ON examples (gain_rank DESC, id)",
     "CREATE INDEX IF NOT EXISTS by_expiry ON examples (expires_at_ms)",
     "CREATE TABLE IF NOT EXISTS ratings (request_id TEXT PRIMARY KEY, score REAL NOT NULL,"
     " at_ms INTEGER NOT NULL)",
@@ -241,6 +242,19 @@ class ExampleLedger:
         """Those of the ids that have an account."""
         with self._used() as db:
             return {i for i in ids if _exists(db, i)}
+
+    def pages(self, size: int) -> Iterator[list[int]]:
+        """Ids of all examples, ascending, some at a time; others may come and go meanwhile."""
+        last = -1
+        while True:
+            with self._used() as db:
+                rows = db.execute(
+                    "SELECT id FROM examples WHERE id > ? ORDER BY id LIMIT ?", (last, size)
+                ).fetchall()
+            if not rows:
+                return
+            yield [i for (i,) in rows]
+            last = rows[-1][0]
 
     def close(self) -> None:
         """Give the file back; the ledger cannot be used any more."""

@@ -268,17 +268,23 @@ class MilvusStore:
         return int(rows[0]["count(*)"])
 
     def get(self, ids: Sequence[int]) -> list[Stored]:
+        return [_stored(row) for row in self._get(ids, _ALL_FIELDS)]
+
+    def present(self, ids: Sequence[int]) -> set[int]:
+        return {int(row["id"]) for row in self._get(ids, ["id"])}
+
+    def _get(self, ids: Sequence[int], fields: list[str]) -> list[dict[str, Any]]:
         if not ids:
             return []
         with _reported("get"):
-            rows = self._client.get(
+            rows: list[dict[str, Any]] = self._client.get(
                 self._collection,
                 list(ids),
-                output_fields=_ALL_FIELDS,
+                output_fields=fields,
                 timeout=_WRITE_TIMEOUT_S,
                 consistency_level=_FRESH,
             )
-        return [_stored(row) for row in rows]
+        return rows
 
     def scan(
         self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
@@ -398,6 +404,9 @@ class LazyMilvusStore:
 
     def get(self, ids: Sequence[int]) -> list[Stored]:
         return self._call(lambda store: store.get(ids))
+
+    def present(self, ids: Sequence[int]) -> set[int]:
+        return self._call(lambda store: store.present(ids))
 
     def scan(
         self, tenant: str | None = None, batch: int = 500, embeddings: bool = True

@@ -142,6 +142,10 @@ class ExampleStore(Protocol):
         """Those of the examples that are there, in any order."""
         ...
 
+    def present(self, ids: Sequence[int]) -> set[int]:
+        """Ids of those that are there; cheaper than :meth:`get`."""
+        ...
+
     def scan(
         self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
     ) -> Iterator[list[Stored]]:
@@ -202,6 +206,10 @@ class InMemoryStore:
     def get(self, ids: Sequence[int]) -> list[Stored]:
         with self._lock:
             return [self.rows[i] for i in ids if i in self.rows]
+
+    def present(self, ids: Sequence[int]) -> set[int]:
+        with self._lock:
+            return self.rows.keys() & set(ids)
 
     def scan(
         self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
