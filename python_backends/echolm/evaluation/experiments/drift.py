@@ -1,7 +1,7 @@
 """The world changes twice: new intents come, then the small LLM is replaced by a worse one.
 
-All answers are rated here, so that ratings and requests are counted alike, and load is kept
-low, so that nothing but quality decides.
+All answers are rated here, so that ratings and requests are counted alike, and load puts no bias
+on the large LLM, which all requests may need in the end: nothing but quality and cost decides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from echolm.evaluation.bench import Bench, Rated, Site
+from echolm.evaluation.bench import Bench, Changes, Rated, Site
 from echolm.evaluation.curves import recovered_after, rolling
 from echolm.evaluation.degrade import SMALL_LLM, worse_repository
 from echolm.evaluation.outcome import Outcome
@@ -23,6 +23,7 @@ from echolm.workload import WorkItem
 
 _SHARE = 0.98
 _NEW_INTENTS = 0.35
+_CHANGES: Changes = {"routing": {"load_bias": 0.0}}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ async def run(bench: Bench) -> Outcome:
     before = bench.workload.stream(sizes.drift_before, seed=100 * bench.seed, phase="past")
     items = bench.stream(2 * sizes.drift_ratings, late=_NEW_INTENTS)
     first, second = items[: sizes.drift_ratings], items[sizes.drift_ratings :]
-    async with bench.serve("drift", bench.past()) as site:
+    async with bench.serve("drift", bench.past(), _CHANGES) as site:
         dice = random.Random(bench.seed)
         await _answer(site, bench, before, "before the drift", lambda: dice.random() < 0.2)
         rated = await _answer(site, bench, first, "new intents")
@@ -64,7 +65,7 @@ async def run(bench: Bench) -> Outcome:
         for llm in bench.settings.llms
     ]
     async with bench.serve(
-        "worse small LLM", [], llms=llms, repository=repository, data_dir=data_dir
+        "worse small LLM", [], _CHANGES, llms=llms, repository=repository, data_dir=data_dir
     ) as site:
         rated = await _answer(site, bench, second, "a worse small LLM")
         phases.append(await _phase("a worse small LLM", bench, site, second, rated))
