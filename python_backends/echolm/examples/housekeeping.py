@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echolm.contracts import MAX_BATCH_SIZE
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, change
 from echolm.examples.ledger import ExampleLedger
@@ -35,6 +34,8 @@ _BATCH = 256
 _CHOICE = 8
 """Examples that are looked at for each one that has to go."""
 _NEIGHBOURS = 8
+_LOOKUPS = 16
+"""Examples whose neighbours are searched for at a time: a long search holds up those of requests."""
 
 
 def choose_victims(
@@ -59,10 +60,10 @@ def choose_victims(
     def enough() -> bool:
         return (count <= 0 and num_bytes <= 0) or len(chosen) == limit
 
-    for start in range(0, len(accounts), MAX_BATCH_SIZE):
+    for start in range(0, len(accounts), _LOOKUPS):
         if enough():
             break
-        some = accounts[start : start + MAX_BATCH_SIZE]
+        some = accounts[start : start + _LOOKUPS]
         found = neighbours([i for i, _ in some])
         for i, size in some:
             if not enough() and not chosen.keys() >= set(found.get(i, ())):
@@ -181,12 +182,15 @@ class Housekeeper:
 
     def _neighbours(self, ids: Sequence[int]) -> dict[int, list[int]]:
         """For each example others of its scope that fit its request."""
+        started = time.monotonic()
         stored = self._store.get(ids)
         if not stored:
             return {}
         queries = [Query(example.tenant, example.scope) for example, _ in stored]
         embeddings = np.stack([embedding for _, embedding in stored])
         rows = self._store.search(embeddings, queries, _NEIGHBOURS, self._now_ms(), fresh=True)
+        # Half of the time at least the store has only requests to serve.
+        time.sleep(time.monotonic() - started)
         return {
             example.id: [c.id for c in row if c.id != example.id and c.similarity >= self._fit]
             for (example, _), row in zip(stored, rows, strict=True)
