@@ -35,7 +35,7 @@ _CHOICE = 8
 """Examples that are looked at for each one that has to go."""
 _NEIGHBOURS = 8
 _LOOKUPS = 16
-"""Examples whose neighbours are searched for at a time: a long search holds up those of requests."""
+"""Examples whose neighbours are searched for at a time: a long search holds up requests."""
 
 
 def choose_victims(
