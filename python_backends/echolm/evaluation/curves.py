@@ -27,25 +27,16 @@ def rolling(values: Sequence[float], window: int) -> NDArray[np.float64]:
 
 
 def ratings_until(
-    scores: Sequence[float], ratings: Sequence[int], share: float, window: int
+    scores: Sequence[float], ratings: Sequence[int], level: float, window: int
 ) -> int | None:
-    """Ratings after which the score has made a share of its way to the final one, and stays near.
+    """Ratings that had been given when a window's mean first reached ``level``; None if never.
 
     Args:
         scores: of all requests in order.
         ratings: how many ratings had been given before each request.
-        share: of the way from the first window's mean to the last quarter's mean.
-
-    Returns:
-        None if nothing was gained from start to end.
     """
-    smooth = rolling(scores, window)
-    start = float(smooth[min(window, len(smooth)) - 1])
-    final = float(np.mean(scores[-max(1, len(scores) // 4) :]))
-    if final <= start:
-        return None
-    reached = np.flatnonzero(smooth[window - 1 :] >= start + share * (final - start))
-    return int(ratings[int(reached[0]) + window - 1]) if len(reached) else None
+    requests = recovered_after(scores, level, window)
+    return None if requests is None else int(ratings[requests - 1])
 
 
 def recovered_after(scores: Sequence[float], level: float, window: int) -> int | None:

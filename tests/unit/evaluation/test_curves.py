@@ -24,13 +24,13 @@ def test_rolling_means_use_what_there_is() -> None:
     assert rolling([1, 0, 1, 1], 2).tolist() == [1, 0.5, 0.5, 1]
 
 
-def test_ratings_until_a_share_of_the_way() -> None:
+def test_ratings_until_a_level() -> None:
     scores = [0.0] * 20 + [1.0] * 60
     ratings = [k // 2 for k in range(80)]
-    # The window is at 0.95 of the way once it holds no 0 but at most half of one.
+    # The window is at 0.95 once it holds no 0 any more.
     assert ratings_until(scores, ratings, 0.95, 10) == ratings[29]
     assert ratings_until(scores, ratings, 0.5, 10) == ratings[24]
-    assert ratings_until([1.0] * 40 + [0.0] * 40, ratings, 0.95, 10) is None
+    assert ratings_until([0.0] * 80, ratings, 0.95, 10) is None
 
 
 def test_recovery_counts_the_window() -> None:

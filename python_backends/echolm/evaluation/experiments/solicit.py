@@ -1,18 +1,18 @@
 """Ratings asked for where they are worth most, against ratings at random.
 
 The small LLM is a worse one than its prior says, so that there is something to learn: which
-requests it must not get. Both ways rate the same share of the same requests.
+requests it must not get. Both ways rate the same share of the same requests; load puts no bias on
+the large LLM, which the requests need that the small one must not get.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from echolm.evaluation.bench import Bench
+from echolm.evaluation.bench import Bench, Rated
 from echolm.evaluation.curves import ratings_until, rolling
 from echolm.evaluation.degrade import worse_repository
 from echolm.evaluation.outcome import Outcome
@@ -21,7 +21,7 @@ from echolm.evaluation.verdict import Verdict
 from echolm.serving.serve import ServeOptions, model_repositories
 
 _SHARE = 0.95
-"""Of the way from the first scores to the last."""
+"""Of the way from the first scores to the last ones of rating at random."""
 
 
 async def run(bench: Bench) -> Outcome:
@@ -31,36 +31,51 @@ async def run(bench: Bench) -> Outcome:
     core, _ = model_repositories(ServeOptions())
     target = bench.work_dir / f"seed-{bench.seed}" / "worse-solicit"
     repository = worse_repository(core.parent, target, sizes.noise, bench.seed)
-    changes = {"routing": {"solicit_share": sizes.solicit_share}}
+    changes = {"routing": {"solicit_share": sizes.solicit_share, "load_bias": 0.0}}
     dice = random.Random(bench.seed)
     rules: dict[str, Callable[[Reply], bool]] = {
         "random": lambda reply: dice.random() < sizes.solicit_share,
         "solicited": lambda reply: reply.solicit_feedback,
     }
-    rows: dict[str, dict[str, Any]] = {}
+    rated: dict[str, Rated] = {}
     for name, rule in rules.items():
         async with bench.serve(f"solicit-{name}", past, changes, repository=repository) as site:
-            rated = await site.answer_and_rate(
+            rated[name] = await site.answer_and_rate(
                 items, rule, f"ratings: {name}", sizes.calm_concurrency
             )
-        rows[name] = {
-            "ratings": rated.total,
-            "final": float(np.mean(rated.scores[-max(1, len(items) // 4) :])),
-            "needed": ratings_until(rated.scores, rated.ratings, _SHARE, sizes.window),
-            "curve": rolling(rated.scores, sizes.window).tolist(),
-            "ratings_before": list(rated.ratings),
-        }
-    asked, by_chance = rows["solicited"]["needed"], rows["random"]["needed"]
+    last = max(1, len(items) // 4)
+    final = {name: float(np.mean(one.scores[-last:])) for name, one in rated.items()}
+    start = float(np.mean([one.scores[: sizes.window] for one in rated.values()]))
+    level = start + _SHARE * (final["random"] - start)
+    needed = {
+        name: ratings_until(one.scores, one.ratings, level, sizes.window)
+        for name, one in rated.items()
+    }
+    asked, by_chance = needed["solicited"], needed["random"]
     # Where nothing was gained, there is nothing to compare.
-    ratio = asked / by_chance if asked is not None and by_chance else float("nan")
+    ratio = asked / by_chance if level > start and asked is not None and by_chance else float("nan")
     return Outcome(
         verdicts=(
             Verdict("ratings needed, solicited over random", 0.5, ratio, "at_most"),
             Verdict(
                 "final score, solicited over random",
                 0.99,
-                rows["solicited"]["final"] / max(rows["random"]["final"], 1e-9),
+                final["solicited"] / max(final["random"], 1e-9),
             ),
         ),
-        figures={"rows": rows, "window": sizes.window},
+        figures={
+            "rows": {
+                name: {
+                    "ratings": one.total,
+                    "final": final[name],
+                    "needed": needed[name],
+                    "curve": rolling(one.scores, sizes.window).tolist(),
+                    "ratings_before": list(one.ratings),
+                }
+                for name, one in rated.items()
+            },
+            "start": start,
+            "level": level,
+            "window": sizes.window,
+        },
     )
