@@ -65,7 +65,6 @@ class WarmPrefixes:
 
 
 def _count(counts: OrderedDict, key: object, capacity: int) -> None:  # type: ignore[type-arg]
-    counts[key] = counts.get(key, 0) + 1
-    counts.move_to_end(key)
+    counts[key] = counts.pop(key, 0) + 1  # which puts it at the end
     while len(counts) > capacity:
         counts.popitem(last=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from echolm.generation.prompt import TokenCounter
 from echolm.learning.learner import Learnable
 from echolm.retrieval.features import ExampleTexts, FeatureBatch, featurize
 from echolm.retrieval.prefix import WarmPrefixes
-from echolm.retrieval.record import NONE, SelectionRecord
+from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
 from echolm.retrieval.store import Candidate
 from echolm.retrieval.threshold import GRID, AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
@@ -55,6 +56,14 @@ class Selection:
     examples: tuple[Selected, ...] = ()
     record: SelectionRecord | None = None
     coverage: float = 0.0
+
+
+class _Chosen(NamedTuple):
+    """The columns of a row's examples in the order of the prompt; the rest as in the record."""
+
+    columns: list[int]
+    left_out: int
+    draw: ThresholdDraw | None
 
 
 class ExampleSelector:
@@ -114,14 +123,13 @@ class ExampleSelector:
         utilities = self.utility.score(batch)
         best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
         strong = batch.valid & (utilities >= best * self._settings.relative_similarity)
-        coverages = 1.0 - np.where(strong, 1.0 - np.clip(utilities, 0, 1), 1.0).prod(axis=1)
+        coverages = 1.0 - np.where(strong, 1.0 - np.minimum(utilities, 1.0), 1.0).prod(axis=1)
         picked = self._pick(batch, utilities, strong)
-        return [
-            self._conclude(k, batch, worth, picks, coverage)
-            for k, (worth, picks, coverage) in enumerate(
-                zip(utilities.tolist(), picked, coverages.tolist(), strict=True)
-            )
+        chosen = [
+            self._choose(batch.candidates[k], worth, picks)
+            for k, (worth, picks) in enumerate(zip(utilities.tolist(), picked, strict=True))
         ]
+        return self._conclude(batch, utilities, coverages, chosen)
 
     def _pick(
         self, batch: FeatureBatch, utilities: NDArray[np.float32], strong: NDArray[np.bool_]
@@ -178,42 +186,61 @@ class ExampleSelector:
             near[row].append(column)
         return near if self._settings.order == "prefix" else [one[:1] for one in near]
 
-    def _conclude(
-        self,
-        row: int,
-        batch: FeatureBatch,
-        utilities: list[float],
-        picks: list[int],
-        coverage: float,
-    ) -> Selection:
+    def _choose(
+        self, candidates: Sequence[Candidate], utilities: list[float], picks: list[int]
+    ) -> _Chosen | None:
         """Drop what is under the threshold, leave one out now and then, and put in order."""
         if not picks:
-            return Selection()
+            return None
         settings = self._settings
         worth = {k: utilities[k] for k in picks}
         least, draw = settings.threshold, None
         if settings.adaptive_threshold:
             drawn = self.threshold.draw(self._rng)
             least, draw = GRID[drawn], self.threshold.stands_for(drawn, list(worth.values()))
-        candidates = batch.candidates[row]
         found = {k: candidates[k] for k, u in worth.items() if u >= least}
         left_out = NONE
         if len(found) > 1 and self._rng.random() < settings.leave_one_out:
             left_out = found.pop(list(found)[int(self._rng.integers(len(found)))]).id
             draw = None  # this set is no threshold's
-        order = self._ordered(found)
-        chosen = [(found[k], worth[k]) for k in order]
-        slots = batch.slots[row].tolist()
-        record = SelectionRecord(
-            batch.request[row],
-            tuple([c.id for c, _ in chosen]),
-            batch.example[row][order],
-            tuple([self._texts.num_tokens(slots[k]) for k in order]),
-            left_out,
-            draw,
-        )
-        examples = [Selected(c.id, c.request, c.response, c.similarity, u) for c, u in chosen]
-        return Selection(tuple(examples), record, coverage)
+        return _Chosen(self._ordered(found), left_out, draw)
+
+    def _conclude(
+        self,
+        batch: FeatureBatch,
+        utilities: NDArray[np.float32],
+        coverages: NDArray[np.float32],
+        chosen: Sequence[_Chosen | None],
+    ) -> list[Selection]:
+        """All selections, from arrays that are read once for the whole batch."""
+        rows = [row for row, one in enumerate(chosen) if one for _ in one.columns]
+        columns = [column for one in chosen if one for column in one.columns]
+        features = batch.example[rows, columns]
+        worth = utilities[rows, columns].tolist()
+        tokens = [self._texts.num_tokens(slot) for slot in batch.slots[rows, columns].tolist()]
+        selections = []
+        end = 0
+        for row, (one, coverage) in enumerate(zip(chosen, coverages.tolist(), strict=True)):
+            if one is None:
+                selections.append(Selection())
+                continue
+            candidates = batch.candidates[row]
+            start, end = end, end + len(one.columns)
+            found = [candidates[column] for column in one.columns]
+            record = SelectionRecord(
+                batch.request[row],
+                tuple([c.id for c in found]),
+                features[start:end],
+                tuple(tokens[start:end]),
+                one.left_out,
+                one.draw,
+            )
+            examples = [
+                Selected(c.id, c.request, c.response, c.similarity, u)
+                for c, u in zip(found, worth[start:end], strict=True)
+            ]
+            selections.append(Selection(tuple(examples), record, coverage))
+        return selections
 
     def _ordered(self, found: dict[int, Candidate]) -> list[int]:
         """The columns in the order of the prompt."""

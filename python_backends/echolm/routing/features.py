@@ -109,7 +109,7 @@ class Featurizer:
             fit * (max(e.utility for e in examples) - _TYPICAL_SIMILARITY),
             fit * (similarities[0] - similarities[1]) if len(similarities) > 1 else 0.0,
             fit * (len(examples) / 4.0 - 0.5),
-            fit * (_overlap(_words(text), _words(ranked[0].request)) - 0.5),
+            fit * (_overlap(_bitmap(text), _words(ranked[0].request)) - 0.5),
             fit * (_agreement([_words(e.response) for e in ranked]) - 0.5),
             length,
         )
@@ -139,19 +139,25 @@ def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
     return _projections[key]
 
 
-@lru_cache(maxsize=16_384)  # the same examples come again and again
-def _words(text: str) -> int:
-    """The set of a text's words as a bitmap, a bit each; hardly ever do two share one."""
+def _bitmap(text: str) -> int:
+    """The set of a text's words, a bit each; hardly ever do two share one."""
     bitmap = 0
-    for bit in map(_bit, _WORD.findall(text.lower())):
-        bitmap |= bit
+    for bits in map(_bits, text.lower().split()):
+        bitmap |= bits
     return bitmap
 
 
+_words = lru_cache(maxsize=16_384)(_bitmap)  # the same examples come again and again
+
+
 @lru_cache(maxsize=32_768)
-def _bit(word: str) -> int:
-    # Not hash(): every process and replica must see the same context.
-    return 1 << (zlib.crc32(word.encode()) & _BITMAP_MASK)
+def _bits(token: str) -> int:
+    """Those of the words in a token without spaces."""
+    bits = 0
+    for word in _WORD.findall(token):
+        # Not hash(): every process and replica must see the same context.
+        bits |= 1 << (zlib.crc32(word.encode()) & _BITMAP_MASK)
+    return bits
 
 
 def _overlap(a: int, b: int) -> float:
