@@ -100,6 +100,7 @@ def reconcile(
             ledger.follow(log)
         closed += len(lost)
         offset += len(accounts) - len(lost)
+    ledger.completed()
     return opened, closed
 
 
@@ -150,7 +151,8 @@ class Housekeeper:
         """
         self._ledger.follow(self._log)
         if not self._reconciled:
-            if self._store.count() != self._ledger.totals()[0]:
+            same_number = self._store.count() == self._ledger.totals()[0]
+            if not (same_number and self._ledger.is_complete):
                 opened, closed = reconcile(self._store, self._ledger, self._log)
                 logger.info("example ledger: %d accounts opened, %d closed", opened, closed)
             self._reconciled = True
