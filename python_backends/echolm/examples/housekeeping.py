@@ -32,6 +32,8 @@ logger = logging.getLogger("echolm")
 
 _LEASE = "housekeeping"
 _BATCH = 256
+SETTLE_S = 1.0
+"""After which a difference of store and ledger is no more what another process is just doing."""
 _CHOICE = 8
 """Examples that are looked at for each one that has to go."""
 _NEIGHBOURS = 8
@@ -83,25 +85,43 @@ def reconcile(
         UnavailableError: store, ledger or log cannot be reached.
     """
     finish_interrupted(store, ledger, log)
-    opened = closed = 0
+    opened = 0
     for batch in store.scan(embeddings=False):
         examples = [example for example, _ in batch]
         known = ledger.known([example.id for example in examples])
         missing = [example for example in examples if example.id not in known]
         opened += ledger.adopt(change(missing)["stored"]) if missing else 0
         on_scanned(examples)
-    offset = 0
-    while accounts := ledger.accounts("age", _BATCH, offset):
-        ids = [account.id for account in accounts]
-        there = {example.id for example, _ in store.get(ids)}
-        lost = [i for i in ids if i not in there]
-        if lost:
-            log.append(CHANGE, change(removed=lost, reason="not_in_store"))
-            ledger.follow(log)
-        closed += len(lost)
-        offset += len(accounts) - len(lost)
+    lost = not_in_store(store, all_ids(ledger))
+    if lost:
+        # Milvus hides an example for a moment while it is written once more, as after a crash.
+        time.sleep(SETTLE_S)
+        ledger.follow(log)
+        lost = [i for i in not_in_store(store, lost) if ledger.known([i])]
+    for start in range(0, len(lost), _BATCH):
+        part = lost[start : start + _BATCH]
+        log.append(CHANGE, change(removed=part, reason="not_in_store"))
+    ledger.follow(log)
     ledger.completed()
-    return opened, closed
+    return opened, len(lost)
+
+
+def all_ids(ledger: ExampleLedger) -> list[int]:
+    """Ids of all accounts."""
+    ids: list[int] = []
+    while accounts := ledger.accounts("age", _BATCH, len(ids)):
+        ids += [account.id for account in accounts]
+    return ids
+
+
+def not_in_store(store: ExampleStore, ids: Sequence[int]) -> list[int]:
+    """Those of the ids that no stored example has."""
+    lost: list[int] = []
+    for start in range(0, len(ids), _BATCH):
+        part = ids[start : start + _BATCH]
+        there = {example.id for example, _ in store.get(part)}
+        lost += [i for i in part if i not in there]
+    return lost
 
 
 @dataclass

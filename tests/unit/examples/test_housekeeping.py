@@ -167,6 +167,21 @@ def test_where_both_agree_nothing_is_scanned(world: World) -> None:
     keeper.tidy()
 
 
+def test_what_is_hidden_for_a_moment_is_not_taken_for_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add([10] * 3, [1.0] * 3)
+    hidden = world.store.rows.pop(2)
+
+    def settle(seconds: float) -> None:
+        world.store.rows[2] = hidden
+
+    monkeypatch.setattr("echolm.examples.housekeeping.time.sleep", settle)
+    world.replica().tidy()
+    assert world.ledgers[0].totals()[0] == 3
+    assert world.ledgers[0].removals() == {}
+
+
 def test_of_examples_that_fit_the_same_requests_one_stays(world: World) -> None:
     world.add([10] * 6, [5.0, 4.0, 3.0, 0.6, 0.7, 0.8])
     # 1, 2 and 3 are one kind of request, 5 and 6 another; 4 is alone and worth least.
