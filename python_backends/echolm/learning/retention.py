@@ -54,9 +54,10 @@ class Retention:
         self._save = save
         self._owner = owner
         self._now_ms = now_ms
+        self._not_before_ms = 0
 
     def tidy(self) -> int:
-        """Remove what may go; gives how many events that were.
+        """Remove what may go, once a day; gives how many events that were.
 
         Raises:
             UnavailableError: the log cannot be reached; calling again goes on.
@@ -64,6 +65,8 @@ class Retention:
         if not self._keep_ms:
             return 0
         now = self._now_ms()
+        if now < self._not_before_ms:
+            return 0
         before_ms = now - self._keep_ms
         oldest = self._log.read(START, 1)
         if not oldest or oldest[0].at_ms >= before_ms:
@@ -86,5 +89,6 @@ class Retention:
             return 0
         removed = self._log.trim(before_ms, [one.position for one in taken_in])
         if removed:
+            self._not_before_ms = now + _DAY_MS
             logger.info("learning log: %d old events removed", removed)
         return removed

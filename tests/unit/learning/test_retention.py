@@ -151,6 +151,16 @@ def test_the_snapshot_of_another_configuration_in_use_holds_events_back(world: W
     assert world.retention().tidy() == 3
 
 
+def test_it_is_done_once_a_day(world: World) -> None:
+    retention = world.retention()
+    for day, removed in ((31, 27), (31.5, 0), (32.1, 54)):
+        world.days = day - 31
+        world.live()
+        world.days = day
+        world.renew()
+        assert retention.tidy() == removed
+
+
 def test_zero_days_are_for_ever(world: World) -> None:
     world.live()
     world.days = 10_000
