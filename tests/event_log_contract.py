@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from echolm.errors import UnavailableError
-from echolm.learning.event_log import START, Event, EventLog
+from echolm.learning.event_log import START, Event, EventLog, TrimmedError
 
 OpenLog = Callable[[], EventLog]
+FOR_EVER = 2**50
+"""A time in milliseconds that does not come."""
+
 Damage = Callable[[bytes], None]
 
 
@@ -103,6 +106,87 @@ class EventLogContract:
         assert log.load_snapshot("b") == ("8", b"")
         log.save_snapshot("a", "9", b"new")
         assert log.load_snapshot("a") == ("9", b"new")
+
+    def test_a_first_snapshot_does_not_replace_another(self, open_log: OpenLog) -> None:
+        one, other = open_log(), open_log()
+        assert one.save_snapshot("a", "7", b"one's", first=True)
+        assert not other.save_snapshot("a", "8", b"other's", first=True)
+        assert other.load_snapshot("a") == ("7", b"one's")
+        assert other.save_snapshot("a", "9", b"later")
+        assert one.load_snapshot("a") == ("9", b"later")
+
+    def test_snapshots_are_listed_and_dropped(self, log: EventLog) -> None:
+        assert log.snapshots() == []
+        before = time.time_ns() // 1_000_000
+        log.save_snapshot("a@1.0", "7", b"x")
+        log.save_snapshot("b+c@2", "8", b"y")
+        found = {one.name: one for one in log.snapshots()}
+        assert {name: one.position for name, one in found.items()} == {"a@1.0": "7", "b+c@2": "8"}
+        assert all(before <= one.saved_at_ms <= before + 60_000 for one in found.values())
+        log.drop_snapshot("a@1.0")
+        log.drop_snapshot("unknown")
+        assert [one.name for one in log.snapshots()] == ["b+c@2"]
+        assert log.load_snapshot("a@1.0") is None
+
+    def test_only_what_all_have_taken_in_is_removed(self, open_log: OpenLog) -> None:
+        log, other = open_log(), open_log()
+        positions = [log.append("k", {"n": n}) for n in range(8)]
+        assert log.trim(FOR_EVER, [positions[5], positions[2], positions[7]]) == 3
+        assert log.trim(FOR_EVER, [positions[2]]) == 0
+        assert [e.body["n"] for e in other.read(START, 100)] == [3, 4, 5, 6, 7]
+        assert [e.body["n"] for e in other.read(positions[2], 100)] == [3, 4, 5, 6, 7]
+        assert [e.position for e in other.read(positions[4], 1)] == [positions[5]]
+
+    def test_only_what_is_old_enough_is_removed(self, log: EventLog) -> None:
+        old = [log.append("k", {"n": n}) for n in range(3)]
+        time.sleep(0.02)
+        new = [log.append("k", {"n": n}) for n in range(3, 6)]
+        before_ms = log.read(START, 100)[3].at_ms
+        assert log.trim(before_ms, [new[-1]]) == len(old)
+        assert [e.position for e in log.read(START, 100)] == new
+        assert log.trim(0, [new[-1]]) == 0
+
+    def test_a_reader_that_has_missed_something_is_told(self, open_log: OpenLog) -> None:
+        log, other = open_log(), open_log()
+        positions = [log.append("k", {"n": n}) for n in range(5)]
+        log.trim(FOR_EVER, [positions[3]])
+        for position in positions[:3]:
+            with pytest.raises(TrimmedError, match=f"events behind {position} were removed"):
+                other.read(position, 10)
+        assert [e.body["n"] for e in other.read(positions[3], 10)] == [4]
+
+    def test_positions_go_on_where_everything_was_removed(self, open_log: OpenLog) -> None:
+        log = open_log()
+        last = [log.append("k", {"n": n}) for n in range(3)][-1]
+        assert log.trim(FOR_EVER, [last]) == 3
+        assert log.read(START, 10) == log.read(last, 10) == []
+        assert log.trim(FOR_EVER, [last]) == 0
+        again = open_log()
+        position = again.append("k", {"n": 3})
+        assert [e.position for e in log.read(last, 10)] == [position]
+        assert [e.body["n"] for e in log.read(START, 10)] == [3]
+
+    def test_who_reads_while_it_is_trimmed_sees_all_or_is_told(self, open_log: OpenLog) -> None:
+        writer, trimmer, reader = (open_log() for _ in range(3))
+        positions = [writer.append("k", {"n": n}) for n in range(200)]
+
+        def trim() -> None:
+            for position in positions[::7]:
+                trimmer.trim(FOR_EVER, [position])
+
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(trim)
+            seen, position = -1, START
+            while not work.done() or seen < 199:
+                try:
+                    events = reader.read(position, 3)
+                except TrimmedError:
+                    seen, position = -1, START
+                    continue
+                for event in events:
+                    assert seen in (-1, event.body["n"] - 1)
+                    seen, position = event.body["n"], event.position
+            work.result()
 
     def test_a_closed_log_is_unavailable(self, log: EventLog) -> None:
         log.close()

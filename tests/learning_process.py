@@ -83,7 +83,10 @@ def learn(log_url: str, events: int, snapshot_every: int) -> None:
     log = open_event_log(Settings(event_log=log_url))
     learner = Learner(log, [BanditLearning(bandit)], snapshot_every)
     while learner.events < events:
-        read = learner.catch_up(batch=7)
+        try:
+            read = learner.catch_up(batch=7)
+        except UnavailableError:  # more was removed while it learnt anew
+            continue
         print(f"{learner.events - read} + {read}", flush=True)
         time.sleep(0.005)
     print(f"{learner.applied} {learner.skipped} {learner.ignored} {digest(bandit)}", flush=True)

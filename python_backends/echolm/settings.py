@@ -206,7 +206,16 @@ class LearningSettings(_Section):
     """How processes follow the learning log."""
 
     snapshot_every: int = Field(
-        5_000, ge=0, description="events between snapshots, which shorten the start; 0: none"
+        5_000,
+        ge=0,
+        description="events between snapshots, which shorten the start; 0: none, and nothing is "
+        "removed from the log",
+    )
+    retention_days: float = Field(
+        90.0,
+        ge=0,
+        description="then events are removed from the log, once snapshots stand for them: a "
+        "changed model learns from what is left, scripts/estimate_policy.py likewise; 0: never",
     )
     redis_prefix: str = Field(
         "echolm", pattern=r"^[A-Za-z0-9_.:{}-]{1,64}$", description="begins every key in Redis"

@@ -111,6 +111,7 @@ METRICS: Mapping[str, MetricSpec] = {
         _counter("judge_seconds", "Seconds that judgements took", "kind"),
         # Learning log
         _counter("learning_events", "Events of the log that a model read", "result", "model"),
+        _counter("learning_events_removed", "Old events that were removed from the log"),
         _gauge("learning_log_up", "Whether a model's last reading of the log worked", "model"),
         # Example manager
         _counter("admissions", "Exchanges offered as examples", "result"),

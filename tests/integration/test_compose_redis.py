@@ -32,7 +32,13 @@ def test_redis_of_the_compose_file_keeps_ratings_from_strangers(
         url = secret.replace("redis:6379", f"127.0.0.1:{server.port}")
         log = open_event_log(Settings(event_log=url))
         log.append("rating", {"score": 1.0})
-        assert [event.kind for event in log.read(START, 10)] == ["rating"]
+        [event] = log.read(START, 10)
+        assert event.kind == "rating"
+        assert log.save_snapshot("s", event.position, b"", first=True)
+        assert [one.name for one in log.snapshots()] == ["s"]
+        assert log.trim(2**50, [event.position]) == 1
+        log.drop_snapshot("s")
+        assert log.lease("work", "a", 1.0)
         log.close()
         assert not caplog.records, "the log knows that nothing is lost"
         # The health check of the compose file asks without a password.

@@ -12,14 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from echolm.examples.events import CHANGE, USAGE, change, usage
+from echolm.examples.ledger import ExampleLedger
 from echolm.learning.event_log import START, EventLog, open_event_log
+from echolm.learning.fake_log import MemoryEventLog
 from echolm.learning.learner import Learner
+from echolm.learning.retention import Retention
+from echolm.retrieval.store import Example
 from echolm.settings import Settings
 from learning_process import BanditLearning, build_bandit, digest, feedback, put_damaged
 from redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(180)
 
+FOR_EVER = 2**50
 PROCESS = Path(__file__).parents[1] / "learning_process.py"
 ROUNDS = 10
 
@@ -131,7 +137,7 @@ def test_learners_and_one_that_was_killed_reach_identical_posteriors(log_url: st
             if number == 200:
                 put_damaged(log_url)
             if number == 250:
-                while not victim.lines or log.load_snapshot("bandit") is None:
+                while not victim.lines or not log.snapshots():
                     time.sleep(0.02)
                 assert victim.kill()
         restarted = Process(*arguments)
@@ -144,3 +150,73 @@ def test_learners_and_one_that_was_killed_reach_identical_posteriors(log_url: st
     assert results == {f"{count} 2 1 {digest(bandit)}"}
     skipped_by_snapshot, _, _ = restarted.lines[0].partition(" + ")
     assert int(skipped_by_snapshot) >= every
+
+
+def test_learners_agree_while_what_snapshots_have_taken_in_is_removed(log_url: str) -> None:
+    """Whether they had begun before, slept meanwhile, or start when most of the log is gone."""
+    count, removed = 400, 0
+    arguments = ("learn", log_url, str(count), "20")
+    whole = MemoryEventLog()
+    with opened(log_url) as log:
+        processes = [Process(*arguments) for _ in range(2)]
+        victim = Process(*arguments)
+        for number in range(count):
+            log.append(*feedback(number))
+            whole.append(*feedback(number))
+            if snapshots := log.snapshots():
+                removed += log.trim(FOR_EVER, [one.position for one in snapshots])
+            if number == 250:
+                while not victim.lines or not log.snapshots():
+                    time.sleep(0.02)
+                assert victim.kill()
+                processes.append(Process(*arguments))
+            time.sleep(0.005)
+        processes.append(Process(*arguments))
+        results = {process.wait()[-1] for process in processes}
+        left = len(log.read(START, count))
+    bandit = build_bandit(Settings())[1]
+    Learner(whole, [BanditLearning(bandit)]).catch_up()
+    assert results == {f"{count} 0 0 {digest(bandit)}"}
+    assert removed > count // 4
+    assert left == count - removed
+
+
+def test_what_is_kept_too_long_goes_and_a_new_replica_knows_it_all_the_same(
+    log_url: str, tmp_path: Path
+) -> None:
+    costs = {"small_llm": 0.1}
+    first, second = (ExampleLedger(tmp_path / f"{name}.sqlite", costs) for name in "ab")
+    with opened(log_url) as log:
+        log.append(CHANGE, change([Example(1, "q", "a", "t", 1, "large_llm", 0.9, 1, 1)]))
+        for number in range(30):
+            log.append(*feedback(number))
+            log.append(USAGE, usage({1: (1, 0.1, 0.1)}))
+        bandit, other = (build_bandit(Settings())[1] for _ in range(2))
+        learner = Learner(log, [BanditLearning(bandit)], snapshot_every=5)
+        learner.catch_up()
+        first.follow(log)
+        time.sleep(0.05)
+        retention = Retention(
+            log,
+            retention_days=1e-7,  # 9 ms
+            needed={"bandit", "ledger"},
+            save=lambda: first.save(log),
+            owner="a",
+        )
+        assert retention.tidy() == learner.events == 61
+        log.append(USAGE, usage({1: (1, 0.1, 0.1)}))
+        log.append(*feedback(30))
+        restarted = Learner(log, [BanditLearning(other)], snapshot_every=5)
+        for one in (learner, restarted):
+            one.catch_up()
+        assert digest(other) == digest(bandit)
+        assert restarted.events == learner.events == 63
+        first.follow(log)
+        second.follow(log)
+        now, then = first.account(1), second.account(1)
+    assert now is not None and then is not None
+    assert now.uses == then.uses == 31
+    assert now.ratings == then.ratings > 0
+    assert now.value == pytest.approx(then.value)
+    first.close()
+    second.close()

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 
 from echolm.examples.duplicates import is_better, plain
 from echolm.examples.events import CHANGE, change
-from echolm.examples.housekeeping import reconcile
+from echolm.examples.housekeeping import BATCH, SETTLE_S, not_in_store, reconcile
 from echolm.examples.ledger import ExampleLedger
 from echolm.examples.succession import finish_interrupted
 from echolm.learning.event_log import EventLog
 from echolm.retrieval.store import Example, ExampleStore
-
-_BATCH = 250
-_SETTLE_S = 1.0
 
 OnScanned = Callable[[list[Example]], None]
 
@@ -64,7 +61,7 @@ def examine(
     ledger: ExampleLedger,
     log: EventLog,
     on_scanned: OnScanned = lambda examples: None,
-    settle_s: float = _SETTLE_S,
+    settle_s: float = SETTLE_S,
 ) -> Findings:
     """Look, and change nothing.
 
@@ -85,14 +82,14 @@ def examine(
         missing += [example.id for example in examples if example.id not in known]
         requests.add(examples)
         on_scanned(examples)
-    lost = [i for ids in ledger.pages(_BATCH) for i in _not_in_store(store, ids)]
+    lost = [i for ids in ledger.pages(BATCH) for i in not_in_store(store, ids)]
     interrupted = ledger.successions()
     doubles = [i for ids in requests.repeated.values() for i in ids]
     if missing or lost or interrupted or doubles:
         time.sleep(settle_s)
         ledger.follow(log)
-        lost = [i for i in _not_in_store(store, lost) if ledger.known([i])]
-        gone = set(_not_in_store(store, [*missing, *doubles]))
+        lost = [i for i in not_in_store(store, lost) if ledger.known([i])]
+        gone = set(not_in_store(store, [*missing, *doubles]))
         missing = [i for i in missing if i not in gone and not ledger.known([i])]
         interrupted = [one for one in ledger.successions() if one in interrupted]
     else:
@@ -159,12 +156,3 @@ def _merge(store: ExampleStore, log: EventLog, ids: Sequence[int]) -> int:
             store.delete(removed)
             merged += len(removed)
     return merged
-
-
-def _not_in_store(store: ExampleStore, ids: Sequence[int]) -> list[int]:
-    lost: list[int] = []
-    for start in range(0, len(ids), _BATCH):
-        part = ids[start : start + _BATCH]
-        there = store.present(part)
-        lost += [i for i in part if i not in there]
-    return lost

@@ -30,7 +30,9 @@ from echolm.settings import ExamplesSettings
 logger = logging.getLogger("echolm")
 
 _LEASE = "housekeeping"
-_BATCH = 256
+BATCH = 256
+SETTLE_S = 1.0
+"""After which a difference of store and ledger is no more what another process is just doing."""
 _CHOICE = 8
 """Examples that are looked at for each one that has to go."""
 _NEIGHBOURS = 8
@@ -94,21 +96,35 @@ def reconcile(
         UnavailableError: store, ledger or log cannot be reached.
     """
     finish_interrupted(store, ledger, log)
-    opened = closed = 0
+    opened = 0
     for batch in store.scan(embeddings=False):
         examples = [example for example, _ in batch]
         known = ledger.known([example.id for example in examples])
         missing = [example for example in examples if example.id not in known]
         opened += ledger.adopt(change(missing)["stored"]) if missing else 0
         on_scanned(examples)
-    for ids in ledger.pages(_BATCH):
-        there = store.present(ids)
-        lost = [i for i in ids if i not in there]
-        if lost:
-            log.append(CHANGE, change(removed=lost, reason="not_in_store"))
-            ledger.follow(log)
-        closed += len(lost)
-    return opened, closed
+    lost = [i for ids in ledger.pages(BATCH) for i in not_in_store(store, ids)]
+    if lost:
+        # Milvus hides an example for a moment while it is written once more, as after a crash.
+        time.sleep(SETTLE_S)
+        ledger.follow(log)
+        lost = [i for i in not_in_store(store, lost) if ledger.known([i])]
+    for start in range(0, len(lost), BATCH):
+        part = lost[start : start + BATCH]
+        log.append(CHANGE, change(removed=part, reason="not_in_store"))
+    ledger.follow(log)
+    ledger.completed()
+    return opened, len(lost)
+
+
+def not_in_store(store: ExampleStore, ids: Sequence[int]) -> list[int]:
+    """Those of the ids that no stored example has."""
+    lost: list[int] = []
+    for start in range(0, len(ids), BATCH):
+        part = ids[start : start + BATCH]
+        there = store.present(part)
+        lost += [i for i in part if i not in there]
+    return lost
 
 
 @dataclass
@@ -158,13 +174,14 @@ class Housekeeper:
         """
         self._ledger.follow(self._log)
         if not self._reconciled:
-            if self._store.count() != self._ledger.totals()[0]:
+            same_number = self._store.count() == self._ledger.totals()[0]
+            if not (same_number and self._ledger.is_complete):
                 opened, closed = reconcile(self._store, self._ledger, self._log)
                 logger.info("example ledger: %d accounts opened, %d closed", opened, closed)
             self._reconciled = True
         if not self._log.lease(_LEASE, self._owner, 4 * self._settings.tidy_interval_s):
             return
-        while going_on() and (ids := self._ledger.expired(self._now_ms(), _BATCH)):
+        while going_on() and (ids := self._ledger.expired(self._now_ms(), BATCH)):
             self.counts.expired += self._remove(ids, "expired")
         over_count, over_bytes = self._excess(1.0)
         if over_count <= 0 and over_bytes <= 0:
@@ -173,11 +190,11 @@ class Housekeeper:
         while going_on():
             over_count, over_bytes = self._excess(self._settings.low_watermark)
             wanted = self._ledger.least_worth(
-                _CHOICE * max(0, over_count), _CHOICE * max(0, over_bytes), _CHOICE * _BATCH
+                _CHOICE * max(0, over_count), _CHOICE * max(0, over_bytes), _CHOICE * BATCH
             )
             if not wanted:
                 return
-            ids = choose_victims(wanted, self._neighbours, over_count, over_bytes, _BATCH)
+            ids = choose_victims(wanted, self._neighbours, over_count, over_bytes, BATCH)
             self.counts.evicted += self._remove(ids, "evicted")
 
     def _neighbours(self, ids: Sequence[int]) -> dict[int, list[int]]:

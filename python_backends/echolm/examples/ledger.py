@@ -1,5 +1,7 @@
 """What each stored example is worth, in a file: a view of the learning log.
 
+A snapshot of the file in the log stands for events that were removed from it.
+
 Nothing per example is held in memory. Every replica that keeps a ledger reads the same events
 in the same order, so all of them say the same.
 """
@@ -9,18 +11,21 @@ from __future__ import annotations
 import logging
 import math
 import sqlite3
+import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, REPLAY, SUCCESSION, USAGE
-from echolm.learning.event_log import START, Event, EventLog
+from echolm.learning.event_log import START, Event, EventLog, TrimmedError
 from echolm.learning.feedback import RATING
+from echolm.learning.learner import SEPARATOR
 from echolm.retrieval.store import FRESH_VALUE, NEVER
 
 logger = logging.getLogger("echolm")
@@ -49,6 +54,7 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS successions (old INTEGER PRIMARY KEY, new INTEGER NOT NULL,"
     " made INTEGER NOT NULL DEFAULT 0)",
 )
+_KEPT = ("examples", "ratings", "removals", "successions")
 _META = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 Order = Literal["value", "density", "gain", "uses", "age"]
@@ -142,9 +148,9 @@ class ExampleLedger:
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute("BEGIN IMMEDIATE")  # another process may open it, too
             db.execute(_META)
-            version = f"{_VERSION} {decay}"
+            self._version = version = f"{_VERSION} {decay}"
             if _meta(db, "version", version) != version:
-                for table in ("examples", "ratings", "removals", "successions", "meta"):
+                for table in (*_KEPT, "meta"):
                     db.execute(f"DROP TABLE IF EXISTS {table}")
                 db.execute(_META)
             for table in _TABLES:
@@ -154,14 +160,26 @@ class ExampleLedger:
     def follow(self, log: EventLog, batch: int = 1_000) -> int:
         """Take in all new events of the log; gives how many there were.
 
+        A new file, and one that has missed what was removed from the log, starts from the
+        snapshot in the log.
+
         Raises:
             UnavailableError: the log cannot be read; calling again goes on where it ended.
         """
-        count = 0
+        count, usable = 0, True
         while True:
             with self._used() as db:
                 position = _meta(db, "position", START)
-            events = log.read(position, batch)
+            if position == START and usable and self._take_over(log, position):
+                continue
+            try:
+                events = log.read(position, batch)
+            except TrimmedError as error:
+                logger.warning("%s; the example ledger starts anew", error)
+                usable = usable and self._take_over(log, position)
+                if not usable:
+                    self._forget(position)
+                continue
             if not events:
                 return count
             with self._used() as db:
@@ -170,8 +188,53 @@ class ExampleLedger:
                 if _meta(db, "position", START) == position:
                     for event in events:
                         self._apply(db, event)
+                    if position == START:
+                        _set_meta(db, "incomplete", "yes")
                     _set_meta(db, "position", events[-1].position)
                     count += len(events)
+
+    @property
+    def snapshot_name(self) -> str:
+        """Of its snapshot in the log."""
+        return f"ledger{SEPARATOR}{self._version}"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all accounts of examples from before the log's first event are there.
+
+        They are once :meth:`completed` was told that the store had been looked through.
+        """
+        with self._used() as db:
+            return _meta(db, "incomplete", "") == ""
+
+    def completed(self) -> None:
+        """Take note that every example in the store has an account."""
+        with self._used() as db:
+            _set_meta(db, "incomplete", "")
+
+    def save(self, log: EventLog) -> None:
+        """Keep a snapshot of the file in the log.
+
+        Raises:
+            UnavailableError: the log cannot be reached, or the file cannot be read.
+        """
+        self.follow(log)
+        try:
+            # Another connection, which does not hold up this one's users.
+            with tempfile.TemporaryDirectory() as folder, closing(self._connect()) as db:
+                copy = Path(folder) / "ledger.sqlite"
+                db.execute("ATTACH ? AS copy", (str(copy),))
+                with db:
+                    db.execute("BEGIN")
+                    for table in (*_KEPT, "meta"):
+                        db.execute(f"CREATE TABLE copy.{table} AS SELECT * FROM main.{table}")
+                    position = _meta(db, "position", START, "copy.meta")
+                db.execute("DETACH copy")
+                data = zlib.compress(copy.read_bytes(), 1)
+        except (OSError, sqlite3.Error) as error:
+            raise UnavailableError(f"example ledger {self._path}: {error}") from error
+        if position != START:
+            log.save_snapshot(self.snapshot_name, position, data)
 
     def adopt(self, stored: Iterable[Mapping[str, Any]]) -> int:
         """Open accounts for examples that the log does not tell of; gives how many.
@@ -260,6 +323,42 @@ class ExampleLedger:
         """Give the file back; the ledger cannot be used any more."""
         with self._lock:
             self._db.close()
+
+    def _take_over(self, log: EventLog, position: str) -> bool:
+        """Start from the snapshot in the log, unless that is where the file stands already."""
+        found = log.load_snapshot(self.snapshot_name)
+        if found is None or found[0] == position:
+            return False
+        try:
+            with tempfile.TemporaryDirectory() as folder, closing(self._connect()) as db:
+                copy = Path(folder) / "ledger.sqlite"
+                copy.write_bytes(zlib.decompress(found[1]))
+                db.execute("ATTACH ? AS copy", (str(copy),))
+                with db:
+                    db.execute("BEGIN IMMEDIATE")
+                    if _meta(db, "position", START) != position:
+                        return True  # another process has just done so
+                    for table in (*_KEPT, "meta"):
+                        db.execute(f"DELETE FROM main.{table}")
+                        db.execute(f"INSERT INTO main.{table} SELECT * FROM copy.{table}")
+                db.execute("DETACH copy")
+        except (OSError, sqlite3.Error, zlib.error) as error:
+            logger.warning("snapshot %s is of no use: %r", self.snapshot_name, error)
+            return False
+        logger.info("example ledger: started from snapshot %s", self.snapshot_name)
+        return True
+
+    def _forget(self, position: str) -> None:
+        """Be as a new file is, if the file still stands there."""
+        with self._used() as db:
+            db.execute("BEGIN IMMEDIATE")
+            if _meta(db, "position", START) == position:
+                for table in (*_KEPT, "meta"):
+                    db.execute(f"DELETE FROM {table}")
+                _set_meta(db, "version", self._version)
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=_LOCK_WAIT_S)
 
     def _select(self, clause: str, values: Sequence[int]) -> list[Account]:
         with self._used() as db:
@@ -445,8 +544,8 @@ def _exists(db: sqlite3.Connection, i: int) -> bool:
     return db.execute("SELECT 1 FROM examples WHERE id = ?", (i,)).fetchone() is not None
 
 
-def _meta(db: sqlite3.Connection, key: str, default: str) -> str:
-    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+def _meta(db: sqlite3.Connection, key: str, default: str, table: str = "meta") -> str:
+    row = db.execute(f"SELECT value FROM {table} WHERE key = ?", (key,)).fetchone()
     return default if row is None else str(row[0])
 
 

@@ -47,7 +47,8 @@ def succeed(
 def finish_interrupted(store: ExampleStore, ledger: ExampleLedger, log: EventLog) -> int:
     """Finish all successions that processes have left half done; gives how many there were.
 
-    One whose new example has not reached the store is taken back: its text is lost.
+    One whose new example has not reached the store is taken back, since its text is lost; so is
+    one whose old example was removed meanwhile.
 
     Raises:
         UnavailableError: store, log or ledger cannot be reached; calling again goes on.
@@ -56,14 +57,18 @@ def finish_interrupted(store: ExampleStore, ledger: ExampleLedger, log: EventLog
     pending = ledger.successions()
     for one in pending:
         arrived = [example for example, _ in store.get([one.new])]
-        if arrived and not one.made:
+        if arrived and not one.made and ledger.known([one.old]):
             _complete(store, log, one.old, arrived[0])
             continue
+        if arrived and not one.made:  # the old one was deleted, and must not come back by this
+            store.delete([one.new])
+            if ledger.known([one.new]):
+                log.append(CHANGE, change(removed=[one.new], reason=_REASON))
         if one.made:
             store.delete([one.old])
             if ledger.known([one.old]):  # found in the store and given an account since
                 log.append(CHANGE, change(removed=[one.old], reason=_REASON))
-        if arrived:
+        if arrived and one.made:
             log.append(REPLAY, replayed(one.new, 1))
         else:
             log.append(SUCCESSION, succession(one.old, one.new, abandoned=True))

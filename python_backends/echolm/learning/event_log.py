@@ -1,5 +1,7 @@
 """The learning log: append only, read by every process that learns.
 
+Its oldest events may be removed once snapshots stand for them (``retention``).
+
 Two logs keep it for good, :class:`echolm.learning.sqlite_log.SQLiteEventLog` for one machine
 and :class:`echolm.learning.redis_log.RedisEventLog` for many; tests take
 :class:`echolm.learning.fake_log.MemoryEventLog`.
@@ -8,14 +10,19 @@ and :class:`echolm.learning.redis_log.RedisEventLog` for many; tests take
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from echolm.errors import UnavailableError
 from echolm.settings import Settings
 
 START = ""
 """The position before the first event."""
+
+
+class TrimmedError(UnavailableError):
+    """Events behind the position were removed: what they did is in snapshots only."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,19 @@ class Event:
     at_ms: int
 
 
+@dataclass(frozen=True)
+class SavedSnapshot:
+    """What a log says of a snapshot without loading it.
+
+    Attributes:
+        saved_at_ms: milliseconds since the epoch; 0 if an earlier version saved it.
+    """
+
+    name: str
+    position: str
+    saved_at_ms: int
+
+
 class EventLog(Protocol):
     """Append and tail, and one snapshot a name. For several threads and processes at once.
 
@@ -51,11 +71,41 @@ class EventLog(Protocol):
         ...
 
     def read(self, after: str, limit: int) -> list[Event]:
-        """Up to ``limit`` events behind the position ``after``, in order."""
+        """Up to ``limit`` events behind the position ``after``, in order.
+
+        From ``START`` on, these are the events that are left.
+
+        Raises:
+            TrimmedError: some behind any other position are gone.
+        """
         ...
 
-    def save_snapshot(self, name: str, position: str, state: bytes) -> None:
-        """Keep what was learnt up to and with ``position``, instead of the name's earlier one."""
+    def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
+        """Remove the log's oldest events for good; gives how many.
+
+        Args:
+            before_ms: those from then on stay, and what stands behind them.
+            taken_in: positions, at least one; events behind any of them stay.
+        """
+        ...
+
+    def save_snapshot(self, name: str, position: str, state: bytes, first: bool = False) -> bool:
+        """Keep what was learnt up to and with ``position``, instead of the name's earlier one.
+
+        Args:
+            first: only if the name has none.
+
+        Returns:
+            Whether it was kept.
+        """
+        ...
+
+    def snapshots(self) -> list[SavedSnapshot]:
+        """All that there are, in any order."""
+        ...
+
+    def drop_snapshot(self, name: str) -> None:
+        """Remove a snapshot; an unknown name is ignored."""
         ...
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from echolm.errors import UnavailableError
-from echolm.learning.event_log import START, Event, decode_body, encode_body
+from echolm.learning.event_log import (
+    START,
+    Event,
+    SavedSnapshot,
+    TrimmedError,
+    decode_body,
+    encode_body,
+)
 
 
 class MemoryEventLog:
@@ -18,11 +25,13 @@ class MemoryEventLog:
         available: while it is False, every call fails as if the log were out of reach.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         self.available = True
+        self._now_ms = now_ms
         self._lock = threading.Lock()
         self._rows: list[tuple[str, bytes, int]] = []
-        self._snapshots: dict[str, tuple[str, bytes]] = {}
+        self._removed = 0
+        self._snapshots: dict[str, tuple[str, bytes, int]] = {}
         self._leased: dict[str, tuple[str, float]] = {}
 
     def append(self, kind: str, body: Mapping[str, Any]) -> str:
@@ -32,26 +41,53 @@ class MemoryEventLog:
         """Append an event whose body is this, be it JSON or not."""
         self._check()
         with self._lock:
-            self._rows.append((kind, body, time.time_ns() // 1_000_000))
-            return str(len(self._rows))
+            self._rows.append((kind, body, self._now_ms()))
+            return str(self._removed + len(self._rows))
 
     def read(self, after: str, limit: int) -> list[Event]:
         self._check()
-        first = 0 if after == START else int(after)
         with self._lock:
-            rows = self._rows[first : first + limit]
+            first = self._removed if after == START else int(after)
+            if first < self._removed:
+                raise TrimmedError(f"learning log in memory: events behind {after} were removed")
+            start = first - self._removed
+            rows = self._rows[start : start + limit]
         return [
             Event(str(first + i), kind, decode_body(body), at_ms)
             for i, (kind, body, at_ms) in enumerate(rows, start=1)
         ]
 
-    def save_snapshot(self, name: str, position: str, state: bytes) -> None:
+    def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
         self._check()
-        self._snapshots[name] = (position, state)
+        with self._lock:
+            young = (k for k, (_, _, at_ms) in enumerate(self._rows) if at_ms >= before_ms)
+            old = next(young, len(self._rows))
+            number = max(0, min(old, min(map(int, taken_in)) - self._removed))
+            del self._rows[:number]
+            self._removed += number
+        return number
+
+    def save_snapshot(self, name: str, position: str, state: bytes, first: bool = False) -> bool:
+        self._check()
+        with self._lock:
+            if first and name in self._snapshots:
+                return False
+            self._snapshots[name] = (position, state, self._now_ms())
+        return True
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
         self._check()
-        return self._snapshots.get(name)
+        found = self._snapshots.get(name)
+        return found and found[:2]
+
+    def snapshots(self) -> list[SavedSnapshot]:
+        self._check()
+        with self._lock:
+            return [SavedSnapshot(n, p, at_ms) for n, (p, _, at_ms) in self._snapshots.items()]
+
+    def drop_snapshot(self, name: str) -> None:
+        self._check()
+        self._snapshots.pop(name, None)
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
         self._check()

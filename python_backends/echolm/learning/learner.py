@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from echolm.errors import UnavailableError
-from echolm.learning.event_log import START, Event, EventLog
+from echolm.learning.event_log import START, Event, EventLog, TrimmedError
 from echolm.learning.snapshot import fingerprint, pack, unpack
 
 logger = logging.getLogger("echolm")
 
 _FORMAT = 1
+_RENEW_S = 24 * 3_600.0
+_RENEW_FIRST_S = 600.0
 
 
 class OutdatedError(Exception):
@@ -68,15 +72,25 @@ class Learnable(Protocol):
         ...
 
 
+SEPARATOR = "@"
+"""Between the names of models and the fingerprint in a snapshot's name."""
+
+
 class Learner:
     """Applies the log's events to models.
 
     Every process applies the same events in the same order, so all reach the same state. An
-    event that cannot be applied is skipped, counted and logged, never fatal. Snapshots only
-    shorten the replay at start: one that is missing, damaged or of another configuration
-    costs time, and the log is replayed from its start.
+    event that cannot be applied is skipped, counted and logged, never fatal. Snapshots shorten
+    the replay at start, and stand for events that were removed from the log since. Each
+    configuration has its own. Where there is none, or a damaged one, what is left of the log is
+    learnt anew.
+
+    What is left differs from time to time. So whoever has learnt anew saves a snapshot at once,
+    and of several the first one's counts: the others take it over. A snapshot that is in use
+    is saved again every day at least, since retention drops those of abandoned configurations.
 
     Attributes:
+        snapshot_name: in the log.
         position: of the last event that was read.
         applied: events that every model which takes their kind could use.
         skipped: damaged events, and events that a model could not use.
@@ -96,10 +110,15 @@ class Learner:
         self._log = log
         self._learnables = tuple(learnables)
         self._snapshot_every = snapshot_every
-        self._snapshot_name = "+".join(sorted(one.name for one in self._learnables))
         self._fingerprint = fingerprint({one.name: one.fingerprint for one in self._learnables})
+        names = "+".join(sorted(one.name for one in self._learnables))
+        self.snapshot_name = f"{names}{SEPARATOR}{self._fingerprint}"
+        self._untaught: list[dict[str, Any]] = []
         self._started = False
+        self._anew = True  # whether no snapshot holds what was learnt yet
+        self._since_ms = 0
         self._saved = 0  # events in the newest snapshot that we know of
+        self._renew_at = 0.0
         self._useless: tuple[str, bytes] | None = None  # the snapshot that did not fit
         self._foreign: set[str] = set()
         self.position = START
@@ -119,17 +138,54 @@ class Learner:
             UnavailableError: the log cannot be read; calling again goes on where it ended.
         """
         if not self._started:
+            if not self._untaught:
+                self._untaught = [copy.deepcopy(one.state()) for one in self._learnables]
             self._resume()
             self._started = True
+        try:
+            count = self._follow(batch)
+        except TrimmedError as error:
+            logger.warning("%s; learning starts anew", error)
+            count = self._follow_anew(batch)
+        if self._snapshot_every and self.events:
+            try:
+                if not self._anew:
+                    self._save()
+                elif not self._save_first() and self._resume():
+                    count += self._follow(batch)
+            except UnavailableError as error:
+                logger.warning("snapshot %s: %s; tried again later", self.snapshot_name, error)
+        return count
+
+    def _follow(self, batch: int) -> int:
         count = 0
         while events := self._log.read(self.position, batch):
+            if self.position == START:
+                self._since_ms = events[0].at_ms
             for event in events:
                 self._apply(event)
                 self.position = event.position
             count += len(events)
-        if self._snapshot_every and self.events - self._saved >= self._snapshot_every:
-            self._save()
         return count
+
+    def _follow_anew(self, batch: int) -> int:
+        """Go on from the snapshot that stands for what was missed, or from what is left."""
+        if not self._resume():
+            self._forget()
+        try:
+            return self._follow(batch)
+        except TrimmedError:  # an old snapshot, of no use either
+            self._useless = self._log.load_snapshot(self.snapshot_name)
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        """Be as before the first event."""
+        for one, state in zip(self._learnables, self._untaught, strict=True):
+            one.restore(copy.deepcopy(state))
+        self.applied = self.skipped = self.ignored = 0
+        self.position = START
+        self._anew = True
 
     def _apply(self, event: Event) -> None:
         takers = [one for one in self._learnables if event.kind in one.kinds]
@@ -159,35 +215,37 @@ class Learner:
         else:
             self.applied += 1
 
-    def _resume(self) -> None:
-        """Start from the newest snapshot, if there is one that fits."""
+    def _resume(self) -> bool:
+        """Start from the newest snapshot; False if there is none that fits."""
         if not self._snapshot_every:
-            return
-        found = self._log.load_snapshot(self._snapshot_name)
+            return False
+        found = self._log.load_snapshot(self.snapshot_name)
         if found is None:
-            return
+            return False
         position, data = found
-        fresh = [copy.deepcopy(one.state()) for one in self._learnables]
         try:
             snapshot = self._read(data)
             counts = [int(snapshot[key]) for key in ("applied", "skipped", "ignored")]
             for one in self._learnables:
                 one.restore(snapshot["models"][one.name])
-        except Exception as error:  # it saves time, no more
-            for one, state in zip(self._learnables, fresh, strict=True):
-                one.restore(state)
+        except Exception as error:  # what is left of the log may do
+            self._forget()
             self._useless = found
             logger.warning(
-                "snapshot %s at %s is of no use, the learning log is replayed from its start: %s",
-                self._snapshot_name,
+                "snapshot %s at %s is of no use, what is left of the learning log is learnt "
+                "anew: %s",
+                self.snapshot_name,
                 position,
                 error,
             )
-            return
+            return False
         self.applied, self.skipped, self.ignored = counts
         self.position = position
+        self._anew = False
         self._saved = self.events
-        logger.info("snapshot %s stands for %d events", self._snapshot_name, self.events)
+        self._renew_at = time.monotonic() + _RENEW_FIRST_S
+        logger.info("snapshot %s stands for %d events", self.snapshot_name, self.events)
+        return True
 
     def _read(self, data: bytes) -> dict[str, Any]:
         snapshot = unpack(data)
@@ -197,20 +255,41 @@ class Learner:
             raise ValueError("it was made under another configuration")
         return snapshot
 
+    def _save_first(self) -> bool:
+        """Save what was learnt without a snapshot; False if another process was faster."""
+        first = self._useless is None
+        saved = self._log.save_snapshot(self.snapshot_name, self.position, self._packed(), first)
+        if saved:
+            self._saved_now()
+            since = datetime.fromtimestamp(self._since_ms / 1_000, timezone.utc)
+            logger.info(
+                "snapshot %s: learnt anew from the %d events that the learning log has, since %s",
+                self.snapshot_name,
+                self.events,
+                since.isoformat(timespec="seconds"),
+            )
+        return saved
+
     def _save(self) -> None:
-        """Save a snapshot, unless another process has saved a recent one."""
-        try:
-            saved = self._saved_elsewhere()
-            if self.events - saved >= self._snapshot_every:
-                self._log.save_snapshot(self._snapshot_name, self.position, self._packed())
-                saved = self.events
-                self._useless = None
+        """Save a snapshot if enough is new or much time has passed, unless another process has."""
+        due = time.monotonic() >= self._renew_at
+        if not due and self.events - self._saved < self._snapshot_every:
+            return
+        saved = self._saved_elsewhere()
+        if self.events - saved >= self._snapshot_every or (due and self.events >= saved):
+            self._log.save_snapshot(self.snapshot_name, self.position, self._packed())
+            self._saved_now()
+        else:
             self._saved = saved
-        except UnavailableError as error:
-            logger.warning("snapshot %s: %s; tried again later", self._snapshot_name, error)
+            self._renew_at = max(self._renew_at, time.monotonic() + _RENEW_FIRST_S)
+
+    def _saved_now(self) -> None:
+        self._anew, self._useless = False, None
+        self._saved = self.events
+        self._renew_at = time.monotonic() + _RENEW_S
 
     def _saved_elsewhere(self) -> int:
-        found = self._log.load_snapshot(self._snapshot_name)
+        found = self._log.load_snapshot(self.snapshot_name)
         if found is None or found == self._useless:
             return 0
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,13 +15,21 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from echolm.errors import ConfigurationError, UnavailableError
-from echolm.learning.event_log import START, Event, decode_body, encode_body
+from echolm.learning.event_log import (
+    START,
+    Event,
+    SavedSnapshot,
+    TrimmedError,
+    decode_body,
+    encode_body,
+)
 from echolm.settings import LearningSettings
 
 logger = logging.getLogger("echolm")
 
 _NEEDED_VERSION = (6, 2)  # XRANGE with an exclusive start
 _CHECK_CONNECTION_AFTER_S = 30
+_TRIMMED_AT_ONCE_MS = 6 * 3_600_000  # of a stream's time; the server answers nobody meanwhile
 
 
 class RedisEventLog:
@@ -31,14 +40,15 @@ class RedisEventLog:
     an acknowledged event survives a crash of the server's machine; with ``everysec`` it
     survives a crash of the server process, and one of the machine costs up to a second of
     events. With ``redis_min_replicas`` an event is acknowledged once so many replicas have it,
-    too. The stream is never trimmed: it is what a changed model learns from.
+    too.
 
     It connects again by itself when the server is back. Nothing is sent twice: an append that
     timed out may have been stored.
 
     Keys: ``<prefix>:events``, a stream with the fields ``kind`` and ``body``;
-    ``<prefix>:snapshot:<name>``, a hash with ``position`` and ``state``;
-    ``<prefix>:lease:<name>``, the owner's name, which expires.
+    ``<prefix>:snapshot:<name>``, a hash with ``position``, ``state`` and ``saved_at_ms``;
+    ``<prefix>:lease:<name>``, the owner's name, which expires; ``<prefix>:trimmed``, the position
+    of the last event that was removed.
 
     Args:
         url: ``redis://[user:password@]host[:port][/database]``, or ``rediss://`` for TLS: the
@@ -55,6 +65,7 @@ class RedisEventLog:
         self._stream = f"{settings.redis_prefix}:events"
         self._snapshots = f"{settings.redis_prefix}:snapshot"
         self._leases = f"{settings.redis_prefix}:lease"
+        self._trimmed = f"{settings.redis_prefix}:trimmed"
         self._min_replicas = settings.redis_min_replicas
         self._wait_ms = int(settings.redis_timeout_s * 500)  # less than the socket's timeout
         self._check_lock = threading.Lock()
@@ -93,14 +104,65 @@ class RedisEventLog:
 
     def read(self, after: str, limit: int) -> list[Event]:
         start = "-" if after == START else f"({after}"
-        with self._used() as client:
-            entries: Any = client.xrange(self._stream, start, "+", limit)
+        with self._used() as client, client.pipeline(transaction=False) as pipeline:
+            pipeline.xrange(self._stream, start, "+", limit)
+            # Afterwards, so that nothing can be removed unnoticed in between.
+            pipeline.get(self._trimmed)
+            entries, trimmed = pipeline.execute()
+        if after != START and trimmed is not None and _numbers(after) < _numbers(_text(trimmed)):
+            raise TrimmedError(f"learning log {self._address}: events behind {after} were removed")
         return [_event(_text(position), fields) for position, fields in entries]
 
-    def save_snapshot(self, name: str, position: str, state: bytes) -> None:
-        fields: Any = {"position": position, "state": state}
+    def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
+        milliseconds, sequence = min(map(_numbers, taken_in))
+        end = min((before_ms, 0), (milliseconds, sequence + 1))  # the first that stays
+        number = 0
         with self._used() as client:
-            client.hset(f"{self._snapshots}:{name}", mapping=fields)
+            while True:
+                oldest: Any = client.xrange(self._stream, "-", "+", 1)
+                if not oldest or _numbers(_text(oldest[0][0])) >= end:
+                    return number
+                step = (_numbers(_text(oldest[0][0]))[0] + _TRIMMED_AT_ONCE_MS, 0)
+                number += self._trim_before(client, min(end, step))
+
+    def _trim_before(self, client: redis.Redis, end: tuple[int, int]) -> int:
+        first_kept = f"{end[0]}-{end[1]}"
+        with client.pipeline() as pipeline:
+            # Or the work of another that trims at the same time could be taken back.
+            pipeline.watch(self._trimmed)  # type: ignore[no-untyped-call]
+            found: Any = pipeline.xrevrange(self._stream, f"({first_kept}", "-", 1)
+            pipeline.multi()
+            if found:
+                pipeline.set(self._trimmed, found[0][0])
+            pipeline.xtrim(self._stream, minid=first_kept, approximate=False)
+            return int(pipeline.execute()[-1])
+
+    def save_snapshot(self, name: str, position: str, state: bytes, first: bool = False) -> bool:
+        key = f"{self._snapshots}:{name}"
+        fields: Any = {"position": position, "state": state}
+        fields["saved_at_ms"] = time.time_ns() // 1_000_000
+        with self._used() as client:
+            if not first:
+                client.hset(key, mapping=fields)
+                return True
+            with client.pipeline() as pipeline:
+                for field, value in fields.items():
+                    pipeline.hsetnx(key, field, value)
+                return bool(pipeline.execute()[0])
+
+    def snapshots(self) -> list[SavedSnapshot]:
+        found = []
+        with self._used() as client:
+            for key in client.scan_iter(f"{self._snapshots}:*", count=1_000):
+                values: Any = client.hmget(key, ["position", "saved_at_ms"])
+                if values[0] is not None:
+                    name = _text(key)[len(self._snapshots) + 1 :]
+                    found.append(SavedSnapshot(name, _text(values[0]), int(values[1] or 0)))
+        return found
+
+    def drop_snapshot(self, name: str) -> None:
+        with self._used() as client:
+            client.delete(f"{self._snapshots}:{name}")
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
         with self._used() as client:
@@ -136,7 +198,8 @@ class RedisEventLog:
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
             raise ConfigurationError(
                 f"learning log {self._address}: {error}; correct user and password in event_log, "
-                "or let that user use XADD, XRANGE, HSET, HGETALL, SET, GET, PEXPIRE, WAIT and INFO"
+                "or let that user use XADD, XRANGE, XREVRANGE, XTRIM, HSET, HSETNX, HGETALL, "
+                "HMGET, SET, GET, DEL, SCAN, PEXPIRE, WATCH, MULTI, EXEC, WAIT and INFO"
             ) from error
         except redis.RedisError as error:
             raise UnavailableError(f"learning log {self._address}: {error}{mend}") from error
@@ -190,6 +253,12 @@ def _event(position: str, fields: Mapping[bytes, bytes]) -> Event:
         decode_body(fields.get(b"body", b"")),
         int(position.partition("-")[0]),
     )
+
+
+def _numbers(position: str) -> tuple[int, int]:
+    """A position as numbers, which compare as the positions do."""
+    milliseconds, _, sequence = position.partition("-")
+    return int(milliseconds), int(sequence or 0)
 
 
 def _text(value: Any) -> str:

@@ -5,22 +5,33 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from echolm.errors import UnavailableError
-from echolm.learning.event_log import START, Event, decode_body, encode_body
+from echolm.learning.event_log import (
+    START,
+    Event,
+    SavedSnapshot,
+    TrimmedError,
+    decode_body,
+    encode_body,
+)
 
 _LOCK_WAIT_S = 10.0
 _RETRY_S = 0.02
+_TRIMMED_AT_ONCE = 5_000  # events; writers wait meanwhile
+_FREED_AT_ONCE = 1_000  # pages, likewise
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY AUTOINCREMENT,"
     " kind TEXT NOT NULL, body TEXT NOT NULL, at_ms INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS snapshots (name TEXT PRIMARY KEY, position TEXT NOT NULL,"
-    " state BLOB NOT NULL)",
+    " state BLOB NOT NULL, saved_at_ms INTEGER NOT NULL DEFAULT 0)",
+    "CREATE TABLE IF NOT EXISTS trimmed (one INTEGER PRIMARY KEY CHECK (one = 1),"
+    " sequence INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, owner TEXT NOT NULL,"
     " until_ms INTEGER NOT NULL)",
 )
@@ -30,7 +41,8 @@ class SQLiteEventLog:
     """An :class:`echolm.learning.event_log.EventLog` in a file.
 
     SQLite lets one process write at a time, so the order of the sequence is the order in which
-    events become visible.
+    events become visible. A file of an earlier version does not shrink when events are removed,
+    but new ones take their place.
 
     Args:
         path: made where it is missing, with its directory.
@@ -64,11 +76,20 @@ class SQLiteEventLog:
 
     def _prepare(self) -> None:
         with self._used() as db:
+            db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file
             db.execute("PRAGMA journal_mode=WAL")
             # An acknowledged rating must survive a crash of the machine, too.
             db.execute("PRAGMA synchronous=FULL")
             for table in _TABLES:
                 db.execute(table)
+            columns = {row[1] for row in db.execute("PRAGMA table_info(snapshots)")}
+            if b"saved_at_ms" not in columns:  # a file of an earlier version
+                db.execute("BEGIN IMMEDIATE")
+                columns = {row[1] for row in db.execute("PRAGMA table_info(snapshots)")}
+                if b"saved_at_ms" not in columns:
+                    db.execute(
+                        "ALTER TABLE snapshots ADD COLUMN saved_at_ms INTEGER NOT NULL DEFAULT 0"
+                    )
 
     def append(self, kind: str, body: Mapping[str, Any]) -> str:
         row = (kind, encode_body(body), time.time_ns() // 1_000_000)
@@ -83,11 +104,65 @@ class SQLiteEventLog:
                 " ORDER BY sequence LIMIT ?",
                 (0 if after == START else int(after), limit),
             ).fetchall()
+            # Afterwards, so that nothing can be removed unnoticed in between.
+            if after != START and int(after) < _trimmed(db):
+                raise TrimmedError(f"learning log {self._path}: events behind {after} were removed")
         return [_event(*row) for row in rows]
 
-    def save_snapshot(self, name: str, position: str, state: bytes) -> None:
+    def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
+        last = min(map(int, taken_in))
         with self._used() as db:
-            db.execute("REPLACE INTO snapshots VALUES (?, ?, ?)", (name, position, state))
+            # Not the times, the sequence is the order that counts; clocks may jump.
+            young = db.execute(
+                "SELECT sequence FROM events WHERE typeof(at_ms) = 'integer' AND at_ms >= ?"
+                " ORDER BY sequence LIMIT 1",
+                (before_ms,),
+            ).fetchone()
+        if young is not None:
+            last = min(last, young[0] - 1)
+        number = 0
+        while removed := self._trim_some(last):
+            number += removed
+        while number and self._free_some():
+            pass
+        return number
+
+    def _trim_some(self, last: int) -> int:
+        with self._used() as db:
+            db.execute("BEGIN IMMEDIATE")
+            first = db.execute("SELECT min(sequence) FROM events").fetchone()[0]
+            if first is None or first > last:
+                return 0
+            end = min(last, first + _TRIMMED_AT_ONCE - 1)
+            removed = db.execute("DELETE FROM events WHERE sequence <= ?", (end,)).rowcount
+            db.execute("REPLACE INTO trimmed VALUES (1, ?)", (max(end, _trimmed(db)),))
+        return removed
+
+    def _free_some(self) -> bool:
+        """Give some pages back to the file system; whether there were any."""
+        with self._used() as db:
+            before = db.execute("PRAGMA page_count").fetchone()[0]
+            db.execute(f"PRAGMA incremental_vacuum({_FREED_AT_ONCE})").fetchall()
+            return bool(db.execute("PRAGMA page_count").fetchone()[0] < before)
+
+    def save_snapshot(self, name: str, position: str, state: bytes, first: bool = False) -> bool:
+        row = (name, position, state, time.time_ns() // 1_000_000)
+        with self._used() as db:
+            saved = db.execute(
+                f"INSERT OR {'IGNORE' if first else 'REPLACE'} INTO snapshots"
+                " (name, position, state, saved_at_ms) VALUES (?, ?, ?, ?)",
+                row,
+            )
+        return saved.rowcount == 1
+
+    def snapshots(self) -> list[SavedSnapshot]:
+        with self._used() as db:
+            rows = db.execute("SELECT name, position, saved_at_ms FROM snapshots").fetchall()
+        return [SavedSnapshot(name.decode(), at.decode(), ms) for name, at, ms in rows]
+
+    def drop_snapshot(self, name: str) -> None:
+        with self._used() as db:
+            db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
         with self._used() as db:
@@ -119,6 +194,12 @@ class SQLiteEventLog:
                 yield self._db
         except sqlite3.Error as error:
             raise UnavailableError(f"learning log {self._path}: {error}{mend}") from error
+
+
+def _trimmed(db: sqlite3.Connection) -> int:
+    """Sequence of the last event that was removed; 0 if there is none."""
+    row = db.execute("SELECT sequence FROM trimmed").fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _event(sequence: int, kind: Any, body: Any, at_ms: Any) -> Event:

@@ -26,6 +26,7 @@ from echolm.examples.writer import ExampleWriter, WriterCounts
 from echolm.generation.triton_llm import build_llm_clients
 from echolm.judging.build import build_judge
 from echolm.learning.event_log import open_event_log
+from echolm.learning.retention import Retention, needed_snapshots
 from echolm.retrieval.milvus import LazyMilvusStore
 from echolm.routing.load import LoadTracker
 from echolm.routing.load_board import LoadBoard
@@ -40,6 +41,7 @@ logger = logging.getLogger("echolm")
 
 _ADMITTED, _REASON = contracts.EXAMPLE_MANAGER.outputs
 _GAUGES_EVERY_S = 2.0
+_TRIM_EVERY_S = 3_600.0
 
 
 class TritonPythonModel:
@@ -66,6 +68,13 @@ class TritonPythonModel:
             owner,
             settings.routing.fit_ceiling,
         )
+        self._retention = Retention(
+            self._log,
+            settings.learning.retention_days if settings.learning.snapshot_every else 0.0,
+            needed_snapshots(settings),
+            lambda: self._ledger.save(self._log),
+            owner,
+        )
         self._stopping = threading.Event()
         self._load: LoadBoard | None = None
         self._embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
@@ -74,6 +83,7 @@ class TritonPythonModel:
         self._runtime.spawn(self._metrics.run())
         self._runtime.spawn(self._gauges())
         self._runtime.spawn(self._tidy())
+        self._runtime.spawn(self._trim())
         if settings.replay.off_peak:
             self._load = LoadBoard(
                 settings.load_board_path,
@@ -218,6 +228,18 @@ class TritonPythonModel:
                 )
             except Exception as error:  # the next round may work
                 logger.warning("housekeeping pauses: %s", error)
+
+    async def _trim(self) -> None:
+        """Remove old events from the learning log, again and again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            # Not at the start: what uses a snapshot saves it soon after, and shows that by it.
+            await asyncio.sleep(_TRIM_EVERY_S)
+            try:
+                removed = await loop.run_in_executor(None, self._retention.tidy)
+                self._metrics.add("echolm_learning_events_removed_total", removed)
+            except Exception as error:  # the next round may work
+                logger.warning("the learning log is not trimmed: %s", error)
 
     def finalize(self) -> None:
         self._stopping.set()

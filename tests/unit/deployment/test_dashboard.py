@@ -20,6 +20,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [(p["title"], t["expr"]) for p in PANELS for t in p["targets"]]
 ELSEWHERE = {
     "echolm_retrieval_batches_total",
+    "echolm_learning_events_removed_total",
     "echolm_llm_cancelled_total",
     "echolm_llm_failed_total",
     "echolm_llm_in_flight",

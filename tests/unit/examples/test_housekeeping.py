@@ -156,6 +156,7 @@ def test_examples_of_before_the_ledger_are_found_at_the_start(world: World) -> N
 
 def test_where_both_agree_nothing_is_scanned(world: World) -> None:
     world.add([10] * 5, [1.0] * 5)
+    world.replica().tidy()  # a new ledger looks once
     keeper = world.replica()
 
     def never(*arguments: object, **options: object) -> object:
@@ -164,6 +165,21 @@ def test_where_both_agree_nothing_is_scanned(world: World) -> None:
     world.store.scan = never  # type: ignore[method-assign, assignment]
     keeper.tidy()
     keeper.tidy()
+
+
+def test_what_is_hidden_for_a_moment_is_not_taken_for_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add([10] * 3, [1.0] * 3)
+    hidden = world.store.rows.pop(2)
+
+    def settle(seconds: float) -> None:
+        world.store.rows[2] = hidden
+
+    monkeypatch.setattr("echolm.examples.housekeeping.time.sleep", settle)
+    world.replica().tidy()
+    assert world.ledgers[0].totals()[0] == 3
+    assert world.ledgers[0].removals() == {}
 
 
 def test_of_examples_that_fit_the_same_requests_one_stays(world: World) -> None:

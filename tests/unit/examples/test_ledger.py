@@ -33,6 +33,9 @@ class ScriptedLog:
         first = int(after or 0)
         return self.events[first : first + limit]
 
+    def load_snapshot(self, name: str) -> None:
+        return None
+
 
 @pytest.fixture
 def log() -> ScriptedLog:

@@ -288,6 +288,23 @@ async def test_at_whatever_step_it_ends_one_whole_example_and_its_account_are_le
     assert world.ledger.successions() == []
 
 
+async def test_what_was_deleted_before_an_interrupted_replay_is_finished_stays_deleted(
+    world: World,
+) -> None:
+    world.add(1)
+    kill_before(world, 2)  # the better answer is in the store, no more
+    with pytest.raises(Killed):
+        await world.replay()
+    for owner, name in ((world.store, "upsert"), (world.store, "delete"), (world.log, "append")):
+        delattr(owner, name)
+    world.store.delete([1])
+    world.log.append(CHANGE, change(removed=[1], reason="deleted"))
+    assert await world.replay() == []
+    assert world.store.count() == 0
+    assert world.ledger.totals() == (0, 0)
+    assert world.ledger.successions() == []
+
+
 async def test_of_two_that_replay_an_example_one_replaces_it(world: World) -> None:
     world.add(1)
     generate = world.llm.generate

@@ -111,8 +111,9 @@ def test_a_snapshot_and_the_rest_of_the_log_are_the_same_as_all_of_it(
     log, events = MemoryEventLog(), history(before + after, seed)
     for kind, body in events[:before]:
         log.append(kind, body)
-    Learner(log, [BanditLearning(bandit())], snapshot_every=before).catch_up()
-    assert log.load_snapshot("bandit") is not None
+    learner = Learner(log, [BanditLearning(bandit())], snapshot_every=before)
+    learner.catch_up()
+    assert log.load_snapshot(learner.snapshot_name) is not None
     for kind, body in events[before:]:
         log.append(kind, body)
     whole, resumed = bandit(), bandit()

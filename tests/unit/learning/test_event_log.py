@@ -93,6 +93,48 @@ class TestSQLiteEventLog(DurableEventLogContract):
         assert (event.position, event.kind, event.body) == ("41", "rating", {"n": 1})
         assert log.append("k", {"n": 2}) == "42"
 
+    def test_what_was_saved_by_an_earlier_version_has_no_time(
+        self, path: Path, open_log: OpenLog
+    ) -> None:
+        path.parent.mkdir()
+        with sqlite3.connect(path) as db:
+            db.execute(
+                "CREATE TABLE snapshots (name TEXT PRIMARY KEY, position TEXT NOT NULL,"
+                " state BLOB NOT NULL)"
+            )
+            db.execute("INSERT INTO snapshots VALUES ('bandit', '7', x'00')")
+        log, other = open_log(), open_log()
+        assert [(s.name, s.position, s.saved_at_ms) for s in log.snapshots()] == [
+            ("bandit", "7", 0)
+        ]
+        assert other.load_snapshot("bandit") == ("7", b"\0")
+        log.save_snapshot("bandit", "8", b"")
+        assert other.snapshots()[0].saved_at_ms > 0
+
+    def test_the_file_shrinks_when_events_are_removed(self, path: Path, open_log: OpenLog) -> None:
+        log = open_log()
+        log.append("k", {"text": "x" * 1_000})
+        with sqlite3.connect(path) as db:
+            db.executemany(
+                "INSERT INTO events (kind, body, at_ms) VALUES ('k', ?, 1)",
+                [('{"text": "' + "x" * 1_000 + '"}',) for _ in range(12_000)],
+            )
+        last = log.append("k", {"n": 1})
+        with sqlite3.connect(path) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        before = path.stat().st_size
+        assert log.trim(2**50, [last]) == 12_002
+        with sqlite3.connect(path) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert path.stat().st_size < before / 50
+
+    def test_a_damaged_time_holds_nothing_up(self, path: Path, open_log: OpenLog) -> None:
+        log = open_log()
+        with sqlite3.connect(path) as db:
+            db.execute("INSERT INTO events (kind, body, at_ms) VALUES ('k', '{}', 'soon')")
+        last = log.append("k", {"n": 1})
+        assert log.trim(2**50, [last]) == 2
+
     def test_an_error_says_to_try_again(self, open_log: OpenLog) -> None:
         log = open_log()
         log.close()

@@ -36,6 +36,9 @@ class Sum:
         self.total = state["total"]
 
 
+NAME = Learner(MemoryEventLog(), [Sum()]).snapshot_name
+
+
 class Broken(Sum):
     """Takes over half of a state, then fails."""
 
@@ -160,27 +163,31 @@ def test_snapshots_are_saved_when_enough_is_new_and_by_one_process() -> None:
     log = log_of(*range(9))
     one, other = Learner(log, [Sum()], 10), Learner(log, [Sum()], 10)
     one.catch_up()
-    other.catch_up()
-    assert log.load_snapshot("sum") is None
+    first = log.load_snapshot(NAME)
+    assert first is not None and first[0] == "9"  # so that all who learn anew have the same
     log.append("number", {"n": 1})
+    other.catch_up()
+    assert log.load_snapshot(NAME) == first
+    for _ in range(9):
+        log.append("number", {"n": 1})
     one.catch_up()
-    saved = log.load_snapshot("sum")
-    assert saved is not None and saved[0] == "10"
+    saved = log.load_snapshot(NAME)
+    assert saved is not None and saved[0] == "19"
     log.append("number", {"n": 1})
     other.catch_up()  # it has 11 new events, but one's snapshot is recent
-    assert log.load_snapshot("sum") == saved
+    assert log.load_snapshot(NAME) == saved
     for _ in range(9):
         log.append("number", {"n": 1})
     other.catch_up()
-    newer = log.load_snapshot("sum")
-    assert newer is not None and newer[0] == "20"
+    newer = log.load_snapshot(NAME)
+    assert newer is not None and newer[0] == "29"
 
 
 def test_without_snapshots_none_is_saved_or_used() -> None:
     log = log_of(*range(9))
     caught_up(log, Sum())
-    assert log.load_snapshot("sum") is None
-    log.save_snapshot("sum", "9", b"")
+    assert log.load_snapshot(NAME) is None
+    log.save_snapshot(NAME, "9", b"")
     assert caught_up(log, Sum()).applied == 9
 
 
@@ -209,17 +216,17 @@ def test_a_snapshot_that_is_of_no_use_is_reported_and_replaced(
 ) -> None:
     log = log_of(*range(6))
     caught_up(log, Sum(), snapshot_every=5)
-    saved = log.load_snapshot("sum")
+    saved = log.load_snapshot(NAME)
     assert saved is not None
-    log.save_snapshot("sum", "3", damaged(saved[1]))
+    log.save_snapshot(NAME, "3", damaged(saved[1]))
     model = Sum()
     learner = caught_up(log, model, snapshot_every=5)
     assert learner.applied == 6
     whole = Sum()
     caught_up(log, whole)
     assert model.total == whole.total
-    assert "the learning log is replayed from its start" in caplog.text
-    replaced = log.load_snapshot("sum")
+    assert "what is left of the learning log is learnt anew" in caplog.text
+    replaced = log.load_snapshot(NAME)
     assert replaced is not None
     assert replaced[0] == "6"
     assert unpack(replaced[1])["applied"] == 6
@@ -229,15 +236,22 @@ def test_a_snapshot_of_another_configuration_is_not_used(caplog: pytest.LogCaptu
     log = log_of(1, 50, 3)
     caught_up(log, Sum(limit=100), snapshot_every=3)
     model = Sum(limit=10)
+    caplog.set_level(logging.INFO)
     assert counts(caught_up(log, model, snapshot_every=3)) == (2, 1, 0)
     assert model.total.item() == 0.9 + 3
-    assert "made under another configuration" in caplog.text
+    assert "learnt anew from the 3 events that the learning log has, since 20" in caplog.text
+    # Nor is it lost: whoever goes back to that configuration goes on with it.
+    again = Sum(limit=100)
+    learner = Learner(log, [again], 3)
+    assert learner.catch_up() == 0
+    assert again.total.item() == (0.9 + 50) * 0.9 + 3
 
 
 def test_when_one_model_cannot_be_restored_all_start_afresh() -> None:
     log = log_of(1, 2, 3)
     caught_up(log, Sum("a"), Broken("b"), snapshot_every=3)
-    assert log.load_snapshot("a+b") is not None
+    [saved] = log.snapshots()
+    assert saved.name.startswith("a+b@")
     one, broken = Sum("a"), Broken("b")
     learner = caught_up(log, one, broken, snapshot_every=3)
     assert learner.applied == 3
@@ -252,10 +266,12 @@ def test_a_snapshot_that_cannot_be_saved_is_tried_again(
     class Full(MemoryEventLog):
         full = True
 
-        def save_snapshot(self, name: str, position: str, state: bytes) -> None:
+        def save_snapshot(
+            self, name: str, position: str, state: bytes, first: bool = False
+        ) -> bool:
             if self.full:
                 raise UnavailableError("the disk is full")
-            super().save_snapshot(name, position, state)
+            return super().save_snapshot(name, position, state, first)
 
     log = Full()
     log.append("number", {"n": 1})
@@ -265,4 +281,99 @@ def test_a_snapshot_that_cannot_be_saved_is_tried_again(
     assert model.total.item() == 1
     log.full = False
     learner.catch_up()
-    assert log.load_snapshot("sum") is not None
+    assert log.load_snapshot(NAME) is not None
+
+
+# A log whose oldest events were removed
+
+
+FOR_EVER = 2**62
+
+
+def test_what_was_removed_is_in_the_snapshot() -> None:
+    log, whole = log_of(0.1, 0.2, 0.3), Sum()
+    running = caught_up(log, whole, snapshot_every=3)
+    assert log.trim(FOR_EVER, [running.position]) == 3
+    log.append("number", {"n": 0.4})
+    running.catch_up()
+    model = Sum()
+    restarted = caught_up(log, model, snapshot_every=3)
+    assert model.total.tobytes() == whole.total.tobytes()
+    assert counts(restarted) == counts(running) == (4, 0, 0)
+
+
+def test_one_that_had_slept_through_a_removal_goes_on_from_the_snapshot() -> None:
+    log, whole, sleeper = log_of(0.1, 0.2), Sum(), Sum()
+    running, asleep = Learner(log, [whole], 2), Learner(log, [sleeper], 2)
+    running.catch_up()
+    asleep.catch_up()
+    for number in (0.3, 0.4, 0.5):
+        log.append("number", {"n": number})
+    running.catch_up()
+    log.trim(FOR_EVER, [running.position])
+    log.append("number", {"n": 0.6})
+    running.catch_up()
+    asleep.catch_up()
+    assert sleeper.total.tobytes() == whole.total.tobytes()
+    assert counts(asleep) == counts(running) == (6, 0, 0)
+
+
+@pytest.mark.parametrize("old_snapshot", [False, True])
+def test_without_a_snapshot_it_learns_from_what_is_left(old_snapshot: bool) -> None:
+    log, model = log_of(1, 2), Sum()
+    learner = caught_up(log, model, snapshot_every=9)
+    snapshot = log.load_snapshot(NAME)
+    assert snapshot is not None
+    for number in (3, 4, 5):
+        log.append("number", {"n": number})
+    log.trim(FOR_EVER, ["4"])
+    if not old_snapshot:
+        log.drop_snapshot(NAME)
+        learner.catch_up()
+    else:  # which nobody should have ignored
+        with pytest.raises(UnavailableError):
+            learner.catch_up()
+        learner.catch_up()
+    assert counts(learner) == (1, 0, 0)
+    assert model.total.item() == 5
+    assert caught_up(log, Sum(), snapshot_every=9).events == 1
+
+
+def test_of_those_that_learn_anew_the_first_snapshot_counts() -> None:
+    log = log_of(1, 2, 3)
+    early, late = Sum(), Sum()
+
+    class Meanwhile(Learner):
+        """More is removed while it learns, and another learns faster."""
+
+        def _save_first(self) -> bool:
+            log.trim(FOR_EVER, ["2"])
+            caught_up(log, late, snapshot_every=5)
+            return super()._save_first()
+
+    Meanwhile(log, [early], 5).catch_up()
+    assert early.total.tobytes() == late.total.tobytes()
+    log.append("number", {"n": 4})
+    restarted = Sum()
+    caught_up(log, restarted, snapshot_every=5)
+    assert restarted.total.item() == 3 * 0.9 + 4
+
+
+def test_a_snapshot_in_use_is_saved_again_once_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now = log_of(1), 1_000.0
+    monkeypatch.setattr("echolm.learning.learner.time.monotonic", lambda: now)
+    learner = caught_up(log, Sum(), snapshot_every=5)
+    saved = log.snapshots()
+    learner.catch_up()
+    assert log.snapshots() == saved
+    now += 25 * 3_600
+    log.append("number", {"n": 1})
+    learner.catch_up()
+    [renewed] = log.snapshots()
+    assert renewed.position == "2"
+    # Soon after a start, too: what was at rest for long is in use again.
+    restarted = caught_up(log, Sum(), snapshot_every=5)
+    log.append("number", {"n": 1})
+    now += 601
+    restarted.catch_up()
+    assert log.snapshots()[0].position == "3"

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from echolm.examples.events import CHANGE, USAGE, change, usage
+from echolm.examples.ledger import ExampleLedger
+from echolm.learning.event_log import START
+from echolm.learning.fake_log import MemoryEventLog
+from echolm.learning.learner import Learner
+from echolm.learning.retention import Retention, needed_snapshots
+from echolm.retrieval.store import Example
+from echolm.routing.service import build_bandit
+from echolm.settings import Settings
+from learning_process import BanditLearning, digest, feedback
+
+DAY = 24 * 3_600_000
+
+
+class World:
+    """A log with a bandit and a ledger, whose clock the test turns."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.days = 0.0
+        self.log = MemoryEventLog(self.now_ms)
+        self.ledgers: list[ExampleLedger] = []
+        self.ledger = self.new_ledger("first")
+        self.bandit = build_bandit(Settings())[1]
+        self.learner = Learner(self.log, [BanditLearning(self.bandit)], snapshot_every=10)
+
+    def now_ms(self) -> int:
+        return 1_800_000_000_000 + int(self.days * DAY)
+
+    def new_ledger(self, name: str) -> ExampleLedger:
+        self.ledgers.append(ExampleLedger(self.directory / f"{name}.sqlite", {"small_llm": 0.1}))
+        return self.ledgers[-1]
+
+    def retention(self, days: float = 30.0, owner: str = "a", **changes: Any) -> Retention:
+        values: dict[str, Any] = {"needed": {"bandit", "ledger"}}
+        return Retention(
+            self.log,
+            days,
+            save=lambda: self.ledger.save(self.log),
+            owner=owner,
+            now_ms=self.now_ms,
+            **(values | changes),
+        )
+
+    def live(self, events: int = 25) -> None:
+        example = Example(7, "q", "a", "t", 1, "large_llm", 0.9, 1, 1)
+        self.log.append(CHANGE, change([example]))
+        self.log.append(USAGE, usage({7: (3, 2.0, 0.5)}))
+        for number in range(events):
+            self.log.append(*feedback(number))
+        self.learner.catch_up()
+
+    def renew(self) -> None:
+        """Save the bandit's snapshot again, as it is every day."""
+        found = self.log.load_snapshot(self.learner.snapshot_name)
+        assert found is not None
+        self.log.save_snapshot(self.learner.snapshot_name, *found)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def left(world: World) -> int:
+    return len(world.log.read(START, 1_000))
+
+
+def test_what_is_young_stays_and_costs_no_snapshot(world: World) -> None:
+    world.live()
+    world.days = 29
+    assert world.retention().tidy() == 0
+    assert left(world) == 27
+    assert [one.name for one in world.log.snapshots()] == [world.learner.snapshot_name]
+
+
+def test_what_is_old_and_taken_in_goes_and_nothing_is_forgotten(world: World) -> None:
+    world.live()
+    world.days = 31
+    world.renew()
+    assert world.retention().tidy() == 27
+    assert left(world) == 0
+    for number in range(25, 30):
+        world.log.append(*feedback(number))
+    world.learner.catch_up()
+    bandit = build_bandit(Settings())[1]
+    restarted = Learner(world.log, [BanditLearning(bandit)], snapshot_every=10)
+    restarted.catch_up()
+    assert digest(bandit) == digest(world.bandit)
+    assert restarted.events == world.learner.events == 32
+    # A replica whose ledger is new says the same, too.
+    new = world.new_ledger("new")
+    new.follow(world.log)
+    world.ledger.follow(world.log)
+    account, known = new.account(7), world.ledger.account(7)
+    assert account is not None and known is not None
+    assert (account.uses, account.ratings) == (known.uses, known.ratings) == (3, 0)
+    assert new.totals() == world.ledger.totals() == (1, 2)
+
+
+def test_what_a_snapshot_has_not_taken_in_stays(world: World) -> None:
+    world.live()
+    world.days = 31
+    world.renew()
+    for number in range(25, 30):
+        world.log.append(*feedback(number))
+    world.learner.catch_up()  # too few for another snapshot
+    world.days = 62
+    world.renew()
+    assert world.retention().tidy() == 27
+    assert left(world) == 5
+
+
+def test_without_every_needed_snapshot_nothing_goes(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.live()
+    world.days = 31
+    world.renew()
+    assert world.retention(needed=needed_snapshots(Settings())).tidy() == 0
+    assert left(world) == 27
+    assert "there is no snapshot of threshold+utility" in caplog.text
+
+
+def test_the_snapshot_of_an_abandoned_configuration_is_dropped(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world.live()
+    world.log.save_snapshot("bandit@old", "3", b"")
+    world.days = 31
+    world.renew()
+    assert world.retention().tidy() == 27
+    assert "snapshot bandit@old is dropped" in caplog.text
+    names = {one.name.partition("@")[0] for one in world.log.snapshots()}
+    assert names == {"bandit", "ledger"}
+
+
+def test_the_snapshot_of_another_configuration_in_use_holds_events_back(world: World) -> None:
+    world.live()
+    world.days = 31
+    world.renew()
+    world.log.save_snapshot("bandit@other", "3", b"")
+    assert world.retention().tidy() == 3
+
+
+def test_it_is_done_once_a_day(world: World) -> None:
+    retention = world.retention()
+    for day, removed in ((31, 27), (31.5, 0), (32.1, 54)):
+        world.days = day - 31
+        world.live()
+        world.days = day
+        world.renew()
+        assert retention.tidy() == removed
+
+
+def test_zero_days_are_for_ever(world: World) -> None:
+    world.live()
+    world.days = 10_000
+    assert world.retention(days=0.0).tidy() == 0
+    assert left(world) == 27
+
+
+def test_one_replica_at_a_time_does_it(world: World) -> None:
+    world.live()
+    world.days = 31
+    world.renew()
+    assert world.log.lease("retention", "another", 60.0)
+    assert world.retention().tidy() == 0
+    assert left(world) == 27
+
+
+def test_a_ledger_that_has_missed_events_goes_on_from_the_snapshot(world: World) -> None:
+    world.live(1)
+    asleep = world.new_ledger("asleep")
+    asleep.follow(world.log)
+    world.live(30)
+    world.days = 31
+    world.renew()
+    assert world.retention().tidy() > 0
+    world.log.append(USAGE, usage({7: (1, 0.0, 0.0)}))
+    for ledger in (asleep, world.ledger):
+        ledger.follow(world.log)
+        account = ledger.account(7)
+        assert account is not None and account.uses == 7
+
+
+@pytest.mark.parametrize("damaged", [b"", b"nonsense", None])
+def test_without_its_snapshot_a_ledger_is_made_from_log_and_store(
+    world: World, damaged: bytes | None
+) -> None:
+    world.live(1)
+    asleep = world.new_ledger("asleep")
+    asleep.follow(world.log)
+    world.live(30)
+    world.days = 31
+    world.renew()
+    world.retention().tidy()
+    name = world.ledger.snapshot_name
+    found = world.log.load_snapshot(name)
+    assert found is not None
+    if damaged is None:
+        world.log.drop_snapshot(name)
+    else:
+        world.log.save_snapshot(name, found[0], damaged)
+    world.log.append(USAGE, usage({7: (1, 0.0, 0.0)}))
+    asleep.follow(world.log)
+    assert asleep.totals() == (0, 0)
+    assert not asleep.is_complete  # so housekeeping looks through the store
