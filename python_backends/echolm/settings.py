@@ -297,7 +297,7 @@ class ExamplesSettings(_Section):
         ("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "PHONE_NUMBER", "US_SSN"),
         description="what counts as personal data, by Presidio's names",
     )
-    batch_size: int = Field(64, ge=1, description="exchanges per Milvus upsert")
+    batch_size: int = Field(64, ge=1, description="exchanges written to Milvus at a time")
     flush_interval_s: float = Field(0.5, gt=0)
     max_pending: int = Field(
         10_000, ge=1, description="exchanges in the journal; then new ones are dropped, counted"

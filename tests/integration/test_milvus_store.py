@@ -167,6 +167,27 @@ def test_the_same_id_twice_is_one_example(store: MilvusStore) -> None:
     assert find(store, k=1)[0].similarity == pytest.approx(1.0, abs=1e-5)
 
 
+def test_the_same_id_twice_at_once_is_one_example(store: MilvusStore) -> None:
+    store.upsert([example(1), example(1)], np.concatenate([unit(0), unit(1)]))
+    assert store.count() == 1
+    assert find(store, k=1)[0].similarity == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_example_that_was_written_again_outlives_a_restart(tmp_path: Path) -> None:
+    server = start(tmp_path)
+    try:
+        settings = RetrievalSettings(milvus_uri=server.uri)
+        for k in range(3):
+            MilvusStore(settings, "fake", D).upsert([example(1), example(2)], unit(k).repeat(2, 0))
+        server.kill()
+        server.start()
+        store = MilvusStore(settings.model_copy(update={"milvus_uri": server.uri}), "fake", D)
+        assert store.count() == 2
+        assert [c.similarity for c in find(store, k=2)] == pytest.approx([1.0, 1.0], abs=1e-5)
+    finally:
+        server.stop()
+
+
 def test_deleting(store: MilvusStore) -> None:
     store.upsert([example(1), example(2)], np.concatenate([unit(0), unit(0)]))
     store.delete([1, 99])

@@ -236,18 +236,15 @@ class MilvusStore:
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if not examples:
             return
-        rows = [
-            _row(example, embedding)
+        rows = {
+            example.id: _row(example, embedding)
             for example, embedding in zip(examples, embeddings, strict=True)
-        ]
-        with _reported("upsert"):
-            if self._settings.partition_by_tenant:
-                # An upsert of Milvus 2.3 does not look at the partition key.
-                ids = [example.id for example in examples]
-                self._client.delete(self._collection, ids=ids, timeout=_WRITE_TIMEOUT_S)
-                self._client.insert(self._collection, rows, timeout=_WRITE_TIMEOUT_S)
-            else:
-                self._client.upsert(self._collection, rows, timeout=_WRITE_TIMEOUT_S)
+        }
+        # Not Milvus' own upsert: that of Milvus Lite reads the whole collection (80 ms at 100,000
+        # rows, in which nothing else is served), and that of Milvus 2.3 no partition key.
+        self.delete(self.present(list(rows)))
+        with _reported("insert"):
+            self._client.insert(self._collection, list(rows.values()), timeout=_WRITE_TIMEOUT_S)
 
     def delete(self, ids: Iterable[int]) -> None:
         wanted = list(ids)
