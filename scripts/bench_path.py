@@ -36,6 +36,7 @@ from echolm import contracts
 from echolm.embedding.texts import TextEmbedder
 from echolm.evaluation.progress import Stage
 from echolm.evaluation.store import fill
+from echolm.examples.ledger import ExampleLedger
 from echolm.serving.serve import Endpoints, ServeOptions, prepare_embedder, running_server
 from echolm.settings import Settings, load_settings
 from echolm.workload import WorkItem, Workload
@@ -44,6 +45,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 EXCHANGES = 12_000
 """Different ones that are admitted, again and again."""
+_ACCOUNTS_S = 300.0
 
 
 def instant_repository(directory: Path) -> Path:
@@ -91,6 +93,23 @@ def full_store(settings: Settings, data_dir: Path, examples: int) -> Settings:
     changes = {"enabled": True, "max_examples": examples, "low_watermark": 1.0}
     limited = settings.examples.model_copy(update=changes)
     return settings.model_copy(update={"data_dir": data_dir, "examples": limited})
+
+
+def wait_for_accounts(settings: Settings) -> None:
+    """Until the example manager, which has met the store for the first time, knows all of it.
+
+    Raises:
+        SystemExit: it does not in some minutes.
+    """
+    deadline = time.monotonic() + _ACCOUNTS_S
+    ledger = ExampleLedger(settings.ledger_path, settings.relative_costs)
+    try:
+        while ledger.totals()[0] < settings.examples.max_examples or not ledger.is_complete:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"bench_path: no account of every example in {_ACCOUNTS_S:.0f} s")
+            time.sleep(1.0)
+    finally:
+        ledger.close()
 
 
 class Admissions:
@@ -175,6 +194,7 @@ def beside_admissions(
 ) -> dict[str, dict[str, float]]:
     """The path alone and beside the admissions."""
     load = [f"--concurrency-range={options.concurrency}"]
+    wait_for_accounts(settings)
     under = functools.partial(measure, "echolm", endpoints.grpc_url, inputs, options, load)
     results = {"alone": under()}
     admissions = Admissions(endpoints.grpc_url, items, options.exchanges, settings)
