@@ -102,7 +102,8 @@ def wait_for_accounts(settings: Settings) -> None:
         SystemExit: it does not in some minutes.
     """
     deadline = time.monotonic() + _ACCOUNTS_S
-    ledger = ExampleLedger(settings.ledger_path, settings.relative_costs)
+    decay = settings.examples.value_decay
+    ledger = ExampleLedger(settings.ledger_path, settings.relative_costs, decay)
     try:
         while ledger.totals()[0] < settings.examples.max_examples or not ledger.is_complete:
             if time.monotonic() > deadline:
