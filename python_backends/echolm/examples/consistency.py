@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from echolm.examples.duplicates import is_better, plain
 from echolm.examples.events import CHANGE, change
-from echolm.examples.housekeeping import SETTLE_S, all_ids, not_in_store, reconcile
+from echolm.examples.housekeeping import all_ids, not_in_store, reconcile
 from echolm.examples.ledger import ExampleLedger
 from echolm.examples.succession import finish_interrupted
 from echolm.learning.event_log import EventLog
 from echolm.retrieval.store import Example, ExampleStore
+
+_SETTLE_S = 1.0
 
 OnScanned = Callable[[list[Example]], None]
 
@@ -61,7 +63,7 @@ def examine(
     ledger: ExampleLedger,
     log: EventLog,
     on_scanned: OnScanned = lambda examples: None,
-    settle_s: float = SETTLE_S,
+    settle_s: float = _SETTLE_S,
 ) -> Findings:
     """Look, and change nothing.
 

@@ -32,8 +32,8 @@ logger = logging.getLogger("echolm")
 
 _LEASE = "housekeeping"
 _BATCH = 256
-SETTLE_S = 1.0
-"""After which a difference of store and ledger is no more what another process is just doing."""
+_HIDDEN_S = 0.25
+"""For which Milvus hides an example at most while it is written once more, as after a crash."""
 _CHOICE = 8
 """Examples that are looked at for each one that has to go."""
 _NEIGHBOURS = 8
@@ -94,8 +94,7 @@ def reconcile(
         on_scanned(examples)
     lost = not_in_store(store, all_ids(ledger))
     if lost:
-        # Milvus hides an example for a moment while it is written once more, as after a crash.
-        time.sleep(SETTLE_S)
+        time.sleep(_HIDDEN_S)
         ledger.follow(log)
         lost = [i for i in not_in_store(store, lost) if ledger.known([i])]
     for start in range(0, len(lost), _BATCH):
