@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from echolm.examples.duplicates import is_better, plain
 from echolm.examples.events import CHANGE, change
-from echolm.examples.housekeeping import BATCH, SETTLE_S, not_in_store, reconcile
+from echolm.examples.housekeeping import accounts_without_example, not_in_store, reconcile
 from echolm.examples.ledger import ExampleLedger
 from echolm.examples.succession import finish_interrupted
 from echolm.learning.event_log import EventLog
 from echolm.retrieval.store import Example, ExampleStore
+
+_SETTLE_S = 1.0
 
 OnScanned = Callable[[list[Example]], None]
 
@@ -61,7 +63,7 @@ def examine(
     ledger: ExampleLedger,
     log: EventLog,
     on_scanned: OnScanned = lambda examples: None,
-    settle_s: float = SETTLE_S,
+    settle_s: float = _SETTLE_S,
 ) -> Findings:
     """Look, and change nothing.
 
@@ -82,7 +84,7 @@ def examine(
         missing += [example.id for example in examples if example.id not in known]
         requests.add(examples)
         on_scanned(examples)
-    lost = [i for ids in ledger.pages(BATCH) for i in not_in_store(store, ids)]
+    lost = accounts_without_example(store, ledger)
     interrupted = ledger.successions()
     doubles = [i for ids in requests.repeated.values() for i in ids]
     if missing or lost or interrupted or doubles:

@@ -30,9 +30,11 @@ from echolm.settings import ExamplesSettings
 logger = logging.getLogger("echolm")
 
 _LEASE = "housekeeping"
-BATCH = 256
-SETTLE_S = 1.0
-"""After which a difference of store and ledger is no more what another process is just doing."""
+_BATCH = 256
+_PAGE = 4_096
+"""Accounts whose examples are looked for at a time: a server may wait 0.2 s before each answer."""
+_HIDDEN_S = 0.25
+"""For which Milvus hides an example at most while it is written once more, as after a crash."""
 _CHOICE = 8
 """Examples that are looked at for each one that has to go."""
 _NEIGHBOURS = 8
@@ -103,27 +105,31 @@ def reconcile(
         missing = [example for example in examples if example.id not in known]
         opened += ledger.adopt(change(missing)["stored"]) if missing else 0
         on_scanned(examples)
-    lost = [i for ids in ledger.pages(BATCH) for i in not_in_store(store, ids)]
+    lost = accounts_without_example(store, ledger)
     if lost:
-        # Milvus hides an example for a moment while it is written once more, as after a crash.
-        time.sleep(SETTLE_S)
+        time.sleep(_HIDDEN_S)
         ledger.follow(log)
         lost = [i for i in not_in_store(store, lost) if ledger.known([i])]
-    for start in range(0, len(lost), BATCH):
-        part = lost[start : start + BATCH]
+    for start in range(0, len(lost), _BATCH):
+        part = lost[start : start + _BATCH]
         log.append(CHANGE, change(removed=part, reason="not_in_store"))
     ledger.follow(log)
     ledger.completed()
     return opened, len(lost)
 
 
+def accounts_without_example(store: ExampleStore, ledger: ExampleLedger) -> list[int]:
+    """Ids of all accounts whose example is not in the store."""
+    return [i for ids in ledger.pages(_PAGE) for i in not_in_store(store, ids)]
+
+
 def not_in_store(store: ExampleStore, ids: Sequence[int]) -> list[int]:
     """Those of the ids that no stored example has."""
     lost: list[int] = []
-    for start in range(0, len(ids), BATCH):
-        part = ids[start : start + BATCH]
-        there = store.present(part)
-        lost += [i for i in part if i not in there]
+    for start in range(0, len(ids), _PAGE):
+        page = ids[start : start + _PAGE]
+        there = store.present(page)
+        lost += [i for i in page if i not in there]
     return lost
 
 
@@ -181,7 +187,7 @@ class Housekeeper:
             self._reconciled = True
         if not self._log.lease(_LEASE, self._owner, 4 * self._settings.tidy_interval_s):
             return
-        while going_on() and (ids := self._ledger.expired(self._now_ms(), BATCH)):
+        while going_on() and (ids := self._ledger.expired(self._now_ms(), _BATCH)):
             self.counts.expired += self._remove(ids, "expired")
         over_count, over_bytes = self._excess(1.0)
         if over_count <= 0 and over_bytes <= 0:
@@ -190,11 +196,11 @@ class Housekeeper:
         while going_on():
             over_count, over_bytes = self._excess(self._settings.low_watermark)
             wanted = self._ledger.least_worth(
-                _CHOICE * max(0, over_count), _CHOICE * max(0, over_bytes), _CHOICE * BATCH
+                _CHOICE * max(0, over_count), _CHOICE * max(0, over_bytes), _CHOICE * _BATCH
             )
             if not wanted:
                 return
-            ids = choose_victims(wanted, self._neighbours, over_count, over_bytes, BATCH)
+            ids = choose_victims(wanted, self._neighbours, over_count, over_bytes, _BATCH)
             self.counts.evicted += self._remove(ids, "evicted")
 
     def _neighbours(self, ids: Sequence[int]) -> dict[int, list[int]]:
