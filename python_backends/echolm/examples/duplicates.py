@@ -11,7 +11,13 @@ from enum import Enum
 import numpy as np
 
 from echolm.examples.journal import Entry
-from echolm.retrieval.store import Candidate, Example, ExampleStore, Query
+from echolm.retrieval.store import (
+    Candidate,
+    Example,
+    ExampleStore,
+    Query,
+    search_in_background,
+)
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _NEIGHBOURS = 4
@@ -95,7 +101,7 @@ class DuplicateFinder:
         """
         embeddings = np.stack([embedding for _, embedding in entries])
         queries = [Query(example.tenant, example.scope) for example, _ in entries]
-        found = self._store.search(embeddings, queries, _NEIGHBOURS, now_ms, fresh=True)
+        found = search_in_background(self._store, embeddings, queries, _NEIGHBOURS, now_ms)
         # What was found new by scope and request, since the store does not have it yet.
         own: dict[tuple[int, str], Candidate] = {}
         comparisons = []

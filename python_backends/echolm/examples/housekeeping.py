@@ -24,7 +24,7 @@ from echolm.examples.events import CHANGE, change
 from echolm.examples.ledger import ExampleLedger
 from echolm.examples.succession import finish_interrupted
 from echolm.learning.event_log import EventLog
-from echolm.retrieval.store import Example, ExampleStore, Query
+from echolm.retrieval.store import Example, ExampleStore, Query, search_in_background
 from echolm.settings import ExamplesSettings
 
 logger = logging.getLogger("echolm")
@@ -39,7 +39,7 @@ _CHOICE = 8
 """Examples that are looked at for each one that has to go."""
 _NEIGHBOURS = 8
 _LOOKUPS = 16
-"""Examples whose neighbours are searched for at a time: a long search holds up requests."""
+"""Examples whose neighbours are looked up at a time."""
 
 
 def choose_victims(
@@ -211,7 +211,8 @@ class Housekeeper:
             return {}
         queries = [Query(example.tenant, example.scope) for example, _ in stored]
         embeddings = np.stack([embedding for _, embedding in stored])
-        rows = self._store.search(embeddings, queries, _NEIGHBOURS, self._now_ms(), fresh=True)
+        now_ms = self._now_ms()
+        rows = search_in_background(self._store, embeddings, queries, _NEIGHBOURS, now_ms)
         # Half of the time at least the store has only requests to serve.
         time.sleep(time.monotonic() - started)
         return {
