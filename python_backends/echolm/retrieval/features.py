@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,14 +85,41 @@ def words_and_literals(text: str) -> tuple[set[str], set[str]]:
             words.add(raw)
             starts_sentence = False
             continue
-        token = raw.strip(_MARKS)
-        named = not token.islower() and not starts_sentence and not token.isupper()
-        if token and (named or _LITERAL_SIGNS.search(token)):
-            literals.add(token.lower())
+        token = _read_token(raw)
+        if token.is_literal or (token.is_named and not starts_sentence):
+            literals.add(token.text)
         else:
-            words.update(_WORD.findall(token.lower()))
-        starts_sentence = raw[-1] in ".!?:"
+            words.update(token.words)
+        starts_sentence = token.ends_sentence
     return words, literals
+
+
+class _Token(NamedTuple):
+    """What a token without spaces is, wherever it stands.
+
+    Attributes:
+        text: in lower case, without marks around it.
+        is_named: whether it is of mixed case, which inside a sentence makes it a name.
+    """
+
+    text: str
+    words: tuple[str, ...]
+    is_literal: bool
+    is_named: bool
+    ends_sentence: bool
+
+
+@lru_cache(maxsize=32_768)
+def _read_token(raw: str) -> _Token:
+    token = raw.strip(_MARKS)
+    text = token.lower()
+    return _Token(
+        text,
+        tuple(_WORD.findall(text)),
+        bool(_LITERAL_SIGNS.search(token)),
+        bool(token) and not token.islower() and not token.isupper(),
+        raw[-1] in ".!?:",
+    )
 
 
 @lru_cache(maxsize=32_768)

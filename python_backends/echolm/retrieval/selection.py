@@ -27,8 +27,7 @@ from echolm.settings import RetrievalSettings, Settings
 _TEXTS = 16_384  # examples whose features are kept
 
 
-@dataclass(frozen=True)
-class Selected:
+class Selected(NamedTuple):
     """One example that goes into the prompt.
 
     Attributes:

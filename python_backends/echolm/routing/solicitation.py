@@ -60,7 +60,7 @@ def value_of_rating(
     """
     if len(scores) < 2 or stds[rated] <= 0.0:
         return 0.0
-    others = max(score for i, score in enumerate(scores) if i != rated)
+    others = max([score for i, score in enumerate(scores) if i != rated])
     move = stds[rated] ** 2 / math.hypot(stds[rated], noise)
     z = -abs(scores[rated] - others) / move
     density = math.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)

@@ -41,6 +41,7 @@ logger = logging.getLogger("echolm")
 
 _ADMITTED, _REASON = contracts.EXAMPLE_MANAGER.outputs
 _GAUGES_EVERY_S = 2.0
+_NICENESS = 10  # of this process: nobody waits for it, and requests need the cores
 _TRIM_EVERY_S = 3_600.0
 
 
@@ -48,6 +49,7 @@ class TritonPythonModel:
     """Answers as soon as exchanges are judged and in the journal; writing comes later."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        os.nice(_NICENESS)
         self._settings = settings = load_settings()
         embedding = EmbedderSpec.read(settings.embedding.model_dir)
         self._dimension = embedding.dimension
