@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
@@ -59,7 +60,10 @@ def test_a_killed_writer_loses_nothing_and_stores_nothing_twice(
 ) -> None:
     data_dir, dice = tmp_path / "data", random.Random(0)
     acknowledged: list[int] = []
-    for kill in range(KILLS):
+    for kill in itertools.count():
+        # A slow machine needs more of them until there was something to evict.
+        if kill >= KILLS and len(acknowledged) > 2 * LIMIT:
+            break
         if kill % 5 == 4:
             milvus.kill()
             milvus.start()
@@ -92,5 +96,4 @@ def test_a_killed_writer_loses_nothing_and_stores_nothing_twice(
     # next process finds the example gone and no longer knows why.
     reasons = ledger.removals().keys()
     assert {"replaced", "evicted"} <= reasons <= {"replaced", "evicted", "not_in_store"}
-    assert len(acknowledged) > 2 * LIMIT
     ledger.close()
