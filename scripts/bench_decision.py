@@ -2,7 +2,8 @@
 """Measure the decision: utility scoring, selection and routing of a batch, in CPU time.
 
 Every request of the batch has the same number of candidates, all of them eligible, from the
-demo workload; no server runs. Prints a table and ends with one JSON line.
+demo workload, made anew for each batch as a store gives them; no server runs. Prints a table and
+ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 
 # As `echolm serve` sets it: more threads only spin on matrices of this size.
@@ -49,12 +51,35 @@ def candidates(
     )
 
 
-def cpu_ms(call: Callable[[int], object], rounds: int) -> tuple[float, float]:
-    """Median and 99th percentile of a call's CPU time in milliseconds, all threads counted."""
+Found = list[tuple[Candidate, ...]]
+
+
+def as_from_a_store(found: Found) -> Found:
+    """The same candidates, of new objects."""
+
+    def new(text: str) -> str:
+        return text.encode().decode()
+
+    return [
+        tuple(
+            replace(c, request=new(c.request), response=new(c.response), tenant=new(c.tenant))
+            for c in row
+        )
+        for row in found
+    ]
+
+
+def cpu_ms(call: Callable[[int, Found], object], batches: Sequence[Found]) -> tuple[float, float]:
+    """Median and 99th percentile of a call's CPU time in milliseconds, all threads counted.
+
+    Args:
+        call: is given the number of a batch and its candidates.
+    """
     taken = []
-    for k in range(rounds):
+    for k, batch in enumerate(batches):
+        found = as_from_a_store(batch)
         started = time.process_time_ns()
-        call(k)
+        call(k, found)
         taken.append((time.process_time_ns() - started) / 1e6)
     return float(np.median(taken)), float(np.percentile(taken, 99))
 
@@ -104,29 +129,26 @@ def main() -> int:
     embeddings = draws.standard_normal((len(live), _DIMENSION)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
 
-    def route(k: int) -> None:
+    def route(k: int, chosen: list[Selection]) -> None:
         part = batch(k)
-        chosen = [selection.examples for selection in selections[part]]
-        bandit.choose_many(featurizer.many(texts[part], embeddings[part], chosen), {}, draws)
+        examples = [selection.examples for selection in chosen]
+        bandit.choose_many(featurizer.many(texts[part], embeddings[part], examples), {}, draws)
 
-    def decide(k: int) -> None:
-        selector.select(texts[batch(k)], found[batch(k)])
-        route(k)
+    def cold(k: int, found: Found) -> None:
+        featurize(texts[batch(k)], found, ExampleTexts(EstimatedTokens(), 2_048))
 
-    def cold(k: int) -> None:
-        featurize(texts[batch(k)], found[batch(k)], ExampleTexts(EstimatedTokens(), 2_048))
-
-    parts: dict[str, Callable[[int], object]] = {
-        "features": lambda k: featurize(texts[batch(k)], found[batch(k)], example_texts),
-        "scoring": lambda k: model.score(batches[k]),
-        "selection, features and scoring included": lambda k: selector.select(
-            texts[batch(k)], found[batch(k)]
+    parts: dict[str, Callable[[int, Found], object]] = {
+        "features": lambda k, found: featurize(texts[batch(k)], found, example_texts),
+        "scoring": lambda k, found: model.score(batches[k]),
+        "selection, features and scoring included": lambda k, found: selector.select(
+            texts[batch(k)], found
         ),
-        "routing": route,
-        "decision": decide,
+        "routing": lambda k, found: route(k, selections[batch(k)]),
+        "decision": lambda k, found: route(k, selector.select(texts[batch(k)], found)),
         "features of examples seen for the first time": cold,
     }
-    results = {name: cpu_ms(call, options.rounds) for name, call in parts.items()}
+    in_batches = [found[batch(k)] for k in range(options.rounds)]
+    results = {name: cpu_ms(call, in_batches) for name, call in parts.items()}
     print(f"CPU ms for {options.requests} requests with {options.candidates} candidates each")
     for name, (median, p99) in results.items():
         print(f"  {name:46} median {median:6.2f}   p99 {p99:6.2f}")

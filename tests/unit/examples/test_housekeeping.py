@@ -99,7 +99,10 @@ def test_one_replica_at_a_time_removes_and_all_know_it(world: World) -> None:
     assert [ledger.totals()[0] for ledger in world.ledgers] == [2, 2]
 
 
-def test_it_ends_between_batches_when_told_so(world: World) -> None:
+def test_it_ends_between_batches_when_told_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("echolm.examples.housekeeping._BATCH", 256)
     world.add([10] * 1_000, [1.0] * 1_000)
     answers = iter([True, True, False])
     world.replica(max_examples=100).tidy(lambda: next(answers))
