@@ -234,6 +234,7 @@ class TritonPythonModel:
     async def _trim(self) -> None:
         """Remove old events from the learning log, again and again."""
         loop = asyncio.get_running_loop()
+        self._metrics.add("echolm_learning_events_removed_total", 0)  # shown from the start on
         while True:
             # Not at the start: what uses a snapshot saves it soon after, and shows that by it.
             await asyncio.sleep(_TRIM_EVERY_S)
