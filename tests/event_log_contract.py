@@ -104,16 +104,35 @@ class EventLogContract:
         log.save_snapshot("b", "8", b"")
         assert log.load_snapshot("a") == ("7", b"\x00\xff" * 100_000)
         assert log.load_snapshot("b") == ("8", b"")
-        log.save_snapshot("a", "9", b"new")
+        assert log.save_snapshot("a", "9", b"new", replaces="7")
         assert log.load_snapshot("a") == ("9", b"new")
 
-    def test_a_first_snapshot_does_not_replace_another(self, open_log: OpenLog) -> None:
+    def test_a_snapshot_replaces_none_but_the_one_that_was_seen(self, open_log: OpenLog) -> None:
         one, other = open_log(), open_log()
-        assert one.save_snapshot("a", "7", b"one's", first=True)
-        assert not other.save_snapshot("a", "8", b"other's", first=True)
+        assert not one.save_snapshot("a", "7", b"", replaces="6")
+        assert one.load_snapshot("a") is None
+        assert one.save_snapshot("a", "7", b"one's")
+        assert not other.save_snapshot("a", "8", b"other's")
         assert other.load_snapshot("a") == ("7", b"one's")
-        assert other.save_snapshot("a", "9", b"later")
+        assert other.save_snapshot("a", "9", b"later", replaces="7")
+        assert not one.save_snapshot("a", "8", b"slower", replaces="7")
         assert one.load_snapshot("a") == ("9", b"later")
+
+    def test_of_many_that_replace_a_snapshot_at_once_one_does(self, open_log: OpenLog) -> None:
+        logs = [open_log() for _ in range(4)]
+        assert logs[0].save_snapshot("a", "1-0", b"")
+        seen = "1-0"
+        for number in range(2, 20):
+            positions = [f"{number}-{k}" for k in range(len(logs))]
+            with ThreadPoolExecutor(len(logs)) as pool:
+                tries = [
+                    pool.submit(log.save_snapshot, "a", position, b"x", seen)
+                    for log, position in zip(logs, positions, strict=True)
+                ]
+                saved = [one.result() for one in tries]
+            assert saved.count(True) == 1
+            seen = positions[saved.index(True)]
+            assert logs[0].load_snapshot("a") == (seen, b"x")
 
     def test_snapshots_are_listed_and_dropped(self, log: EventLog) -> None:
         assert log.snapshots() == []

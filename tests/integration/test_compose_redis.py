@@ -34,7 +34,7 @@ def test_redis_of_the_compose_file_keeps_ratings_from_strangers(
         log.append("rating", {"score": 1.0})
         [event] = log.read(START, 10)
         assert event.kind == "rating"
-        assert log.save_snapshot("s", event.position, b"", first=True)
+        assert log.save_snapshot("s", event.position, b"")
         assert [one.name for one in log.snapshots()] == ["s"]
         assert log.trim(2**50, [event.position]) == 1
         log.drop_snapshot("s")

@@ -30,6 +30,19 @@ PROCESS = Path(__file__).parents[1] / "learning_process.py"
 ROUNDS = 10
 
 
+_running: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind() -> Iterator[None]:
+    """A test that fails leaves no process either."""
+    yield
+    for process in _running:
+        process.kill()
+        process.wait()
+    _running.clear()
+
+
 class Process:
     """A ``learning_process.py``; its lines are read while it runs."""
 
@@ -37,8 +50,9 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, str(PROCESS), *arguments], stdout=subprocess.PIPE, text=True
         )
+        _running.append(self._process)
         self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:

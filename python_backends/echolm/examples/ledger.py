@@ -218,6 +218,7 @@ class ExampleLedger:
         Raises:
             UnavailableError: the log cannot be reached, or the file cannot be read.
         """
+        saved = {one.name: one.position for one in log.snapshots()}
         self.follow(log)
         try:
             # Another connection, which does not hold up this one's users.
@@ -234,7 +235,9 @@ class ExampleLedger:
         except (OSError, sqlite3.Error) as error:
             raise UnavailableError(f"example ledger {self._path}: {error}") from error
         if position != START:
-            log.save_snapshot(self.snapshot_name, position, data)
+            log.save_snapshot(
+                self.snapshot_name, position, data, saved.get(self.snapshot_name, START)
+            )
 
     def adopt(self, stored: Iterable[Mapping[str, Any]]) -> int:
         """Open accounts for examples that the log does not tell of; gives how many.

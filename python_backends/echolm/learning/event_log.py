@@ -89,14 +89,16 @@ class EventLog(Protocol):
         """
         ...
 
-    def save_snapshot(self, name: str, position: str, state: bytes, first: bool = False) -> bool:
-        """Keep what was learnt up to and with ``position``, instead of the name's earlier one.
+    def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
+        """Keep what was learnt up to and with ``position``.
 
         Args:
-            first: only if the name has none.
+            replaces: the position of the name's snapshot that it takes the place of, as the
+                caller last saw it; ``START``: it has none. A slow process must not put an older
+                state over a newer one, behind which events may be gone already.
 
         Returns:
-            Whether it was kept.
+            Whether it was kept; if not, another process has saved since.
         """
         ...
 

@@ -67,10 +67,10 @@ class MemoryEventLog:
             self._removed += number
         return number
 
-    def save_snapshot(self, name: str, position: str, state: bytes, first: bool = False) -> bool:
+    def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
         self._check()
         with self._lock:
-            if first and name in self._snapshots:
+            if self._snapshots.get(name, (START,))[0] != replaces:
                 return False
             self._snapshots[name] = (position, state, self._now_ms())
         return True

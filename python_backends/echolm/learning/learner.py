@@ -257,8 +257,8 @@ class Learner:
 
     def _save_first(self) -> bool:
         """Save what was learnt without a snapshot; False if another process was faster."""
-        first = self._useless is None
-        saved = self._log.save_snapshot(self.snapshot_name, self.position, self._packed(), first)
+        replaces = START if self._useless is None else self._useless[0]
+        saved = self._log.save_snapshot(self.snapshot_name, self.position, self._packed(), replaces)
         if saved:
             self._saved_now()
             since = datetime.fromtimestamp(self._since_ms / 1_000, timezone.utc)
@@ -275,10 +275,11 @@ class Learner:
         due = time.monotonic() >= self._renew_at
         if not due and self.events - self._saved < self._snapshot_every:
             return
-        saved = self._saved_elsewhere()
+        replaces, saved = self._saved_elsewhere()
         if self.events - saved >= self._snapshot_every or (due and self.events >= saved):
-            self._log.save_snapshot(self.snapshot_name, self.position, self._packed())
-            self._saved_now()
+            name = self.snapshot_name
+            if self._log.save_snapshot(name, self.position, self._packed(), replaces):
+                self._saved_now()
         else:
             self._saved = saved
             self._renew_at = max(self._renew_at, time.monotonic() + _RENEW_FIRST_S)
@@ -288,15 +289,17 @@ class Learner:
         self._saved = self.events
         self._renew_at = time.monotonic() + _RENEW_S
 
-    def _saved_elsewhere(self) -> int:
+    def _saved_elsewhere(self) -> tuple[str, int]:
+        """Position of the log's snapshot, and the events in it that are of use."""
         found = self._log.load_snapshot(self.snapshot_name)
-        if found is None or found == self._useless:
-            return 0
+        if found is None:
+            return START, 0
+        position, data = found
         try:
-            snapshot = self._read(found[1])
-            return sum(int(snapshot[key]) for key in ("applied", "skipped", "ignored"))
+            snapshot = self._read(data)
+            return position, sum(int(snapshot[key]) for key in ("applied", "skipped", "ignored"))
         except (ValueError, KeyError, TypeError):
-            return 0
+            return position, 0
 
     def _packed(self) -> bytes:
         return pack(

@@ -137,18 +137,22 @@ class RedisEventLog:
             pipeline.xtrim(self._stream, minid=first_kept, approximate=False)
             return int(pipeline.execute()[-1])
 
-    def save_snapshot(self, name: str, position: str, state: bytes, first: bool = False) -> bool:
+    def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
         key = f"{self._snapshots}:{name}"
         fields: Any = {"position": position, "state": state}
         fields["saved_at_ms"] = time.time_ns() // 1_000_000
-        with self._used() as client:
-            if not first:
-                client.hset(key, mapping=fields)
-                return True
-            with client.pipeline() as pipeline:
-                for field, value in fields.items():
-                    pipeline.hsetnx(key, field, value)
-                return bool(pipeline.execute()[0])
+        with self._used() as client, client.pipeline() as pipeline:
+            pipeline.watch(key)  # type: ignore[no-untyped-call]
+            found: Any = pipeline.hget(key, "position")
+            if (START if found is None else _text(found)) != replaces:
+                return False
+            pipeline.multi()
+            pipeline.hset(key, mapping=fields)
+            try:
+                pipeline.execute()
+            except redis.WatchError:
+                return False
+        return True
 
     def snapshots(self) -> list[SavedSnapshot]:
         found = []
@@ -198,7 +202,7 @@ class RedisEventLog:
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
             raise ConfigurationError(
                 f"learning log {self._address}: {error}; correct user and password in event_log, "
-                "or let that user use XADD, XRANGE, XREVRANGE, XTRIM, HSET, HSETNX, HGETALL, "
+                "or let that user use XADD, XRANGE, XREVRANGE, XTRIM, HSET, HGET, HGETALL, "
                 "HMGET, SET, GET, DEL, SCAN, PEXPIRE, WATCH, MULTI, EXEC, WAIT and INFO"
             ) from error
         except redis.RedisError as error:

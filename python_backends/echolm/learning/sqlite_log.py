@@ -145,14 +145,21 @@ class SQLiteEventLog:
             db.execute(f"PRAGMA incremental_vacuum({_FREED_AT_ONCE})").fetchall()
             return bool(db.execute("PRAGMA page_count").fetchone()[0] < before)
 
-    def save_snapshot(self, name: str, position: str, state: bytes, first: bool = False) -> bool:
-        row = (name, position, state, time.time_ns() // 1_000_000)
+    def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
+        row = (position, state, time.time_ns() // 1_000_000, name)
         with self._used() as db:
-            saved = db.execute(
-                f"INSERT OR {'IGNORE' if first else 'REPLACE'} INTO snapshots"
-                " (name, position, state, saved_at_ms) VALUES (?, ?, ?, ?)",
-                row,
-            )
+            if replaces == START:
+                saved = db.execute(
+                    "INSERT OR IGNORE INTO snapshots (position, state, saved_at_ms, name)"
+                    " VALUES (?, ?, ?, ?)",
+                    row,
+                )
+            else:
+                saved = db.execute(
+                    "UPDATE snapshots SET position = ?, state = ?, saved_at_ms = ?"
+                    " WHERE name = ? AND position = ?",
+                    (*row, replaces),
+                )
         return saved.rowcount == 1
 
     def snapshots(self) -> list[SavedSnapshot]:

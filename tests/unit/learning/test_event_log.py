@@ -108,7 +108,7 @@ class TestSQLiteEventLog(DurableEventLogContract):
             ("bandit", "7", 0)
         ]
         assert other.load_snapshot("bandit") == ("7", b"\0")
-        log.save_snapshot("bandit", "8", b"")
+        log.save_snapshot("bandit", "8", b"", replaces="7")
         assert other.snapshots()[0].saved_at_ms > 0
 
     def test_the_file_shrinks_when_events_are_removed(self, path: Path, open_log: OpenLog) -> None:

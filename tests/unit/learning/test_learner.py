@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm.errors import UnavailableError
-from echolm.learning.event_log import Event
+from echolm.learning.event_log import START, Event
 from echolm.learning.fake_log import MemoryEventLog
 from echolm.learning.learner import Learnable, Learner
 from echolm.learning.snapshot import fingerprint, pack, unpack
@@ -183,6 +183,42 @@ def test_snapshots_are_saved_when_enough_is_new_and_by_one_process() -> None:
     assert newer is not None and newer[0] == "29"
 
 
+def test_a_slow_process_does_not_put_an_older_snapshot_over_a_newer_one() -> None:
+    """What is behind the newer one may be removed by then, and the older one of no use."""
+
+    class Slow(MemoryEventLog):
+        def save_snapshot(
+            self, name: str, position: str, state: bytes, replaces: str = START
+        ) -> bool:
+            if meanwhile:
+                meanwhile.pop()()
+            return super().save_snapshot(name, position, state, replaces)
+
+    def another_saves_and_events_are_removed() -> None:
+        for _ in range(5):
+            log.append("number", {"n": 1})
+        quick.catch_up()
+        assert log.trim(2**50, [one.position for one in log.snapshots()]) == 15
+
+    meanwhile: list[Any] = []
+    log = Slow()
+    for n in range(5):
+        log.append("number", {"n": n})
+    slow, quick = Learner(log, [Sum()], 5), Learner(log, [Sum()], 5)
+    slow.catch_up()
+    quick.catch_up()
+    for n in range(5):
+        log.append("number", {"n": n})
+    meanwhile.append(another_saves_and_events_are_removed)
+    slow.catch_up()
+    assert not meanwhile
+    found = log.load_snapshot(NAME)
+    assert found is not None and found[0] == "15"
+    slow.catch_up()
+    late = caught_up(log, Sum(), snapshot_every=5)
+    assert slow.events == late.events == 15
+
+
 def test_without_snapshots_none_is_saved_or_used() -> None:
     log = log_of(*range(9))
     caught_up(log, Sum())
@@ -218,7 +254,7 @@ def test_a_snapshot_that_is_of_no_use_is_reported_and_replaced(
     caught_up(log, Sum(), snapshot_every=5)
     saved = log.load_snapshot(NAME)
     assert saved is not None
-    log.save_snapshot(NAME, "3", damaged(saved[1]))
+    log.save_snapshot(NAME, "3", damaged(saved[1]), replaces=saved[0])
     model = Sum()
     learner = caught_up(log, model, snapshot_every=5)
     assert learner.applied == 6
@@ -267,11 +303,11 @@ def test_a_snapshot_that_cannot_be_saved_is_tried_again(
         full = True
 
         def save_snapshot(
-            self, name: str, position: str, state: bytes, first: bool = False
+            self, name: str, position: str, state: bytes, replaces: str = START
         ) -> bool:
             if self.full:
                 raise UnavailableError("the disk is full")
-            return super().save_snapshot(name, position, state, first)
+            return super().save_snapshot(name, position, state, replaces)
 
     log = Full()
     log.append("number", {"n": 1})

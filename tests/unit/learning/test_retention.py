@@ -61,7 +61,7 @@ class World:
         """Save the bandit's snapshot again, as it is every day."""
         found = self.log.load_snapshot(self.learner.snapshot_name)
         assert found is not None
-        self.log.save_snapshot(self.learner.snapshot_name, *found)
+        self.log.save_snapshot(self.learner.snapshot_name, *found, replaces=found[0])
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_without_its_snapshot_a_ledger_is_made_from_log_and_store(
     if damaged is None:
         world.log.drop_snapshot(name)
     else:
-        world.log.save_snapshot(name, found[0], damaged)
+        world.log.save_snapshot(name, found[0], damaged, replaces=found[0])
     world.log.append(USAGE, usage({7: (1, 0.0, 0.0)}))
     asleep.follow(world.log)
     assert asleep.totals() == (0, 0)
