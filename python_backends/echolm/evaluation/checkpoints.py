@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 def readable_by_transformers_4(folder: Path) -> None:
@@ -12,12 +13,13 @@ def readable_by_transformers_4(folder: Path) -> None:
     transformers 5, which writes the checkpoints, reads both; vLLM's and TensorRT-LLM's releases
     bring either.
     """
-    for name, changes in {
-        "tokenizer_config.json": lambda old: {"tokenizer_class": "PreTrainedTokenizerFast"},
-        "config.json": lambda old: {
-            "rope_theta": old.get("rope_parameters", old).get("rope_theta", 10_000.0)
-        },
-    }.items():
-        file = folder / name
-        old = json.loads(file.read_text(encoding="utf-8"))
-        file.write_text(json.dumps({**old, **changes(old)}, indent=2) + "\n", encoding="utf-8")
+    tokenizer, config = folder / "tokenizer_config.json", folder / "config.json"
+    rope = json.loads(config.read_text(encoding="utf-8")).get("rope_parameters") or {}
+    _change(tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if "rope_theta" in rope:
+        _change(config, {"rope_theta": rope["rope_theta"]})
+
+
+def _change(file: Path, changes: dict[str, Any]) -> None:
+    changed = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
