@@ -28,13 +28,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import grow_model
-from bench_llm import option
+from bench_llm import numbers, option
 from bench_path import instant_repository
 from echolm.engines import create_engine
 from echolm.engines.base import SamplingParams
@@ -50,6 +50,7 @@ from echolm.evaluation.policies import MAX_TOKENS
 from echolm.evaluation.real_shapes import (
     COUNTS,
     ORDERS,
+    VOCABULARY,
     Decisions,
     retrieval_of,
     write_checkpoint,
@@ -125,12 +126,18 @@ def evaluate(options: argparse.Namespace) -> None:
         **asdict(plan),
         **{name: getattr(options, name) for name in ("profile", "concurrency", "history")},
         "labelled": options.labelled,
+        "engines": [
+            *(str(getattr(options, role)) for role in ROLES),
+            *(getattr(options, f"{role}_memory") for role in ROLES),
+            *(list(map(list, getattr(options, f"{part}set"))) for part in ("", "small_", "large_")),
+        ],
     }
     file, data = options.work / "evaluate.json", options.work / "data"
     kept = Kept(file)
     if kept.parts.get("asked") != asked or not data.is_dir():
         file.unlink(missing_ok=True)
-        shutil.rmtree(data, ignore_errors=True)
+        for folder in (data, options.work / "served"):
+            shutil.rmtree(folder, ignore_errors=True)
         kept = Kept(file)
     if "report" in kept.parts:
         print(f"{file} is there already")
@@ -318,8 +325,7 @@ async def _choices(
 
 def report(options: argparse.Namespace) -> None:
     """Markdown and plots of what there is."""
-    text = gpu_report.write(options.work)
-    print(text)
+    print(gpu_report.write(options.work))
 
 
 def all_stages(options: argparse.Namespace) -> int:
@@ -415,7 +421,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     shaping = argparse.ArgumentParser(add_help=False)
     shaping.add_argument("--seconds", type=float, default=12.0, help="most for each setting")
     shaping.add_argument("--max-tokens", type=int, default=OUTPUT_TOKENS)
-    shaping.add_argument("--vocabulary", type=int, default=VOCABULARY_DEFAULT)
+    shaping.add_argument("--vocabulary", type=int, default=VOCABULARY)
 
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     one = commands.add_parser("train", parents=[common], help="train one LLM of a pair")
@@ -458,3 +464,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     one.add_argument("--shape-concurrency", type=numbers, default=[16, 128], metavar="N[,N…]")
     one.set_defaults(func=all_stages)
     return parser.parse_args(argv)
+
+
+def main() -> int:
+    options = parse_arguments()
+    try:
+        return int(options.func(options) or 0)
+    except subprocess.CalledProcessError as error:
+        print(f"bench_gpu: {shlex.join(error.cmd)} ended with {error.returncode}", file=sys.stderr)
+    except EchoError as error:
+        print(f"bench_gpu: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -62,11 +62,13 @@ def measure(
     )
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Integers with commas between them."""
     return [int(part) for part in text.split(",")]
 
 
-def _option(text: str) -> tuple[str, str]:
+def option(text: str) -> tuple[str, str]:
+    """``KEY=VALUE``."""
     key, found, value = text.partition("=")
     if not found:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
@@ -79,12 +81,12 @@ def main() -> int:
     parser.add_argument("model_dir", type=Path, help="directory of the model's files")
     parser.add_argument("--engine", default="openvino", choices=sorted(set(ENGINES) - {"instant"}))
     parser.add_argument(
-        "--option", type=_option, action="append", default=[], metavar="KEY=VALUE",
+        "--option", type=option, action="append", default=[], metavar="KEY=VALUE",
         help="an option of the engine; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--prompt-words", type=_numbers, default=[50], metavar="N[,N…]")
-    parser.add_argument("--max-tokens", type=_numbers, default=[64], metavar="N[,N…]")
-    parser.add_argument("--concurrency", type=_numbers, default=[1, 8, 32], metavar="N[,N…]")
+    parser.add_argument("--prompt-words", type=numbers, default=[50], metavar="N[,N…]")
+    parser.add_argument("--max-tokens", type=numbers, default=[64], metavar="N[,N…]")
+    parser.add_argument("--concurrency", type=numbers, default=[1, 8, 32], metavar="N[,N…]")
     parser.add_argument("--seconds", type=float, default=5.0, help="per setting")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument(
