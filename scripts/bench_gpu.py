@@ -78,7 +78,8 @@ TRAINING = {
     '"batch_tokens":16384}\'',
 }
 """Arguments of train_pair.py: 38 M and 0.9 B parameters."""
-SHAPES = {"small": "3b", "large": "14b"}
+SHAPES = {"small": "1.5b", "large": "14b,kv_heads=20"}
+"""The shipped large LLM has 12 key and value heads, more than a 14 B model's 8."""
 OUTPUT_TOKENS = 88
 """Of an answer in scripts/past.jsonl, on average."""
 
@@ -408,7 +409,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     comparing.add_argument("--history", type=int, default=HISTORY, help="past answers stored")
     comparing.add_argument("--learning", type=int, default=1_000)
     comparing.add_argument("--rated", type=float, default=0.2)
-    comparing.add_argument("--requests", type=int, default=1_000, help="for each policy")
+    comparing.add_argument("--requests", type=int, default=2_000, help="for each policy")
     comparing.add_argument("--labelled", type=int, default=400, help="for the static router")
     comparing.add_argument("--stage-seconds", type=float, default=60.0)
     comparing.add_argument("--latency-seconds", type=float, default=20.0)

@@ -84,13 +84,15 @@ class Shape:
 
 
 SHAPES = {
+    "0.5b": Shape(24, 896, 14, 2, 64, 4864),
     "1.5b": Shape(28, 1536, 12, 2, 128, 8960),
     "3b": Shape(36, 2048, 16, 2, 128, 11008),
     "7b": Shape(28, 3584, 28, 4, 128, 18944),
     "14b": Shape(48, 5120, 40, 8, 128, 13824),
+    "24b": Shape(40, 5120, 32, 8, 128, 32768),
     "32b": Shape(64, 5120, 40, 8, 128, 27648),
 }
-"""Those of the Qwen2.5 models of that size."""
+"""Those of the Qwen2.5 models of that size; 24b of Mistral Small."""
 
 
 def parse_shape(text: str) -> Shape:

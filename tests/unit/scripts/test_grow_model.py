@@ -215,7 +215,7 @@ def test_large_checkpoints_are_split_and_indexed(tmp_path: Path) -> None:
         ("layers=1", "layers of at least 2"),
         ("head_dim=12", "multiple of 8, got 12"),
         ("heads=5,kv_heads=2", "heads as a multiple of kv_heads"),
-        ("width=9", "expected one of 1.5b, 3b"),
+        ("width=9", "expected one of 0.5b, 1.5b, 3b"),
     ],
 )
 def test_a_shape_that_cannot_hold_the_model_is_refused(
