@@ -264,7 +264,7 @@ def path(options: argparse.Namespace) -> None:
         print(f"{file} is there already")
         return
     command = [sys.executable, str(SCRIPTS / "bench_path.py")]
-    command += [f"--{name}={getattr(options, name)}" for name in ("examples", "concurrency")]
+    command += [f"--examples={options.examples}", f"--concurrency={options.path_concurrency}"]
     command += [f"--requests={options.path_requests}", f"--rate={options.rate}"]
     config = _configuration(options)
     if config is not None:
@@ -417,6 +417,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     comparing.add_argument("--seed", type=int, default=1)
     pathing = argparse.ArgumentParser(add_help=False)
     pathing.add_argument("--examples", type=int, default=100_000)
+    pathing.add_argument("--path-concurrency", type=int, default=64)
     pathing.add_argument("--path-requests", type=int, default=20_000)
     pathing.add_argument("--rate", type=float, default=1_500.0, help="a second, second measurement")
     shaping = argparse.ArgumentParser(add_help=False)
@@ -446,9 +447,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     one.add_argument("--name", help="of the result; default: the shape's numbers")
     one.add_argument("--concurrency", type=numbers, default=[16, 128], metavar="N[,N…]")
     one.set_defaults(func=shapes)
-    one = commands.add_parser("path", parents=[common, engine, served, pathing], help="no LLM")
-    one.add_argument("--concurrency", type=int, default=64)
-    one.set_defaults(func=path)
+    commands.add_parser(
+        "path", parents=[common, engine, served, pathing], help="all but the LLMs"
+    ).set_defaults(func=path)
     one = commands.add_parser("record", help="decisions for `shapes`")
     one.add_argument("--output", type=Path, default=DECISIONS)
     one.set_defaults(func=record)
