@@ -128,7 +128,7 @@ def evaluate(options: argparse.Namespace) -> None:
         **{name: getattr(options, name) for name in ("profile", "concurrency", "history")},
         "labelled": options.labelled,
         "engines": [
-            *(str(getattr(options, role)) for role in ROLES),
+            *(str(getattr(options, role) or _best(options.work, role)) for role in ROLES),
             *(getattr(options, f"{role}_memory") for role in ROLES),
             *(list(map(list, getattr(options, f"{part}set"))) for part in ("", "small_", "large_")),
         ],
