@@ -39,6 +39,10 @@ TITLES = {
     "small_with_examples": "small LLM with examples",
     "echolm": "EchoLM",
 }
+_CHOOSING = ("small_with_examples", "echolm")
+"""Policies under which the server chooses examples."""
+_PATH = ("retrieval_s", "decision_s", "request_s")
+"""Seconds that a request of theirs spends on choosing examples, on choosing an LLM, and in all."""
 LOAD = 0.7
 """Of what the large LLM alone can serve, under which latencies are taken."""
 
@@ -148,15 +152,14 @@ class Comparison:
         items = self._workload.stream(count, seed=self._plan.seed + 2, phase="live")
 
         async def measure() -> dict[str, Any]:
-            before = await self._path_seconds()
+            chooses = name in _CHOOSING
+            before = await self._path_seconds() if chooses else {}
             title = f"{TITLES[name]}: latency at {rate:.1f}/s"
             policy = self._policies[name]
             run = await self._site.steady(policy, items, rate, self._plan.seed, title)
-            after = await self._path_seconds()
-            return {
-                **figures(run),
-                **{k: (after[k] - before[k]) / max(1, len(run.records)) for k in after},
-            }
+            after = await self._path_seconds() if chooses else {}
+            path = {k: (after[k] - before[k]) / max(1, len(run.records)) for k in after}
+            return {**figures(run), **path}
 
         found: dict[str, Any] = await self._kept.part(f"{name}: steady", measure)
         return found
@@ -191,13 +194,10 @@ class Comparison:
         return found
 
     async def _path_seconds(self) -> dict[str, float]:
-        """What all requests so far have spent, seconds: choosing examples and LLM, and in all."""
+        """What all requests so far have spent."""
         await asyncio.sleep(FLUSH_S)  # the metrics page catches up
         stats = await self._site.client.stats()
-        return {
-            f"{part}_s": stats.value(f"echolm_{part}_seconds_sum")
-            for part in ("retrieval", "decision", "request")
-        }
+        return {key: stats.value(f"echolm_{key.removesuffix('_s')}_seconds_sum") for key in _PATH}
 
     async def _sweep(self) -> dict[str, Any]:
         large = self._kept.parts["always_large: saturated"]["scores"]
@@ -221,7 +221,7 @@ class Comparison:
             "saturated_p50_s": full["p50_s"],
             "saturated_p99_s": full["p99_s"],
             **{key: steady[key] for key in ("p50_s", "p99_s")},
-            **{key: steady[key] for key in ("retrieval_s", "decision_s", "request_s")},
+            **{key: steady[key] for key in _PATH if key in steady},
         }
 
     def _errors(self) -> list[str]:
