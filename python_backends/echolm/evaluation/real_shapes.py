@@ -75,8 +75,8 @@ class Decisions:
         """The prompts of all recorded requests with so many examples.
 
         Args:
-            salt: a system prompt; under different ones prompts share no prefix, so that each
-                setting begins with a cold cache.
+            salt: a system prompt; under different ones prompts share no prefix, so that no
+                setting finds what another has left in the cache.
         """
         render = template("echolm").render
         chosen = self._chosen[_key(count, order)] if count else [[]] * len(self._chosen["1 prefix"])
