@@ -223,6 +223,9 @@ def main() -> int:
     parser.add_argument(
         "--exchanges", type=float, default=0.0, help="a second, that are admitted meanwhile"
     )
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="a second: echolm also under a fixed load"
+    )
     options = parser.parse_args()
     console = Console(stderr=True)
     data_dir = ROOT / "build" / "bench" / f"path-{options.examples}"
@@ -266,6 +269,13 @@ def main() -> int:
                     model: measure(model, endpoints.grpc_url, inputs, options, load)
                     for model in ("retrieval", "echolm")
                 }
+                if options.rate:
+                    # Arrivals at random, as users come.
+                    load = [f"--request-rate-range={options.rate}"]
+                    load += ["--request-distribution=poisson"]
+                    results[f"echolm at {options.rate:g}/s"] = measure(
+                        "echolm", endpoints.grpc_url, inputs, options, load
+                    )
     report: dict[str, Any] = {"examples": options.examples, "concurrency": options.concurrency}
     if options.exchanges:
         report["exchanges"] = options.exchanges
@@ -273,7 +283,7 @@ def main() -> int:
         print(f"{report['p99_ratio']:.2f} times the p99 latency beside admissions")
     for name, row in results.items():
         figures = "  ".join(f"{key} {np.round(value, 1)}" for key, value in row.items())
-        print(f"{name:17} {figures}")
+        print(f"{name:18} {figures}")
     print(json.dumps(report | {"models": results}))
     return 0
 

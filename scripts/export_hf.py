@@ -7,7 +7,7 @@
 The weights are read from the constants of ``openvino_model.xml``; int8 and
 int4 weights are dequantised by the model's own arithmetic. Needs openvino,
 numpy and safetensors; neither torch nor transformers. The result loads with
-``transformers.AutoModelForCausalLM``, vLLM and TensorRT-LLM.
+``transformers.AutoModelForCausalLM`` (releases 4.57 and 5), vLLM and TensorRT-LLM.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
+from echolm.evaluation.checkpoints import readable_by_transformers_4
 from safetensors.numpy import save_file
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository" / "local"
@@ -102,6 +103,7 @@ def export(source: Path, target: Path, dtype: str) -> dict[str, object]:
             shutil.copyfile(source / name, target / name)
     config["dtype"] = dtype
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    readable_by_transformers_4(target)
     tensors = {k: np.ascontiguousarray(v.astype(dtype)) for k, v in weights.items()}
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return {"output": str(target), "parameters": sum(v.size for v in tensors.values())}

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python_backends"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
+from echolm.evaluation.checkpoints import readable_by_transformers_4
 from echolm.workload import Workload
 from echolm.workload.episodes import (
     ImitationRows,
@@ -545,6 +546,7 @@ def save(model: Llama, recipe: Recipe, tokenizer: Tokenizer, output: Path) -> No
         tokenizer_object=tokenizer, eos_token=END, pad_token=PAD
     ).save_pretrained(output)
     tokenizer.save(str(output / "tokenizer.json"))
+    readable_by_transformers_4(output)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from echolm.errors import UnavailableError
 from echolm.evaluation.corruption import Exchange
-from echolm.evaluation.load import Record, Run, closed_loop, poisson_arrivals
+from echolm.evaluation.load import Record, Run, closed_loop, open_loop, poisson_arrivals
 from echolm.evaluation.past import WORKLOAD_SEED, past_items, recorded_past
 from echolm.evaluation.policies import LLMPolicy, Policy, Reply
 from echolm.evaluation.progress import Stage
@@ -107,19 +108,34 @@ class Site:
         items: Sequence[WorkItem],
         title: str = "",
         concurrency: int | None = None,
+        limit_s: float = math.inf,
     ) -> Run:
         """All answers of a policy with the server full.
+
+        Args:
+            limit_s: after this nothing more is sent.
 
         Raises:
             UnavailableError: no request was answered.
         """
         title = title or f"{policy.name}"
         with Stage(self.console, title, len(items)) as stage:
-            run = await closed_loop(policy, items, concurrency or self.concurrency, stage.step)
+            run = await closed_loop(
+                policy, items, concurrency or self.concurrency, stage.step, limit_s
+            )
         if run.failed == len(run.records):
             reason = run.records[0].error if run.records else "none was sent"
             raise UnavailableError(f"{title}: no request was answered: {reason}")
         return run
+
+    async def steady(
+        self, policy: Policy, items: Sequence[WorkItem], rate: float, seed: int, title: str = ""
+    ) -> Run:
+        """All answers of a policy under Poisson arrivals of a mean rate per second."""
+        arrivals = poisson_arrivals(len(items), rate, seed)
+        title = title or f"{policy.name} at {rate:.1f}/s"
+        with Stage(self.console, title, len(items)) as stage:
+            return await open_loop(policy, items, arrivals, stage.step)
 
     async def answer_and_rate(
         self,
@@ -127,6 +143,7 @@ class Site:
         rule: Callable[[Reply], bool],
         title: str = "echolm answers and is rated",
         concurrency: int | None = None,
+        limit_s: float = math.inf,
     ) -> Rated:
         """EchoLM's answers, of which those that ``rule`` says get their exact grade as rating."""
         ended: list[tuple[float, int, bool]] = []
@@ -146,7 +163,7 @@ class Site:
                     tasks.add(asyncio.create_task(self.client.rate(reply.feedback_token, score)))
 
             run = await closed_loop(
-                self.echolm(), items, concurrency or self.concurrency, on_record
+                self.echolm(), items, concurrency or self.concurrency, on_record, limit_s
             )
         await asyncio.gather(*tasks)
         await asyncio.sleep(FLUSH_S)
@@ -240,18 +257,24 @@ class Bench:
         started = time.monotonic()
         with running_server(settings, options) as endpoints:
             self.console.print(f"server {name}: ready after {time.monotonic() - started:.0f} s")
-            grpc = grpc_aio.InferenceServerClient(endpoints.grpc_url)
-            try:
-                async with echolm_client.AsyncClient(
-                    endpoints.grpc_url, metrics_url=endpoints.metrics_url
-                ) as client:
-                    site = Site(
-                        settings, endpoints, client, grpc, self.console, self.sizes.concurrency
-                    )
-                    await _warm_up(site, self.stream(self.sizes.warm_up, part=9))
-                    yield site
-            finally:
-                await grpc.close()
+            async with connected(settings, endpoints, self.console, self.sizes.concurrency) as site:
+                await warm_up(site, self.stream(self.sizes.warm_up, part=9))
+                yield site
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    settings: Settings, endpoints: Endpoints, console: Console, concurrency: int
+) -> AsyncIterator[Site]:
+    """A running server with clients."""
+    grpc = grpc_aio.InferenceServerClient(endpoints.grpc_url)
+    try:
+        async with echolm_client.AsyncClient(
+            endpoints.grpc_url, metrics_url=endpoints.metrics_url
+        ) as client:
+            yield Site(settings, endpoints, client, grpc, console, concurrency)
+    finally:
+        await grpc.close()
 
 
 def changed(
@@ -270,6 +293,7 @@ def changed(
     return settings.model_copy(update=update)
 
 
-async def _warm_up(site: Site, items: Sequence[WorkItem]) -> None:
+async def warm_up(site: Site, items: Sequence[WorkItem]) -> None:
+    """Let both LLMs answer each item."""
     for policy in (site.large(), site.small()):
         await closed_loop(policy, items, len(items))

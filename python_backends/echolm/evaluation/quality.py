@@ -10,6 +10,9 @@ import numpy as np
 from echolm.evaluation.load import Run
 from echolm.workload import grade
 
+HOLDS_QUALITY = 0.495
+"""Win rate against the large LLM alone from which a policy is as good."""
+
 _SAME = 1e-6
 
 

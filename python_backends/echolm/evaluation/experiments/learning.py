@@ -17,32 +17,20 @@ from echolm.evaluation.bench import SIMILAR_ONLY, Bench, Rated, Site
 from echolm.evaluation.corruption import Exchange
 from echolm.evaluation.load import Run
 from echolm.evaluation.outcome import Outcome
-from echolm.evaluation.policies import (
-    ExamplesAtRandom,
-    Neighbour,
-    SemanticCache,
-    StaticRouting,
-    embedding,
-    nearest,
-)
-from echolm.evaluation.progress import Stage
+from echolm.evaluation.policies import ExamplesAtRandom, SemanticCache
 from echolm.evaluation.quality import (
-    CACHE_THRESHOLDS,
+    HOLDS_QUALITY,
     CachePoint,
     best_cache,
     offload_share,
     scores,
-    sweep_cache,
     win_rate,
 )
-from echolm.evaluation.static_router import StaticRouter, calibrate
+from echolm.evaluation.rivals import static_routing, sweep
 from echolm.evaluation.verdict import Verdict
 from echolm.generation.prompt import template
 from echolm.generation.triton_llm import build_llm_clients
-from echolm.workload import WorkItem, grade
-
-HOLDS_QUALITY = 0.495
-"""Win rate against always_large from which a policy is as good."""
+from echolm.workload import WorkItem
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,7 @@ async def run(bench: Bench) -> Outcome:
     stream = bench.stream(sizes.learning + sizes.requests)
     learnt_from, new = stream[: sizes.learning], stream[sizes.learning :]
     async with bench.serve("fixed", past, SIMILAR_ONLY) as site:
-        rows, sweep, large_scores = await _fixed(bench, site, past, new)
+        rows, points, large_scores = await _fixed(bench, site, past, new)
     dice = random.Random(bench.seed)
     async with bench.serve("echolm", past) as site:
         rated = await site.answer_and_rate(
@@ -105,7 +93,7 @@ async def run(bench: Bench) -> Outcome:
         figures={
             "policies": [asdict(row) for row in (*rows, own)],
             "best_other": best.policy,
-            "semantic_cache_sweep": [asdict(point) for point in sweep],
+            "semantic_cache_sweep": [asdict(point) for point in points],
             "ratings": rated.total,
             "failed": rated.run.failed,
             "curve": _curve(rated),
@@ -136,62 +124,23 @@ async def _fixed(
         at_random.name: await site.answer(at_random, new),
         "similar_examples": await site.answer(site.small_with_examples(), new),
     }
-    router, threshold = await _train_router(bench, site, past)
-    static = StaticRouting(site.grpc, router, threshold, small, large)
+    static = await static_routing(site, past[: bench.sizes.labelled], HOLDS_QUALITY)
     runs[static.name] = await site.answer(static, new)
-    sweep = await _sweep(site, new, reference)
-    for suffix, point in _worth_running(sweep):
+    points = await sweep(site, new, reference)
+    for suffix, point in _worth_running(points):
         cache = SemanticCache(site.grpc, large, point.threshold)
         name = f"{cache.name}{suffix}"
         runs[name] = await site.answer(cache, new, name)
-    return [Row.of(name, run, reference) for name, run in runs.items()], sweep, reference
+    return [Row.of(name, run, reference) for name, run in runs.items()], points, reference
 
 
-def _worth_running(sweep: Sequence[CachePoint]) -> list[tuple[str, CachePoint]]:
+def _worth_running(points: Sequence[CachePoint]) -> list[tuple[str, CachePoint]]:
     """The cache that is worth having, and the one that hits most while it holds quality."""
-    holding = [point for point in sweep if point.win_rate >= HOLDS_QUALITY and point.hit_rate > 0]
-    useful = [("", best_cache(sweep))]
+    holding = [point for point in points if point.win_rate >= HOLDS_QUALITY and point.hit_rate > 0]
+    useful = [("", best_cache(points))]
     if holding:
         useful.append(("_safe", max(holding, key=lambda point: point.hit_rate)))
     return useful
-
-
-async def _train_router(
-    bench: Bench, site: Site, past: Sequence[Exchange]
-) -> tuple[StaticRouter, float]:
-    """The classifier, trained on one half of the labelled past and calibrated on the other."""
-    labelled = list(past[: bench.sizes.labelled])
-    items = [exchange.item for exchange in labelled]
-    run = await site.answer(site.small(), items, "labels for the static router")
-    with Stage(site.console, "embeddings for the static router", len(items)) as stage:
-        vectors = []
-        for item in items:
-            vectors.append(await embedding(site.grpc, item.text))
-            stage.step()
-    own = scores(run)
-    large = [grade(exchange.item, exchange.response) for exchange in labelled]
-    x = np.stack(vectors)
-    half = len(items) // 2
-    router = StaticRouter()
-    router.fit(x[:half], [s >= ref - 1e-6 for s, ref in zip(own[:half], large[:half], strict=True)])
-    threshold = calibrate(router.predict(x[half:]), own[half:], large[half:], HOLDS_QUALITY)
-    return router, threshold
-
-
-async def _sweep(
-    site: Site, new: Sequence[WorkItem], reference: Sequence[float]
-) -> list[CachePoint]:
-    """The semantic cache at every threshold, from what is nearest to each request."""
-    found: list[Neighbour] = []
-    with Stage(site.console, "semantic cache: nearest answers", len(new)) as stage:
-        for item in new:
-            found.append(await nearest(site.grpc, item.text))
-            stage.step()
-    stored = [
-        grade(item, neighbour.response) if neighbour.similarity >= 0 else 0.0
-        for item, neighbour in zip(new, found, strict=True)
-    ]
-    return sweep_cache([n.similarity for n in found], stored, reference, CACHE_THRESHOLDS)
 
 
 def _curve(rated: Rated, parts: int = 12) -> list[dict[str, Any]]:

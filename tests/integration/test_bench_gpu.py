@@ -1,0 +1,119 @@
+"""The GPU benchmark on a real Triton with a stand-in of vLLM: its stages, not its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(240)
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "bench_gpu.py"
+STANDINS = ROOT / "tests" / "standins"
+REQUESTS = 12
+POLICIES = ["always_large", "always_small", "semantic_cache", "static_router", "echolm"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One working folder and the stand-in's interpreter."""
+
+    work: Path
+    python: Path
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(SCRIPT), *arguments, f"--work={self.work}"],
+            env={**os.environ, "COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
+    def evaluate(self) -> subprocess.CompletedProcess[str]:
+        models = ROOT / "model_repository" / "local"
+        return self.run(
+            "evaluate",
+            *(f"--{r}={models / f'{r}_llm' / '1' / 'openvino'}" for r in ("small", "large")),
+            *(f"--vllm-python={self.python}", "--set=load_format=dummy", "--embedder=fp32"),
+            *("--history=16", "--learning=8", f"--requests={REQUESTS}", "--labelled=6"),
+            *("--concurrency=6", "--latency-seconds=1"),
+        )
+
+    def kept(self, name: str) -> dict[str, Any]:
+        parts: dict[str, Any] = json.loads((self.work / name).read_text(encoding="utf-8"))
+        return parts
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("gpu")
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={STANDINS} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return Bench(folder / "work", python)
+
+
+@pytest.fixture(scope="module")
+def evaluated(bench: Bench) -> Bench:
+    done = bench.evaluate()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return bench
+
+
+def test_all_policies_get_the_same_requests_on_one_server(evaluated: Bench) -> None:
+    report = evaluated.kept("evaluate.json")["report"]
+    assert list(report["policies"]) == POLICIES
+    assert {row["requests"] for row in report["policies"].values()} == {REQUESTS}
+    assert {row["failed"] for row in report["policies"].values()} == {0}
+    assert report["errors"] == []
+
+
+def test_the_small_llm_gets_examples_and_the_path_is_timed(evaluated: Bench) -> None:
+    parts = evaluated.kept("evaluate.json")
+    assert parts["report"]["small_with_examples"]["examples"] > 0
+    assert parts["always_small: steady"]["examples"] == 0
+    for row in (parts["report"]["policies"]["echolm"], parts["report"]["small_with_examples"]):
+        assert 0 < row["decision_s"] + row["retrieval_s"] < row["request_s"]
+
+
+def test_what_was_evaluated_is_not_evaluated_again(evaluated: Bench) -> None:
+    before = evaluated.kept("evaluate.json")
+    done = evaluated.evaluate()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is there already" in done.stdout
+    assert evaluated.kept("evaluate.json") == before
+
+
+def test_recorded_decisions_are_run_at_a_shape(bench: Bench) -> None:
+    shape = "3b,layers=2,hidden=64,heads=4,feed_forward=64"
+    done = bench.run(
+        *("shapes", shape, "--name=tiny", f"--vllm-python={bench.python}"),
+        *("--concurrency=8", "--seconds=0.5", "--max-tokens=4"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [row for row in bench.kept("shapes/tiny.json").values() if "requests_per_s" in row]
+    assert [(row["examples"], row["order"]) for row in rows] == [
+        (0, "none"),
+        *((count, order) for count in (1, 3, 5) for order in ("prefix", "similarity")),
+    ]
+    assert all(row["requests_per_s"] > 0 and row["failed"] == 0 for row in rows)
+    lengths = {row["examples"]: row["prompt_tokens"] for row in rows}
+    assert lengths[0] < lengths[1] < lengths[3] < lengths[5]
+    hits = {row["order"]: row["prefix_hit_rate"] for row in rows if row["examples"] == 5}
+    assert hits["prefix"] > hits["similarity"]
+
+
+def test_the_report_has_both_parts(evaluated: Bench) -> None:
+    done = evaluated.run("report")
+    assert done.returncode == 0, done.stderr
+    assert "| **echolm** |" in done.stdout
+    assert (evaluated.work / "report.md").read_text(encoding="utf-8") in done.stdout + "\n"
