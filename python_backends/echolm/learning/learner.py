@@ -170,14 +170,19 @@ class Learner:
 
     def _follow_anew(self, batch: int) -> int:
         """Go on from the snapshot that stands for what was missed, or from what is left."""
-        if not self._resume():
-            self._forget()
-        try:
-            return self._follow(batch)
-        except TrimmedError:  # an old snapshot, of no use either
-            self._useless = self._log.load_snapshot(self.snapshot_name)
-            self._forget()
-            raise
+        while True:
+            resumed = self.position if self._resume() else None
+            if resumed is None:
+                self._forget()
+            try:
+                return self._follow(batch)
+            except TrimmedError:
+                found = self._log.load_snapshot(self.snapshot_name)
+                # It may be newer by now, and events behind the one before be gone for that.
+                if found in (None, self._useless) or (found and found[0] == resumed):
+                    self._useless = found
+                    self._forget()
+                    raise
 
     def _forget(self) -> None:
         """Be as before the first event."""

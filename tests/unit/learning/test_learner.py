@@ -219,6 +219,36 @@ def test_a_slow_process_does_not_put_an_older_snapshot_over_a_newer_one() -> Non
     assert slow.events == late.events == 15
 
 
+def test_a_snapshot_that_is_replaced_while_it_is_loaded_costs_nothing() -> None:
+    class Busy(MemoryEventLog):
+        times = 0
+
+        def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
+            found = super().load_snapshot(name)
+            times, self.times = self.times, 0
+            if times:
+                another_saves_and_events_are_removed()
+                self.times = times - 1
+            return found
+
+    def another_saves_and_events_are_removed() -> None:
+        for n in range(5):
+            log.append("number", {"n": n})
+        quick.catch_up()
+        assert log.trim(2**50, [one.position for one in log.snapshots()]) == 5
+
+    log = Busy()
+    quick, late = (Learner(log, [Sum()], 5) for _ in range(2))
+    another_saves_and_events_are_removed()
+    log.times = 3
+    late.catch_up()
+    assert log.times == 0
+    log.append("number", {"n": 1})
+    late.catch_up()
+    replayed = caught_up(log, Sum(), snapshot_every=5)
+    assert late.events == replayed.events == 21
+
+
 def test_without_snapshots_none_is_saved_or_used() -> None:
     log = log_of(*range(9))
     caught_up(log, Sum())
