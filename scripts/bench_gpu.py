@@ -126,7 +126,10 @@ def evaluate(options: argparse.Namespace) -> None:
     plan = Plan(**{field.name: getattr(options, field.name) for field in fields(Plan)})
     asked = {
         **asdict(plan),
-        **{name: getattr(options, name) for name in ("profile", "concurrency", "history")},
+        **{
+            name: getattr(options, name)
+            for name in ("profile", "processes", "concurrency", "history")
+        },
         "labelled": options.labelled,
         "engines": [
             *(str(getattr(options, role) or _best(options.work, role)) for role in ROLES),
@@ -191,7 +194,15 @@ def _configuration(options: argparse.Namespace) -> Path | None:
             )
             for role in ROLES
         }
-        build(BuildOptions(options.profile, llms, output, options.embedder, force=True), print)
+        choice = BuildOptions(
+            options.profile,
+            llms,
+            output,
+            embedder=options.embedder,
+            processes=options.processes,
+            force=True,
+        )
+        build(choice, print)
     return output / CONFIGURATION
 
 
@@ -402,6 +413,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     served = argparse.ArgumentParser(add_help=False)
     served.add_argument("--profile", default="vllm", help="vllm, or local: no GPU")
     served.add_argument("--embedder", choices=("cuda", "fast", "fp32"), help="default: cuda")
+    served.add_argument("--processes", type=int, default=4, help="of router and retriever")
     for role in ROLES:
         served.add_argument(f"--{role}", type=Path, help="checkpoint; default: the grown one")
         served.add_argument(f"--{role}-memory", type=float, help="share of the GPU's memory")

@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--requests", type=int, default=4_000, help="measured, after a fifth more")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument("--config", type=Path, default=None, help="an echolm.toml")
     parser.add_argument(
         "--exchanges", type=float, default=0.0, help="a second, that are admitted meanwhile"
     )
@@ -250,10 +250,10 @@ def main() -> int:
     texts = [item.text for item in workload.stream(2_000, seed=options.seed + 1, phase="live")]
     with tempfile.TemporaryDirectory() as work:
         inputs = perf_analyzer.write_inputs(Path(work) / "inputs.json", texts)
-        repositories = (
-            ROOT / "model_repository" / "core",
-            instant_repository(Path(work) / "models"),
-        )
+        # Of what `echolm build` wrote, with as many processes as were asked for there.
+        built = options.config.parent / "core" if options.config else None
+        core = built if built and built.is_dir() else ROOT / "model_repository" / "core"
+        repositories = (core, instant_repository(Path(work) / "models"))
         serve = ServeOptions(
             profile=None, model_repositories=repositories, http_port=0, grpc_port=0, metrics_port=0
         )

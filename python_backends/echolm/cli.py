@@ -196,6 +196,13 @@ def _add_build(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "Runtime has it, else fast: on the CPU); with tensorrt_llm Triton's backend runs it",
     )
     build.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="router and retriever processes (default: 1); about one for every four cores",
+    )
+    build.add_argument(
         "--repository-root",
         type=Path,
         metavar="DIR",
@@ -224,6 +231,7 @@ def _build(args: argparse.Namespace) -> int:
         llms={role: choice(role) for role in ("small", "large")},
         output=args.output or Path("build") / args.profile,
         embedder=args.embedder,
+        processes=args.processes,
         repository_root=args.repository_root,
         force=args.force,
     )

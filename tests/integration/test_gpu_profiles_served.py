@@ -10,8 +10,10 @@ import os
 import queue
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,7 @@ def deployment(
         llms[role] = LLMChoice(model, context=512, options=options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minilm, "build", no_embedder)
-        config = build(BuildOptions(profile, llms, folder / "built"), print)
+        config = build(BuildOptions(profile, llms, folder / "built", processes=2), print)
     if profile == "tensorrt_llm":  # The wheel's Triton has no ONNX Runtime backend.
         embedder = config.parent / profile / "embedder"
         shutil.rmtree(embedder)
@@ -134,6 +136,27 @@ def test_a_prompt_that_is_too_long_is_refused(deployment: Deployment) -> None:
     said = refusal(lambda: deployment.caller.ask("word " * 600, llm="small_llm"))
     assert "INVALID_ARGUMENT" in said
     assert "512 tokens" in said
+
+
+def test_two_processes_of_each_router_share_the_requests(deployment: Deployment) -> None:
+    def in_flight(process: str) -> float:
+        return samples(deployment.endpoints, "echolm_in_flight", llm="large_llm", model=process)
+
+    def ask_on() -> None:
+        while not enough.is_set():
+            answer = deployment.caller.ask("slowly please", llm="large_llm")
+            assert text(answer, "degraded") == ""
+
+    processes = ("echolm", "echolm_0_1")
+    enough = threading.Event()
+    with ThreadPoolExecutor(32) as pool:
+        asking = [pool.submit(ask_on) for _ in range(32)]
+        try:
+            assert all(eventually(lambda p=p: in_flight(p) > 0) for p in processes)
+        finally:
+            enough.set()
+    assert [one.result() for one in asking] == [None] * len(asking)
+    assert eventually(lambda: not any(in_flight(process) for process in processes))
 
 
 def test_many_are_in_flight_at_once(deployment: Deployment) -> None:

@@ -43,6 +43,8 @@ DEFAULT_CONTEXT = 8_192
 _ROLES = ("small", "large")
 _SHARES = {"alone": {"small": 0.9, "large": 0.9}, "together": {"small": 0.3, "large": 0.6}}
 _PRIORS = {"small": 0.7, "large": 0.9}
+_SCALED = ("echolm", "echolm_stream", "retriever")
+"""Models of one python process each, which is one core at most."""
 _PAD = 32
 """Tokens to a multiple of which texts are padded for the ONNX Runtime backend, which batches only
 what has the same length."""
@@ -107,6 +109,7 @@ class BuildOptions:
         llms: by role, ``small`` and ``large``.
         embedder: form of the embedding model, where a python model runs it; None: ``cuda`` where
             ONNX Runtime has it.
+        processes: of the router (for each of its two models) and of the retriever.
         force: whether an earlier build in ``output`` may be replaced.
     """
 
@@ -114,6 +117,7 @@ class BuildOptions:
     llms: Mapping[str, LLMChoice]
     output: Path
     embedder: Form | None = None
+    processes: int = 1
     repository_root: Path | None = None
     force: bool = False
 
@@ -129,6 +133,8 @@ def build(options: BuildOptions, say: Say) -> Path:
         raise ConfigurationError(
             f"--profile: expected one of {', '.join(PROFILES)}, got {options.profile!r}"
         )
+    if options.processes < 1:
+        raise ConfigurationError(f"--processes: expected 1 or more, got {options.processes}")
     output = options.output.expanduser().resolve()
     if output.exists() and any(output.iterdir()) and not options.force:
         raise ConfigurationError(
@@ -157,6 +163,9 @@ def build(options: BuildOptions, say: Say) -> Path:
 
     output.mkdir(parents=True, exist_ok=True)
     _copy(root / "core", output / "core")
+    for name in _SCALED:
+        config = output / "core" / name / "config.pbtxt"
+        config.write_text(with_processes(config.read_text(), options.processes))
     _copy(root / options.profile, output / options.profile)
     for role in _ROLES:
         config = output / options.profile / f"{role}_llm" / "config.pbtxt"
@@ -187,6 +196,14 @@ def with_parameters(config: str, engine: str, values: Mapping[str, str]) -> str:
         for key, value in {"engine": engine, **values}.items()
     ]
     return "\n".join([kept, *lines, ""])
+
+
+def with_processes(config: str, number: int) -> str:
+    """A ``config.pbtxt`` with so many instances; Triton gives each python instance a process."""
+    changed, found = re.subn(r"(\binstance_group\b.*\bcount:) *\d+", rf"\1 {number}", config)
+    if found != 1:
+        raise ConfigurationError(f"config.pbtxt: expected one instance_group, got {found}")
+    return changed
 
 
 def _quoted(text: str) -> str:

@@ -18,6 +18,17 @@ logger = logging.getLogger("echolm")
 _FLUSH_S = 0.5
 
 
+def process_label(args: Mapping[str, str]) -> str:
+    """Value of the label ``model`` in one process of a model: gauges of several must differ.
+
+    Args:
+        args: as Triton gives them to ``initialize``.
+    """
+    first = f"{args['model_name']}_0_0"
+    instance = args["model_instance_name"]
+    return args["model_name"] if instance == first else instance
+
+
 class _TritonExporter:
     """:class:`echolm.telemetry.Exporter` on Triton's endpoint."""
 

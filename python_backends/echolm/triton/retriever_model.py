@@ -25,7 +25,7 @@ from echolm.routing.request import DEFAULT_TENANT, check_cache_control, check_te
 from echolm.settings import Settings, load_settings
 from echolm.triton import codec
 from echolm.triton.learning import keep_learning, learn_at_start
-from echolm.triton.metrics import Metrics
+from echolm.triton.metrics import Metrics, process_label
 from echolm.triton.runtime import Runtime
 
 logger = logging.getLogger("echolm")
@@ -66,7 +66,7 @@ class TritonPythonModel:
                 open_event_log(settings), learnables, settings.learning.snapshot_every
             )
             learn_at_start(learner)
-            self._runtime.spawn(keep_learning(learner, self._metrics, args["model_name"]))
+            self._runtime.spawn(keep_learning(learner, self._metrics, process_label(args)))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)

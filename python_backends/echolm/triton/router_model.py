@@ -43,7 +43,12 @@ from echolm.settings import Settings, load_settings
 from echolm.triton import codec
 from echolm.triton.bls import BLSExampleManager, BLSRetriever, BLSTextEmbedder
 from echolm.triton.learning import keep_learning, learn_at_start
-from echolm.triton.metrics import Metrics, TritonJudgingMetrics, TritonRouterMetrics
+from echolm.triton.metrics import (
+    Metrics,
+    TritonJudgingMetrics,
+    TritonRouterMetrics,
+    process_label,
+)
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
 
@@ -58,7 +63,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self._decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
-        self._name = args["model_name"]
+        self._model, self._name = args["model_name"], process_label(args)
         self._settings = settings = load_settings()
         self._metrics = Metrics()
         self._load = LoadBoard(
@@ -121,7 +126,7 @@ class TritonPythonModel:
                 rows = read_requests(request, self._settings)
                 if self._decoupled and len(rows) != 1:
                     raise InvalidRequestError.of(
-                        "batch", f"one request for {self._name}", f"{len(rows)}"
+                        "batch", f"one request for {self._model}", f"{len(rows)}"
                     )
                 self._check_room()
             except Exception as problem:

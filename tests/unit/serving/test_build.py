@@ -122,6 +122,18 @@ def test_what_is_written_is_what_serve_takes(
         assert (llm.prompt_template, llm.revision) == ("chatml", model.name)
 
 
+def test_router_and_retriever_get_as_many_processes_as_are_asked_for(build: Any) -> None:
+    _, _, output = build("--processes=3")
+
+    def instances(model: str) -> int:
+        file = output / "core" / model / "config.pbtxt"
+        config = text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
+        return int(config.instance_group[0].count)
+
+    assert [instances(name) for name in ("echolm", "echolm_stream", "retriever")] == [3, 3, 3]
+    assert instances("example_manager") == 1  # it alone writes
+
+
 def test_tritons_backend_gets_the_embedder_and_texts_of_equal_length(
     build: Any, embedders: list[str]
 ) -> None:
@@ -193,6 +205,7 @@ def test_options_of_the_engines_are_passed_on(build: Any) -> None:
         (["--small-memory=0.5", "--large-memory=0.6"], "GPU 0: expected shares .* 0.6 .large."),
         (["--small-memory=1.5"], "gpu_memory_utilization: expected a share"),
         (["--small-context=40000"], "--small-context: expected 1 to 32768"),
+        (["--processes=0"], "--processes: expected 1 or more, got 0"),
         (["--large-context=0"], "--large-context: expected 1 to 4096"),
         (["--small-template=alpaca"], "--small-template: expected one of .*chatml.* 'alpaca'"),
         (["--set=max_seqs=3"], "expected options among .*'max_seqs'"),
