@@ -438,7 +438,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     comparing.add_argument("--labelled", type=int, default=400, help="for the static router")
     comparing.add_argument("--stage-seconds", type=float, default=60.0)
     comparing.add_argument("--latency-seconds", type=float, default=20.0)
-    comparing.add_argument("--concurrency", type=int, default=256, help="at saturation")
+    comparing.add_argument(
+        "--concurrency", type=int, default=512,
+        help="at saturation; more than the engines take at once (256), or no load bias acts",
+    )  # fmt: skip
     comparing.add_argument("--seed", type=int, default=1)
     pathing = argparse.ArgumentParser(add_help=False)
     pathing.add_argument("--examples", type=int, default=100_000)
