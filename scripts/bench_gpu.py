@@ -246,7 +246,7 @@ def shapes(options: argparse.Namespace) -> None:
         print(f"all of {name} is there already")
         return
     folder = options.work / "shapes" / name
-    write_checkpoint(folder, shape.config(), options.work / "pair" / "large", options.vocabulary)
+    write_checkpoint(folder, shape.config(), COMMITTED["large"], options.vocabulary)
     given = {
         "load_format": "dummy",
         **({"python": str(options.vllm_python)} if options.vllm_python else {}),

@@ -100,6 +100,8 @@ def test_recorded_decisions_are_run_at_a_shape(bench: Bench) -> None:
         *("--concurrency=8", "--seconds=0.5", "--max-tokens=4"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    tokenizer = bench.kept("shapes/tiny/tokenizer_config.json")
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # which vLLM knows
     rows = [row for row in bench.kept("shapes/tiny.json").values() if "requests_per_s" in row]
     assert [(row["examples"], row["order"]) for row in rows] == [
         (0, "none"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from echolm.errors import ConfigurationError
 from echolm.evaluation.bench import SIMILAR_ONLY, Changes
+from echolm.evaluation.checkpoints import readable_by_transformers_4
 from echolm.evaluation.corruption import Exchange
 from echolm.generation.prompt import template
 from echolm.workload import WorkItem
@@ -50,6 +51,7 @@ def write_checkpoint(
     old = json.loads((tokenizer / "config.json").read_text(encoding="utf-8"))
     changes = {"vocab_size": vocabulary, "dtype": "bfloat16", "max_position_embeddings": 4_096}
     (folder / "config.json").write_text(json.dumps({**old, **config, **changes}, indent=2))
+    readable_by_transformers_4(folder)
 
 
 class Decisions:
