@@ -42,7 +42,7 @@ logger = logging.getLogger("echolm")
 _ADMITTED, _REASON = contracts.EXAMPLE_MANAGER.outputs
 _GAUGES_EVERY_S = 2.0
 _NICENESS = 10  # of this process: nobody waits for it, and requests need the cores
-_TRIM_EVERY_S = 3_600.0
+_FIRST_TRIM_S, _TRIM_EVERY_S = 900.0, 3_600.0
 
 
 class TritonPythonModel:
@@ -235,14 +235,15 @@ class TritonPythonModel:
         """Remove old events from the learning log, again and again."""
         loop = asyncio.get_running_loop()
         self._metrics.add("echolm_learning_events_removed_total", 0)  # shown from the start on
+        # Not at the start: what uses a snapshot saves it within 10 minutes, and shows that by it.
+        await asyncio.sleep(_FIRST_TRIM_S)
         while True:
-            # Not at the start: what uses a snapshot saves it soon after, and shows that by it.
-            await asyncio.sleep(_TRIM_EVERY_S)
             try:
                 removed = await loop.run_in_executor(None, self._retention.tidy)
                 self._metrics.add("echolm_learning_events_removed_total", removed)
             except Exception as error:  # the next round may work
                 logger.warning("the learning log is not trimmed: %s", error)
+            await asyncio.sleep(_TRIM_EVERY_S)
 
     def finalize(self) -> None:
         self._stopping.set()
