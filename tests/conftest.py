@@ -6,6 +6,7 @@ that ask for it. Tests must not depend on its being empty: use a tenant of your 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ pytest.register_assert_rewrite("event_log_contract")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SERVED = tuple(Path(__file__).parent / name for name in ("integration", "load"))
+
+
+# A shell's background jobs ignore SIGINT, and then so would the servers that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
