@@ -460,11 +460,11 @@ class ExampleLedger:
         ).fetchone()
         if row is not None:
             db.execute(
-                "UPDATE examples SET rank = max(rank, ?1), uses = uses + ?2,"
-                " ratings = ratings + ?3, replays = max(replays, ?4),"
-                " last_used_ms = max(last_used_ms, ?5),"
-                " density = density + max(rank, ?1) - rank WHERE id = ?6",
-                (*row, new),
+                "UPDATE examples SET rank = max(rank, ?), uses = uses + ?,"
+                " ratings = ratings + ?, replays = max(replays, ?),"
+                " last_used_ms = max(last_used_ms, ?),"
+                " density = density + max(rank, ?) - rank WHERE id = ?",
+                (*row, row[0], new),
             )
 
     def _close(self, db: sqlite3.Connection, i: int) -> int:
