@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.learning.event_log import START, Event, EventLog, TrimmedError
 
@@ -136,7 +137,7 @@ class EventLogContract:
 
     def test_snapshots_are_listed_and_dropped(self, log: EventLog) -> None:
         assert log.snapshots() == []
-        before = time.time_ns() // 1_000_000
+        before = now_ms()
         log.save_snapshot("a@1.0", "7", b"x")
         log.save_snapshot("b+c@2", "8", b"y")
         found = {one.name: one for one in log.snapshots()}

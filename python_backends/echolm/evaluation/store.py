@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
+from echolm.clock import now_ms
 from echolm.embedding.texts import TextEmbedder
 from echolm.retrieval.milvus import MilvusStore
 from echolm.retrieval.store import Example, scope_key
@@ -30,7 +30,7 @@ def fill(
     embed = TextEmbedder(settings.embedding)
     with attached(settings) as found:
         store = MilvusStore(found.retrieval, embed.name, embed.dimension)
-        now = time.time_ns() // 1_000_000
+        now = now_ms()
         for start in range(0, len(exchanges), _BATCH):
             part = exchanges[start : start + _BATCH]
             examples = [

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, change
 from echolm.examples.ledger import ExampleLedger
@@ -158,7 +159,7 @@ class Housekeeper:
         settings: ExamplesSettings,
         owner: str,
         fit: float = 1.0,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._store = store
         self._ledger = ledger

@@ -13,7 +13,6 @@ import math
 import sqlite3
 import tempfile
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, REPLAY, SUCCESSION, USAGE
 from echolm.learning.event_log import START, Event, EventLog, TrimmedError
@@ -129,7 +129,7 @@ class ExampleLedger:
         path: Path,
         costs: Mapping[str, float],
         decay: float = 0.9,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._path = path
         self._costs = dict(costs)

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from echolm.clock import now_ms
 from echolm.errors import EchoError
 from echolm.examples.events import REPLAY, replayed
 from echolm.examples.ledger import Account, ExampleLedger
@@ -102,7 +103,7 @@ class Replayer:
         targets: Mapping[str, Target],
         judge: Judge,
         settings: Settings,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._store = store
         self._ledger = ledger

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.examples.duplicates import NEW, DuplicateFinder, Finding
 from echolm.examples.events import CHANGE, change
@@ -33,7 +33,7 @@ class ExampleIds:
 
     _EPOCH_MS = 1_735_689_600_000  # 2025-01-01
 
-    def __init__(self, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+    def __init__(self, now_ms: Callable[[], int] = now_ms) -> None:
         self._now_ms = now_ms
 
     def next(self) -> int:
@@ -80,7 +80,7 @@ class ExampleWriter:
         log: EventLog,
         settings: ExamplesSettings,
         ids: ExampleIds | None = None,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = now_ms,
         retry_s: float = _RETRY_S,
     ) -> None:
         self._store = store

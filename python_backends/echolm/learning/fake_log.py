@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.learning.event_log import (
     START,
@@ -25,7 +26,7 @@ class MemoryEventLog:
         available: while it is False, every call fails as if the log were out of reach.
     """
 
-    def __init__(self, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+    def __init__(self, now_ms: Callable[[], int] = now_ms) -> None:
         self.available = True
         self._now_ms = now_ms
         self._lock = threading.Lock()

@@ -179,7 +179,7 @@ class Learner:
             except TrimmedError:
                 found = self._log.load_snapshot(self.snapshot_name)
                 # It may be newer by now, and events behind the one before be gone for that.
-                if found in (None, self._useless) or (found and found[0] == resumed):
+                if found is None or found == self._useless or found[0] == resumed:
                     self._useless = found
                     self._forget()
                     raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from echolm.clock import now_ms
 from echolm.errors import ConfigurationError, UnavailableError
 from echolm.learning.event_log import (
     START,
@@ -140,7 +140,7 @@ class RedisEventLog:
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
         key = f"{self._snapshots}:{name}"
         fields: Any = {"position": position, "state": state}
-        fields["saved_at_ms"] = time.time_ns() // 1_000_000
+        fields["saved_at_ms"] = now_ms()
         with self._used() as client, client.pipeline() as pipeline:
             pipeline.watch(key)  # type: ignore[no-untyped-call]
             found: Any = pipeline.hget(key, "position")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Collection
 
+from echolm.clock import now_ms
 from echolm.learning.event_log import START, EventLog
 from echolm.learning.learner import SEPARATOR
 from echolm.settings import Settings
@@ -45,7 +45,7 @@ class Retention:
         needed: Collection[str],
         save: Callable[[], None],
         owner: str,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._log = log
         self._keep_ms = int(retention_days * _DAY_MS)

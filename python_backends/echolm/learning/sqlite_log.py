@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.learning.event_log import (
     START,
@@ -92,7 +93,7 @@ class SQLiteEventLog:
                     )
 
     def append(self, kind: str, body: Mapping[str, Any]) -> str:
-        row = (kind, encode_body(body), time.time_ns() // 1_000_000)
+        row = (kind, encode_body(body), now_ms())
         with self._used("; try again") as db:
             cursor = db.execute("INSERT INTO events (kind, body, at_ms) VALUES (?, ?, ?)", row)
         return str(cursor.lastrowid)
@@ -146,7 +147,7 @@ class SQLiteEventLog:
             return bool(db.execute("PRAGMA page_count").fetchone()[0] < before)
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
-        row = (position, state, time.time_ns() // 1_000_000, name)
+        row = (position, state, now_ms(), name)
         with self._used() as db:
             if replaces == START:
                 saved = db.execute(
@@ -179,7 +180,7 @@ class SQLiteEventLog:
         return None if row is None else (row[0].decode(), row[1])
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
-        now = time.time_ns() // 1_000_000
+        now = now_ms()
         with self._used() as db:
             changed = db.execute(
                 "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"

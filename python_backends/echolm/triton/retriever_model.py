@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from echolm import contracts
+from echolm.clock import now_ms
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.generation.prompt import token_counter
@@ -100,7 +101,7 @@ class TritonPythonModel:
                     embeddings,
                     [queries[i] for i in asked],
                     self._settings.retrieval.top_n,
-                    time.time_ns() // 1_000_000,
+                    now_ms(),
                 )
                 for i, result in zip(asked, results, strict=True):
                     found[i] = result
