@@ -123,8 +123,8 @@ def _read_token(raw: str) -> _Token:
 
 
 @lru_cache(maxsize=32_768)
-def _hash(word: str) -> int:
-    # Not hash(): it differs from process to process.
+def hash_word(word: str) -> int:
+    """The same in every process and replica, which Python's own hash() is not."""
     return zlib.crc32(word.encode())
 
 
@@ -146,7 +146,7 @@ def _bitmaps_and_sketches(
         length 1 unless there are no words.
     """
     n = len(texts)
-    hashes = np.array([_hash(word) for words in texts for word in words], dtype=np.int64)
+    hashes = np.array([hash_word(word) for words in texts for word in words], dtype=np.int64)
     rows = np.repeat(np.arange(n), [len(words) for words in texts])
     bits = np.zeros((n, _BITS), dtype=np.bool_)
     bits[rows, hashes % _BITS] = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.retrieval.features import hash_word
 from echolm.retrieval.selection import Selected
 from echolm.settings import LLMSettings
 
@@ -155,8 +155,7 @@ def _bits(token: str) -> int:
     """Those of the words in a token without spaces."""
     bits = 0
     for word in _WORD.findall(token):
-        # Not hash(): every process and replica must see the same context.
-        bits |= 1 << (zlib.crc32(word.encode()) & _BITMAP_MASK)
+        bits |= 1 << (hash_word(word) & _BITMAP_MASK)
     return bits
 
 
