@@ -83,11 +83,9 @@ class SQLiteEventLog:
             db.execute("PRAGMA synchronous=FULL")
             for table in _TABLES:
                 db.execute(table)
-            columns = {row[1] for row in db.execute("PRAGMA table_info(snapshots)")}
-            if b"saved_at_ms" not in columns:  # a file of an earlier version
+            if _is_of_an_earlier_version(db):
                 db.execute("BEGIN IMMEDIATE")
-                columns = {row[1] for row in db.execute("PRAGMA table_info(snapshots)")}
-                if b"saved_at_ms" not in columns:
+                if _is_of_an_earlier_version(db):  # no other process was faster
                     db.execute(
                         "ALTER TABLE snapshots ADD COLUMN saved_at_ms INTEGER NOT NULL DEFAULT 0"
                     )
@@ -202,6 +200,11 @@ class SQLiteEventLog:
                 yield self._db
         except sqlite3.Error as error:
             raise UnavailableError(f"learning log {self._path}: {error}{mend}") from error
+
+
+def _is_of_an_earlier_version(db: sqlite3.Connection) -> bool:
+    """Whether its snapshots have no time."""
+    return b"saved_at_ms" not in {row[1] for row in db.execute("PRAGMA table_info(snapshots)")}
 
 
 def _trimmed(db: sqlite3.Connection) -> int:
