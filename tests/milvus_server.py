@@ -1,4 +1,4 @@
-"""A real Milvus server on this machine, for tests.
+"""A real Milvus on this machine, for tests: Milvus Lite, and a server.
 
 Milvus standalone as one program comes from the PyPI package ``milvus``, which needs an
 environment of its own; it is made once, in ``build/milvus-server``.
@@ -15,6 +15,7 @@ import time
 import venv
 from pathlib import Path
 
+from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
 from pymilvus import MilvusClient
 
 VERSION = "2.3.5"
@@ -40,6 +41,15 @@ def free_port() -> int:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
         return port
+
+
+def start_milvus_lite(directory: Path) -> MilvusLite:
+    """Milvus Lite with its file in a directory."""
+    milvus = MilvusLite(
+        MilvusLiteOptions(directory / "examples.db", directory, directory / "milvus.log")
+    )
+    milvus.start()
+    return milvus
 
 
 class MilvusServer:

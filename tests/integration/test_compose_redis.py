@@ -12,6 +12,7 @@ import yaml
 from echolm.errors import ConfigurationError
 from echolm.learning.event_log import START, open_event_log
 from echolm.settings import Settings
+from event_log_contract import FOR_EVER
 from redis_server import RedisServer
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
@@ -36,7 +37,7 @@ def test_redis_of_the_compose_file_keeps_ratings_from_strangers(
         assert event.kind == "rating"
         assert log.save_snapshot("s", event.position, b"")
         assert [one.name for one in log.snapshots()] == ["s"]
-        assert log.trim(2**50, [event.position]) == 1
+        assert log.trim(FOR_EVER, [event.position]) == 1
         log.drop_snapshot("s")
         assert log.lease("work", "a", 1.0)
         log.close()

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,23 +15,13 @@ from echolm.examples.ledger import ExampleLedger
 from echolm.learning.event_log import START, open_event_log
 from echolm.retrieval.milvus import MilvusStore
 from echolm.retrieval.store import Example
-from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.serving.milvus_lite import MilvusLite
 from writing_process import DIMENSION, LIMIT, exchange, retrieval, settings
 
 pytestmark = pytest.mark.timeout(240)
 
 PROCESS = Path(__file__).parents[1] / "writing_process.py"
 KILLS = 20
-
-
-@pytest.fixture
-def milvus(tmp_path: Path) -> Iterator[MilvusLite]:
-    server = MilvusLite(
-        MilvusLiteOptions(tmp_path / "examples.db", tmp_path, tmp_path / "milvus.log")
-    )
-    server.start()
-    yield server
-    server.stop()
 
 
 def stored(uri: str) -> list[Example]:
@@ -56,7 +45,7 @@ def run_and_kill(data_dir: Path, uri: str, first: int, seconds: float) -> list[i
 
 
 def test_a_killed_writer_loses_nothing_and_stores_nothing_twice(
-    tmp_path: Path, milvus: MilvusLite
+    tmp_path: Path, own_milvus_lite: MilvusLite
 ) -> None:
     data_dir, dice = tmp_path / "data", random.Random(0)
     acknowledged: list[int] = []
@@ -65,13 +54,13 @@ def test_a_killed_writer_loses_nothing_and_stores_nothing_twice(
         if kill >= KILLS and len(acknowledged) > 2 * LIMIT:
             break
         if kill % 5 == 4:
-            milvus.kill()
-            milvus.start()
+            own_milvus_lite.kill()
+            own_milvus_lite.start()
         first = acknowledged[-1] + 1 if acknowledged else 0
-        acknowledged += run_and_kill(data_dir, milvus.uri, first, dice.uniform(0.05, 0.6))
-    subprocess.run([sys.executable, str(PROCESS), str(data_dir), milvus.uri], check=True)
+        acknowledged += run_and_kill(data_dir, own_milvus_lite.uri, first, dice.uniform(0.05, 0.6))
+    subprocess.run([sys.executable, str(PROCESS), str(data_dir), own_milvus_lite.uri], check=True)
 
-    found = stored(milvus.uri)
+    found = stored(own_milvus_lite.uri)
     log = open_event_log(settings(data_dir))
     events = [e.body for e in log.read(START, 1_000_000) if e.kind == "examples"]
     ledger = ExampleLedger(settings(data_dir).ledger_path, {})

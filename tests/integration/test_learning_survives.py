@@ -20,12 +20,12 @@ from echolm.learning.learner import Learner
 from echolm.learning.retention import Retention
 from echolm.retrieval.store import Example
 from echolm.settings import Settings
+from event_log_contract import FOR_EVER
 from learning_process import BanditLearning, build_bandit, digest, feedback, put_damaged
 from redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(180)
 
-FOR_EVER = 2**50
 PROCESS = Path(__file__).parents[1] / "learning_process.py"
 ROUNDS = 10
 

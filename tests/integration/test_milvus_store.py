@@ -15,11 +15,11 @@ from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import ConfigurationError, UnavailableError
 from echolm.retrieval.milvus import LazyMilvusStore, MilvusStore
 from echolm.retrieval.store import Candidate, Example, Query, scope_key
-from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.serving.milvus_lite import MilvusLite
 from echolm.settings import RetrievalSettings
 from hypothesis import given
 from hypothesis import strategies as st
-from milvus_server import MilvusServer
+from milvus_server import MilvusServer, start_milvus_lite
 from numpy.typing import NDArray
 from pymilvus import MilvusClient
 
@@ -28,20 +28,12 @@ NOW = 1_800_000_000_000
 SPEC = EmbedderSpec("fake", D, 16)
 
 
-def start(directory: Path) -> MilvusLite:
-    milvus = MilvusLite(
-        MilvusLiteOptions(directory / "examples.db", directory, directory / "milvus.log")
-    )
-    milvus.start()
-    return milvus
-
-
 @pytest.fixture(scope="module", params=["lite", "server"])
 def milvus(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MilvusLite | MilvusServer]:
     directory = tmp_path_factory.mktemp("milvus")
-    server = start(directory) if request.param == "lite" else MilvusServer(directory)
+    server = start_milvus_lite(directory) if request.param == "lite" else MilvusServer(directory)
     yield server
     server.stop()
 
@@ -174,7 +166,7 @@ def test_the_same_id_twice_at_once_is_one_example(store: MilvusStore) -> None:
 
 
 def test_an_example_that_was_written_again_outlives_a_restart(tmp_path: Path) -> None:
-    server = start(tmp_path)
+    server = start_milvus_lite(tmp_path)
     try:
         settings = RetrievalSettings(milvus_uri=server.uri)
         for k in range(3):
@@ -230,7 +222,7 @@ def test_without_an_address_nothing_starts() -> None:
 
 @pytest.mark.timeout(120)
 def test_an_outage_is_unavailable_at_once_and_over_when_milvus_is_back(tmp_path: Path) -> None:
-    server = start(tmp_path)
+    server = start_milvus_lite(tmp_path)
     try:
         store = LazyMilvusStore(RetrievalSettings(milvus_uri=server.uri), SPEC)
         store.upsert([example(1)], unit(0))
@@ -258,7 +250,7 @@ def test_an_outage_is_unavailable_at_once_and_over_when_milvus_is_back(tmp_path:
 
 @pytest.mark.timeout(120)
 def test_a_milvus_that_hangs_costs_one_timeout_and_not_every_request(tmp_path: Path) -> None:
-    server = start(tmp_path)
+    server = start_milvus_lite(tmp_path)
     pid = server.process.pid() or 0
     try:
         settings = RetrievalSettings(milvus_uri=server.uri, search_timeout_s=0.3)
@@ -281,7 +273,7 @@ def test_a_milvus_that_hangs_costs_one_timeout_and_not_every_request(tmp_path: P
 
 @pytest.mark.timeout(120)
 def test_a_milvus_that_comes_later_is_taken_then(tmp_path: Path) -> None:
-    server = start(tmp_path)
+    server = start_milvus_lite(tmp_path)
     server.stop()
     store = LazyMilvusStore(RetrievalSettings(milvus_uri=server.uri), SPEC)
     with pytest.raises(UnavailableError):

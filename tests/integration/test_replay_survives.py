@@ -25,7 +25,7 @@ from echolm.examples.ledger import Account, ExampleLedger
 from echolm.learning.event_log import EventLog, open_event_log
 from echolm.retrieval.milvus import MilvusStore
 from echolm.retrieval.store import Stored
-from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.serving.milvus_lite import MilvusLite
 from replaying_process import (
     answer,
     embedding,
@@ -44,16 +44,6 @@ EXAMPLES = 15 * KILLS
 MILVUS_DIES_EVERY = 5
 
 pytestmark = pytest.mark.timeout(60 + 30 * KILLS)
-
-
-@pytest.fixture
-def milvus(tmp_path: Path) -> Iterator[MilvusLite]:
-    server = MilvusLite(
-        MilvusLiteOptions(tmp_path / "examples.db", tmp_path, tmp_path / "milvus.log")
-    )
-    server.start()
-    yield server
-    server.stop()
 
 
 class World:
@@ -162,9 +152,9 @@ def numbers(lines: list[str], word: str) -> list[int]:
 
 
 def test_a_killed_replay_loses_nothing_and_goes_on_where_it_ended(
-    tmp_path: Path, milvus: MilvusLite
+    tmp_path: Path, own_milvus_lite: MilvusLite
 ) -> None:
-    world, dice = World(tmp_path / "data", milvus), random.Random(0)
+    world, dice = World(tmp_path / "data", own_milvus_lite), random.Random(0)
     world.fill()
     done: list[int] = []
     cut_short = 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +233,11 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-def kill_before(world: World, step: int) -> None:
-    """Let the process end before its ``step``-th change of store or log."""
+@contextmanager
+def killed_before(world: World, step: int) -> Iterator[None]:
+    """The process ends before its ``step``-th change of store or log; what follows is another."""
     changes = 0
+    watched = ((world.store, "upsert"), (world.store, "delete"), (world.log, "append"))
 
     def watch(owner: Any, name: str) -> None:
         change = getattr(owner, name)
@@ -248,9 +251,11 @@ def kill_before(world: World, step: int) -> None:
 
         setattr(owner, name, changed)
 
-    watch(world.store, "upsert")
-    watch(world.store, "delete")
-    watch(world.log, "append")
+    for owner, name in watched:
+        watch(owner, name)
+    yield
+    for owner, name in watched:
+        delattr(owner, name)
 
 
 @pytest.mark.parametrize("with_reconcile", [False, True])
@@ -260,15 +265,12 @@ async def test_at_whatever_step_it_ends_one_whole_example_and_its_account_are_le
 ) -> None:
     world.add(1)
     store, log = world.store, world.log
-    kill_before(world, step)
-    if step < 5:
-        with pytest.raises(Killed):
-            await world.replay()
-    else:
-        assert [one.improved for one in await world.replay()] == [True]
-    for owner, names in ((store, ("upsert", "delete")), (log, ("append",))):
-        for name in names:
-            delattr(owner, name)
+    with killed_before(world, step):
+        if step < 5:
+            with pytest.raises(Killed):
+                await world.replay()
+        else:
+            assert [one.improved for one in await world.replay()] == [True]
 
     if with_reconcile:  # another replica looks first
         other = ExampleLedger(tmp_path / "other.sqlite", {"small_llm": 0.1})
@@ -292,11 +294,9 @@ async def test_what_was_deleted_before_an_interrupted_replay_is_finished_stays_d
     world: World,
 ) -> None:
     world.add(1)
-    kill_before(world, 2)  # the better answer is in the store, no more
-    with pytest.raises(Killed):
+    # The better answer is in the store, no more.
+    with killed_before(world, 2), pytest.raises(Killed):
         await world.replay()
-    for owner, name in ((world.store, "upsert"), (world.store, "delete"), (world.log, "append")):
-        delattr(owner, name)
     world.store.delete([1])
     world.log.append(CHANGE, change(removed=[1], reason="deleted"))
     assert await world.replay() == []

@@ -14,7 +14,13 @@ from echolm.learning.event_log import START, open_event_log
 from echolm.learning.fake_log import MemoryEventLog
 from echolm.learning.sqlite_log import SQLiteEventLog
 from echolm.settings import Settings
-from event_log_contract import Damage, DurableEventLogContract, EventLogContract, OpenLog
+from event_log_contract import (
+    FOR_EVER,
+    Damage,
+    DurableEventLogContract,
+    EventLogContract,
+    OpenLog,
+)
 
 
 class TestMemoryEventLog(EventLogContract):
@@ -123,7 +129,7 @@ class TestSQLiteEventLog(DurableEventLogContract):
         with sqlite3.connect(path) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         before = path.stat().st_size
-        assert log.trim(2**50, [last]) == 12_002
+        assert log.trim(FOR_EVER, [last]) == 12_002
         with sqlite3.connect(path) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         assert path.stat().st_size < before / 50
@@ -133,7 +139,7 @@ class TestSQLiteEventLog(DurableEventLogContract):
         with sqlite3.connect(path) as db:
             db.execute("INSERT INTO events (kind, body, at_ms) VALUES ('k', '{}', 'soon')")
         last = log.append("k", {"n": 1})
-        assert log.trim(2**50, [last]) == 2
+        assert log.trim(FOR_EVER, [last]) == 2
 
     def test_an_error_says_to_try_again(self, open_log: OpenLog) -> None:
         log = open_log()

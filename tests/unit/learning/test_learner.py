@@ -10,6 +10,7 @@ from echolm.learning.event_log import START, Event
 from echolm.learning.fake_log import MemoryEventLog
 from echolm.learning.learner import Learnable, Learner
 from echolm.learning.snapshot import fingerprint, pack, unpack
+from event_log_contract import FOR_EVER
 
 
 class Sum:
@@ -183,6 +184,14 @@ def test_snapshots_are_saved_when_enough_is_new_and_by_one_process() -> None:
     assert newer is not None and newer[0] == "29"
 
 
+def saved_and_removed(log: MemoryEventLog, learner: Learner) -> int:
+    """Learn five more events, and remove what snapshots have taken in; gives how many."""
+    for n in range(5):
+        log.append("number", {"n": n})
+    learner.catch_up()
+    return log.trim(FOR_EVER, [one.position for one in log.snapshots()])
+
+
 def test_a_slow_process_does_not_put_an_older_snapshot_over_a_newer_one() -> None:
     """What is behind the newer one may be removed by then, and the older one of no use."""
 
@@ -195,10 +204,7 @@ def test_a_slow_process_does_not_put_an_older_snapshot_over_a_newer_one() -> Non
             return super().save_snapshot(name, position, state, replaces)
 
     def another_saves_and_events_are_removed() -> None:
-        for _ in range(5):
-            log.append("number", {"n": 1})
-        quick.catch_up()
-        assert log.trim(2**50, [one.position for one in log.snapshots()]) == 15
+        assert saved_and_removed(log, quick) == 15
 
     meanwhile: list[Any] = []
     log = Slow()
@@ -232,10 +238,7 @@ def test_a_snapshot_that_is_replaced_while_it_is_loaded_costs_nothing() -> None:
             return found
 
     def another_saves_and_events_are_removed() -> None:
-        for n in range(5):
-            log.append("number", {"n": n})
-        quick.catch_up()
-        assert log.trim(2**50, [one.position for one in log.snapshots()]) == 5
+        assert saved_and_removed(log, quick) == 5
 
     log = Busy()
     quick, late = (Learner(log, [Sum()], 5) for _ in range(2))
@@ -351,9 +354,6 @@ def test_a_snapshot_that_cannot_be_saved_is_tried_again(
 
 
 # A log whose oldest events were removed
-
-
-FOR_EVER = 2**62
 
 
 def test_what_was_removed_is_in_the_snapshot() -> None:

@@ -63,6 +63,17 @@ class World:
         assert found is not None
         self.log.save_snapshot(self.learner.snapshot_name, *found, replaces=found[0])
 
+    def sleeper(self) -> ExampleLedger:
+        """A ledger that has missed events which are in the log no more."""
+        self.live(1)
+        asleep = self.new_ledger("asleep")
+        asleep.follow(self.log)
+        self.live(30)
+        self.days = 31
+        self.renew()
+        assert self.retention().tidy() > 0
+        return asleep
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
@@ -178,13 +189,7 @@ def test_one_replica_at_a_time_does_it(world: World) -> None:
 
 
 def test_a_ledger_that_has_missed_events_goes_on_from_the_snapshot(world: World) -> None:
-    world.live(1)
-    asleep = world.new_ledger("asleep")
-    asleep.follow(world.log)
-    world.live(30)
-    world.days = 31
-    world.renew()
-    assert world.retention().tidy() > 0
+    asleep = world.sleeper()
     world.log.append(USAGE, usage({7: (1, 0.0, 0.0)}))
     for ledger in (asleep, world.ledger):
         ledger.follow(world.log)
@@ -196,13 +201,7 @@ def test_a_ledger_that_has_missed_events_goes_on_from_the_snapshot(world: World)
 def test_without_its_snapshot_a_ledger_is_made_from_log_and_store(
     world: World, damaged: bytes | None
 ) -> None:
-    world.live(1)
-    asleep = world.new_ledger("asleep")
-    asleep.follow(world.log)
-    world.live(30)
-    world.days = 31
-    world.renew()
-    world.retention().tidy()
+    asleep = world.sleeper()
     name = world.ledger.snapshot_name
     found = world.log.load_snapshot(name)
     assert found is not None
