@@ -70,7 +70,9 @@ ROLES = ("small", "large")
 COMMITTED = {
     role: ROOT / "model_repository" / "local" / f"{role}_llm" / "1" / "openvino" for role in ROLES
 }
-HISTORY, RECORDED, RECORDED_SEED = 3_000, 1_200, 3
+HISTORY, RECORDED, RECORDED_SEED = 3_000, 6_000, 3
+MEASURED = 600
+"""The last of the recorded requests; those before them warm the prefix cache."""
 TRAINING = {
     "small": "--minutes 5 --rate 1.2e-3 --requests 8 --workers 14 --shape "
     '\'{"layers":8,"hidden":640,"heads":10,"kv_heads":2,"feed_forward":1792}\'',
@@ -261,13 +263,15 @@ def shapes(options: argparse.Namespace) -> None:
         def run(key: str) -> dict[str, Any]:
             count, order, concurrency = wanted[key]
             prompts = list(decisions.prompts(count, order, salt=key))
-            half = len(prompts) // 2
-            # The first half fills the cache, as a server's is: one token each will do.
-            measure_engine(engine, prompts[:half], SamplingParams(max_tokens=1), 128, math.inf)
-            figures = measure_engine(engine, prompts[half:], sampling, concurrency, options.seconds)
+            before, measured = prompts[:-MEASURED], prompts[-MEASURED:]
+            # Those before fill the cache, as a server's is: one token each will do.
+            warming = before[max(0, len(before) - options.warm_up) :]
+            measure_engine(engine, warming, SamplingParams(max_tokens=1), 128, math.inf)
+            figures = measure_engine(engine, measured, sampling, concurrency, options.seconds)
             return {
                 "examples": count,
                 "order": order,
+                "warm_up": len(warming),
                 "concurrency": concurrency,
                 **asdict(figures),
             }
@@ -451,6 +455,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     shaping = argparse.ArgumentParser(add_help=False)
     shaping.add_argument("--seconds", type=float, default=12.0, help="most for each setting")
     shaping.add_argument("--max-tokens", type=int, default=OUTPUT_TOKENS)
+    shaping.add_argument(
+        "--warm-up", type=int, default=RECORDED - MEASURED,
+        help="recorded requests that fill the prefix cache before each setting",
+    )  # fmt: skip
     shaping.add_argument("--vocabulary", type=int, default=VOCABULARY)
 
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
