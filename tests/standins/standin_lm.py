@@ -65,7 +65,9 @@ class WordModel:
         """The tokens of an answer with their log probabilities, the end included."""
         if temperature == 0:
             seed = 0
-        generator = random.Random(f"{list(prompt)} {seed}" if seed is not None else None)
+        # By the words: another process may have met them in another order.
+        words = self.tokenizer.decode(prompt)
+        generator = random.Random(f"{words} {seed}" if seed is not None else None)
         tokens = [generator.choice(_WORDS) for _ in range(generator.randint(30, 60))]
         ids = [self.tokenizer.encode(word)[0] for word in tokens]
         return [(i, -math.log(1 + generator.random())) for i in [*ids, EOS]]

@@ -30,10 +30,10 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from echolm.engines.base import FINISH_CANCELLED, GenerationChunk, GenerationRequest, SamplingParams
 from echolm.engines.worker import Event, Events
@@ -52,6 +52,7 @@ _ABORT_S = 2.0
 """An aborted request that has not ended by then is given up."""
 _WRITE_S = 5.0
 _GPUS = re.compile(r"[0-9]+(,[0-9]+)*|")
+_Options = TypeVar("_Options", bound="GPUOptions")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class GPUOptions:
         load_format: ``dummy`` takes random weights, to measure speed without any.
         python: interpreter whose environment has the library; empty: that of Triton's models.
         start_timeout_s: time for the model to load, waiting for the GPU included.
+        replicas: copies of the engine, each with processes and a KV cache of its own. On several
+            GPUs they are spread, ``tensor_parallel_size * pipeline_parallel_size`` GPUs each;
+            those on the same GPUs share the share of memory. Worth it where a small LLM's engine
+            keeps one CPU core busy and the GPU idle; on one GPU together with NVIDIA's MPS.
         engine_args: more arguments for the library, as a JSON object.
     """
 
@@ -84,11 +89,12 @@ class GPUOptions:
     load_format: str = "auto"
     python: str = ""
     start_timeout_s: float = 1_800.0
+    replicas: int = 1
     engine_args: str = ""
 
     def check(self, engine: str) -> None:
         """Raises ConfigurationError for a value that cannot work."""
-        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        for name in ("tensor_parallel_size", "pipeline_parallel_size", "replicas"):
             at_least(engine, name, getattr(self, name), 1)
         if not self.start_timeout_s > 0:
             at_least(engine, "start_timeout_s", self.start_timeout_s, 1)
@@ -96,11 +102,10 @@ class GPUOptions:
             raise ConfigurationError(
                 f"engine {engine}: option gpus: expected numbers as 0,1, got {self.gpus!r}"
             )
-        needed = self.tensor_parallel_size * self.pipeline_parallel_size
-        if self.gpus and len(set(self.gpus.split(","))) < needed:
+        if self.gpus and len(set(self.gpus.split(","))) < self.gpus_each:
             raise ConfigurationError(
-                f"engine {engine}: option gpus: expected {needed} of them (tensor_parallel_size "
-                f"times pipeline_parallel_size), got {self.gpus!r}"
+                f"engine {engine}: option gpus: expected {self.gpus_each} of them "
+                f"(tensor_parallel_size times pipeline_parallel_size), got {self.gpus!r}"
             )
         if self.python and not os.access(self.python, os.X_OK):
             raise ConfigurationError(
@@ -131,6 +136,32 @@ class GPUOptions:
                 f"got {', '.join(own)}; set that as an option"
             )
         return more
+
+    @property
+    def gpus_each(self) -> int:
+        """GPUs that one copy takes."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    def copies(self: _Options, memory: str) -> list[_Options]:
+        """The options of each copy by itself.
+
+        Args:
+            memory: name of the option for the share of each GPU's memory.
+        """
+        if self.replicas == 1:
+            return [self]
+        gpus = self.gpus.split(",") if self.gpus else []
+        places = [
+            ",".join(gpus[start : start + self.gpus_each])
+            for start in range(0, len(gpus) - self.gpus_each + 1, self.gpus_each)
+        ] or [""]
+        taken = [places[k % len(places)] for k in range(self.replicas)]
+        return [
+            replace(
+                self, replicas=1, gpus=place, **{memory: getattr(self, memory) / taken.count(place)}
+            )
+            for place in taken
+        ]
 
     @property
     def environment(self) -> dict[str, str]:

@@ -13,15 +13,18 @@ import secrets
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from echolm.engines import replicated
 from echolm.engines.base import (
     FINISH_CANCELLED,
     FINISH_LENGTH,
     FINISH_STOP,
     GenerationRequest,
+    LLMEngine,
     SamplingParams,
 )
 from echolm.engines.gpu import (
@@ -77,6 +80,11 @@ class TensorRTLLMOptions(GPUOptions):
             raise ConfigurationError(
                 "engine tensorrt_llm: option gpu_memory_share: expected a share in [0, 1], got "
                 f"{self.gpu_memory_share}"
+            )
+        if self.replicas > 1 and not self.gpu_memory_share:
+            raise ConfigurationError(
+                "engine tensorrt_llm: option gpu_memory_share: expected a share for the replicas "
+                "to divide, got 0, with which each would take 90% of what is free"
             )
         self.more_arguments("tensorrt_llm")
 
@@ -298,8 +306,8 @@ def _context_length(model: str, config: Mapping[str, Any]) -> int:
     return length
 
 
-def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
-    """Check what can be checked here, then start the worker."""
+def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
+    """Check what can be checked here, then start the workers."""
     checked = read_options(TensorRTLLMOptions, options, "tensorrt_llm")
     model = check_model("tensorrt_llm", model_dir, checked)
     if not checked.python and find_spec("tensorrt_llm") is None:
@@ -308,11 +316,16 @@ def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
             "image nvcr.io/nvidia/tritonserver:<release>-trtllm-python-py3, or name the "
             "interpreter of an environment that has it with the option python"
         )
+    copies = checked.copies("gpu_memory_share")
+    return replicated.start([partial(_start, model, one) for one in copies])
+
+
+def _start(model: str, options: TensorRTLLMOptions) -> WorkerEngine:
     return WorkerEngine(
         "tensorrt_llm",
         "echolm.engines.tensorrt_llm:make_backend",
-        {"model": model, "options": asdict(checked)},
-        start_timeout_s=checked.start_timeout_s,
-        python=checked.python,
-        environment=checked.environment,
+        {"model": model, "options": asdict(options)},
+        start_timeout_s=options.start_timeout_s,
+        python=options.python,
+        environment=options.environment,
     )

@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from echolm.engines import replicated
 from echolm.engines.base import (
     FINISH_CANCELLED,
     FINISH_LENGTH,
     FINISH_STOP,
     GenerationRequest,
+    LLMEngine,
     SamplingParams,
 )
 from echolm.engines.gpu import (
@@ -194,8 +197,8 @@ async def make_backend(model: str, options: Mapping[str, Any]) -> VLLMBackend:
         raise ConfigurationError(f"engine vllm: {model}: vLLM refused it: {error}") from error
 
 
-def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
-    """Check what can be checked here, then start the worker."""
+def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
+    """Check what can be checked here, then start the workers."""
     checked = read_options(VLLMOptions, options, "vllm")
     model = check_model("vllm", model_dir, checked)
     if not checked.python and find_spec("vllm") is None:
@@ -203,11 +206,16 @@ def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
             "engine vllm: expected the package vllm, got none; `pip install vllm==0.20.0`, best "
             "into an environment of its own, whose interpreter the option python names"
         )
+    copies = checked.copies("gpu_memory_utilization")
+    return replicated.start([partial(_start, model, one) for one in copies])
+
+
+def _start(model: str, options: VLLMOptions) -> WorkerEngine:
     return WorkerEngine(
         "vllm",
         "echolm.engines.vllm:make_backend",
-        {"model": model, "options": asdict(checked)},
-        start_timeout_s=checked.start_timeout_s,
-        python=checked.python,
-        environment=checked.environment,
+        {"model": model, "options": asdict(options)},
+        start_timeout_s=options.start_timeout_s,
+        python=options.python,
+        environment=options.environment,
     )

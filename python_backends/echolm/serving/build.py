@@ -221,7 +221,9 @@ def _engine(profile: Profile, role: str, options: BuildOptions) -> dict[str, str
         memory = _SHARES["together" if shared else "alone"][role]
     given = dict(choice.options)
     pipeline = given.get("pipeline_parallel_size", "1")
-    tensor = len(gpus) // int(pipeline) if pipeline.isdigit() and int(pipeline) else 1
+    replicas = given.get("replicas", "1")
+    each = [int(count) if count.isdigit() and int(count) else 1 for count in (pipeline, replicas)]
+    tensor = len(gpus) // (each[0] * each[1])
     return {
         "gpus": choice.gpus,
         "tensor_parallel_size": str(max(tensor, 1)),
@@ -311,7 +313,7 @@ def _settings(
                 "cost": costs[role],
                 "takes_examples": role == "small",
                 "prior_quality": _PRIORS[role],
-                "capacity": float(getattr(parsed[role], profile.batch)),
+                "capacity": float(getattr(parsed[role], profile.batch) * parsed[role].replicas),
                 "pool": "gpus" if shared else "",
                 "context_length": contexts[role],
                 "prompt_template": template,

@@ -94,7 +94,9 @@ class Subject:
         return self.ask(self.slow, streaming, **sampling)
 
 
-@pytest.fixture(scope="module", params=["openvino", "vllm", "tensorrt_llm", "real vllm"])
+@pytest.fixture(
+    scope="module", params=["openvino", "vllm", "tensorrt_llm", "three of vllm", "real vllm"]
+)
 def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
@@ -112,7 +114,9 @@ def make(name: str, model_dir: Path, patch: pytest.MonkeyPatch) -> Subject:
         return Subject(real_vllm(model_dir), 512, slow_sampling=RAMBLING)
     use_standins(patch)
     (model_dir / "config.json").write_text('{"max_position_embeddings": 512}')
-    return Subject(create_engine(name, model_dir), 512, slow=f"slowly {PROMPT}")
+    number, _, of = name.rpartition(" of ")
+    options = {"replicas": "3"} if number else {}
+    return Subject(create_engine(of, model_dir, options), 512, slow=f"slowly {PROMPT}")
 
 
 def use_standins(patch: pytest.MonkeyPatch) -> None:

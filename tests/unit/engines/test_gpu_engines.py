@@ -78,6 +78,7 @@ def eventually(true: Callable[[], Any]) -> None:
         ({"tensor_parallel_size": "0"}, "tensor_parallel_size: expected at least 1, got 0"),
         ({"gpus": "0;1"}, "gpus: expected numbers as 0,1, got '0;1'"),
         ({"gpus": "0", "pipeline_parallel_size": "2"}, "gpus: expected 2 of them"),
+        ({"replicas": "0"}, "replicas: expected at least 1, got 0"),
         ({"python": "/no/such/python"}, "python: expected a Python interpreter"),
         ({"engine_args": "{"}, "engine_args: expected a JSON object"),
         ({"engine_args": "[1]"}, "engine_args: expected a JSON object"),

@@ -182,6 +182,14 @@ def test_llms_on_one_gpu_share_its_memory_and_load(build: Any) -> None:
     assert shares == ["0.3", "0.6"]
 
 
+def test_copies_of_an_engine_add_to_its_capacity_and_divide_its_gpus(build: Any) -> None:
+    _, _, output = build("--small-set=replicas=2", "--small-gpus=0,1,2,3", "--embedder=fp32")
+    small, large = load_settings(output / "echolm.toml").llms
+    assert (small.capacity, large.capacity) == (512.0, 256.0)
+    given = parameters(output, "small_llm")
+    assert (given["replicas"], given["tensor_parallel_size"]) == ("2", "2")
+
+
 def test_options_of_the_engines_are_passed_on(build: Any) -> None:
     _, _, output = build(
         "--set=load_format=dummy",
