@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.util import find_spec
@@ -45,6 +46,9 @@ class VLLMOptions(GPUOptions):
     Attributes:
         max_model_len: most tokens of prompt and answer together; 0: what the model can.
         gpu_memory_utilization: share of each GPU's memory for weights, activations and KV cache.
+        kv_cache_memory_bytes: size of the KV cache on each GPU, whatever the share; of each copy.
+            Nothing is measured then, and engines on the same GPUs load at the same time. 0: what
+            the share leaves.
         max_num_seqs: most requests in one step; more wait.
         max_num_batched_tokens: most tokens in one step; 0: vLLM's choice.
         quantization: of the weights, such as ``fp8`` or ``awq``; empty: as the checkpoint says.
@@ -56,6 +60,7 @@ class VLLMOptions(GPUOptions):
 
     max_model_len: int = 0
     gpu_memory_utilization: float = 0.9
+    kv_cache_memory_bytes: int = 0
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 0
     quantization: str = ""
@@ -67,6 +72,7 @@ class VLLMOptions(GPUOptions):
     def __post_init__(self) -> None:
         self.check("vllm")
         at_least("vllm", "max_model_len", self.max_model_len, 0)
+        at_least("vllm", "kv_cache_memory_bytes", self.kv_cache_memory_bytes, 0)
         at_least("vllm", "max_num_seqs", self.max_num_seqs, 1)
         at_least("vllm", "max_num_batched_tokens", self.max_num_batched_tokens, 0)
         if not 0 < self.gpu_memory_utilization <= 1:
@@ -164,6 +170,7 @@ def engine_arguments(model: str, options: VLLMOptions) -> dict[str, Any]:
         "load_format": options.load_format,
         "max_model_len": options.max_model_len or None,
         "gpu_memory_utilization": options.gpu_memory_utilization,
+        "kv_cache_memory_bytes": options.kv_cache_memory_bytes or None,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens or None,
         "quantization": options.quantization or None,
@@ -191,7 +198,7 @@ async def make_backend(model: str, options: Mapping[str, Any]) -> VLLMBackend:
     more = checked_arguments("vllm", checked.more_arguments("vllm"), known)
     try:
         arguments = AsyncEngineArgs(**engine_arguments(model, checked), **more)
-        with loading(checked.gpus):
+        with nullcontext() if checked.kv_cache_memory_bytes else loading(checked.gpus):
             return VLLMBackend(AsyncLLM.from_engine_args(arguments))
     except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
         raise ConfigurationError(f"engine vllm: {model}: vLLM refused it: {error}") from error

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from echolm.engines import create_engine
 from echolm.engines.base import SamplingParams
+from echolm.engines.gpu import loading
 from echolm.engines.options import read_options
 from echolm.engines.vllm import VLLMOptions, engine_arguments, sampling_params
-from echolm.errors import ConfigurationError
+from echolm.errors import ConfigurationError, UnavailableError
 
 STANDINS = Path(__file__).resolve().parents[2] / "standins"
 
@@ -75,6 +76,16 @@ def test_what_vllm_refuses_is_a_configuration_error(
 
 def test_arguments_without_an_option_reach_vllm(standins: Path, checkpoint: Path) -> None:
     create_engine("vllm", checkpoint, {"engine_args": '{"block_size": 32}'}).close()
+
+
+def test_an_engine_that_need_not_measure_the_memory_waits_for_no_other(
+    standins: Path, checkpoint: Path
+) -> None:
+    options = {"gpus": "13", "start_timeout_s": "60"}
+    with loading("13"):
+        create_engine("vllm", checkpoint, {**options, "kv_cache_memory_bytes": "1000"}).close()
+        with pytest.raises(UnavailableError, match="expected its model loaded within 2 s"):
+            create_engine("vllm", checkpoint, {**options, "start_timeout_s": "2"})
 
 
 SIGNATURES = """

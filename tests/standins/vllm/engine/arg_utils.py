@@ -18,6 +18,7 @@ class AsyncEngineArgs:
     block_size: int | None = None
     enable_prefix_caching: bool | None = None
     gpu_memory_utilization: float = 0.92
+    kv_cache_memory_bytes: int | None = None
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     disable_log_stats: bool = False
