@@ -276,6 +276,9 @@ def shapes(options: argparse.Namespace) -> None:
                 **asdict(figures),
             }
 
+        # What is compiled at its first use is not the first setting's burden.
+        some = list(decisions.prompts(3, "similarity", salt="warm"))[:256]
+        measure_engine(engine, some, sampling, max(options.concurrency), math.inf)
         kept.add("machine", _machine(options))
         kept.add("shape", {**asdict(shape), "vocabulary": options.vocabulary, **dict(options.set)})
         for key in left:

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 EXCHANGES = 12_000
 """Different ones that are admitted, again and again."""
+STAGES = ("tokenizer", "embedder", "retriever")
+"""Models whose runs say where retrieval's time goes; a router's return before its answers."""
 _ACCOUNTS_S = 300.0
 
 
@@ -63,10 +65,51 @@ def instant_repository(directory: Path) -> Path:
     return directory
 
 
+def stages(url: str) -> dict[str, dict[str, float]]:
+    """What Triton has counted of each of the path's models so far, times in milliseconds."""
+    client = grpc.InferenceServerClient(url)
+    try:
+        counted = client.get_inference_statistics().model_stats
+    finally:
+        client.close()
+    found: dict[str, dict[str, float]] = {}
+    for model in counted:
+        if model.name not in STAGES or not model.batch_stats:
+            continue
+        runs = [(b, b.compute_input, b.compute_infer, b.compute_output) for b in model.batch_stats]
+        found[model.name] = {
+            "rows": sum(batch.batch_size * infer.count for batch, _, infer, _ in runs),
+            "runs": sum(infer.count for _, _, infer, _ in runs),
+            "queued_ms": model.inference_stats.queue.ns / 1e6,
+            "queued": model.inference_stats.queue.count,
+            "busy_ms": sum(part.ns for _, *parts in runs for part in parts) / 1e6,
+        }
+    return found
+
+
+def between(
+    before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Of each model: rows in a run, a request's wait for it, and a run's length in ms."""
+    rows = {}
+    for name, end in after.items():
+        start = before.get(name, {})
+        did = {key: value - start.get(key, 0.0) for key, value in end.items()}
+        if did["runs"]:
+            rows[name] = {
+                "batch": did["rows"] / did["runs"],
+                "queue_ms": did["queued_ms"] / max(1.0, did["queued"]),
+                "run_ms": did["busy_ms"] / did["runs"],
+                "runs": did["runs"],
+            }
+    return rows
+
+
 def measure(
     model: str, url: str, inputs: Path, options: argparse.Namespace, load: Sequence[str]
-) -> dict[str, float]:
-    """perf_analyzer under a load: requests/s and latency in milliseconds."""
+) -> dict[str, Any]:
+    """perf_analyzer under a load: requests/s, latency in milliseconds, and each model's part."""
+    before = stages(url)
     with tempfile.TemporaryDirectory() as work:
         report = Path(work) / "report.csv"
         done = perf_analyzer.run(
@@ -83,6 +126,7 @@ def measure(
         "p50_ms": float(row["p50 latency"]) / 1e3,
         "p90_ms": float(row["p90 latency"]) / 1e3,
         "p99_ms": float(row["p99 latency"]) / 1e3,
+        "stages": between(before, stages(url)),
     }
 
 
@@ -192,7 +236,7 @@ def beside_admissions(
     items: Sequence[WorkItem],
     options: argparse.Namespace,
     settings: Settings,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """The path alone and beside the admissions."""
     load = [f"--concurrency-range={options.concurrency}"]
     wait_for_accounts(settings)
@@ -211,6 +255,11 @@ def beside_admissions(
     for outcome, number in admissions.outcomes.items():
         results["beside admissions"][f"{outcome}_per_s"] = number / seconds
     return results
+
+
+def listed(figures: Mapping[str, float]) -> str:
+    """Figures in a line."""
+    return "  ".join(f"{name} {np.round(value, 1)}" for name, value in figures.items())
 
 
 def main() -> int:
@@ -282,8 +331,9 @@ def main() -> int:
         report["p99_ratio"] = results["beside admissions"]["p99_ms"] / results["alone"]["p99_ms"]
         print(f"{report['p99_ratio']:.2f} times the p99 latency beside admissions")
     for name, row in results.items():
-        figures = "  ".join(f"{key} {np.round(value, 1)}" for key, value in row.items())
-        print(f"{name:18} {figures}")
+        print(f"{name:18} {listed({k: v for k, v in row.items() if k != 'stages'})}")
+        for stage, parts in row["stages"].items():
+            print(f"  {stage:16} {listed(parts)}")
     print(json.dumps(report | {"models": results}))
     return 0
 

@@ -296,6 +296,11 @@ def _settings(
         say("warning: the small LLM is no smaller than the large one: it will save nothing")
     costs = {"small": round(min(max(ratio, 0.01), 1.0), 3), "large": 1.0}
     shared = set(parsed["small"].gpus.split(",")) & set(parsed["large"].gpus.split(","))
+    if shared:
+        say(
+            "note: both LLMs run on the same GPU, and take turns there unless NVIDIA's MPS runs "
+            "(`nvidia-cuda-mps-control -d`, before the server)"
+        )
     llms = []
     for role in _ROLES:
         checkpoint = checkpoints[role]

@@ -173,7 +173,8 @@ def test_what_is_left_out_follows_from_the_checkpoints(build: Any, embedders: li
 
 
 def test_llms_on_one_gpu_share_its_memory_and_load(build: Any) -> None:
-    _, _, output = build()
+    _, said, output = build()
+    assert "take turns there unless NVIDIA's MPS runs" in said
     settings = load_settings(output / "echolm.toml")
     assert {llm.pool for llm in settings.llms} == {"gpus"}
     shares = [
@@ -188,6 +189,12 @@ def test_copies_of_an_engine_add_to_its_capacity_and_divide_its_gpus(build: Any)
     assert (small.capacity, large.capacity) == (512.0, 256.0)
     given = parameters(output, "small_llm")
     assert (given["replicas"], given["tensor_parallel_size"]) == ("2", "2")
+
+
+def test_llms_on_gpus_of_their_own_share_nothing(build: Any) -> None:
+    _, said, output = build("--small-gpus=0", "--large-gpus=1")
+    assert {llm.pool for llm in load_settings(output / "echolm.toml").llms} != {"gpus"}
+    assert "MPS" not in said
 
 
 def test_options_of_the_engines_are_passed_on(build: Any) -> None:
