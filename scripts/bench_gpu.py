@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import shlex
@@ -263,11 +264,12 @@ def shapes(options: argparse.Namespace) -> None:
         def run(key: str) -> dict[str, Any]:
             count, order, concurrency = wanted[key]
             prompts = list(decisions.prompts(count, order, salt=key))
-            before, measured = prompts[:-MEASURED], prompts[-MEASURED:]
-            # Those before fill the cache, as a server's is: one token each will do.
-            warming = before[max(0, len(before) - options.warm_up) :]
+            warming = prompts[-MEASURED - options.warm_up : -MEASURED]
+            # They fill the cache, as a server's is: one token each will do.
             measure_engine(engine, warming, SamplingParams(max_tokens=1), 128, math.inf)
-            figures = measure_engine(engine, measured, sampling, concurrency, options.seconds)
+            figures = measure_engine(
+                engine, prompts[-MEASURED:], sampling, concurrency, options.seconds
+            )
             return {
                 "examples": count,
                 "order": order,
@@ -277,7 +279,7 @@ def shapes(options: argparse.Namespace) -> None:
             }
 
         # What is compiled at its first use is not the first setting's burden.
-        some = list(decisions.prompts(3, "similarity", salt="warm"))[:256]
+        some = itertools.islice(decisions.prompts(3, "similarity", salt="warm"), 256)
         measure_engine(engine, some, sampling, max(options.concurrency), math.inf)
         kept.add("machine", _machine(options))
         kept.add("shape", {**asdict(shape), "vocabulary": options.vocabulary, **dict(options.set)})

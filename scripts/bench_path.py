@@ -76,13 +76,16 @@ def stages(url: str) -> dict[str, dict[str, float]]:
     for model in counted:
         if model.name not in STAGES or not model.batch_stats:
             continue
-        runs = [(b, b.compute_input, b.compute_infer, b.compute_output) for b in model.batch_stats]
+        sizes, queue = model.batch_stats, model.inference_stats.queue
+        busy_ns = sum(
+            size.compute_input.ns + size.compute_infer.ns + size.compute_output.ns for size in sizes
+        )
         found[model.name] = {
-            "rows": sum(batch.batch_size * infer.count for batch, _, infer, _ in runs),
-            "runs": sum(infer.count for _, _, infer, _ in runs),
-            "queued_ms": model.inference_stats.queue.ns / 1e6,
-            "queued": model.inference_stats.queue.count,
-            "busy_ms": sum(part.ns for _, *parts in runs for part in parts) / 1e6,
+            "rows": sum(size.batch_size * size.compute_infer.count for size in sizes),
+            "runs": sum(size.compute_infer.count for size in sizes),
+            "queued_ms": queue.ns / 1e6,
+            "queued": queue.count,
+            "busy_ms": busy_ns / 1e6,
         }
     return found
 

@@ -30,13 +30,21 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from echolm.engines.base import FINISH_CANCELLED, GenerationChunk, GenerationRequest, SamplingParams
-from echolm.engines.worker import Event, Events
+from echolm.engines import replicated
+from echolm.engines.base import (
+    FINISH_CANCELLED,
+    GenerationChunk,
+    GenerationRequest,
+    LLMEngine,
+    SamplingParams,
+)
+from echolm.engines.worker import Event, Events, WorkerEngine
 from echolm.errors import (
     ConfigurationError,
     ContextLengthError,
@@ -193,6 +201,28 @@ def check_model(engine: str, model_dir: Path, options: GPUOptions) -> str:
             "repository with `echolm build --help`"
         )
     return str(directory.resolve())
+
+
+def start(engine: str, model: str, options: GPUOptions, memory: str) -> LLMEngine:
+    """Start the worker of an engine, or those of its copies.
+
+    Args:
+        engine: its name, and that of its module, whose ``make_backend`` the worker calls.
+        model: as of :func:`check_model`.
+        memory: name of the option for the share of each GPU's memory.
+    """
+    return replicated.start([partial(_start, engine, model, one) for one in options.copies(memory)])
+
+
+def _start(engine: str, model: str, options: GPUOptions) -> WorkerEngine:
+    return WorkerEngine(
+        engine,
+        f"echolm.engines.{engine}:make_backend",
+        {"model": model, "options": asdict(options)},
+        start_timeout_s=options.start_timeout_s,
+        python=options.python,
+        environment=options.environment,
+    )
 
 
 def read_model_config(model: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class ReplicatedEngine:
             ready=any(one.ready for one in each),
             in_flight=sum(one.in_flight for one in each),
             restarts=sum(one.restarts for one in each),
-            prefix_hit_tokens=None if found == 0 and not any(told) and None in told else found,
+            prefix_hit_tokens=None if found == 0 and None in told else found,
         )
 
     def close(self) -> None:

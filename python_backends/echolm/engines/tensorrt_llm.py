@@ -12,13 +12,11 @@ import re
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from echolm.engines import replicated
 from echolm.engines.base import (
     FINISH_CANCELLED,
     FINISH_LENGTH,
@@ -35,10 +33,10 @@ from echolm.engines.gpu import (
     loading,
     read_model_config,
     sampling_arguments,
+    start,
 )
 from echolm.engines.options import read_options
 from echolm.engines.text import StopWords
-from echolm.engines.worker import WorkerEngine
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 
 _FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "cancelled": FINISH_CANCELLED}
@@ -316,16 +314,4 @@ def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
             "image nvcr.io/nvidia/tritonserver:<release>-trtllm-python-py3, or name the "
             "interpreter of an environment that has it with the option python"
         )
-    copies = checked.copies("gpu_memory_share")
-    return replicated.start([partial(_start, model, one) for one in copies])
-
-
-def _start(model: str, options: TensorRTLLMOptions) -> WorkerEngine:
-    return WorkerEngine(
-        "tensorrt_llm",
-        "echolm.engines.tensorrt_llm:make_backend",
-        {"model": model, "options": asdict(options)},
-        start_timeout_s=options.start_timeout_s,
-        python=options.python,
-        environment=options.environment,
-    )
+    return start("tensorrt_llm", model, checked, "gpu_memory_share")

@@ -8,13 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from echolm.engines import replicated
 from echolm.engines.base import (
     FINISH_CANCELLED,
     FINISH_LENGTH,
@@ -31,9 +29,9 @@ from echolm.engines.gpu import (
     checked_arguments,
     loading,
     sampling_arguments,
+    start,
 )
 from echolm.engines.options import read_options
-from echolm.engines.worker import WorkerEngine
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 
 _FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "abort": FINISH_CANCELLED}
@@ -213,16 +211,4 @@ def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
             "engine vllm: expected the package vllm, got none; `pip install vllm==0.20.0`, best "
             "into an environment of its own, whose interpreter the option python names"
         )
-    copies = checked.copies("gpu_memory_utilization")
-    return replicated.start([partial(_start, model, one) for one in copies])
-
-
-def _start(model: str, options: VLLMOptions) -> WorkerEngine:
-    return WorkerEngine(
-        "vllm",
-        "echolm.engines.vllm:make_backend",
-        {"model": model, "options": asdict(options)},
-        start_timeout_s=options.start_timeout_s,
-        python=options.python,
-        environment=options.environment,
-    )
+    return start("vllm", model, checked, "gpu_memory_utilization")

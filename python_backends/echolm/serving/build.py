@@ -15,6 +15,7 @@ Everything is checked before a file is written.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -220,13 +221,12 @@ def _engine(profile: Profile, role: str, options: BuildOptions) -> dict[str, str
     if memory is None:
         memory = _SHARES["together" if shared else "alone"][role]
     given = dict(choice.options)
-    pipeline = given.get("pipeline_parallel_size", "1")
-    replicas = given.get("replicas", "1")
-    each = [int(count) if count.isdigit() and int(count) else 1 for count in (pipeline, replicas)]
-    tensor = len(gpus) // (each[0] * each[1])
+    # What is no number is refused later, by its own name.
+    counts = [given.get(name, "1") for name in ("pipeline_parallel_size", "replicas")]
+    groups = math.prod(max(1, int(count)) for count in counts if count.isdigit())
     return {
         "gpus": choice.gpus,
-        "tensor_parallel_size": str(max(tensor, 1)),
+        "tensor_parallel_size": str(max(1, len(gpus) // groups)),
         profile.batch: "256",
         profile.memory: f"{memory:g}",
         **given,
