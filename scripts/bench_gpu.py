@@ -5,6 +5,7 @@ Each stage is a command of its own, leaves its result in --work and goes on wher
 
     bench_gpu.py export                      the shipped pair as Hugging Face checkpoints; or
     bench_gpu.py train small|large           a pair of one's own (needs torch: --python)
+    bench_gpu.py past --vllm-python …        12,000 past answers to store in place of 3,000
     bench_gpu.py grow                        both to real-size shapes, the same function
     bench_gpu.py evaluate --vllm-python …    all policies on one server with both LLMs
     bench_gpu.py shapes 3b --vllm-python …   random weights, 0 to 5 examples, both orders
@@ -44,10 +45,10 @@ from echolm.errors import EchoError, UnavailableError
 from echolm.evaluation import gpu_report
 from echolm.evaluation.bench import changed, connected
 from echolm.evaluation.comparison import Comparison, Kept, Plan, store_past
-from echolm.evaluation.engine_load import measure_engine
+from echolm.evaluation.engine_load import answer_all, measure_engine
 from echolm.evaluation.environment import gpus, host, package_version, versions
 from echolm.evaluation.load import closed_loop
-from echolm.evaluation.past import WORKLOAD_SEED, recorded_past
+from echolm.evaluation.past import PAST_FILE, WORKLOAD_SEED, past_items, recorded_past
 from echolm.evaluation.policies import MAX_TOKENS
 from echolm.evaluation.real_shapes import (
     COUNTS,
@@ -58,10 +59,11 @@ from echolm.evaluation.real_shapes import (
     write_checkpoint,
     write_decisions,
 )
+from echolm.generation.prompt import template
 from echolm.serving.build import CONFIGURATION, BuildOptions, LLMChoice, build, built_root
 from echolm.serving.serve import ServeOptions, running_server
 from echolm.settings import Settings, load_settings
-from echolm.workload import WorkItem, Workload
+from echolm.workload import WorkItem, Workload, grade
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +74,7 @@ COMMITTED = {
     role: ROOT / "model_repository" / "local" / f"{role}_llm" / "1" / "openvino" for role in ROLES
 }
 HISTORY, RECORDED, RECORDED_SEED = 3_000, 6_000, 3
+LONG_PAST = "past.jsonl"
 MEASURED = 600
 """The last of the recorded requests; those before them warm the prefix cache."""
 TRAINING = {
@@ -107,6 +110,31 @@ def export(options: argparse.Namespace) -> None:
             command = [sys.executable, str(SCRIPTS / "export_hf.py")]
             command += ["--model", str(COMMITTED[role]), "--output", str(output)]
             subprocess.run(command, check=True)
+
+
+def past(options: argparse.Namespace) -> None:
+    """The answers of the pair's large LLM to more past requests than were recorded."""
+    file = options.work / LONG_PAST
+    if file.is_file():
+        print(f"{file} is there already")
+        return
+    items = past_items(options.count)
+    render = template("echolm").render
+    given = {"python": str(options.vllm_python)} if options.vllm_python else {}
+    engine = create_engine("vllm", options.work / "pair" / "large", {**given, **dict(options.set)})
+    try:
+        prompts = [render(item.text, ()) for item in items]
+        answers = answer_all(engine, prompts, SamplingParams(max_tokens=MAX_TOKENS), 512)
+    finally:
+        engine.close()
+    rows = [
+        {"request": item.text, "response": answer}
+        for item, answer in zip(items, answers, strict=True)
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")
+    right = sum(grade(item, answer) for item, answer in zip(items, answers, strict=True))
+    print(f"{len(lines)} exchanges, mean score {right / len(lines):.4f}, in {file}")
 
 
 def grow(options: argparse.Namespace) -> None:
@@ -150,10 +178,12 @@ def evaluate(options: argparse.Namespace) -> None:
     if "report" in kept.parts:
         print(f"{file} is there already")
         return
+    longer = options.work / LONG_PAST
+    stored = recorded_past(options.history, longer if longer.is_file() else PAST_FILE)
     config = _configuration(options)
     settings = _known(load_settings(config)).model_copy(update={"data_dir": data})
     if not data.is_dir():
-        store_past(settings, options.history, console)
+        store_past(settings, stored, console)
         kept.add("asked", asked)
     kept.add("machine", _machine(options))
     serve = ServeOptions(
@@ -318,7 +348,7 @@ def record(options: argparse.Namespace) -> None:
     chosen: dict[tuple[int, str], list[tuple[int, ...]]] = {}
     with tempfile.TemporaryDirectory() as work:
         store = load_settings().model_copy(update={"data_dir": Path(work) / "store"})
-        store_past(store, HISTORY, console)
+        store_past(store, recorded_past(HISTORY), console)
         models = instant_repository(Path(work) / "models")
         for number, (count, order) in enumerate((c, o) for c in COUNTS for o in ORDERS):
             data = Path(work) / str(number)
@@ -475,6 +505,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands.add_parser("export", parents=[common], help="the shipped pair").set_defaults(
         func=export
     )
+    one = commands.add_parser(
+        "past", parents=[common, engine], help="more answers of the pair's large LLM to store"
+    )
+    one.add_argument("--count", type=int, default=12_000)
+    one.set_defaults(func=past)
     commands.add_parser("grow", parents=[common, growing], help="to real sizes").set_defaults(
         func=grow
     )

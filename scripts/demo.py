@@ -25,6 +25,7 @@ from echolm.errors import EchoError
 from echolm.evaluation.bench import connected
 from echolm.evaluation.comparison import TITLES, Comparison, Plan, store_past
 from echolm.evaluation.environment import host, versions
+from echolm.evaluation.past import recorded_past
 from echolm.serving.build import built_root
 from echolm.serving.serve import Endpoints, ServeOptions, running_server
 from echolm.settings import Settings, load_settings
@@ -116,7 +117,7 @@ def main() -> int:
     try:
         loaded = load_settings(options.config)
         settings: Settings = loaded.model_copy(update={"data_dir": options.data_dir})
-        store_past(settings, options.history, console)
+        store_past(settings, recorded_past(options.history), console)
         serve = ServeOptions(
             profile=options.profile,
             repository_root=built_root(options.config, options.profile),

@@ -21,7 +21,7 @@ from rich.console import Console
 from echolm.evaluation.bench import FLUSH_S, Site, warm_up
 from echolm.evaluation.corruption import Exchange
 from echolm.evaluation.load import Run
-from echolm.evaluation.past import WORKLOAD_SEED, recorded_past
+from echolm.evaluation.past import WORKLOAD_SEED
 from echolm.evaluation.policies import Policy, SemanticCache
 from echolm.evaluation.progress import Stage
 from echolm.evaluation.quality import HOLDS_QUALITY, best_cache, offload_share, scores, win_rate
@@ -254,9 +254,8 @@ def figures(run: Run) -> dict[str, Any]:
     }
 
 
-def store_past(settings: Settings, count: int, console: Console) -> None:
+def store_past(settings: Settings, past: Sequence[Exchange], console: Console) -> None:
     """Fill a new store with the large LLM's past answers; every deployment has such a past."""
-    past = recorded_past(count)
     settings.data_dir.mkdir(parents=True)
     prepare_embedder(settings, console.print)
     with Stage(console, "storing the large LLM's past answers", len(past)) as stage:

@@ -6,7 +6,7 @@ import itertools
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,6 +121,38 @@ class _Load:
             self._submit()
 
         self._engine.submit(request, on_chunk)
+
+
+def answer_all(
+    engine: LLMEngine, prompts: Sequence[str], sampling: SamplingParams, concurrency: int
+) -> list[str]:
+    """An engine's answers to all prompts, in order.
+
+    Args:
+        concurrency: prompts in flight.
+
+    Raises:
+        EchoError: one prompt could not be answered.
+    """
+    answers: list[str | Exception] = [""] * len(prompts)
+    free = threading.Semaphore(concurrency)
+    for number, prompt in enumerate(prompts):
+        free.acquire()
+
+        def on_chunk(chunk: GenerationChunk | Exception, number: int = number) -> None:
+            answers[number] = chunk if isinstance(chunk, Exception) else chunk.text
+            free.release()
+
+        request = GenerationRequest(request_id=f"ask-{number}", prompt=prompt, sampling=sampling)
+        engine.submit(request, on_chunk)
+    for _ in range(concurrency):
+        free.acquire()
+    texts: list[str] = []
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+        texts.append(answer)
+    return texts
 
 
 def measure_engine(
