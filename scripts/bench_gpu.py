@@ -45,10 +45,11 @@ from echolm.errors import EchoError, UnavailableError
 from echolm.evaluation import gpu_report
 from echolm.evaluation.bench import changed, connected
 from echolm.evaluation.comparison import Comparison, Kept, Plan, store_past
+from echolm.evaluation.corruption import Exchange
 from echolm.evaluation.engine_load import answer_all, measure_engine
 from echolm.evaluation.environment import gpus, host, package_version, versions
 from echolm.evaluation.load import closed_loop
-from echolm.evaluation.past import PAST_FILE, WORKLOAD_SEED, past_items, recorded_past
+from echolm.evaluation.past import PAST_FILE, WORKLOAD_SEED, past_items, recorded_past, write_past
 from echolm.evaluation.policies import MAX_TOKENS
 from echolm.evaluation.real_shapes import (
     COUNTS,
@@ -120,21 +121,16 @@ def past(options: argparse.Namespace) -> None:
         return
     items = past_items(options.count)
     render = template("echolm").render
-    given = {"python": str(options.vllm_python)} if options.vllm_python else {}
-    engine = create_engine("vllm", options.work / "pair" / "large", {**given, **dict(options.set)})
+    engine = create_engine("vllm", options.work / "pair" / "large", _given(options))
     try:
         prompts = [render(item.text, ()) for item in items]
         answers = answer_all(engine, prompts, SamplingParams(max_tokens=MAX_TOKENS), 512)
     finally:
         engine.close()
-    rows = [
-        {"request": item.text, "response": answer}
-        for item, answer in zip(items, answers, strict=True)
-    ]
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    file.write_text("".join(lines), encoding="utf-8")
-    right = sum(grade(item, answer) for item, answer in zip(items, answers, strict=True))
-    print(f"{len(lines)} exchanges, mean score {right / len(lines):.4f}, in {file}")
+    exchanges = [Exchange(item, answer) for item, answer in zip(items, answers, strict=True)]
+    write_past(file, exchanges)
+    right = sum(grade(e.item, e.response) for e in exchanges)
+    print(f"{len(exchanges)} exchanges, mean score {right / len(exchanges):.4f}, in {file}")
 
 
 def grow(options: argparse.Namespace) -> None:
@@ -178,12 +174,12 @@ def evaluate(options: argparse.Namespace) -> None:
     if "report" in kept.parts:
         print(f"{file} is there already")
         return
-    longer = options.work / LONG_PAST
-    stored = recorded_past(options.history, longer if longer.is_file() else PAST_FILE)
     config = _configuration(options)
     settings = _known(load_settings(config)).model_copy(update={"data_dir": data})
     if not data.is_dir():
-        store_past(settings, stored, console)
+        longer = options.work / LONG_PAST
+        past_file = longer if longer.is_file() else PAST_FILE
+        store_past(settings, recorded_past(options.history, past_file), console)
         kept.add("asked", asked)
     kept.add("machine", _machine(options))
     serve = ServeOptions(
@@ -229,11 +225,7 @@ def _configuration(options: argparse.Namespace) -> Path | None:
             role: LLMChoice(
                 getattr(options, role) or _best(options.work, role),
                 memory=getattr(options, f"{role}_memory"),
-                options={
-                    **({"python": str(options.vllm_python)} if options.vllm_python else {}),
-                    **dict(options.set),
-                    **dict(getattr(options, f"{role}_set")),
-                },
+                options={**_given(options), **dict(getattr(options, f"{role}_set"))},
             )
             for role in ROLES
         }
@@ -247,6 +239,12 @@ def _configuration(options: argparse.Namespace) -> Path | None:
         )
         build(choice, print)
     return output / CONFIGURATION
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The engine's options of the command line."""
+    python = {"python": str(options.vllm_python)} if options.vllm_python else {}
+    return {**python, **dict(options.set)}
 
 
 def _best(work: Path, role: str) -> Path:
@@ -280,11 +278,7 @@ def shapes(options: argparse.Namespace) -> None:
         return
     folder = options.work / "shapes" / name
     write_checkpoint(folder, shape.config(), COMMITTED["large"], options.vocabulary)
-    given = {
-        "load_format": "dummy",
-        **({"python": str(options.vllm_python)} if options.vllm_python else {}),
-        **dict(options.set),
-    }
+    given = {"load_format": "dummy", **_given(options)}
     started = time.monotonic()
     engine = create_engine("vllm", folder, given)
     try:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from echolm.errors import EchoError, UnavailableError
+from echolm.evaluation.corruption import Exchange
 from echolm.evaluation.load import closed_loop
-from echolm.evaluation.past import PAST_FILE, past_items
+from echolm.evaluation.past import PAST_FILE, past_items, write_past
 from echolm.evaluation.policies import LLMPolicy
 from echolm.evaluation.progress import Stage
 from echolm.serving.serve import ServeOptions, running_server
@@ -28,8 +28,8 @@ from echolm_client import AsyncClient
 from rich.console import Console
 
 
-async def record(grpc_url: str, options: argparse.Namespace, console: Console) -> list[str]:
-    """The answers, as JSON lines."""
+async def record(grpc_url: str, options: argparse.Namespace, console: Console) -> list[Exchange]:
+    """The requests with their answers."""
     items = past_items(options.count)
     async with AsyncClient(grpc_url) as client:
         large = LLMPolicy("always_large", client, "large_llm", "no-cache")
@@ -38,11 +38,7 @@ async def record(grpc_url: str, options: argparse.Namespace, console: Console) -
     if run.failed:
         errors = {record.error for record in run.records if record.error}
         raise UnavailableError(f"{run.failed} of {len(items)} requests failed: {min(errors)}")
-    return [
-        json.dumps({"request": r.item.text, "response": r.reply.text}, ensure_ascii=False)
-        for r in run.records
-        if r.reply is not None
-    ]
+    return [Exchange(r.item, r.reply.text) for r in run.records if r.reply is not None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
         try:
             with running_server(settings, serve, progress=console.print) as endpoints:
-                lines = asyncio.run(record(endpoints.grpc_url, options, console))
+                exchanges = asyncio.run(record(endpoints.grpc_url, options, console))
         except EchoError as error:
             console.print(f"record_past: {error}", style="red", markup=False)
             return 1
-    options.output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    console.print(f"{len(lines)} exchanges written to {options.output}")
+    write_past(options.output, exchanges)
+    console.print(f"{len(exchanges)} exchanges written to {options.output}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from echolm.errors import ConfigurationError
@@ -53,3 +54,10 @@ def recorded_past(count: int, file: Path = PAST_FILE) -> list[Exchange]:
             )
         exchanges.append(Exchange(item, response))
     return exchanges
+
+
+def write_past(file: Path, exchanges: Iterable[Exchange]) -> None:
+    """Write a past that :func:`recorded_past` reads."""
+    rows = [{"request": e.item.text, "response": e.response} for e in exchanges]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")

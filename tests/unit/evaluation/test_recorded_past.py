@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from echolm.errors import ConfigurationError
-from echolm.evaluation.past import past_items, recorded_past
+from echolm.evaluation.past import past_items, recorded_past, write_past
 from echolm.workload import grade
 
 COUNT = 3_000
@@ -51,3 +51,9 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     file.write_text(line + "\n")
     with pytest.raises(ConfigurationError, match="line 1: expected an object with"):
         recorded_past(1, file)
+
+
+def test_a_past_that_was_written_is_read_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "past.jsonl"
+    write_past(file, recorded_past(10))
+    assert recorded_past(10, file) == recorded_past(10)
