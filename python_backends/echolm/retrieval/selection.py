@@ -24,7 +24,7 @@ from echolm.retrieval.threshold import GRID, AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
 from echolm.settings import RetrievalSettings, Settings
 
-_TEXTS = 16_384  # examples whose features are kept
+_TEXTS = 65_536  # examples whose features are kept
 
 
 class Selected(NamedTuple):
