@@ -148,7 +148,10 @@ class RetrievalSettings(_Section):
         "a prefix; similarity: the best ones, the most similar last",
     )
     warm_tolerance: float = Field(
-        0.02, ge=0, le=1, description="utility given up for an example that was used lately"
+        0.01,
+        ge=0,
+        le=1,
+        description="utility given up, per example, for a prompt that begins as an earlier one did",
     )
     diversity: float = Field(
         0.3, ge=0, le=1, description="weight of redundancy in maximal marginal relevance"

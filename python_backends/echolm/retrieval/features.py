@@ -312,15 +312,10 @@ class FeatureBatch:
     asks: NDArray[np.float32]
     says: NDArray[np.float32]
 
-    def redundancy(self, columns: NDArray[np.intp]) -> NDArray[np.float32]:
-        """How much all candidates have in common with one of each row, FP32 [B, n] in 0..1.
-
-        Args:
-            columns: that one, INTP [B].
-        """
-        rows = np.arange(len(columns))
-        both = np.matmul(self.asks, self.asks[rows, columns][:, :, None])[:, :, 0]
-        both += np.matmul(self.says, self.says[rows, columns][:, :, None])[:, :, 0]
+    def redundancy(self) -> NDArray[np.float32]:
+        """How much two candidates of a row have in common, FP32 [B, n, n] in 0..1."""
+        both = np.matmul(self.asks, self.asks.transpose(0, 2, 1))
+        both += np.matmul(self.says, self.says.transpose(0, 2, 1))
         np.maximum(both, 0.0, out=both)
         # From the cosine of two word sets of one size to their Jaccard index.
         return np.asarray(both / (4.0 - both))

@@ -1,14 +1,14 @@
 """Which examples in which order the engine's prefix cache may still hold.
 
 Examples lengthen the prompt, which is what they cost. Requests that share the first examples
-of their prompts share the KV cache of that prefix, so of examples that are nearly equally
-useful those are taken, and in that order, which were used lately.
+of their prompts share the KV cache of that prefix, so of sets of examples that are nearly equally
+useful the one is taken, and in that order, that shares most with earlier prompts.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 Prefix = tuple[int, ...]
 
@@ -20,28 +20,29 @@ class WarmPrefixes:
         capacity: prefixes remembered.
     """
 
-    def __init__(self, capacity: int = 4_096) -> None:
+    def __init__(self, capacity: int = 16_384) -> None:
         self._capacity = capacity
         self._uses: OrderedDict[Prefix, int] = OrderedDict()
         self._popularity: OrderedDict[int, int] = OrderedDict()
 
-    def warmest(self, chosen: Sequence[int], options: Sequence[int]) -> int:
-        """Index of the option that makes, with those chosen, the warmest start of a prompt.
+    def longest(self, ids: Sequence[int], allowed: Callable[[Prefix], bool]) -> Prefix:
+        """The longest start of an earlier prompt, of equally long ones the one used most.
 
         Args:
-            options: example ids, the most useful first; the first wins if none is warm.
+            ids: of which it may consist.
+            allowed: whether a start may be taken; one that may not is not continued.
         """
-        before = tuple(chosen)
-        uses, popularity = self._uses.get, self._popularity.get
-
-        def warmth(k: int) -> tuple[int, int, int]:
-            i = options[k]
-            use = uses((*before, i), 0)
-            if before:
-                use = max(use, uses((i, *before), 0))
-            return use, popularity(i, 0), -k
-
-        return max(range(len(options)), key=warmth)
+        uses = self._uses
+        best: tuple[int, int, Prefix] = (0, 0, ())
+        open_starts: list[Prefix] = [()]
+        while open_starts:
+            start = open_starts.pop()
+            for i in ids:
+                if i in start or (longer := (*start, i)) not in uses or not allowed(longer):
+                    continue
+                open_starts.append(longer)
+                best = max(best, (len(longer), uses[longer], longer))
+        return best[2]
 
     def arrange(self, ids: Sequence[int]) -> list[int]:
         """The ids in the order that shares the longest prefix with earlier prompts.
@@ -49,12 +50,10 @@ class WarmPrefixes:
         Where no order is warm, the most popular come first, since they are the likeliest to
         come again; then by id, so that every process agrees.
         """
-        uses, popularity = self._uses.get, self._popularity.get
-        left, order = list(ids), list[int]()
-        while len(left) > 1:
-            warmth = [(uses((*order, i), 0), popularity(i, 0), -i) for i in left]
-            order.append(left.pop(warmth.index(max(warmth))))
-        return order + left
+        start = self.longest(ids, lambda _: True)
+        popularity = self._popularity.get
+        rest = [i for i in ids if i not in start]
+        return [*start, *sorted(rest, key=lambda i: (-popularity(i, 0), i))]
 
     def use(self, order: Sequence[int]) -> None:
         """Remember a prompt's examples."""

@@ -6,7 +6,7 @@ best diverse and within a token budget, drop those that are not worth their toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,14 +17,16 @@ from echolm.contracts import MAX_BATCH_SIZE
 from echolm.generation.prompt import TokenCounter
 from echolm.learning.learner import Learnable
 from echolm.retrieval.features import ExampleTexts, FeatureBatch, featurize
-from echolm.retrieval.prefix import WarmPrefixes
+from echolm.retrieval.prefix import Prefix, WarmPrefixes
 from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
+from echolm.retrieval.relevance import MarginalRelevance, ScoredSet
 from echolm.retrieval.store import Candidate
 from echolm.retrieval.threshold import GRID, AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
 from echolm.settings import RetrievalSettings, Settings
 
 _TEXTS = 65_536  # examples whose features are kept
+_ROUNDING = 1e-6  # of sums of the same numbers in another order
 
 
 class Selected(NamedTuple):
@@ -133,57 +135,65 @@ class ExampleSelector:
     def _pick(
         self, batch: FeatureBatch, utilities: NDArray[np.float32], strong: NDArray[np.bool_]
     ) -> list[list[int]]:
-        """Columns of the best for each row, by maximal marginal relevance and token budget."""
+        """Columns of the best set for each row, or of a warm one that is nearly as good."""
         settings = self._settings
-        b, n = utilities.shape
-        relevance = np.where(strong, (1 - settings.diversity) * utilities, -np.inf)
-        redundancy = np.zeros((b, n), dtype=np.float32)
-        ids, slots = batch.ids.tolist(), batch.slots.tolist()
-        budgets = [settings.max_example_tokens] * b
-        picked: list[list[int]] = [[] for _ in range(b)]
-        open_rows = np.flatnonzero(strong.any(axis=1)).tolist() if settings.max_examples else []
-        while open_rows:
-            # One more for every row at a time; what exceeds a budget is out of the question.
-            scores = relevance - settings.diversity * redundancy
-            near = self._near_best(scores)
-            columns = np.zeros(b, dtype=np.intp)
-            fresh = []
-            for row in open_rows:
-                options = near[row]
-                column = options[0]
-                if len(options) > 1:
-                    own = ids[row]
-                    warm = [own[k] for k in picked[row]], [own[k] for k in options]
-                    column = options[self._warm.warmest(*warm)]
-                relevance[row, column] = -np.inf
-                cost = self._texts.num_tokens(slots[row][column])
-                if cost <= budgets[row]:
-                    budgets[row] -= cost
-                    picked[row].append(column)
-                    columns[row] = column
-                    fresh.append(row)
-            left = (relevance > -np.inf).any(axis=1).tolist()
-            open_rows = [k for k in open_rows if left[k] and len(picked[k]) < settings.max_examples]
-            if open_rows and settings.diversity:
-                common = batch.redundancy(columns)[fresh]
-                redundancy[fresh] = np.maximum(redundancy[fresh], common)
+        if not settings.max_examples:
+            return [[] for _ in utilities]
+        worths = (1 - settings.diversity) * utilities
+        ranked = np.argsort(-worths, axis=1, kind="stable").tolist()
+        overlaps = (
+            (settings.diversity * batch.redundancy()).tolist() if settings.diversity else None
+        )
+        picked = []
+        for row, (ids, slots, worth, may) in enumerate(
+            zip(
+                batch.ids.tolist(),
+                batch.slots.tolist(),
+                worths.tolist(),
+                strong.tolist(),
+                strict=True,
+            )
+        ):
+            sets = MarginalRelevance(
+                {k: worth[k] for k in ranked[row] if may[k]},
+                overlaps[row] if overlaps else None,
+                self._tokens_of(slots),
+                settings.max_examples,
+                settings.max_example_tokens,
+            )
+            best = sets.completed()
+            warm = settings.order == "prefix" and best.columns
+            picked.append(self._warmest(sets, best, ids) if warm else best.columns)
         return picked
 
-    def _near_best(self, scores: NDArray[np.float32]) -> list[list[int]]:
-        """For each row the column of the highest score, and those that may stand in for it.
+    def _tokens_of(self, slots: Sequence[int]) -> Callable[[int], int]:
+        return lambda column: self._texts.num_tokens(slots[column])
 
-        The best come first. Rows without a score have none.
+    def _warmest(self, sets: MarginalRelevance, best: ScoredSet, ids: Sequence[int]) -> list[int]:
+        """Columns of the set that shares most with earlier prompts, if it is nearly the best one.
+
+        Args:
+            ids: of all columns.
         """
-        near: list[list[int]] = [[] for _ in scores]
-        least = scores.max(axis=1, keepdims=True)
-        if self._settings.order == "prefix":
-            least = least - self._settings.warm_tolerance
-        rows, columns = np.nonzero((scores >= least) & (scores > -np.inf))
-        # Each row's by falling score, equal ones as they were found.
-        order = np.lexsort((columns, -scores[rows, columns], rows))
-        for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-            near[row].append(column)
-        return near if self._settings.order == "prefix" else [one[:1] for one in near]
+        given_up = len(best.columns) * self._settings.warm_tolerance + _ROUNDING
+        # No set with a candidate that adds less than this can be good enough.
+        least = best.least - given_up
+        columns = {ids[k]: k for k, worth in sets.worth.items() if worth >= least}
+        found: dict[Prefix, list[int]] = {(): best.columns}
+
+        def nearly_as_good(start: Prefix) -> bool:
+            chosen = [columns[i] for i in start]
+            other = sets.completed(chosen)
+            if (
+                other.columns[: len(chosen)] != chosen
+                or len(other.columns) < len(best.columns)
+                or other.value < best.value - given_up
+            ):
+                return False
+            found[start] = other.columns
+            return True
+
+        return found[self._warm.longest(list(columns), nearly_as_good)]
 
     def _choose(
         self, candidates: Sequence[Candidate], utilities: list[float], picks: list[int]

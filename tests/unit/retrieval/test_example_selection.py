@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations, takewhile
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from echolm.settings import RetrievalSettings, Settings
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+
+def first(pair: tuple[int, float]) -> int:
+    return pair[0]
 
 
 class Words:
@@ -156,6 +161,49 @@ def test_of_nearly_equal_examples_the_warm_ones_are_taken_in_their_order() -> No
     assert ids(selector.select(["b"], [two])[0].examples) == [5, 8]
     better = [candidate(1, 0.99), candidate(2, 0.95), candidate(8, 0.89), candidate(5, 0.885)]
     assert ids(selector.select(["c"], [better])[0].examples) == [1, 2]
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 9), st.floats(0.5, 1)), max_size=8, unique_by=first),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sampled_from([0.0, 0.01, 0.1]),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_a_warm_set_is_as_large_as_the_best_one_and_nearly_as_good(
+    requests: list[list[tuple[int, float]]], tolerance: float, diversity: float
+) -> None:
+    """And, where sets do not depend on an order, it never shares less than the best would."""
+    limits = {"max_examples": 3, "diversity": diversity}
+    warm = selector_of(warm_tolerance=tolerance, **limits)
+    earlier: list[list[int]] = []
+    for found in requests:
+        row = [candidate(i, similarity, request=f"about {i % 3}") for i, similarity in found]
+        [chosen] = warm.select(["q"], [row])
+        [best] = selector_of(order="similarity", **limits).select(["q"], [row])
+        assert len(chosen.examples) == len(best.examples)
+        if not diversity:
+            given_up = sum(e.utility for e in best.examples) - sum(
+                e.utility for e in chosen.examples
+            )
+            assert given_up <= tolerance * len(best.examples) + 1e-5
+            longest = max(shared(list(o), earlier) for o in permutations(ids(best.examples)))
+            assert shared(ids(chosen.examples), earlier) >= longest
+        earlier.append(ids(chosen.examples))
+
+
+def same(pair: tuple[int, int]) -> bool:
+    return pair[0] == pair[1]
+
+
+def shared(order: list[int], earlier: list[list[int]]) -> int:
+    """Examples at the start of a prompt with which an earlier one began as well."""
+    return max(
+        (sum(1 for _ in takewhile(same, zip(order, one, strict=False))) for one in earlier),
+        default=0,
+    )
 
 
 def test_now_and_then_one_example_is_left_out_and_the_record_says_which() -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-from echolm.retrieval.prefix import WarmPrefixes
+from echolm.retrieval.prefix import Prefix, WarmPrefixes
 from hypothesis import given
 from hypothesis import strategies as st
+
+
+def any_start(_: Prefix) -> bool:
+    return True
 
 
 def test_without_a_past_the_order_is_by_id() -> None:
@@ -24,15 +28,30 @@ def test_the_most_popular_come_first_where_no_order_is_warm() -> None:
     assert warm.arrange([5, 8, 9]) == [9, 8, 5]
 
 
-def test_of_the_options_the_one_that_continues_a_prompt_is_warmest() -> None:
+def test_the_longest_start_of_an_earlier_prompt_is_found_among_more_ids_than_it_needs() -> None:
     warm = WarmPrefixes()
-    warm.use([1, 2])
+    warm.use([1, 2, 3])
     for _ in range(5):
         warm.use([9, 3])
-    assert warm.warmest([1], [3, 2]) == 1
-    assert warm.warmest([2], [3, 1]) == 1  # 1 before 2 is warm as well
-    assert warm.warmest([], [2, 1, 9]) == 2
-    assert warm.warmest([], [6, 5, 4]) == 0
+    assert warm.longest([3, 2, 1, 9], any_start) == (1, 2, 3)
+    assert warm.longest([3, 2, 9], any_start) == (9, 3)
+    assert warm.longest([2, 3], any_start) == ()
+
+
+def test_of_equally_long_starts_the_one_used_most_is_taken() -> None:
+    warm = WarmPrefixes()
+    for order in ([1, 2], [8, 7], [1, 2], [8, 6]):
+        warm.use(order)
+    assert warm.longest([8, 7, 6, 2, 1], any_start) == (1, 2)
+
+
+def test_a_start_that_is_not_allowed_is_not_continued() -> None:
+    warm = WarmPrefixes()
+    warm.use([1, 2, 3])
+    warm.use([4, 5])
+    assert warm.longest([1, 2, 3, 4, 5], lambda start: 2 not in start) == (4, 5)
+    assert warm.longest([1, 2, 3], lambda start: 2 not in start) == (1,)
+    assert warm.longest([1, 2, 3], lambda start: False) == ()
 
 
 def test_what_was_not_used_for_long_is_cold() -> None:
