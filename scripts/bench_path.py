@@ -48,6 +48,7 @@ EXCHANGES = 12_000
 STAGES = ("tokenizer", "embedder", "retriever")
 """Models whose runs say where retrieval's time goes; a router's return before its answers."""
 _ACCOUNTS_S = 300.0
+_LLM_PROCESSES = 2
 
 
 def instant_repository(directory: Path) -> Path:
@@ -57,9 +58,10 @@ def instant_repository(directory: Path) -> Path:
     for name in ("small_llm", "large_llm"):
         (directory / name / "1").mkdir(parents=True)
         shutil.copy(source / name / "1" / "model.py", directory / name / "1")
-        # The same tensors and scheduling; only the engine and its options are others.
+        # The same tensors; several of an engine that does nothing, so that none is waited for.
         lines = (source / name / "config.pbtxt").read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if not line.startswith("parameters")]
+        kept = [line.replace("count: 1", f"count: {_LLM_PROCESSES}") for line in kept]
         kept.append('parameters { key: "engine" value: { string_value: "instant" } }')
         (directory / name / "config.pbtxt").write_text("\n".join(kept) + "\n", encoding="utf-8")
     return directory

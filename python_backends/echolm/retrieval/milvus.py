@@ -51,7 +51,7 @@ _SCALARS: tuple[tuple[str, DataType, dict[str, int]], ...] = (
 _TEXT_FIELDS = ["request", "response", "tenant", "quality"]
 _PLAIN_FIELDS = ["id", *(name for name, _, _ in _SCALARS)]
 _ALL_FIELDS = ["embedding", *_PLAIN_FIELDS]
-_KEPT_TEXTS = 65_536  # found examples whose texts a process keeps, about 1 KB each
+_KEPT_TEXTS = 131_072  # found examples whose texts a process keeps, about 1 KB each
 _EXPIRY_STEP_MS = 60_000  # the filter text changes once a minute, so Milvus can reuse its plan
 
 

@@ -25,7 +25,7 @@ from echolm.retrieval.threshold import GRID, AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
 from echolm.settings import RetrievalSettings, Settings
 
-_TEXTS = 65_536  # examples whose features are kept
+_TEXTS = 131_072  # examples whose features are kept
 _ROUNDING = 1e-6  # of sums of the same numbers in another order
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,8 @@ class TritonPythonModel:
 
     async def _respond(self, rows: list[Request], responder: Responder) -> None:
         def send_piece(piece: str) -> None:
-            responder.send([codec.tensor(_TEXT_OUTPUT, [piece], (1, 1))])
+            tensors = [codec.tensor(_TEXT_OUTPUT, [piece], (1, 1))]
+            self._runtime.send(partial(responder.send, tensors))
 
         streaming = self._decoupled and rows[0].stream
         try:
@@ -157,14 +159,15 @@ class TritonPythonModel:
             )
         except asyncio.CancelledError:
             self._metrics.add("echolm_failed_total", reason="cancelled")
-            responder.fail(CancelledError("the client went away"))
+            self._runtime.send(partial(responder.fail, CancelledError("the client went away")))
             raise
         except Exception as problem:
             if not isinstance(problem, EchoError):
                 self._metrics.add("echolm_failed_total", reason="internal")
-            responder.fail(problem)
+            self._runtime.send(partial(responder.fail, problem))
             return
-        responder.send(output_tensors(answers, text_sent=streaming), final=True)
+        tensors = output_tensors(answers, text_sent=streaming)
+        self._runtime.send(partial(responder.send, tensors, final=True))
 
     async def _show_load(self) -> None:
         """Show what the router sees of the load."""
