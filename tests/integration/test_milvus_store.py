@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import ConfigurationError, UnavailableError
-from echolm.retrieval.milvus import LazyMilvusStore, MilvusStore, _KeptTexts
+from echolm.retrieval.milvus import LazyMilvusStore, MilvusStore
 from echolm.retrieval.store import Candidate, Example, Query, scope_key
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.settings import RetrievalSettings
@@ -179,45 +178,6 @@ def test_an_example_that_was_written_again_outlives_a_restart(tmp_path: Path) ->
         assert [c.similarity for c in find(store, k=2)] == pytest.approx([1.0, 1.0], abs=1e-5)
     finally:
         server.stop()
-
-
-def test_another_version_of_a_found_example_is_found_with_its_own_texts(store: MilvusStore) -> None:
-    """Texts are kept by the process that found them; another process may have written anew."""
-    store.upsert([example(1)], unit(0))
-    assert [c.response for c in find(store)] == ["réponse 1"]
-    better = replace(example(1), response="better", quality=0.5, updated_at_ms=NOW + 1)
-    store.upsert([better], unit(0))
-    assert [(c.response, c.quality) for c in find(store)] == [("better", 0.5)]
-
-
-def test_texts_of_found_examples_are_fetched_once(
-    store: MilvusStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.upsert([example(1), example(2)], np.concatenate([unit(0), unit(1)]))
-    fetched: list[list[int]] = []
-    get = MilvusClient.get
-
-    def counted(self: MilvusClient, name: str, ids: list[int], **more: object) -> object:
-        fetched.append(sorted(ids))
-        return get(self, name, ids, **more)
-
-    monkeypatch.setattr(MilvusClient, "get", counted)
-    first = find(store)
-    assert find(store) == first and len(first) == 2
-    assert fetched == [[1, 2]]
-    store.upsert([example(3)], unit(0))
-    fetched.clear()
-    assert {c.request for c in find(store)} == {"request 1", "request 2", "request 3"}
-    assert fetched == [[3]]
-
-
-def test_more_found_examples_than_are_kept_are_found_all_the_same(
-    store: MilvusStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "_kept", _KeptTexts(1))
-    store.upsert([example(1), example(2)], np.concatenate([unit(0), unit(1)]))
-    for _ in range(2):
-        assert [c.request for c in find(store)] == ["request 1", "request 2"]
 
 
 def test_deleting(store: MilvusStore) -> None:

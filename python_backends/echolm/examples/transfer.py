@@ -11,13 +11,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm.clock import now_ms
 from echolm.errors import InvalidRequestError
 from echolm.retrieval.store import Example, ExampleStore, Stored
 
@@ -107,8 +106,6 @@ def copy_into(
 ) -> Iterator[list[Example]]:
     """Write examples into a store; those with the ids of stored ones take their place.
 
-    All are stamped as updated now.
-
     Args:
         embed: makes the embeddings anew; None keeps them.
 
@@ -119,8 +116,7 @@ def copy_into(
         UnavailableError: the store cannot be written; all batches before are in it.
     """
     for batch in batches:
-        now = now_ms()
-        examples = [replace(example, updated_at_ms=now) for example, _ in batch]
+        examples = [example for example, _ in batch]
         if embed is None:
             embeddings = np.stack([embedding for _, embedding in batch])
         else:

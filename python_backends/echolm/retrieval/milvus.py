@@ -6,9 +6,9 @@ import contextlib
 import json
 import logging
 import threading
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -48,50 +48,10 @@ _SCALARS: tuple[tuple[str, DataType, dict[str, int]], ...] = (
     ("replays", DataType.INT64, {}),
     ("num_bytes", DataType.INT64, {}),
 )
-_TEXT_FIELDS = ["request", "response", "tenant", "quality"]
+_FOUND_FIELDS = ["request", "response", "tenant", "quality"]
 _PLAIN_FIELDS = ["id", *(name for name, _, _ in _SCALARS)]
 _ALL_FIELDS = ["embedding", *_PLAIN_FIELDS]
-_KEPT_TEXTS = 131_072  # found examples whose texts a process keeps, about 1 KB each
 _EXPIRY_STEP_MS = 60_000  # the filter text changes once a minute, so Milvus can reuse its plan
-
-
-class _Texts(NamedTuple):
-    """What a candidate needs besides its id and similarity."""
-
-    request: str
-    response: str
-    tenant: str
-    quality: float
-
-
-_Version = tuple[int, int]
-"""An example's id and ``updated_at_ms``: whatever has both has the same texts."""
-
-
-class _KeptTexts:
-    """The texts of the examples that were found last. Safe for use by several threads."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._texts: OrderedDict[_Version, _Texts] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, keys: Iterable[_Version]) -> dict[_Version, _Texts]:
-        """Those that are kept."""
-        found = {}
-        with self._lock:
-            for key in keys:
-                if (texts := self._texts.get(key)) is not None:
-                    self._texts.move_to_end(key)
-                    found[key] = texts
-        return found
-
-    def put(self, texts: dict[_Version, _Texts]) -> None:
-        """Keep these; the ones that were not found for longest make room."""
-        with self._lock:
-            self._texts.update(texts)
-            while len(self._texts) > self._capacity:
-                self._texts.popitem(last=False)
 
 
 class MilvusStore:
@@ -133,7 +93,6 @@ class MilvusStore:
                 timeout=_CONNECT_TIMEOUT_S,
             )
         self.embedding_name, self.dimension = embedding_name, dimension
-        self._kept = _KeptTexts(_KEPT_TEXTS)
         self.open()
 
     @classmethod
@@ -255,8 +214,6 @@ class MilvusStore:
             if self._settings.partition_by_tenant:
                 # The scope says it already; by the tenant Milvus finds the partition.
                 visible += f" and {_of_tenant(queries[rows[0]].tenant)}"
-            timeout = _WRITE_TIMEOUT_S if fresh else self._timeout
-            consistency = _FRESH if fresh else _BOUNDED
             with _reported("search"):
                 hits = self._client.search(
                     self._collection,
@@ -264,50 +221,17 @@ class MilvusStore:
                     anns_field="embedding",
                     filter=visible,
                     limit=top_n,
-                    output_fields=["updated_at_ms"],
+                    output_fields=_FOUND_FIELDS,
                     search_params={"params": dict(self._settings.search_params)},
-                    timeout=timeout,
-                    consistency_level=consistency,
+                    timeout=_WRITE_TIMEOUT_S if fresh else self._timeout,
+                    consistency_level=_FRESH if fresh else _BOUNDED,
                 )
-                found_rows = [[_hit(hit) for hit in row_hits] for row_hits in hits]
-                texts = self._texts(
-                    {key for row_hits in found_rows for key, _ in row_hits}, timeout, consistency
-                )
-            for row, row_hits in zip(rows, found_rows, strict=True):
+            for row, row_hits in zip(rows, hits, strict=True):
+                # The scope is a hash; the tenant's name is what must match.
                 found[row] = [
-                    Candidate(id=key[0], **text._asdict(), similarity=similarity)
-                    for key, similarity in row_hits
-                    # Deleted since the search, or, as the scope is a hash, another tenant's.
-                    if (text := texts.get(key)) and text.tenant == queries[row].tenant
+                    c for c in map(_candidate, row_hits) if c.tenant == queries[row].tenant
                 ]
         return found
-
-    def _texts(
-        self, keys: set[_Version], timeout: float, consistency: str
-    ) -> dict[_Version, _Texts]:
-        """The texts of found examples, less those that are no longer there.
-
-        A search that returns texts takes twice as long as one that does not, and most of what
-        requests find was found before.
-        """
-        texts = self._kept.get(keys)
-        if missing := [id for id, _ in keys - texts.keys()]:
-            rows = self._client.get(
-                self._collection,
-                missing,
-                output_fields=["updated_at_ms", *_TEXT_FIELDS],
-                timeout=timeout,
-                consistency_level=consistency,
-            )
-            fetched = {
-                (int(row["id"]), int(row["updated_at_ms"])): _Texts(
-                    *(row[name] for name in _TEXT_FIELDS)
-                )
-                for row in rows
-            }
-            self._kept.put(fetched)
-            texts |= fetched
-        return texts
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if not examples:
@@ -514,9 +438,16 @@ def _of_tenant(tenant: str) -> str:
     return f"tenant == {json.dumps(tenant, ensure_ascii=False)}"
 
 
-def _hit(hit: Any) -> tuple[_Version, float]:
-    """Which example was found, and its similarity."""
-    return (int(hit["id"]), int(hit["entity"]["updated_at_ms"])), float(hit["distance"])
+def _candidate(hit: Any) -> Candidate:
+    entity = hit["entity"]
+    return Candidate(
+        id=int(hit["id"]),
+        request=entity["request"],
+        response=entity["response"],
+        tenant=entity["tenant"],
+        quality=float(entity["quality"]),
+        similarity=float(hit["distance"]),
+    )
 
 
 def _stored(row: Any) -> Stored:

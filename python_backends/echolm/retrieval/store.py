@@ -127,11 +127,7 @@ class ExampleStore(Protocol):
         ...
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
-        """Write examples with their embeddings FP32 [n, D]; UnavailableError if it fails.
-
-        Who writes an id again with other texts, tenant or quality gives it another
-        ``updated_at_ms``, by which a process knows that what it keeps of the example is old.
-        """
+        """Write examples with their embeddings FP32 [n, D]; UnavailableError if it fails."""
         ...
 
     def delete(self, ids: Iterable[int]) -> None:
