@@ -556,6 +556,11 @@ class Settings(BaseSettings):
         given = self.routing.load_board
         return Path(given) if given else self.data_dir / "load.board"
 
+    @property
+    def prompt_board_path(self) -> Path:
+        """File by which retrievers tell each other of their prompts, beside the load board."""
+        return self.load_board_path.with_name("prompt.board")
+
     def llm(self, name: str) -> LLMSettings:
         """The LLM of that name; KeyError if it is not configured."""
         for llm in self.llms:

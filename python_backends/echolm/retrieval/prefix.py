@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from echolm.retrieval.prompt_board import PromptBoard
+
 Prefix = tuple[int, ...]
 
 
@@ -17,10 +19,13 @@ class WarmPrefixes:
     """Sequences of example ids that prompts started with, the oldest forgotten.
 
     Args:
+        board: by which processes whose prompts go to the same engines tell each other of them.
         capacity: prefixes remembered.
     """
 
-    def __init__(self, capacity: int = 16_384) -> None:
+    def __init__(self, board: PromptBoard | None = None, capacity: int = 16_384) -> None:
+        self._board = board
+        self._untold: list[Sequence[int]] = []
         self._capacity = capacity
         self._uses: OrderedDict[Prefix, int] = OrderedDict()
         self._popularity: OrderedDict[int, int] = OrderedDict()
@@ -57,6 +62,23 @@ class WarmPrefixes:
 
     def use(self, order: Sequence[int]) -> None:
         """Remember a prompt's examples."""
+        self._remember(order)
+        if self._board is not None:
+            self._untold.append(order)
+
+    def tell(self) -> None:
+        """Tell other processes what was used since the last time."""
+        if self._board is not None:
+            self._board.append(self._untold)
+            self._untold = []
+
+    def catch_up(self) -> None:
+        """Remember what other processes have told."""
+        if self._board is not None:
+            for order in self._board.news():
+                self._remember(order)
+
+    def _remember(self, order: Sequence[int]) -> None:
         for length in range(1, len(order) + 1):
             _count(self._uses, tuple(order[:length]), self._capacity)
         for i in order:

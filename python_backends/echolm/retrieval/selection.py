@@ -18,6 +18,7 @@ from echolm.generation.prompt import TokenCounter
 from echolm.learning.learner import Learnable
 from echolm.retrieval.features import ExampleTexts, FeatureBatch, featurize
 from echolm.retrieval.prefix import Prefix, WarmPrefixes
+from echolm.retrieval.prompt_board import PromptBoard
 from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
 from echolm.retrieval.relevance import MarginalRelevance, ScoredSet
 from echolm.retrieval.store import Candidate
@@ -76,6 +77,7 @@ class ExampleSelector:
         threshold: which utility is enough.
         tokens: counts tokens of the LLM that will read the examples.
         rng: draws which example is left out and which threshold is tried.
+        board: what other processes put into prompts for the same engines.
     """
 
     def __init__(
@@ -85,12 +87,13 @@ class ExampleSelector:
         threshold: AdaptiveThreshold,
         tokens: TokenCounter,
         rng: np.random.Generator,
+        board: PromptBoard | None = None,
     ) -> None:
         self._settings = settings
         self.utility = utility
         self.threshold = threshold
         self._texts = ExampleTexts(tokens, max(_TEXTS, MAX_BATCH_SIZE * settings.top_n))
-        self._warm = WarmPrefixes()
+        self._warm = WarmPrefixes(board)
         self._rng = rng
 
     @property
@@ -125,11 +128,13 @@ class ExampleSelector:
         best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
         strong = batch.valid & (utilities >= best * self._settings.relative_similarity)
         coverages = 1.0 - np.where(strong, 1.0 - np.minimum(utilities, 1.0), 1.0).prod(axis=1)
+        self._warm.catch_up()
         picked = self._pick(batch, utilities, strong)
         chosen = [
             self._choose(batch.candidates[k], worth, picks)
             for k, (worth, picks) in enumerate(zip(utilities.tolist(), picked, strict=True))
         ]
+        self._warm.tell()
         return self._conclude(batch, utilities, coverages, chosen)
 
     def _pick(
@@ -263,7 +268,10 @@ class ExampleSelector:
 
 
 def build_selector(
-    settings: Settings, tokens: TokenCounter, rng: np.random.Generator
+    settings: Settings,
+    tokens: TokenCounter,
+    rng: np.random.Generator,
+    board: PromptBoard | None = None,
 ) -> ExampleSelector:
     """The selector as configured."""
     retrieval = settings.retrieval
@@ -280,4 +288,5 @@ def build_selector(
         ),
         tokens,
         rng,
+        board,
     )

@@ -19,6 +19,7 @@ from echolm.generation.prompt import token_counter
 from echolm.learning.event_log import open_event_log
 from echolm.learning.learner import Learner
 from echolm.retrieval.milvus import LazyMilvusStore
+from echolm.retrieval.prompt_board import PromptBoard
 from echolm.retrieval.record import NONE
 from echolm.retrieval.selection import Selection, build_selector
 from echolm.retrieval.store import Candidate, Query
@@ -56,8 +57,9 @@ class TritonPythonModel:
             key=lambda llm: llm.context_length,
             default=settings.default_llm,
         )
+        self._board = PromptBoard(settings.prompt_board_path)
         self._selector = build_selector(
-            settings, token_counter(reader.tokenizer), np.random.default_rng()
+            settings, token_counter(reader.tokenizer), np.random.default_rng(), self._board
         )
         self._metrics = Metrics()
         self._runtime = Runtime(args["model_name"])
@@ -127,6 +129,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._runtime.close()
         self._store.close()
+        self._board.close()
 
 
 def _read(request: Any, settings: Settings, dimension: int) -> _Rows:
