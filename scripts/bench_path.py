@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure the path without generation: tokenizer, embedder, Milvus search, router.
 
-Both LLMs are replaced by an engine that answers at once; everything else is the local
-profile, over a store with many examples of the demo workload. The load comes from NVIDIA's
+Both LLMs are replaced by an engine that answers at once, in two processes each; everything else
+is the local profile, over a store with many examples of the demo workload. The load comes from
 perf_analyzer, so that the client takes little of the CPU. Prints a table and ends with one
 JSON line. The store is kept in build/bench and filled only once.
 
@@ -61,7 +61,8 @@ def instant_repository(directory: Path) -> Path:
         # The same tensors; several of an engine that does nothing, so that none is waited for.
         lines = (source / name / "config.pbtxt").read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if not line.startswith("parameters")]
-        kept = [line.replace("count: 1", f"count: {_LLM_PROCESSES}") for line in kept]
+        kept = [line for line in kept if not line.startswith("instance_group")]
+        kept.append(f"instance_group [ {{ kind: KIND_CPU count: {_LLM_PROCESSES} }} ]")
         kept.append('parameters { key: "engine" value: { string_value: "instant" } }')
         (directory / name / "config.pbtxt").write_text("\n".join(kept) + "\n", encoding="utf-8")
     return directory

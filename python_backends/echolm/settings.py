@@ -144,14 +144,16 @@ class RetrievalSettings(_Section):
     )
     order: Literal["prefix", "similarity"] = Field(
         "prefix",
-        description="prefix: of nearly equal examples those used lately, so that prompts share "
-        "a prefix; similarity: the best ones, the most similar last",
+        description="prefix: of sets of examples that are nearly as good as the best the one "
+        "with which an earlier prompt began, in its order; similarity: the best ones, the most "
+        "similar last",
     )
     warm_tolerance: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="utility given up, per example, for a prompt that begins as an earlier one did",
+        description="what a set may give up, times its examples, for a prompt that begins as an "
+        "earlier one did; of what maximal marginal relevance counts",
     )
     diversity: float = Field(
         0.3, ge=0, le=1, description="weight of redundancy in maximal marginal relevance"
@@ -184,7 +186,8 @@ class RoutingSettings(_Section):
     )
     load_board: str = Field(
         "",
-        description="shared-memory file of all routers' load, on a local disk; empty: in data_dir",
+        description="shared-memory file of all routers' load, on a local disk; empty: in data_dir; "
+        "the retrievers' file of their prompts lies beside it",
     )
     load_half_life_s: float = Field(1.0, gt=0, description="of the moving average of the load")
     load_threshold: float = Field(
@@ -559,7 +562,8 @@ class Settings(BaseSettings):
     @property
     def prompt_board_path(self) -> Path:
         """File by which retrievers tell each other of their prompts, beside the load board."""
-        return self.load_board_path.with_name("prompt.board")
+        board = self.load_board_path
+        return board.with_name(f"{board.name}.prompts")
 
     def llm(self, name: str) -> LLMSettings:
         """The LLM of that name; KeyError if it is not configured."""

@@ -353,7 +353,7 @@ def test_what_must_not_be_stored_is_not(grpc: Caller, tenant: str) -> None:
         assert set(found(grpc, request, tenant)) <= {only}
 
 
-def test_examples_lengthen_the_prompt_and_come_in_an_order_that_retrievers_share(
+def test_examples_lengthen_the_prompt_and_come_in_an_order_that_other_retrievers_are_told(
     grpc: Caller, tenant: str, server_settings: Settings
 ) -> None:
     item = WORKLOAD.stream(1, seed=8)[0]
@@ -364,22 +364,20 @@ def test_examples_lengthen_the_prompt_and_come_in_an_order_that_retrievers_share
     options: dict[str, Any] = {"tenant": tenant, "llm": "small_llm", "max_tokens": 2}
     bare = grpc.ask(item.text, **options, **NO_CACHE)
 
-    # The one that is looked at: now and then a threshold is tried that leaves all examples out.
+    # The one that is looked at: now and then a threshold is tried that leaves all examples out,
+    # and the last of the three may just be being stored.
     answers: list[Result] = []
     board = PromptBoard(server_settings.prompt_board_path)
 
-    def with_examples() -> bool:
+    def with_the_same_examples_again() -> bool:
         answers.append(grpc.ask(item.text, **options, cache_control="no-store"))
-        return len(ids(answers[-1])) >= 2
+        orders = [ids(answer) for answer in answers[-2:]]
+        return len(orders[0]) >= 2 and orders == [orders[0]] * 2
 
-    orders = []
-    for _ in range(2):
-        assert eventually(with_examples)
-        answer = answers[-1]
-        assert answer["num_input_tokens"].item() > bare["num_input_tokens"].item() + 40
-        orders.append(ids(answer))
-    assert orders[0] == orders[1]
-    assert tuple(orders[0]) in board.news()
+    assert eventually(with_the_same_examples_again)
+    answer = answers[-1]
+    assert answer["num_input_tokens"].item() > bare["num_input_tokens"].item() + 40
+    assert board.news().count(tuple(ids(answer))) >= 2
     board.close()
 
 

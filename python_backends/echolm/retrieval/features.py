@@ -312,10 +312,10 @@ class FeatureBatch:
     asks: NDArray[np.float32]
     says: NDArray[np.float32]
 
-    def redundancy(self) -> NDArray[np.float32]:
-        """How much two candidates of a row have in common, FP32 [B, n, n] in 0..1."""
-        both = np.matmul(self.asks, self.asks.transpose(0, 2, 1))
-        both += np.matmul(self.says, self.says.transpose(0, 2, 1))
+    def redundancy(self, row: int) -> NDArray[np.float32]:
+        """How much two candidates of a row have in common, FP32 [n, n] in 0..1."""
+        both = self.asks[row] @ self.asks[row].T
+        both += self.says[row] @ self.says[row].T
         np.maximum(both, 0.0, out=both)
         # From the cosine of two word sets of one size to their Jaccard index.
         return np.asarray(both / (4.0 - both))

@@ -14,6 +14,11 @@ from echolm.retrieval.prompt_board import PromptBoard
 
 Prefix = tuple[int, ...]
 
+_WIDTH = 8
+"""Continuations of a start that are looked at, so that the first ones do not use up all looks."""
+_ORDERS = 325
+"""Starts that five examples can have."""
+
 
 class WarmPrefixes:
     """Sequences of example ids that prompts started with, the oldest forgotten.
@@ -30,23 +35,29 @@ class WarmPrefixes:
         self._uses: OrderedDict[Prefix, int] = OrderedDict()
         self._popularity: OrderedDict[int, int] = OrderedDict()
 
-    def longest(self, ids: Sequence[int], allowed: Callable[[Prefix], bool]) -> Prefix:
+    def longest(
+        self, ids: Sequence[int], allowed: Callable[[Prefix], bool], looks: int = 24
+    ) -> Prefix:
         """The longest start of an earlier prompt, of equally long ones the one used most.
 
         Args:
             ids: of which it may consist.
             allowed: whether a start may be taken; one that may not is not continued.
+            looks: most starts that are asked about; the most used come first.
         """
         uses = self._uses
         best: tuple[int, int, Prefix] = (0, 0, ())
         open_starts: list[Prefix] = [()]
-        while open_starts:
+        while open_starts and looks:
             start = open_starts.pop()
-            for i in ids:
-                if i in start or (longer := (*start, i)) not in uses or not allowed(longer):
+            if start:
+                looks -= 1
+                if not allowed(start):
                     continue
-                open_starts.append(longer)
-                best = max(best, (len(longer), uses[longer], longer))
+                best = max(best, (len(start), uses[start], start))
+            longer = [(*start, i) for i in ids if i not in start]
+            warm = [one for one in longer if one in uses]
+            open_starts += sorted(warm, key=uses.__getitem__)[-_WIDTH:]
         return best[2]
 
     def arrange(self, ids: Sequence[int]) -> list[int]:
@@ -55,7 +66,7 @@ class WarmPrefixes:
         Where no order is warm, the most popular come first, since they are the likeliest to
         come again; then by id, so that every process agrees.
         """
-        start = self.longest(ids, lambda _: True)
+        start = self.longest(ids, lambda _: True, _ORDERS)
         popularity = self._popularity.get
         rest = [i for i in ids if i not in start]
         return [*start, *sorted(rest, key=lambda i: (-popularity(i, 0), i))]

@@ -2,7 +2,9 @@
 
 A record is as long as any other, in numbers of 8 bytes, native byte order: who wrote it, how many
 examples there are, and their ids in the order of the prompt. Linux appends a write as a whole, so
-no lock is needed. The file starts anew when it is full: what it held was read by then, or is old.
+no lock is needed. When the file is full, the first who notices starts it anew; what somebody else
+has not read by then is lost to him, and so is all until then if a writer is killed in the middle
+of a long record: prompts share less for a time, and nothing else happens.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +25,8 @@ _RECORD = 2 + _MOST_EXAMPLES
 _RECORD_BYTES = 8 * _RECORD
 RECORDS = 16_384
 """After which the file starts anew."""
+_WRITE_S = 0.05
+"""By when a write that was seen half done has ended."""
 
 
 class PromptBoard:
@@ -44,9 +49,7 @@ class PromptBoard:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._fd = os.open(path, flags, 0o600)
             # What stands there was in prompts of an engine that may have been restarted since.
-            self._position = self._size()
-            if self._position % _RECORD_BYTES:
-                os.ftruncate(self._fd, 0)  # as in append()
+            self._position = self._whole_size()
         except OSError as error:
             self._give_up(error)
 
@@ -90,6 +93,16 @@ class PromptBoard:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _whole_size(self) -> int:
+        """The size, when nobody is writing; a file that ends with a part of a record is emptied."""
+        size = self._size()
+        if size % _RECORD_BYTES:
+            time.sleep(_WRITE_S)
+            if self._size() == size:
+                os.ftruncate(self._fd, 0)
+                return 0
+        return size - size % _RECORD_BYTES
 
     def _size(self) -> int:
         return os.fstat(self._fd).st_size

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class ScoredSet(NamedTuple):
     """Candidates that go into a prompt together.
@@ -25,7 +28,7 @@ class MarginalRelevance:
 
     Args:
         worth: of each candidate by itself, by its column, the best first.
-        overlap: [n][n], what one loses beside another; None: nothing.
+        overlap: FP32 [n, n], what one loses beside another; None: nothing.
         tokens: of the candidate of a column.
         most: candidates in a set.
         budget: tokens in a set.
@@ -34,13 +37,14 @@ class MarginalRelevance:
     def __init__(
         self,
         worth: Mapping[int, float],
-        overlap: Sequence[Sequence[float]] | None,
+        overlap: NDArray[np.float32] | None,
         tokens: Callable[[int], int],
         most: int,
         budget: int,
     ) -> None:
         self.worth = worth
         self._overlap = overlap
+        self._beside: dict[int, list[float]] = {}  # rows of it as they are needed
         self._tokens = tokens
         self._most = most
         self._budget = budget
@@ -66,7 +70,10 @@ class MarginalRelevance:
             columns.append(column)
             gains.append(gain)
             if self._overlap is not None and len(columns) < self._most:
-                worth, common = self.worth, self._overlap[column]
+                common = self._beside.get(column)
+                if common is None:
+                    common = self._beside[column] = self._overlap[column].tolist()
+                worth = self.worth
                 for k, value in left.items():
                     beside = worth[k] - common[k]
                     if beside < value:  # min() takes twice as long, and this is the inner loop

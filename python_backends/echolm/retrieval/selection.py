@@ -26,7 +26,7 @@ from echolm.retrieval.threshold import GRID, AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
 from echolm.settings import RetrievalSettings, Settings
 
-_TEXTS = 131_072  # examples whose features are kept
+_TEXTS = 16_384  # examples whose features are kept
 _ROUNDING = 1e-6  # of sums of the same numbers in another order
 
 
@@ -146,29 +146,21 @@ class ExampleSelector:
             return [[] for _ in utilities]
         worths = (1 - settings.diversity) * utilities
         ranked = np.argsort(-worths, axis=1, kind="stable").tolist()
-        overlaps = (
-            (settings.diversity * batch.redundancy()).tolist() if settings.diversity else None
-        )
+        columns = zip(worths.tolist(), strong.tolist(), ranked, strict=True)
         picked = []
-        for row, (ids, slots, worth, may) in enumerate(
-            zip(
-                batch.ids.tolist(),
-                batch.slots.tolist(),
-                worths.tolist(),
-                strong.tolist(),
-                strict=True,
-            )
-        ):
+        for row, (worth, may, order) in enumerate(columns):
             sets = MarginalRelevance(
-                {k: worth[k] for k in ranked[row] if may[k]},
-                overlaps[row] if overlaps else None,
-                self._tokens_of(slots),
+                {k: worth[k] for k in order if may[k]},
+                settings.diversity * batch.redundancy(row) if settings.diversity else None,
+                self._tokens_of(batch.slots[row].tolist()),
                 settings.max_examples,
                 settings.max_example_tokens,
             )
             best = sets.completed()
-            warm = settings.order == "prefix" and best.columns
-            picked.append(self._warmest(sets, best, ids) if warm else best.columns)
+            if settings.order == "prefix" and best.columns:
+                picked.append(self._warmest(sets, best, batch.ids[row].tolist()))
+            else:
+                picked.append(best.columns)
         return picked
 
     def _tokens_of(self, slots: Sequence[int]) -> Callable[[int], int]:
@@ -180,23 +172,34 @@ class ExampleSelector:
         Args:
             ids: of all columns.
         """
-        given_up = len(best.columns) * self._settings.warm_tolerance + _ROUNDING
-        # No set with a candidate that adds less than this can be good enough.
-        least = best.least - given_up
-        columns = {ids[k]: k for k, worth in sets.worth.items() if worth >= least}
+        settings, worth = self._settings, sets.worth
+        given_up = len(best.columns) * settings.warm_tolerance + _ROUNDING
+        threshold = (1 - settings.diversity) * self.least_utility
+
+        def above(columns: Sequence[int]) -> int:
+            return sum(worth[k] >= threshold for k in columns)
+
+        # Others can hardly be in a set that is good enough.
+        columns = {ids[k]: k for k in worth if worth[k] >= best.least - given_up}
+        kept = above(best.columns)
         found: dict[Prefix, list[int]] = {(): best.columns}
 
         def nearly_as_good(start: Prefix) -> bool:
             chosen = [columns[i] for i in start]
+            if set(chosen) <= set(best.columns):  # whose value depends on the order
+                found[start] = best.columns
+                return True
             other = sets.completed(chosen)
-            if (
-                other.columns[: len(chosen)] != chosen
-                or len(other.columns) < len(best.columns)
-                or other.value < best.value - given_up
-            ):
-                return False
-            found[start] = other.columns
-            return True
+            good = (
+                other.columns[: len(chosen)] == chosen
+                and len(other.columns) >= len(best.columns)
+                and other.value >= best.value - given_up
+                # Else the threshold would drop what stands in for a better one.
+                and above(other.columns) >= kept
+            )
+            if good:
+                found[start] = other.columns
+            return good
 
         return found[self._warm.longest(list(columns), nearly_as_good)]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,8 +148,7 @@ class TritonPythonModel:
 
     async def _respond(self, rows: list[Request], responder: Responder) -> None:
         def send_piece(piece: str) -> None:
-            tensors = [codec.tensor(_TEXT_OUTPUT, [piece], (1, 1))]
-            self._runtime.send(partial(responder.send, tensors))
+            responder.send([codec.tensor(_TEXT_OUTPUT, [piece], (1, 1))])
 
         streaming = self._decoupled and rows[0].stream
         try:
@@ -159,15 +157,14 @@ class TritonPythonModel:
             )
         except asyncio.CancelledError:
             self._metrics.add("echolm_failed_total", reason="cancelled")
-            self._runtime.send(partial(responder.fail, CancelledError("the client went away")))
+            responder.fail(CancelledError("the client went away"))
             raise
         except Exception as problem:
             if not isinstance(problem, EchoError):
                 self._metrics.add("echolm_failed_total", reason="internal")
-            self._runtime.send(partial(responder.fail, problem))
+            responder.fail(problem)
             return
-        tensors = output_tensors(answers, text_sent=streaming)
-        self._runtime.send(partial(responder.send, tensors, final=True))
+        responder.send(output_tensors(answers, text_sent=streaming), final=True)
 
     async def _show_load(self) -> None:
         """Show what the router sees of the load."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import Any
 
 import uvloop
@@ -36,9 +35,6 @@ class Runtime:
         self.loop.set_default_executor(self.executor)
         # Of its own: when all others wait in BLS calls, clients that leave must still be noticed.
         self._watcher = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-watch")
-        self._outbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._sender = threading.Thread(target=self._send, name=f"{name}-send", daemon=True)
-        self._sender.start()
         self._watched: dict[asyncio.Task[None], Responder | None] = {}
         self._thread = threading.Thread(target=self._run, name=f"{name}-loop", daemon=True)
         self._thread.start()
@@ -47,21 +43,6 @@ class Runtime:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
-
-    def send(self, response: Callable[[], None]) -> None:
-        """Have a thread send a response, after those before it: Triton takes its time to take one.
-
-        Args:
-            response: sends it.
-        """
-        self._outbox.put(response)
-
-    def _send(self) -> None:
-        while (response := self._outbox.get()) is not None:
-            try:
-                response()
-            except Exception as error:  # the server is stopping
-                logger.warning("a response could not be sent: %s", error)
 
     @property
     def in_flight(self) -> int:
@@ -111,8 +92,6 @@ class Runtime:
             logger.warning("tasks did not stop in %.0f s: %r", timeout_s, error)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout_s)
-        self._outbox.put(None)
-        self._sender.join(timeout_s)
         self.executor.shutdown(wait=False, cancel_futures=True)
         self._watcher.shutdown(wait=False, cancel_futures=True)
 

@@ -175,7 +175,7 @@ def test_of_nearly_equal_examples_the_warm_ones_are_taken_in_their_order() -> No
 def test_a_warm_set_is_as_large_as_the_best_one_and_nearly_as_good(
     requests: list[list[tuple[int, float]]], tolerance: float, diversity: float
 ) -> None:
-    """And, where sets do not depend on an order, it never shares less than the best would."""
+    """And it never shares less of earlier prompts than the best set in its best order."""
     limits = {"max_examples": 3, "diversity": diversity}
     warm = selector_of(warm_tolerance=tolerance, **limits)
     earlier: list[list[int]] = []
@@ -189,8 +189,8 @@ def test_a_warm_set_is_as_large_as_the_best_one_and_nearly_as_good(
                 e.utility for e in chosen.examples
             )
             assert given_up <= tolerance * len(best.examples) + 1e-5
-            longest = max(shared(list(o), earlier) for o in permutations(ids(best.examples)))
-            assert shared(ids(chosen.examples), earlier) >= longest
+        longest = max(shared(list(o), earlier) for o in permutations(ids(best.examples)))
+        assert shared(ids(chosen.examples), earlier) >= longest
         earlier.append(ids(chosen.examples))
 
 
@@ -204,6 +204,15 @@ def shared(order: list[int], earlier: list[list[int]]) -> int:
         (sum(1 for _ in takewhile(same, zip(order, one, strict=False))) for one in earlier),
         default=0,
     )
+
+
+def test_a_warm_example_under_the_threshold_does_not_stand_in_for_one_above_it() -> None:
+    selector = selector_of(warm_tolerance=0.02, max_examples=1, threshold=0.9)
+    assert ids(selector.select(["a"], [[candidate(8, 0.95)]])[0].examples) == [8]
+    found = [candidate(2, 0.905), candidate(8, 0.895)]
+    assert ids(selector.select(["b"], [found])[0].examples) == [2]
+    found = [candidate(2, 0.915), candidate(8, 0.905)]
+    assert ids(selector.select(["c"], [found])[0].examples) == [8]
 
 
 def test_now_and_then_one_example_is_left_out_and_the_record_says_which() -> None:

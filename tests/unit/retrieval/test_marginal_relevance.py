@@ -15,13 +15,13 @@ def test_without_overlap_the_best_are_taken() -> None:
 
 
 def test_what_the_set_has_already_counts_less() -> None:
-    overlap = [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    overlap = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
     sets = MarginalRelevance({0: 0.9, 1: 0.8, 2: 0.4}, overlap, ONE_TOKEN, 3, 9)
     assert sets.completed() == ([0, 2, 1], pytest.approx(1.6), pytest.approx(0.3))
 
 
 def test_a_start_is_completed() -> None:
-    overlap = [[1.0, 0.5, 0.0], [0.5, 1.0, 0.6], [0.0, 0.6, 1.0]]
+    overlap = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.6], [0.0, 0.6, 1.0]], np.float32)
     sets = MarginalRelevance({0: 0.9, 1: 0.8, 2: 0.4}, overlap, ONE_TOKEN, 2, 9)
     assert sets.completed([1]) == ([1, 0], pytest.approx(1.2), pytest.approx(0.4))
     assert sets.completed([2, 1]) == ([2, 1], pytest.approx(0.6), pytest.approx(0.2))
@@ -42,7 +42,7 @@ def test_nothing_to_choose_from() -> None:
 def test_each_next_one_adds_most_and_the_value_is_their_sum(n: int, most: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     worth = rng.random(n).tolist()
-    overlap = rng.random((n, n)).tolist()
+    overlap = rng.random((n, n), dtype=np.float32)
     found = MarginalRelevance(dict(enumerate(worth)), overlap, ONE_TOKEN, most, 9).completed()
     assert len(found.columns) == min(n, most)
 

@@ -59,7 +59,9 @@ def test_a_damaged_file_is_emptied_by_who_opens_it(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 100)
     one, two = PromptBoard(path), PromptBoard(path)
     one.append([[1, 2]])
+    two.append([[3]])
     assert two.news() == [(1, 2)]
+    assert one.news() == [(3,)]
 
 
 def test_what_no_retriever_has_written_is_left_aside(tmp_path: Path) -> None:

@@ -54,6 +54,24 @@ def test_a_start_that_is_not_allowed_is_not_continued() -> None:
     assert warm.longest([1, 2, 3], lambda start: False) == ()
 
 
+def test_a_search_looks_at_few_starts_and_at_the_most_used_ones_first() -> None:
+    warm = WarmPrefixes()
+    for one in range(40):
+        for other in range(40):
+            if one != other:
+                warm.use([one, other])
+    for _ in range(50):
+        warm.use([7, 31, 5])
+    asked: list[Prefix] = []
+
+    def allowed(start: Prefix) -> bool:
+        asked.append(start)
+        return True
+
+    assert warm.longest(range(40), allowed) == (7, 31, 5)
+    assert len(asked) <= 24
+
+
 def test_what_was_not_used_for_long_is_cold() -> None:
     warm = WarmPrefixes(capacity=4)
     warm.use([2, 1])
