@@ -151,13 +151,13 @@ def evaluate(options: argparse.Namespace) -> None:
     """All policies over one server."""
     console = Console()
     plan = Plan(**{field.name: getattr(options, field.name) for field in fields(Plan)})
+    longer = options.work / LONG_PAST
+    past_file = longer if longer.is_file() else PAST_FILE
+    names = ("profile", "embedder", "processes", "concurrency", "history", "labelled")
     asked = {
         **asdict(plan),
-        **{
-            name: getattr(options, name)
-            for name in ("profile", "processes", "concurrency", "history")
-        },
-        "labelled": options.labelled,
+        **{name: getattr(options, name) for name in names},
+        "past": str(past_file),
         "engines": [
             *(str(getattr(options, role) or _best(options.work, role)) for role in ROLES),
             *(getattr(options, f"{role}_memory") for role in ROLES),
@@ -177,8 +177,6 @@ def evaluate(options: argparse.Namespace) -> None:
     config = _configuration(options)
     settings = _known(load_settings(config)).model_copy(update={"data_dir": data})
     if not data.is_dir():
-        longer = options.work / LONG_PAST
-        past_file = longer if longer.is_file() else PAST_FILE
         store_past(settings, recorded_past(options.history, past_file), console)
         kept.add("asked", asked)
     kept.add("machine", _machine(options))
