@@ -60,8 +60,8 @@ def instant_repository(directory: Path) -> Path:
         shutil.copy(source / name / "1" / "model.py", directory / name / "1")
         # The same tensors; several of an engine that does nothing, so that none is waited for.
         lines = (source / name / "config.pbtxt").read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if not line.startswith("parameters")]
-        kept = [line for line in kept if not line.startswith("instance_group")]
+        replaced = ("parameters", "instance_group")
+        kept = [line for line in lines if not line.startswith(replaced)]
         kept.append(f"instance_group [ {{ kind: KIND_CPU count: {_LLM_PROCESSES} }} ]")
         kept.append('parameters { key: "engine" value: { string_value: "instant" } }')
         (directory / name / "config.pbtxt").write_text("\n".join(kept) + "\n", encoding="utf-8")

@@ -47,6 +47,9 @@ class ModelContract:
 MAX_BATCH_SIZE = 64
 """Most rows in one request, and most requests in one dynamic batch, of the core models."""
 
+MAX_EXAMPLES = 32
+"""Most examples in one prompt, however ``retrieval.max_examples`` is set."""
+
 PAD_ID = -1
 """Fills ``example_ids`` where the rows of a request have different numbers of examples."""
 

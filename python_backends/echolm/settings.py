@@ -36,6 +36,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from echolm.contracts import MAX_EXAMPLES
 from echolm.errors import ConfigurationError
 
 if sys.version_info >= (3, 11):
@@ -110,7 +111,10 @@ class RetrievalSettings(_Section):
     )
     top_n: int = Field(16, ge=1, le=1024, description="candidates of stage 1")
     max_examples: int = Field(
-        2, ge=0, le=32, description="most examples in one prompt; more tokens, more help"
+        2,
+        ge=0,
+        le=MAX_EXAMPLES,
+        description="most examples in one prompt; more tokens, more help",
     )
     min_similarity: float = Field(0.6, ge=-1, le=1, description="cosine under which none is used")
     relative_similarity: float = Field(

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from echolm.contracts import MAX_EXAMPLES
+
 logger = logging.getLogger("echolm")
 
-_MOST_EXAMPLES = 32
-_RECORD = 2 + _MOST_EXAMPLES
+_RECORD = 2 + MAX_EXAMPLES
 _RECORD_BYTES = 8 * _RECORD
 RECORDS = 16_384
 """After which the file starts anew."""
@@ -54,7 +55,7 @@ class PromptBoard:
             self._give_up(error)
 
     def append(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Tell the others which examples stand in these prompts, at most 32 in each."""
+        """Tell the others which examples stand in these prompts, at most MAX_EXAMPLES in each."""
         if self._fd < 0 or not prompts:
             return
         records = np.zeros((len(prompts), _RECORD), dtype=np.int64)
@@ -86,7 +87,7 @@ class PromptBoard:
             return []
         records = np.frombuffer(raw[:whole], dtype=np.int64).reshape(-1, _RECORD)
         others = records[records[:, 0] != self._own]
-        return [tuple(ids[:n]) for _, n, *ids in others.tolist() if 0 < n <= _MOST_EXAMPLES]
+        return [tuple(ids[:n]) for _, n, *ids in others.tolist() if 0 < n <= MAX_EXAMPLES]
 
     def close(self) -> None:
         """Share nothing from now on."""

@@ -142,8 +142,6 @@ class ExampleSelector:
     ) -> list[list[int]]:
         """Columns of the best set for each row, or of a warm one that is nearly as good."""
         settings = self._settings
-        if not settings.max_examples:
-            return [[] for _ in utilities]
         worths = (1 - settings.diversity) * utilities
         ranked = np.argsort(-worths, axis=1, kind="stable").tolist()
         columns = zip(worths.tolist(), strong.tolist(), ranked, strict=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations, takewhile
+from operator import eq, itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,6 @@ from echolm.settings import RetrievalSettings, Settings
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-
-def first(pair: tuple[int, float]) -> int:
-    return pair[0]
 
 
 class Words:
@@ -165,7 +162,9 @@ def test_of_nearly_equal_examples_the_warm_ones_are_taken_in_their_order() -> No
 
 @given(
     st.lists(
-        st.lists(st.tuples(st.integers(0, 9), st.floats(0.5, 1)), max_size=8, unique_by=first),
+        st.lists(
+            st.tuples(st.integers(0, 9), st.floats(0.5, 1)), max_size=8, unique_by=itemgetter(0)
+        ),
         min_size=1,
         max_size=12,
     ),
@@ -194,16 +193,9 @@ def test_a_warm_set_is_as_large_as_the_best_one_and_nearly_as_good(
         earlier.append(ids(chosen.examples))
 
 
-def same(pair: tuple[int, int]) -> bool:
-    return pair[0] == pair[1]
-
-
 def shared(order: list[int], earlier: list[list[int]]) -> int:
     """Examples at the start of a prompt with which an earlier one began as well."""
-    return max(
-        (sum(1 for _ in takewhile(same, zip(order, one, strict=False))) for one in earlier),
-        default=0,
-    )
+    return max((sum(takewhile(bool, map(eq, order, one))) for one in earlier), default=0)
 
 
 def test_a_warm_example_under_the_threshold_does_not_stand_in_for_one_above_it() -> None:
