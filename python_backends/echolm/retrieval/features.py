@@ -213,8 +213,10 @@ class ExampleTexts:
         found = [get(c.id, -1) for c in candidates]
         self._lookups += 1
         if -1 in found or not self._as_kept(found, candidates):
+            # So that none of them makes room for another.
             self._looked_up[[slot for slot in found if slot >= 0]] = self._lookups
-            found = [self._store(candidate) for candidate in candidates]
+            self._store(candidates)
+            found = [self._slots[c.id] for c in candidates]
         slots = np.array(found, dtype=np.intp)
         self._looked_up[slots] = self._lookups
         return slots
@@ -227,16 +229,22 @@ class ExampleTexts:
         same: bool = requests == [c.request for c in candidates]
         return same and responses == [c.response for c in candidates]
 
-    def _store(self, candidate: Candidate) -> int:
-        slot = self._slots.get(candidate.id)
-        if slot is None:
-            slot = self._vacant()
-            self._ids[slot] = candidate.id
-            self._slots[candidate.id] = slot
-        self._looked_up[slot] = self._lookups
-        if not self._as_kept([slot], [candidate]):
-            self._fill(slot, candidate)
-        return slot
+    def _store(self, candidates: Sequence[Candidate]) -> None:
+        """Keep those whose texts are not kept, all at once."""
+        changed: dict[int, Candidate] = {}
+        for candidate in candidates:
+            slot = self._slots.get(candidate.id)
+            if slot is None:
+                slot = self._slots[candidate.id] = self._vacant()
+                self._ids[slot] = candidate.id
+                self._looked_up[slot] = self._lookups
+            elif self._as_kept([slot], [candidate]):
+                continue
+            self._requests[slot], self._responses[slot] = candidate.request, candidate.response
+            self._num_tokens[slot] = -1
+            changed[slot] = candidate
+        if changed:
+            self._fill(list(changed), list(changed.values()))
 
     def _vacant(self) -> int:
         if len(self._ids) < self._capacity:
@@ -253,29 +261,31 @@ class ExampleTexts:
                 del self._slots[self._ids[slot]]
         return self._free.pop()
 
-    def _fill(self, slot: int, candidate: Candidate) -> None:
-        self._requests[slot], self._responses[slot] = candidate.request, candidate.response
-        self._num_tokens[slot] = -1
-        words, literals = words_and_literals(candidate.request)
-        response = candidate.response.lower()
-        # What a response has of its own request differs between examples that agree.
-        said = set(_WORD.findall(response)[:_MAX_WORDS])
-        said.difference_update(_WORD.findall(candidate.request.lower()))
-        bitmaps, sketches = _bitmaps_and_sketches([words, said])
-        kept = sum(literal in response for literal in literals)
+    def _fill(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
+        n = len(candidates)
+        asked, literals = zip(*(words_and_literals(c.request) for c in candidates), strict=True)
+        responses = [c.response.lower() for c in candidates]
+        said = [set(_WORD.findall(response)[:_MAX_WORDS]) for response in responses]
+        for words, candidate in zip(said, candidates, strict=True):
+            # What a response has of its own request differs between examples that agree.
+            words.difference_update(_WORD.findall(candidate.request.lower()))
+        bitmaps, sketches = _bitmaps_and_sketches([*asked, *said])
         values = {
-            "bits": bitmaps[0],
-            "request_sketch": sketches[0],
-            "response_sketch": sketches[1],
-            "num_words": _popcount(bitmaps[0]),
-            "num_said": len(said),
-            "num_literals": len(literals),
-            "consistency": kept / len(literals) - 1.0 if literals else 0.0,
-            "request_length": math.log1p(len(candidate.request)),
-            "response_length": math.log1p(len(candidate.response)),
+            "bits": bitmaps[:n],
+            "request_sketch": sketches[:n],
+            "response_sketch": sketches[n:],
+            "num_words": _popcount(bitmaps[:n]),
+            "num_said": [len(words) for words in said],
+            "num_literals": [len(of_one) for of_one in literals],
+            "consistency": [
+                sum(map(response.__contains__, of_one)) / len(of_one) - 1.0 if of_one else 0.0
+                for response, of_one in zip(responses, literals, strict=True)
+            ],
+            "request_length": [math.log1p(len(c.request)) for c in candidates],
+            "response_length": [math.log1p(len(c.response)) for c in candidates],
         }
         for name, value in values.items():
-            self._columns[name][slot] = value
+            self._columns[name][slots] = value
 
     def num_tokens(self, slot: int) -> int:
         """Tokens of an example's request and response; counted when first asked for."""
