@@ -264,9 +264,13 @@ def shapes(options: argparse.Namespace) -> None:
     kept = Kept(options.work / "shapes" / f"{name}.json")
     live = Workload(seed=WORKLOAD_SEED).stream(RECORDED, seed=RECORDED_SEED, phase="live")
     decisions = Decisions(DECISIONS, live, recorded_past(HISTORY))
-    settings = [(0, "none"), *((count, order) for count in COUNTS for order in ORDERS)]
+    settings = [
+        (count, order) for count in options.counts for order in (ORDERS if count else ("none",))
+    ]
+    # One repeat after the other, so that what changes on the machine meets all settings.
     wanted = {
-        f"{count} {order} {concurrency}": (count, order, concurrency)
+        f"{count} {order} {concurrency}" + f" {number}" * (number > 1): (count, order, concurrency)
+        for number in range(1, options.repeats + 1)
         for concurrency in options.concurrency
         for count, order in settings
     }
@@ -431,6 +435,14 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _counts(text: str) -> list[int]:
+    counts = numbers(text)
+    if not {0, *COUNTS}.issuperset(counts):
+        recorded = ", ".join(map(str, COUNTS))
+        raise argparse.ArgumentTypeError(f"expected some of 0, {recorded}, got {text!r}")
+    return counts
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -487,6 +499,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="recorded requests that fill the prefix cache before each setting",
     )  # fmt: skip
     shaping.add_argument("--vocabulary", type=int, default=VOCABULARY)
+    shaping.add_argument(
+        "--counts", type=_counts, default=[0, *COUNTS], metavar="N[,N…]",
+        help="of examples; default: %(default)s",
+    )  # fmt: skip
+    shaping.add_argument("--repeats", type=int, default=1, help="of each setting")
 
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     one = commands.add_parser("train", parents=[common], help="train one LLM of a pair")

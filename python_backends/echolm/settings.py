@@ -153,7 +153,7 @@ class RetrievalSettings(_Section):
         "similar last",
     )
     warm_tolerance: float = Field(
-        0.01,
+        0.03,
         ge=0,
         le=1,
         description="what a set may give up, times its examples, for a prompt that begins as an "

@@ -100,12 +100,20 @@ def test_recorded_decisions_are_run_at_a_shape(bench: Bench) -> None:
         *("--concurrency=8", "--seconds=0.5", "--max-tokens=4"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    again = bench.run(
+        *("shapes", shape, "--name=tiny", f"--vllm-python={bench.python}", "--counts=0,5"),
+        *("--concurrency=8", "--seconds=0.5", "--max-tokens=4", "--repeats=2"),
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
     tokenizer = bench.kept("shapes/tiny/tokenizer_config.json")
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # which vLLM knows
     rows = [row for row in bench.kept("shapes/tiny.json").values() if "requests_per_s" in row]
+    five = [(5, "prefix"), (5, "similarity")]
     assert [(row["examples"], row["order"]) for row in rows] == [
         (0, "none"),
-        *((count, order) for count in (1, 3, 5) for order in ("prefix", "similarity")),
+        *((count, order) for count in (1, 3) for order in ("prefix", "similarity")),
+        *five,
+        *((0, "none"), *five),
     ]
     assert all(row["requests_per_s"] > 0 and row["failed"] == 0 for row in rows)
     lengths = {row["examples"]: row["prompt_tokens"] for row in rows}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,7 +58,28 @@ def _read(work: Path) -> dict[str, Any]:
 
 
 def _settings(shape: Results) -> list[Results]:
-    return [row for row in shape.values() if isinstance(row, dict) and "requests_per_s" in row]
+    """Each setting's figures, of repeats the mean; ``spread`` is that of the requests/s."""
+    repeats: dict[tuple[int, str, int], list[Results]] = {}
+    for row in shape.values():
+        if isinstance(row, dict) and "requests_per_s" in row:
+            setting = row["examples"], row["order"], row["concurrency"]
+            repeats.setdefault(setting, []).append(row)
+    return [{**_mean(rows), "spread": _spread(rows)} for rows in repeats.values()]
+
+
+def _mean(rows: Sequence[Results]) -> Results:
+    first, *others = rows
+    return {
+        key: statistics.fmean([value, *(row[key] for row in others)])
+        if isinstance(value, float)
+        else value
+        for key, value in first.items()
+    }
+
+
+def _spread(rows: Sequence[Results]) -> float:
+    """Standard deviation of the requests/s; 0 for one measurement."""
+    return statistics.stdev(_speeds(rows)) if len(rows) > 1 else 0.0
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -189,7 +211,7 @@ def _shape(name: str, rows: Sequence[Results]) -> str:
             row["order"],
             str(row["concurrency"]),
             f"{row['prompt_tokens']:.0f}",
-            f"{row['requests_per_s']:.1f}",
+            f"{row['requests_per_s']:.1f}" + f" ± {row['spread']:.1f}" * (row["spread"] > 0),
             f"{row['ttft_p50_ms']:.0f}",
             f"{row['ttft_p99_ms']:.0f}",
             f"{row['tbt_mean_ms']:.1f}",

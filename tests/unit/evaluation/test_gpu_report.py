@@ -122,6 +122,18 @@ def test_the_text_has_the_tables_the_hardware_and_the_command(tmp_path: Path) ->
         assert len({line.count("|") for line in lines}) == 1
 
 
+def test_of_repeats_the_mean_counts_and_the_spread_is_said(tmp_path: Path) -> None:
+    work = measured(tmp_path)
+    rows = json.loads((work / "shapes/3b.json").read_text())
+    again = {"again": setting(5, "prefix", 85.0), "once more": setting(5, "prefix", 75.0)}
+    (work / "shapes/3b.json").write_text(json.dumps({**rows, **again}))
+    text = gpu_report.write(work)
+    assert "| 5 | prefix | 128 | 100 | 85.0 ± 10.0 |" in text
+    assert "| 5 | similarity | 128 | 100 | 80.0 |" in text
+    ratio = "small LLM: cost of 5 examples in prefix order over that by similarity"
+    assert values(work)[ratio] == (0.75, False)
+
+
 def test_plots_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     gpu_report.write(measured(tmp_path))
