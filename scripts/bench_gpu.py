@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import itertools
 import json
 import math
@@ -261,7 +262,16 @@ def shapes(options: argparse.Namespace) -> None:
     """One engine with random weights under the recorded prompts."""
     shape = options.shape
     name = options.name or "-".join(str(value) for value in asdict(shape).values())
-    kept = Kept(options.work / "shapes" / f"{name}.json")
+    file = options.work / "shapes" / f"{name}.json"
+    measures = ("seconds", "max_tokens", "warm_up")
+    asked = {
+        "shape": {**asdict(shape), "vocabulary": options.vocabulary, **dict(options.set)},
+        **{name: getattr(options, name) for name in measures},
+        "decisions": hashlib.sha256(DECISIONS.read_bytes()).hexdigest(),
+    }
+    if Kept(file).parts.get("asked", asked) != asked:
+        file.unlink()
+    kept = Kept(file)
     live = Workload(seed=WORKLOAD_SEED).stream(RECORDED, seed=RECORDED_SEED, phase="live")
     decisions = Decisions(DECISIONS, live, recorded_past(HISTORY))
     settings = [
@@ -269,7 +279,7 @@ def shapes(options: argparse.Namespace) -> None:
     ]
     # One repeat after the other, so that what changes on the machine meets all settings.
     wanted = {
-        f"{count} {order} {concurrency}" + f" {number}" * (number > 1): (count, order, concurrency)
+        f"{count} {order} {concurrency} {number}": (count, order, concurrency)
         for number in range(1, options.repeats + 1)
         for concurrency in options.concurrency
         for count, order in settings
@@ -308,7 +318,7 @@ def shapes(options: argparse.Namespace) -> None:
         some = itertools.islice(decisions.prompts(3, "similarity", salt="warm"), 256)
         measure_engine(engine, some, sampling, max(options.concurrency), math.inf)
         kept.add("machine", _machine(options))
-        kept.add("shape", {**asdict(shape), "vocabulary": options.vocabulary, **dict(options.set)})
+        kept.add("asked", asked)
         for key in left:
             kept.add(key, run(key))
             print(json.dumps(kept.parts[key]), flush=True)
@@ -401,7 +411,8 @@ def all_stages(options: argparse.Namespace) -> int:
         given = {**vars(options), "shape": grow_model.SHAPES[name], "name": name}
         given["concurrency"] = options.shape_concurrency
         stage = argparse.Namespace(**given)
-        stages.append((f"shapes {name}", 5, lambda stage=stage: shapes(stage)))  # type: ignore[misc]
+        minutes = 3 + 2 * options.repeats
+        stages.append((f"shapes {name}", minutes, lambda stage=stage: shapes(stage)))  # type: ignore[misc]
     for name, minutes, stage in stages:
         if not _finished(options.work, name) and time.monotonic() + 60 * minutes > ends:
             print(f"no time left for {name} (about {minutes:g} minutes): call again to go on")
@@ -435,12 +446,19 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _counts(text: str) -> list[int]:
-    counts = numbers(text)
-    if not {0, *COUNTS}.issuperset(counts):
-        recorded = ", ".join(map(str, COUNTS))
-        raise argparse.ArgumentTypeError(f"expected some of 0, {recorded}, got {text!r}")
-    return counts
+def recorded_counts(text: str) -> list[int]:
+    """Numbers of examples for which there are decisions, and 0, with commas between them."""
+    recorded = [str(count) for count in (0, *COUNTS)]
+    if not set(text.split(",")) <= set(recorded):
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(recorded)}, got {text!r}")
+    return numbers(text)
+
+
+def at_least_one(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -500,10 +518,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     shaping.add_argument("--vocabulary", type=int, default=VOCABULARY)
     shaping.add_argument(
-        "--counts", type=_counts, default=[0, *COUNTS], metavar="N[,N…]",
+        "--counts", type=recorded_counts, default="0,1,3,5", metavar="N[,N…]",
         help="of examples; default: %(default)s",
     )  # fmt: skip
-    shaping.add_argument("--repeats", type=int, default=1, help="of each setting")
+    shaping.add_argument("--repeats", type=at_least_one, default=1, help="of each setting")
 
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     one = commands.add_parser("train", parents=[common], help="train one LLM of a pair")

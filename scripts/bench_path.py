@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import functools
 import itertools
 import json
@@ -34,6 +33,7 @@ import perf_analyzer
 import tritonclient.grpc as grpc
 from echolm import contracts
 from echolm.embedding.texts import TextEmbedder
+from echolm.evaluation.perf_export import times_of
 from echolm.evaluation.progress import Stage
 from echolm.evaluation.store import fill
 from echolm.examples.ledger import ExampleLedger
@@ -117,23 +117,17 @@ def measure(
     """perf_analyzer under a load: requests/s, latency in milliseconds, and each model's part."""
     before = stages(url)
     with tempfile.TemporaryDirectory() as work:
-        report = Path(work) / "report.csv"
+        export = Path(work) / "export.json"
         done = perf_analyzer.run(
             ["-m", model, "-i", "grpc", "-u", url, "--async", f"--input-data={inputs}"]
-            + [*load, "-f", str(report)]
+            + [*load, f"--profile-export-file={export}"]
             + [f"--warmup-request-count={options.requests // 5}"]
             + [f"--request-count={options.requests}"]
         )
-        if done.returncode or not report.exists():
+        if done.returncode or not export.exists():
             raise SystemExit(f"bench_path: perf_analyzer failed on {model}")
-        row = next(csv.DictReader(report.open(encoding="utf-8")))
-    return {
-        "requests_per_s": float(row["Inferences/Second"]),
-        "p50_ms": float(row["p50 latency"]) / 1e3,
-        "p90_ms": float(row["p90 latency"]) / 1e3,
-        "p99_ms": float(row["p99 latency"]) / 1e3,
-        "stages": between(before, stages(url)),
-    }
+        figures = times_of(json.loads(export.read_text(encoding="utf-8")))
+    return {**figures, "stages": between(before, stages(url))}
 
 
 def full_store(settings: Settings, data_dir: Path, examples: int) -> Settings:

@@ -58,28 +58,22 @@ def _read(work: Path) -> dict[str, Any]:
 
 
 def _settings(shape: Results) -> list[Results]:
-    """Each setting's figures, of repeats the mean; ``spread`` is that of the requests/s."""
+    """Each setting's figures, of ``repeats`` the mean; ``spread`` is that of the requests/s."""
     repeats: dict[tuple[int, str, int], list[Results]] = {}
     for row in shape.values():
         if isinstance(row, dict) and "requests_per_s" in row:
             setting = row["examples"], row["order"], row["concurrency"]
             repeats.setdefault(setting, []).append(row)
-    return [{**_mean(rows), "spread": _spread(rows)} for rows in repeats.values()]
+    return [_mean(rows) for rows in repeats.values()]
 
 
 def _mean(rows: Sequence[Results]) -> Results:
-    first, *others = rows
-    return {
-        key: statistics.fmean([value, *(row[key] for row in others)])
-        if isinstance(value, float)
-        else value
-        for key, value in first.items()
-    }
-
-
-def _spread(rows: Sequence[Results]) -> float:
-    """Standard deviation of the requests/s; 0 for one measurement."""
-    return statistics.stdev(_speeds(rows)) if len(rows) > 1 else 0.0
+    means: dict[str, Any] = {}
+    for key, first in rows[0].items():
+        found = [row[key] for row in rows if row[key] is not None]
+        means[key] = statistics.fmean(found) if found and isinstance(found[0], float) else first
+    spread = statistics.stdev(_speeds(rows)) if len(rows) > 1 else 0.0
+    return {**means, "spread": spread, "repeats": len(rows)}
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -211,7 +205,7 @@ def _shape(name: str, rows: Sequence[Results]) -> str:
             row["order"],
             str(row["concurrency"]),
             f"{row['prompt_tokens']:.0f}",
-            f"{row['requests_per_s']:.1f}" + f" ± {row['spread']:.1f}" * (row["spread"] > 0),
+            f"{row['requests_per_s']:.1f}" + f" ± {row['spread']:.1f}" * (row["repeats"] > 1),
             f"{row['ttft_p50_ms']:.0f}",
             f"{row['ttft_p99_ms']:.0f}",
             f"{row['tbt_mean_ms']:.1f}",
@@ -221,7 +215,11 @@ def _shape(name: str, rows: Sequence[Results]) -> str:
         for row in rows
     ]
     heads = ("order", "in flight", "prompt tokens", "requests/s", "TTFT p50 ms", "p99")
-    return _table((f"{name}: examples", *heads, "TBT mean ms", "p99", "prefix hits"), cells)
+    table = _table((f"{name}: examples", *heads, "TBT mean ms", "p99", "prefix hits"), cells)
+    repeats = max(row["repeats"] for row in rows)
+    if repeats == 1:
+        return table
+    return f"{table}\n\nUp to {repeats} runs of each: their mean ± standard deviation."
 
 
 def _table(heads: Sequence[str], rows: Any) -> str:

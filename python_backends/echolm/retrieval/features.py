@@ -254,9 +254,10 @@ class ExampleTexts:
             self._num_tokens.append(0)
             return len(self._ids) - 1
         if not self._free:
-            # Some at a time, since finding the oldest looks at all.
-            oldest = np.argpartition(self._looked_up, self._capacity // 64)
-            self._free = oldest[: self._capacity // 64 + 1].tolist()
+            # Some at a time, since finding the oldest looks at all; none that is needed now.
+            some = self._capacity // 64
+            oldest = np.argpartition(self._looked_up, some)[: some + 1]
+            self._free = oldest[self._looked_up[oldest] < self._lookups].tolist()
             for slot in self._free:
                 del self._slots[self._ids[slot]]
         return self._free.pop()
@@ -301,7 +302,8 @@ class FeatureBatch:
 
     Attributes:
         candidates: for each request those that stand in its row, in order.
-        valid: BOOL [B, n]; False where a row is padded. All other arrays hold 0 there.
+        valid: BOOL [B, n]; False where a row is padded. Arrays hold 0 there but for sketches, which
+            are any example's.
         ids: INT64 [B, n].
         slots: INTP [B, n], for :meth:`ExampleTexts.num_tokens`.
         similarity, quality: FP32 [B, n].

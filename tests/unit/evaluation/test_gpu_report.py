@@ -126,9 +126,11 @@ def test_of_repeats_the_mean_counts_and_the_spread_is_said(tmp_path: Path) -> No
     work = measured(tmp_path)
     rows = json.loads((work / "shapes/3b.json").read_text())
     again = {"again": setting(5, "prefix", 85.0), "once more": setting(5, "prefix", 75.0)}
+    again["again"]["prefix_hit_rate"] = 0.5  # which the first engine did not tell
     (work / "shapes/3b.json").write_text(json.dumps({**rows, **again}))
     text = gpu_report.write(work)
-    assert "| 5 | prefix | 128 | 100 | 85.0 ± 10.0 |" in text
+    assert "| 5 | prefix | 128 | 100 | 85.0 ± 10.0 | 30 | 50 | 5.0 | 6.0 | 50% |" in text
+    assert "Up to 3 runs of each" in text
     assert "| 5 | similarity | 128 | 100 | 80.0 |" in text
     ratio = "small LLM: cost of 5 examples in prefix order over that by similarity"
     assert values(work)[ratio] == (0.75, False)

@@ -122,6 +122,30 @@ def test_many_examples_take_turns_in_little_room() -> None:
         assert tokens[0] == tokens[1]
 
 
+def test_a_batch_may_need_all_the_room() -> None:
+    for capacity in (64, 128):
+        small, large = (ExampleTexts(EstimatedTokens(), n) for n in (capacity, 4_096))
+        for first, n in ((0, capacity), (1_000, 1), (2_000, capacity), (3_000, capacity)):
+            found = [candidate(first + k, f"ask {k}", f"say {first} {k}") for k in range(n)]
+            one, two = (featurize(["ask 3"], [found], texts) for texts in (small, large))
+            assert len(set(one.slots[0].tolist())) == n
+            assert np.array_equal(one.example, two.example)
+
+
+def test_kept_new_and_changed_examples_of_a_batch_are_as_if_all_were_new() -> None:
+    texts = ExampleTexts(EstimatedTokens(), 64)
+    old = [candidate(k, f"ask {k} of x", f"say {k}") for k in range(8)]
+    featurize(["ask 3"], [old], texts)
+    changed = [candidate(k, f"ask {k} of x", f"say other {k}") for k in range(4)]
+    found = [*old[4:], *changed, *(candidate(k, f"ask {k}", f"say {k}") for k in range(8, 12))]
+    rows = [found, found[2:9]]  # the same ones for two requests
+    mixed = featurize(["ask 3", "say 4"], rows, texts)
+    fresh = featurize(["ask 3", "say 4"], rows, ExampleTexts(EstimatedTokens(), 64))
+    assert np.array_equal(mixed.example, fresh.example)
+    assert np.array_equal(mixed.asks[mixed.valid], fresh.asks[fresh.valid])
+    assert np.array_equal(mixed.says[mixed.valid], fresh.says[fresh.valid])
+
+
 @given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60)), max_size=6), st.text())
 def test_any_text_has_finite_features(pairs: list[tuple[str, str]], request: str) -> None:
     found = [candidate(i, *pair) for i, pair in enumerate(pairs)]

@@ -42,7 +42,8 @@ def test_what_is_there_already_is_not_made_again(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["grow", "--small-shape=4b"], "expected one of 0.5b, 1.5b, 3b, 7b, 14b, 24b, 32b"),
-        (["shapes", "3b", "--counts=0,2"], "expected some of 0, 1, 3, 5, got '0,2'"),
+        (["shapes", "3b", "--counts=0,2"], "expected some of 0,1,3,5, got '0,2'"),
+        (["shapes", "3b", "--repeats=0"], "expected a whole number from 1, got '0'"),
         (["shapes", "3b", "--set=gpus"], "expected KEY=VALUE, got 'gpus'"),
         (["train", "medium"], "invalid choice: 'medium'"),
     ],
