@@ -33,7 +33,7 @@ import perf_analyzer
 import tritonclient.grpc as grpc
 from echolm import contracts
 from echolm.embedding.texts import TextEmbedder
-from echolm.evaluation.perf_export import times_of
+from echolm.evaluation.perf_export import read_export, times_of
 from echolm.evaluation.progress import Stage
 from echolm.evaluation.store import fill
 from echolm.examples.ledger import ExampleLedger
@@ -126,7 +126,7 @@ def measure(
         )
         if done.returncode or not export.exists():
             raise SystemExit(f"bench_path: perf_analyzer failed on {model}")
-        figures = times_of(json.loads(export.read_text(encoding="utf-8")))
+        figures = times_of(read_export(export))
     return {**figures, "stages": between(before, stages(url))}
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+def read_export(file: Path) -> Any:
+    """The file's value. perf_analyzer writes tensors into it as they are, also as strings."""
+    return json.loads(file.read_text(encoding="utf-8", errors="replace"), strict=False)
 
 
 def times_of(export: Mapping[str, Any]) -> dict[str, float]:

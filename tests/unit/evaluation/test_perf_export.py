@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from echolm.evaluation.perf_export import times_of
+from echolm.evaluation.perf_export import read_export, times_of
 
 MS = 1_000_000
 
@@ -20,3 +22,9 @@ def test_requests_a_second_are_those_of_the_time_that_it_took() -> None:
     assert figures["p50_ms"] == pytest.approx(9.5)
     assert figures["p90_ms"] == pytest.approx(13.0, abs=0.2)
     assert figures["p99_ms"] == pytest.approx(14.0)
+
+
+def test_bytes_of_tensors_are_no_obstacle(tmp_path: Path) -> None:
+    file = tmp_path / "export.json"
+    file.write_bytes(b'{"experiments": [{"requests": [{"outputs": "\xf8\x00\n"}]}]}')
+    assert len(read_export(file)["experiments"][0]["requests"]) == 1
