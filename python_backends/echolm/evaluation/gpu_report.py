@@ -256,6 +256,7 @@ def _draw(results: Results, directory: Path) -> None:
                 _lines(axes, rows, key)
                 axes.set_title(f"{name}: {key.replace('_', ' ')}", fontsize=9)
                 axes.set_xlabel("examples")
+                axes.set_ylim(bottom=0.0)
             pair[0].legend(fontsize=7)
         figure.savefig(directory / "gpu_shapes.png", dpi=130)
 
