@@ -260,36 +260,20 @@ def _there(folder: Path) -> bool:
 
 def shapes(options: argparse.Namespace) -> None:
     """One engine with random weights under the recorded prompts."""
-    shape = options.shape
-    name = options.name or "-".join(str(value) for value in asdict(shape).values())
-    file = options.work / "shapes" / f"{name}.json"
-    measures = ("seconds", "max_tokens", "warm_up")
-    asked = {
-        "shape": {**asdict(shape), "vocabulary": options.vocabulary, **dict(options.set)},
-        **{name: getattr(options, name) for name in measures},
-        "decisions": hashlib.sha256(DECISIONS.read_bytes()).hexdigest(),
-    }
-    if Kept(file).parts.get("asked", asked) != asked:
+    file = _shape_file(options)
+    wanted, asked = _settings_wanted(options), _asked_of_shape(options)
+    left = _settings_left(options)
+    if not left:
+        print(f"all of {file.stem} is there already")
+        return
+    if file.is_file() and Kept(file).parts.get("asked") != asked:
+        print(f"{file} is of other settings or decisions: measured anew")
         file.unlink()
     kept = Kept(file)
     live = Workload(seed=WORKLOAD_SEED).stream(RECORDED, seed=RECORDED_SEED, phase="live")
     decisions = Decisions(DECISIONS, live, recorded_past(HISTORY))
-    settings = [
-        (count, order) for count in options.counts for order in (ORDERS if count else ("none",))
-    ]
-    # One repeat after the other, so that what changes on the machine meets all settings.
-    wanted = {
-        f"{count} {order} {concurrency} {number}": (count, order, concurrency)
-        for number in range(1, options.repeats + 1)
-        for concurrency in options.concurrency
-        for count, order in settings
-    }
-    left = [key for key in wanted if key not in kept.parts]
-    if not left:
-        print(f"all of {name} is there already")
-        return
-    folder = options.work / "shapes" / name
-    write_checkpoint(folder, shape.config(), COMMITTED["large"], options.vocabulary)
+    folder = file.parent / file.stem
+    write_checkpoint(folder, options.shape.config(), COMMITTED["large"], options.vocabulary)
     given = {"load_format": "dummy", **_given(options)}
     started = time.monotonic()
     engine = create_engine("vllm", folder, given)
@@ -324,6 +308,44 @@ def shapes(options: argparse.Namespace) -> None:
             print(json.dumps(kept.parts[key]), flush=True)
     finally:
         engine.close()
+
+
+def _shape_file(options: argparse.Namespace) -> Path:
+    """Of the figures; the checkpoint is in the folder of that name beside it."""
+    name = options.name or "-".join(str(value) for value in asdict(options.shape).values())
+    file: Path = options.work / "shapes" / f"{name}.json"
+    return file
+
+
+def _asked_of_shape(options: argparse.Namespace) -> dict[str, Any]:
+    """What makes figures comparable: others under the same name are measured anew."""
+    return {
+        "shape": {**asdict(options.shape), "vocabulary": options.vocabulary, **dict(options.set)},
+        **{name: getattr(options, name) for name in ("seconds", "max_tokens", "warm_up")},
+        "decisions": hashlib.sha256(DECISIONS.read_bytes()).hexdigest(),
+    }
+
+
+def _settings_wanted(options: argparse.Namespace) -> dict[str, tuple[int, str, int]]:
+    """Examples, order and concurrency by key.
+
+    One repeat comes after the other, so that what changes on the machine meets all settings.
+    """
+    return {
+        f"{count} {order} {concurrency} {number}": (count, order, concurrency)
+        for number in range(1, options.repeats + 1)
+        for concurrency in options.concurrency
+        for count in options.counts
+        for order in (ORDERS if count else ("none",))
+    }
+
+
+def _settings_left(options: argparse.Namespace) -> list[str]:
+    """Keys of what is not measured yet."""
+    there = Kept(_shape_file(options)).parts
+    if there.get("asked") != _asked_of_shape(options):
+        there = {}
+    return [key for key in _settings_wanted(options) if key not in there]
 
 
 def path(options: argparse.Namespace) -> None:
@@ -401,36 +423,37 @@ def report(options: argparse.Namespace) -> None:
 def all_stages(options: argparse.Namespace) -> int:
     """Every stage in order, each only if there is still time for it; 3: to be called again."""
     ends = time.monotonic() + 60 * options.minutes
-    stages: list[tuple[str, float, Callable[[], None]]] = [
-        ("export", 0.5, lambda: export(options)),
-        ("grow", 2, lambda: grow(options)),
-        ("evaluate", 8, lambda: evaluate(options)),
-        ("path", 4, lambda: path(options)),
+    stages: list[tuple[Callable[[argparse.Namespace], None], float, argparse.Namespace]] = [
+        (export, 0.5, options),
+        (grow, 2, options),
+        (evaluate, 8, options),
+        (path, 4, options),
     ]
     for name in options.real:
         given = {**vars(options), "shape": grow_model.SHAPES[name], "name": name}
         given["concurrency"] = options.shape_concurrency
-        stage = argparse.Namespace(**given)
-        minutes = 3 + 2 * options.repeats
-        stages.append((f"shapes {name}", minutes, lambda stage=stage: shapes(stage)))  # type: ignore[misc]
-    for name, minutes, stage in stages:
-        if not _finished(options.work, name) and time.monotonic() + 60 * minutes > ends:
-            print(f"no time left for {name} (about {minutes:g} minutes): call again to go on")
+        stages.append((shapes, 3 + 2 * options.repeats, argparse.Namespace(**given)))
+    for stage, minutes, asked in stages:
+        title = f"shapes {asked.name}" if stage is shapes else stage.__name__
+        if not _finished(stage, asked) and time.monotonic() + 60 * minutes > ends:
+            print(f"no time left for {title} (about {minutes:g} minutes): call again to go on")
             return 3
-        print(f"--- {name}", flush=True)
-        stage()
+        print(f"--- {title}", flush=True)
+        stage(asked)
     report(options)
     return 0
 
 
-def _finished(work: Path, stage: str) -> bool:
-    name, _, shape = stage.partition(" ")
-    if name in ("export", "grow"):
-        folder = {"export": "pair", "grow": "grown"}[name]
-        return all((work / folder / role / "config.json").is_file() for role in ROLES)
-    if name == "evaluate":
+def _finished(stage: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> bool:
+    work: Path = options.work
+    if stage is shapes:
+        return not _settings_left(options)
+    if stage is evaluate:
         return "report" in Kept(work / "evaluate.json").parts
-    return (work / "path.json" if name == "path" else work / "shapes" / f"{shape}.json").is_file()
+    if stage is path:
+        return (work / "path.json").is_file()
+    folder = work / ("pair" if stage is export else "grown")
+    return all((folder / role / "config.json").is_file() for role in ROLES)
 
 
 def _machine(options: argparse.Namespace) -> dict[str, Any]:

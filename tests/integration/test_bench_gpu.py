@@ -116,6 +116,13 @@ def test_recorded_decisions_are_run_at_a_shape(bench: Bench) -> None:
         *((0, "none"), *five),
     ]
     assert all(row["requests_per_s"] > 0 and row["failed"] == 0 for row in rows)
+    other = bench.run(
+        *("shapes", shape, "--name=tiny", f"--vllm-python={bench.python}", "--counts=0"),
+        *("--concurrency=8", "--seconds=0.5", "--max-tokens=5"),
+    )
+    assert "is of other settings or decisions: measured anew" in other.stdout, other.stderr
+    assert len([key for key in bench.kept("shapes/tiny.json") if key.startswith("0 none")]) == 1
+    assert "5 prefix 8 1" not in bench.kept("shapes/tiny.json")
     lengths = {row["examples"]: row["prompt_tokens"] for row in rows}
     assert lengths[0] < lengths[1] < lengths[3] < lengths[5]
     hits = {row["order"]: row["prefix_hit_rate"] for row in rows if row["examples"] == 5}
