@@ -77,6 +77,7 @@ COMMITTED = {
 }
 HISTORY, RECORDED, RECORDED_SEED = 3_000, 6_000, 3
 LONG_PAST = "past.jsonl"
+ALL_COUNTS = ",".join(map(str, (0, *COUNTS)))
 MEASURED = 600
 """The last of the recorded requests; those before them warm the prefix cache."""
 TRAINING = {
@@ -260,16 +261,13 @@ def _there(folder: Path) -> bool:
 
 def shapes(options: argparse.Namespace) -> None:
     """One engine with random weights under the recorded prompts."""
-    file = _shape_file(options)
-    wanted, asked = _settings_wanted(options), _asked_of_shape(options)
-    left = _settings_left(options)
-    if not left:
+    file, kept = _shape_file(options), _shape_kept(options)
+    wanted = _settings_left(options, kept)
+    if not wanted:
         print(f"all of {file.stem} is there already")
         return
-    if file.is_file() and Kept(file).parts.get("asked") != asked:
+    if file.is_file() and "machine" not in kept.parts:
         print(f"{file} is of other settings or decisions: measured anew")
-        file.unlink()
-    kept = Kept(file)
     live = Workload(seed=WORKLOAD_SEED).stream(RECORDED, seed=RECORDED_SEED, phase="live")
     decisions = Decisions(DECISIONS, live, recorded_past(HISTORY))
     folder = file.parent / file.stem
@@ -302,8 +300,7 @@ def shapes(options: argparse.Namespace) -> None:
         some = itertools.islice(decisions.prompts(3, "similarity", salt="warm"), 256)
         measure_engine(engine, some, sampling, max(options.concurrency), math.inf)
         kept.add("machine", _machine(options))
-        kept.add("asked", asked)
-        for key in left:
+        for key in wanted:
             kept.add(key, run(key))
             print(json.dumps(kept.parts[key]), flush=True)
     finally:
@@ -317,35 +314,32 @@ def _shape_file(options: argparse.Namespace) -> Path:
     return file
 
 
-def _asked_of_shape(options: argparse.Namespace) -> dict[str, Any]:
-    """What makes figures comparable: others under the same name are measured anew."""
-    return {
+def _shape_kept(options: argparse.Namespace) -> Kept:
+    """What is measured of the shape; figures that are not comparable with those asked for go."""
+    asked = {
         "shape": {**asdict(options.shape), "vocabulary": options.vocabulary, **dict(options.set)},
         **{name: getattr(options, name) for name in ("seconds", "max_tokens", "warm_up")},
         "decisions": hashlib.sha256(DECISIONS.read_bytes()).hexdigest(),
     }
+    kept = Kept(_shape_file(options))
+    if kept.parts.get("asked") != asked:
+        kept.parts = {"asked": asked}
+    return kept
 
 
-def _settings_wanted(options: argparse.Namespace) -> dict[str, tuple[int, str, int]]:
-    """Examples, order and concurrency by key.
+def _settings_left(options: argparse.Namespace, kept: Kept) -> dict[str, tuple[int, str, int]]:
+    """Examples, order and concurrency of what is not measured yet, by key.
 
     One repeat comes after the other, so that what changes on the machine meets all settings.
     """
     return {
-        f"{count} {order} {concurrency} {number}": (count, order, concurrency)
+        key: (count, order, concurrency)
         for number in range(1, options.repeats + 1)
         for concurrency in options.concurrency
         for count in options.counts
         for order in (ORDERS if count else ("none",))
+        if (key := f"{count} {order} {concurrency} {number}") not in kept.parts
     }
-
-
-def _settings_left(options: argparse.Namespace) -> list[str]:
-    """Keys of what is not measured yet."""
-    there = Kept(_shape_file(options)).parts
-    if there.get("asked") != _asked_of_shape(options):
-        there = {}
-    return [key for key in _settings_wanted(options) if key not in there]
 
 
 def path(options: argparse.Namespace) -> None:
@@ -433,13 +427,13 @@ def all_stages(options: argparse.Namespace) -> int:
         given = {**vars(options), "shape": grow_model.SHAPES[name], "name": name}
         given["concurrency"] = options.shape_concurrency
         stages.append((shapes, 3 + 2 * options.repeats, argparse.Namespace(**given)))
-    for stage, minutes, asked in stages:
-        title = f"shapes {asked.name}" if stage is shapes else stage.__name__
-        if not _finished(stage, asked) and time.monotonic() + 60 * minutes > ends:
+    for stage, minutes, its in stages:
+        title = f"shapes {its.name}" if stage is shapes else stage.__name__
+        if not _finished(stage, its) and time.monotonic() + 60 * minutes > ends:
             print(f"no time left for {title} (about {minutes:g} minutes): call again to go on")
             return 3
         print(f"--- {title}", flush=True)
-        stage(asked)
+        stage(its)
     report(options)
     return 0
 
@@ -447,7 +441,7 @@ def all_stages(options: argparse.Namespace) -> int:
 def _finished(stage: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> bool:
     work: Path = options.work
     if stage is shapes:
-        return not _settings_left(options)
+        return not _settings_left(options, _shape_kept(options))
     if stage is evaluate:
         return "report" in Kept(work / "evaluate.json").parts
     if stage is path:
@@ -471,9 +465,8 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
 
 def recorded_counts(text: str) -> list[int]:
     """Numbers of examples for which there are decisions, and 0, with commas between them."""
-    recorded = [str(count) for count in (0, *COUNTS)]
-    if not set(text.split(",")) <= set(recorded):
-        raise argparse.ArgumentTypeError(f"expected some of {','.join(recorded)}, got {text!r}")
+    if not set(text.split(",")) <= set(ALL_COUNTS.split(",")):
+        raise argparse.ArgumentTypeError(f"expected some of {ALL_COUNTS}, got {text!r}")
     return numbers(text)
 
 
@@ -541,7 +534,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     shaping.add_argument("--vocabulary", type=int, default=VOCABULARY)
     shaping.add_argument(
-        "--counts", type=recorded_counts, default="0,1,3,5", metavar="N[,N…]",
+        "--counts", type=recorded_counts, default=ALL_COUNTS, metavar="N[,N…]",
         help="of examples; default: %(default)s",
     )  # fmt: skip
     shaping.add_argument("--repeats", type=at_least_one, default=1, help="of each setting")

@@ -95,15 +95,11 @@ def test_what_was_evaluated_is_not_evaluated_again(evaluated: Bench) -> None:
 
 def test_recorded_decisions_are_run_at_a_shape(bench: Bench) -> None:
     shape = "3b,layers=2,hidden=64,heads=4,feed_forward=64"
-    done = bench.run(
-        *("shapes", shape, "--name=tiny", f"--vllm-python={bench.python}"),
-        *("--concurrency=8", "--seconds=0.5", "--max-tokens=4"),
-    )
+    shapes = ("shapes", shape, "--name=tiny", f"--vllm-python={bench.python}")
+    shapes += ("--concurrency=8", "--seconds=0.5", "--max-tokens=4")
+    done = bench.run(*shapes)
     assert done.returncode == 0, done.stdout + done.stderr
-    again = bench.run(
-        *("shapes", shape, "--name=tiny", f"--vllm-python={bench.python}", "--counts=0,5"),
-        *("--concurrency=8", "--seconds=0.5", "--max-tokens=4", "--repeats=2"),
-    )
+    again = bench.run(*shapes, "--counts=0,5", "--repeats=2")
     assert again.returncode == 0, again.stdout + again.stderr
     tokenizer = bench.kept("shapes/tiny/tokenizer_config.json")
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"  # which vLLM knows
@@ -116,10 +112,7 @@ def test_recorded_decisions_are_run_at_a_shape(bench: Bench) -> None:
         *((0, "none"), *five),
     ]
     assert all(row["requests_per_s"] > 0 and row["failed"] == 0 for row in rows)
-    other = bench.run(
-        *("shapes", shape, "--name=tiny", f"--vllm-python={bench.python}", "--counts=0"),
-        *("--concurrency=8", "--seconds=0.5", "--max-tokens=5"),
-    )
+    other = bench.run(*shapes, "--counts=0", "--max-tokens=5")
     assert "is of other settings or decisions: measured anew" in other.stdout, other.stderr
     assert len([key for key in bench.kept("shapes/tiny.json") if key.startswith("0 none")]) == 1
     assert "5 prefix 8 1" not in bench.kept("shapes/tiny.json")
