@@ -21,16 +21,16 @@ from random import Random
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
-from echolm.generation.prompt import EstimatedTokens
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
+from echolm.llm.tokens import EstimatedTokens
+from echolm.primitives import Candidate
 from echolm.retrieval.features import ExampleTexts, featurize
-from echolm.retrieval.selection import Selection, build_selector
-from echolm.retrieval.store import Candidate
+from echolm.retrieval.selector import Selection
 from echolm.retrieval.utility import LearnedUtility
-from echolm.routing.service import build_bandit
-from echolm.settings import load_settings
-from echolm.workload import WorkItem, Workload
+from echolm.settings.loading import load_settings
+from echolm.wiring import build_bandit, build_selector
+from echolm_lab.tasks import WorkItem, Workload
 
 _STORED = 4_000
 _DIMENSION = 384

@@ -4,8 +4,8 @@
 A simulation without LLMs: a request counts as offloaded if the store has an example of its
 intent, which is what the demo workload's small LLM needs. A past is stored as it comes, each
 policy making room as it must; then new requests of the same stream are counted. Times of the
-past are spread over --days. EchoLM's policy is the real one, with its ledger and real embeddings,
-which say which examples fit the same requests. The utility model is assumed to find examples of
+past are spread over --days. EchoLM's policy is the real one, with its statistics and real
+embeddings, which say which examples fit the same requests. The utility model is assumed to find examples of
 the request's intent useful with a probability drawn for each from --utility, and no others; "equal
 shares" divides each offload among its examples instead, as if others were of no account, and "no
 neighbours" evicts by value per byte alone. The last line is JSON.
@@ -29,13 +29,13 @@ from typing import Any, Protocol
 import numpy as np
 from echolm.embedding.texts import TextEmbedder
 from echolm.examples.events import CHANGE, USAGE, change, usage
-from echolm.examples.housekeeping import choose_victims
-from echolm.examples.ledger import ExampleLedger
+from echolm.examples.maintenance import choose_victims
+from echolm.examples.statistics import StatisticsTable
 from echolm.learning.event_log import Event
-from echolm.retrieval.store import FRESH_VALUE, Example
 from echolm.serving.serve import prepare_embedder
-from echolm.settings import load_settings
-from echolm.workload import WorkItem, Workload
+from echolm.settings.loading import load_settings
+from echolm.store.base import FRESH_VALUE, Example
+from echolm_lab.tasks import WorkItem, Workload
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -54,7 +54,7 @@ _EMBED = 1_000
 class Policy(Protocol):
     """Chooses what goes. Ids ascend in time."""
 
-    def stored(self, example: Example, coverage: float, at_ms: int) -> None: ...
+    def stored(self, example: Example, help_probability: float, at_ms: int) -> None: ...
 
     def used(self, ids: list[int], credits: list[float], at_ms: int) -> None: ...
 
@@ -70,7 +70,7 @@ class ByRank:
         self._ranks: dict[int, tuple[float, int]] = {}
         self._sizes: dict[int, int] = {}
 
-    def stored(self, example: Example, coverage: float, at_ms: int) -> None:
+    def stored(self, example: Example, help_probability: float, at_ms: int) -> None:
         first = {"lru": at_ms, "lfu": 0.0, "random": self._rng.random()}[self._kind]
         self._ranks[example.id] = (first, example.id)
         self._sizes[example.id] = example.num_bytes
@@ -93,7 +93,7 @@ class ByRank:
 
 
 class ValueDensity:
-    """EchoLM's own: its ledger, told the same events as in a server."""
+    """EchoLM's own: its statistics, told the same events as in a server."""
 
     def __init__(
         self,
@@ -112,16 +112,16 @@ class ValueDensity:
         self._equal_shares = equal_shares
         self._neighbours = neighbours or (lambda i: ())
         self.now_ms = _START_MS
-        self._ledger = ExampleLedger(
-            directory / "ledger.sqlite", {"small_llm": 0.1}, now_ms=lambda: self.now_ms
+        self._statistics = StatisticsTable(
+            directory / "statistics.sqlite", {"small_llm": 0.1}, now_ms=lambda: self.now_ms
         )
         self._events: list[Event] = []
 
     def _tell(self, kind: str, body: dict[str, Any], at_ms: int) -> None:
         self._events.append(Event(str(len(self._events) + 1), kind, body, at_ms))
 
-    def stored(self, example: Example, coverage: float, at_ms: int) -> None:
-        value = FRESH_VALUE * (1.0 if self._equal_shares else 1.0 - coverage)
+    def stored(self, example: Example, help_probability: float, at_ms: int) -> None:
+        value = FRESH_VALUE * (1.0 if self._equal_shares else 1.0 - help_probability)
         self._tell(CHANGE, change([dataclasses.replace(example, value=value)]), at_ms)
 
     def used(self, ids: list[int], credits: list[float], at_ms: int) -> None:
@@ -131,9 +131,9 @@ class ValueDensity:
         self._tell(USAGE, usage(uses), at_ms)
 
     def victims(self, num_bytes: int) -> list[int]:
-        self._ledger.follow(self)  # type: ignore[arg-type]
+        self._statistics.follow(self)  # type: ignore[arg-type]
         choice = 8 * num_bytes if self._spread else num_bytes
-        accounts = self._ledger.least_worth(0, choice, 1_000_000)
+        accounts = self._statistics.least_worth(0, choice, 1_000_000)
 
         def neighbours(ids: Sequence[int]) -> dict[int, Collection[int]]:
             return {i: self._neighbours(i) for i in ids} if self._spread else {}
@@ -212,7 +212,7 @@ def offloaded(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--past", type=int, default=20_000, help="exchanges stored one by one")
+    parser.add_argument("--past", type=int, default=20_000, help="interactions stored one by one")
     parser.add_argument("--requests", type=int, default=4_000, help="new ones that are counted")
     parser.add_argument("--share", type=float, default=0.05, help="of the full store's bytes")
     parser.add_argument("--days", type=float, default=7.0, help="that the past takes")
@@ -245,7 +245,7 @@ def main() -> int:
                 ]
             )
 
-            empty = functools.partial(Contents, embeddings, settings.routing.fit_ceiling)
+            empty = functools.partial(Contents, embeddings, settings.routing.similarity_saturation)
             work = Path(directory)
 
             def own_policy(name: str, contents: Contents, work: Path = work) -> Policy:
@@ -263,7 +263,7 @@ def main() -> int:
                 rest = (capacity, options.days, options.utility, Random(seed))
                 rows[name].append(offloaded(past, new, policy, contents, *rest))
     full = np.array(rows["full store"])
-    print(f"{options.past} past exchanges, store capped at {options.share:.0%} of their bytes")
+    print(f"{options.past} past interactions, store capped at {options.share:.0%} of their bytes")
     report = {}
     for name, shares in rows.items():
         kept = np.array(shares) / full

@@ -43,16 +43,19 @@ from bench_path import instant_repository
 from echolm.engines import create_engine
 from echolm.engines.base import SamplingParams
 from echolm.errors import EchoError, UnavailableError
-from echolm.evaluation import gpu_report
-from echolm.evaluation.bench import changed, connected
-from echolm.evaluation.comparison import Comparison, Kept, Plan, store_past
-from echolm.evaluation.corruption import Exchange
-from echolm.evaluation.engine_load import answer_all, measure_engine
-from echolm.evaluation.environment import gpus, host, package_version, versions
-from echolm.evaluation.load import closed_loop
-from echolm.evaluation.past import PAST_FILE, WORKLOAD_SEED, past_items, recorded_past, write_past
-from echolm.evaluation.policies import MAX_TOKENS
-from echolm.evaluation.real_shapes import (
+from echolm.llm.templates import template
+from echolm.serving.build import CONFIGURATION, BuildOptions, LLMChoice, build, built_root
+from echolm.serving.serve import ServeOptions, running_server
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
+from echolm_lab.bench import changed, connected
+from echolm_lab.comparison import Comparison, Kept, Plan, store_past
+from echolm_lab.corruption import Interaction
+from echolm_lab.engine_load import answer_all, measure_engine
+from echolm_lab.load import closed_loop
+from echolm_lab.past import PAST_FILE, WORKLOAD_SEED, past_items, recorded_past, write_past
+from echolm_lab.policies.base import MAX_TOKENS
+from echolm_lab.real_shapes import (
     COUNTS,
     ORDERS,
     VOCABULARY,
@@ -61,11 +64,9 @@ from echolm.evaluation.real_shapes import (
     write_checkpoint,
     write_decisions,
 )
-from echolm.generation.prompt import template
-from echolm.serving.build import CONFIGURATION, BuildOptions, LLMChoice, build, built_root
-from echolm.serving.serve import ServeOptions, running_server
-from echolm.settings import Settings, load_settings
-from echolm.workload import WorkItem, Workload, grade
+from echolm_lab.report import gpu_report
+from echolm_lab.report.environment import gpus, host, package_version, versions
+from echolm_lab.tasks import WorkItem, Workload, grade
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,10 +130,12 @@ def past(options: argparse.Namespace) -> None:
         answers = answer_all(engine, prompts, SamplingParams(max_tokens=MAX_TOKENS), 512)
     finally:
         engine.close()
-    exchanges = [Exchange(item, answer) for item, answer in zip(items, answers, strict=True)]
-    write_past(file, exchanges)
-    right = sum(grade(e.item, e.response) for e in exchanges)
-    print(f"{len(exchanges)} exchanges, mean score {right / len(exchanges):.4f}, in {file}")
+    interactions = [Interaction(item, answer) for item, answer in zip(items, answers, strict=True)]
+    write_past(file, interactions)
+    right = sum(grade(e.item, e.response) for e in interactions)
+    print(
+        f"{len(interactions)} interactions, mean score {right / len(interactions):.4f}, in {file}"
+    )
 
 
 def grow(options: argparse.Namespace) -> None:

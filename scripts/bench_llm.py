@@ -23,7 +23,7 @@ from typing import Any
 from echolm.engines import ENGINES, LLMEngine, create_engine
 from echolm.engines.base import SamplingParams
 from echolm.errors import EchoError
-from echolm.evaluation.engine_load import EngineFigures, measure_engine
+from echolm_lab.engine_load import EngineFigures, measure_engine
 from rich.console import Console
 from rich.table import Table
 
@@ -79,7 +79,7 @@ def main() -> int:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model_dir", type=Path, help="directory of the model's files")
-    parser.add_argument("--engine", default="openvino", choices=sorted(set(ENGINES) - {"instant"}))
+    parser.add_argument("--engine", default="openvino", choices=sorted(set(ENGINES) - {"dummy"}))
     parser.add_argument(
         "--option", type=option, action="append", default=[], metavar="KEY=VALUE",
         help="an option of the engine; may be repeated",

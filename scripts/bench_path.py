@@ -6,8 +6,8 @@ is the local profile, over a store with many examples of the demo workload. The 
 perf_analyzer, so that the client takes little of the CPU. Prints a table and ends with one
 JSON line. The store is kept in build/bench and filled only once.
 
-With --exchanges the path is measured alone and while so many exchanges a second are admitted to a
-full store, each of which makes another example go; best at a --concurrency that leaves the CPU
+With --interactions the path is measured alone and while so many interactions a second are admitted
+to a full store, each of which makes another example go; best at a --concurrency that leaves the CPU
 room.
 """
 
@@ -33,13 +33,14 @@ import perf_analyzer
 import tritonclient.grpc as grpc
 from echolm import contracts
 from echolm.embedding.texts import TextEmbedder
-from echolm.evaluation.perf_export import read_export, times_of
-from echolm.evaluation.progress import Stage
-from echolm.evaluation.store import fill
-from echolm.examples.ledger import ExampleLedger
+from echolm.examples.statistics import StatisticsTable
 from echolm.serving.serve import Endpoints, ServeOptions, prepare_embedder, running_server
-from echolm.settings import Settings, load_settings
-from echolm.workload import WorkItem, Workload
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
+from echolm_lab.report.perf_export import read_export, times_of
+from echolm_lab.report.progress import Stage
+from echolm_lab.store import fill
+from echolm_lab.tasks import WorkItem, Workload
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +64,7 @@ def instant_repository(directory: Path) -> Path:
         replaced = ("parameters", "instance_group")
         kept = [line for line in lines if not line.startswith(replaced)]
         kept.append(f"instance_group [ {{ kind: KIND_CPU count: {_LLM_PROCESSES} }} ]")
-        kept.append('parameters { key: "engine" value: { string_value: "instant" } }')
+        kept.append('parameters { key: "engine" value: { string_value: "dummy" } }')
         (directory / name / "config.pbtxt").write_text("\n".join(kept) + "\n", encoding="utf-8")
     return directory
 
@@ -147,18 +148,18 @@ def wait_for_accounts(settings: Settings) -> None:
     """
     deadline = time.monotonic() + _ACCOUNTS_S
     decay = settings.examples.value_decay
-    ledger = ExampleLedger(settings.ledger_path, settings.relative_costs, decay)
+    statistics = StatisticsTable(settings.statistics_path, settings.relative_costs, decay)
     try:
-        while ledger.totals()[0] < settings.examples.max_examples or not ledger.is_complete:
+        while statistics.totals()[0] < settings.examples.max_examples or not statistics.is_complete:
             if time.monotonic() > deadline:
                 raise SystemExit(f"bench_path: no account of every example in {_ACCOUNTS_S:.0f} s")
             time.sleep(1.0)
     finally:
-        ledger.close()
+        statistics.close()
 
 
 class Admissions:
-    """Hands new exchanges to the example manager at a steady rate, each in a call of its own.
+    """Hands new interactions to the example manager at a steady rate, each in a call of its own.
 
     Attributes:
         failed: calls that ended in an error.
@@ -188,7 +189,7 @@ class Admissions:
             "llm": "large_llm",
             "finish_reason": "stop",
             "quality": 0.95,
-            "coverage": 0.0,
+            "help_probability": 0.0,
         }
         tensors = []
         for spec in contracts.EXAMPLE_MANAGER.inputs:
@@ -242,14 +243,14 @@ def beside_admissions(
     wait_for_accounts(settings)
     under = functools.partial(measure, "echolm", endpoints.grpc_url, inputs, options, load)
     results = {"alone": under()}
-    admissions = Admissions(endpoints.grpc_url, items, options.exchanges, settings)
+    admissions = Admissions(endpoints.grpc_url, items, options.interactions, settings)
     with admissions.running():
         started = time.monotonic()
         results["beside admissions"] = under()
         seconds = time.monotonic() - started
     if admissions.failed or not admissions.outcomes:
         raise SystemExit(
-            f"bench_path: {admissions.failed} exchanges were not taken, "
+            f"bench_path: {admissions.failed} interactions were not taken, "
             f"{sum(admissions.outcomes.values())} were"
         )
     for outcome, number in admissions.outcomes.items():
@@ -270,7 +271,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, default=None, help="an echolm.toml")
     parser.add_argument(
-        "--exchanges", type=float, default=0.0, help="a second, that are admitted meanwhile"
+        "--interactions", type=float, default=0.0, help="a second, that are admitted meanwhile"
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, help="a second: echolm also under a fixed load"
@@ -306,12 +307,12 @@ def main() -> int:
         serve = ServeOptions(
             profile=None, model_repositories=repositories, http_port=0, grpc_port=0, metrics_port=0
         )
-        if options.exchanges:
+        if options.interactions:
             settings = full_store(settings, Path(work) / "data", options.examples)
-            exchanges = workload.stream(EXCHANGES, seed=options.seed + 2, phase="past")
+            interactions = workload.stream(EXCHANGES, seed=options.seed + 2, phase="past")
         with running_server(settings, serve, progress=console.print) as endpoints:
-            if options.exchanges:
-                results = beside_admissions(endpoints, inputs, exchanges, options, settings)
+            if options.interactions:
+                results = beside_admissions(endpoints, inputs, interactions, options, settings)
             else:
                 load = [f"--concurrency-range={options.concurrency}"]
                 results = {
@@ -326,8 +327,8 @@ def main() -> int:
                         "echolm", endpoints.grpc_url, inputs, options, load
                     )
     report: dict[str, Any] = {"examples": options.examples, "concurrency": options.concurrency}
-    if options.exchanges:
-        report["exchanges"] = options.exchanges
+    if options.interactions:
+        report["interactions"] = options.interactions
         report["p99_ratio"] = results["beside admissions"]["p99_ms"] / results["alone"]["p99_ms"]
         print(f"{report['p99_ratio']:.2f} times the p99 latency beside admissions")
     for name, row in results.items():

@@ -19,14 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from echolm.evaluation.progress import Stage
-from echolm.examples.housekeeping import reconcile
-from echolm.examples.ledger import ExampleLedger
-from echolm.learning.event_log import open_event_log
-from echolm.retrieval.milvus import MilvusStore
-from echolm.retrieval.store import Example, Query
+from echolm.examples.maintenance import reconcile
+from echolm.examples.statistics import StatisticsTable
 from echolm.serving.attach import attached
-from echolm.settings import RetrievalSettings, Settings, load_settings
+from echolm.settings import RetrievalSettings, Settings
+from echolm.settings.loading import load_settings
+from echolm.store.base import Example, Query
+from echolm.store.milvus import MilvusStore
+from echolm.wiring import open_event_log
+from echolm_lab.report.progress import Stage
 from numpy.typing import NDArray
 from pymilvus import MilvusClient
 from rich.console import Console
@@ -120,15 +121,15 @@ def measure(
 
 
 def make_accounts(settings: Settings, store: MilvusStore, console: Console) -> int:
-    """A ledger of all examples in the directory of the settings; gives how many it has."""
-    for left in settings.data_dir.glob(f"{settings.ledger_path.name}*"):
+    """A statistics of all examples in the directory of the settings; gives how many it has."""
+    for left in settings.data_dir.glob(f"{settings.statistics_path.name}*"):
         left.unlink()
     log = open_event_log(settings)
-    ledger = ExampleLedger(settings.ledger_path, settings.relative_costs)
+    statistics = StatisticsTable(settings.statistics_path, settings.relative_costs)
     with Stage(console, "opening accounts", store.count()) as stage:
-        reconcile(store, ledger, log, lambda examples: stage.step_by(len(examples)))
-    count, _ = ledger.totals()
-    ledger.close()
+        reconcile(store, statistics, log, lambda examples: stage.step_by(len(examples)))
+    count, _ = statistics.totals()
+    statistics.close()
     log.close()
     return count
 
@@ -140,7 +141,9 @@ def main() -> int:
     parser.add_argument("--tenants", type=int, default=10, help="each with as many examples")
     parser.add_argument("--milvus-uri", default="", help="default: Milvus Lite in build/bench")
     parser.add_argument("--index", default="", help="default: IVF_FLAT; of a server: HNSW")
-    parser.add_argument("--accounts", action="store_true", help="also make a ledger of the store")
+    parser.add_argument(
+        "--accounts", action="store_true", help="also make a statistics of the store"
+    )
     options = parser.parse_args()
     console = Console(stderr=True)
     directory = ROOT / "build" / "bench" / f"store-{options.examples}"

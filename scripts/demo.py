@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from echolm.errors import EchoError
-from echolm.evaluation.bench import connected
-from echolm.evaluation.comparison import TITLES, Comparison, Plan, store_past
-from echolm.evaluation.environment import host, versions
-from echolm.evaluation.past import recorded_past
 from echolm.serving.build import built_root
 from echolm.serving.serve import Endpoints, ServeOptions, running_server
-from echolm.settings import Settings, load_settings
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
+from echolm_lab.bench import connected
+from echolm_lab.comparison import TITLES, Comparison, Plan, store_past
+from echolm_lab.past import recorded_past
+from echolm_lab.report.environment import host, versions
 from rich import box
 from rich.console import Console
 from rich.table import Table

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python_backends"))
 
 import numpy as np
 from echolm.errors import EchoError
-from echolm.evaluation.off_policy import (
+from echolm.learning.event_log import START, Event, EventLog
+from echolm.learning.off_policy import (
     Estimate,
     LoggedDecisions,
     Probabilities,
@@ -31,10 +32,10 @@ from echolm.evaluation.off_policy import (
     read_ratings,
     snips,
 )
-from echolm.learning.event_log import START, Event, EventLog
 from echolm.learning.sqlite_log import SQLiteEventLog
-from echolm.routing.service import build_bandit
-from echolm.settings import Settings, load_settings
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
+from echolm.wiring import build_bandit
 from rich.console import Console
 from rich.table import Table
 
@@ -53,7 +54,7 @@ def greedy(settings: Settings, learnt: LoggedDecisions, judged: LoggedDecisions)
     _, bandit = build_bandit(settings)
     for x, drawn, reward in zip(learnt.contexts, learnt.drawn, learnt.rewards, strict=True):
         bandit.learn(learnt.arms[drawn], x, float(reward))
-    costs = {llm.name: settings.routing.exchange_rate * llm.cost for llm in settings.llms}
+    costs = {llm.name: settings.routing.cost_weight * llm.cost for llm in settings.llms}
     scores = [judged.contexts @ bandit.arms[a].mean - costs[a] for a in judged.arms]
     return np.eye(len(judged.arms))[np.argmax(scores, axis=0)]
 
@@ -87,7 +88,7 @@ def main() -> int:
             parser.error(f"learning log: expected a SQLite file, got {path or settings.event_log}")
         source = SQLiteEventLog(path)
         try:
-            log, left_out = read_ratings(
+            log, dropped = read_ratings(
                 events(source),
                 [llm.name for llm in settings.llms],
                 {llm.name: llm.revision for llm in settings.llms},
@@ -140,13 +141,13 @@ def main() -> int:
             *(shown(row[kind]) for kind in ("ips", "snips", "dr")),
         )
     Console().print(table)
-    if left_out:
-        print("left out:", ", ".join(f"{number} {why}" for why, number in left_out.items()))
+    if dropped:
+        print("left out:", ", ".join(f"{number} {why}" for why, number in dropped.items()))
     logged = {"value": round(mean, 5), "standard_error": round(error, 5)}
     result: dict[str, object] = {
         "benchmark": "estimate_policy",
         "ratings": n,
-        "left_out": left_out,
+        "dropped": dropped,
         "logged": logged,
         "policies": {
             name: {"ratings": len(policies[name][0])} | {k: as_json(e) for k, e in row.items()}

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from echolm.errors import EchoError
-from echolm.evaluation import trace
-from echolm.evaluation.bench import Bench
-from echolm.evaluation.environment import host, versions
-from echolm.evaluation.experiments import (
+from echolm.serving.serve import prepare_embedder
+from echolm.settings.loading import load_settings
+from echolm_lab import trace
+from echolm_lab.bench import Bench
+from echolm_lab.experiments import (
     ablations,
     burst,
     corruption,
@@ -37,11 +38,10 @@ from echolm.evaluation.experiments import (
     replay,
     solicit,
 )
-from echolm.evaluation.outcome import Outcome
-from echolm.evaluation.sizes import QUICK, Sizes
-from echolm.evaluation.verdict import summarise
-from echolm.serving.serve import prepare_embedder
-from echolm.settings import load_settings
+from echolm_lab.outcome import Outcome
+from echolm_lab.report.check import summarise
+from echolm_lab.report.environment import host, versions
+from echolm_lab.sizes import QUICK, Sizes
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -187,7 +187,7 @@ def main() -> int:
     console = Console()
     started = time.monotonic()
     try:
-        from echolm.evaluation import plots
+        from echolm_lab import plots
     except ModuleNotFoundError as error:
         console.print(f"evaluate: {error}; install the extra: pip install -e '.[evaluate]'")
         return 1

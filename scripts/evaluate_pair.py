@@ -25,9 +25,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python_backends"))
 
 import openvino_genai as genai
-from echolm.workload import WorkItem, Workload, grade
-from echolm.workload.episodes import Trial, Trials
-from echolm.workload.prompt import render
+from echolm_lab.tasks import WorkItem, Workload, grade
+from echolm_lab.tasks.episodes import Trial, Trials
+from echolm_lab.tasks.prompt import render
 
 LOCAL = Path(__file__).resolve().parents[1] / "model_repository" / "local"
 CONTEXT_TOKENS = 2048

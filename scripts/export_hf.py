@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
-from echolm.evaluation.checkpoints import readable_by_transformers_4
+from echolm_lab.report.checkpoints import readable_by_transformers_4
 from safetensors.numpy import save_file
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository" / "local"

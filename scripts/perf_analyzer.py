@@ -93,7 +93,7 @@ def write_inputs(path: Path, texts: list[str], **constant: int | float | str | b
 
 def default_runs(options: argparse.Namespace, work: Path) -> list[list[str]]:
     """perf_analyzer's arguments for each model and protocol."""
-    from echolm.workload import Workload
+    from echolm_lab.tasks import Workload
 
     texts = [item.text for item in Workload(seed=0).stream(200, seed=options.seed, phase="live")]
     unary = write_inputs(work / "unary.json", texts, max_tokens=options.max_tokens)

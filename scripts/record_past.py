@@ -17,18 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from echolm.errors import EchoError, UnavailableError
-from echolm.evaluation.corruption import Exchange
-from echolm.evaluation.load import closed_loop
-from echolm.evaluation.past import PAST_FILE, past_items, write_past
-from echolm.evaluation.policies import LLMPolicy
-from echolm.evaluation.progress import Stage
 from echolm.serving.serve import ServeOptions, running_server
-from echolm.settings import load_settings
+from echolm.settings.loading import load_settings
 from echolm_client import AsyncClient
+from echolm_lab.corruption import Interaction
+from echolm_lab.load import closed_loop
+from echolm_lab.past import PAST_FILE, past_items, write_past
+from echolm_lab.policies.base import LLMPolicy
+from echolm_lab.report.progress import Stage
 from rich.console import Console
 
 
-async def record(grpc_url: str, options: argparse.Namespace, console: Console) -> list[Exchange]:
+async def record(grpc_url: str, options: argparse.Namespace, console: Console) -> list[Interaction]:
     """The requests with their answers."""
     items = past_items(options.count)
     async with AsyncClient(grpc_url) as client:
@@ -38,7 +38,7 @@ async def record(grpc_url: str, options: argparse.Namespace, console: Console) -
     if run.failed:
         errors = {record.error for record in run.records if record.error}
         raise UnavailableError(f"{run.failed} of {len(items)} requests failed: {min(errors)}")
-    return [Exchange(r.item, r.reply.text) for r in run.records if r.reply is not None]
+    return [Interaction(r.item, r.reply.text) for r in run.records if r.reply is not None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
         try:
             with running_server(settings, serve, progress=console.print) as endpoints:
-                exchanges = asyncio.run(record(endpoints.grpc_url, options, console))
+                interactions = asyncio.run(record(endpoints.grpc_url, options, console))
         except EchoError as error:
             console.print(f"record_past: {error}", style="red", markup=False)
             return 1
-    write_past(options.output, exchanges)
-    console.print(f"{len(exchanges)} exchanges written to {options.output}")
+    write_past(options.output, interactions)
+    console.print(f"{len(interactions)} interactions written to {options.output}")
     return 0
 
 

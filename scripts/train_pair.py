@@ -33,17 +33,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python_backends"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
-from echolm.evaluation.checkpoints import readable_by_transformers_4
-from echolm.workload import Workload
-from echolm.workload.episodes import (
+from echolm_lab.report.checkpoints import readable_by_transformers_4
+from echolm_lab.tasks import Workload
+from echolm_lab.tasks.episodes import (
     ImitationRows,
     KnowledgeRows,
     Trials,
     Turn,
     system_prompt,
 )
-from echolm.workload.grader import grade
-from echolm.workload.prompt import ASSISTANT, END, PAD, SPECIAL_TOKENS, SYSTEM, USER, render
+from echolm_lab.tasks.grader import grade
+from echolm_lab.tasks.prompt import ASSISTANT, END, PAD, SPECIAL_TOKENS, SYSTEM, USER, render
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 

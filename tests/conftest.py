@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from echolm.serving import Endpoints, ServeOptions, running_server
-from echolm.settings import Settings, load_settings
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
 
 pytest.register_assert_rewrite("event_log_contract")
 

@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 import redis
+from echolm.bandit.learning import BanditLearning
+from echolm.bandit.thompson import ThompsonSampling
 from echolm.errors import UnavailableError
-from echolm.learning.bandit_learning import BanditLearning
-from echolm.learning.event_log import open_event_log
 from echolm.learning.feedback import PREFERENCE, RATING, describe
 from echolm.learning.learner import Learner
-from echolm.learning.tokens import Decision
-from echolm.routing.bandit import ThompsonSampling
-from echolm.routing.service import build_bandit
+from echolm.primitives import Decision
 from echolm.settings import Settings
+from echolm.wiring import build_bandit, open_event_log
 
 DIMENSION = build_bandit(Settings())[0].dimension
 

@@ -16,17 +16,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from echolm.examples.ledger import ExampleLedger
 from echolm.examples.off_peak import OffPeakReplay
 from echolm.examples.replay import Replayed, Replayer
-from echolm.generation.llm import Completion, OnText, Sampling
-from echolm.judging.grader import GraderJudge
-from echolm.learning.event_log import EventLog, open_event_log
+from echolm.examples.statistics import StatisticsTable
+from echolm.judges.grader import GraderJudge
+from echolm.learning.event_log import EventLog
 from echolm.learning.feedback import RATING
-from echolm.retrieval.milvus import MilvusStore
-from echolm.retrieval.store import Example, scope_key
-from echolm.routing.service import build_targets
+from echolm.primitives import Completion, OnText, Sampling
 from echolm.settings import ExamplesSettings, JudgingSettings, ReplaySettings, Settings
+from echolm.store.base import Example, scope_key
+from echolm.store.milvus import MilvusStore
+from echolm.wiring import build_endpoints, open_event_log
 from numpy.typing import NDArray
 from writing_process import DIMENSION, retrieval
 
@@ -103,9 +103,9 @@ async def replay(data_dir: Path, uri: str, mode: str) -> None:
     chosen = settings(data_dir)
     store = MilvusStore(retrieval(uri), "fake", DIMENSION)
     log = open_event_log(chosen)
-    ledger = ExampleLedger(chosen.ledger_path, chosen.relative_costs)
-    targets = build_targets(chosen, {llm.name: Sampler() for llm in chosen.llms})
-    replayer = Replayer(store, ledger, log, targets, GraderJudge(grade), chosen)
+    statistics = StatisticsTable(chosen.statistics_path, chosen.relative_costs)
+    targets = build_endpoints(chosen, {llm.name: Sampler() for llm in chosen.llms})
+    replayer = Replayer(store, statistics, log, targets, GraderJudge(grade), chosen)
     requests = {e.id: e.request for batch in store.scan(embeddings=False) for e, _ in batch}
 
     def tell(one: Replayed) -> None:

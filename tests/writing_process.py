@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 from echolm.errors import UnavailableError
-from echolm.examples.housekeeping import Housekeeper
-from echolm.examples.journal import WriteJournal
-from echolm.examples.ledger import ExampleLedger
+from echolm.examples.maintenance import Maintenance
+from echolm.examples.statistics import StatisticsTable
+from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.examples.writer import ExampleWriter
-from echolm.learning.event_log import open_event_log
-from echolm.retrieval.milvus import MilvusStore
-from echolm.routing.service import Exchange
+from echolm.primitives import Interaction
 from echolm.settings import ExamplesSettings, RetrievalSettings, Settings
+from echolm.store.milvus import MilvusStore
+from echolm.wiring import open_event_log
 
 DIMENSION = 8
 LIMIT = 120
@@ -28,7 +28,7 @@ LIMIT = 120
 
 def settings(data_dir: Path) -> Settings:
     examples = ExamplesSettings(
-        batch_size=16, flush_interval_s=0.01, max_examples=LIMIT, tidy_interval_s=0.05
+        batch_size=16, flush_interval_s=0.01, max_examples=LIMIT, maintenance_interval_s=0.05
     )
     return Settings(data_dir=data_dir, examples=examples)
 
@@ -38,12 +38,12 @@ def retrieval(uri: str) -> RetrievalSettings:
     return RetrievalSettings(milvus_uri=uri, index_type="FLAT", index_params={}, search_params={})
 
 
-def exchange(number: int) -> Exchange:
-    """The n-th exchange: every fourth answers an earlier request, half of these better."""
+def interaction(number: int) -> Interaction:
+    """The n-th interaction: every fourth answers an earlier request, half of these better."""
     about = number - 3 if number % 4 == 3 else number
     better = number % 8 == 7
     vector = np.random.default_rng(about).standard_normal(DIMENSION).astype(np.float32)
-    return Exchange(
+    return Interaction(
         f"request {about}",
         f"answer {number if better else about}",
         vector / np.linalg.norm(vector),
@@ -60,11 +60,11 @@ def main() -> int:
     chosen = settings(data_dir)
     store = MilvusStore(retrieval(uri), "fake", DIMENSION)
     log = open_event_log(chosen)
-    journal = WriteJournal(chosen.journal_path, chosen.examples.max_pending)
-    ledger = ExampleLedger(chosen.ledger_path, chosen.relative_costs)
-    writer = ExampleWriter(store, journal, log, chosen.examples, retry_s=0.1)
+    write_ahead_log = WriteAheadLog(chosen.write_ahead_log_path, chosen.examples.max_pending)
+    statistics = StatisticsTable(chosen.statistics_path, chosen.relative_costs)
+    writer = ExampleWriter(store, write_ahead_log, log, chosen.examples, retry_s=0.1)
     # The lease of one that was killed is over soon, and tests do not wait for it.
-    keeper = Housekeeper(store, ledger, log, chosen.examples, "the only one")
+    keeper = Maintenance(store, statistics, log, chosen.examples, "the only one")
     if len(sys.argv) == 3:
         while writer.pending:
             time.sleep(0.05)
@@ -73,7 +73,7 @@ def main() -> int:
         return 0
     number = int(sys.argv[3])
     while True:
-        batch = [exchange(number + k) for k in range(5)]
+        batch = [interaction(number + k) for k in range(5)]
         if all(id is not None for id in writer.put(batch)):
             print("\n".join(str(number + k) for k in range(5)), flush=True)
             number += 5

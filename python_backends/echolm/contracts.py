@@ -104,7 +104,7 @@ RETRIEVED = (
     Tensor("example_responses", "BYTES", (-1,)),
     Tensor("example_similarities", "FP32", (-1,)),
     Tensor("example_utilities", "FP32", (-1,)),
-    Tensor("coverage", "FP32", (1,)),
+    Tensor("help_probability", "FP32", (1,)),
     Tensor("selection_record", "BYTES", (1,)),
     Tensor("retrieval_degraded", "BYTES", (1,)),
 )
@@ -148,7 +148,7 @@ EXAMPLE_MANAGER = ModelContract(
         Tensor("llm", "BYTES", (1,)),
         Tensor("finish_reason", "BYTES", (1,)),
         Tensor("quality", "FP32", (1,)),
-        Tensor("coverage", "FP32", (1,)),
+        Tensor("help_probability", "FP32", (1,)),
     ),
     (Tensor("admitted", "BOOL", (1,)), Tensor("reason", "BYTES", (1,))),
     MAX_BATCH_SIZE,

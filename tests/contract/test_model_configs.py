@@ -14,7 +14,9 @@ from echolm.engines.openvino import OpenVINOOptions
 from echolm.engines.options import read_options
 from echolm.engines.tensorrt_llm import TensorRTLLMOptions
 from echolm.engines.vllm import VLLMOptions
-from echolm.generation.triton_llm import CONTRACTS, InflightBatcherClient, LLMAPIClient
+from echolm.llm.contracts import CONTRACTS
+from echolm.llm.inflight_batcher import InflightBatcherClient
+from echolm.llm.llmapi import LLMAPIClient
 from echolm.settings import LLMSettings
 from google.protobuf import text_format
 from nvidia_llms import ENSEMBLE_INPUTS, LLMAPI_INPUTS, LLMAPI_OUTPUTS, write_ensemble, write_llmapi

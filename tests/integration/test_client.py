@@ -158,7 +158,7 @@ def test_the_command_line_asks_rates_and_counts(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def echolm(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "echolm.cli", *arguments]
+        command = [sys.executable, "-m", "echolm.cli.main", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
     url = f"--url={server.grpc_url}"

@@ -10,8 +10,9 @@ import pytest
 import redis
 import yaml
 from echolm.errors import ConfigurationError
-from echolm.learning.event_log import START, open_event_log
+from echolm.learning.event_log import START
 from echolm.settings import Settings
+from echolm.wiring import open_event_log
 from event_log_contract import FOR_EVER
 from redis_server import RedisServer
 

@@ -103,7 +103,7 @@ def test_the_cache_is_shown_at_every_threshold(demo: Demo) -> None:
     assert len(sweep) > 10
     assert hit_rates == sorted(hit_rates, reverse=True)
     shown = demo.report["policies"]["semantic_cache"]
-    # An exchange may still have been on its way to the store.
+    # An interaction may still have been on its way to the store.
     nearly = pytest.approx(shown["offload_share"], abs=1.5 / REQUESTS)
     assert any(point["hit_rate"] == nearly for point in sweep)
 

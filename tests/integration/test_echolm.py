@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from echolm import contracts
-from echolm.retrieval.prompt_board import PromptBoard
+from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.serving import Endpoints
 from echolm.settings import Settings
-from echolm.workload import Workload
+from echolm_lab.tasks import Workload
 from triton_calls import Caller, Result, eventually, inputs, refusal, samples, text
 from tritonclient.utils import InferenceServerException
 
@@ -367,7 +367,7 @@ def test_examples_lengthen_the_prompt_and_come_in_an_order_that_other_retrievers
     # The one that is looked at: now and then a threshold is tried that leaves all examples out,
     # and the last of the three may just be being stored.
     answers: list[Result] = []
-    board = PromptBoard(server_settings.prompt_board_path)
+    board = SharedPrefixIndex(server_settings.prefix_index_path)
 
     def with_the_same_examples_again() -> bool:
         answers.append(grpc.ask(item.text, **options, cache_control="no-store"))

@@ -13,7 +13,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from echolm import contracts
 from echolm.serving import Endpoints
-from echolm.workload import Workload
+from echolm_lab.tasks import Workload
 from triton_calls import Caller, Result, eventually, inputs, outputs, samples, streams, text
 
 pytestmark = pytest.mark.timeout(240)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from echolm.cli import main
+from echolm.cli.example_commands import Opened, opened
+from echolm.cli.main import main
 from echolm.embedding import EmbedderSpec, minilm
-from echolm.examples.commands import Opened, opened
 from echolm.examples.events import CHANGE, USAGE, change, usage
-from echolm.retrieval.milvus import MilvusStore
-from echolm.retrieval.store import Example, scope_key
 from echolm.serving.attach import attached
-from echolm.settings import Settings, load_settings
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
+from echolm.store.base import Example, scope_key
+from echolm.store.milvus import MilvusStore
 
 Run = Callable[..., tuple[int, str]]
 
@@ -88,15 +89,15 @@ def test_deleted_examples_are_gone_for_good_and_that_is_logged(
     with opened(settings) as found:
         store(found, example(1), example(2, "other"), secret, example(4))
         waiting = example(5, "other", request="5f1d7e, not stored yet")
-        found.journal.append([(waiting, np.zeros(384, np.float32))])
+        found.write_ahead_log.append([(waiting, np.zeros(384, np.float32))])
     assert run("delete", "--tenant", "other", "--yes") == (0, "deleted 2 examples\n")
     assert run("delete", "--match", "5f1d7e", "--yes") == (0, "deleted 1 examples\n")
     assert run("delete", "--id", "4", "--match", "no match", "--yes")[1] == "no such examples\n"
     assert run("delete", "--id", "1", "--yes")[0] == 0
     with opened(settings) as found:
         assert [e.id for batch in found.store.scan() for e, _ in batch] == [4]
-        assert len(found.journal) == 0
-        assert found.ledger.removals() == {"deleted": 3}
+        assert len(found.write_ahead_log) == 0
+        assert found.statistics.removals() == {"deleted": 3}
     for file in settings.data_dir.rglob("*"):
         if file.is_file():
             assert b"5f1d7e" not in file.read_bytes(), file
@@ -122,7 +123,7 @@ def test_examples_move_from_one_directory_to_another(
     assert run("delete", "--tenant", "a", "--yes")[0] == 0
     assert run("import", str(file))[0] == 0
     with opened(settings) as found:
-        assert found.store.count() == found.ledger.totals()[0] == 1_201
+        assert found.store.count() == found.statistics.totals()[0] == 1_201
         [(moved, vector)] = found.store.get([1_201])
     assert moved == example(1_201, "a")
     assert vector[0] == 1.0
@@ -144,7 +145,7 @@ def test_examples_of_another_embedding_model_are_embedded_anew(
         [(_, vector)] = found.store.get([1])
         assert vector.shape == (EmbedderSpec.read(settings.embedding.model_dir).dimension,)
         assert np.linalg.norm(vector) == pytest.approx(1.0, abs=0.01)
-        assert found.ledger.totals()[0] == 2
+        assert found.statistics.totals()[0] == 2
     assert run("reembed", "--from", "nothing")[0] == 2
     assert run("reembed", "--from", settings.retrieval.collection)[0] == 1
 
@@ -171,10 +172,10 @@ def test_check_finds_what_differs_and_mends_it_when_told_to(settings: Settings, 
     assert status == 0
     assert out.count("1 (mended)") == 3
     with opened(settings) as found:
-        assert found.ledger.known([1, 2, 3, 4]) == {2, 3}
+        assert found.statistics.known([1, 2, 3, 4]) == {2, 3}
         assert [e.id for batch in found.store.scan() for e, _ in batch] == [2, 3]
-        assert found.ledger.removals() == {"not_in_store": 1, "duplicate": 1}
-        account = found.ledger.account(2)
+        assert found.statistics.removals() == {"not_in_store": 1, "duplicate": 1}
+        account = found.statistics.account(2)
         assert account is not None and account.uses == 3
     status, out = run("check")
     assert status == 0

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
-from echolm.cli import main
+from echolm.cli.main import main
 from echolm.serving import Endpoints
 from echolm.settings import Settings
-from echolm.workload import Workload
 from echolm_client import Client
+from echolm_lab.tasks import Workload
 from triton_calls import eventually, inputs, samples
 
 pytestmark = pytest.mark.timeout(120)
@@ -59,7 +59,7 @@ def test_an_answer_becomes_an_example_that_is_used_counted_and_deleted(
     assert account()["request"] == REQUEST
     assert eventually(lambda: (account()["account"] or {}).get("uses", 0) >= 2, seconds=60)
     assert account()["account"]["value"] > 0.5
-    # The same exchange once more says nothing new.
+    # The same interaction once more says nothing new.
     client.generate(REQUEST, tenant=TENANT, llm="large_llm")
     assert eventually(lambda: json.loads(command("stats", "--json"))["pending"] == 0)
     stored = json.loads(command("stats", "--json"))["stored"]
@@ -70,7 +70,7 @@ def test_an_answer_becomes_an_example_that_is_used_counted_and_deleted(
 
 
 def test_a_secret_and_an_injection_are_refused_and_counted(server: Endpoints) -> None:
-    exchange = {
+    interaction = {
         "request": REQUEST,
         "response": "find /srv/archive -type f -empty",
         "embedding": [1.0] + [0.0] * 383,
@@ -79,12 +79,12 @@ def test_a_secret_and_an_injection_are_refused_and_counted(server: Endpoints) ->
         "llm": "large_llm",
         "finish_reason": "stop",
         "quality": 0.9,
-        "coverage": 0.0,
+        "help_probability": 0.0,
     }
     manager = grpcclient.InferenceServerClient(server.grpc_url)
 
     def offer(**changes: str) -> str:
-        result = manager.infer("example_manager", inputs(grpcclient, [{**exchange, **changes}]))
+        result = manager.infer("example_manager", inputs(grpcclient, [{**interaction, **changes}]))
         return str(result.as_numpy("reason").item().decode())
 
     before = samples(server, "echolm_admissions_total", result="secret")

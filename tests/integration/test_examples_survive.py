@@ -1,4 +1,4 @@
-"""``kill -9`` at any moment: admitted exchanges are stored, once, and the ledger agrees."""
+"""``kill -9`` at any moment: admitted interactions are stored, once, and the statistics agrees."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from echolm.examples.duplicates import plain
-from echolm.examples.ledger import ExampleLedger
-from echolm.learning.event_log import START, open_event_log
-from echolm.retrieval.milvus import MilvusStore
-from echolm.retrieval.store import Example
+from echolm.examples.deduplication import plain
+from echolm.examples.statistics import StatisticsTable
+from echolm.learning.event_log import START
 from echolm.serving.milvus_lite import MilvusLite
-from writing_process import DIMENSION, LIMIT, exchange, retrieval, settings
+from echolm.store.base import Example
+from echolm.store.milvus import MilvusStore
+from echolm.wiring import open_event_log
+from writing_process import DIMENSION, LIMIT, interaction, retrieval, settings
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -33,7 +34,7 @@ def stored(uri: str) -> list[Example]:
 
 
 def run_and_kill(data_dir: Path, uri: str, first: int, seconds: float) -> list[int]:
-    """Numbers of the exchanges that were acknowledged before the kill."""
+    """Numbers of the interactions that were acknowledged before the kill."""
     command = [sys.executable, str(PROCESS), str(data_dir), uri, str(first)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -63,8 +64,8 @@ def test_a_killed_writer_loses_nothing_and_stores_nothing_twice(
     found = stored(own_milvus_lite.uri)
     log = open_event_log(settings(data_dir))
     events = [e.body for e in log.read(START, 1_000_000) if e.kind == "examples"]
-    ledger = ExampleLedger(settings(data_dir).ledger_path, {})
-    ledger.follow(log)
+    statistics = StatisticsTable(settings(data_dir).statistics_path, {})
+    statistics.follow(log)
     log.close()
     # Every request that was acknowledged has an example, or had one that made room.
     ever = {one["id"] for body in events for one in body["stored"]}
@@ -73,16 +74,16 @@ def test_a_killed_writer_loses_nothing_and_stores_nothing_twice(
     for body in events:
         left = (left | {one["id"] for one in body["stored"]}) - set(body["removed"])
     assert {example.id for example in found} == left
-    requests = {exchange(number).request for number in acknowledged}
+    requests = {interaction(number).request for number in acknowledged}
     assert len(requests) - len(gone) <= len(found) <= LIMIT
     assert len(requests) <= len(ever)
     # None has two.
     assert len({plain(example.request) for example in found}) == len(found)
-    # And the ledger says the same.
-    assert ledger.totals() == (len(found), sum(example.num_bytes for example in found))
-    assert ledger.known([example.id for example in found]) == {e.id for e in found}
+    # And the statistics says the same.
+    assert statistics.totals() == (len(found), sum(example.num_bytes for example in found))
+    assert statistics.known([example.id for example in found]) == {e.id for e in found}
     # It was killed while replacing and evicting. If that was between the store and the log, the
     # next process finds the example gone and no longer knows why.
-    reasons = ledger.removals().keys()
+    reasons = statistics.removals().keys()
     assert {"replaced", "evicted"} <= reasons <= {"replaced", "evicted", "not_in_store"}
-    ledger.close()
+    statistics.close()

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from echolm.learning.tokens import Decision, FeedbackTokens
-from echolm.routing.service import build_bandit
+from dummy_llm import REPOSITORY, dummy_llm
+from echolm.learning.tokens import FeedbackTokens
+from echolm.primitives import Decision
 from echolm.serving.serve import Endpoints, LocalServer, ServeOptions
 from echolm.settings import FeedbackSettings, LearningSettings, Settings
-from instant_llm import REPOSITORY, instant_llm
+from echolm.wiring import build_bandit
 from learning_process import put_damaged
 from pydantic import SecretStr
 from redis_server import RedisServer
@@ -48,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     into = tmp_path_factory.mktemp("models")
     shutil.copytree(REPOSITORY / "local" / "embedder", into / "embedder")
     for name in ("small_llm", "large_llm"):
-        instant_llm(name, {"text": f"{name} says so"}, into)
+        dummy_llm(name, {"text": f"{name} says so"}, into)
     return into
 
 

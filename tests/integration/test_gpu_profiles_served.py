@@ -24,7 +24,8 @@ import tritonclient.grpc as grpcclient
 from echolm.embedding import minilm
 from echolm.serving import Endpoints, ServeOptions, running_server
 from echolm.serving.build import BuildOptions, LLMChoice, build, built_root
-from echolm.settings import Settings, load_settings
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
 from triton_calls import Caller, eventually, inputs, refusal, samples, streams, text
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from echolm.errors import EchoError
 from echolm.serving import Endpoints, ServeOptions, running_server
-from echolm.settings import Settings, load_settings
-from echolm.workload import Workload, grade
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
+from echolm_lab.tasks import Workload, grade
 from triton_calls import Caller, eventually, samples, text
 
 pytestmark = pytest.mark.timeout(240)
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.timeout(240)
 OPTIONS = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
 ITEMS = Workload(seed=0).stream(12, seed=31)
 JUDGES: list[dict[str, Any]] = [
-    {"kind": "grader", "grader": "echolm.workload.judging:grade"},
+    {"kind": "grader", "grader": "echolm_lab.tasks.judging:grade"},
     {"kind": "similarity"},
 ]
 

@@ -15,7 +15,7 @@ from echolm.learning.sqlite_log import SQLiteEventLog
 from echolm.retrieval.record import SelectionRecord
 from echolm.serving import Endpoints
 from echolm.settings import Settings
-from echolm.workload import Workload
+from echolm_lab.tasks import Workload
 from triton_calls import Caller, eventually, samples, text
 
 pytestmark = pytest.mark.timeout(240)
@@ -36,7 +36,7 @@ def retrieve(server: Endpoints, request: str, tenant: str) -> dict[str, Any]:
 
 
 def utility(server: Endpoints, tenant: str) -> float:
-    """The utility of ITEM's own exchange for ITEM."""
+    """The utility of ITEM's own interaction for ITEM."""
     for _ in range(20):  # now and then a threshold is tried that drops it
         found = retrieve(server, ITEM.text, tenant)["example_utilities"]
         if len(found):
@@ -46,7 +46,7 @@ def utility(server: Endpoints, tenant: str) -> float:
 
 @pytest.fixture
 def taught(server: Endpoints) -> str:
-    """A tenant with one stored exchange, that of ITEM."""
+    """A tenant with one stored interaction, that of ITEM."""
     tenant = f"test-{uuid.uuid4().hex}"
     answer = Caller(server).ask(ITEM.text, tenant=tenant, llm="large_llm", max_tokens=400)
     assert text(answer, "finish_reason") == "stop", "else the answer is not admitted"
@@ -109,7 +109,7 @@ def test_ratings_change_the_utilities_of_the_running_server(server: Endpoints, t
 
     assert eventually(better)
     assert samples(server, "echolm_utility_total") > 0
-    assert 0 <= samples(server, "echolm_example_threshold") < 1
+    assert 0 <= samples(server, "echolm_utility_threshold") < 1
 
 
 def test_an_answer_of_the_large_llm_changes_no_utility(server: Endpoints, taught: str) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from echolm.examples.events import CHANGE, USAGE, change, usage
-from echolm.examples.ledger import ExampleLedger
-from echolm.learning.event_log import START, EventLog, open_event_log
-from echolm.learning.fake_log import MemoryEventLog
+from echolm.examples.statistics import StatisticsTable
+from echolm.learning.event_log import START, EventLog
 from echolm.learning.learner import Learner
 from echolm.learning.retention import Retention
-from echolm.retrieval.store import Example
 from echolm.settings import Settings
+from echolm.store.base import Example
+from echolm.testing.event_log import MemoryEventLog
+from echolm.wiring import open_event_log
 from event_log_contract import FOR_EVER
 from learning_process import BanditLearning, build_bandit, digest, feedback, put_damaged
 from redis_server import RedisServer
@@ -199,7 +200,7 @@ def test_what_is_kept_too_long_goes_and_a_new_replica_knows_it_all_the_same(
     log_url: str, tmp_path: Path
 ) -> None:
     costs = {"small_llm": 0.1}
-    first, second = (ExampleLedger(tmp_path / f"{name}.sqlite", costs) for name in "ab")
+    first, second = (StatisticsTable(tmp_path / f"{name}.sqlite", costs) for name in "ab")
     with opened(log_url) as log:
         log.append(CHANGE, change([Example(1, "q", "a", "t", 1, "large_llm", 0.9, 1, 1)]))
         for number in range(30):
@@ -213,7 +214,7 @@ def test_what_is_kept_too_long_goes_and_a_new_replica_knows_it_all_the_same(
         retention = Retention(
             log,
             retention_days=1e-7,  # 9 ms
-            needed={"bandit", "ledger"},
+            needed={"bandit", "statistics"},
             save=lambda: first.save(log),
             owner="a",
         )

@@ -24,7 +24,7 @@ import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 from echolm.errors import InvalidRequestError
-from echolm.generation.triton_llm import stream_error
+from echolm.llm.triton_client import stream_error
 from echolm.serving.triton_server import TritonOptions, TritonServer
 from tritonclient.utils import InferenceServerException
 

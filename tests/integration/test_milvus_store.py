@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import ConfigurationError, UnavailableError
-from echolm.retrieval.milvus import LazyMilvusStore, MilvusStore
-from echolm.retrieval.store import Candidate, Example, Query, scope_key
+from echolm.primitives import Candidate
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.settings import RetrievalSettings
+from echolm.store.base import Example, Query, scope_key
+from echolm.store.milvus import LazyMilvusStore, MilvusStore
 from hypothesis import given
 from hypothesis import strategies as st
 from milvus_server import MilvusServer, start_milvus_lite

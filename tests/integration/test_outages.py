@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
+from dummy_llm import dummy_llm
 from echolm.serving.serve import Endpoints, LocalServer, ServeOptions
 from echolm.settings import LLMSettings, Settings
-from instant_llm import instant_llm
 from triton_calls import Caller, eventually, inputs, refusal, samples, streams, text
 
 pytestmark = pytest.mark.timeout(240)
@@ -42,7 +42,7 @@ def deployment(
     models = tmp_path_factory.mktemp("models")
     shutil.copytree(REPOSITORY / "local" / "embedder", models / "embedder")
     for name, options in LLMS.items():
-        instant_llm(name, options, models)
+        dummy_llm(name, options, models)
     settings = server_settings.model_copy(
         update={
             "data_dir": tmp_path_factory.mktemp("outages") / "data",

@@ -21,8 +21,8 @@ import pytest
 import yaml
 from echolm.serving import Endpoints
 from echolm.telemetry import METRICS, SECONDS_BUCKETS
-from echolm.workload import Workload
 from echolm_client import Client, InvalidRequest
+from echolm_lab.tasks import Workload
 from triton_calls import eventually
 
 pytestmark = pytest.mark.timeout(180)
@@ -142,7 +142,7 @@ def test_the_endpoint_has_the_labels_of_the_table(busy: Endpoints) -> None:
 
 
 def test_histograms_reach_from_a_decision_to_a_whole_answer(busy: Endpoints) -> None:
-    bounds = re.findall(r'echolm_request_seconds_bucket{.*le="([^"]+)".*}', page(busy))
+    bounds = re.findall(r'echolm_request_latency_seconds_bucket{.*le="([^"]+)".*}', page(busy))
     assert {float(bound) for bound in bounds} == {*SECONDS_BUCKETS, math.inf}
 
 
@@ -163,7 +163,7 @@ def test_what_was_asked_is_what_is_shown(prometheus: Prometheus) -> None:
     [small] = prometheus.values('sum(echolm_requests_total{llm="small_llm"})')
     assert offloaded == small > 0
     [answers] = prometheus.values("sum(echolm_requests_total)")
-    [timed] = prometheus.values("sum(echolm_request_seconds_count)")
+    [timed] = prometheus.values("sum(echolm_request_latency_seconds_count)")
     assert answers == timed
     [rated] = prometheus.values('sum(echolm_rated_answers_total{source="caller"})')
     assert rated >= 9

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from echolm.evaluation.past import recorded_past
-from echolm.evaluation.policies import MAX_TOKENS
 from echolm.serving import Endpoints
+from echolm_lab.past import recorded_past
+from echolm_lab.policies.base import MAX_TOKENS
 from triton_calls import Caller, text
 
 pytestmark = pytest.mark.timeout(240)
@@ -17,10 +17,10 @@ def test_recorded_answers_are_the_large_llms(server: Endpoints) -> None:
     past, caller = recorded_past(3_000), Caller(server)
     same = 0
     for place in SAMPLE:
-        exchange = past[place]
+        interaction = past[place]
         answer = caller.ask(
-            exchange.item.text, llm="large_llm", cache_control="no-cache", max_tokens=MAX_TOKENS
+            interaction.item.text, llm="large_llm", cache_control="no-cache", max_tokens=MAX_TOKENS
         )
-        same += text(answer, "text_output") == exchange.response
+        same += text(answer, "text_output") == interaction.response
     # Another CPU's rounding may tip a token now and then.
     assert same >= len(SAMPLE) - 1

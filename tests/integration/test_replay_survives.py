@@ -17,15 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from echolm.cli import main
+from echolm.cli.main import main
 from echolm.embedding import EmbedderSpec
 from echolm.examples.events import CHANGE, USAGE, change, usage
-from echolm.examples.housekeeping import reconcile
-from echolm.examples.ledger import Account, ExampleLedger
-from echolm.learning.event_log import EventLog, open_event_log
-from echolm.retrieval.milvus import MilvusStore
-from echolm.retrieval.store import Stored
+from echolm.examples.maintenance import reconcile
+from echolm.examples.statistics import Account, StatisticsTable
+from echolm.learning.event_log import EventLog
 from echolm.serving.milvus_lite import MilvusLite
+from echolm.store.base import Stored
+from echolm.store.milvus import MilvusStore
+from echolm.wiring import open_event_log
 from replaying_process import (
     answer,
     embedding,
@@ -54,15 +55,15 @@ class World:
         self.milvus = milvus
 
     @contextmanager
-    def opened(self) -> Iterator[tuple[MilvusStore, EventLog, ExampleLedger]]:
+    def opened(self) -> Iterator[tuple[MilvusStore, EventLog, StatisticsTable]]:
         chosen = settings(self.data_dir)
         store = MilvusStore(retrieval(self.milvus.uri), "fake", DIMENSION)
         log = open_event_log(chosen)
-        ledger = ExampleLedger(chosen.ledger_path, chosen.relative_costs)
+        statistics = StatisticsTable(chosen.statistics_path, chosen.relative_costs)
         try:
-            yield store, log, ledger
+            yield store, log, statistics
         finally:
-            ledger.close()
+            statistics.close()
             log.close()
             store.close()
 
@@ -92,10 +93,12 @@ class World:
 
     def restart(self) -> dict[int, Account]:
         """The account of each request after what a server does when it starts."""
-        with self.opened() as (store, log, ledger):
-            reconcile(store, ledger, log)
-            accounts = {account.id: account for account in ledger.accounts("age", 10 * EXAMPLES)}
-            assert ledger.successions() == []
+        with self.opened() as (store, log, statistics):
+            reconcile(store, statistics, log)
+            accounts = {
+                account.id: account for account in statistics.accounts("age", 10 * EXAMPLES)
+            }
+            assert statistics.successions() == []
         examples = self.stored()
         assert Counter(map(len, examples.values())) == {1: EXAMPLES}
         assert {one.id for rows in examples.values() for one, _ in rows} == set(accounts)
@@ -182,7 +185,7 @@ def test_a_killed_replay_loses_nothing_and_goes_on_where_it_ended(
     assert all(account.replays == 1 for account in accounts.values())
     for number, [(one, _)] in world.stored().items():
         assert one.response == answer(number, is_improvable(number))
-    with world.opened() as (_, log, ledger):
-        ledger.follow(log)
-        assert ledger.removals() == {"replayed": sum(map(is_improvable, range(EXAMPLES)))}
+    with world.opened() as (_, log, statistics):
+        statistics.follow(log)
+        assert statistics.removals() == {"replayed": sum(map(is_improvable, range(EXAMPLES)))}
     assert world.check(tmp_path) == 0

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 from echolm.serving import ServeOptions, running_server
-from echolm.settings import load_settings
+from echolm.settings.loading import load_settings
 
 CONFIG_PBTXT = """
 backend: "python"
@@ -118,7 +118,7 @@ class Served:
         self.site = site
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "echolm.cli", "serve", f"--config={site.config}"),
+                *(sys.executable, "-m", "echolm.cli.main", "serve", f"--config={site.config}"),
                 f"--repository-root={site.root / 'models'}",
                 *("--http-port=0", "--grpc-port=0", "--metrics-port=0"),
                 *options,

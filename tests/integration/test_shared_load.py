@@ -17,7 +17,7 @@ def test_a_router_sees_what_the_other_one_has_in_flight(server: Endpoints) -> No
     def own(model: str) -> float:
         return samples(server, "echolm_in_flight", llm="large_llm", model=model)
 
-    assert samples(server, "echolm_load_board_degraded") == 0
+    assert samples(server, "echolm_load_table_degraded") == 0
     with streams(server) as (client, _):
         for n in range(32):
             row = {

@@ -83,9 +83,9 @@ def test_a_histogram_gets_every_value() -> None:
     board = Board()
     metrics = Metrics(board)
     for value in (0.1, 0.2):
-        metrics.observe("echolm_request_seconds", value, llm="small_llm")
+        metrics.observe("echolm_request_latency_seconds", value, llm="small_llm")
     metrics.flush()
-    updates = board.of("echolm_request_seconds", llm="small_llm")
+    updates = board.of("echolm_request_latency_seconds", llm="small_llm")
     assert updates == [("observe", 0.1), ("observe", 0.2)]
 
 

@@ -17,7 +17,7 @@ ENGINES: Mapping[str, str] = {
     "openvino": "echolm.engines.openvino:create",
     "tensorrt_llm": "echolm.engines.tensorrt_llm:create",
     "vllm": "echolm.engines.vllm:create",
-    "instant": "echolm.engines.instant:create",
+    "dummy": "echolm.engines.dummy:create",
 }
 """Where each engine's ``create(model_dir, options)`` is, by the engine's name."""
 

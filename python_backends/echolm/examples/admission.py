@@ -1,4 +1,4 @@
-"""Which exchanges may become examples, and in which form."""
+"""Which interactions may become examples, and in which form."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from echolm.examples.screening import Screen, build_screens, screen
-from echolm.retrieval.store import MAX_TEXT_BYTES
-from echolm.routing.service import Exchange
+from echolm.primitives import Interaction
 from echolm.settings import Settings
+from echolm.store.base import MAX_TEXT_BYTES
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of an exchange.
+    """What becomes of an interaction.
 
     Attributes:
-        exchange: as it may be stored; None if it is refused. Where its request was redacted, its
+        interaction: as it may be stored; None if it is refused. Where its request was redacted, its
             embedding is of the text before.
         reason: why it is refused: a short word, used as a metric's label.
     """
 
-    exchange: Exchange | None
+    interaction: Interaction | None
     reason: str = ""
 
     @property
     def admitted(self) -> bool:
-        return self.exchange is not None
+        return self.interaction is not None
 
 
 class AdmissionPolicy:
@@ -46,32 +46,32 @@ class AdmissionPolicy:
         self._sources = settings.example_sources
         self._screens = build_screens(settings.examples) if screens is None else screens
 
-    def judge(self, exchange: Exchange) -> Verdict:
-        """Decide on one exchange."""
-        reason = self._refusal(exchange)
+    def judge(self, interaction: Interaction) -> Verdict:
+        """Decide on one interaction."""
+        reason = self._refusal(interaction)
         if reason:
             return Verdict(None, reason)
-        screened = screen(self._screens, exchange.request, exchange.response)
+        screened = screen(self._screens, interaction.request, interaction.response)
         if screened.reason:
             return Verdict(None, screened.reason)
-        return Verdict(replace(exchange, request=screened.request, response=screened.response))
+        return Verdict(replace(interaction, request=screened.request, response=screened.response))
 
-    def _refusal(self, exchange: Exchange) -> str:
+    def _refusal(self, interaction: Interaction) -> str:
         settings = self._settings
-        texts = (exchange.request, exchange.response)
+        texts = (interaction.request, interaction.response)
         if not settings.enabled:
             return "disabled"
-        if exchange.llm not in self._sources:
+        if interaction.llm not in self._sources:
             return "source"
-        if exchange.finish_reason != "stop":
+        if interaction.finish_reason != "stop":
             return "truncated"
-        if len(exchange.response.strip()) < settings.min_response_chars:
+        if len(interaction.response.strip()) < settings.min_response_chars:
             return "empty"
-        if sum(map(len, texts)) > settings.max_exchange_chars:
+        if sum(map(len, texts)) > settings.max_interaction_chars:
             return "too_long"
         if any(len(text.encode("utf-8")) > MAX_TEXT_BYTES for text in texts):
             return "too_long"
-        if not np.isfinite(exchange.embedding).all():
+        if not np.isfinite(interaction.embedding).all():
             return "embedding"
         # Also False for NaN, which an LLM whose quality is unknown might have.
-        return "" if exchange.quality >= settings.min_quality else "quality"
+        return "" if interaction.quality >= settings.min_quality else "quality"

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from echolm.examples.duplicates import is_better, plain
+from echolm.examples.deduplication import is_better, plain
 from echolm.examples.events import CHANGE, change
-from echolm.examples.housekeeping import accounts_without_example, not_in_store, reconcile
-from echolm.examples.ledger import ExampleLedger
-from echolm.examples.succession import finish_interrupted
+from echolm.examples.maintenance import accounts_without_example, not_in_store, reconcile
+from echolm.examples.replacement import finish_interrupted
+from echolm.examples.statistics import StatisticsTable
 from echolm.learning.event_log import EventLog
-from echolm.retrieval.store import Example, ExampleStore
+from echolm.store.base import Example, ExampleStore
 
 _SETTLE_S = 1.0
 
@@ -25,7 +25,7 @@ class Findings:
     """How many of each there are, or were.
 
     Attributes:
-        without_account: stored examples that the ledger does not know.
+        without_account: stored examples that the statistics does not know.
         without_example: accounts whose example is gone.
         duplicates: examples whose request is stored already, for the same tenant and system
             prompt.
@@ -60,7 +60,7 @@ class _Requests:
 
 def examine(
     store: ExampleStore,
-    ledger: ExampleLedger,
+    statistics: StatisticsTable,
     log: EventLog,
     on_scanned: OnScanned = lambda examples: None,
     settle_s: float = _SETTLE_S,
@@ -73,27 +73,27 @@ def examine(
             change of the store and that of the log.
 
     Raises:
-        UnavailableError: store, ledger or log cannot be reached.
+        UnavailableError: store, statistics or log cannot be reached.
     """
-    ledger.follow(log)
+    statistics.follow(log)
     requests = _Requests()
     missing: list[int] = []
     for batch in store.scan(embeddings=False):
         examples = [example for example, _ in batch]
-        known = ledger.known([example.id for example in examples])
+        known = statistics.known([example.id for example in examples])
         missing += [example.id for example in examples if example.id not in known]
         requests.add(examples)
         on_scanned(examples)
-    lost = accounts_without_example(store, ledger)
-    interrupted = ledger.successions()
+    lost = accounts_without_example(store, statistics)
+    interrupted = statistics.successions()
     doubles = [i for ids in requests.repeated.values() for i in ids]
     if missing or lost or interrupted or doubles:
         time.sleep(settle_s)
-        ledger.follow(log)
-        lost = [i for i in not_in_store(store, lost) if ledger.known([i])]
+        statistics.follow(log)
+        lost = [i for i in not_in_store(store, lost) if statistics.known([i])]
         gone = set(not_in_store(store, [*missing, *doubles]))
-        missing = [i for i in missing if i not in gone and not ledger.known([i])]
-        interrupted = [one for one in ledger.successions() if one in interrupted]
+        missing = [i for i in missing if i not in gone and not statistics.known([i])]
+        interrupted = [one for one in statistics.successions() if one in interrupted]
     else:
         gone = set()
     # Both answers of a replacement that was cut short are one finding, not two.
@@ -106,7 +106,7 @@ def examine(
 
 def repair(
     store: ExampleStore,
-    ledger: ExampleLedger,
+    statistics: StatisticsTable,
     log: EventLog,
     deduplicate: bool = True,
     on_scanned: OnScanned = lambda examples: None,
@@ -121,7 +121,7 @@ def repair(
         deduplicate: whether a request may be stored but once.
 
     Raises:
-        UnavailableError: store, ledger or log cannot be reached; calling again goes on.
+        UnavailableError: store, statistics or log cannot be reached; calling again goes on.
     """
     requests = _Requests()
 
@@ -129,12 +129,12 @@ def repair(
         requests.add(examples)
         on_scanned(examples)
 
-    interrupted = finish_interrupted(store, ledger, log)
-    opened, closed = reconcile(store, ledger, log, look)
+    interrupted = finish_interrupted(store, statistics, log)
+    opened, closed = reconcile(store, statistics, log, look)
     merged = 0
     if deduplicate:
         merged = sum(_merge(store, log, ids) for ids in requests.repeated.values())
-    ledger.follow(log)
+    statistics.follow(log)
     return Findings(opened, closed, merged, interrupted)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from echolm.retrieval.store import Example
+from echolm.store.base import Example
 
 CHANGE = "examples"
 """Kind of an event that says what was stored and what was removed; see :func:`change`."""

@@ -1,7 +1,7 @@
 """Improves examples while the LLMs have nothing else to do (paper, §4.3).
 
 An example whose many uses ended in poor answers at a dear LLM has much to gain, ``G(e)`` (see
-:class:`~echolm.examples.ledger.ExampleLedger`). Those are taken first: their LLM answers the
+:class:`~echolm.examples.statistics.StatisticsTable`). Those are taken first: their LLM answers the
 stored request some times more, a judge picks the best answer, and if that beats the stored one
 it takes its place. Most stored answers are good, and of these the judge says so, or a first
 sample agrees with them: no more is spent on them. It ends where the next example has too little
@@ -21,15 +21,15 @@ from dataclasses import dataclass, replace
 from echolm.clock import now_ms
 from echolm.errors import EchoError
 from echolm.examples.events import REPLAY, replayed
-from echolm.examples.ledger import Account, ExampleLedger
-from echolm.examples.succession import finish_interrupted, succeed
+from echolm.examples.replacement import finish_interrupted, succeed
+from echolm.examples.statistics import Account, StatisticsTable
 from echolm.examples.writer import ExampleIds
-from echolm.generation.llm import Sampling
-from echolm.judging.judge import Judge
+from echolm.judges.base import Judge
 from echolm.learning.event_log import EventLog
-from echolm.retrieval.store import Example, ExampleStore, Stored, scope_key
-from echolm.routing.service import Target
+from echolm.llm.endpoint import LLMEndpoint
+from echolm.primitives import Sampling
 from echolm.settings import Settings
+from echolm.store.base import Example, ExampleStore, Stored, scope_key
 
 logger = logging.getLogger("echolm")
 
@@ -98,15 +98,15 @@ class Replayer:
     def __init__(
         self,
         store: ExampleStore,
-        ledger: ExampleLedger,
+        statistics: StatisticsTable,
         log: EventLog,
-        targets: Mapping[str, Target],
+        targets: Mapping[str, LLMEndpoint],
         judge: Judge,
         settings: Settings,
         now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._store = store
-        self._ledger = ledger
+        self._statistics = statistics
         self._log = log
         self._targets = targets
         self._judge = judge
@@ -118,14 +118,14 @@ class Replayer:
         """Replay up to ``limit`` examples; ends earlier by the rule above.
 
         Raises:
-            UnavailableError: store, log or ledger cannot be reached.
+            UnavailableError: store, log or statistics cannot be reached.
         """
         replay = self._settings.replay
         fruitless = done = 0
         tried: set[int] = set()
-        finish_interrupted(self._store, self._ledger, self._log)
+        finish_interrupted(self._store, self._statistics, self._log)
         while done < limit and fruitless < replay.patience:
-            self._ledger.follow(self._log)
+            self._statistics.follow(self._log)
             account = self._next(tried)
             if account is None:
                 return
@@ -139,8 +139,8 @@ class Replayer:
         """The example with most to gain of those that may be replayed."""
         replay = self._settings.replay
         offset = 0
-        passed = tried | {one.old for one in self._ledger.successions()}
-        while accounts := self._ledger.accounts("gain", _PAGE, offset):
+        passed = tried | {one.old for one in self._statistics.successions()}
+        while accounts := self._statistics.accounts("gain", _PAGE, offset):
             for account in accounts:
                 if account.gain < replay.min_gain:
                     return None
@@ -180,12 +180,14 @@ class Replayer:
             return Replayed(example.id, False, reason, cost.answers, cost.tokens)
         now = self._now_ms()
         better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now)
-        improved = succeed(self._store, self._ledger, self._log, example.id, (better, embedding))
+        improved = succeed(
+            self._store, self._statistics, self._log, example.id, (better, embedding)
+        )
         reason = "" if improved else "replaced elsewhere"
         return Replayed(example.id, improved, reason, cost.answers, cost.tokens)
 
     async def _better(
-        self, example: Example, target: Target, cost: _Cost
+        self, example: Example, target: LLMEndpoint, cost: _Cost
     ) -> tuple[str | None, str]:
         """An answer that clearly beats the stored one; or None, and why there is none."""
         replay, scale = self._settings.replay, self._judge.scale
@@ -223,7 +225,9 @@ class Replayer:
         best_score, best = max(ranked, key=lambda pair: pair[0])
         return (best, "") if best_score > before + replay.margin else (None, "none is better")
 
-    async def _sample(self, example: Example, target: Target, n: int, cost: _Cost) -> list[str]:
+    async def _sample(
+        self, example: Example, target: LLMEndpoint, n: int, cost: _Cost
+    ) -> list[str]:
         """The complete ones of ``n`` answers to the example's request."""
         sampling = Sampling(
             self._settings.limits.default_max_tokens, self._settings.replay.temperature

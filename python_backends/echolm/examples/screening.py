@@ -19,7 +19,7 @@ from echolm.settings import ExamplesSettings
 
 @dataclass(frozen=True)
 class Screened:
-    """An exchange after screening.
+    """An interaction after screening.
 
     Attributes:
         request, response: as they may be stored.
@@ -35,12 +35,12 @@ class Screen(Protocol):
     """One kind of check. For use by several threads."""
 
     def __call__(self, request: str, response: str) -> Screened:
-        """Pass, change or refuse an exchange."""
+        """Pass, change or refuse an interaction."""
         ...
 
 
 class RefuseIf:
-    """Refuses an exchange of which one text meets a condition."""
+    """Refuses an interaction of which one text meets a condition."""
 
     def __init__(self, found: Callable[[str], bool], reason: str) -> None:
         self._found = found
@@ -142,7 +142,7 @@ class PersonalData:
     Args:
         entities: Presidio's names of what is looked for, e.g. ``EMAIL_ADDRESS``.
         redact: whether found data is replaced by its kind, as in ``<EMAIL_ADDRESS>``; else the
-            exchange is refused.
+            interaction is refused.
 
     Raises:
         ConfigurationError: Presidio is not installed, or knows no such entity.

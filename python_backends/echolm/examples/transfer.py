@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echolm.errors import InvalidRequestError
-from echolm.retrieval.store import Example, ExampleStore, Stored
+from echolm.store.base import Example, ExampleStore, Stored
 
 _FORMAT, _VERSION = "echolm-examples", 1
 _BATCH = 250

@@ -3,7 +3,7 @@
 An answer that a cheaper LLM gave with examples is an offload. An example is credited with the
 quality that the router expects of the answer, times the probability that this example serves the
 request and no other one that was found would: the store could do without it otherwise. A rating
-that comes later corrects that (:class:`~echolm.examples.ledger.ExampleLedger`). What a better
+that comes later corrects that (:class:`~echolm.examples.statistics.StatisticsTable`). What a better
 example could still gain is ``G(e) = (1 - quality) * cost`` of the LLM that answered (paper,
 §4.3).
 """
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from echolm.errors import UnavailableError
 from echolm.examples.events import USAGE, usage
 from echolm.learning.event_log import EventLog
-from echolm.routing.service import Served
+from echolm.primitives import Served
 
 logger = logging.getLogger("echolm")
 
@@ -30,7 +30,7 @@ class UsageRecorder:
     """An ``AnswerObserver`` that sums up uses. For one event loop.
 
     Args:
-        costs: relative cost of each LLM, the dearest 1; answers of the dearest are no offloads.
+        costs: relative cost of each LLM, the strongest 1; answers of the strongest are no offloads.
 
     Attributes:
         lost: uses that were not told, since the log was away for too long.
@@ -49,7 +49,7 @@ class UsageRecorder:
         if not ids or cost >= 1.0:
             return
         quality = served.decision.quality
-        gain, uncovered = (1.0 - quality) * cost, 1.0 - served.retrieved.coverage
+        gain, uncovered = (1.0 - quality) * cost, 1.0 - served.retrieved.help_probability
         utilities = {e.id: e.utility for e in served.retrieved.examples}
         for i in ids:
             utility = utilities.get(i, 0.0)

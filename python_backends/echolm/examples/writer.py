@@ -12,13 +12,13 @@ import numpy as np
 
 from echolm.clock import now_ms
 from echolm.errors import UnavailableError
-from echolm.examples.duplicates import NEW, DuplicateFinder, Finding
+from echolm.examples.deduplication import NEW, DuplicateFinder, Finding
 from echolm.examples.events import CHANGE, change
-from echolm.examples.journal import Entry, WriteJournal
+from echolm.examples.write_ahead_log import Entry, WriteAheadLog
 from echolm.learning.event_log import EventLog
-from echolm.retrieval.store import FRESH_VALUE, NEVER, Example, ExampleStore, scope_key
-from echolm.routing.service import Exchange
+from echolm.primitives import Interaction
 from echolm.settings import ExamplesSettings
+from echolm.store.base import FRESH_VALUE, NEVER, Example, ExampleStore, scope_key
 
 logger = logging.getLogger("echolm")
 
@@ -43,14 +43,14 @@ class ExampleIds:
 
 @dataclass
 class WriterCounts:
-    """What became of the exchanges handed to a writer.
+    """What became of the interactions handed to a writer.
 
     Attributes:
         written: new examples in the store.
         replaced: of these, better answers that took the place of known ones.
         repeated: request and answer were known.
         worse: the request was known, with an answer that is no worse.
-        dropped: no room in the journal, or refused by the store for good.
+        dropped: no room in the write_ahead_log, or refused by the store for good.
         failures: attempts that did not reach store or log, and are made again.
     """
 
@@ -63,9 +63,9 @@ class WriterCounts:
 
 
 class ExampleWriter:
-    """One thread that stores what is put into a journal.
+    """One thread that stores what is put into a write_ahead_log.
 
-    While the store does not answer, exchanges wait in the journal; when it is full, new ones
+    While the store does not answer, interactions wait in the write-ahead log; when it is full, new ones
     are dropped and counted. What the store refuses for good is dropped, too, and does not
     hold up the rest of its batch. What is left at the end is written after the next start.
 
@@ -76,7 +76,7 @@ class ExampleWriter:
     def __init__(
         self,
         store: ExampleStore,
-        journal: WriteJournal,
+        write_ahead_log: WriteAheadLog,
         log: EventLog,
         settings: ExamplesSettings,
         ids: ExampleIds | None = None,
@@ -84,7 +84,7 @@ class ExampleWriter:
         retry_s: float = _RETRY_S,
     ) -> None:
         self._store = store
-        self._journal = journal
+        self._write_ahead_log = write_ahead_log
         self._log = log
         self._settings = settings
         self._duplicates = DuplicateFinder(store) if settings.deduplicate else None
@@ -101,13 +101,13 @@ class ExampleWriter:
     @property
     def pending(self) -> int:
         """Examples that wait to be written."""
-        return len(self._journal)
+        return len(self._write_ahead_log)
 
-    def put(self, exchanges: Sequence[Exchange]) -> list[int | None]:
-        """Take exchanges for good; gives their new ids, None where there was no room.
+    def put(self, interactions: Sequence[Interaction]) -> list[int | None]:
+        """Take interactions for good; gives their new ids, None where there was no room.
 
         Raises:
-            UnavailableError: the journal cannot be written; none of them was taken.
+            UnavailableError: the write_ahead_log cannot be written; none of them was taken.
         """
         now = self._now_ms()
         ttl_ms = int(self._settings.ttl_s * 1_000)
@@ -115,23 +115,23 @@ class ExampleWriter:
             (
                 Example(
                     id=self._ids.next(),
-                    request=exchange.request,
-                    response=exchange.response,
-                    tenant=exchange.tenant,
-                    scope=scope_key(exchange.tenant, exchange.system_prompt),
-                    source_llm=exchange.llm,
-                    quality=exchange.quality,
+                    request=interaction.request,
+                    response=interaction.response,
+                    tenant=interaction.tenant,
+                    scope=scope_key(interaction.tenant, interaction.system_prompt),
+                    source_llm=interaction.llm,
+                    quality=interaction.quality,
                     # What others do already, it need not do.
-                    value=FRESH_VALUE * (1.0 - exchange.coverage),
+                    value=FRESH_VALUE * (1.0 - interaction.help_probability),
                     created_at_ms=now,
                     updated_at_ms=now,
                     expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
                 ),
-                exchange.embedding,
+                interaction.embedding,
             )
-            for exchange in exchanges
+            for interaction in interactions
         ]
-        taken = self._journal.append(entries)
+        taken = self._write_ahead_log.append(entries)
         self.counts.dropped += len(entries) - taken
         self._wake.set()
         return [example.id if k < taken else None for k, (example, _) in enumerate(entries)]
@@ -148,7 +148,7 @@ class ExampleWriter:
             self._wake.clear()
             try:
                 self._write_all()
-            except UnavailableError as error:  # the journal itself
+            except UnavailableError as error:  # the write_ahead_log itself
                 self.counts.failures += 1
                 logger.error("examples not written, will retry: %s", error)
                 self._stopping.wait(self._retry_s)
@@ -157,11 +157,11 @@ class ExampleWriter:
                 return
 
     def _write_all(self) -> None:
-        """Write until the journal is empty, whole batches at once where there are any."""
+        """Write until the write_ahead_log is empty, whole batches at once where there are any."""
         while True:
-            if len(self._journal) < self._settings.batch_size:
+            if len(self._write_ahead_log) < self._settings.batch_size:
                 self._stopping.wait(self._settings.flush_interval_s)
-            batch = self._journal.oldest(self._settings.batch_size)
+            batch = self._write_ahead_log.oldest(self._settings.batch_size)
             if not batch or not self._write(batch):
                 return
 
@@ -182,7 +182,7 @@ class ExampleWriter:
                     return all(self._write([one]) for one in batch)
                 logger.error("example %d dropped: %s", batch[0][0].id, error)
                 self.counts.dropped += 1
-                self._journal.remove([batch[0][0].id])
+                self._write_ahead_log.remove([batch[0][0].id])
                 return True
 
     def _store_batch(self, batch: Sequence[Entry]) -> None:
@@ -212,7 +212,7 @@ class ExampleWriter:
             reason = "replaced" if replaced else ""
             body = change(examples, replaced, reason, repeated, succeeded)
             self._log.append(CHANGE, body)
-        self._journal.remove([example.id for example, _ in batch])
+        self._write_ahead_log.remove([example.id for example, _ in batch])
         self.counts.written += len(fresh)
         self.counts.replaced += len(replaced)
         self.counts.repeated += len(repeated)

@@ -4,7 +4,7 @@ Its oldest events may be removed once snapshots stand for them (``retention``).
 
 Two logs keep it for good, :class:`echolm.learning.sqlite_log.SQLiteEventLog` for one machine
 and :class:`echolm.learning.redis_log.RedisEventLog` for many; tests take
-:class:`echolm.learning.fake_log.MemoryEventLog`.
+:class:`echolm.testing.event_log.MemoryEventLog`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from echolm.errors import UnavailableError
-from echolm.settings import Settings
 
 START = ""
 """The position before the first event."""
@@ -124,24 +123,6 @@ class EventLog(Protocol):
     def close(self) -> None:
         """Give connections and files back; the log cannot be used any more."""
         ...
-
-
-def open_event_log(settings: Settings) -> EventLog:
-    """The log that ``event_log`` names: Redis for a URL, else SQLite.
-
-    Raises:
-        ConfigurationError: the Redis server would lose what it has acknowledged.
-        UnavailableError: the SQLite file cannot be used.
-    """
-    # Imported here, so that a process loads only the driver that it needs.
-    path = settings.event_log_path
-    if path is None:
-        from echolm.learning.redis_log import RedisEventLog
-
-        return RedisEventLog(settings.event_log, settings.learning)
-    from echolm.learning.sqlite_log import SQLiteEventLog
-
-    return SQLiteEventLog(path)
 
 
 def encode_body(body: Mapping[str, Any]) -> str:

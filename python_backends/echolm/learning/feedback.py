@@ -24,7 +24,8 @@ from typing import Any
 
 from echolm.errors import InvalidRequestError
 from echolm.learning.event_log import EventLog
-from echolm.learning.tokens import Decision, FeedbackTokens
+from echolm.learning.tokens import FeedbackTokens
+from echolm.primitives import Decision
 
 RATING = "rating"
 """Kind of an event whose body is :func:`describe`'s, with ``score`` in [0, 1].

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection
 from echolm.clock import now_ms
 from echolm.learning.event_log import START, EventLog
 from echolm.learning.learner import SEPARATOR
-from echolm.settings import Settings
 
 logger = logging.getLogger("echolm")
 
@@ -16,14 +15,6 @@ _LEASE, _LEASE_S = "retention", 3_600.0
 _DAY_MS = 24 * 3_600_000
 _STALE_DAYS = 7.0
 """Least age of a snapshot of an abandoned configuration; those in use are younger than a day."""
-
-
-def needed_snapshots(settings: Settings) -> frozenset[str]:
-    """Names, without fingerprints, of the snapshots without which nothing may be removed."""
-    retrieval = settings.retrieval
-    parts = ["threshold"] if retrieval.adaptive_threshold else []
-    parts += ["utility"] if retrieval.utility == "learned" else []
-    return frozenset({"bandit", "ledger"} | ({"+".join(parts)} if parts else set()))
 
 
 class Retention:

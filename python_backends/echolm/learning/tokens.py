@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 
 import numpy as np
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
-from numpy.typing import NDArray
 
 from echolm.errors import ConfigurationError, InvalidRequestError
+from echolm.primitives import Decision
 
 _SALT = "echolm.feedback.v1"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a rating teaches about: one answered request.
-
-    Attributes:
-        request_id: unique id of the answer; a rating counts once for it.
-        llm: the arm that answered.
-        context: the bandit's x, FP32 [d]; travels as FP16.
-        propensity: probability with which the arm was drawn.
-        quality: what the router predicted.
-        example_ids: examples in the prompt.
-        selection: how they were chosen, text of a ``SelectionRecord``; empty if there were none.
-        revision: of the LLM (``llms.revision``).
-    """
-
-    request_id: str
-    tenant: str
-    llm: str
-    context: NDArray[np.float32]
-    propensity: float
-    quality: float
-    example_ids: tuple[int, ...]
-    selection: str = ""
-    revision: str = ""
 
 
 class FeedbackTokens:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm.generation.prompt import TokenCounter
-from echolm.retrieval.store import Candidate
+from echolm.llm.tokens import TokenCounter
+from echolm.primitives import Candidate
 
 REQUEST_FEATURES = ("length", "literals")
 EXAMPLE_FEATURES = (

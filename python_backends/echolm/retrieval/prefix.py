@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from echolm.retrieval.prompt_board import PromptBoard
+from echolm.retrieval.prefix_index import SharedPrefixIndex
 
 Prefix = tuple[int, ...]
 
@@ -28,7 +28,7 @@ class WarmPrefixes:
         capacity: prefixes remembered.
     """
 
-    def __init__(self, board: PromptBoard | None = None, capacity: int = 16_384) -> None:
+    def __init__(self, board: SharedPrefixIndex | None = None, capacity: int = 16_384) -> None:
         self._board = board
         self._untold: list[Sequence[int]] = []
         self._capacity = capacity

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NONE = -1
-"""``left_out`` where no example was left out."""
+"""``dropped`` where no example was left out."""
 
 _VERSION = 1
 _HEADER = struct.Struct("<4Bbbfq")
@@ -41,7 +41,7 @@ class SelectionRecord:
         ids: the examples, k of them.
         features: FP32 [k, e], theirs; FP16 likewise.
         tokens: how many tokens each takes.
-        left_out: id of the example that was left out at random to learn its effect, or NONE.
+        dropped: id of the example that was left out at random to learn its effect, or NONE.
         draw: the thresholds that the selection stands for; None if nothing can be learnt of
             them (fixed threshold, an example left out, an LLM that the caller chose).
     """
@@ -50,7 +50,7 @@ class SelectionRecord:
     ids: tuple[int, ...]
     features: NDArray[np.float32]
     tokens: tuple[int, ...]
-    left_out: int = NONE
+    dropped: int = NONE
     draw: ThresholdDraw | None = None
 
     def of_used(self, ids: Collection[int]) -> SelectionRecord:
@@ -72,7 +72,7 @@ class SelectionRecord:
             else (self.draw.low, self.draw.high, self.draw.probability)
         )
         data = (
-            _HEADER.pack(_VERSION, k, e, len(self.request), low, high, probability, self.left_out)
+            _HEADER.pack(_VERSION, k, e, len(self.request), low, high, probability, self.dropped)
             + np.asarray(self.ids, dtype="<i8").tobytes()
             + np.asarray(self.tokens, dtype="<u4").tobytes()
             + self.request.astype("<f2").tobytes()
@@ -85,7 +85,7 @@ class SelectionRecord:
         """The record that :meth:`dump` made a text of; ValueError if it is none."""
         try:
             data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            version, k, e, r, low, high, probability, left_out = _HEADER.unpack_from(data)
+            version, k, e, r, low, high, probability, dropped = _HEADER.unpack_from(data)
         except (ValueError, struct.error) as error:
             raise ValueError(f"selection: damaged: {error}") from error
         if version != _VERSION:
@@ -107,7 +107,7 @@ class SelectionRecord:
             tuple(ids.tolist()),
             features,
             tuple(tokens.tolist()),
-            left_out,
+            dropped,
             None if low < 0 else ThresholdDraw(low, high, probability),
         )
 

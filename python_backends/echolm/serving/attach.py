@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from echolm.serving.data_dir import DataDir, running_configuration
 from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
-from echolm.settings import Settings, load_settings
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from echolm.engines.vllm import VLLMOptions
 from echolm.errors import ConfigurationError
 from echolm.serving.checkpoint import Checkpoint
 from echolm.serving.serve import model_repository_root
-from echolm.settings import load_settings
+from echolm.settings.loading import load_settings
 
 CONFIGURATION = "echolm.toml"
 DEFAULT_CONTEXT = 8_192

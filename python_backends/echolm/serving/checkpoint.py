@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from echolm.errors import ConfigurationError
-from echolm.generation.prompt import TEMPLATES
+from echolm.llm.templates import TEMPLATES
 
 _SIGNS = {
     "echolm": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"),

@@ -7,8 +7,8 @@
       signing.key     signs feedback tokens; mode 0600
       milvus.db       the examples, where Milvus Lite keeps them
       events.sqlite   the learning log, unless it is elsewhere
-      examples.journal.sqlite  exchanges that the store does not have yet
-      examples.ledger.sqlite   what each example is worth; made anew from the log if removed
+      examples.write_ahead_log.sqlite  interactions that the store does not have yet
+      examples.statistics.sqlite   what each example is worth; made anew from the log if removed
       logs/           triton.log, milvus.log; the run before: *.log.1
       run/            only while a server runs: echolm.toml as resolved, the backend, pid files
 """
@@ -141,7 +141,7 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
         ),
         "retrieval": settings.retrieval.model_copy(update={"milvus_uri": milvus_uri}),
         "routing": settings.routing.model_copy(
-            update={"load_board": str(settings.load_board_path.resolve())}
+            update={"load_table": str(settings.load_table_path.resolve())}
         ),
         "feedback": feedback,
         "judging": settings.judging.model_copy(

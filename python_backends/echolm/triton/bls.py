@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from echolm import contracts
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
-from echolm.retrieval.selection import Selected
-from echolm.routing.batcher import Batcher
-from echolm.routing.request import Request
-from echolm.routing.service import Exchange, Retrieved
+from echolm.primitives import Interaction, Request, Retrieved, Selected
+from echolm.router.batcher import Batcher
 from echolm.triton import codec
 
 
@@ -98,7 +96,7 @@ class BLSRetriever:
             Retrieved(
                 embedding=embeddings[row],
                 examples=_examples(out, row),
-                coverage=float(out["coverage"][row, 0]),
+                help_probability=float(out["help_probability"][row, 0]),
                 selection=out["selection_record"][row, 0].decode("utf-8"),
                 degraded=out["retrieval_degraded"][row, 0].decode("utf-8"),
             )
@@ -142,24 +140,24 @@ class BLSTextEmbedder:
 
 
 class BLSExampleManager:
-    """Hands exchanges to the ``example_manager`` model."""
+    """Hands interactions to the ``example_manager`` model."""
 
     def __init__(self, timeout_s: float = 10.0) -> None:
         self._timeout_s = timeout_s
 
-    async def offer(self, exchange: Exchange) -> None:
+    async def offer(self, interaction: Interaction) -> None:
         await _infer(
             contracts.EXAMPLE_MANAGER.name,
             [
-                _tensor("request", "BYTES", [exchange.request], (1, 1)),
-                _tensor("response", "BYTES", [exchange.response], (1, 1)),
-                _tensor("embedding", "FP32", exchange.embedding, (1, -1)),
-                _tensor("tenant", "BYTES", [exchange.tenant], (1, 1)),
-                _tensor("system_prompt", "BYTES", [exchange.system_prompt], (1, 1)),
-                _tensor("llm", "BYTES", [exchange.llm], (1, 1)),
-                _tensor("finish_reason", "BYTES", [exchange.finish_reason], (1, 1)),
-                _tensor("quality", "FP32", [exchange.quality], (1, 1)),
-                _tensor("coverage", "FP32", [exchange.coverage], (1, 1)),
+                _tensor("request", "BYTES", [interaction.request], (1, 1)),
+                _tensor("response", "BYTES", [interaction.response], (1, 1)),
+                _tensor("embedding", "FP32", interaction.embedding, (1, -1)),
+                _tensor("tenant", "BYTES", [interaction.tenant], (1, 1)),
+                _tensor("system_prompt", "BYTES", [interaction.system_prompt], (1, 1)),
+                _tensor("llm", "BYTES", [interaction.llm], (1, 1)),
+                _tensor("finish_reason", "BYTES", [interaction.finish_reason], (1, 1)),
+                _tensor("quality", "FP32", [interaction.quality], (1, 1)),
+                _tensor("help_probability", "FP32", [interaction.help_probability], (1, 1)),
             ],
             self._timeout_s,
         )

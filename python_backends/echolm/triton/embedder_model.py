@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from echolm import contracts
 from echolm.embedding.embedder import OnnxEmbedder
 from echolm.errors import InvalidRequestError
-from echolm.settings import load_settings
+from echolm.settings.loading import load_settings
 from echolm.triton import codec
 
 _WARM_ROWS = 12

@@ -1,4 +1,4 @@
-"""The model ``example_manager``: turns exchanges into stored examples, off the path."""
+"""The model ``example_manager``: turns interactions into stored examples, off the path."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ from echolm import contracts
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import EchoError, InvalidRequestError
 from echolm.examples.admission import AdmissionPolicy, Verdict
-from echolm.examples.housekeeping import Housekeeper, HousekeepingCounts
-from echolm.examples.journal import WriteJournal
-from echolm.examples.ledger import ExampleLedger
+from echolm.examples.maintenance import Maintenance, MaintenanceCounts
 from echolm.examples.off_peak import OffPeakReplay
 from echolm.examples.replay import Replayed, Replayer
+from echolm.examples.statistics import StatisticsTable
+from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.examples.writer import ExampleWriter, WriterCounts
-from echolm.generation.triton_llm import build_llm_clients
-from echolm.judging.build import build_judge
-from echolm.learning.event_log import open_event_log
-from echolm.learning.retention import Retention, needed_snapshots
-from echolm.retrieval.milvus import LazyMilvusStore
-from echolm.routing.load import LoadTracker
-from echolm.routing.load_board import LoadBoard
-from echolm.routing.service import Exchange, build_targets
-from echolm.settings import load_settings
+from echolm.learning.retention import Retention
+from echolm.load.table import LoadTable
+from echolm.load.tracker import LoadTracker
+from echolm.primitives import Interaction
+from echolm.settings.loading import load_settings
+from echolm.store.milvus import LazyMilvusStore
 from echolm.triton import codec
 from echolm.triton.bls import BLSTextEmbedder
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
+from echolm.wiring import (
+    build_endpoints,
+    build_judge,
+    build_llm_clients,
+    needed_snapshots,
+    open_event_log,
+)
 
 logger = logging.getLogger("echolm")
 
@@ -46,7 +50,7 @@ _FIRST_TRIM_S, _TRIM_EVERY_S = 900.0, 3_600.0
 
 
 class TritonPythonModel:
-    """Answers as soon as exchanges are judged and in the journal; writing comes later."""
+    """Answers as soon as interactions are judged and logged; writing comes later."""
 
     def initialize(self, args: dict[str, str]) -> None:
         os.nice(_NICENESS)
@@ -56,29 +60,33 @@ class TritonPythonModel:
         self._policy = AdmissionPolicy(settings)
         self._store = LazyMilvusStore(settings.retrieval, embedding)
         self._log = open_event_log(settings)
-        self._journal = WriteJournal(settings.journal_path, settings.examples.max_pending)
-        self._writer = ExampleWriter(self._store, self._journal, self._log, settings.examples)
-        self._ledger = ExampleLedger(
-            settings.ledger_path, settings.relative_costs, settings.examples.value_decay
+        self._write_ahead_log = WriteAheadLog(
+            settings.write_ahead_log_path, settings.examples.max_pending
+        )
+        self._writer = ExampleWriter(
+            self._store, self._write_ahead_log, self._log, settings.examples
+        )
+        self._statistics = StatisticsTable(
+            settings.statistics_path, settings.relative_costs, settings.examples.value_decay
         )
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._housekeeper = Housekeeper(
+        self._maintenance = Maintenance(
             self._store,
-            self._ledger,
+            self._statistics,
             self._log,
             settings.examples,
             owner,
-            settings.routing.fit_ceiling,
+            settings.routing.similarity_saturation,
         )
         self._retention = Retention(
             self._log,
             settings.learning.retention_days if settings.learning.snapshot_every else 0.0,
             needed_snapshots(settings),
-            lambda: self._ledger.save(self._log),
+            lambda: self._statistics.save(self._log),
             owner,
         )
         self._stopping = threading.Event()
-        self._load: LoadBoard | None = None
+        self._load: LoadTable | None = None
         self._embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
         self._metrics = Metrics()
         self._runtime = Runtime(args["model_name"])
@@ -87,20 +95,20 @@ class TritonPythonModel:
         self._runtime.spawn(self._tidy())
         self._runtime.spawn(self._trim())
         if settings.replay.off_peak:
-            self._load = LoadBoard(
-                settings.load_board_path,
+            self._load = LoadTable(
+                settings.load_table_path,
                 [llm.name for llm in settings.llms],
                 settings.routing.load_half_life_s,
             )
             self._runtime.spawn(self._off_peak(owner, self._load).run())
 
-    def _off_peak(self, owner: str, load: LoadBoard) -> OffPeakReplay:
+    def _off_peak(self, owner: str, load: LoadTable) -> OffPeakReplay:
         settings = self._settings
-        targets = build_targets(settings, build_llm_clients(settings))
+        targets = build_endpoints(settings, build_llm_clients(settings))
         # Of its own: what replay asks of the LLMs is no load that it has to make room for.
         judge = build_judge(settings, targets, self._embedder, LoadTracker())
         assert judge is not None, "the settings ask for one"
-        replayer = Replayer(self._store, self._ledger, self._log, targets, judge, settings)
+        replayer = Replayer(self._store, self._statistics, self._log, targets, judge, settings)
 
         def in_flight() -> int:
             return sum(load.in_flight(name) for name in targets)
@@ -115,19 +123,21 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
-        offered: dict[int, list[Exchange]] = {}
+        offered: dict[int, list[Interaction]] = {}
         for i, request in enumerate(requests):
             try:
                 offered[i] = self._read(request)
             except Exception as problem:
                 responses[i] = codec.error_response(problem)
         try:
-            # Together, since the journal waits for the disk once each time.
-            verdicts = self._admit([one for exchanges in offered.values() for one in exchanges])
+            # Together, since the write_ahead_log waits for the disk once each time.
+            verdicts = self._admit(
+                [one for interactions in offered.values() for one in interactions]
+            )
         except Exception as problem:
             return [response or codec.error_response(problem) for response in responses]
-        for i, exchanges in offered.items():
-            n = len(exchanges)
+        for i, interactions in offered.items():
+            n = len(interactions)
             own, verdicts = verdicts[:n], verdicts[n:]
             responses[i] = pb_utils.InferenceResponse(
                 [
@@ -137,10 +147,10 @@ class TritonPythonModel:
             )
         return responses
 
-    def _admit(self, exchanges: list[Exchange]) -> list[Verdict]:
-        """Judge exchanges and keep those that are admitted for good."""
-        verdicts = [self._embedded(self._policy.judge(one), one) for one in exchanges]
-        admitted = [v.exchange for v in verdicts if v.exchange is not None]
+    def _admit(self, interactions: list[Interaction]) -> list[Verdict]:
+        """Judge interactions and keep those that are admitted for good."""
+        verdicts = [self._embedded(self._policy.judge(one), one) for one in interactions]
+        admitted = [v.interaction for v in verdicts if v.interaction is not None]
         ids = iter(self._writer.put(admitted) if admitted else [])
         verdicts = [
             Verdict(None, "queue_full") if v.admitted and next(ids) is None else v for v in verdicts
@@ -149,20 +159,20 @@ class TritonPythonModel:
             self._metrics.add("echolm_admissions_total", result=verdict.reason or "admitted")
         return verdicts
 
-    def _embedded(self, verdict: Verdict, offered: Exchange) -> Verdict:
+    def _embedded(self, verdict: Verdict, offered: Interaction) -> Verdict:
         """The verdict, with an embedding of what is stored: one of the text before may tell it."""
-        exchange = verdict.exchange
-        if exchange is None or exchange.request == offered.request:
+        interaction = verdict.interaction
+        if interaction is None or interaction.request == offered.request:
             return verdict
-        work = self._embedder.embed([exchange.request])
+        work = self._embedder.embed([interaction.request])
         try:
             embeddings = asyncio.run_coroutine_threadsafe(work, self._runtime.loop).result()
         except EchoError as error:
-            logger.warning("a redacted exchange is refused, it cannot be embedded: %s", error)
+            logger.warning("a redacted interaction is refused, it cannot be embedded: %s", error)
             return Verdict(None, "not_embedded")
-        return Verdict(dataclasses.replace(exchange, embedding=embeddings[0]))
+        return Verdict(dataclasses.replace(interaction, embedding=embeddings[0]))
 
-    def _read(self, request: Any) -> list[Exchange]:
+    def _read(self, request: Any) -> list[Interaction]:
         columns = {}
         for spec in contracts.EXAMPLE_MANAGER.inputs:
             array = codec.read(request, spec.name)
@@ -174,29 +184,32 @@ class TritonPythonModel:
             raise InvalidRequestError.of(
                 "embedding", f"shape [n, {self._dimension}]", f"shape {list(embeddings.shape)}"
             )
-        exchanges = []
+        interactions = []
         for row in range(embeddings.shape[0]):
             cells = {name: array.reshape(-1)[row] for name, array in columns.items()}
-            quality, coverage = float(cells.pop("quality")), float(cells.pop("coverage"))
+            quality, help_probability = (
+                float(cells.pop("quality")),
+                float(cells.pop("help_probability")),
+            )
             texts = {name: codec.decode(value, name) for name, value in cells.items()}
-            exchanges.append(
-                Exchange(
+            interactions.append(
+                Interaction(
                     embedding=np.array(embeddings[row], dtype=np.float32),
                     quality=quality,
-                    coverage=coverage,
+                    help_probability=help_probability,
                     **texts,
                 )
             )
-        return exchanges
+        return interactions
 
     async def _gauges(self) -> None:
         loop = asyncio.get_running_loop()
-        written, removed = WriterCounts(), HousekeepingCounts()
+        written, removed = WriterCounts(), MaintenanceCounts()
         while True:
             await asyncio.sleep(_GAUGES_EVERY_S)
             written = self._grown("echolm_example_writes_total", written, self._writer.counts)
             removed = self._grown(
-                "echolm_example_removals_total", removed, self._housekeeper.counts
+                "echolm_example_removals_total", removed, self._maintenance.counts
             )
             level = self._metrics.level
             level("echolm_examples_pending", self._writer.pending)
@@ -205,7 +218,7 @@ class TritonPythonModel:
             try:
                 stored = await loop.run_in_executor(None, self._store.count)
                 level("echolm_examples_stored", stored)
-                level("echolm_example_bytes", self._ledger.totals()[1])
+                level("echolm_example_bytes", self._statistics.totals()[1])
             except EchoError as error:
                 up = False
                 logger.warning("example store: %s", error)
@@ -223,10 +236,10 @@ class TritonPythonModel:
         """Keep the store within its limits, again and again."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._settings.examples.tidy_interval_s)
+            await asyncio.sleep(self._settings.examples.maintenance_interval_s)
             try:
                 await loop.run_in_executor(
-                    None, self._housekeeper.tidy, lambda: not self._stopping.is_set()
+                    None, self._maintenance.tidy, lambda: not self._stopping.is_set()
                 )
             except Exception as error:  # the next round may work
                 logger.warning("housekeeping pauses: %s", error)
@@ -249,8 +262,8 @@ class TritonPythonModel:
         self._stopping.set()
         self._writer.close()
         self._runtime.close()
-        self._journal.close()
-        self._ledger.close()
+        self._write_ahead_log.close()
+        self._statistics.close()
         self._log.close()
         self._store.close()
         if self._load is not None:

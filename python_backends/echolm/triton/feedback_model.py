@@ -8,12 +8,12 @@ import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
 from echolm.errors import InvalidRequestError
-from echolm.learning.event_log import open_event_log
 from echolm.learning.feedback import Feedback, FeedbackService
 from echolm.learning.tokens import FeedbackTokens
-from echolm.settings import load_settings
+from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.metrics import Metrics, count_rating
+from echolm.wiring import open_event_log
 
 _ACCEPTED = contracts.FEEDBACK.outputs[0]
 

@@ -10,7 +10,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from echolm import telemetry
-from echolm.routing.service import Answer, Stage
+from echolm.primitives import Answer
+from echolm.router.service import Stage
 from echolm.telemetry import SECONDS_BUCKETS, MetricSpec
 
 logger = logging.getLogger("echolm")
@@ -70,16 +71,16 @@ _STAGES: Mapping[Stage, str] = {
     "retrieval": "echolm_retrieval_seconds",
     "decision": "echolm_decision_seconds",
     "generation": "echolm_generation_seconds",
-    "first_token": "echolm_first_token_seconds",
+    "first_token": "echolm_time_to_first_token_seconds",
 }
 
 
 class TritonRouterMetrics:
-    """:class:`echolm.routing.service.RouterMetrics` on Triton's endpoint."""
+    """:class:`echolm.router.service.RouterMetrics` on Triton's endpoint."""
 
-    def __init__(self, metrics: Metrics, dearest_llm: str) -> None:
+    def __init__(self, metrics: Metrics, strongest_llm: str) -> None:
         self._metrics = metrics
-        self._dearest_llm = dearest_llm
+        self._dearest_llm = strongest_llm
 
     def answered(self, answer: Answer, chosen: str, seconds: float) -> None:
         add = self._metrics.add
@@ -88,7 +89,7 @@ class TritonRouterMetrics:
         add("echolm_examples_total", len(answer.example_ids), llm=answer.llm)
         add("echolm_predicted_quality_total", answer.predicted_quality, llm=answer.llm)
         add("echolm_solicited_total", float(answer.solicit_feedback))
-        self._metrics.observe("echolm_request_seconds", seconds, llm=answer.llm)
+        self._metrics.observe("echolm_request_latency_seconds", seconds, llm=answer.llm)
 
     def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
         labels = {"llm": llm} if llm else {}
@@ -102,7 +103,7 @@ class TritonRouterMetrics:
 
 
 class TritonJudgingMetrics:
-    """:class:`echolm.judging.service.JudgingMetrics` on Triton's endpoint."""
+    """:class:`echolm.judges.service.JudgingMetrics` on Triton's endpoint."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

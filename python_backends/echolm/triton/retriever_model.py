@@ -15,20 +15,22 @@ from echolm import contracts
 from echolm.clock import now_ms
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import InvalidRequestError, UnavailableError
-from echolm.generation.prompt import token_counter
-from echolm.learning.event_log import open_event_log
 from echolm.learning.learner import Learner
-from echolm.retrieval.milvus import LazyMilvusStore
-from echolm.retrieval.prompt_board import PromptBoard
+from echolm.llm.tokens import token_counter
+from echolm.primitives import DEFAULT_TENANT, Candidate
+from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.retrieval.record import NONE
-from echolm.retrieval.selection import Selection, build_selector
-from echolm.retrieval.store import Candidate, Query
-from echolm.routing.request import DEFAULT_TENANT, check_cache_control, check_tenant
-from echolm.settings import Settings, load_settings
+from echolm.retrieval.selector import Selection
+from echolm.router.validation import check_cache_control, check_tenant
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
+from echolm.store.base import Query
+from echolm.store.milvus import LazyMilvusStore
 from echolm.triton import codec
 from echolm.triton.learning import keep_learning, learn_at_start
 from echolm.triton.metrics import Metrics, process_label
 from echolm.triton.runtime import Runtime
+from echolm.wiring import build_selector, open_event_log
 
 logger = logging.getLogger("echolm")
 
@@ -57,7 +59,7 @@ class TritonPythonModel:
             key=lambda llm: llm.context_length,
             default=settings.default_llm,
         )
-        self._board = PromptBoard(settings.prompt_board_path)
+        self._board = SharedPrefixIndex(settings.prefix_index_path)
         self._selector = build_selector(
             settings, token_counter(reader.tokenizer), np.random.default_rng(), self._board
         )
@@ -121,10 +123,10 @@ class TritonPythonModel:
         add("echolm_chosen_examples_total", len(utilities))
         add("echolm_utility_total", sum(utilities))
         add(
-            "echolm_left_out_total",
-            sum(s.record is not None and s.record.left_out != NONE for s in selections),
+            "echolm_dropped_examples_total",
+            sum(s.record is not None and s.record.dropped != NONE for s in selections),
         )
-        self._metrics.level("echolm_example_threshold", self._selector.least_utility)
+        self._metrics.level("echolm_utility_threshold", self._selector.least_utility)
 
     def finalize(self) -> None:
         self._runtime.close()
@@ -182,7 +184,7 @@ def _outputs(chosen: list[Selection], degraded: str) -> list[Any]:
         column("example_responses", "response", ""),
         column("example_similarities", "similarity", 0.0),
         column("example_utilities", "utility", 0.0),
-        codec.tensor(_SPECS["coverage"], [s.coverage for s in chosen], (n, 1)),
+        codec.tensor(_SPECS["help_probability"], [s.help_probability for s in chosen], (n, 1)),
         codec.tensor(
             _SPECS["selection_record"],
             ["" if s.record is None else s.record.dump() for s in chosen],

@@ -16,30 +16,22 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
+from echolm.bandit.learning import BanditLearning
 from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
 from echolm.examples.usage import UsageRecorder
-from echolm.generation.triton_llm import build_llm_clients
-from echolm.judging.build import build_judge
-from echolm.judging.service import JudgingService
-from echolm.learning.bandit_learning import BanditLearning
-from echolm.learning.event_log import EventLog, open_event_log
+from echolm.judges.service import JudgingService
+from echolm.learning.event_log import EventLog
 from echolm.learning.learner import Learner
 from echolm.learning.tokens import FeedbackTokens
-from echolm.routing.load import LoadBias
-from echolm.routing.load_board import LoadBoard
-from echolm.routing.request import Request, build_request
-from echolm.routing.service import (
-    Answer,
-    AnswerObserver,
-    NoObserver,
-    Observers,
-    Policy,
-    RouterService,
-    Target,
-    build_bandit,
-    build_targets,
-)
-from echolm.settings import Settings, load_settings
+from echolm.llm.endpoint import LLMEndpoint
+from echolm.load.bias import LoadBias
+from echolm.load.table import LoadTable
+from echolm.primitives import Answer, Request
+from echolm.router.policy import Policy
+from echolm.router.service import AnswerObserver, NoObserver, Observers, RouterService
+from echolm.router.validation import build_request
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.bls import BLSExampleManager, BLSRetriever, BLSTextEmbedder
 from echolm.triton.learning import keep_learning, learn_at_start
@@ -51,6 +43,13 @@ from echolm.triton.metrics import (
 )
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
+from echolm.wiring import (
+    build_bandit,
+    build_endpoints,
+    build_judge,
+    build_llm_clients,
+    open_event_log,
+)
 
 _SHOW_LOAD_EVERY_S = 0.2
 _SPECS = {t.name: t for t in contracts.ECHOLM_OUTPUTS}
@@ -66,8 +65,8 @@ class TritonPythonModel:
         self._model, self._name = args["model_name"], process_label(args)
         self._settings = settings = load_settings()
         self._metrics = Metrics()
-        self._load = LoadBoard(
-            settings.load_board_path,
+        self._load = LoadTable(
+            settings.load_table_path,
             [llm.name for llm in settings.llms],
             settings.routing.load_half_life_s,
         )
@@ -77,7 +76,7 @@ class TritonPythonModel:
         learner = Learner(log, [BanditLearning(bandit)], settings.learning.snapshot_every)
         learn_at_start(learner)
         policy = Policy(featurizer, bandit, self._bias, np.random.default_rng())
-        targets = build_targets(settings, build_llm_clients(settings))
+        targets = build_endpoints(settings, build_llm_clients(settings))
         usage = UsageRecorder(log, settings.relative_costs)
         self._service = RouterService(
             settings=settings,
@@ -91,7 +90,7 @@ class TritonPythonModel:
             ),
             sink=BLSExampleManager(),
             load=self._load,
-            metrics=TritonRouterMetrics(self._metrics, settings.dearest_llm.name),
+            metrics=TritonRouterMetrics(self._metrics, settings.strongest_llm.name),
             observer=Observers((usage, self._judging(targets, policy, log))),
         )
         self._runtime = Runtime(self._name)
@@ -101,7 +100,7 @@ class TritonPythonModel:
         self._runtime.spawn(usage.run())
 
     def _judging(
-        self, targets: Mapping[str, Target], policy: Policy, log: EventLog
+        self, targets: Mapping[str, LLMEndpoint], policy: Policy, log: EventLog
     ) -> AnswerObserver:
         """What judges a share of the answers, if that is configured."""
         settings = self._settings
@@ -176,7 +175,7 @@ class TritonPythonModel:
                 level("echolm_load", loads[llm], llm=llm, model=self._name)
                 # Its own only: the sum over the models is what the LLM has in flight.
                 level("echolm_in_flight", self._load.own.in_flight(llm), llm=llm, model=self._name)
-            level("echolm_load_board_degraded", bool(self._load.degraded), model=self._name)
+            level("echolm_load_table_degraded", bool(self._load.degraded), model=self._name)
             await asyncio.sleep(_SHOW_LOAD_EVERY_S)
 
     def finalize(self) -> None:

@@ -10,8 +10,8 @@ import triton_python_backend_utils as pb_utils
 from echolm import contracts
 from echolm.embedding.tokenizer import TextTokenizer
 from echolm.errors import InvalidRequestError
-from echolm.routing.request import check_text
-from echolm.settings import load_settings
+from echolm.router.validation import check_text
+from echolm.settings.loading import load_settings
 from echolm.triton import codec
 
 _INPUT_IDS, _ATTENTION_MASK = contracts.TOKENS

@@ -12,8 +12,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from echolm.cli import build_parser
-from echolm.settings import Settings, load_settings
+from echolm.cli.main import build_parser
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
 from helm_chart import CHART, Helm, by_kind
 from promql_checks import problems
 
@@ -196,7 +197,7 @@ def test_echolm_takes_its_settings(
 ) -> None:
     settings = settings_of(helm.objects("--values", str(path)), tmp_path, monkeypatch)
     assert settings.feedback.signing_key.get_secret_value() == "secretSigningKey"
-    assert settings.load_board_path == Path("/dev/shm/echolm-load.board")
+    assert settings.load_table_path == Path("/dev/shm/echolm-load.table")
 
 
 def test_file_settings_and_secrets_come_together(
@@ -208,7 +209,7 @@ def test_file_settings_and_secrets_come_together(
     assert settings.retrieval.milvus_uri == "http://milvus.milvus.svc:19530"
     assert settings.retrieval.milvus_token.get_secret_value() == "secretToken"
     assert settings.event_log == "redis://:secretRedisPassword@release-echolm-redis:6379/0"
-    assert settings.routing.exchange_rate == 0.1
+    assert settings.routing.cost_weight == 0.1
     assert settings.limits.max_in_flight == 512
 
 

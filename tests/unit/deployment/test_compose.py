@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from echolm.cli import build_parser
-from echolm.settings import Settings, load_settings
+from echolm.cli.main import build_parser
+from echolm.settings import Settings
+from echolm.settings.loading import load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 DOCKER = REPOSITORY / "docker"

@@ -1,4 +1,4 @@
-"""The registry, engine options and the instant engine."""
+"""The registry, engine options and the dummy engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from echolm.engines import ENGINES, create_engine
 from echolm.engines.base import GenerationChunk, GenerationRequest, SamplingParams
-from echolm.engines.instant import InstantEngine, InstantOptions
+from echolm.engines.dummy import DummyEngine, DummyOptions
 from echolm.engines.openvino import MODEL_FILES, OpenVINOOptions, read_context_length
 from echolm.engines.options import read_options
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
@@ -38,7 +38,7 @@ class Collector:
 
 
 def test_unknown_engine_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"instant, openvino, .*got 'gpt'"):
+    with pytest.raises(ConfigurationError, match=r"dummy, openvino, .*got 'gpt'"):
         create_engine("gpt", tmp_path)
 
 
@@ -49,7 +49,7 @@ print(*[module for module in sys.modules for engine in e.ENGINES if engine in mo
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
-    assert set(ENGINES) >= {"openvino", "vllm", "instant"}
+    assert set(ENGINES) >= {"openvino", "vllm", "dummy"}
 
 
 def test_missing_model_files_are_named_with_the_way_to_make_them(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_context_length_that_is_not_there_is_a_configuration_error(
 
 
 def test_instant_gives_one_chunk_unless_streaming() -> None:
-    engine = InstantEngine(InstantOptions(text="one two three"))
+    engine = DummyEngine(DummyOptions(text="one two three"))
     whole, stream = Collector(), Collector()
     engine.submit(GenerationRequest("1", "a b"), whole)
     engine.submit(GenerationRequest("2", "a b", streaming=True), stream)
@@ -108,7 +108,7 @@ def test_instant_gives_one_chunk_unless_streaming() -> None:
 
 
 def test_instant_keeps_max_tokens_and_stop_words() -> None:
-    engine = InstantEngine(InstantOptions(text="one two three"))
+    engine = DummyEngine(DummyOptions(text="one two three"))
     short, stopped = Collector(), Collector()
     engine.submit(GenerationRequest("1", "a", SamplingParams(max_tokens=2)), short)
     engine.submit(GenerationRequest("2", "a", SamplingParams(stop=(" three",))), stopped)
@@ -117,7 +117,7 @@ def test_instant_keeps_max_tokens_and_stop_words() -> None:
 
 
 def test_instant_delays_cancels_and_counts_what_is_in_flight() -> None:
-    engine = InstantEngine(InstantOptions(delay_s=0.05))
+    engine = DummyEngine(DummyOptions(delay_s=0.05))
     slow, cancelled = Collector(), Collector()
     engine.submit(GenerationRequest("1", "a"), slow)
     engine.submit(GenerationRequest("2", "a"), cancelled)
@@ -131,7 +131,7 @@ def test_instant_delays_cancels_and_counts_what_is_in_flight() -> None:
 
 
 def test_instant_fails_when_told() -> None:
-    engine = InstantEngine(InstantOptions(fail_if_contains="boom"))
+    engine = DummyEngine(DummyOptions(fail_if_contains="boom"))
     good, bad = Collector(), Collector()
     engine.submit(GenerationRequest("1", "go"), good)
     engine.submit(GenerationRequest("2", "boom"), bad)
@@ -141,7 +141,7 @@ def test_instant_fails_when_told() -> None:
 
 
 def test_closed_engine_fails_what_is_in_flight_and_takes_nothing() -> None:
-    engine = InstantEngine(InstantOptions(delay_s=60))
+    engine = DummyEngine(DummyOptions(delay_s=60))
     waiting = Collector()
     engine.submit(GenerationRequest("1", "a"), waiting)
     with pytest.raises(InvalidRequestError, match="in flight"):

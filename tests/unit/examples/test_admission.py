@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from echolm.examples.admission import AdmissionPolicy
 from echolm.examples.screening import Screened
-from echolm.routing.service import Exchange
+from echolm.primitives import Interaction
 from echolm.settings import LLMSettings, Settings
 
-GOOD = Exchange(
+GOOD = Interaction(
     request="q",
     response="a",
     embedding=np.ones(4, dtype=np.float32),
@@ -53,7 +53,7 @@ def test_why_an_exchange_is_refused(changes: dict[str, Any], expected: str) -> N
 
 
 def test_what_the_store_could_not_hold_is_refused_whatever_the_limit_in_characters() -> None:
-    generous = Settings(examples={"max_exchange_chars": 1_000_000})
+    generous = Settings(examples={"max_interaction_chars": 1_000_000})
     assert reason(generous, response="x" * 65_535) == ""
     assert reason(generous, response="é" * 32_768) == "too_long"
 
@@ -82,7 +82,7 @@ def test_an_admitted_exchange_is_stored_as_it_was_screened() -> None:
         return Screened(request.upper(), response)
 
     verdict = AdmissionPolicy(Settings(), [shout]).judge(GOOD)
-    assert verdict.exchange == replace(GOOD, request="Q")
+    assert verdict.interaction == replace(GOOD, request="Q")
 
 
 def test_examples_can_be_switched_off() -> None:

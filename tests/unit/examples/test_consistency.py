@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from echolm.examples.consistency import Findings, examine, repair
 from echolm.examples.events import CHANGE, SUCCESSION, USAGE, change, succession, usage
-from echolm.examples.ledger import ExampleLedger
-from echolm.learning.fake_log import MemoryEventLog
-from echolm.retrieval.store import Example, InMemoryStore, scope_key
+from echolm.examples.statistics import StatisticsTable
+from echolm.store.base import Example, scope_key
+from echolm.testing.event_log import MemoryEventLog
+from echolm.testing.store import InMemoryStore
 
 
 class World:
     def __init__(self, directory: Path) -> None:
         self.store = InMemoryStore(2)
         self.log = MemoryEventLog()
-        self.ledger = ExampleLedger(directory / "ledger.sqlite", {"small_llm": 0.1})
+        self.statistics = StatisticsTable(directory / "statistics.sqlite", {"small_llm": 0.1})
 
     def put(self, id: int, request: str = "", log: bool = True, **changes: Any) -> None:
         values: dict[str, Any] = {
@@ -38,17 +39,17 @@ class World:
         self.log.append(USAGE, usage({id: (times, float(times), 0.0)}))
 
     def examine(self) -> Findings:
-        return examine(self.store, self.ledger, self.log, settle_s=0.0)
+        return examine(self.store, self.statistics, self.log, settle_s=0.0)
 
     def repair(self, **options: Any) -> Findings:
-        return repair(self.store, self.ledger, self.log, **options)
+        return repair(self.store, self.statistics, self.log, **options)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path)
     yield world
-    world.ledger.close()
+    world.statistics.close()
 
 
 def test_where_all_agrees_nothing_is_found_or_changed(world: World) -> None:
@@ -73,8 +74,8 @@ def test_what_differs_is_found_and_left_then_mended_and_gone(world: World) -> No
     assert set(world.store.rows) == {1, 3, 4, 5}
     assert world.repair() == found
     assert not world.examine().any
-    assert world.ledger.known([1, 2, 3, 4, 5]) == set(world.store.rows) == {1, 3}
-    assert world.ledger.removals() == {"not_in_store": 1, "duplicate": 2}
+    assert world.statistics.known([1, 2, 3, 4, 5]) == set(world.store.rows) == {1, 3}
+    assert world.statistics.removals() == {"not_in_store": 1, "duplicate": 2}
 
 
 def test_of_two_the_better_answer_stays_with_what_both_were_used_for(world: World) -> None:
@@ -85,12 +86,12 @@ def test_of_two_the_better_answer_stays_with_what_both_were_used_for(world: Worl
     world.use(2, 4)
     world.repair()
     assert set(world.store.rows) == {2}
-    account = world.ledger.account(2)
+    account = world.statistics.account(2)
     assert account is not None
     assert account.uses == 7
     assert account.value == pytest.approx(4.5, abs=0.01)
     # The log alone says the same.
-    again = ExampleLedger(world.ledger._path.with_name("again.sqlite"), {"small_llm": 0.1})
+    again = StatisticsTable(world.statistics._path.with_name("again.sqlite"), {"small_llm": 0.1})
     again.follow(world.log)
     copy = again.account(2)
     again.close()
@@ -128,7 +129,7 @@ def test_a_replacement_that_was_cut_short_is_one_finding_and_is_finished(world: 
     assert world.examine() == Findings(without_account=1, interrupted=1)
     assert world.repair() == Findings(interrupted=1)
     assert set(world.store.rows) == {2}
-    account = world.ledger.account(2)
+    account = world.statistics.account(2)
     assert account is not None and account.uses == 3
     assert not world.examine().any
 
@@ -170,5 +171,5 @@ def test_a_repair_that_is_cut_short_between_log_and_store_is_made_good(world: Wo
     world.repair()
     assert not world.examine().any
     assert set(world.store.rows) == {1}
-    account = world.ledger.account(1)
+    account = world.statistics.account(1)
     assert account is not None and account.uses == 3

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from echolm.errors import InvalidRequestError, UnavailableError
-from echolm.examples.journal import WriteJournal
+from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.examples.writer import ExampleIds, ExampleWriter
 from echolm.learning.event_log import START
-from echolm.learning.fake_log import MemoryEventLog
-from echolm.retrieval.store import NEVER, Example, InMemoryStore, Query, scope_key
-from echolm.routing.service import Exchange
+from echolm.primitives import Interaction
 from echolm.settings import ExamplesSettings
+from echolm.store.base import NEVER, Example, Query, scope_key
+from echolm.testing.event_log import MemoryEventLog
+from echolm.testing.store import InMemoryStore
 
-GOOD = Exchange("q", "a", np.ones(2, dtype=np.float32), "acme", "rules", "large_llm", "stop", 0.9)
+GOOD = Interaction(
+    "q", "a", np.ones(2, dtype=np.float32), "acme", "rules", "large_llm", "stop", 0.9
+)
 
 
 class RecordingStore(InMemoryStore):
@@ -52,21 +55,21 @@ OpenWriter = Callable[..., ExampleWriter]
 
 @pytest.fixture
 def open_writer(store: RecordingStore, log: MemoryEventLog, tmp_path: Path) -> Iterator[OpenWriter]:
-    opened: list[tuple[ExampleWriter, WriteJournal]] = []
+    opened: list[tuple[ExampleWriter, WriteAheadLog]] = []
 
     def make(retry_s: float = 0.02, **settings: float) -> ExampleWriter:
         values = {"flush_interval_s": 0.05, "deduplicate": False, **settings}
         chosen = ExamplesSettings(**values)  # type: ignore[arg-type]
-        journal = WriteJournal(tmp_path / "journal.sqlite", chosen.max_pending)
-        writer = ExampleWriter(store, journal, log, chosen, retry_s=retry_s)
-        opened.append((writer, journal))
+        write_ahead_log = WriteAheadLog(tmp_path / "write_ahead_log.sqlite", chosen.max_pending)
+        writer = ExampleWriter(store, write_ahead_log, log, chosen, retry_s=retry_s)
+        opened.append((writer, write_ahead_log))
         return writer
 
     yield make
     store.go.set()
-    for writer, journal in opened:
+    for writer, write_ahead_log in opened:
         writer.close()
-        journal.close()
+        write_ahead_log.close()
 
 
 def eventually(true: Callable[[], bool]) -> bool:

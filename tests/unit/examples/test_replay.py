@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from echolm.errors import UnavailableError
 from echolm.examples.events import CHANGE, SUCCESSION, USAGE, change, succession, usage
-from echolm.examples.housekeeping import reconcile
-from echolm.examples.ledger import ExampleLedger
+from echolm.examples.maintenance import reconcile
 from echolm.examples.off_peak import OffPeakReplay
 from echolm.examples.replay import Replayed, Replayer
-from echolm.generation.llm import Completion, FakeLLM, OnText, Sampling
-from echolm.judging.judge import FakeJudge
-from echolm.learning.fake_log import MemoryEventLog
-from echolm.retrieval.store import Example, InMemoryStore, scope_key
-from echolm.routing.service import build_targets
+from echolm.examples.statistics import StatisticsTable
+from echolm.primitives import Completion, OnText, Sampling
 from echolm.settings import ReplaySettings, Settings
+from echolm.store.base import Example, scope_key
+from echolm.testing.event_log import MemoryEventLog
+from echolm.testing.judge import FakeJudge
+from echolm.testing.llm import FakeLLM
+from echolm.testing.store import InMemoryStore
+from echolm.wiring import build_endpoints
 
 GAIN = 0.05
 
@@ -51,7 +53,7 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.store = InMemoryStore(2)
         self.log = MemoryEventLog()
-        self.ledger = ExampleLedger(directory / "ledger.sqlite", {"small_llm": 0.1})
+        self.statistics = StatisticsTable(directory / "statistics.sqlite", {"small_llm": 0.1})
         self.llm = Answers("better")
         self.judge = FakeJudge({"stored": 0.4, "better": 0.9, "worse": 0.1, "as good": 0.4})
 
@@ -73,8 +75,8 @@ class World:
     def replayer(self, **settings: Any) -> Replayer:
         chosen = Settings(replay=settings)
         clients = {llm.name: self.llm for llm in chosen.llms}
-        targets = build_targets(chosen, clients)
-        return Replayer(self.store, self.ledger, self.log, targets, self.judge, chosen)
+        targets = build_endpoints(chosen, clients)
+        return Replayer(self.store, self.statistics, self.log, targets, self.judge, chosen)
 
     async def replay(self, limit: int = 100, **settings: Any) -> list[Replayed]:
         return [one async for one in self.replayer(**settings).run(limit)]
@@ -87,7 +89,7 @@ class World:
 def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path)
     yield world
-    world.ledger.close()
+    world.statistics.close()
 
 
 async def test_a_better_answer_takes_the_stored_ones_place(world: World) -> None:
@@ -98,12 +100,12 @@ async def test_a_better_answer_takes_the_stored_ones_place(world: World) -> None
     assert (example.request, example.response, example.tenant) == ("request 1", "better", "t")
     assert example.id != 1 and example.updated_at_ms > 1 == example.created_at_ms
     assert embedding.tolist() == [1, 1]
-    world.ledger.follow(world.log)
-    account = world.ledger.account(example.id)
+    world.statistics.follow(world.log)
+    account = world.statistics.account(example.id)
     assert account is not None
     assert (account.uses, account.replays) == (50, 1)
     assert account.gain == pytest.approx(0.0, abs=1e-6)
-    assert world.ledger.removals() == {"replayed": 1}
+    assert world.statistics.removals() == {"replayed": 1}
     assert {s.temperature for s in world.llm.sampled} == {0.8}
 
 
@@ -114,8 +116,8 @@ async def test_an_answer_that_is_not_clearly_better_does_not(world: World, answe
     [one] = await world.replay()
     assert not one.improved and one.reason
     assert world.responses() == {"request 1": "stored"}
-    world.ledger.follow(world.log)
-    account = world.ledger.account(1)
+    world.statistics.follow(world.log)
+    account = world.statistics.account(1)
     assert account is not None and account.replays == 1
     assert account.gain == pytest.approx(0.0, abs=1e-6)
 
@@ -273,7 +275,7 @@ async def test_at_whatever_step_it_ends_one_whole_example_and_its_account_are_le
             assert [one.improved for one in await world.replay()] == [True]
 
     if with_reconcile:  # another replica looks first
-        other = ExampleLedger(tmp_path / "other.sqlite", {"small_llm": 0.1})
+        other = StatisticsTable(tmp_path / "other.sqlite", {"small_llm": 0.1})
         reconcile(store, other, log)
         other.close()
         assert len(store.rows) == 1
@@ -281,13 +283,13 @@ async def test_at_whatever_step_it_ends_one_whole_example_and_its_account_are_le
     assert replayed == ([True] if step <= 1 else [])
     [(example, _)] = store.rows.values()
     assert example.response == "better"
-    world.ledger.follow(log)
-    account = world.ledger.account(example.id)
+    world.statistics.follow(log)
+    account = world.statistics.account(example.id)
     assert account is not None
     assert (account.uses, account.replays) == (50, 1)
-    assert world.ledger.totals() == (1, example.num_bytes)
-    assert world.ledger.removals() == {"replayed": 1}
-    assert world.ledger.successions() == []
+    assert world.statistics.totals() == (1, example.num_bytes)
+    assert world.statistics.removals() == {"replayed": 1}
+    assert world.statistics.successions() == []
 
 
 async def test_what_was_deleted_before_an_interrupted_replay_is_finished_stays_deleted(
@@ -301,8 +303,8 @@ async def test_what_was_deleted_before_an_interrupted_replay_is_finished_stays_d
     world.log.append(CHANGE, change(removed=[1], reason="deleted"))
     assert await world.replay() == []
     assert world.store.count() == 0
-    assert world.ledger.totals() == (0, 0)
-    assert world.ledger.successions() == []
+    assert world.statistics.totals() == (0, 0)
+    assert world.statistics.successions() == []
 
 
 async def test_of_two_that_replay_an_example_one_replaces_it(world: World) -> None:
@@ -310,15 +312,15 @@ async def test_of_two_that_replay_an_example_one_replaces_it(world: World) -> No
     generate = world.llm.generate
 
     async def meanwhile(*arguments: Any) -> Completion:
-        if not world.ledger.successions():
+        if not world.statistics.successions():
             world.log.append(SUCCESSION, succession(1, 99))
         return await generate(*arguments)
 
     world.llm.generate = meanwhile  # type: ignore[method-assign]
     assert [one.reason for one in await world.replay()] == ["replaced elsewhere"]
     assert list(world.store.rows) == [1]
-    world.ledger.follow(world.log)
-    assert [(one.old, one.new) for one in world.ledger.successions()] == [(1, 99)]
+    world.statistics.follow(world.log)
+    assert [(one.old, one.new) for one in world.statistics.successions()] == [(1, 99)]
 
 
 async def test_an_example_that_was_removed_meanwhile_does_not_come_back(world: World) -> None:
@@ -333,9 +335,9 @@ async def test_an_example_that_was_removed_meanwhile_does_not_come_back(world: W
     world.llm.generate = meanwhile  # type: ignore[method-assign]
     assert [one.improved for one in await world.replay()] == [False]
     assert world.store.count() == 0
-    world.ledger.follow(world.log)
-    assert world.ledger.totals() == (0, 0)
-    assert world.ledger.successions() == []
+    world.statistics.follow(world.log)
+    assert world.statistics.totals() == (0, 0)
+    assert world.statistics.successions() == []
 
 
 class Peak:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from echolm.errors import InvalidRequestError
 from echolm.examples.transfer import Header, batched, copy_into, read, read_header, write
-from echolm.retrieval.store import Example, InMemoryStore, Stored
+from echolm.store.base import Example, Stored
+from echolm.testing.store import InMemoryStore
 from numpy.typing import NDArray
 
 HEADER = Header("model", 3)

@@ -9,9 +9,8 @@ import pytest
 from echolm.examples.events import USAGE
 from echolm.examples.usage import UsageRecorder
 from echolm.learning.event_log import START
-from echolm.learning.fake_log import MemoryEventLog
-from echolm.retrieval.selection import Selected
-from echolm.routing.service import Retrieved
+from echolm.primitives import Retrieved, Selected
+from echolm.testing.event_log import MemoryEventLog
 
 COSTS = {"small": 0.1, "large": 1.0}
 
@@ -26,7 +25,7 @@ def served(
     """An answer with examples of one utility; others of other utilities were found as well."""
     doubt = math.prod(1 - u for u in (*[utility] * len(ids), *others))
     retrieved = Retrieved(
-        examples=tuple(Selected(i, "q", "a", 0.9, utility) for i in ids), coverage=1 - doubt
+        examples=tuple(Selected(i, "q", "a", 0.9, utility) for i in ids), help_probability=1 - doubt
     )
     decision = SimpleNamespace(example_ids=ids, llm=llm, quality=quality)
     return SimpleNamespace(decision=decision, retrieved=retrieved)

@@ -10,10 +10,11 @@ from pathlib import Path
 import echolm
 import pytest
 from echolm.errors import UnavailableError
-from echolm.learning.event_log import START, open_event_log
-from echolm.learning.fake_log import MemoryEventLog
+from echolm.learning.event_log import START
 from echolm.learning.sqlite_log import SQLiteEventLog
 from echolm.settings import Settings
+from echolm.testing.event_log import MemoryEventLog
+from echolm.wiring import open_event_log
 from event_log_contract import (
     FOR_EVER,
     Damage,

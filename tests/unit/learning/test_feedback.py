@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.learning.event_log import START
-from echolm.learning.fake_log import MemoryEventLog
 from echolm.learning.feedback import (
     PREFERENCE,
     RATING,
@@ -16,7 +15,9 @@ from echolm.learning.feedback import (
     Rated,
     describe,
 )
-from echolm.learning.tokens import Decision, FeedbackTokens
+from echolm.learning.tokens import FeedbackTokens
+from echolm.primitives import Decision
+from echolm.testing.event_log import MemoryEventLog
 
 TTL_S = 3_600
 TOKENS = FeedbackTokens("key", TTL_S)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from echolm.errors import ConfigurationError, InvalidRequestError
-from echolm.learning.tokens import Decision, FeedbackTokens
+from echolm.learning.tokens import FeedbackTokens
+from echolm.primitives import Decision
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from echolm.errors import UnavailableError
 from echolm.learning.event_log import START, Event
-from echolm.learning.fake_log import MemoryEventLog
 from echolm.learning.learner import Learnable, Learner
 from echolm.learning.snapshot import fingerprint, pack, unpack
+from echolm.testing.event_log import MemoryEventLog
 from event_log_contract import FOR_EVER
 
 

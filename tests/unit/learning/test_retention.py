@@ -6,44 +6,44 @@ from typing import Any
 
 import pytest
 from echolm.examples.events import CHANGE, USAGE, change, usage
-from echolm.examples.ledger import ExampleLedger
+from echolm.examples.statistics import StatisticsTable
 from echolm.learning.event_log import START
-from echolm.learning.fake_log import MemoryEventLog
 from echolm.learning.learner import Learner
-from echolm.learning.retention import Retention, needed_snapshots
-from echolm.retrieval.store import Example
-from echolm.routing.service import build_bandit
+from echolm.learning.retention import Retention
 from echolm.settings import Settings
+from echolm.store.base import Example
+from echolm.testing.event_log import MemoryEventLog
+from echolm.wiring import build_bandit, needed_snapshots
 from learning_process import BanditLearning, digest, feedback
 
 DAY = 24 * 3_600_000
 
 
 class World:
-    """A log with a bandit and a ledger, whose clock the test turns."""
+    """A log with a bandit and a statistics, whose clock the test turns."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.days = 0.0
         self.log = MemoryEventLog(self.now_ms)
-        self.ledgers: list[ExampleLedger] = []
-        self.ledger = self.new_ledger("first")
+        self.ledgers: list[StatisticsTable] = []
+        self.statistics = self.new_ledger("first")
         self.bandit = build_bandit(Settings())[1]
         self.learner = Learner(self.log, [BanditLearning(self.bandit)], snapshot_every=10)
 
     def now_ms(self) -> int:
         return 1_800_000_000_000 + int(self.days * DAY)
 
-    def new_ledger(self, name: str) -> ExampleLedger:
-        self.ledgers.append(ExampleLedger(self.directory / f"{name}.sqlite", {"small_llm": 0.1}))
+    def new_ledger(self, name: str) -> StatisticsTable:
+        self.ledgers.append(StatisticsTable(self.directory / f"{name}.sqlite", {"small_llm": 0.1}))
         return self.ledgers[-1]
 
     def retention(self, days: float = 30.0, owner: str = "a", **changes: Any) -> Retention:
-        values: dict[str, Any] = {"needed": {"bandit", "ledger"}}
+        values: dict[str, Any] = {"needed": {"bandit", "statistics"}}
         return Retention(
             self.log,
             days,
-            save=lambda: self.ledger.save(self.log),
+            save=lambda: self.statistics.save(self.log),
             owner=owner,
             now_ms=self.now_ms,
             **(values | changes),
@@ -63,8 +63,8 @@ class World:
         assert found is not None
         self.log.save_snapshot(self.learner.snapshot_name, *found, replaces=found[0])
 
-    def sleeper(self) -> ExampleLedger:
-        """A ledger that has missed events which are in the log no more."""
+    def sleeper(self) -> StatisticsTable:
+        """A statistics that has missed events which are in the log no more."""
         self.live(1)
         asleep = self.new_ledger("asleep")
         asleep.follow(self.log)
@@ -106,14 +106,14 @@ def test_what_is_old_and_taken_in_goes_and_nothing_is_forgotten(world: World) ->
     restarted.catch_up()
     assert digest(bandit) == digest(world.bandit)
     assert restarted.events == world.learner.events == 32
-    # A replica whose ledger is new says the same, too.
+    # A replica whose statistics is new says the same, too.
     new = world.new_ledger("new")
     new.follow(world.log)
-    world.ledger.follow(world.log)
-    account, known = new.account(7), world.ledger.account(7)
+    world.statistics.follow(world.log)
+    account, known = new.account(7), world.statistics.account(7)
     assert account is not None and known is not None
     assert (account.uses, account.ratings) == (known.uses, known.ratings) == (3, 0)
-    assert new.totals() == world.ledger.totals() == (1, 2)
+    assert new.totals() == world.statistics.totals() == (1, 2)
 
 
 def test_what_a_snapshot_has_not_taken_in_stays(world: World) -> None:
@@ -151,7 +151,7 @@ def test_the_snapshot_of_an_abandoned_configuration_is_dropped(
     assert world.retention().tidy() == 27
     assert "snapshot bandit@old is dropped" in caplog.text
     names = {one.name.partition("@")[0] for one in world.log.snapshots()}
-    assert names == {"bandit", "ledger"}
+    assert names == {"bandit", "statistics"}
 
 
 def test_the_snapshot_of_another_configuration_in_use_holds_events_back(world: World) -> None:
@@ -191,9 +191,9 @@ def test_one_replica_at_a_time_does_it(world: World) -> None:
 def test_a_ledger_that_has_missed_events_goes_on_from_the_snapshot(world: World) -> None:
     asleep = world.sleeper()
     world.log.append(USAGE, usage({7: (1, 0.0, 0.0)}))
-    for ledger in (asleep, world.ledger):
-        ledger.follow(world.log)
-        account = ledger.account(7)
+    for statistics in (asleep, world.statistics):
+        statistics.follow(world.log)
+        account = statistics.account(7)
         assert account is not None and account.uses == 7
 
 
@@ -202,7 +202,7 @@ def test_without_its_snapshot_a_ledger_is_made_from_log_and_store(
     world: World, damaged: bytes | None
 ) -> None:
     asleep = world.sleeper()
-    name = world.ledger.snapshot_name
+    name = world.statistics.snapshot_name
     found = world.log.load_snapshot(name)
     assert found is not None
     if damaged is None:

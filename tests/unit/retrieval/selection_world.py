@@ -11,9 +11,9 @@ from random import Random
 import numpy as np
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
+from echolm.primitives import Candidate
 from echolm.retrieval.record import SelectionRecord
-from echolm.retrieval.store import Candidate
-from echolm.workload import WorkItem, Workload
+from echolm_lab.tasks import WorkItem, Workload
 from numpy.typing import NDArray
 
 WORKLOAD = Workload(seed=0)

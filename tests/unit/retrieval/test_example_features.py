@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from echolm.generation.prompt import EstimatedTokens
+from echolm.llm.tokens import EstimatedTokens
+from echolm.primitives import Candidate
 from echolm.retrieval.features import (
     EXAMPLE_FEATURES,
     REQUEST_FEATURES,
@@ -13,7 +14,6 @@ from echolm.retrieval.features import (
     featurize,
     words_and_literals,
 )
-from echolm.retrieval.store import Candidate
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from echolm.primitives import Candidate, Selected
 from echolm.retrieval.features import FeatureBatch
 from echolm.retrieval.record import NONE
-from echolm.retrieval.selection import ExampleSelector, Selected, Selection, build_selector
-from echolm.retrieval.store import Candidate
+from echolm.retrieval.selector import ExampleSelector, Selection
 from echolm.retrieval.threshold import GRID
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
 from echolm.settings import RetrievalSettings, Settings
+from echolm.wiring import build_selector
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -210,16 +211,16 @@ def test_a_warm_example_under_the_threshold_does_not_stand_in_for_one_above_it()
 def test_now_and_then_one_example_is_left_out_and_the_record_says_which() -> None:
     selector = selector_of(leave_one_out=0.3, adaptive_threshold=True)
     found = [candidate(1, 0.9), candidate(2, 0.8), candidate(3, 0.7)]
-    left_out = []
+    dropped = []
     for _ in range(400):
         [selection] = selector.select(["q"], [found])
         assert selection.record is not None
-        if selection.record.left_out != NONE:
-            left_out.append(selection.record.left_out)
-            assert selection.record.left_out not in ids(selection.examples)
+        if selection.record.dropped != NONE:
+            dropped.append(selection.record.dropped)
+            assert selection.record.dropped not in ids(selection.examples)
             assert selection.record.draw is None
-    assert len(left_out) == pytest.approx(400 * 0.3 * 0.98, abs=40)
-    assert all(left_out.count(i) > 15 for i in (1, 2, 3))
+    assert len(dropped) == pytest.approx(400 * 0.3 * 0.98, abs=40)
+    assert all(dropped.count(i) > 15 for i in (1, 2, 3))
 
 
 def test_a_single_example_is_never_left_out() -> None:

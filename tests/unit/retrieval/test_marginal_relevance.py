@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from echolm.retrieval.relevance import MarginalRelevance
+from echolm.retrieval.diversity import MarginalRelevance
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -2,21 +2,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from echolm.learning.tokens import Decision, FeedbackTokens
+from echolm.learning.tokens import FeedbackTokens
+from echolm.primitives import Decision
 from echolm.retrieval.features import EXAMPLE_FEATURES, REQUEST_FEATURES
 from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def record(n: int, left_out: int = NONE, draw: ThresholdDraw | None = None) -> SelectionRecord:
+def record(n: int, dropped: int = NONE, draw: ThresholdDraw | None = None) -> SelectionRecord:
     rng = np.random.default_rng(n)
     return SelectionRecord(
         rng.random(len(REQUEST_FEATURES)).astype(np.float32),
         tuple(2**60 + i for i in range(n)),
         rng.normal(0, 2, (n, len(EXAMPLE_FEATURES))).astype(np.float32),
         tuple(100 + i for i in range(n)),
-        left_out,
+        dropped,
         draw,
     )
 
@@ -27,14 +28,14 @@ def record(n: int, left_out: int = NONE, draw: ThresholdDraw | None = None) -> S
     st.none() | st.tuples(st.integers(0, 9), st.integers(10, 19), st.floats(2**-10, 1, width=32)),
 )
 def test_a_record_survives_the_round_trip(
-    n: int, left_out: int, draw: tuple[int, int, float] | None
+    n: int, dropped: int, draw: tuple[int, int, float] | None
 ) -> None:
-    one = record(n, left_out, None if draw is None else ThresholdDraw(*draw))
+    one = record(n, dropped, None if draw is None else ThresholdDraw(*draw))
     two = SelectionRecord.load(one.dump())
-    assert (two.ids, two.tokens, two.left_out, two.draw) == (
+    assert (two.ids, two.tokens, two.dropped, two.draw) == (
         one.ids,
         one.tokens,
-        one.left_out,
+        one.dropped,
         one.draw,
     )
     assert np.allclose(two.request, one.request, atol=1e-3)

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from echolm.generation.prompt import EstimatedTokens
 from echolm.learning.event_log import Event
-from echolm.learning.fake_log import MemoryEventLog
 from echolm.learning.learner import Learner
 from echolm.learning.snapshot import pack, unpack
+from echolm.llm.tokens import EstimatedTokens
+from echolm.primitives import Candidate
 from echolm.retrieval.features import (
     EXAMPLE_FEATURES,
     REQUEST_FEATURES,
@@ -18,11 +18,11 @@ from echolm.retrieval.features import (
     featurize,
 )
 from echolm.retrieval.record import SelectionRecord
-from echolm.retrieval.selection import build_selector
-from echolm.retrieval.store import Candidate
 from echolm.retrieval.threshold import AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility
 from echolm.settings import RetrievalSettings, Settings
+from echolm.testing.event_log import MemoryEventLog
+from echolm.wiring import build_selector
 from hypothesis import given
 from hypothesis import strategies as st
 from selection_world import World, auc, rating

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from echolm import cli, contracts
+from echolm import contracts
+from echolm.cli import main as cli
 from echolm.embedding import minilm
 from echolm.engines.options import read_options
 from echolm.serving import ServeOptions, preflight
 from echolm.serving.build import PROFILES, built_root
 from echolm.serving.checkpoint import Checkpoint
 from echolm.serving.serve import model_repositories
-from echolm.settings import load_settings
+from echolm.settings.loading import load_settings
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 

@@ -8,13 +8,8 @@ import pytest
 from echolm.errors import ConfigurationError
 from echolm.serving import data_dir as module
 from echolm.serving.data_dir import DataDir, resolve
-from echolm.settings import (
-    EmbeddingSettings,
-    FeedbackSettings,
-    LLMSettings,
-    Settings,
-    load_settings,
-)
+from echolm.settings import EmbeddingSettings, FeedbackSettings, LLMSettings, Settings
+from echolm.settings.loading import load_settings
 from pydantic import SecretStr
 
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from echolm import cli
+from echolm.cli import main as cli
 from echolm.errors import ConfigurationError
 from echolm.serving import Endpoints, ServeOptions
 from echolm.serving import serve as module

@@ -83,8 +83,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
     secretKeyRef:
       name: {{ include "echolm.secretName" . }}
       key: {{ .Values.signingKey.key }}
-- name: ECHOLM_ROUTING__LOAD_BOARD
-  value: /dev/shm/echolm-load.board
+- name: ECHOLM_ROUTING__LOAD_TABLE
+  value: /dev/shm/echolm-load.table
 {{- if .Values.milvus.uri }}
 - name: ECHOLM_RETRIEVAL__MILVUS_URI
   value: {{ .Values.milvus.uri | quote }}

@@ -1,0 +1,1 @@
+"""The contextual bandit: arms, Thompson sampling, context features, learning."""

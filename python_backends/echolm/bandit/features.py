@@ -1,0 +1,174 @@
+"""The bandit's context: what is known of a request and its examples before any LLM runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.primitives import Selected
+from echolm.retrieval.features import hash_word
+from echolm.settings import LLMSettings
+
+_WORD = re.compile(r"\w+")
+
+SCALARS = (
+    "unfit",
+    "fit",
+    "best_similarity",
+    "mean_similarity",
+    "best_utility",
+    "similarity_margin",
+    "num_examples",
+    "request_overlap",
+    "response_agreement",
+    "log_length",
+)
+"""Names of the context's first elements; the embedding's projection follows.
+
+``fit`` says how far the best example fits, ``unfit`` is the rest to 1: two weights instead of
+a constant and a slope, so that what an LLM does without examples says nothing of what it does
+with them. The elements after them are centred and count as far as the examples fit.
+"""
+
+_TYPICAL_SIMILARITY = 0.8
+# The topic and the length matter less than the examples, before any rating; and they are what
+# requests with and without examples share, so poor answers without would else count against both.
+_PROJECTION_SCALE = 0.25
+_LENGTH_SCALE = 0.25
+_BITMAP_MASK = 2_047  # of an index into a bitmap
+
+
+@dataclass(frozen=True)
+class Featurizer:
+    """Turns a request into the context vector x, FP32 [len(SCALARS) + projection_dim].
+
+    Attributes:
+        projection_dim: dimensions of the fixed random projection of the embedding, which
+            lets the bandit learn that one topic suits an LLM and another does not.
+        min_similarity, similarity_saturation: cosines between which an example goes from useless
+            to relevant.
+    """
+
+    projection_dim: int
+    min_similarity: float = 0.6
+    similarity_saturation: float = 0.85
+
+    @property
+    def dimension(self) -> int:
+        """Length of the context vector."""
+        return len(SCALARS) + self.projection_dim
+
+    def __call__(
+        self, text: str, embedding: NDArray[np.float32] | None, examples: Sequence[Selected]
+    ) -> NDArray[np.float32]:
+        """The context of one request, as in :meth:`many`."""
+        context: NDArray[np.float32] = self.many([text], [embedding], [examples])[0]
+        return context
+
+    def many(
+        self,
+        texts: Sequence[str],
+        embeddings: Sequence[NDArray[np.float32] | None],
+        examples: Sequence[Sequence[Selected]],
+    ) -> NDArray[np.float32]:
+        """The contexts of several requests, FP32 [n, dimension].
+
+        Args:
+            embeddings: FP32 [D] each, or None if there is none; the projection is zero then.
+            examples: what the retriever chose for each.
+        """
+        x = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        rows = zip(texts, examples, strict=True)
+        x[:, : len(SCALARS)] = [self._scalars(text, chosen) for text, chosen in rows]
+        embedded = [k for k, e in enumerate(embeddings) if e is not None]
+        if embedded and self.projection_dim:
+            vectors = np.stack([e for e in embeddings if e is not None])
+            projection = _projection(vectors.shape[-1], self.projection_dim)
+            x[embedded, len(SCALARS) :] = _PROJECTION_SCALE * (vectors @ projection.T)
+        return x
+
+    def _scalars(self, text: str, examples: Sequence[Selected]) -> tuple[float, ...]:
+        """The elements named in ``SCALARS``; in plain Python, since they are few."""
+        length = _LENGTH_SCALE * (math.log1p(len(text)) / 10.0 - 0.45)
+        if not examples:
+            return (1.0, *(0.0,) * (len(SCALARS) - 2), length)
+        ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
+        similarities = [e.similarity for e in ranked]
+        span = self.similarity_saturation - self.min_similarity
+        fit = min(1.0, max(0.0, (similarities[0] - self.min_similarity) / span))
+        return (
+            1.0 - fit,
+            fit,
+            fit * (similarities[0] - _TYPICAL_SIMILARITY),
+            fit * (sum(similarities) / len(similarities) - _TYPICAL_SIMILARITY),
+            fit * (max(e.utility for e in examples) - _TYPICAL_SIMILARITY),
+            fit * (similarities[0] - similarities[1]) if len(similarities) > 1 else 0.0,
+            fit * (len(examples) / 4.0 - 0.5),
+            fit * (_overlap(_bitmap(text), _words(ranked[0].request)) - 0.5),
+            fit * (_agreement([_words(e.response) for e in ranked]) - 0.5),
+            length,
+        )
+
+    def prior_mean(self, llm: LLMSettings) -> NDArray[np.float64]:
+        """Prior weights of an LLM's quality, FP64 [dimension].
+
+        An LLM that takes examples is expected to reach its ``prior_quality`` with a fitting
+        example and to be poor without; any other LLM reaches it always.
+        """
+        mean = np.zeros(self.dimension)
+        mean[1] = llm.prior_quality
+        mean[0] = llm.prior_quality / 3.0 if llm.takes_examples else llm.prior_quality
+        return mean
+
+
+_projections: dict[tuple[int, int], NDArray[np.float32]] = {}
+
+
+def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
+    """A fixed random matrix: every process and replica must see the same context."""
+    key = (dimension, projected)
+    if key not in _projections:
+        rng = np.random.default_rng(20250107)
+        _projections[key] = rng.standard_normal((projected, dimension)).astype(np.float32)
+        _projections[key] /= math.sqrt(projected)
+    return _projections[key]
+
+
+def _bitmap(text: str) -> int:
+    """The set of a text's words, a bit each; hardly ever do two share one."""
+    bitmap = 0
+    for bits in map(_bits, text.lower().split()):
+        bitmap |= bits
+    return bitmap
+
+
+_words = lru_cache(maxsize=16_384)(_bitmap)  # the same examples come again and again
+
+
+@lru_cache(maxsize=32_768)
+def _bits(token: str) -> int:
+    """Those of the words in a token without spaces."""
+    bits = 0
+    for word in _WORD.findall(token):
+        bits |= 1 << (hash_word(word) & _BITMAP_MASK)
+    return bits
+
+
+def _overlap(a: int, b: int) -> float:
+    """Jaccard index of two bitmaps."""
+    either = (a | b).bit_count()
+    return (a & b).bit_count() / either if either else 0.0
+
+
+def _agreement(responses: Sequence[int]) -> float:
+    """Mean pairwise overlap of the examples' responses: low if they tell different stories."""
+    if len(responses) < 2:
+        return 1.0
+    pairs = [_overlap(a, b) for i, a in enumerate(responses) for b in responses[i + 1 :]]
+    return sum(pairs) / len(pairs)

@@ -1,0 +1,155 @@
+"""The router's bandit as a model that learns from the log."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.bandit.arms import BayesianLinearArm
+from echolm.bandit.thompson import ThompsonSampling
+from echolm.learning.event_log import Event
+from echolm.learning.feedback import PREFERENCE, RATING, is_judged
+from echolm.learning.learner import OutdatedError
+from echolm.learning.snapshot import fingerprint
+
+logger = logging.getLogger("echolm")
+
+PREFERENCE_MARGIN = 0.2
+"""How much better than the other an answer must be, in quality, that a caller prefers it."""
+
+_JUDGED = "(judged)"  # in place of a preference; no pair of request ids has this form
+_REMEMBERED = 100_000  # ratings that can still be replaced by a later one
+_VERSION = 2  # of what events do; raise it when that changes, or old snapshots will be used
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A rated answer: its id, arm and context."""
+
+    request_id: str
+    llm: str
+    arm: BayesianLinearArm
+    x: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What an answer has taught; ``preference`` is empty if that was a caller's rating."""
+
+    score: float
+    learned_at: int
+    preference: str
+
+
+class BanditLearning:
+    """Teaches a bandit ratings and preferences (see ``feedback``), each once per answer.
+
+    What was said of another revision of an LLM is left aside: an LLM that was replaced is
+    learnt anew, from its prior.
+    """
+
+    name = "bandit"
+    kinds = frozenset({RATING, PREFERENCE})
+
+    def __init__(self, bandit: ThompsonSampling) -> None:
+        self._bandit = bandit
+        self._learned: OrderedDict[str, _Learned] = OrderedDict()
+        self._other_revisions: set[tuple[str, str]] = set()
+        self.fingerprint = fingerprint(
+            {
+                "version": _VERSION,
+                "margin": PREFERENCE_MARGIN,
+                "remembered": _REMEMBERED,
+                "arms": {name: arm.configuration for name, arm in bandit.arms.items()},
+            }
+        )
+
+    def apply(self, event: Event) -> None:
+        if event.kind == RATING:
+            judged = is_judged(event.body)
+            self._rate(self._answer(event.body), float(event.body["score"]), judged)
+        else:
+            better, worse = (self._answer(event.body[key]) for key in ("better", "worse"))
+            self._prefer(better, worse)
+
+    def state(self) -> dict[str, Any]:
+        learned = self._learned.values()
+        return {
+            "arms": {name: arm.state() for name, arm in self._bandit.arms.items()},
+            "learned": {
+                "request_ids": list(self._learned),
+                "scores": np.array([one.score for one in learned], dtype=np.float64),
+                "learned_at": np.array([one.learned_at for one in learned], dtype=np.int64),
+                "preferences": [one.preference for one in learned],
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, arm in self._bandit.arms.items():
+            arm.restore(state["arms"][name])
+        learned = state["learned"]
+        columns = (learned["scores"].tolist(), learned["learned_at"].tolist())
+        rows = zip(learned["request_ids"], *columns, learned["preferences"], strict=True)
+        self._learned = OrderedDict((request_id, _Learned(*row)) for request_id, *row in rows)
+
+    def _answer(self, decision: Mapping[str, Any]) -> _Answer:
+        request_id = decision["request_id"]
+        if not isinstance(request_id, str):
+            raise ValueError(f"request_id: expected text, got {request_id!r}")
+        llm, revision = decision["llm"], str(decision.get("revision", ""))
+        arm = self._bandit.arms[llm]
+        if revision != arm.revision:
+            self._leave_aside(llm, revision, arm.revision)
+        x = np.asarray(decision["context"], dtype=np.float32)
+        if x.shape != arm.mean.shape:
+            raise ValueError(f"context of shape {x.shape}, expected {arm.mean.shape}")
+        if not np.isfinite(x).all():
+            raise ValueError("context is not finite")
+        return _Answer(request_id, llm, arm, x)
+
+    def _leave_aside(self, llm: str, revision: str, current: str) -> NoReturn:
+        if (llm, revision) not in self._other_revisions:  # once, not for each of thousands
+            self._other_revisions.add((llm, revision))
+            logger.info("%s: ratings skipped as of another revision, %r", llm, revision)
+        raise OutdatedError(f"{llm}: of revision {revision!r}, now {current!r}")
+
+    def _rate(self, answer: _Answer, score: float, judged: bool) -> None:
+        if not 0.0 <= score <= 1.0:
+            raise ValueError(f"score {score} outside [0, 1]")
+        earlier = self._learned.get(answer.request_id)
+        if judged and earlier is not None and earlier.preference != _JUDGED:
+            return  # the caller has said what the answer is worth to them
+        self._learn(answer, score, _JUDGED if judged else "")
+
+    def _prefer(self, better: _Answer, worse: _Answer) -> None:
+        """A preference moves both estimates apart, half of what the margin lacks each."""
+        if better.request_id == worse.request_id:
+            raise ValueError("an answer preferred over itself")
+        preference = f"{better.request_id}>{worse.request_id}"
+        expected = [answer.arm.predict(answer.x)[0] for answer in (better, worse)]
+        lacking = max(0.0, PREFERENCE_MARGIN - (expected[0] - expected[1]))
+        scores = (expected[0] + lacking / 2, expected[1] - lacking / 2)
+        for answer, score in zip((better, worse), scores, strict=True):
+            earlier = self._learned.get(answer.request_id)
+            # A rating says more than a preference, and the same preference counts once.
+            if earlier is None or earlier.preference not in ("", preference):
+                self._learn(answer, min(1.0, max(0.0, score)), preference)
+
+    def _learn(self, answer: _Answer, score: float, preference: str) -> None:
+        earlier = self._learned.pop(answer.request_id, None)
+        if earlier is None:
+            self._bandit.learn(answer.llm, answer.x, score)
+            learned_at = answer.arm.updates
+        else:
+            # What is said later of the same answer replaces what was said before.
+            learned_at = earlier.learned_at
+            answer.arm.correct(answer.x, earlier.score, score, learned_at)
+        self._learned[answer.request_id] = _Learned(score, learned_at, preference)
+        while len(self._learned) > _REMEMBERED:
+            self._learned.popitem(last=False)

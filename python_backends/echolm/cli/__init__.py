@@ -1,0 +1,1 @@
+"""The command ``echolm``, one file a verb."""

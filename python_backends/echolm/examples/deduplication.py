@@ -1,0 +1,135 @@
+"""Tells whether an interaction says anything that the store does not have yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from enum import Enum
+
+import numpy as np
+
+from echolm.examples.write_ahead_log import Entry
+from echolm.primitives import Candidate
+from echolm.store.base import Example, ExampleStore, Query, search_in_background
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_NEIGHBOURS = 4
+_SAME_ANSWER = 0.95
+_MOST_TOKENS = 400  # of answers that are compared token by token; longer ones must be equal
+_BETTER = 0.01
+
+
+class Finding(Enum):
+    """What an interaction is to the store."""
+
+    NEW = "new"
+    REPEATED = "repeated"
+    """Request and answer are known."""
+    WORSE = "worse"
+    """The request is known, with an answer that is no worse."""
+    BETTER = "better"
+    """The request is known; this answer shall take the place of the known one."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The finding, and the id of the example it refers to; 0 for a new interaction."""
+
+    finding: Finding
+    known: int = 0
+
+
+NEW = Comparison(Finding.NEW)
+
+
+def same_request(a: str, b: str) -> bool:
+    """Whether two requests differ in case, spaces and closing punctuation at most.
+
+    No more than that: requests that differ in one word, or in the order of two, are the
+    look-alikes that a wrong answer comes from.
+    """
+    return plain(a) == plain(b)
+
+
+def plain(text: str) -> str:
+    """A request without what makes no difference to it."""
+    return " ".join(text.lower().split()).rstrip(".!?: ")
+
+
+def same_answer(a: str, b: str) -> bool:
+    """Whether two answers are nearly identical: a few words differ, but no number does."""
+    first, second = _TOKEN.findall(a.lower()), _TOKEN.findall(b.lower())
+    if first == second:
+        return True
+    if max(len(first), len(second)) > _MOST_TOKENS or _numbers(first) != _numbers(second):
+        return False
+    matcher = SequenceMatcher(None, first, second, autojunk=False)
+    return matcher.quick_ratio() >= _SAME_ANSWER and matcher.ratio() >= _SAME_ANSWER
+
+
+def is_better(new: Example, known: Example) -> bool:
+    """Whether a later answer to the same request takes the place of the known one."""
+    return not same_answer(known.response, new.response) and _is_better(new.quality, known.quality)
+
+
+def _is_better(new: float, known: float) -> bool:
+    return new > known + _BETTER
+
+
+def _numbers(tokens: Sequence[str]) -> list[str]:
+    return [token for token in tokens if any(c.isdigit() for c in token)]
+
+
+class DuplicateFinder:
+    """Compares interactions with their nearest neighbours in the store, and with each other."""
+
+    def __init__(self, store: ExampleStore) -> None:
+        self._store = store
+
+    def compare(self, entries: Sequence[Entry], now_ms: int) -> list[Comparison]:
+        """What each interaction is to the store and to those before it.
+
+        Raises:
+            UnavailableError: the store cannot be searched.
+        """
+        embeddings = np.stack([embedding for _, embedding in entries])
+        queries = [Query(example.tenant, example.scope) for example, _ in entries]
+        found = search_in_background(self._store, embeddings, queries, _NEIGHBOURS, now_ms)
+        # What was found new by scope and request, since the store does not have it yet.
+        own: dict[tuple[int, str], Candidate] = {}
+        comparisons = []
+        for (example, _), neighbours in zip(entries, found, strict=True):
+            key = (example.scope, plain(example.request))
+            known = [own[key]] if key in own else []
+            # A writer that crashed after it had stored an interaction finds it there itself.
+            known += [
+                c
+                for c in neighbours
+                if c.id != example.id and same_request(c.request, example.request)
+            ]
+            candidate = Candidate(
+                example.id,
+                example.request,
+                example.response,
+                example.tenant,
+                example.quality,
+                1.0,
+            )
+            comparison = _compare(candidate, known)
+            if comparison.finding in (Finding.NEW, Finding.BETTER):
+                own[key] = candidate
+            comparisons.append(comparison)
+        return comparisons
+
+
+def _compare(new: Candidate, known: Sequence[Candidate]) -> Comparison:
+    if not known:
+        return NEW
+    for one in known:
+        if same_answer(one.response, new.response):
+            return Comparison(Finding.REPEATED, one.id)
+    best = max(known, key=lambda c: c.quality)
+    better = _is_better(new.quality, best.quality)
+    return Comparison(Finding.BETTER if better else Finding.WORSE, best.id)

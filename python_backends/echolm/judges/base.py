@@ -1,0 +1,56 @@
+"""What a judge is, and the fake for unit tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Scale = Literal["absolute", "agreement", "preference"]
+"""What a judge's score means.
+
+- ``absolute``: the quality of the answer, whatever the reference is like.
+- ``agreement``: how far the answer says what the reference says; the reference itself has 1.
+- ``preference``: the share that the answer wins against the reference; 0.5 is a tie.
+"""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge says of one answer.
+
+    Attributes:
+        score: 0..1 on the judge's scale; None if the judge came to no verdict.
+        tokens: of an LLM, read and written for it.
+        seconds: that it took.
+    """
+
+    score: float | None
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Judge(Protocol):
+    """Rates answers. Safe for concurrent use from one event loop."""
+
+    @property
+    def kind(self) -> str:
+        """Name in the configuration, the metrics and the learning log."""
+        ...
+
+    @property
+    def scale(self) -> Scale:
+        """What its scores mean."""
+        ...
+
+    async def judge(self, request: str, answer: str, reference: str | None) -> Judgement:
+        """Judge one answer.
+
+        Args:
+            reference: another answer to hold it against, by the reference LLM. Only judges of
+                the ``absolute`` scale do without.
+
+        Raises:
+            EchoError: a part that the judge needs does not work.
+            Exception: the judge is a defect's victim; there is no judgement.
+        """
+        ...

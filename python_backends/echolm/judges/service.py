@@ -1,0 +1,310 @@
+"""Which answers are judged, what each is held against, and what the router learns from it.
+
+A judgement compares two LLMs on one request: the *reference* LLM (the strongest) and a
+*candidate*. If a candidate answered, the reference LLM is asked, too; if the reference LLM
+answered, a candidate drawn by the router's confidence is asked, with the examples that were
+retrieved for the request (paper, §4.2: the top arm and one sampled by confidence). So a
+candidate is judged on every sampled request, whoever answered it: what is learnt of an LLM
+does not depend on where the router sends it, and an LLM that gets no requests any more can
+still win them back.
+
+The learning log gets ``rating`` events with ``source`` ``judge:<kind>`` and ``judging``, an
+object: ``tokens`` and ``seconds`` (the whole judgement, second answer included; 0 in the second
+event of one), ``solicited`` (the request was picked because the router was unsure; otherwise
+at random) and ``asked`` (the answer was made for the judgement; its propensity is then that of
+being asked, and off-policy estimates of what was served must leave it out).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from echolm.errors import EchoError
+from echolm.judges.base import Judge, Judgement
+from echolm.learning.event_log import EventLog
+from echolm.learning.feedback import JUDGE_SOURCE, RATING, describe
+from echolm.llm.endpoint import LLMEndpoint
+from echolm.load.tracker import ServingLoad
+from echolm.primitives import AUTO, Decision, Served
+from echolm.router.policy import Policy
+from echolm.router.service import decision_record
+from echolm.settings import JudgingSettings, Settings
+
+logger = logging.getLogger("echolm")
+
+_MOST_SAVED = 10.0  # judgements that a time without solicited requests leaves for later
+
+
+class JudgingMetrics(Protocol):
+    """Counts what judging does and costs."""
+
+    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
+        """
+        Args:
+            result: ``rated`` | ``no_verdict`` | ``failed`` | ``timeout`` for judgements that were
+                begun; ``load`` | ``busy`` for those given up before.
+        """
+        ...
+
+    def rated(self, llm: str, score: float, predicted: float) -> None:
+        """A rating of an LLM's answer, and what the router had expected of it."""
+        ...
+
+
+class NoJudgingMetrics:
+    """Counts nothing."""
+
+    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None: ...
+
+    def rated(self, llm: str, score: float, predicted: float) -> None: ...
+
+
+class Sampler:
+    """Draws the answers to be judged: some at random, some where the router is unsure.
+
+    Both parts are kept apart, so that the random part stays an unbiased sample of the
+    requests. The other part is a budget that grows with every request and is spent on
+    solicited ones.
+    """
+
+    def __init__(self, share: float, solicited_share: float, rng: random.Random) -> None:
+        self._at_random = share * (1.0 - solicited_share)
+        self._solicited = share * solicited_share
+        self._budget = 0.0
+        self._rng = rng
+
+    def draw(self, solicited: bool) -> str:
+        """Why this answer is judged: ``random`` | ``solicited`` | empty (it is not)."""
+        self._budget = min(_MOST_SAVED, self._budget + self._solicited)
+        if self._rng.random() < self._at_random:
+            return "random"
+        if solicited and self._budget >= 1.0 - 1e-9:  # a sum of shares
+            self._budget -= 1.0
+            return "solicited"
+        return ""
+
+
+@dataclass
+class _Spent:
+    """Tokens that a judgement has cost so far; it may end at any moment."""
+
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two answers that are compared."""
+
+    text: str
+    decision: Decision
+    asked: bool
+
+
+@dataclass
+class JudgingService:
+    """Judges a share of the answers in the background. An ``AnswerObserver`` of the router.
+
+    It never delays or fails a request: it begins after the answer, does nothing while the LLMs
+    are busy, and drops what takes too long.
+
+    Attributes:
+        tasks: judgements that are going on.
+    """
+
+    settings: Settings
+    judge: Judge
+    targets: Mapping[str, LLMEndpoint]
+    policy: Policy
+    load: ServingLoad
+    log: EventLog
+    metrics: JudgingMetrics = field(default_factory=NoJudgingMetrics)
+    rng: random.Random = field(default_factory=random.Random)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    sampler: Sampler = field(init=False)
+
+    def __post_init__(self) -> None:
+        s = self.settings.judging
+        self.sampler = Sampler(s.sample_share, s.solicited_share, self.rng)
+        self._reference = s.reference_llm or self.settings.strongest_llm.name
+
+    def served(self, served: Served) -> None:
+        """Judge the answer, perhaps; see ``AnswerObserver``."""
+        try:
+            if not may_be_judged(served, self.settings.judging):
+                return
+            reason = self.sampler.draw(served.solicited)
+            if not reason:
+                return
+            if refused := self._refusal():
+                self.metrics.judged(self.judge.kind, refused, 0, 0.0)
+                return
+            task = asyncio.get_running_loop().create_task(self._run(served, reason))
+            # The loop keeps only weak references to tasks.
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        except Exception as error:  # the answer must go out whatever happens here
+            logger.error("judging failed", exc_info=error)
+
+    def _refusal(self) -> str:
+        s = self.settings.judging
+        if sum(self.load.in_flight(name) for name in self.targets) > s.max_load:
+            return "load"
+        return "busy" if len(self.tasks) >= s.max_concurrent else ""
+
+    async def _run(self, served: Served, reason: str) -> None:
+        started = time.perf_counter()
+        spent = _Spent()
+        try:
+            rated = await asyncio.wait_for(
+                self._judge(served, reason, spent), self.settings.judging.timeout_s
+            )
+            result = "rated" if rated else "no_verdict"
+        except asyncio.TimeoutError:
+            result = "timeout"
+        except EchoError as error:
+            result = "failed"
+            logger.warning("no judgement: %s", error)
+        except Exception as error:  # a defect of a judge or a grader ends one judgement
+            result = "failed"
+            logger.error("no judgement", exc_info=error)
+        seconds = time.perf_counter() - started
+        self.metrics.judged(self.judge.kind, result, spent.tokens, seconds)
+
+    async def _judge(self, served: Served, reason: str, spent: _Spent) -> bool:
+        """Get the second answer, judge, log; whether there was a verdict."""
+        started = time.perf_counter()
+        given = _Side(served.text, served.decision, asked=False)
+        if given.decision.llm == self._reference:
+            candidate, share = self._draw_candidate(served)
+            other = await self._ask(served, candidate, share, spent)
+            candidate_side, reference_side = other, given
+        else:
+            other = await self._ask(served, self._reference, 1.0, spent)
+            candidate_side, reference_side = given, other
+        ratings = await self._ratings(served, candidate_side, reference_side, spent)
+        if not ratings:
+            return False
+        cost = {"tokens": spent.tokens, "seconds": round(time.perf_counter() - started, 3)}
+        events = [
+            {
+                **describe(side.decision),
+                "score": score,
+                "source": f"{JUDGE_SOURCE}{self.judge.kind}",
+                "judging": {
+                    **(cost if i == 0 else {"tokens": 0, "seconds": 0.0}),
+                    "solicited": reason == "solicited",
+                    "asked": side.asked,
+                },
+            }
+            for i, (side, score) in enumerate(ratings)
+        ]
+        await asyncio.get_running_loop().run_in_executor(None, self._append, events)
+        for side, score in ratings:
+            self.metrics.rated(side.decision.llm, score, side.decision.quality)
+        return True
+
+    def _append(self, events: Sequence[Mapping[str, Any]]) -> None:
+        for event in events:
+            self.log.append(RATING, event)
+
+    async def _ratings(
+        self, served: Served, candidate: _Side, reference: _Side, spent: _Spent
+    ) -> list[tuple[_Side, float]]:
+        """Qualities on the bandit's scale; empty without a verdict."""
+        judgement = await self._ask_judge(served, candidate.text, reference.text, spent)
+        if judgement.score is None:
+            return []
+        if self.judge.scale == "preference":
+            scores = pair_scores(
+                judgement.score, candidate.decision.quality, reference.decision.quality
+            )
+            return list(zip((candidate, reference), scores, strict=True))
+        ratings = [(candidate, judgement.score)]
+        if self.judge.scale == "absolute":
+            other = await self._ask_judge(served, reference.text, None, spent)
+            if other.score is not None:
+                ratings.append((reference, other.score))
+        return ratings
+
+    async def _ask_judge(
+        self, served: Served, answer: str, reference: str | None, spent: _Spent
+    ) -> Judgement:
+        judgement = await self.judge.judge(served.request.text, answer, reference)
+        spent.tokens += judgement.tokens
+        return judgement
+
+    def _draw_candidate(self, served: Served) -> tuple[str, float]:
+        """An LLM other than the reference, by the router's confidence, and its probability."""
+        names = [name for name in self.targets if name != self._reference]
+        weights = [served.choice.probabilities.get(name, 0.0) for name in names]
+        if sum(weights) <= 0.0:  # the record of a stand-in: its confidence is not known
+            weights = [1.0] * len(names)
+        drawn = self.rng.choices(range(len(names)), weights)[0]
+        return names[drawn], weights[drawn] / sum(weights)
+
+    async def _ask(self, served: Served, llm: str, propensity: float, spent: _Spent) -> _Side:
+        """Another LLM's answer to the same request, sampled alike."""
+        target, request = self.targets[llm], served.request
+        offered = served.retrieved.examples if target.settings.takes_examples else ()
+        prompt, used = target.prompt(request, offered)
+        request_id = uuid.uuid4().hex
+        with self.load.serving(llm):
+            completion = await target.client.generate(
+                f"judge-{request_id}", prompt, request.sampling, None
+            )
+        counts = (completion.num_input_tokens, completion.num_output_tokens)
+        spent.tokens += sum(
+            count if count >= 0 else target.tokens.count(text)
+            for count, text in zip(counts, (prompt, completion.text), strict=True)
+        )
+        choice = replace(self.policy.forced(served.x, llm), propensity=propensity)
+        decision = decision_record(
+            request_id,
+            request,
+            served.retrieved,
+            served.x,
+            choice,
+            used,
+            target.settings.revision,
+        )
+        return _Side(completion.text, decision, asked=True)
+
+
+def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
+    """Whether an answer may be shown to a judge and to other LLMs, and teaches the router.
+
+    Not if the caller forbids to learn from it (``no-store``), has chosen the LLM, or belongs to
+    an excluded tenant; nor if routing failed, since a rating teaches nothing without a context.
+    """
+    request = served.request
+    return (
+        request.store
+        and request.llm == AUTO
+        and request.tenant not in settings.exclude_tenants
+        and bool(served.x.any())
+    )
+
+
+def pair_scores(share: float, candidate: float, reference: float) -> tuple[float, float]:
+    """Ratings of two answers of which one won ``share`` of the comparisons.
+
+    A comparison tells how far the answers are apart and not how good they are. So both ratings
+    lie around the middle of what the router expects, ``share`` - 0.5 apart, which is what the
+    comparison adds to the win rate; both are moved alike where one would leave 0..1. A tie
+    teaches that both are equally good, and ratings by callers of one of the two LLMs only do
+    not tilt the balance.
+
+    Args:
+        share: what the candidate won: 1 all, 0.5 a tie, 0 nothing.
+        candidate, reference: qualities that the router expected.
+    """
+    middle, half = (candidate + reference) / 2.0, (share - 0.5) / 2.0
+    middle = min(1.0 - abs(half), max(abs(half), middle))
+    return middle + half, middle - half

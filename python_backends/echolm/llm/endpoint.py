@@ -1,0 +1,38 @@
+"""One LLM that can answer, with all that calling it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from echolm.llm.client import LLMClient
+from echolm.llm.templates import PromptTemplate
+from echolm.llm.tokens import TokenCounter
+from echolm.primitives import (
+    Request,
+    Selected,
+)
+from echolm.settings import LLMSettings
+
+
+@dataclass(frozen=True)
+class LLMEndpoint:
+    """One LLM that can answer, with all that calling it needs."""
+
+    settings: LLMSettings
+    client: LLMClient
+    template: PromptTemplate
+    tokens: TokenCounter
+
+    def prompt(self, request: Request, examples: Sequence[Selected]) -> tuple[str, list[Selected]]:
+        """The prompt and the examples that are in it: all that fit beside the answer."""
+        kept = list(examples)
+        room = self.settings.context_length - request.sampling.max_tokens
+        while True:
+            text = self.template.render(
+                request.text, [(e.request, e.response) for e in kept], request.system_prompt
+            )
+            # A token is at least one byte, so short prompts need no counting.
+            if not kept or len(text.encode("utf-8")) <= room or self.tokens.count(text) <= room:
+                return text, kept
+            kept.remove(min(kept, key=lambda e: e.utility))

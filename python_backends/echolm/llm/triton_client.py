@@ -1,0 +1,328 @@
+"""An LLM served by Triton, called over gRPC.
+
+The router calls its LLMs over gRPC and not over BLS: in Triton 2.51 a decoupled BLS call
+crashes its process about once in a thousand at sixteen in flight, blocks a thread for each
+generation and cannot be cancelled. A gRPC stream costs the same, is cancelled by dropping
+it, and lets an LLM live on another Triton server (``llms.url``).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from echolm.contracts import Tensor
+from echolm.engines.text import REPLACEMENT, StopWords
+from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
+from echolm.primitives import Completion, OnText, Sampling
+
+Outputs = Mapping[str, bytes]
+"""Raw contents of a response's tensors by name."""
+
+_NUMPY_TYPES: Mapping[str, Any] = {
+    "BOOL": np.bool_,
+    "FP32": np.float32,
+    "INT32": np.int32,
+    "UINT64": np.uint64,
+}
+_TOO_LONG = re.compile(
+    r"max_(seq_len|input_len|num_tokens)|[Mm]aximum (input|sequence|context) length"
+)
+"""In messages of TensorRT-LLM about a prompt that does not fit, whose status is INTERNAL."""
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # gRPC's own back-off grows to two minutes, in which an LLM that is back looks down.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+class Channels:
+    """One gRPC channel per server, opened in the event loop that first asks for it."""
+
+    def __init__(self) -> None:
+        self._stubs: dict[str, Any] = {}
+
+    def stub(self, url: str) -> Any:
+        """The inference service at ``host:port``."""
+        if url not in self._stubs:
+            channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
+            self._stubs[url] = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return self._stubs[url]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's configuration says about how it is called.
+
+    Attributes:
+        decoupled: whether it can answer in pieces.
+        batched: whether its tensors begin with a batch dimension.
+        inputs, outputs: their names.
+    """
+
+    decoupled: bool
+    batched: bool
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+
+
+class TritonLLM:
+    """An LLM served by Triton. A subclass knows the names of one contract's tensors.
+
+    The model's configuration is read once, from the server, since the same contract is served
+    decoupled or not, and releases differ in their optional tensors. A model that is not decoupled
+    cannot stream: it answers in one piece.
+    """
+
+    contract: ClassVar[str]
+    inputs: ClassVar[Mapping[str, Tensor]]
+
+    def __init__(self, channels: Channels, url: str, model: str) -> None:
+        self._channels = channels
+        self._url = url
+        self._model = model
+        self._facts: ModelFacts | None = None
+
+    async def generate(
+        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+    ) -> Completion:
+        try:
+            facts = self._facts = self._facts or await self._ask_facts()
+            streaming = facts.decoupled and on_text is not None
+            values = self._values(prompt, sampling, streaming, facts)
+            answer = self._answer(sampling, facts)
+            call = self._stream if facts.decoupled else self._unary
+            # Leaving this block by an exception, a cancellation included, ends the call, and
+            # with it the generation.
+            async with aclosing(call(self._request(request_id, values, facts))) as responses:
+                async for response in responses:
+                    piece = answer.take(response)
+                    if on_text is not None and piece:
+                        on_text(piece)
+                    if answer.stopped:
+                        break
+        except UnavailableError:
+            self._facts = None  # It may come back as another one.
+            raise
+        rest = answer.end()
+        if on_text is not None and rest:
+            on_text(rest)
+        if not answer.begun:
+            raise UnavailableError(f"{self._model}: ended without an answer")
+        return answer.completion()
+
+    def _values(
+        self, prompt: str, sampling: Sampling, streaming: bool, facts: ModelFacts
+    ) -> dict[str, Sequence[Any]]:
+        """The elements of each input by name."""
+        raise NotImplementedError
+
+    def _answer(self, sampling: Sampling, facts: ModelFacts) -> Answer:
+        """What gathers the responses."""
+        raise NotImplementedError
+
+    async def _ask_facts(self) -> ModelFacts:
+        """Read the model's configuration.
+
+        Raises:
+            UnavailableError: the server does not answer, or the model has another contract.
+        """
+        request = service_pb2.ModelConfigRequest(name=self._model)
+        try:
+            config = (await self._channels.stub(self._url).ModelConfig(request)).config
+        except grpc.RpcError as error:
+            raise _error(self._model, error) from error
+        facts = ModelFacts(
+            decoupled=config.model_transaction_policy.decoupled,
+            batched=config.max_batch_size > 0,
+            inputs=frozenset(tensor.name for tensor in config.input),
+            outputs=frozenset(tensor.name for tensor in config.output),
+        )
+        missing = {name for name, t in self.inputs.items() if not t.optional} - facts.inputs
+        if missing:
+            raise UnavailableError(
+                f"{self._model}: expected the inputs of contract {self.contract}, got no "
+                f"{', '.join(sorted(missing))}; correct llms.contract in the configuration"
+            )
+        return facts
+
+    def _request(
+        self, request_id: str, values: Mapping[str, Sequence[Any]], facts: ModelFacts
+    ) -> service_pb2.ModelInferRequest:
+        request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
+        batch = [1] if facts.batched else []
+        for name, value in values.items():
+            if name in facts.inputs:
+                datatype = self.inputs[name].datatype
+                request.inputs.add(name=name, datatype=datatype, shape=[*batch, len(value)])
+                request.raw_input_contents.append(_raw(datatype, value))
+        return request
+
+    async def _stream(
+        self, request: service_pb2.ModelInferRequest
+    ) -> AsyncGenerator[Outputs, None]:
+        call = self._channels.stub(self._url).ModelStreamInfer(_once(request))
+        try:
+            async for message in call:
+                if message.error_message:
+                    raise stream_error(self._model, message.error_message)
+                yield _outputs(message.infer_response)
+        except grpc.RpcError as error:
+            raise _error(self._model, error) from error
+        finally:
+            if not call.done():
+                call.cancel()
+
+    async def _unary(self, request: service_pb2.ModelInferRequest) -> AsyncGenerator[Outputs, None]:
+        call = self._channels.stub(self._url).ModelInfer(request)
+        try:
+            yield _outputs(await call)
+        except grpc.RpcError as error:
+            raise _error(self._model, error) from error
+        finally:
+            if not call.done():
+                call.cancel()
+
+
+class Answer:
+    """An answer as it comes, in pieces or as all of the text so far.
+
+    Attributes:
+        begun: whether there was anything.
+        stopped: whether a stop word was found, after which nothing is wanted.
+    """
+
+    def __init__(self, max_tokens: int, stop: Sequence[str], cumulative: bool) -> None:
+        """
+        Args:
+            stop: words to cut at; those that the server cuts at need not be here.
+            cumulative: whether each response has the whole text so far.
+        """
+        self._max_tokens = max_tokens
+        self._stop = StopWords(stop)
+        self._cumulative = cumulative
+        self._whole = ""
+        self._pieces: list[str] = []
+        self.begun = False
+        self.finish_reason = ""
+        self.num_input_tokens = -1
+        self.num_output_tokens = -1
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.matched is not None
+
+    def take(self, outputs: Outputs) -> str:
+        """The new text of a response; empty for the one that closes the stream."""
+        if "text_output" not in outputs:
+            return ""
+        self.begun = True
+        self._note(outputs)
+        text = read_text(outputs["text_output"])
+        if self._cumulative:
+            # An incomplete character becomes a whole one with the next token.
+            given, self._whole = len(self._whole.rstrip(REPLACEMENT)), text
+            text = text.rstrip(REPLACEMENT)[given:]
+        return self._push(self._stop.push(text))
+
+    def _note(self, outputs: Outputs) -> None:
+        raise NotImplementedError
+
+    def end(self) -> str:
+        """The text that was held back, when no more comes."""
+        if self.stopped:
+            self.finish_reason = "stop"
+            return ""
+        rest = ""
+        if self._cumulative:
+            rest = self._whole[len(self._whole.rstrip(REPLACEMENT)) :]
+        return self._push(self._stop.push(rest) + self._stop.flush())
+
+    def _push(self, text: str) -> str:
+        self._pieces.append(text)
+        return text
+
+    def completion(self) -> Completion:
+        return Completion(
+            "".join(self._pieces),
+            self.finish_reason,
+            self.num_input_tokens,
+            self.num_output_tokens,
+        )
+
+
+def sampled(sampling: Sampling) -> dict[str, Any]:
+    """Temperature and the like, of which TensorRT-LLM's engines take only what makes sense."""
+    if sampling.temperature == 0:
+        greedy: dict[str, Any] = {"top_k": 1}
+        return greedy if sampling.seed is None else {**greedy, "seed": sampling.seed}
+    # Their seed is a fixed one unless it is given.
+    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+    given = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+    return {**given, "top_k": sampling.top_k} if sampling.top_k else given
+
+
+async def _once(request: service_pb2.ModelInferRequest) -> Any:
+    yield request
+
+
+def _raw(datatype: str, values: Sequence[Any]) -> bytes:
+    """Elements as Triton wants them: little-endian, text with its length in front."""
+    if datatype == "BYTES":
+        encoded = [value.encode("utf-8") for value in values]
+        return b"".join(len(part).to_bytes(4, "little") + part for part in encoded)
+    return np.asarray(values, dtype=_NUMPY_TYPES[datatype]).tobytes()
+
+
+def _outputs(response: service_pb2.ModelInferResponse) -> Outputs:
+    return {
+        output.name: raw
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+
+
+def read_text(raw: bytes) -> str:
+    """The first element of a BYTES tensor; empty if it has none."""
+    size = int.from_bytes(raw[:4], "little")
+    return raw[4 : 4 + size].decode("utf-8", "replace")
+
+
+def read_int(raw: bytes) -> int:
+    """The first element of an INT32 tensor."""
+    return int.from_bytes(raw[:4], "little", signed=True)
+
+
+def stream_error(model: str, message: str) -> Exception:
+    """The error that a stream's message tells of.
+
+    Triton gives streamed errors no status, unless asked for by the ``triton_grpc_error`` header,
+    with which a failing request can crash the whole server (Triton 2.51). EchoLM's own messages
+    say what was expected, so they are known by that.
+    """
+    if ": expected " in message:
+        return (ContextLengthError if "context" in message else InvalidRequestError)(message)
+    if _TOO_LONG.search(message):
+        return ContextLengthError(f"{model}: {message}")
+    return UnavailableError(f"{model}: {message}")
+
+
+def _error(model: str, error: grpc.RpcError) -> Exception:
+    details = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        kind = ContextLengthError if "context" in details else InvalidRequestError
+        return kind(details)
+    if _TOO_LONG.search(details):
+        return ContextLengthError(f"{model}: {details}")
+    if error.code() is grpc.StatusCode.CANCELLED:
+        return UnavailableError(f"{model}: generation was cancelled by the server")
+    return UnavailableError(f"{model}: {details}")

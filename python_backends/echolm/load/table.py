@@ -1,0 +1,331 @@
+"""The load of all router processes of a machine, on one small shared-memory file.
+
+Layout, in units of 8 bytes, native byte order::
+
+    header   16 bytes mark and version, 32 bytes SHA-256 of the layout, 16 bytes of nothing
+    row 0    sequence, then per LLM: in flight (i64), average (f64), at (f64); up to 64 bytes more
+    row 1    …
+
+A row belongs to the process that holds an exclusive lock on the row's bytes in the file. The
+kernel takes the lock back when the process ends, however it ends, so the row of a process that
+was killed counts no longer, and another process may take it. Only the owner writes a row.
+
+The locks are open-file-description locks (Linux 3.15): unlike classic POSIX locks they do not
+vanish when some other descriptor of the file is closed, and two boards in one process respect
+each other. The file must be on a local file system: memory is not shared across machines.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import mmap
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from echolm.load.tracker import Count, LoadTracker
+
+logger = logging.getLogger("echolm")
+
+ROWS = 64
+"""Router processes that one board has room for."""
+
+_MARK = b"EchoLM load 1\0\0\0"
+_HEADER_BYTES = 64
+_CACHE_LINE = 64
+_LIVENESS_S = 0.5
+_REJOIN_S = 10.0
+_HEADER_WAIT_S = 1.0
+_READ_ATTEMPTS = 4
+_FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, process
+
+
+class _UnusableError(Exception):
+    """The board cannot be used now; says why."""
+
+
+class _File:
+    """An open board of which this process owns one row.
+
+    Raises:
+        OSError: the file cannot be made, read or written.
+        _UnusableError: it is full, or in use for other LLMs.
+    """
+
+    def __init__(self, path: Path, llms: Sequence[str], rows: int) -> None:
+        self._num_llms, self._rows = len(llms), rows
+        raw = 8 * (1 + 3 * self._num_llms)
+        self._row_bytes = -(-raw // _CACHE_LINE) * _CACHE_LINE
+        self._size = _HEADER_BYTES + rows * self._row_bytes
+        layout = json.dumps([list(llms), rows, self._row_bytes]).encode()
+        self._header = _MARK + hashlib.sha256(layout).digest()
+        self._path = path
+        self._fd = self._open()
+        try:
+            self._row = self._take_row()
+            self._map = mmap.mmap(self._fd, self._size)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._bytes = memoryview(self._map)
+        # Aligned elements of 8 bytes: each is stored in one piece.
+        self._ints, self._floats = self._bytes.cast("q"), self._bytes.cast("d")
+        start = self._base(self._row)
+        for index in range(start, start + self._row_bytes // 8):
+            self._ints[index] = 0  # what a dead owner has left
+        self._lock(fcntl.F_UNLCK, 0, _HEADER_BYTES)
+        self._last: dict[int, list[Count]] = {}
+
+    def _open(self) -> int:
+        """A descriptor of a valid file, with the header locked."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + _HEADER_WAIT_S
+        while True:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                while not self._lock(fcntl.F_WRLCK, 0, _HEADER_BYTES):
+                    if time.monotonic() > deadline:
+                        raise _UnusableError("another process does not finish opening it")
+                    time.sleep(0.005)
+                if self.is_current and self._valid():
+                    return self._fd
+            except BaseException:
+                os.close(self._fd)
+                raise
+            os.close(self._fd)
+            if time.monotonic() > deadline:
+                raise _UnusableError("it is replaced again and again")
+
+    def _valid(self) -> bool:
+        """Whether the file can be used; one of another layout, or damaged, is taken away."""
+        size = os.fstat(self._fd).st_size
+        if size >= self._size and os.pread(self._fd, len(self._header), 0) == self._header:
+            return True
+        if size == 0:
+            # Real blocks: a hole in a mapped file is a crash (SIGBUS) once the disk is full.
+            os.posix_fallocate(self._fd, 0, self._size)
+            os.pwrite(self._fd, self._header, 0)
+            return True
+        if self._locked_elsewhere(_HEADER_BYTES, 0):
+            raise _UnusableError("routers of another configuration are using it")
+        # Never rewritten in place: some process may still have it mapped.
+        os.unlink(self._path)
+        return False
+
+    def _take_row(self) -> int:
+        for row in range(self._rows):
+            if self._lock(fcntl.F_WRLCK, self._offset(row), self._row_bytes):
+                return row
+        raise _UnusableError(f"all {self._rows} rows are taken")
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the path still names this file."""
+        try:
+            named, own = os.stat(self._path), os.fstat(self._fd)
+        except OSError:
+            return False
+        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+
+    def write(self, llm: int, count: Count) -> None:
+        """Publish one LLM's count in the own row. Not for several threads at once."""
+        start = self._base(self._row)
+        index = start + 1 + 3 * llm
+        # Odd while a write is going on, so that nobody takes halves of two counts for one.
+        self._ints[start] += 1
+        self._ints[index] = count.in_flight
+        self._floats[index + 1] = count.average
+        self._floats[index + 2] = count.at
+        self._ints[start] += 1
+
+    def read(self, row: int) -> list[Count]:
+        """The counts of a row, by LLM."""
+        start = self._base(row)
+        counts = self._last.get(row, [])
+        for _ in range(_READ_ATTEMPTS):
+            sequence = self._ints[start]
+            ints = self._ints[start + 1 : start + 1 + 3 * self._num_llms].tolist()
+            floats = self._floats[start + 1 : start + 1 + 3 * self._num_llms].tolist()
+            if sequence % 2 == 0 and sequence == self._ints[start]:
+                counts = [
+                    Count(ints[i], floats[i + 1], floats[i + 2]) for i in range(0, len(ints), 3)
+                ]
+                break
+        # Else the owner was stopped inside a write: what was read last is near enough.
+        self._last[row] = counts
+        return counts
+
+    def live_rows(self) -> list[int]:
+        """Rows that other processes own."""
+        return [
+            row
+            for row in range(self._rows)
+            # A row that was never written needs no system call.
+            if row != self._row
+            and self._ints[self._base(row)]
+            and self._locked_elsewhere(self._offset(row), self._row_bytes)
+        ]
+
+    def close(self) -> None:
+        """Give the row back."""
+        # The mapping keeps the open file, and so the lock, until it is gone: unlock first.
+        self._lock(fcntl.F_UNLCK, self._offset(self._row), self._row_bytes)
+        for view in (self._ints, self._floats, self._bytes):
+            view.release()
+        self._map.close()
+        os.close(self._fd)
+
+    def _offset(self, row: int) -> int:
+        return _HEADER_BYTES + row * self._row_bytes
+
+    def _base(self, row: int) -> int:
+        return self._offset(row) // 8
+
+    def _lock(self, kind: int, start: int, length: int) -> bool:
+        """Lock or unlock bytes; False if another holds them."""
+        try:
+            fcntl.fcntl(
+                self._fd,
+                fcntl.F_OFD_SETLK,
+                struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0),
+            )
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def _locked_elsewhere(self, start: int, length: int) -> bool:
+        request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, request)
+        return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+class LoadTable:
+    """The load of all routers on this machine: a :class:`echolm.load.tracker.ServingLoad`.
+
+    The sum of this process' own counts and of the rows of all other live processes. A process
+    that dies counts for half a second more. Where the board cannot be used (no permission, no
+    space, no free row, other LLMs) the load is this process' own, :attr:`degraded` says why, and
+    joining is tried again every ten seconds. For several threads.
+
+    Args:
+        path: the file; made where it is missing.
+        llms: names of all LLMs, in the same order in every process.
+        half_life_s: time after which an old load counts half.
+        clock: seconds, the same for all processes of the machine.
+        rows: processes that the board has room for; the same in every process.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        llms: Sequence[str],
+        half_life_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        rows: int = ROWS,
+    ) -> None:
+        self.own = LoadTracker(half_life_s, clock)
+        self._path = path
+        self._index = {llm: index for index, llm in enumerate(llms)}
+        self._half_life_s = half_life_s
+        self._clock = clock
+        self._rows = rows
+        self._lock = threading.Lock()
+        self._file: _File | None = None
+        self._live: list[int] = []
+        self._checked_at = -math.inf
+        self._joined_at = -math.inf
+        self._degraded = self._reported = ""
+        with self._lock:
+            self._refresh()
+
+    @property
+    def degraded(self) -> str:
+        """Why other routers' load is not seen; empty if it is."""
+        return self._degraded
+
+    @contextmanager
+    def serving(self, llm: str) -> Iterator[None]:
+        """Count one request to the LLM for the duration of the block."""
+        self._change(llm, +1)
+        try:
+            yield
+        finally:
+            self._change(llm, -1)
+
+    def _change(self, llm: str, step: int) -> None:
+        with self._lock:
+            count = self.own.change(llm, step)
+            if self._file is not None:
+                self._file.write(self._index[llm], count)
+
+    def in_flight(self, llm: str) -> int:
+        """Requests that the LLM is serving now."""
+        return self.own.in_flight(llm) + sum(c.in_flight for c in self._others(llm))
+
+    def load(self, llm: str) -> float:
+        """Smoothed number of requests in flight."""
+        now = self._clock()
+        others = sum(c.smoothed(now, self._half_life_s) for c in self._others(llm))
+        return self.own.load(llm) + others
+
+    def close(self) -> None:
+        """Give the row back; the load is this process' own from now on."""
+        with self._lock:
+            self._leave("closed")
+            self._joined_at = math.inf
+
+    def _others(self, llm: str) -> list[Count]:
+        index = self._index[llm]
+        with self._lock:
+            self._refresh()
+            if self._file is None:
+                return []
+            rows = [self._file.read(row) for row in self._live]
+        return [counts[index] for counts in rows if counts]
+
+    def _refresh(self) -> None:
+        """See which rows are live, and join a board if there is none or it was replaced."""
+        now = self._clock()
+        if now - self._joined_at >= _REJOIN_S:
+            self._joined_at = now
+            if self._file is None or not self._file.is_current:
+                self._join()
+        if self._file is not None and now - self._checked_at >= _LIVENESS_S:
+            self._checked_at = now
+            self._live = self._file.live_rows()
+
+    def _join(self) -> None:
+        self._leave("being opened again")
+        try:
+            self._file = _File(self._path, list(self._index), self._rows)
+        except (OSError, _UnusableError) as error:
+            reason = str(error)
+            # Once, and again only for another reason.
+            if reason != self._reported:
+                logger.warning(
+                    "load board %s: %s; this router sees only its own load", self._path, reason
+                )
+            self._reported = self._degraded = reason
+            return
+        if self._reported:
+            logger.info("load board %s: joined", self._path)
+        self._reported = self._degraded = ""
+        for llm, index in self._index.items():
+            self._file.write(index, self.own.count(llm))
+        self._checked_at = -math.inf
+
+    def _leave(self, reason: str) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._live, self._degraded = None, [], reason

@@ -1,0 +1,113 @@
+"""The examples of all retrievers' prompts on this machine, in one file that each appends to.
+
+A record is as long as any other, in numbers of 8 bytes, native byte order: who wrote it, how many
+examples there are, and their ids in the order of the prompt. Linux appends a write as a whole, so
+no lock is needed. When the file is full, the first who notices starts it anew; what somebody else
+has not read by then is lost to him, and so is all until then if a writer is killed in the middle
+of a long record: prompts share less for a time, and nothing else happens.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from echolm.contracts import MAX_EXAMPLES
+
+logger = logging.getLogger("echolm")
+
+_RECORD = 2 + MAX_EXAMPLES
+_RECORD_BYTES = 8 * _RECORD
+RECORDS = 16_384
+"""After which the file starts anew."""
+_WRITE_S = 0.05
+"""By when a write that was seen half done has ended."""
+
+
+class SharedPrefixIndex:
+    """What this process writes and the others have written.
+
+    Where the file cannot be used, nothing is shared, which a warning says once.
+
+    Args:
+        path: the file, on a local file system; made where it is missing.
+        records: after which it starts anew.
+    """
+
+    def __init__(self, path: Path, records: int = RECORDS) -> None:
+        self._path = path
+        self._limit = records * _RECORD_BYTES
+        self._own = secrets.randbits(62)
+        self._fd = -1
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._fd = os.open(path, flags, 0o600)
+            # What stands there was in prompts of an engine that may have been restarted since.
+            self._position = self._whole_size()
+        except OSError as error:
+            self._give_up(error)
+
+    def append(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Tell the others which examples stand in these prompts, at most MAX_EXAMPLES in each."""
+        if self._fd < 0 or not prompts:
+            return
+        records = np.zeros((len(prompts), _RECORD), dtype=np.int64)
+        for record, ids in zip(records, prompts, strict=True):
+            record[0], record[1] = self._own, len(ids)
+            record[2 : 2 + len(ids)] = ids
+        try:
+            if os.write(self._fd, records.tobytes()) != records.nbytes:
+                os.ftruncate(self._fd, 0)  # a part of a record would misplace all after it
+        except OSError as error:
+            self._give_up(error)
+
+    def news(self) -> list[tuple[int, ...]]:
+        """The examples of each prompt that the others have written of since the last call."""
+        if self._fd < 0:
+            return []
+        try:
+            size = self._size()
+            if size < self._position:
+                self._position = 0
+            raw = os.pread(self._fd, size - self._position, self._position)
+            # The last one may be in the middle of being written.
+            whole = len(raw) - len(raw) % _RECORD_BYTES
+            self._position += whole
+            if self._position >= self._limit:
+                os.ftruncate(self._fd, 0)
+        except OSError as error:
+            self._give_up(error)
+            return []
+        records = np.frombuffer(raw[:whole], dtype=np.int64).reshape(-1, _RECORD)
+        others = records[records[:, 0] != self._own]
+        return [tuple(ids[:n]) for _, n, *ids in others.tolist() if 0 < n <= MAX_EXAMPLES]
+
+    def close(self) -> None:
+        """Share nothing from now on."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _whole_size(self) -> int:
+        """The size, when nobody is writing; a file that ends with a part of a record is emptied."""
+        size = self._size()
+        if size % _RECORD_BYTES:
+            time.sleep(_WRITE_S)
+            if self._size() == size:
+                os.ftruncate(self._fd, 0)
+                return 0
+        return size - size % _RECORD_BYTES
+
+    def _size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def _give_up(self, error: OSError) -> None:
+        self.close()
+        logger.warning("%s: %s; prompts of other retrievers are not seen", self._path, error)

@@ -1,0 +1,258 @@
+"""Which of the found examples go into the prompt, and in which order.
+
+Stage 2 of the paper's Example Selector (§4.1): score every candidate's usefulness, keep the
+best diverse and within a token budget, drop those that are not worth their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.contracts import MAX_BATCH_SIZE
+from echolm.learning.learner import Learnable
+from echolm.llm.tokens import TokenCounter
+from echolm.primitives import Candidate, Selected
+from echolm.retrieval.diversity import MarginalRelevance, ScoredSet
+from echolm.retrieval.features import ExampleTexts, FeatureBatch, featurize
+from echolm.retrieval.prefix import Prefix, WarmPrefixes
+from echolm.retrieval.prefix_index import SharedPrefixIndex
+from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
+from echolm.retrieval.threshold import GRID, AdaptiveThreshold
+from echolm.retrieval.utility import LearnedUtility, UtilityModel
+from echolm.settings import RetrievalSettings
+
+_TEXTS = 16_384  # examples whose features are kept
+_ROUNDING = 1e-6  # of sums of the same numbers in another order
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen for a request.
+
+    Attributes:
+        examples: in prompt order.
+        record: what a rating needs to know of it; None if there was nothing to choose from.
+        help_probability: probability that any of the good examples that were found, chosen or not,
+            would             do for the request, were each of use by itself (noisy OR of their utilities).
+    """
+
+    examples: tuple[Selected, ...] = ()
+    record: SelectionRecord | None = None
+    help_probability: float = 0.0
+
+
+class _Chosen(NamedTuple):
+    """The columns of a row's examples in the order of the prompt; the rest as in the record."""
+
+    columns: list[int]
+    dropped: int
+    draw: ThresholdDraw | None
+
+
+class ExampleSelector:
+    """Chooses examples by utility, redundancy, token budget and threshold.
+
+    Args:
+        settings: limits, and which parts are in use.
+        utility: scores the candidates.
+        threshold: which utility is enough.
+        tokens: counts tokens of the LLM that will read the examples.
+        rng: draws which example is left out and which threshold is tried.
+        board: what other processes put into prompts for the same engines.
+    """
+
+    def __init__(
+        self,
+        settings: RetrievalSettings,
+        utility: UtilityModel,
+        threshold: AdaptiveThreshold,
+        tokens: TokenCounter,
+        rng: np.random.Generator,
+        board: SharedPrefixIndex | None = None,
+    ) -> None:
+        self._settings = settings
+        self.utility = utility
+        self.threshold = threshold
+        self._texts = ExampleTexts(tokens, max(_TEXTS, MAX_BATCH_SIZE * settings.top_n))
+        self._warm = WarmPrefixes(board)
+        self._rng = rng
+
+    @property
+    def least_utility(self) -> float:
+        """The threshold now."""
+        if self._settings.adaptive_threshold:
+            return self.threshold.value
+        return self._settings.threshold
+
+    @property
+    def learnables(self) -> list[Learnable]:
+        """Those parts that learn from ratings."""
+        learning: list[Learnable] = []
+        if isinstance(self.utility, LearnedUtility):
+            learning.append(self.utility)
+        if self._settings.adaptive_threshold:
+            learning.append(self.threshold)
+        return learning
+
+    def select(
+        self, requests: Sequence[str], candidates: Sequence[Sequence[Candidate]]
+    ) -> list[Selection]:
+        """Choose 0 to ``max_examples`` for each request of a batch.
+
+        Args:
+            candidates: for each request what the store found, most similar first.
+        """
+        batch = featurize(requests, candidates, self._texts, self._settings.min_similarity)
+        if not batch.valid.any():
+            return [Selection() for _ in requests]
+        utilities = self.utility.score(batch)
+        best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
+        strong = batch.valid & (utilities >= best * self._settings.relative_similarity)
+        help_probabilities = 1.0 - np.where(strong, 1.0 - np.minimum(utilities, 1.0), 1.0).prod(
+            axis=1
+        )
+        self._warm.catch_up()
+        picked = self._pick(batch, utilities, strong)
+        chosen = [
+            self._choose(batch.candidates[k], worth, picks)
+            for k, (worth, picks) in enumerate(zip(utilities.tolist(), picked, strict=True))
+        ]
+        self._warm.tell()
+        return self._conclude(batch, utilities, help_probabilities, chosen)
+
+    def _pick(
+        self, batch: FeatureBatch, utilities: NDArray[np.float32], strong: NDArray[np.bool_]
+    ) -> list[list[int]]:
+        """Columns of the best set for each row, or of a warm one that is nearly as good."""
+        settings = self._settings
+        worths = (1 - settings.diversity) * utilities
+        ranked = np.argsort(-worths, axis=1, kind="stable").tolist()
+        columns = zip(worths.tolist(), strong.tolist(), ranked, strict=True)
+        picked = []
+        for row, (worth, may, order) in enumerate(columns):
+            sets = MarginalRelevance(
+                {k: worth[k] for k in order if may[k]},
+                settings.diversity * batch.redundancy(row) if settings.diversity else None,
+                self._tokens_of(batch.slots[row].tolist()),
+                settings.max_examples,
+                settings.max_example_tokens,
+            )
+            best = sets.completed()
+            if settings.order == "prefix" and best.columns:
+                picked.append(self._warmest(sets, best, batch.ids[row].tolist()))
+            else:
+                picked.append(best.columns)
+        return picked
+
+    def _tokens_of(self, slots: Sequence[int]) -> Callable[[int], int]:
+        return lambda column: self._texts.num_tokens(slots[column])
+
+    def _warmest(self, sets: MarginalRelevance, best: ScoredSet, ids: Sequence[int]) -> list[int]:
+        """Columns of the set that shares most with earlier prompts, if it is nearly the best one.
+
+        Args:
+            ids: of all columns.
+        """
+        settings, worth = self._settings, sets.worth
+        given_up = len(best.columns) * settings.warm_tolerance + _ROUNDING
+        threshold = (1 - settings.diversity) * self.least_utility
+
+        def above(columns: Sequence[int]) -> int:
+            return sum(worth[k] >= threshold for k in columns)
+
+        # Others can hardly be in a set that is good enough.
+        columns = {ids[k]: k for k in worth if worth[k] >= best.least - given_up}
+        kept = above(best.columns)
+        found: dict[Prefix, list[int]] = {(): best.columns}
+
+        def nearly_as_good(start: Prefix) -> bool:
+            chosen = [columns[i] for i in start]
+            if set(chosen) <= set(best.columns):  # whose value depends on the order
+                found[start] = best.columns
+                return True
+            other = sets.completed(chosen)
+            good = (
+                other.columns[: len(chosen)] == chosen
+                and len(other.columns) >= len(best.columns)
+                and other.value >= best.value - given_up
+                # Else the threshold would drop what stands in for a better one.
+                and above(other.columns) >= kept
+            )
+            if good:
+                found[start] = other.columns
+            return good
+
+        return found[self._warm.longest(list(columns), nearly_as_good)]
+
+    def _choose(
+        self, candidates: Sequence[Candidate], utilities: list[float], picks: list[int]
+    ) -> _Chosen | None:
+        """Drop what is under the threshold, leave one out now and then, and put in order."""
+        if not picks:
+            return None
+        settings = self._settings
+        worth = {k: utilities[k] for k in picks}
+        least, draw = settings.threshold, None
+        if settings.adaptive_threshold:
+            drawn = self.threshold.draw(self._rng)
+            least, draw = GRID[drawn], self.threshold.stands_for(drawn, list(worth.values()))
+        found = {k: candidates[k] for k, u in worth.items() if u >= least}
+        dropped = NONE
+        if len(found) > 1 and self._rng.random() < settings.leave_one_out:
+            dropped = found.pop(list(found)[int(self._rng.integers(len(found)))]).id
+            draw = None  # this set is no threshold's
+        return _Chosen(self._ordered(found), dropped, draw)
+
+    def _conclude(
+        self,
+        batch: FeatureBatch,
+        utilities: NDArray[np.float32],
+        help_probabilities: NDArray[np.float32],
+        chosen: Sequence[_Chosen | None],
+    ) -> list[Selection]:
+        """All selections, from arrays that are read once for the whole batch."""
+        rows = [row for row, one in enumerate(chosen) if one for _ in one.columns]
+        columns = [column for one in chosen if one for column in one.columns]
+        features = batch.example[rows, columns]
+        worth = utilities[rows, columns].tolist()
+        tokens = [self._texts.num_tokens(slot) for slot in batch.slots[rows, columns].tolist()]
+        selections = []
+        end = 0
+        for row, (one, help_probability) in enumerate(
+            zip(chosen, help_probabilities.tolist(), strict=True)
+        ):
+            if one is None:
+                selections.append(Selection())
+                continue
+            candidates = batch.candidates[row]
+            start, end = end, end + len(one.columns)
+            found = [candidates[column] for column in one.columns]
+            record = SelectionRecord(
+                batch.request[row],
+                tuple([c.id for c in found]),
+                features[start:end],
+                tuple(tokens[start:end]),
+                one.dropped,
+                one.draw,
+            )
+            examples = [
+                Selected(c.id, c.request, c.response, c.similarity, u)
+                for c, u in zip(found, worth[start:end], strict=True)
+            ]
+            selections.append(Selection(tuple(examples), record, help_probability))
+        return selections
+
+    def _ordered(self, found: dict[int, Candidate]) -> list[int]:
+        """The columns in the order of the prompt."""
+        if self._settings.order == "similarity":
+            # The most similar stands next to the request.
+            return sorted(found, key=lambda k: (found[k].similarity, -k))
+        by_id = {c.id: k for k, c in found.items()}
+        order = self._warm.arrange(list(by_id))
+        self._warm.use(order)
+        return [by_id[i] for i in order]

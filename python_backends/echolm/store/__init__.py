@@ -1,0 +1,1 @@
+"""Where examples live."""

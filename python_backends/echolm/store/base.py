@@ -1,0 +1,163 @@
+"""The interface to stored examples, and the in-memory fake for unit tests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.primitives import Candidate
+
+MAX_TEXT_BYTES = 65_535
+"""Longest request or response that a store takes, in bytes of UTF-8 (Milvus' VARCHAR)."""
+
+NEVER = 2**62
+"""``expires_at_ms`` of an example that does not expire."""
+
+FRESH_VALUE = 0.5
+"""Offloads that a new example is credited with, if no other serves its request."""
+
+
+def scope_key(tenant: str, system_prompt: str) -> int:
+    """The key under which examples may be shared: same tenant, same system prompt.
+
+    A 63-bit hash, so that Milvus filters by comparing integers.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (tenant, system_prompt):
+        data = part.encode("utf-8")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return int.from_bytes(digest.digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One stored interaction.
+
+    Attributes:
+        scope: :func:`scope_key` of tenant and system prompt.
+        quality: rating of the response, 0..1.
+        uses: how often it was put into a prompt.
+        value: offloads that it was credited with when it was stored; a new one needs some, or it
+            would be the first to go.
+        replays: how often its response was regenerated.
+        created_at_ms, updated_at_ms, expires_at_ms: milliseconds since the epoch.
+    """
+
+    id: int
+    request: str
+    response: str
+    tenant: str
+    scope: int
+    source_llm: str
+    quality: float
+    created_at_ms: int
+    updated_at_ms: int
+    expires_at_ms: int = NEVER
+    uses: int = 0
+    value: float = FRESH_VALUE
+    replays: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the plain text: the example's weight in the store's budget."""
+        return len(self.request.encode("utf-8")) + len(self.response.encode("utf-8"))
+
+
+@dataclass(frozen=True)
+class Query:
+    """One row of a search: whose examples may be found.
+
+    Attributes:
+        scope: :func:`scope_key` of tenant and system prompt.
+    """
+
+    tenant: str
+    scope: int
+
+    @classmethod
+    def of(cls, tenant: str, system_prompt: str) -> Query:
+        """What a request of a tenant under a system prompt may see."""
+        return cls(tenant, scope_key(tenant, system_prompt))
+
+
+Stored = tuple[Example, NDArray[np.float32]]
+"""An example and its embedding, FP32 [D]."""
+
+
+class ExampleStore(Protocol):
+    """Where examples live. Safe for use by several threads."""
+
+    def search(
+        self,
+        embeddings: NDArray[np.float32],
+        queries: Sequence[Query],
+        top_n: int,
+        now_ms: int,
+        fresh: bool = False,
+    ) -> list[list[Candidate]]:
+        """The nearest examples of each row that its query may see, most similar first.
+
+        Args:
+            embeddings: FP32 [n, D], unit length.
+            fresh: waits until all that was written before can be found, which requests do not.
+
+        Raises:
+            UnavailableError: the store does not answer in time.
+        """
+        ...
+
+    def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
+        """Write examples with their embeddings FP32 [n, D]; UnavailableError if it fails."""
+        ...
+
+    def delete(self, ids: Iterable[int]) -> None:
+        """Remove examples; unknown ids are ignored."""
+        ...
+
+    def count(self) -> int:
+        """Number of stored examples."""
+        ...
+
+    def get(self, ids: Sequence[int]) -> list[Stored]:
+        """Those of the examples that are there, in any order."""
+        ...
+
+    def present(self, ids: Sequence[int]) -> set[int]:
+        """Ids of those that are there; cheaper than :meth:`get`."""
+        ...
+
+    def scan(
+        self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
+    ) -> Iterator[list[Stored]]:
+        """All examples, or those of a tenant, ascending by id, some at a time.
+
+        Args:
+            embeddings: False leaves them out, which is much faster; they are empty then.
+        """
+        ...
+
+
+_BACKGROUND_ROWS = 8
+
+
+def search_in_background(
+    store: ExampleStore,
+    embeddings: NDArray[np.float32],
+    queries: Sequence[Query],
+    top_n: int,
+    now_ms: int,
+) -> list[list[Candidate]]:
+    """A fresh search of any number of rows, some at a time, so that requests wait for few.
+
+    Milvus Lite serves one search after the other; many rows take as long as they do by parts.
+    """
+    found: list[list[Candidate]] = []
+    for start in range(0, len(queries), _BACKGROUND_ROWS):
+        rows = slice(start, start + _BACKGROUND_ROWS)
+        found += store.search(embeddings[rows], queries[rows], top_n, now_ms, fresh=True)
+    return found

@@ -1,0 +1,1 @@
+"""Fakes of EchoLM's own interfaces, for unit tests and simulations."""

@@ -1,0 +1,30 @@
+"""A judge without an LLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from echolm.judges.base import Judgement, Scale
+
+
+@dataclass
+class FakeJudge:
+    """A judge that gives each answer the score it is told, or fails.
+
+    Attributes:
+        scores: by answer; any other answer has no verdict.
+        asked: what was judged: (request, answer, reference).
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    scale: Scale = "absolute"
+    kind: str = "fake"
+    tokens: int = 5
+    error: Exception | None = None
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    async def judge(self, request: str, answer: str, reference: str | None) -> Judgement:
+        self.asked.append((request, answer, reference))
+        if self.error is not None:
+            raise self.error
+        return Judgement(self.scores.get(answer), self.tokens, 0.5)

@@ -1,0 +1,49 @@
+"""LLM clients without an LLM."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from echolm.errors import UnavailableError
+from echolm.primitives import Completion, OnText, Sampling
+
+
+@dataclass
+class FakeLLM:
+    """An LLM for unit tests: answers with ``reply(prompt)`` after ``delay_s``, or fails.
+
+    Attributes:
+        fail_after: pieces it streams before ``error`` is raised; None never fails.
+    """
+
+    reply: Callable[[str], str] = lambda prompt: "ok"
+    delay_s: float = 0.0
+    error: Exception | None = None
+    fail_after: int = 0
+    finish_reason: str = "stop"
+    prompts: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+    async def generate(
+        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+    ) -> Completion:
+        self.prompts.append(prompt)
+        try:
+            await asyncio.sleep(self.delay_s)
+            words = self.reply(prompt).split(" ")
+            for i, word in enumerate(words):
+                if self.error is not None and i >= self.fail_after:
+                    raise self.error
+                if on_text is not None:
+                    on_text(word if i == 0 else f" {word}")
+        except asyncio.CancelledError:
+            self.cancelled.append(request_id)
+            raise
+        return Completion(" ".join(words), self.finish_reason, len(prompt.split()), len(words))
+
+
+def failing_llm(message: str = "LLM is down") -> FakeLLM:
+    """A FakeLLM that is unavailable."""
+    return FakeLLM(error=UnavailableError(message))

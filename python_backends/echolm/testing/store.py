@@ -1,0 +1,77 @@
+"""An in-memory example store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.primitives import Candidate
+from echolm.store.base import Example, Query, Stored
+
+
+class InMemoryStore:
+    """An exact ExampleStore in a dictionary, for unit tests."""
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
+        self.rows: dict[int, tuple[Example, NDArray[np.float32]]] = {}
+        self.error: Exception | None = None
+        self._lock = threading.Lock()
+
+    def search(
+        self,
+        embeddings: NDArray[np.float32],
+        queries: Sequence[Query],
+        top_n: int,
+        now_ms: int,
+        fresh: bool = False,
+    ) -> list[list[Candidate]]:
+        if self.error is not None:
+            raise self.error
+        with self._lock:
+            rows = list(self.rows.values())
+        found = []
+        for embedding, query in zip(embeddings, queries, strict=True):
+            scored = [
+                Candidate(e.id, e.request, e.response, e.tenant, e.quality, float(v @ embedding))
+                for e, v in rows
+                if e.scope == query.scope and e.expires_at_ms > now_ms
+            ]
+            found.append(sorted(scored, key=lambda c: (-c.similarity, c.id))[:top_n])
+        return found
+
+    def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
+        if self.error is not None:
+            raise self.error
+        with self._lock:
+            for example, embedding in zip(examples, embeddings, strict=True):
+                self.rows[example.id] = (replace(example), np.asarray(embedding, np.float32))
+
+    def delete(self, ids: Iterable[int]) -> None:
+        with self._lock:
+            for i in ids:
+                self.rows.pop(i, None)
+
+    def count(self) -> int:
+        return len(self.rows)
+
+    def get(self, ids: Sequence[int]) -> list[Stored]:
+        with self._lock:
+            return [self.rows[i] for i in ids if i in self.rows]
+
+    def present(self, ids: Sequence[int]) -> set[int]:
+        with self._lock:
+            return self.rows.keys() & set(ids)
+
+    def scan(
+        self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
+    ) -> Iterator[list[Stored]]:
+        with self._lock:
+            rows = [self.rows[i] for i in sorted(self.rows)]
+        found = [row for row in rows if tenant is None or row[0].tenant == tenant]
+        for start in range(0, len(found), batch):
+            yield found[start : start + batch]

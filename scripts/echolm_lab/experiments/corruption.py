@@ -1,0 +1,134 @@
+"""A share of the stored examples is spoilt: does the utility model tell which?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from echolm.embedding.texts import TextEmbedder
+from echolm.learning.learner import Learner
+from echolm.llm.tokens import EstimatedTokens
+from echolm.primitives import Candidate
+from echolm.retrieval.features import ExampleTexts, featurize
+from echolm.retrieval.utility import LearnedUtility
+from echolm.settings import Settings
+from echolm.wiring import open_event_log
+
+from echolm_lab.bench import SIMILAR_ONLY, Bench, Rated
+from echolm_lab.corruption import Interaction, corrupt
+from echolm_lab.curves import auc
+from echolm_lab.outcome import Outcome
+from echolm_lab.quality import scores
+from echolm_lab.report.check import Verdict
+from echolm_lab.tasks import WorkItem, grade
+
+_GOOD = 0.9
+_QUALITY = 0.95
+
+
+async def run(bench: Bench) -> Outcome:
+    """Scores with and without spoilt examples, and the utility model's ranking of both kinds."""
+    sizes, clean = bench.sizes, bench.past()
+    spoilt = corrupt(clean, sizes.corrupted, bench.seed)
+    stream = bench.stream(sizes.corruption_learning + sizes.requests)
+    new = stream[sizes.corruption_learning :]
+    learnt_from = stream[: sizes.corruption_learning]
+    means: dict[str, dict[str, float]] = {"similar_examples": {}, "echolm": {}}
+    ranking: dict[str, float] = {}
+    for name, interactions in (("clean", clean), ("spoilt", spoilt)):
+        async with bench.serve(f"similar-{name}", interactions, SIMILAR_ONLY) as site:
+            answers = await site.answer(
+                site.small_with_examples(), new, f"similar_examples, {name} store"
+            )
+        means["similar_examples"][name] = float(np.mean(scores(answers)))
+        dice = random.Random(bench.seed)
+        async with bench.serve(f"echolm-{name}", interactions) as site:
+            rated: Rated = await site.answer_and_rate(
+                learnt_from,
+                lambda reply, dice=dice: dice.random() < sizes.corruption_rated,  # type: ignore[misc]
+                f"echolm learns, {name} store",
+            )
+            answers = await site.answer(site.echolm(), new, f"echolm, {name} store")
+        means["echolm"][name] = float(np.mean(scores(answers)))
+        if name == "spoilt":
+            ranking = rank(site.settings, interactions, new) | {"ratings": rated.total}
+    kept = {policy: m["spoilt"] / max(m["clean"], 1e-9) for policy, m in means.items()}
+    return Outcome(
+        verdicts=(
+            Verdict("AUC of the utility model, helpful over harmful", 0.90, ranking["utility"]),
+            Verdict("echolm: score kept with spoilt examples", 0.97, kept["echolm"]),
+        ),
+        figures={
+            "ranking": ranking,
+            "mean_score": means,
+            "score_kept": kept,
+            "spoilt_examples": sum(e.corruption is not None for e in spoilt),
+        },
+    )
+
+
+def rank(
+    settings: Settings, interactions: Sequence[Interaction], items: Sequence[WorkItem]
+) -> dict[str, Any]:
+    """How well the learnt utility, an untaught one and cosine rank helpful over harmful examples.
+
+    Pairs are new requests and stored examples of their intent among the candidates of stage 1.
+    Helpful are those as the large LLM gave them, and right; harmful those that were spoilt.
+
+    Args:
+        settings: of the server that has learnt; its log is replayed here.
+        interactions: what its store held at the start, ids 1, 2, ...
+    """
+    learnt = LearnedUtility(settings.retrieval.utility_discount)
+    log = open_event_log(settings)
+    try:
+        Learner(log, [learnt]).catch_up()
+    finally:
+        log.close()
+    embed = TextEmbedder(settings.embedding)
+    cosines = embed([i.text for i in items]) @ embed([e.item.text for e in interactions]).T
+    texts = ExampleTexts(EstimatedTokens())
+    untaught = LearnedUtility(settings.retrieval.utility_discount)
+    values: dict[str, tuple[list[float], list[float]]] = {
+        name: ([], []) for name in ("utility", "utility_untaught", "cosine")
+    }
+    for item, row in zip(items, cosines, strict=True):
+        nearest = np.argsort(-row, kind="stable")[: settings.retrieval.top_n].tolist()
+        found = [
+            Candidate(
+                k + 1,
+                interactions[k].item.text,
+                interactions[k].response,
+                "public",
+                _QUALITY,
+                float(row[k]),
+            )
+            for k in nearest
+            if row[k] >= settings.retrieval.min_similarity
+        ]
+        if not found:
+            continue
+        batch = featurize([item.text], [found], texts)
+        scored = {
+            "utility": learnt.score(batch)[0],
+            "utility_untaught": untaught.score(batch)[0],
+            "cosine": batch.similarity[0],
+        }
+        for column, candidate in enumerate(found):
+            interaction = interactions[candidate.id - 1]
+            if interaction.item.intent_id != item.intent_id:
+                continue
+            harmful = interaction.corruption is not None
+            if not harmful and grade(interaction.item, interaction.response) < _GOOD:
+                continue  # the large LLM's own mistake: neither
+            for name, by_column in scored.items():
+                values[name][harmful].append(float(by_column[column]))
+    helpful, harmful_pairs = values["utility"]
+    return {
+        **{name: auc(*pair) for name, pair in values.items()},
+        "helpful_pairs": len(helpful),
+        "harmful_pairs": len(harmful_pairs),
+        "events": learnt.updates,
+    }

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from echolm.errors import UnavailableError
+from echolm.examples.write_ahead_log import Entry, WriteAheadLog
+from echolm.store.base import Example
+
+Open = Callable[..., WriteAheadLog]
+
+
+@pytest.fixture
+def open_journal(tmp_path: Path) -> Iterator[Open]:
+    opened: list[WriteAheadLog] = []
+
+    def make(capacity: int = 100) -> WriteAheadLog:
+        opened.append(WriteAheadLog(tmp_path / "data" / "write_ahead_log.sqlite", capacity))
+        return opened[-1]
+
+    yield make
+    for write_ahead_log in opened:
+        write_ahead_log.close()
+
+
+def entry(id: int) -> Entry:
+    example = Example(id, f"q{id} é", "a\n\x00", "t", 2**62, "large", 0.9, 1, 2)
+    return example, np.array([id, 0.1], np.float32)
+
+
+def test_entries_come_back_in_order_with_all_they_hold(open_journal: Open) -> None:
+    write_ahead_log = open_journal()
+    assert write_ahead_log.append([entry(3), entry(1)]) == 2
+    assert write_ahead_log.append([entry(2)]) == 1
+    found = write_ahead_log.oldest(10)
+    assert [example for example, _ in found] == [entry(i)[0] for i in (3, 1, 2)]
+    assert [v.tolist() for _, v in found] == [entry(i)[1].tolist() for i in (3, 1, 2)]
+    assert [example.id for example, _ in write_ahead_log.oldest(2)] == [3, 1]
+    assert len(write_ahead_log) == 3
+
+
+def test_what_was_kept_is_there_after_a_restart(open_journal: Open) -> None:
+    first = open_journal()
+    first.append([entry(1), entry(2)])
+    first.remove([1, 99])
+    assert [example.id for example, _ in open_journal().oldest(10)] == [2]
+
+
+def test_a_full_journal_takes_no_more(open_journal: Open) -> None:
+    write_ahead_log = open_journal(capacity=2)
+    assert write_ahead_log.append([entry(1), entry(2), entry(3)]) == 2
+    assert write_ahead_log.append([entry(4)]) == 0
+    write_ahead_log.remove([1])
+    assert write_ahead_log.append([entry(5)]) == 1
+    assert [example.id for example, _ in write_ahead_log.oldest(10)] == [2, 5]
+
+
+def test_a_damaged_entry_does_not_hold_up_the_others(open_journal: Open, tmp_path: Path) -> None:
+    write_ahead_log = open_journal()
+    write_ahead_log.append([entry(1), entry(2), entry(3)])
+    with sqlite3.connect(tmp_path / "data" / "write_ahead_log.sqlite") as db:
+        db.execute("UPDATE pending SET example = '{' WHERE id = 1")
+        db.execute("UPDATE pending SET example = '{\"id\": 1}' WHERE id = 2")
+    assert [example.id for example, _ in write_ahead_log.oldest(10)] == [3]
+    assert len(write_ahead_log) == 1
+
+
+def test_a_file_that_is_no_journal_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "write_ahead_log.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(
+        UnavailableError, match=r"example write_ahead_log .*write_ahead_log\.sqlite: "
+    ):
+        WriteAheadLog(tmp_path / "write_ahead_log.sqlite", 10)

@@ -1,0 +1,610 @@
+"""A request's way with fakes for retrieval and LLMs: every part may fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from echolm.bandit.arms import Posterior
+from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
+from echolm.examples.admission import AdmissionPolicy
+from echolm.learning.tokens import FeedbackTokens
+from echolm.load.bias import LoadBias
+from echolm.load.tracker import LoadTracker
+from echolm.primitives import Answer, Interaction, Request, Retrieved, Selected
+from echolm.router.policy import Policy
+from echolm.router.service import RouterService, Stage
+from echolm.router.validation import build_request
+from echolm.settings import LLMSettings, Settings
+from echolm.testing.llm import FakeLLM, failing_llm
+from echolm.wiring import build_bandit, build_endpoints
+
+EMBEDDING = np.full(8, 8**-0.5, dtype=np.float32)
+EXAMPLES = (
+    Selected(11, "past request", "past answer", 0.9, 0.8),
+    Selected(12, "other request", "other answer", 0.8, 0.6),
+)
+
+
+@dataclass
+class FakeRetriever:
+    found: Retrieved | Exception = field(default_factory=lambda: Retrieved(EMBEDDING, EXAMPLES))
+    asked: list[Request] = field(default_factory=list)
+
+    async def retrieve(self, request: Request) -> Retrieved:
+        self.asked.append(request)
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found if request.use_examples else replace(self.found, examples=())
+
+
+@dataclass
+class FakeSink:
+    offered: list[Interaction] = field(default_factory=list)
+    error: Exception | None = None
+
+    async def offer(self, interaction: Interaction) -> None:
+        if self.error is not None:
+            raise self.error
+        self.offered.append(interaction)
+
+
+@dataclass
+class FakeMetrics:
+    log: list[tuple[str, ...]] = field(default_factory=list)
+    stages: list[tuple[str, str, float]] = field(default_factory=list)
+
+    def answered(self, answer: Answer, chosen: str, seconds: float) -> None:
+        self.log.append(("answered", answer.llm, chosen))
+
+    def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
+        self.stages.append((stage, llm, seconds))
+
+    def degraded(self, part: str, reason: str) -> None:
+        self.log.append(("degraded", part, reason))
+
+    def failed(self, reason: str) -> None:
+        self.log.append(("failed", reason))
+
+
+class Setup:
+    """A service over fakes, and a way to decide what the bandit chooses."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.llms = {llm.name: FakeLLM(reply=self._reply(llm.name)) for llm in self.settings.llms}
+        self.retriever, self.sink, self.metrics = FakeRetriever(), FakeSink(), FakeMetrics()
+        self.load = LoadTracker()
+        featurizer, self.bandit = build_bandit(self.settings)
+        self.bias = LoadBias(self.settings.routing, self.settings.llms, self.load)
+        self.policy = Policy(featurizer, self.bandit, self.bias, np.random.default_rng(1))
+        self.tokens = FeedbackTokens("key", 60)
+        self.service = RouterService(
+            settings=self.settings,
+            targets=build_endpoints(self.settings, self.llms),
+            retriever=self.retriever,
+            policy=self.policy,
+            tokens=self.tokens,
+            sink=self.sink,
+            load=self.load,
+            metrics=self.metrics,
+        )
+
+    @staticmethod
+    def _reply(name: str) -> Any:
+        return lambda prompt: f"answer of {name}"
+
+    def prefer(self, name: str) -> None:
+        """Teach the bandit until it is sure that this LLM is the best."""
+        rng = np.random.default_rng(0)
+        for _ in range(300):
+            x = rng.normal(0, 1, self.bandit.arms[name].mean.shape[0])
+            x[1] = rng.random()
+            x[0] = 1 - x[1]  # unfit and fit: the LLM is the best with examples and without
+            for arm in self.bandit.arms:
+                self.bandit.learn(arm, x, 1.0 if arm == name else 0.0)
+        for arm_model in self.bandit.arms.values():
+            assert np.isfinite(arm_model.mean).all()
+        self.bandit._floor = 0.0
+
+    async def ask(self, text: str = "a request", **values: Any) -> Answer:
+        return await self.service.answer(build_request(self.settings, text=text, **values))
+
+    async def stream(self, **values: Any) -> tuple[list[str], Answer]:
+        pieces: list[str] = []
+        request = build_request(self.settings, text="a request", **values)
+        answer = await self.service.answer(request, pieces.append)
+        return pieces, answer
+
+    async def handed_over(self) -> list[Interaction]:
+        while self.service.background:
+            await asyncio.gather(*self.service.background)
+        return self.sink.offered
+
+
+@pytest.fixture
+def setup() -> Setup:
+    return Setup()
+
+
+async def test_the_small_llm_gets_examples_the_large_one_none(setup: Setup) -> None:
+    small = await setup.ask(llm="small_llm")
+    assert setup.llms["small_llm"].prompts == [
+        "<|user|>past request<|assistant|>past answer<|end|>"
+        "<|user|>other request<|assistant|>other answer<|end|>"
+        "<|user|>a request<|assistant|>"
+    ]
+    assert (small.llm, small.example_ids, small.text) == (
+        "small_llm",
+        (11, 12),
+        "answer of small_llm",
+    )
+    large = await setup.ask(llm="large_llm", system_prompt="be brief")
+    assert setup.llms["large_llm"].prompts == [
+        "<|system|>be brief<|end|><|user|>a request<|assistant|>"
+    ]
+    assert (large.llm, large.example_ids) == ("large_llm", ())
+    assert small.degraded == large.degraded == ""
+
+
+async def test_the_bandits_choice_answers(setup: Setup) -> None:
+    for name in ("small_llm", "large_llm"):
+        setup.prefer(name)
+        answer = await setup.ask()
+        assert answer.llm == name
+        assert setup.metrics.log[-1] == ("answered", name, name)
+
+
+def related(rng: np.random.Generator, n: int, cosine: float | None) -> list[Any]:
+    """Embeddings of n requests with this cosine between any two, about; None: there are none."""
+    if cosine is None:
+        return [None] * n
+    topic, own = rng.normal(0, 384**-0.5, 384), rng.normal(0, 384**-0.5, (n, 384))
+    mixed = cosine**0.5 * topic + (1 - cosine) ** 0.5 * own
+    return list((mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("cosine", "text"),
+    [
+        pytest.param(None, "a" * 89, id="no-embedding"),
+        pytest.param(None, "a" * 500, id="no-embedding-500-characters"),
+        pytest.param(None, "a" * 4000, id="no-embedding-4000-characters"),
+        pytest.param(0.0, "a" * 89, id="unrelated-requests"),
+        pytest.param(0.5, "a" * 89, id="cosine-0.5"),
+        pytest.param(1.0, "a" * 89, id="the-same-request"),
+    ],
+)
+def test_poor_answers_without_examples_say_nothing_of_those_with_fitting_ones(
+    cosine: float | None, text: str
+) -> None:
+    """60 ratings of 0 for the small LLM without examples, 20 of 1 for the large one."""
+    examples = [Selected(i, text, "past answer", 0.8, 0.8) for i in (1, 2)]
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        embeddings = related(rng, 81, cosine)
+        featurizer, bandit = build_bandit(Settings())
+        for embedding in embeddings[:60]:
+            bandit.learn("small_llm", featurizer(text, embedding, []), 0.0)
+        for embedding in embeddings[60:80]:
+            bandit.learn("large_llm", featurizer(text, embedding, []), 1.0)
+        small = [
+            bandit.choose(featurizer(text, embeddings[80], e), {}, rng).probabilities["small_llm"]
+            for e in (examples, [])
+        ]
+        assert small[0] > 0.8
+        assert small[1] < 0.2
+
+
+async def test_the_answer_carries_what_learning_needs(setup: Setup) -> None:
+    setup.prefer("small_llm")
+    answer = await setup.ask(tenant="acme")
+    decision = setup.tokens.load(answer.feedback_token)
+    assert (decision.llm, decision.tenant, decision.example_ids) == ("small_llm", "acme", (11, 12))
+    assert decision.propensity == pytest.approx(1.0, abs=1e-3)
+    expected = setup.policy.context(
+        build_request(setup.settings, text="a request"), Retrieved(EMBEDDING, EXAMPLES)
+    )
+    assert decision.context == pytest.approx(expected, abs=1e-2)
+    other = setup.tokens.load((await setup.ask(tenant="acme")).feedback_token)
+    assert other.request_id != decision.request_id
+
+
+async def test_ratings_are_asked_for_where_they_are_worth_most() -> None:
+    setup = Setup(Settings(routing={"solicit_share": 0.1}))
+    fitting = setup.retriever.found
+    asked: dict[str, list[bool]] = {"fitting": [], "none": []}
+    for _ in range(150):
+        # Without examples it is clear that the small LLM is poor.
+        setup.retriever.found = Retrieved(EMBEDDING, ())
+        asked["none"].append((await setup.ask()).solicit_feedback)
+        setup.retriever.found = fitting
+        asked["fitting"].append((await setup.ask()).solicit_feedback)
+    assert sum(asked["fitting"]) > 10
+    assert sum(asked["none"]) <= 1
+
+
+async def test_nobody_is_asked_about_an_llm_of_their_own_choice(setup: Setup) -> None:
+    assert (await setup.ask(llm="small_llm")).solicit_feedback is False
+
+
+# Degradation
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UnavailableError("Milvus is away"), "retrieval unavailable"),
+        (RuntimeError("a defect"), "retrieval failed"),
+    ],
+)
+async def test_a_failing_retriever_costs_the_examples_only(
+    setup: Setup, error: Exception, reason: str
+) -> None:
+    setup.retriever.found = error
+    answer = await setup.ask(llm="small_llm")
+    assert answer.text == "answer of small_llm"
+    assert answer.example_ids == ()
+    assert answer.degraded == f"no examples: {reason}"
+    assert ("degraded", "retrieval", reason.replace(" ", "_")) in setup.metrics.log
+    await setup.ask(llm="large_llm")
+    assert await setup.handed_over() == []  # without an embedding there is nothing to store
+
+
+async def test_an_outage_of_the_store_is_reported_and_the_answer_still_stored(setup: Setup) -> None:
+    setup.retriever.found = Retrieved(EMBEDDING, (), degraded="example store unavailable")
+    answer = await setup.ask(llm="large_llm")
+    assert answer.degraded == "no examples: example store unavailable"
+    assert len(await setup.handed_over()) == 1
+
+
+async def test_a_failing_bandit_leaves_the_default_llm(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup.prefer("small_llm")
+
+    def broken(*args: object) -> None:
+        raise ValueError("probabilities contain NaN")
+
+    monkeypatch.setattr(setup.bandit, "choose_many", broken)
+    answer = await setup.ask()
+    assert answer.llm == "large_llm"
+    assert answer.degraded == "routing failed: default LLM"
+    assert ("degraded", "routing", "failed") in setup.metrics.log
+    assert answer.feedback_token
+
+
+@pytest.mark.parametrize("llm", ["auto", "small_llm"])
+async def test_a_router_whose_state_is_lost_still_answers(setup: Setup, llm: str) -> None:
+    for arm in setup.bandit.arms.values():
+        arm.posterior = Posterior(np.eye(3), np.zeros(3), 0)  # predictions raise, forced ones too
+    answer = await setup.ask(llm=llm)
+    assert answer.llm == ("large_llm" if llm == "auto" else llm)
+    assert answer.degraded.startswith("routing failed")
+    setup.tokens.load(answer.feedback_token)
+
+
+async def test_an_embedding_that_is_not_a_number_does_not_stop_the_answer(setup: Setup) -> None:
+    setup.retriever.found = Retrieved(EMBEDDING * np.float32("nan"), ())
+    assert (await setup.ask()).degraded == "routing failed: default LLM"
+
+
+async def test_one_request_that_cannot_be_decided_leaves_the_others_their_router(
+    setup: Setup,
+) -> None:
+    setup.prefer("small_llm")
+    good, bad = EMBEDDING, EMBEDDING * np.float32("nan")
+
+    async def retrieve(request: Request) -> Retrieved:
+        await asyncio.sleep(0)  # all of them end in the same turn of the loop
+        return Retrieved(bad if request.text == "request 3" else good, ())
+
+    setup.retriever.retrieve = retrieve  # type: ignore[method-assign]
+    answers = await asyncio.gather(*(setup.ask(f"request {k}") for k in range(8)))
+    degraded = [k for k, answer in enumerate(answers) if answer.degraded]
+    assert degraded == [3]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UnavailableError("down"), "unavailable"),
+        (asyncio.TimeoutError(), "timeout"),
+        (ContextLengthError("too long"), "refused"),
+        (RuntimeError("a defect"), "failed"),
+    ],
+)
+async def test_the_other_llm_answers_for_one_that_is_down(
+    setup: Setup, error: Exception, reason: str
+) -> None:
+    setup.prefer("small_llm")
+    setup.llms["small_llm"].error = error
+    answer = await setup.ask()
+    assert (answer.llm, answer.text) == ("large_llm", "answer of large_llm")
+    assert answer.degraded.startswith("small_llm ")
+    assert setup.metrics.log == [
+        ("degraded", "small_llm", reason),
+        ("answered", "large_llm", "small_llm"),
+    ]
+    decision = setup.tokens.load(answer.feedback_token)
+    assert (decision.llm, decision.propensity) == ("large_llm", 1.0)
+
+
+async def test_the_small_llm_gets_examples_when_it_stands_in(setup: Setup) -> None:
+    setup.llms["large_llm"].error = UnavailableError("down")
+    answer = await setup.ask(llm="large_llm")
+    assert (answer.llm, answer.example_ids) == ("small_llm", (11, 12))
+    assert answer.degraded == "large_llm unavailable"
+
+
+async def test_an_llm_that_takes_too_long_has_failed() -> None:
+    setup = Setup(Settings(limits={"request_timeout_s": 0.05}))
+    setup.llms["small_llm"].delay_s = 60
+    answer = await setup.ask(llm="small_llm")
+    assert (answer.llm, answer.degraded) == ("large_llm", "small_llm unavailable")
+    assert len(setup.llms["small_llm"].cancelled) == 1
+
+
+async def test_only_when_no_llm_answers_is_there_an_error(setup: Setup) -> None:
+    for llm in setup.llms.values():
+        llm.error = UnavailableError("down")
+    with pytest.raises(
+        UnavailableError, match=r"no LLM answered: \w+ unavailable; \w+ unavailable"
+    ):
+        await setup.ask()
+    assert setup.metrics.log[-1] == ("failed", "no_llm")
+    assert all(len(llm.prompts) == 1 for llm in setup.llms.values())
+    assert setup.load.in_flight("small_llm") == setup.load.in_flight("large_llm") == 0
+
+
+async def test_a_prompt_too_long_for_one_llm_goes_to_another(setup: Setup) -> None:
+    setup.llms["small_llm"].error = ContextLengthError("prompt: expected at most 10 tokens")
+    answer = await setup.ask(llm="small_llm")
+    assert (answer.llm, answer.degraded) == ("large_llm", "small_llm refused the request")
+
+
+async def test_a_request_that_every_llm_refuses_is_invalid(setup: Setup) -> None:
+    for name, llm in setup.llms.items():
+        llm.error = ContextLengthError(f"prompt: too long for {name}")
+    with pytest.raises(InvalidRequestError, match="too long for small_llm"):
+        await setup.ask(llm="small_llm")
+    assert setup.metrics.log[-1] == ("failed", "invalid")
+
+
+async def test_a_refusal_counts_more_than_an_outage(setup: Setup) -> None:
+    setup.llms["small_llm"].error = ContextLengthError("prompt: too long")
+    setup.llms["large_llm"].error = UnavailableError("down")
+    with pytest.raises(ContextLengthError):
+        await setup.ask(llm="small_llm")
+
+
+# Streaming
+
+
+async def test_a_stream_brings_the_text_in_pieces(setup: Setup) -> None:
+    pieces, answer = await setup.stream(llm="large_llm")
+    assert pieces == ["answer", " of", " large_llm"]
+    assert answer.text == "answer of large_llm"
+
+
+async def test_the_parts_of_a_requests_time_are_measured(setup: Setup) -> None:
+    times = iter(range(1_000))
+    setup.service.clock = lambda: float(next(times))  # each look at the clock takes a second
+    setup.llms["small_llm"].error = UnavailableError("died")
+    setup.prefer("small_llm")
+    await setup.stream()
+    assert [(stage, llm) for stage, llm, _ in setup.metrics.stages] == [
+        ("retrieval", ""),
+        ("decision", ""),
+        ("first_token", "large_llm"),
+        ("generation", "large_llm"),
+    ]
+    seconds = {stage: seconds for stage, _, seconds in setup.metrics.stages}
+    # The first piece is timed from the request on, the generation from its own beginning.
+    assert seconds["first_token"] > seconds["generation"] > seconds["decision"] == 1.0
+
+
+async def test_no_first_token_is_measured_without_a_stream(setup: Setup) -> None:
+    await setup.ask()
+    assert {stage for stage, _, _ in setup.metrics.stages} == {
+        "retrieval",
+        "decision",
+        "generation",
+    }
+
+
+async def test_a_stream_that_breaks_is_an_error_and_no_second_answer(setup: Setup) -> None:
+    setup.llms["small_llm"].error = UnavailableError("died")
+    setup.llms["small_llm"].fail_after = 2
+    pieces: list[str] = []
+    request = build_request(setup.settings, text="a request", llm="small_llm")
+    with pytest.raises(UnavailableError, match="small_llm failed after part of the answer"):
+        await setup.service.answer(request, pieces.append)
+    assert pieces == ["answer", " of"]
+    assert setup.llms["large_llm"].prompts == []
+    assert setup.metrics.log[-1] == ("failed", "stream_broken")
+
+
+async def test_a_stream_that_never_began_may_come_from_another_llm(setup: Setup) -> None:
+    setup.llms["small_llm"].error = UnavailableError("died")
+    pieces, answer = await setup.stream(llm="small_llm")
+    assert "".join(pieces) == answer.text == "answer of large_llm"
+
+
+# Cancellation and load
+
+
+async def test_cancelling_a_request_cancels_the_generation_only_there(setup: Setup) -> None:
+    setup.llms["large_llm"].delay_s = 60
+    task = asyncio.create_task(setup.ask(llm="large_llm"))
+    while setup.load.in_flight("large_llm") == 0:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(setup.llms["large_llm"].cancelled) == 1
+    assert setup.llms["small_llm"].prompts == []  # no other LLM is tried
+    assert setup.load.in_flight("large_llm") == 0
+
+
+async def test_requests_do_not_wait_for_each_other(setup: Setup) -> None:
+    setup.llms["large_llm"].delay_s = 0.2
+    answers = await asyncio.wait_for(
+        asyncio.gather(*(setup.ask(f"request {i}", llm="large_llm") for i in range(200))), 15
+    )
+    assert len(answers) == 200
+    assert len({setup.tokens.load(a.feedback_token).request_id for a in answers}) == 200
+
+
+async def test_load_moves_requests_off_the_dear_llm(setup: Setup) -> None:
+    request = build_request(setup.settings, text="a request")
+    asked = [(request, Retrieved(EMBEDDING, ()))]
+    [(_, calm)] = setup.policy.decide(asked)
+    overload = LoadTracker(half_life_s=1e-6)
+    setup.policy._bias = LoadBias(
+        Settings(routing={"load_bias": 2.0}).routing, setup.settings.llms, overload
+    )
+    with ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(overload.serving("large_llm"))
+        [(_, loaded)] = setup.policy.decide(asked)
+    assert calm.probabilities["large_llm"] > 0.9
+    assert loaded.probabilities["large_llm"] < 0.1
+
+
+async def test_a_token_names_the_llms_revision() -> None:
+    llms = (
+        LLMSettings(name="a", cost=1, takes_examples=False, revision="2"),
+        LLMSettings(name="b", cost=2, takes_examples=False),
+    )
+    setup = Setup(Settings(llms=llms))
+    tokens = [(await setup.ask(llm=name)).feedback_token for name in ("a", "b")]
+    assert [setup.tokens.load(token).revision for token in tokens] == ["2", ""]
+
+
+def test_an_llm_with_a_revision_starts_with_a_wide_prior() -> None:
+    def std(**values: Any) -> float:
+        llm = LLMSettings(name="a", cost=1, takes_examples=False, **values)
+        featurizer, bandit = build_bandit(Settings(llms=(llm,)))
+        return bandit.arms["a"].predict(featurizer("text", None, []))[1]
+
+    assert std(revision="2") > 2 * std()
+    assert std(revision="2", prior_ratings=20) == pytest.approx(std())
+    assert std(prior_ratings=3) == pytest.approx(std(revision="2"))
+
+
+# What a caller may forbid
+
+
+async def test_no_examples_means_none_in_the_prompt(setup: Setup) -> None:
+    answer = await setup.ask(llm="small_llm", cache_control="no-examples")
+    assert answer.example_ids == ()
+    assert setup.llms["small_llm"].prompts == ["<|user|>a request<|assistant|>"]
+    assert answer.degraded == ""
+
+
+@pytest.mark.parametrize(
+    ("control", "stored"),
+    [("default", 1), ("no-examples", 1), ("no-store", 0), ("no-cache", 0)],
+)
+async def test_no_store_means_nothing_is_offered(setup: Setup, control: str, stored: int) -> None:
+    await setup.ask(llm="large_llm", cache_control=control)
+    assert len(await setup.handed_over()) == stored
+
+
+@pytest.mark.parametrize(
+    ("values", "asked"),
+    [
+        ({"llm": "large_llm", "cache_control": "no-store"}, 0),
+        ({"llm": "large_llm"}, 1),
+        ({"llm": "small_llm", "cache_control": "no-examples"}, 0),
+        ({"llm": "small_llm"}, 1),
+        ({}, 1),
+    ],
+)
+async def test_nothing_is_retrieved_that_would_not_be_used(
+    setup: Setup, values: dict[str, str], asked: int
+) -> None:
+    await setup.ask(**values)
+    assert len(setup.retriever.asked) == asked
+
+
+async def test_an_exchange_of_a_source_llm_is_offered_as_it_was(setup: Setup) -> None:
+    answer = await setup.ask(llm="large_llm", tenant="acme", system_prompt="rules")
+    [interaction] = await setup.handed_over()
+    assert (interaction.request, interaction.response) == ("a request", answer.text)
+    assert (interaction.tenant, interaction.system_prompt) == ("acme", "rules")
+    assert (interaction.llm, interaction.finish_reason) == ("large_llm", "stop")
+    assert interaction.embedding is EMBEDDING
+    assert AdmissionPolicy(setup.settings).judge(interaction).admitted
+
+
+async def test_answers_of_other_llms_are_not_offered(setup: Setup) -> None:
+    await setup.ask(llm="small_llm")
+    setup.llms["large_llm"].error = UnavailableError("down")
+    assert (await setup.ask(llm="large_llm")).llm == "small_llm"
+    assert await setup.handed_over() == []
+
+
+async def test_a_truncated_answer_does_not_become_an_example(setup: Setup) -> None:
+    setup.llms["large_llm"].finish_reason = "length"
+    await setup.ask(llm="large_llm")
+    verdicts = [AdmissionPolicy(setup.settings).judge(e) for e in await setup.handed_over()]
+    assert not any(v.admitted for v in verdicts)
+
+
+async def test_examples_can_be_switched_off() -> None:
+    setup = Setup(Settings(examples={"enabled": False}))
+    await setup.ask(llm="large_llm")
+    assert await setup.handed_over() == []
+
+
+async def test_a_failing_example_manager_is_counted_and_harms_no_answer(setup: Setup) -> None:
+    setup.sink.error = UnavailableError("down")
+    assert (await setup.ask(llm="large_llm")).degraded == ""
+    await setup.handed_over()
+    assert ("degraded", "example_manager", "unavailable") in setup.metrics.log
+
+
+# The prompt's length
+
+
+def short_context(tokens: int) -> Setup:
+    llms: Sequence[LLMSettings] = (
+        LLMSettings(name="small_llm", cost=0.1, takes_examples=True, context_length=tokens),
+        LLMSettings(name="large_llm", cost=1, takes_examples=False, context_length=tokens),
+    )
+    return Setup(Settings(llms=tuple(llms)))
+
+
+async def test_examples_that_do_not_fit_beside_the_answer_are_left_out_least_useful_first() -> None:
+    text = "a request"
+    full = Setup()
+    await full.ask(text, llm="small_llm")
+    count = full.service.targets["small_llm"].tokens.count(full.llms["small_llm"].prompts[0])
+    setup = short_context(count + 100)
+    assert (await setup.ask(text, llm="small_llm", max_tokens=100)).example_ids == (11, 12)
+    setup = short_context(count + 100 - 1)
+    assert (await setup.ask(text, llm="small_llm", max_tokens=100)).example_ids == (11,)
+    setup = short_context(130)
+    answer = await setup.ask(text, llm="small_llm", max_tokens=125)
+    assert answer.example_ids == ()
+    assert setup.llms["small_llm"].prompts == ["<|user|>a request<|assistant|>"]
+
+
+async def test_several_llms_are_tried_default_first_then_the_dearest() -> None:
+    llms = tuple(
+        LLMSettings(name=name, cost=cost, takes_examples=False)
+        for name, cost in (("a", 1.0), ("b", 3.0), ("c", 2.0), ("d", 4.0))
+    )
+    setup = Setup(Settings(llms=llms, routing={"default_llm": "c"}))
+    for name in ("a", "c", "d"):
+        setup.service.targets[name].client.__dict__.update(failing_llm().__dict__)
+    answer = await setup.ask(llm="a")
+    assert answer.llm == "b"
+    assert answer.degraded == "a unavailable; c unavailable; d unavailable"

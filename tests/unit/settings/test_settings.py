@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from echolm.errors import ConfigurationError
+from echolm.settings import LLMSettings, Settings
+from echolm.settings.loading import load_settings
+from pydantic import ValidationError
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("ECHOLM_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "conf" / "echolm.toml"
+
+
+def write(file: Path, text: str) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+LLMS = """
+[[llms]]
+name = "a"
+cost = 1.0
+takes_examples = true
+tokenizer = "models/tokenizer.json"
+
+[[llms]]
+name = "b"
+triton_model = "served_as_b"
+cost = 3
+takes_examples = false
+"""
+
+
+def test_the_defaults_are_a_small_and_a_large_llm() -> None:
+    settings = load_settings()
+    assert [llm.name for llm in settings.llms] == ["small_llm", "large_llm"]
+    assert settings.default_llm.name == "large_llm"
+    assert settings.example_sources == {"large_llm"}
+    assert settings.event_log_path == settings.data_dir / "events.sqlite"
+    assert settings.load_table_path == settings.data_dir / "load.table"
+    assert [llm.takes_examples for llm in settings.llms] == [True, False]
+
+
+def test_a_file_is_read_and_the_rest_keeps_its_default(file: Path) -> None:
+    settings = load_settings(write(file, LLMS + "[retrieval]\ntop_n = 7\n"))
+    assert settings.retrieval.top_n == 7
+    assert settings.retrieval.max_examples == Settings().retrieval.max_examples
+    assert [llm.model for llm in settings.llms] == ["a", "served_as_b"]
+    assert settings.llm("b").cost == 3
+    with pytest.raises(KeyError):
+        settings.llm("c")
+
+
+def test_the_environment_names_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHOLM_CONFIG", str(write(file, "[retrieval]\ntop_n = 7\n")))
+    assert load_settings().retrieval.top_n == 7
+
+
+def test_the_environment_overrides_single_keys_of_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ECHOLM_RETRIEVAL__TOP_N", "9")
+    monkeypatch.setenv("ECHOLM_DATA_DIR", "/elsewhere")
+    path = write(file, "data_dir = 'here'\n[retrieval]\ntop_n = 7\nmax_examples = 3\n")
+    settings = load_settings(path)
+    assert (settings.retrieval.top_n, settings.retrieval.max_examples) == (9, 3)
+    assert settings.data_dir == Path("/elsewhere")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://redis",
+        "redis://redis:6380/2",
+        "rediss://user:p%40ss@redis.example.org:6380/0",
+        "redis://[::1]:6379/",
+    ],
+)
+def test_the_learning_log_can_be_a_redis_server(file: Path, url: str) -> None:
+    settings = load_settings(write(file, f"event_log = '{url}'\n"))
+    assert settings.event_log == url
+    assert settings.event_log_path is None
+
+
+def test_a_wrong_address_of_the_learning_log_is_refused_without_its_password(file: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(write(file, "event_log = 'http://user:sesame@redis'\n"))
+    assert "event_log: Value error, expected a file, or redis://" in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
+def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
+    text = "data_dir = 'data'\nevent_log = '../log.sqlite'\n[embedding]\nmodel_dir = '/abs'\n"
+    text += "[routing]\nload_table = 'shm/board'\n[judging]\nprompt = 'judge.txt'\n"
+    settings = load_settings(write(file, text + LLMS))
+    assert settings.judging.prompt == file.parent / "judge.txt"
+    assert settings.data_dir == file.parent / "data"
+    assert settings.event_log_path == file.parent.parent / "log.sqlite"
+    assert settings.load_table_path == file.parent / "shm" / "board"
+    assert settings.embedding.model_dir == Path("/abs")
+    assert settings.llm("a").tokenizer == file.parent / "models" / "tokenizer.json"
+    assert settings.llm("b").tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[retrieval]\ntop = 5\n", r"retrieval\.top: .*not permitted.*, got 5"),
+        ("nonsense = 1\n", r"nonsense: .*not permitted"),
+        ("[retrieval]\ntop_n = 'many'\n", r"retrieval\.top_n: .*valid integer.*, got 'many'"),
+        ("[retrieval]\ntop_n = 0\n", r"retrieval\.top_n: .*greater than or equal to 1.*, got 0"),
+        ("[retrieval]\nindex_type = 'TREE'\n", r"retrieval\.index_type: .*'IVF_FLAT'.*got 'TREE'"),
+        ("[retrieval]\ncollection = 'a b'\n", r"retrieval\.collection"),
+        ("[routing]\ndiscount = 0\n", r"routing\.discount: .*greater than 0"),
+        (
+            "[routing]\nsimilarity_saturation = 0.5\n",
+            r"similarity_saturation must exceed retrieval.min_similarity",
+        ),
+        ("[routing]\nexploration_floor = 0.6\n", r"at most 1 / number of llms"),
+        (
+            "[routing]\ndefault_llm = 'x'\n",
+            r"expected one of \['small_llm'.*\], got 'x'",
+        ),
+        ("event_log = 'redis:///0'\n", r"event_log: .*expected a file, or redis://host"),
+        ("event_log = 'redis://host:x'\n", r"event_log: .*, got 'redis://host:x'"),
+        ("event_log = 'redis://host/db'\n", r"event_log: .*database number"),
+        ("event_log = 'http://host'\n", r"event_log: .*rediss:// for TLS, got 'http://host'"),
+        ("[learning]\nredis_prefix = ''\n", r"learning\.redis_prefix: "),
+        ("[limits]\nmax_tokens = 5\n", r"default_max_tokens must not exceed max_tokens"),
+        ("[judging]\nkind = 'oracle'\n", r"judging\.kind: .*'similarity'.*, got 'oracle'"),
+        ("[judging]\nkind = 'grader'\n", r"judging\.grader: expected module:function .*got none"),
+        ("[judging]\ngrader = 'a.b'\n", r"judging\.grader: .*pattern.*got 'a\.b'"),
+        ("[judging]\nsample_share = 2\n", r"judging\.sample_share: .*less than or equal to 1"),
+        ("[judging]\nsimilarity_floor = 1\n", r"judging\.similarity_floor: .*less than 1"),
+        ("[judging]\njudge_llm = 'x'\n", r"judging\.judge_llm: expected one of .*, got 'x'"),
+        ("[judging]\nreference_llm = 'x'\n", r"judging\.reference_llm: expected one of"),
+        (
+            "[judging]\nkind = 'llm'\n[[llms]]\nname = 'a'\ncost = 1\ntakes_examples = true\n",
+            r"judging\.kind: expected 'none' with a single LLM, got 'llm'",
+        ),
+        ("[routing]\nsolicit_share = -1\n", r"routing\.solicit_share: .*greater than or equal"),
+        ("[examples]\nfrom_llms = ['x']\n", r"examples\.from_llms: expected names among"),
+        ("llms = []\n", r"llms: .*at least 1"),
+        ("[[llms]]\nname = 'a'\ntakes_examples = true\n", r"llms\.0\.cost: Field required"),
+        (LLMS.replace('"b"', '"a"', 1), r"names must be unique, got \['a', 'a'\]"),
+        (LLMS.replace('name = "b"', 'name = "auto"'), r"'auto' is reserved"),
+        (LLMS.replace('name = "b"', 'name = "b b"'), r"llms\.1\.name: .*pattern"),
+        ("[retrieval\n", r"expected TOML, got: "),
+    ],
+)
+def test_a_wrong_key_or_value_stops_the_start(file: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load_settings(write(file, text))
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file_says_how_to_name_one(file: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected a readable file.*ECHOLM_CONFIG"):
+        load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ECHOLM_RETREIVAL__TOP_N", "5", r"ECHOLM_RETREIVAL__TOP_N: expected .*RETRIEVAL"),
+        ("ECHOLM_RETRIEVAL__TOPN", "5", r"retrieval\.(topn|TOPN): .*not permitted"),
+        ("ECHOLM_RETRIEVAL__TOP_N", "many", r"retrieval\.top_n: .*valid integer.*, got 'many'"),
+    ],
+)
+def test_a_wrong_environment_variable_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings()
+
+
+def test_a_variable_can_name_a_file_with_the_value(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(file, '[feedback]\nsigning_key = "of the file"\n')
+    secrets = {"FEEDBACK__SIGNING_KEY": "key", "EVENT_LOG": "redis://:password@log:6379/0"}
+    for name, secret in secrets.items():
+        (tmp_path / name).write_text(secret + "\n")
+        monkeypatch.setenv(f"ECHOLM_{name}_FILE", str(tmp_path / name))
+    settings = load_settings(file)
+    assert settings.feedback.signing_key.get_secret_value() == "key"
+    assert settings.feedback.token_ttl_s == Settings().feedback.token_ttl_s
+    assert settings.event_log == "redis://:password@log:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("content", "other", "message"),
+    [
+        ("", {}, "SIGNING_KEY_FILE: expected a value in .*, got an empty file"),
+        (None, {}, "SIGNING_KEY_FILE: expected a readable file, got .*: No such file"),
+        (
+            "key",
+            {"ECHOLM_FEEDBACK__SIGNING_KEY": "x"},
+            "SIGNING_KEY and ECHOLM_FEEDBACK__SIGNING_KEY_FILE: expected one of them, got both",
+        ),
+        ("key", {"ECHOLM_NONSENSE_FILE": "x"}, "ECHOLM_NONSENSE_FILE: expected"),
+    ],
+)
+def test_a_file_that_cannot_give_the_value_stops_the_start(
+    content: str | None,
+    other: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if content is not None:
+        (tmp_path / "key").write_text(content)
+    monkeypatch.setenv("ECHOLM_FEEDBACK__SIGNING_KEY_FILE", str(tmp_path / "key"))
+    for name, value in other.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings()
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHOLM_FEEDBACK__SIGNING_KEY", "hush")
+    settings = load_settings()
+    assert "hush" not in repr(settings)
+    assert settings.feedback.signing_key.get_secret_value() == "hush"
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().retrieval.top_n = 3  # type: ignore[misc]
+
+
+def test_any_number_of_llms_is_possible() -> None:
+    llms = tuple(LLMSettings(name=f"m{i}", cost=i + 1, takes_examples=i == 0) for i in range(5))
+    assert Settings(llms=llms).default_llm.name == "m4"
