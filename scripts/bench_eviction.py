@@ -5,9 +5,9 @@ A simulation without LLMs: a request counts as offloaded if the store has an exa
 intent, which is what the demo workload's small LLM needs. A past is stored as it comes, each
 policy making room as it must; then new requests of the same stream are counted. Times of the
 past are spread over --days. EchoLM's policy is the real one, with its statistics and real
-embeddings, which say which examples fit the same requests. The utility model is assumed to find examples of
-the request's intent useful with a probability drawn for each from --utility, and no others; "equal
-shares" divides each offload among its examples instead, as if others were of no account, and "no
+embeddings, which say which examples fit the same requests. The utility model is assumed to find
+examples of the request's intent useful with a probability drawn for each from --utility, and no
+others; "equal shares" divides each offload among its examples instead, as if others were of no account, and "no
 neighbours" evicts by value per byte alone. The last line is JSON.
 """
 

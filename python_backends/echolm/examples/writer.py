@@ -65,8 +65,8 @@ class WriterCounts:
 class ExampleWriter:
     """One thread that stores what is put into a write_ahead_log.
 
-    While the store does not answer, interactions wait in the write-ahead log; when it is full, new ones
-    are dropped and counted. What the store refuses for good is dropped, too, and does not
+    While the store does not answer, interactions wait in the write-ahead log; when it is full,
+    new ones are dropped and counted. What the store refuses for good is dropped, too, and does not
     hold up the rest of its batch. What is left at the end is written after the next start.
 
     Args:

@@ -38,7 +38,7 @@ class Selection:
         examples: in prompt order.
         record: what a rating needs to know of it; None if there was nothing to choose from.
         help_probability: probability that any of the good examples that were found, chosen or not,
-            would             do for the request, were each of use by itself (noisy OR of their utilities).
+            would do for the request, were each of use by itself (noisy OR of their utilities).
     """
 
     examples: tuple[Selected, ...] = ()
