@@ -41,9 +41,9 @@ import grow_model
 from bench_llm import numbers, option
 from bench_path import instant_repository
 from echolm.engines import create_engine
-from echolm.engines.base import SamplingParams
 from echolm.errors import EchoError, UnavailableError
 from echolm.llm.templates import template
+from echolm.primitives import Sampling
 from echolm.serving.build import CONFIGURATION, BuildOptions, LLMChoice, build, built_root
 from echolm.serving.serve import ServeOptions, running_server
 from echolm.settings import Settings
@@ -127,7 +127,7 @@ def past(options: argparse.Namespace) -> None:
     engine = create_engine("vllm", options.work / "pair" / "large", _given(options))
     try:
         prompts = [render(item.text, ()) for item in items]
-        answers = answer_all(engine, prompts, SamplingParams(max_tokens=MAX_TOKENS), 512)
+        answers = answer_all(engine, prompts, Sampling(max_tokens=MAX_TOKENS), 512)
     finally:
         engine.close()
     interactions = [Interaction(item, answer) for item, answer in zip(items, answers, strict=True)]
@@ -280,14 +280,14 @@ def shapes(options: argparse.Namespace) -> None:
     engine = create_engine("vllm", folder, given)
     try:
         print(f"loaded after {time.monotonic() - started:.0f} s", flush=True)
-        sampling = SamplingParams(max_tokens=options.max_tokens)
+        sampling = Sampling(max_tokens=options.max_tokens)
 
         def run(key: str) -> dict[str, Any]:
             count, order, concurrency = wanted[key]
             prompts = list(decisions.prompts(count, order, salt=key))
             warming = prompts[-MEASURED - options.warm_up : -MEASURED]
             # They fill the cache, as a server's is: one token each will do.
-            measure_engine(engine, warming, SamplingParams(max_tokens=1), 128, math.inf)
+            measure_engine(engine, warming, Sampling(max_tokens=1), 128, math.inf)
             figures = measure_engine(
                 engine, prompts[-MEASURED:], sampling, concurrency, options.seconds
             )

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from echolm.engines import ENGINES, LLMEngine, create_engine
-from echolm.engines.base import SamplingParams
 from echolm.errors import EchoError
+from echolm.primitives import Sampling
 from echolm_lab.engine_load import EngineFigures, measure_engine
 from rich.console import Console
 from rich.table import Table
@@ -56,7 +56,7 @@ def measure(
     engine: LLMEngine, setting: Setting, args: argparse.Namespace, seconds: float
 ) -> EngineFigures:
     """Run one setting."""
-    sampling = SamplingParams(max_tokens=setting.max_tokens, temperature=args.temperature)
+    sampling = Sampling(max_tokens=setting.max_tokens, temperature=args.temperature)
     return measure_engine(
         engine, prompts(setting, args), sampling, setting.concurrency, seconds, args.stream
     )

@@ -5,12 +5,15 @@ Arrays say their shape; every object is frozen, so that it may cross threads and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from echolm.errors import InvalidRequestError
 
 AUTO = "auto"
 
@@ -22,19 +25,73 @@ class Sampling:
     """How to sample one answer.
 
     Attributes:
-        max_tokens: most new tokens.
-        temperature: 0 is greedy.
-        top_k: 0 is off.
-        seed: None lets the engine choose.
+        max_tokens: most new tokens, > 0.
+        temperature: >= 0; 0 is greedy.
+        top_p: in (0, 1]; 1 is off.
+        top_k: >= 0; 0 is off.
+        seed: 64 bits without a sign. The same seed, prompt and parameters give the same text;
+            None: a new seed each time.
         stop: strings that end the answer; they are not part of it.
+        frequency_penalty: subtracted from a token's logit for each time it was generated.
+        presence_penalty: subtracted from a token's logit once it was generated.
     """
 
-    max_tokens: int
+    max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+    @classmethod
+    def checked(
+        cls,
+        values: Mapping[str, Any],
+        names: Mapping[str, str],
+        *,
+        max_stop_words: int,
+        most_tokens: int | None = None,
+        padded: bool = False,
+    ) -> Sampling:
+        """The sampling that a caller asks for.
+
+        Args:
+            values: by field; None, as a missing one, stands for the field's default.
+            names: what the caller calls a field, where that is not the field's name.
+            max_stop_words: most elements of ``stop``.
+            most_tokens: limit of ``max_tokens``; None: no limit.
+            padded: whether empty stop words are padding, which is dropped; else they are refused.
+
+        Raises:
+            InvalidRequestError: a value cannot be used; the message names it as the caller does.
+        """
+        asked = cls(**{field: value for field, value in values.items() if value is not None})
+        most = math.inf if most_tokens is None else most_tokens
+        token_range = "an integer > 0" if most_tokens is None else f"1 to {most_tokens}"
+        checks = (
+            ("max_tokens", 0 < asked.max_tokens <= most, token_range),
+            ("temperature", 0 <= asked.temperature < math.inf, "a finite number of at least 0"),
+            ("top_p", 0 < asked.top_p <= 1, "a number above 0 and at most 1"),
+            ("top_k", asked.top_k >= 0, "0 (off) or more"),
+            ("seed", asked.seed is None or 0 <= asked.seed < 2**64, "an integer in [0, 2**64)"),
+            ("frequency_penalty", -2 <= asked.frequency_penalty <= 2, "a number in [-2, 2]"),
+            ("presence_penalty", -2 <= asked.presence_penalty <= 2, "a number in [-2, 2]"),
+        )
+        for field, usable, expected in checks:
+            if not usable:
+                raise InvalidRequestError.of(
+                    names.get(field, field), expected, getattr(asked, field)
+                )
+        stop = names.get("stop", "stop")
+        if len(asked.stop) > max_stop_words:
+            raise InvalidRequestError.of(stop, f"at most {max_stop_words}", len(asked.stop))
+        # An empty stop word would end every answer at once.
+        words = tuple(word for word in asked.stop if word)
+        if len(words) < len(asked.stop) and not padded:
+            raise InvalidRequestError.of(stop, "stop words that are not empty", "an empty one")
+        return replace(asked, stop=words)
 
 
 @dataclass(frozen=True)

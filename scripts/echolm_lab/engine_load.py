@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from echolm.engines import LLMEngine
-from echolm.engines.base import GenerationChunk, GenerationRequest, SamplingParams
+from echolm.engines.base import GenerationChunk, GenerationRequest
 from echolm.errors import UnavailableError
+from echolm.primitives import Sampling
 
 _MOST_FAILURES = 100
 
@@ -62,7 +63,7 @@ class _Load:
         self,
         engine: LLMEngine,
         prompts: Iterable[str],
-        sampling: SamplingParams,
+        sampling: Sampling,
         streaming: bool,
         seconds: float,
     ) -> None:
@@ -123,7 +124,7 @@ class _Load:
 
 
 def answer_all(
-    engine: LLMEngine, prompts: Sequence[str], sampling: SamplingParams, concurrency: int
+    engine: LLMEngine, prompts: Sequence[str], sampling: Sampling, concurrency: int
 ) -> list[str]:
     """An engine's answers to all prompts, in order.
 
@@ -157,7 +158,7 @@ def answer_all(
 def measure_engine(
     engine: LLMEngine,
     prompts: Iterable[str],
-    sampling: SamplingParams,
+    sampling: Sampling,
     concurrency: int,
     seconds: float,
     streaming: bool = True,

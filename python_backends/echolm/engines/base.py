@@ -1,4 +1,4 @@
-"""What every engine takes and gives.
+"""The interface of every engine.
 
 An engine runs one LLM. It is asynchronous: :meth:`LLMEngine.submit` returns at once, and the
 engine calls back with text from one thread of its own, so that hundreds of requests in flight
@@ -8,8 +8,11 @@ cost no thread each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from echolm.errors import ContextLengthError, InvalidRequestError
+from echolm.primitives import Sampling
 
 FINISH_STOP = "stop"
 """The model ended its answer, or a stop word was generated."""
@@ -17,33 +20,6 @@ FINISH_LENGTH = "length"
 """The answer reached ``max_tokens``."""
 FINISH_CANCELLED = "cancelled"
 """The request was cancelled; the text is what there was until then."""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to generate.
-
-    Attributes:
-        max_tokens: most tokens to generate, > 0.
-        temperature: >= 0; 0 is greedy.
-        top_p: in (0, 1]; 1 is off.
-        top_k: >= 0; 0 is off.
-        seed: the same seed, prompt and parameters give the same text; None: a new one each time.
-        stop: strings that end the answer; they are not part of it.
-        frequency_penalty: taken off a token's logit for each time it was generated.
-        presence_penalty: taken off a token's logit once it was generated.
-        logprobs: whether the caller wants ``cumulative_logprob``, which costs a softmax per token.
-    """
-
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,12 +31,14 @@ class GenerationRequest:
         prompt: the whole prompt; the engine applies no template.
         streaming: whether the text shall come in pieces as it is generated; otherwise there
             is exactly one chunk, at the end.
+        logprobs: whether the caller wants ``cumulative_logprob``, which costs a softmax per token.
     """
 
     request_id: str
     prompt: str
-    sampling: SamplingParams = SamplingParams()
+    sampling: Sampling = field(default_factory=Sampling)
     streaming: bool = False
+    logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +51,7 @@ class GenerationChunk:
         num_input_tokens: tokens of the prompt.
         num_output_tokens: tokens generated so far, an end-of-text token included.
         cumulative_logprob: natural log of the probability of the tokens so far; None unless
-            the request asked for it and the engine tells.
+            the request asked for it and the engine gives it.
         stop_reason: the stop word that ended the answer; None if none did.
     """
 
@@ -104,7 +82,7 @@ class EngineStats:
         in_flight: requests submitted and not answered.
         restarts: how often it had to start anew after a failure.
         prefix_hit_tokens: prompt tokens found in the prefix cache since the start; None where
-            the engine does not tell. OpenVINO's is an estimate, see ``PrefixCacheEstimate``.
+            the engine does not report it. OpenVINO's is an estimate, see ``PrefixCacheEstimate``.
     """
 
     ready: bool
@@ -133,3 +111,25 @@ class LLMEngine(Protocol):
 
     def close(self) -> None:
         """Fail what is in flight, stop, release everything; may be repeated."""
+
+
+def check_context_length(limit: int, max_tokens: int, prompt_tokens: int | None = None) -> None:
+    """Check that a prompt and its answer fit into the LLM's context.
+
+    Args:
+        limit: the LLM's context in tokens.
+        max_tokens: most tokens of the answer.
+        prompt_tokens: tokens of the prompt; None: not known yet, but at least one.
+
+    Raises:
+        ContextLengthError: they do not fit.
+        InvalidRequestError: the prompt has no token.
+    """
+    if prompt_tokens == 0:
+        raise InvalidRequestError.of("text_input", "at least one token", "none")
+    if max_tokens + (prompt_tokens or 1) > limit:
+        raise ContextLengthError(
+            f"text_input and sampling_param_max_tokens: expected at most {limit} tokens together "
+            f"(the LLM's context), got {prompt_tokens or 'at least 1'} of prompt and {max_tokens} "
+            "max_tokens; shorten the prompt or ask for fewer tokens"
+        )

@@ -1,4 +1,4 @@
-"""An engine that answers at once with a fixed text: for tests, and to measure the path alone."""
+"""An engine without a model that answers with a fixed text: for tests and to measure the path."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class DummyEngine:
         self._changed.notify()
 
     def _advance(self, request_id: str) -> bool:
-        """Give the next chunk; whether it was the last."""
+        """Give the next chunk; True if it was the last."""
         options = self._options
         with self._changed:
             active = self._active.get(request_id)
@@ -159,7 +159,7 @@ class DummyEngine:
             finish_reason=finish_reason,
             num_input_tokens=len(active.request.prompt.split()),
             num_output_tokens=min(active.sent, len(active.pieces)),
-            cumulative_logprob=0.0 if active.request.sampling.logprobs else None,
+            cumulative_logprob=0.0 if active.request.logprobs else None,
             stop_reason=active.stop_reason if finish_reason == FINISH_STOP else None,
         )
 
@@ -184,5 +184,5 @@ class DummyEngine:
 
 
 def create(model_dir: Path, options: Mapping[str, Any]) -> DummyEngine:
-    """The engine by its options; it has no model, so ``model_dir`` need not exist."""
+    """The engine with its options; it has no model, so ``model_dir`` need not exist."""
     return DummyEngine(read_options(DummyOptions, options, "dummy"))

@@ -21,18 +21,14 @@ from echolm.engines.base import (
     FINISH_STOP,
     GenerationChunk,
     GenerationRequest,
-    SamplingParams,
+    check_context_length,
 )
-from echolm.engines.options import read_options
+from echolm.engines.options import at_least, read_options
 from echolm.engines.prefix_cache import BLOCK_TOKENS, PrefixCacheEstimate
 from echolm.engines.text import IncrementalDecoder, StopWords
-from echolm.engines.worker import Event, WorkerEngine
-from echolm.errors import (
-    ConfigurationError,
-    ContextLengthError,
-    InvalidRequestError,
-    UnavailableError,
-)
+from echolm.engines.worker.messages import Event
+from echolm.engines.worker.parent import WorkerEngine
+from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 
 logger = logging.getLogger("echolm")
 
@@ -82,14 +78,10 @@ class OpenVINOOptions:
     nice: int = 0
 
     def __post_init__(self) -> None:
-        least = {"cache_size_gb": 1, "max_num_batched_tokens": 1, "max_num_seqs": 1}
-        for name in ("context_length", "num_kv_blocks", "threads", "nice", *least):
-            value = getattr(self, name)
-            if value < least.get(name, 0):
-                raise ConfigurationError(
-                    f"engine openvino: option {name}: expected at least {least.get(name, 0)}, "
-                    f"got {value}"
-                )
+        for name in ("context_length", "num_kv_blocks", "threads", "nice"):
+            at_least("openvino", name, getattr(self, name), 0)
+        for name in ("cache_size_gb", "max_num_batched_tokens", "max_num_seqs"):
+            at_least("openvino", name, getattr(self, name), 1)
 
 
 @dataclass
@@ -116,13 +108,13 @@ class _Active:
             finish_reason=finish_reason,
             num_input_tokens=len(self.prompt_tokens),
             num_output_tokens=len(self.tokens),
-            cumulative_logprob=self.logprob if self.request.sampling.logprobs else None,
+            cumulative_logprob=self.logprob if self.request.logprobs else None,
             stop_reason=self.stop.matched,
         )
 
 
 class OpenVINOStepper:
-    """:class:`~echolm.engines.worker.Stepper` over one ``ContinuousBatchingPipeline``."""
+    """:class:`~echolm.engines.worker.stepper.Stepper` over one ``ContinuousBatchingPipeline``."""
 
     def __init__(self, model_dir: Path, options: OpenVINOOptions) -> None:
         # Imported where it is used, so that the caller's process stays without it.
@@ -172,17 +164,13 @@ class OpenVINOStepper:
 
     def add(self, request: GenerationRequest) -> None:
         sampling = request.sampling
-        if sampling.max_tokens >= self._context_length:  # Don't tokenize for nothing.
-            raise self._too_long("at least 1", sampling.max_tokens)
+        limit = self._context_length
+        check_context_length(limit, sampling.max_tokens)  # Don't tokenize for nothing.
         ids = self._tokenizer.encode(request.prompt).input_ids
-        length = ids.shape[1]
-        if length == 0:
-            raise InvalidRequestError.of("text_input", "at least one token", "none")
-        if length + sampling.max_tokens > self._context_length:
-            raise self._too_long(str(length), sampling.max_tokens)
+        check_context_length(limit, sampling.max_tokens, ids.shape[1])
         self._numbers += 1
         try:
-            handle = self._pipeline.add_request(self._numbers, ids, generation_config(sampling))
+            handle = self._pipeline.add_request(self._numbers, ids, generation_config(request))
         except RuntimeError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
         follow = request.streaming or bool(sampling.stop)
@@ -229,11 +217,11 @@ class OpenVINOStepper:
         return events
 
     def prefix_hit_tokens(self) -> int | None:
-        """Estimated: OpenVINO GenAI does not tell (its metrics are of requests and memory)."""
+        """Estimated: OpenVINO GenAI's metrics are of requests and memory only."""
         return None if self._prefixes is None else self._prefixes.hit_tokens
 
     def _look(self, active: _Active) -> GenerationChunk | Exception | None:
-        """What there is to tell about a request after a step."""
+        """What is new about a request after a step; None if nothing is."""
         handle = active.handle
         status = handle.get_status()
         if active.decoder is None and status == self._running:
@@ -276,7 +264,7 @@ class OpenVINOStepper:
             for output in active.handle.read().values():
                 new.extend(output.generated_ids)
                 active.finish = output.finish_reason
-                if active.request.sampling.logprobs:
+                if active.request.logprobs:
                     active.logprob += sum(output.generated_log_probs)
         active.tokens.extend(new)
         return new
@@ -284,30 +272,24 @@ class OpenVINOStepper:
     def _reason(self, active: _Active) -> str:
         return FINISH_LENGTH if active.finish == self._length else FINISH_STOP
 
-    def _too_long(self, prompt: str, max_tokens: int) -> ContextLengthError:
-        return ContextLengthError(
-            f"text_input and sampling_param_max_tokens: expected at most {self._context_length} "
-            f"tokens together (the LLM's context), got {prompt} of prompt and {max_tokens} "
-            "max_tokens; shorten the prompt or ask for fewer tokens"
-        )
 
-
-def generation_config(sampling: SamplingParams) -> Any:
+def generation_config(request: GenerationRequest) -> Any:
     """OpenVINO GenAI's configuration for a request."""
     import openvino_genai as genai
 
+    sampling = request.sampling
     config = genai.GenerationConfig()
     config.max_new_tokens = sampling.max_tokens
     config.frequency_penalty = sampling.frequency_penalty
     config.presence_penalty = sampling.presence_penalty
-    config.logprobs = 1 if sampling.logprobs else 0
+    config.logprobs = 1 if request.logprobs else 0
     if sampling.temperature > 0:
         config.do_sample = True
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p
         if sampling.top_k:
             config.top_k = sampling.top_k
-        # Its own default is a fixed seed. The generator takes 32 bits.
+        # OpenVINO's default is a fixed seed. The generator takes 32 bits.
         seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
         config.rng_seed = (seed ^ (seed >> 32)) & 0xFFFFFFFF
     return config
@@ -333,7 +315,7 @@ def read_context_length(model_dir: Path) -> int:
 
 
 def read_cache_blocks(model_dir: Path, options: OpenVINOOptions) -> int:
-    """About how many blocks of KV cache ``cache_size_gb`` is; 0 if the model does not tell."""
+    """About how many blocks of KV cache ``cache_size_gb`` is; 0 if ``config.json`` does not say."""
     try:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
         heads = config.get("num_key_value_heads") or config["num_attention_heads"]
@@ -388,6 +370,7 @@ def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
     check_model_files(model_dir)
     return WorkerEngine(
         "openvino",
+        "stepper",
         "echolm.engines.openvino:make_stepper",
         {"model_dir": str(model_dir.resolve()), "options": asdict(checked)},
         nice=checked.nice,

@@ -44,3 +44,11 @@ def _convert(kind: Any, value: Any) -> Any:
             return False
         raise ValueError(value)
     return kind(value)
+
+
+def at_least(engine: str, name: str, value: float, least: float) -> None:
+    """Raises ConfigurationError if an option is too small."""
+    if value < least:
+        raise ConfigurationError(
+            f"engine {engine}: option {name}: expected at least {least}, got {value}"
+        )

@@ -5,18 +5,18 @@ Pure: tensors come as flat lists of Python values by name, so all of it is teste
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from echolm.engines.base import GenerationRequest, SamplingParams
+from echolm.engines.base import GenerationRequest
 from echolm.errors import InvalidRequestError
+from echolm.primitives import Sampling
 
 Inputs = Mapping[str, Sequence[Any]]
-_DEFAULTS = SamplingParams()
+_SAMPLING = {field.name: f"sampling_param_{field.name}" for field in fields(Sampling)}
+"""The tensor of each field."""
 _MAX_STOP_WORDS = 64
-_UINT64_MAX = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,18 @@ def parse_request(request_id: str, inputs: Inputs) -> LLMRequest:
     prompt = _text(text_inputs[0], "text_input")
     if not prompt:
         raise InvalidRequestError.of("text_input", "text that is not empty", "empty text")
-    if _scalar(inputs, "sampling_param_best_of", 1) != 1:
+    if (best_of := _scalar(inputs, "sampling_param_best_of", 1)) != 1:
         raise InvalidRequestError.of(
-            "sampling_param_best_of",
-            "1 (one sequence per request)",
-            _scalar(inputs, "sampling_param_best_of", 1),
-            "leave it out",
+            "sampling_param_best_of", "1 (one sequence per request)", best_of, "leave it out"
         )
     logprobs = _flag(inputs, "return_cumulative_logprob")
     return LLMRequest(
         generation=GenerationRequest(
             request_id=request_id,
             prompt=prompt,
-            sampling=_sampling(inputs, logprobs),
+            sampling=_sampling(inputs),
             streaming=_flag(inputs, "streaming"),
+            logprobs=logprobs,
         ),
         echo=not _flag(inputs, "sampling_param_exclude_input_from_output"),
         return_finish_reason=_flag(inputs, "return_finish_reason"),
@@ -79,66 +77,19 @@ def parse_request(request_id: str, inputs: Inputs) -> LLMRequest:
     )
 
 
-def _sampling(inputs: Inputs, logprobs: bool) -> SamplingParams:
-    max_tokens = int(_scalar(inputs, "sampling_param_max_tokens", _DEFAULTS.max_tokens))
-    if max_tokens <= 0:
-        raise InvalidRequestError.of("sampling_param_max_tokens", "an integer > 0", max_tokens)
-    temperature = _number(inputs, "sampling_param_temperature", _DEFAULTS.temperature)
-    if temperature < 0:
-        raise InvalidRequestError.of(
-            "sampling_param_temperature", "a number >= 0 (0 is greedy)", temperature
-        )
-    top_p = _number(inputs, "sampling_param_top_p", _DEFAULTS.top_p)
-    if not 0 < top_p <= 1:
-        raise InvalidRequestError.of("sampling_param_top_p", "a number in (0, 1]", top_p)
-    top_k = int(_scalar(inputs, "sampling_param_top_k", _DEFAULTS.top_k))
-    if top_k < 0:
-        raise InvalidRequestError.of("sampling_param_top_k", "an integer >= 0 (0 is off)", top_k)
-    seed = _scalar(inputs, "sampling_param_seed", None)
-    if seed is not None and not 0 <= seed <= _UINT64_MAX:
-        raise InvalidRequestError.of("sampling_param_seed", "an integer in [0, 2**64)", seed)
-    penalties = {}
-    for name in ("frequency_penalty", "presence_penalty"):
-        value = _number(inputs, f"sampling_param_{name}", 0.0)
-        if not -2 <= value <= 2:
-            raise InvalidRequestError.of(f"sampling_param_{name}", "a number in [-2, 2]", value)
-        penalties[name] = value
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=None if seed is None else int(seed),
-        stop=_stop_words(inputs),
-        logprobs=logprobs,
-        **penalties,
-    )
+def _sampling(inputs: Inputs) -> Sampling:
+    values = {field: _scalar(inputs, name) for field, name in _SAMPLING.items() if field != "stop"}
+    stop = tuple(_text(word, _SAMPLING["stop"]) for word in inputs.get(_SAMPLING["stop"], ()))
+    return Sampling.checked({**values, "stop": stop}, _SAMPLING, max_stop_words=_MAX_STOP_WORDS)
 
 
-def _stop_words(inputs: Inputs) -> tuple[str, ...]:
-    name = "sampling_param_stop"
-    words = tuple(_text(word, name) for word in inputs.get(name, ()))
-    if len(words) > _MAX_STOP_WORDS:
-        raise InvalidRequestError.of(name, f"at most {_MAX_STOP_WORDS} elements", len(words))
-    if "" in words:
-        raise InvalidRequestError.of(name, "stop words that are not empty", "an empty one")
-    return words
-
-
-def _scalar(inputs: Inputs, name: str, default: Any) -> Any:
+def _scalar(inputs: Inputs, name: str, default: Any = None) -> Any:
     values = inputs.get(name)
     if values is None:
         return default
     if len(values) != 1:
         raise InvalidRequestError.of(name, "one element", f"{len(values)} elements")
     return values[0]
-
-
-def _number(inputs: Inputs, name: str, default: float) -> float:
-    value = float(_scalar(inputs, name, default))
-    if not math.isfinite(value):
-        raise InvalidRequestError.of(name, "a finite number", value)
-    return value
 
 
 def _flag(inputs: Inputs, name: str) -> bool:

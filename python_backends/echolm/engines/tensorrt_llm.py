@@ -13,7 +13,6 @@ import secrets
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,11 @@ from echolm.engines.base import (
     FINISH_STOP,
     GenerationRequest,
     LLMEngine,
-    SamplingParams,
 )
-from echolm.engines.gpu import (
-    GPUOptions,
-    Output,
-    at_least,
-    check_model,
-    loading,
-    read_model_config,
-    sampling_arguments,
-    start,
-)
-from echolm.engines.options import read_options
+from echolm.engines.gpu import GPUOptions, loading, read_model_config, sampling_arguments, start
+from echolm.engines.options import at_least, read_options
 from echolm.engines.text import StopWords
+from echolm.engines.worker.asynchronous import Output
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 
 _FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "cancelled": FINISH_CANCELLED}
@@ -51,7 +41,7 @@ _MPI_JOB = re.compile(
 
 @dataclass(frozen=True)
 class TensorRTLLMOptions(GPUOptions):
-    """Options of the engine; those of :class:`GPUOptions` besides. TensorRT-LLM's names.
+    """Options of the engine, in addition to those of :class:`GPUOptions`; by TensorRT-LLM's names.
 
     Attributes:
         max_seq_len: most tokens of prompt and answer together; 0: what the model can.
@@ -59,7 +49,7 @@ class TensorRTLLMOptions(GPUOptions):
         max_num_tokens: most tokens in one step; 0: the library's choice.
         gpu_memory_share: share of each GPU's memory for weights, activations and KV cache; 0: the
             library's choice, 90% of what is free for the KV cache.
-        kv_cache_dtype: ``auto`` (that of the model), ``fp8`` …
+        kv_cache_dtype: ``auto`` (as the model's), ``fp8`` …
         enable_block_reuse: keep the KV cache of prompts for prompts that start alike.
     """
 
@@ -79,16 +69,16 @@ class TensorRTLLMOptions(GPUOptions):
                 "engine tensorrt_llm: option gpu_memory_share: expected a share in [0, 1], got "
                 f"{self.gpu_memory_share}"
             )
-        if self.replicas > 1 and not self.gpu_memory_share:
+        if self.copies > 1 and not self.gpu_memory_share:
             raise ConfigurationError(
-                "engine tensorrt_llm: option gpu_memory_share: expected a share for the replicas "
+                "engine tensorrt_llm: option gpu_memory_share: expected a share for the copies "
                 "to divide, got 0, with which each would take 90% of what is free"
             )
         self.more_arguments("tensorrt_llm")
 
 
 class TensorRTLLMBackend:
-    """:class:`~echolm.engines.gpu.AsyncBackend` over one ``LLM``."""
+    """:class:`~echolm.engines.worker.asynchronous.AsyncBackend` over one ``LLM``."""
 
     name = "tensorrt_llm"
 
@@ -109,20 +99,18 @@ class TensorRTLLMBackend:
         stop = StopWords(request.sampling.stop)
         streaming = request.streaming or bool(request.sampling.stop)
         try:
-            result = self._llm.generate_async(
-                prompt, sampling_params(request.sampling), streaming=streaming
-            )
+            result = self._llm.generate_async(prompt, sampling_params(request), streaming=streaming)
         except ValueError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
         self._results[request.request_id] = result
-        told = 0
+        num_chars = 0  # of the answer, that have been given
         try:
             async for _ in result:  # The same object, with more in it.
                 answer, ended = result.outputs[0], result.finished
                 if not (ended or streaming):
                     continue
-                text = stop.push(answer.text[told:])
-                told = len(answer.text)
+                text = stop.push(answer.text[num_chars:])
+                num_chars = len(answer.text)
                 if ended and stop.matched is None:
                     text += stop.flush()
                 reason = _finish_reason(answer.finish_reason) if ended else None
@@ -131,7 +119,7 @@ class TensorRTLLMBackend:
                     num_tokens=len(answer.token_ids),
                     finish_reason=FINISH_STOP if stop.matched is not None else reason,
                     stop_reason=stop.matched,
-                    cumulative_logprob=_logprob(answer) if request.sampling.logprobs else None,
+                    cumulative_logprob=_logprob(answer) if request.logprobs else None,
                     cached_tokens=getattr(result, "cached_tokens", None),
                 )
                 if stop.matched is not None:
@@ -155,10 +143,11 @@ class TensorRTLLMBackend:
         await asyncio.get_running_loop().run_in_executor(None, self._llm.shutdown)
 
 
-def sampling_params(sampling: SamplingParams) -> Any:
+def sampling_params(request: GenerationRequest) -> Any:
     """TensorRT-LLM's parameters for a request."""
-    from tensorrt_llm import SamplingParams as TRTSamplingParams
+    from tensorrt_llm import SamplingParams
 
+    sampling = request.sampling
     arguments = sampling_arguments(sampling)
     del arguments["stop"]
     if sampling.temperature == 0:
@@ -169,7 +158,7 @@ def sampling_params(sampling: SamplingParams) -> Any:
         )
         if sampling.seed is None:  # The library's default is a fixed one.
             arguments["seed"] = secrets.randbits(63)
-    return TRTSamplingParams(**arguments, logprobs=1 if sampling.logprobs else None)
+    return SamplingParams(**arguments, logprobs=1 if request.logprobs else None)
 
 
 def _finish_reason(reason: str | None) -> str:
@@ -179,7 +168,7 @@ def _finish_reason(reason: str | None) -> str:
 
 
 def _logprob(answer: Any) -> float | None:
-    """Of the answer's tokens; the PyTorch backend tells it of each token only."""
+    """Log probability of the answer; the PyTorch backend gives only that of each token."""
     if answer.cumulative_logprob is not None:
         return float(answer.cumulative_logprob)
     if not answer.logprobs:
@@ -204,20 +193,16 @@ def llm_arguments(
         cache["max_gpu_total_bytes"] = cache_bytes
     if options.kv_cache_dtype != "auto":
         cache["dtype"] = options.kv_cache_dtype
-    given: dict[str, Any] = {
-        "model": model,
-        "tokenizer": options.tokenizer or None,
-        "trust_remote_code": options.trust_remote_code,
-        "tensor_parallel_size": options.tensor_parallel_size,
-        "pipeline_parallel_size": options.pipeline_parallel_size,
+    arguments = {
+        **options.common_arguments(model),
         "max_batch_size": options.max_batch_size,
         "max_seq_len": options.max_seq_len or None,
         "max_num_tokens": options.max_num_tokens or None,
         "kv_cache_config": cache,
     }
-    if not built:  # An engine has its own.
-        given |= {"dtype": options.dtype, "load_format": options.load_format}
-    return {name: value for name, value in given.items() if value is not None}
+    if built:  # It has its weights and their type.
+        del arguments["dtype"], arguments["load_format"]
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def cache_bytes(model: str, options: TensorRTLLMOptions) -> int:
@@ -307,11 +292,8 @@ def _context_length(model: str, config: Mapping[str, Any]) -> int:
 def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
     """Check what can be checked here, then start the workers."""
     checked = read_options(TensorRTLLMOptions, options, "tensorrt_llm")
-    model = check_model("tensorrt_llm", model_dir, checked)
-    if not checked.python and find_spec("tensorrt_llm") is None:
-        raise ConfigurationError(
-            "engine tensorrt_llm: expected the package tensorrt_llm, got none; run in NVIDIA's "
-            "image nvcr.io/nvidia/tritonserver:<release>-trtllm-python-py3, or name the "
-            "interpreter of an environment that has it with the option python"
-        )
-    return start("tensorrt_llm", model, checked, "gpu_memory_share")
+    install = (
+        "run in NVIDIA's image nvcr.io/nvidia/tritonserver:<release>-trtllm-python-py3, or name "
+        "the interpreter of an environment that has it with the option python"
+    )
+    return start("tensorrt_llm", model_dir, checked, "gpu_memory_share", install)

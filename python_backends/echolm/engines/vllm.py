@@ -9,7 +9,6 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,10 @@ from echolm.engines.base import (
     FINISH_STOP,
     GenerationRequest,
     LLMEngine,
-    SamplingParams,
 )
-from echolm.engines.gpu import (
-    GPUOptions,
-    Output,
-    at_least,
-    check_model,
-    checked_arguments,
-    loading,
-    sampling_arguments,
-    start,
-)
-from echolm.engines.options import read_options
+from echolm.engines.gpu import GPUOptions, checked_arguments, loading, sampling_arguments, start
+from echolm.engines.options import at_least, read_options
+from echolm.engines.worker.asynchronous import Output
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 
 _FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "abort": FINISH_CANCELLED}
@@ -39,21 +29,22 @@ _FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "abort": FINISH_CANCELL
 
 @dataclass(frozen=True)
 class VLLMOptions(GPUOptions):
-    """Options of the engine; those of :class:`GPUOptions` besides. vLLM's names.
+    """Options of the engine, in addition to those of :class:`GPUOptions`; by vLLM's names.
 
     Attributes:
         max_model_len: most tokens of prompt and answer together; 0: what the model can.
         gpu_memory_utilization: share of each GPU's memory for weights, activations and KV cache.
-        kv_cache_memory_bytes: size of the KV cache on each GPU, whatever the share; of each copy.
+        kv_cache_memory_bytes: size of the KV cache of each copy on each GPU, whatever the share.
             Nothing is measured then, and engines on the same GPUs load at the same time. 0: what
             the share leaves.
         max_num_seqs: most requests in one step; more wait.
         max_num_batched_tokens: most tokens in one step; 0: vLLM's choice.
-        quantization: of the weights, such as ``fp8`` or ``awq``; empty: as the checkpoint says.
-        kv_cache_dtype: ``auto`` (that of the model), ``fp8`` …
+        quantization: how the weights are quantized, such as ``fp8`` or ``awq``; empty: as the
+            checkpoint says.
+        kv_cache_dtype: ``auto`` (as the model's), ``fp8`` …
         enable_prefix_caching: keep the KV cache of prompts for prompts that start alike.
         enforce_eager: no CUDA graphs and no compilation: starts faster, generates slower.
-        seed: of requests without one.
+        seed: what requests without a seed are sampled with.
     """
 
     max_model_len: int = 0
@@ -69,10 +60,9 @@ class VLLMOptions(GPUOptions):
 
     def __post_init__(self) -> None:
         self.check("vllm")
-        at_least("vllm", "max_model_len", self.max_model_len, 0)
-        at_least("vllm", "kv_cache_memory_bytes", self.kv_cache_memory_bytes, 0)
+        for name in ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens"):
+            at_least("vllm", name, getattr(self, name), 0)
         at_least("vllm", "max_num_seqs", self.max_num_seqs, 1)
-        at_least("vllm", "max_num_batched_tokens", self.max_num_batched_tokens, 0)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigurationError(
                 "engine vllm: option gpu_memory_utilization: expected a share in (0, 1], got "
@@ -82,7 +72,7 @@ class VLLMOptions(GPUOptions):
 
 
 class VLLMBackend:
-    """:class:`~echolm.engines.gpu.AsyncBackend` over one ``AsyncLLM``."""
+    """:class:`~echolm.engines.worker.asynchronous.AsyncBackend` over one ``AsyncLLM``."""
 
     name = "vllm"
 
@@ -102,7 +92,7 @@ class VLLMBackend:
 
         num_tokens = 0
         try:
-            params = sampling_params(request.sampling, request.streaming)
+            params = sampling_params(request)
             outputs = self._engine.generate(tokens_input(prompt), params, request.request_id)
             async for output in outputs:
                 answer = output.outputs[0]
@@ -135,18 +125,18 @@ class VLLMBackend:
         self._engine.shutdown()
 
 
-def sampling_params(sampling: SamplingParams, streaming: bool) -> Any:
+def sampling_params(request: GenerationRequest) -> Any:
     """vLLM's parameters for a request."""
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.sampling_params import SamplingParams as VLLMSamplingParams
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    return VLLMSamplingParams(
+    sampling = request.sampling
+    return SamplingParams(
         **sampling_arguments(sampling),
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        logprobs=0 if sampling.logprobs else None,  # of the sampled tokens only
-        output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
+        logprobs=0 if request.logprobs else None,  # of the sampled tokens only
+        output_kind=RequestOutputKind.DELTA if request.streaming else RequestOutputKind.FINAL_ONLY,
     )
 
 
@@ -158,14 +148,8 @@ def _finish_reason(reason: str | None) -> str | None:
 
 def engine_arguments(model: str, options: VLLMOptions) -> dict[str, Any]:
     """Arguments for ``AsyncEngineArgs``."""
-    given = {
-        "model": model,
-        "tokenizer": options.tokenizer or None,
-        "trust_remote_code": options.trust_remote_code,
-        "tensor_parallel_size": options.tensor_parallel_size,
-        "pipeline_parallel_size": options.pipeline_parallel_size,
-        "dtype": options.dtype,
-        "load_format": options.load_format,
+    arguments = {
+        **options.common_arguments(model),
         "max_model_len": options.max_model_len or None,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "kv_cache_memory_bytes": options.kv_cache_memory_bytes or None,
@@ -180,7 +164,7 @@ def engine_arguments(model: str, options: VLLMOptions) -> dict[str, Any]:
         "disable_log_stats": True,
         "enable_log_requests": False,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 async def make_backend(model: str, options: Mapping[str, Any]) -> VLLMBackend:
@@ -205,10 +189,8 @@ async def make_backend(model: str, options: Mapping[str, Any]) -> VLLMBackend:
 def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
     """Check what can be checked here, then start the workers."""
     checked = read_options(VLLMOptions, options, "vllm")
-    model = check_model("vllm", model_dir, checked)
-    if not checked.python and find_spec("vllm") is None:
-        raise ConfigurationError(
-            "engine vllm: expected the package vllm, got none; `pip install vllm==0.20.0`, best "
-            "into an environment of its own, whose interpreter the option python names"
-        )
-    return start("vllm", model, checked, "gpu_memory_utilization")
+    install = (
+        "`pip install vllm==0.20.0`, best into an environment of its own, whose interpreter the "
+        "option python names"
+    )
+    return start("vllm", model_dir, checked, "gpu_memory_utilization", install)

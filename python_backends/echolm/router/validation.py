@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 from echolm.errors import InvalidRequestError
 from echolm.primitives import AUTO, DEFAULT_TENANT, Request, Sampling
@@ -55,19 +55,19 @@ def build_request(
     settings: Settings,
     *,
     text: str,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    seed: int | None = None,
     stop_words: Sequence[str] = (),
     system_prompt: str = "",
     tenant: str = DEFAULT_TENANT,
     cache_control: str = "default",
     llm: str = AUTO,
     stream: bool = False,
+    **sampling: Any,
 ) -> Request:
-    """Validate one request's values; None stands for an input that was left out.
+    """Validate one request's values.
+
+    Args:
+        sampling: fields of :class:`~echolm.primitives.Sampling`, except ``stop``; None stands for
+            an input that the caller did not send.
 
     Raises:
         InvalidRequestError: a value is wrong; the message names it.
@@ -78,40 +78,23 @@ def build_request(
         raise InvalidRequestError.of(
             "system_prompt", f"at most {limits.max_input_chars} characters", f"{len(system_prompt)}"
         )
-    if max_tokens is None:
-        max_tokens = limits.default_max_tokens
     longest = max(model.context_length for model in settings.llms) - 1
-    most_tokens = min(limits.max_tokens, longest)
-    if not 0 < max_tokens <= most_tokens:
-        raise InvalidRequestError.of("max_tokens", f"1 to {most_tokens}", max_tokens)
-    temperature = 0.0 if temperature is None else temperature
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise InvalidRequestError.of("temperature", "a finite number of at least 0", temperature)
-    top_p = 1.0 if top_p is None else top_p
-    if not 0 < top_p <= 1:
-        raise InvalidRequestError.of("top_p", "a number above 0 and at most 1", top_p)
-    top_k = 0 if top_k is None else top_k
-    if top_k < 0:
-        raise InvalidRequestError.of("top_k", "0 (off) or more", top_k)
-    if len(stop_words) > limits.max_stop_words:
-        raise InvalidRequestError.of(
-            "stop_words", f"at most {limits.max_stop_words}", len(stop_words)
-        )
+    if sampling.get("max_tokens") is None:
+        sampling["max_tokens"] = limits.default_max_tokens
+    checked = Sampling.checked(
+        {**sampling, "stop": tuple(stop_words)},
+        {"stop": "stop_words"},
+        max_stop_words=limits.max_stop_words,
+        most_tokens=min(limits.max_tokens, longest),
+        padded=True,  # clients pad a batch's rows to the same length
+    )
     names = [model.name for model in settings.llms]
     if llm != AUTO and llm not in names:
         raise InvalidRequestError.of("llm", f"{AUTO!r} or one of {names}", llm)
     use_examples, store = check_cache_control(cache_control)
     return Request(
         text=text,
-        sampling=Sampling(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            # An empty stop word would end every answer at once; clients pad with them.
-            stop=tuple(word for word in stop_words if word),
-        ),
+        sampling=checked,
         system_prompt=system_prompt,
         tenant=check_tenant(tenant),
         use_examples=use_examples,

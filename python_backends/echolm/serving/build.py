@@ -222,7 +222,7 @@ def _engine(profile: Profile, role: str, options: BuildOptions) -> dict[str, str
         memory = _SHARES["together" if shared else "alone"][role]
     given = dict(choice.options)
     # What is no number is refused later, by its own name.
-    counts = [given.get(name, "1") for name in ("pipeline_parallel_size", "replicas")]
+    counts = [given.get(name, "1") for name in ("pipeline_parallel_size", "copies")]
     groups = math.prod(max(1, int(count)) for count in counts if count.isdigit())
     return {
         "gpus": choice.gpus,
@@ -318,7 +318,7 @@ def _settings(
                 "cost": costs[role],
                 "takes_examples": role == "small",
                 "prior_quality": _PRIORS[role],
-                "capacity": float(getattr(parsed[role], profile.batch) * parsed[role].replicas),
+                "capacity": float(getattr(parsed[role], profile.batch) * parsed[role].copies),
                 "pool": "gpus" if shared else "",
                 "context_length": contexts[role],
                 "prompt_template": template,

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
-from echolm.engines.worker import ENV_LIBRARY_PATH
+from echolm.engines.worker.parent import ENV_LIBRARY_PATH
 from echolm.errors import ConfigurationError, UnavailableError
 from echolm.serving import guard
 from echolm.serving.process import Command, GuardedProcess

@@ -21,8 +21,9 @@ from typing import Any
 
 import pytest
 from echolm.engines import create_engine
-from echolm.engines.base import GenerationChunk, GenerationRequest, LLMEngine, SamplingParams
+from echolm.engines.base import GenerationChunk, GenerationRequest, LLMEngine
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
+from echolm.primitives import Sampling
 
 ROOT = Path(__file__).resolve().parents[3]
 STANDINS = ROOT / "tests" / "standins"
@@ -80,11 +81,17 @@ class Subject:
     slow_sampling: dict[str, Any] = field(default_factory=dict)
     numbers: int = 0
 
-    def ask(self, prompt: str = PROMPT, streaming: bool = False, **sampling: Any) -> Answer:
+    def ask(
+        self, prompt: str = PROMPT, streaming: bool = False, logprobs: bool = False, **sampling: Any
+    ) -> Answer:
         self.numbers += 1
         answer = Answer()
         request = GenerationRequest(
-            str(self.numbers), prompt, SamplingParams(**{"max_tokens": 24, **sampling}), streaming
+            str(self.numbers),
+            prompt,
+            Sampling(**{"max_tokens": 24, **sampling}),
+            streaming,
+            logprobs,
         )
         self.engine.submit(request, answer)
         return answer
@@ -115,7 +122,7 @@ def make(name: str, model_dir: Path, patch: pytest.MonkeyPatch) -> Subject:
     use_standins(patch)
     (model_dir / "config.json").write_text('{"max_position_embeddings": 512}')
     number, _, of = name.rpartition(" of ")
-    options = {"replicas": "3"} if number else {}
+    options = {"copies": "3"} if number else {}
     return Subject(create_engine(of, model_dir, options), 512, slow=f"slowly {PROMPT}")
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from echolm.engines import ENGINES, create_engine
-from echolm.engines.base import GenerationChunk, GenerationRequest, SamplingParams
+from echolm.engines.base import GenerationChunk, GenerationRequest
 from echolm.engines.dummy import DummyEngine, DummyOptions
 from echolm.engines.openvino import MODEL_FILES, OpenVINOOptions, read_context_length
 from echolm.engines.options import read_options
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+from echolm.primitives import Sampling
 
 
 class Collector:
@@ -95,7 +96,7 @@ def test_context_length_that_is_not_there_is_a_configuration_error(
         read_context_length(tmp_path)
 
 
-def test_instant_gives_one_chunk_unless_streaming() -> None:
+def test_dummy_gives_one_chunk_unless_streaming() -> None:
     engine = DummyEngine(DummyOptions(text="one two three"))
     whole, stream = Collector(), Collector()
     engine.submit(GenerationRequest("1", "a b"), whole)
@@ -107,16 +108,16 @@ def test_instant_gives_one_chunk_unless_streaming() -> None:
     assert [chunk.finish_reason for chunk in stream.chunks] == [None, None, "stop"]
 
 
-def test_instant_keeps_max_tokens_and_stop_words() -> None:
+def test_dummy_keeps_max_tokens_and_stop_words() -> None:
     engine = DummyEngine(DummyOptions(text="one two three"))
     short, stopped = Collector(), Collector()
-    engine.submit(GenerationRequest("1", "a", SamplingParams(max_tokens=2)), short)
-    engine.submit(GenerationRequest("2", "a", SamplingParams(stop=(" three",))), stopped)
+    engine.submit(GenerationRequest("1", "a", Sampling(max_tokens=2)), short)
+    engine.submit(GenerationRequest("2", "a", Sampling(stop=(" three",))), stopped)
     assert (short.text, short.chunks[-1].finish_reason) == ("one two", "length")
     assert (stopped.text, stopped.chunks[-1].stop_reason) == ("one two", " three")
 
 
-def test_instant_delays_cancels_and_counts_what_is_in_flight() -> None:
+def test_dummy_delays_cancels_and_counts_what_is_in_flight() -> None:
     engine = DummyEngine(DummyOptions(delay_s=0.05))
     slow, cancelled = Collector(), Collector()
     engine.submit(GenerationRequest("1", "a"), slow)
@@ -130,7 +131,7 @@ def test_instant_delays_cancels_and_counts_what_is_in_flight() -> None:
     engine.close()
 
 
-def test_instant_fails_when_told() -> None:
+def test_dummy_fails_when_told() -> None:
     engine = DummyEngine(DummyOptions(fail_if_contains="boom"))
     good, bad = Collector(), Collector()
     engine.submit(GenerationRequest("1", "go"), good)

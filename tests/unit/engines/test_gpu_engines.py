@@ -19,13 +19,14 @@ from typing import Any
 import psutil
 import pytest
 from echolm.engines import create_engine
-from echolm.engines.base import GenerationChunk, GenerationRequest, SamplingParams
+from echolm.engines.base import GenerationChunk, GenerationRequest
 from echolm.engines.gpu import GPUOptions, check_model, loading
 from echolm.engines.options import read_options
 from echolm.engines.tensorrt_llm import TensorRTLLMOptions
 from echolm.engines.vllm import VLLMOptions
-from echolm.engines.worker import ENV_LIBRARY_PATH, WorkerEngine
+from echolm.engines.worker.parent import ENV_LIBRARY_PATH, WorkerEngine
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+from echolm.primitives import Sampling
 
 OPTIONS: dict[str, type[GPUOptions]] = {"vllm": VLLMOptions, "tensorrt_llm": TensorRTLLMOptions}
 
@@ -60,7 +61,7 @@ class Answer:
 
 def ask(engine: WorkerEngine, key: str, prompt: str, streaming: bool = False) -> Answer:
     answer = Answer()
-    request = GenerationRequest(key, prompt, SamplingParams(max_tokens=50), streaming)
+    request = GenerationRequest(key, prompt, Sampling(max_tokens=50), streaming)
     engine.submit(request, answer)
     return answer
 
@@ -78,7 +79,7 @@ def eventually(true: Callable[[], Any]) -> None:
         ({"tensor_parallel_size": "0"}, "tensor_parallel_size: expected at least 1, got 0"),
         ({"gpus": "0;1"}, "gpus: expected numbers as 0,1, got '0;1'"),
         ({"gpus": "0", "pipeline_parallel_size": "2"}, "gpus: expected 2 of them"),
-        ({"replicas": "0"}, "replicas: expected at least 1, got 0"),
+        ({"copies": "0"}, "copies: expected at least 1, got 0"),
         ({"python": "/no/such/python"}, "python: expected a Python interpreter"),
         ({"engine_args": "{"}, "engine_args: expected a JSON object"),
         ({"engine_args": "[1]"}, "engine_args: expected a JSON object"),

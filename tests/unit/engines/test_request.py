@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from echolm.engines.base import SamplingParams
 from echolm.engines.request import is_stop, parse_request
 from echolm.errors import InvalidRequestError
+from echolm.primitives import Sampling
 
 
 def parse(**inputs: Any) -> Any:
@@ -19,7 +19,7 @@ def parse(**inputs: Any) -> Any:
 def test_defaults_are_greedy_one_chunk_and_echo() -> None:
     request = parse()
     assert request.generation.prompt == "hello"
-    assert request.generation.sampling == SamplingParams()
+    assert request.generation.sampling == Sampling()
     assert request.generation.sampling.temperature == 0
     assert not request.generation.streaming
     assert request.echo
@@ -44,9 +44,10 @@ def test_all_inputs_arrive() -> None:
         return_cumulative_logprob=True,
     )
     assert request.generation.streaming
-    assert request.generation.sampling == SamplingParams(
-        7, 0.5, 0.25, 3, 2**64 - 1, ("\n", "é"), 0.5, -0.5, logprobs=True
+    assert request.generation.sampling == Sampling(
+        7, 0.5, 0.25, 3, 2**64 - 1, ("\n", "é"), 0.5, -0.5
     )
+    assert request.generation.logprobs
     assert not request.echo
     assert request.return_finish_reason
     assert request.return_stop_reason

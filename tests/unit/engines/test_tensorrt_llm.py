@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from echolm.engines import create_engine
-from echolm.engines.base import SamplingParams
+from echolm.engines.base import GenerationRequest
 from echolm.engines.options import read_options
 from echolm.engines.tensorrt_llm import (
     TensorRTLLMOptions,
@@ -20,6 +20,7 @@ from echolm.engines.tensorrt_llm import (
     sampling_params,
 )
 from echolm.errors import ConfigurationError
+from echolm.primitives import Sampling
 
 
 @pytest.fixture
@@ -123,11 +124,15 @@ def test_the_mpi_job_of_triton_is_left_behind(
 
 
 def test_greedy_needs_no_temperature_and_sampling_no_fixed_seed(standins: Path) -> None:
-    greedy = sampling_params(SamplingParams(temperature=0, top_p=0.5, top_k=9))
+    def params(logprobs: bool = False, **sampling: Any) -> Any:
+        request = GenerationRequest("1", "a", Sampling(**sampling), logprobs=logprobs)
+        return sampling_params(request)
+
+    greedy = params(temperature=0, top_p=0.5, top_k=9)
     assert (greedy.temperature, greedy.top_p, greedy.top_k) == (None, None, 1)
-    sampled = [sampling_params(SamplingParams(temperature=0.8)) for _ in range(2)]
+    sampled = [params(temperature=0.8) for _ in range(2)]
     assert sampled[0].seed != sampled[1].seed
     assert (sampled[0].temperature, sampled[0].top_p, sampled[0].top_k) == (0.8, 1.0, None)
     assert sampled[0].stop is None
-    told = sampling_params(SamplingParams(temperature=1, top_k=3, seed=5, logprobs=True))
-    assert (told.top_k, told.seed, told.logprobs) == (3, 5, 1)
+    seeded = params(temperature=1, top_k=3, seed=5, logprobs=True)
+    assert (seeded.top_k, seeded.seed, seeded.logprobs) == (3, 5, 1)

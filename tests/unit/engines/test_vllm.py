@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from echolm.engines import create_engine
-from echolm.engines.base import SamplingParams
+from echolm.engines.base import GenerationRequest
 from echolm.engines.gpu import loading
 from echolm.engines.options import read_options
 from echolm.engines.vllm import VLLMOptions, engine_arguments, sampling_params
 from echolm.errors import ConfigurationError, UnavailableError
+from echolm.primitives import Sampling
 
 STANDINS = Path(__file__).resolve().parents[2] / "standins"
 
@@ -51,13 +52,14 @@ def test_vllm_gets_its_arguments_by_its_own_names() -> None:
 
 
 def test_what_stands_in_for_an_option_that_is_off(standins: Path) -> None:
-    greedy = sampling_params(SamplingParams(), streaming=False)
+    greedy = sampling_params(GenerationRequest("1", "a"))
     assert (greedy.temperature, greedy.top_k, greedy.seed, greedy.logprobs) == (0, 0, None, None)
     assert greedy.output_kind.name == "FINAL_ONLY"
-    told = sampling_params(SamplingParams(logprobs=True, seed=2**64 - 1), streaming=True)
-    assert told.logprobs == 0
-    assert 0 <= told.seed < 2**63
-    assert told.output_kind.name == "DELTA"
+    sampling = Sampling(seed=2**64 - 1)
+    asked = sampling_params(GenerationRequest("1", "a", sampling, streaming=True, logprobs=True))
+    assert asked.logprobs == 0
+    assert 0 <= asked.seed < 2**63
+    assert asked.output_kind.name == "DELTA"
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
 
 import pytest
 from echolm.engines.base import GenerationChunk, GenerationRequest
-from echolm.engines.worker import Event, WorkerEngine, join_pieces
+from echolm.engines.worker.messages import Event
+from echolm.engines.worker.parent import WorkerEngine, join_pieces
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 
 FACTORY = "tests.unit.engines.test_worker:CountingStepper"
@@ -78,7 +81,7 @@ def _path(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
 
 
 def start(**arguments: Any) -> WorkerEngine:
-    return WorkerEngine("test", FACTORY, arguments)
+    return WorkerEngine("test", "stepper", FACTORY, arguments)
 
 
 def ask(engine: WorkerEngine, key: str, prompt: str) -> Collector:
@@ -163,6 +166,20 @@ def test_worker_outlives_the_signals_that_end_a_server() -> None:
     os.kill(engine.pid, signal.SIGINT)
     assert isinstance(ask(engine, "1", "a").wait(), GenerationChunk)
     engine.close()
+
+
+def test_a_worker_needs_only_numpy_and_psutil_of_its_environment() -> None:
+    code = """
+import sys
+from importlib import import_module
+before = set(sys.modules)
+for name in ("worker.child", "vllm", "tensorrt_llm", "openvino"):
+    import_module(f"echolm.engines.{name}")
+names = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(names - set(sys.stdlib_module_names)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) <= {"echolm", "numpy", "psutil"}
 
 
 def test_waiting_pieces_become_one_per_request() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from echolm.engines import LLMEngine, create_engine
-from echolm.engines.base import SamplingParams
 from echolm.errors import UnavailableError
+from echolm.primitives import Sampling
 from echolm_lab.engine_load import answer_all
 
 PROMPTS = [f"prompt {number}" for number in range(40)]
@@ -22,7 +22,7 @@ def echoing(tmp_path) -> Iterator[LLMEngine]:
 
 @pytest.mark.parametrize("concurrency", [1, 7, 100])
 def test_answers_come_in_the_order_of_the_prompts(echoing, concurrency):
-    assert answer_all(echoing, PROMPTS, SamplingParams(), concurrency) == PROMPTS
+    assert answer_all(echoing, PROMPTS, Sampling(), concurrency) == PROMPTS
 
 
 def test_one_failure_is_raised_and_leaves_nothing_in_flight(tmp_path):
@@ -30,6 +30,6 @@ def test_one_failure_is_raised_and_leaves_nothing_in_flight(tmp_path):
         "dummy", tmp_path, {"fail": "out of order", "fail_if_contains": "prompt 13"}
     )
     with pytest.raises(UnavailableError, match="out of order"):
-        answer_all(engine, PROMPTS, SamplingParams(), 4)
+        answer_all(engine, PROMPTS, Sampling(), 4)
     assert engine.stats().in_flight == 0
     engine.close()

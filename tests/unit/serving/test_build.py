@@ -185,11 +185,11 @@ def test_llms_on_one_gpu_share_its_memory_and_load(build: Any) -> None:
 
 
 def test_copies_of_an_engine_add_to_its_capacity_and_divide_its_gpus(build: Any) -> None:
-    _, _, output = build("--small-set=replicas=2", "--small-gpus=0,1,2,3", "--embedder=fp32")
+    _, _, output = build("--small-set=copies=2", "--small-gpus=0,1,2,3", "--embedder=fp32")
     small, large = load_settings(output / "echolm.toml").llms
     assert (small.capacity, large.capacity) == (512.0, 256.0)
     given = parameters(output, "small_llm")
-    assert (given["replicas"], given["tensor_parallel_size"]) == ("2", "2")
+    assert (given["copies"], given["tensor_parallel_size"]) == ("2", "2")
 
 
 def test_llms_on_gpus_of_their_own_share_nothing(build: Any) -> None:

@@ -1,48 +1,30 @@
-"""Runs an engine in a process of its own, and talks to it over a socket.
-
-OpenVINO's ``step()`` keeps Python's global lock for a whole forward pass. In the same process
-as the Triton model it would let one request in per step at most, and no answer out meanwhile.
-A process of its own costs one message per step instead; and when it dies, of memory for
-example, the model does not: requests in flight fail, and a new process takes over.
-
-::
-
-    WorkerEngine (caller's process)              worker process
-      submit, cancel ─▶ writer thread ─ socket ─▶ Stepper.add, cancel
-      on_chunk  ◀────── reader thread ◀ socket ── Stepper.step, one message per step
-
-Engines that are asynchronous by themselves take the place of the stepper: see
-:mod:`~echolm.engines.gpu`.
-"""
+"""The caller's side of an engine's worker process: starts it, hands requests over, restarts it."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import inspect
 import json
 import logging
 import os
 import queue
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
 import echolm
 from echolm.engines.base import EngineStats, GenerationChunk, GenerationRequest, OnChunk
-from echolm.errors import ConfigurationError, EchoError, InvalidRequestError, UnavailableError
+from echolm.engines.worker.messages import Event, Failed, Mode
+from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 
 logger = logging.getLogger("echolm")
 
@@ -59,55 +41,12 @@ root = sys.argv.pop(1)
 sys.path.insert(0, root)
 import echolm
 sys.path[:] = [*sys.path[1:], root]
-from echolm.engines import worker
-sys.exit(worker.main())
+from echolm.engines.worker import child
+sys.exit(child.main())
 """
-"""Takes this very package, and all others from the interpreter's own environment: Triton's stub
-and a checkout have no package installed, and ``root`` may be the site-packages of another."""
-
-Event = tuple[str, "GenerationChunk | Exception"]
-"""A request's id and what its ``on_chunk`` gets."""
-
-
-class Stepper(Protocol):
-    """An engine that generates only while :meth:`step` runs. Used from one thread."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether there is anything to step for."""
-
-    def add(self, request: GenerationRequest) -> None:
-        """Take a request; raises an :class:`EchoError` that fails only this request."""
-
-    def cancel(self, request_id: str) -> Event | None:
-        """Drop a request; gives its last event, or None if it is not in flight."""
-
-    def step(self) -> list[Event]:
-        """Generate one token for each request that is scheduled; gives what there is to tell."""
-
-    def prefix_hit_tokens(self) -> int | None:
-        """As in :class:`EngineStats`."""
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """The worker has loaded its model."""
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """The worker cannot load its model, or has failed and ends."""
-
-    message: str
-    configuration: bool = False
-
-
-@dataclass(frozen=True)
-class Events:
-    """What the worker tells about its requests."""
-
-    events: list[Event]
-    prefix_hit_tokens: int | None
+"""The worker imports EchoLM from where this process has it, and all else from its interpreter's
+environment: Triton's stub and a checkout have no EchoLM installed, and ``root`` may be the
+site-packages of another interpreter."""
 
 
 class WorkerEngine:
@@ -116,6 +55,7 @@ class WorkerEngine:
     def __init__(
         self,
         name: str,
+        mode: Mode,
         factory: str,
         arguments: Mapping[str, Any],
         start_timeout_s: float = 300.0,
@@ -127,8 +67,8 @@ class WorkerEngine:
 
         Args:
             name: what messages call the engine.
-            factory: ``module:function`` that makes the :class:`Stepper` in the worker; or, as a
-                coroutine function, the :class:`~echolm.engines.gpu.AsyncBackend`.
+            mode: what the factory makes.
+            factory: ``module:function`` that the worker calls.
             arguments: its keyword arguments, which JSON can hold.
             start_timeout_s: time for the model to load.
             nice: the worker's priority is lower by this.
@@ -140,6 +80,7 @@ class WorkerEngine:
             UnavailableError: the worker ended or did not get ready in time.
         """
         self._name = name
+        self._mode = mode
         self._factory = factory
         self._arguments = json.dumps(dict(arguments))
         self._nice = nice
@@ -207,8 +148,8 @@ class WorkerEngine:
         ours, theirs = socket.socketpair()
         root = str(Path(echolm.__file__).parent.parent)
         command = [self._python or _python(), "-c", _BOOTSTRAP, root, f"--fd={theirs.fileno()}"]
-        command += [f"--factory={self._factory}", f"--arguments={self._arguments}"]
-        command += [f"--nice={self._nice}"]
+        command += [f"--mode={self._mode}", f"--factory={self._factory}"]
+        command += [f"--arguments={self._arguments}", f"--nice={self._nice}"]
         environment = {**os.environ, **self._environment}
         if (libraries := environment.pop(ENV_LIBRARY_PATH, None)) is not None:
             environment["LD_LIBRARY_PATH"] = libraries
@@ -247,7 +188,7 @@ class WorkerEngine:
                 f"engine {self._name}: its process ended while loading the model, exit status "
                 f"{process.wait()}; see the log"
             ) from None
-        if isinstance(message, _Failed):
+        if isinstance(message, Failed):
             kind = ConfigurationError if message.configuration else UnavailableError
             raise kind(message.message)
 
@@ -318,7 +259,7 @@ class WorkerEngine:
                 message = self._connection.recv()
             except (EOFError, OSError):
                 return "its process ended"
-            if isinstance(message, _Failed):
+            if isinstance(message, Failed):
                 return message.message
             # Under load, what has come meanwhile goes out as one piece per request: sending a
             # piece costs more than generating it.
@@ -326,7 +267,7 @@ class WorkerEngine:
             try:
                 while len(events) < _MAX_JOINED and self._connection.poll(0):
                     message = self._connection.recv()
-                    if isinstance(message, _Failed):
+                    if isinstance(message, Failed):
                         break
                     events += message.events
             except (EOFError, OSError):
@@ -341,7 +282,7 @@ class WorkerEngine:
                     self._call(callback, event)
             if message is None:
                 return "its process ended"
-            if isinstance(message, _Failed):
+            if isinstance(message, Failed):
                 return message.message
             if message.prefix_hit_tokens is not None:
                 with self._lock:
@@ -401,90 +342,7 @@ def _python() -> str:
     """The interpreter; inside Triton's stub, which embeds Python, the one that the stub follows."""
     if Path(sys.executable or "").name.startswith("python"):
         return sys.executable
-    found = shutil.which("python3")
-    if found is None:
+    python = shutil.which("python3")
+    if python is None:
         raise ConfigurationError("engine: expected python3 on PATH, got none")
-    return found
-
-
-def serve(connection: Connection, stepper: Stepper) -> None:
-    """The worker's loop: take what has come, step, tell; until the other side has closed."""
-    while True:
-        events: list[Event] = []
-        # Sleep in poll() while there is nothing to do: a message wakes it at once.
-        while connection.poll(None if not stepper.busy and not events else 0):
-            try:
-                batch = connection.recv()
-            except EOFError:
-                return
-            for item in batch:
-                if isinstance(item, GenerationRequest):
-                    try:
-                        stepper.add(item)
-                    except EchoError as problem:
-                        events.append((item.request_id, problem))
-                else:
-                    event = stepper.cancel(item)
-                    if event is not None:
-                        events.append(event)
-        if stepper.busy:
-            events += stepper.step()
-        if events:
-            connection.send(Events(events, stepper.prefix_hit_tokens()))
-
-
-def main() -> int:
-    """Entry of the worker process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="socket to the engine's owner")
-    parser.add_argument("--factory", required=True, help="module:function")
-    parser.add_argument("--arguments", required=True, help="its keyword arguments as JSON")
-    parser.add_argument("--nice", type=int, default=0, help="lower the priority by this")
-    options = parser.parse_args()
-    # The owner decides when to end, by closing the socket: a signal to the whole process group
-    # must not take the engine away while the server still answers what is in flight.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if options.nice:
-        os.nice(options.nice)
-    connection = Connection(options.fd)
-    status = _work(connection, options.factory, json.loads(options.arguments))
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Taking a pipeline down piece by piece takes time and complains about what is in flight.
-    os._exit(status)
-
-
-def _work(connection: Connection, factory: str, arguments: Mapping[str, Any]) -> int:
-    """Make the engine and serve until the other side has closed; gives the exit status."""
-    module, _, function = factory.partition(":")
-    try:
-        made = getattr(import_module(module), function)(**arguments)
-        if inspect.isawaitable(made):
-            from echolm.engines import gpu
-
-            reason = gpu.run(made, connection, lambda: connection.send(_Ready()))
-            return 0 if reason is None else _fail(connection, reason, False)
-        connection.send(_Ready())
-    except ImportError as error:
-        return _fail(connection, f"engine: expected its packages installed, got: {error}", True)
-    except Exception as error:
-        known = isinstance(error, EchoError)
-        logger.error("engine: cannot load the model", exc_info=None if known else error)
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        return _fail(connection, text, isinstance(error, ConfigurationError))
-    try:
-        serve(connection, made)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
-    except Exception as error:
-        logger.exception("engine: a step failed")
-        return _fail(connection, f"a step failed: {type(error).__name__}: {error}", False)
-    return 0
-
-
-def _fail(connection: Connection, message: str, configuration: bool) -> int:
-    with contextlib.suppress(OSError):
-        connection.send(_Failed(message, configuration))
-    return 1
+    return python

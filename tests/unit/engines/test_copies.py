@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from echolm.engines import create_engine
 from echolm.engines.base import EngineStats, GenerationChunk, GenerationRequest, OnChunk
-from echolm.engines.replicated import ReplicatedEngine, start
+from echolm.engines.copies import EngineCopies, start_copies
 from echolm.engines.tensorrt_llm import TensorRTLLMOptions
 from echolm.engines.vllm import VLLMOptions
 from echolm.errors import ConfigurationError, EchoError, InvalidRequestError, UnavailableError
@@ -49,14 +49,14 @@ def ignore(event: GenerationChunk | Exception) -> None:
     pass
 
 
-def submit(engine: ReplicatedEngine, *ids: str) -> None:
+def submit(engine: EngineCopies, *ids: str) -> None:
     for request_id in ids:
         engine.submit(GenerationRequest(request_id, "prompt"), ignore)
 
 
 def test_the_least_busy_copy_gets_the_next_request() -> None:
     one, two = HandEngine(), HandEngine()
-    engine = ReplicatedEngine([one, two])
+    engine = EngineCopies([one, two])
     submit(engine, "a", "b", "c")
     assert (list(one.asked), list(two.asked)) == (["a", "c"], ["b"])
     one.answer("a")
@@ -67,7 +67,7 @@ def test_the_least_busy_copy_gets_the_next_request() -> None:
 
 def test_a_piece_that_is_not_the_last_keeps_a_copy_busy_and_an_error_frees_it() -> None:
     one, two = HandEngine(), HandEngine()
-    engine = ReplicatedEngine([one, two])
+    engine = EngineCopies([one, two])
     submit(engine, "a")
     one.asked["a"](GenerationChunk("wo", None, 3, 1))
     submit(engine, "b")
@@ -79,7 +79,7 @@ def test_a_piece_that_is_not_the_last_keeps_a_copy_busy_and_an_error_frees_it() 
 
 def test_a_request_is_cancelled_where_it_is() -> None:
     one, two = HandEngine(), HandEngine()
-    engine = ReplicatedEngine([one, two])
+    engine = EngineCopies([one, two])
     submit(engine, "a", "b")
     engine.cancel("b")
     engine.cancel("unknown")
@@ -92,7 +92,7 @@ def test_a_request_is_cancelled_where_it_is() -> None:
 def test_a_copy_that_takes_nothing_is_passed_over() -> None:
     one, two = HandEngine(), HandEngine()
     one.refusal = UnavailableError("starting anew")
-    engine = ReplicatedEngine([one, two])
+    engine = EngineCopies([one, two])
     submit(engine, "a", "b")
     assert list(two.asked) == ["a", "b"]
     two.refusal = UnavailableError("starting anew, too")
@@ -106,7 +106,7 @@ def test_a_copy_that_takes_nothing_is_passed_over() -> None:
 def test_a_request_that_is_wrong_is_wrong_for_all() -> None:
     one, two = HandEngine(), HandEngine()
     one.refusal = InvalidRequestError("no")
-    engine = ReplicatedEngine([one, two])
+    engine = EngineCopies([one, two])
     with pytest.raises(InvalidRequestError, match="no"):
         submit(engine, "a")
     one.refusal = None
@@ -118,7 +118,7 @@ def test_a_request_that_is_wrong_is_wrong_for_all() -> None:
 
 def test_figures_are_sums_and_hits_outlive_a_copy_that_starts_anew() -> None:
     one, two = HandEngine(), HandEngine()
-    engine = ReplicatedEngine([one, two])
+    engine = EngineCopies([one, two])
     assert engine.stats() == EngineStats(ready=True, in_flight=0)
     one.told = EngineStats(ready=True, in_flight=2, restarts=0, prefix_hit_tokens=100)
     two.told = EngineStats(ready=True, in_flight=3, restarts=1, prefix_hit_tokens=10)
@@ -141,7 +141,7 @@ def test_copies_start_together_and_are_closed_together() -> None:
         made.append(HandEngine())
         return made[-1]
 
-    start([make, make]).close()
+    start_copies([make, make]).close()
     assert [engine.closed for engine in made] == [True, True]
 
 
@@ -152,7 +152,7 @@ def test_if_one_copy_cannot_start_none_is_left() -> None:
         raise ConfigurationError("no memory")
 
     with pytest.raises(ConfigurationError, match="no memory"):
-        start([lambda: good, fail])
+        start_copies([lambda: good, fail])
     assert good.closed
 
 
@@ -161,33 +161,33 @@ def test_copies_share_memory_where_they_share_gpus() -> None:
         made = VLLMOptions(gpu_memory_utilization=0.6, **options)  # type: ignore[arg-type]
         return [
             (one.gpus, one.gpu_memory_utilization)
-            for one in made.copies("gpu_memory_utilization")
-            if one.replicas == 1
+            for one in made.split("gpu_memory_utilization")
+            if one.copies == 1
         ]
 
     assert copies() == [("", 0.6)]
-    assert copies(replicas=2) == [("", 0.3), ("", 0.3)]
-    assert copies(replicas=2, gpus="3") == [("3", 0.3), ("3", 0.3)]
-    assert copies(replicas=2, gpus="0,1") == [("0", 0.6), ("1", 0.6)]
-    assert copies(replicas=2, gpus="0,1,2,3", tensor_parallel_size=2) == [
+    assert copies(copies=2) == [("", 0.3), ("", 0.3)]
+    assert copies(copies=2, gpus="3") == [("3", 0.3), ("3", 0.3)]
+    assert copies(copies=2, gpus="0,1") == [("0", 0.6), ("1", 0.6)]
+    assert copies(copies=2, gpus="0,1,2,3", tensor_parallel_size=2) == [
         ("0,1", 0.6),
         ("2,3", 0.6),
     ]
-    assert copies(replicas=3, gpus="0,1") == [("0", 0.3), ("1", 0.6), ("0", 0.3)]
+    assert copies(copies=3, gpus="0,1") == [("0", 0.3), ("1", 0.6), ("0", 0.3)]
 
 
 def test_copies_need_a_share_of_memory_to_divide() -> None:
     with pytest.raises(ConfigurationError, match="gpu_memory_share: expected a share for the"):
-        TensorRTLLMOptions(replicas=2)
-    shares = TensorRTLLMOptions(replicas=2, gpu_memory_share=0.8).copies("gpu_memory_share")
+        TensorRTLLMOptions(copies=2)
+    shares = TensorRTLLMOptions(copies=2, gpu_memory_share=0.8).split("gpu_memory_share")
     assert [one.gpu_memory_share for one in shares] == [0.4, 0.4]
 
 
 def test_while_a_copy_is_dead_the_other_answers(standins: Path, checkpoint: Path) -> None:
-    engine = create_engine("vllm", checkpoint, {"replicas": "2"})
+    engine = create_engine("vllm", checkpoint, {"copies": "2"})
     try:
-        assert isinstance(engine, ReplicatedEngine)
-        first = engine._replicas[0]
+        assert isinstance(engine, EngineCopies)
+        first = engine._copies[0]
         os.kill(first.pid, signal.SIGKILL)  # type: ignore[attr-defined]
         deadline = time.monotonic() + 30
         while first.stats().ready:
