@@ -1,4 +1,4 @@
-"""Engines: what runs an LLM. One interface (:mod:`~echolm.engines.base`), one file each.
+"""Engines, which run an LLM: each in a file, with one interface (:mod:`~echolm.engines.base`).
 
 An engine's package is imported only when that engine is chosen.
 """
@@ -30,19 +30,19 @@ def create_engine(
     Args:
         name: one of :data:`ENGINES`.
         model_dir: the model's files.
-        options: the engine's own options; text is converted to their types.
+        options: options of the engine; text is converted to their types.
 
     Raises:
         ConfigurationError: the engine is unknown or not installed, an option is wrong, or
             model files are missing.
     """
     try:
-        target = ENGINES[name]
+        factory = ENGINES[name]
     except KeyError:
         raise ConfigurationError(
             f"engine: expected one of {', '.join(sorted(ENGINES))}, got {name!r}"
         ) from None
-    module, _, attribute = target.partition(":")
+    module, _, attribute = factory.partition(":")
     try:
         create: Callable[[Path, Mapping[str, Any]], LLMEngine] = getattr(
             import_module(module), attribute

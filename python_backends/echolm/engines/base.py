@@ -1,7 +1,7 @@
 """The interface of every engine.
 
 An engine runs one LLM. It is asynchronous: :meth:`LLMEngine.submit` returns at once, and the
-engine calls back with text from one thread of its own, so that hundreds of requests in flight
+engine calls back with text from its thread, so that hundreds of requests in flight
 cost no thread each.
 """
 
@@ -75,12 +75,12 @@ which is then the last call. It runs on the engine's thread and must not block i
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What an engine knows about itself.
+    """The state of an engine and its counts since the start.
 
     Attributes:
         ready: whether it takes requests now.
-        in_flight: requests submitted and not answered.
-        restarts: how often it had to start anew after a failure.
+        in_flight: number of requests submitted and not answered.
+        restarts: how often the engine had to start anew after a failure.
         prefix_hit_tokens: prompt tokens found in the prefix cache since the start; None where
             the engine does not report it. OpenVINO's is an estimate, see ``PrefixCacheEstimate``.
     """

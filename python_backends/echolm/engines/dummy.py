@@ -102,9 +102,9 @@ class DummyEngine:
     def close(self) -> None:
         with self._changed:
             self._closed = True
-            left, self._active = list(self._active.values()), {}
+            unanswered, self._active = list(self._active.values()), {}
             self._changed.notify()
-        for active in left:
+        for active in unanswered:
             active.on_chunk(UnavailableError("engine dummy: it was closed"))
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()

@@ -43,7 +43,7 @@ class GPUOptions:
             LLMs share are loaded one after the other, since both measure the memory.
         tensor_parallel_size: GPUs that share each layer.
         pipeline_parallel_size: groups of layers that are on different GPUs.
-        dtype: of weights and activations; ``auto``: as the checkpoint says.
+        dtype: type of weights and activations; ``auto``: as the checkpoint says.
         load_format: ``dummy`` takes random weights, to measure speed without any.
         python: interpreter whose environment has the library; empty: that of Triton's models.
         start_timeout_s: time for the model to load, waiting for the GPU included.
@@ -107,14 +107,14 @@ class GPUOptions:
         options = sorted(set(more) & {*self.__dataclass_fields__})
         if options:
             raise ConfigurationError(
-                f"engine {engine}: option engine_args: expected what has no option of its own, "
+                f"engine {engine}: option engine_args: expected only arguments without an option, "
                 f"got {', '.join(options)}; set that as an option"
             )
         return more
 
     @property
     def gpus_each(self) -> int:
-        """GPUs that one copy takes."""
+        """Number of GPUs that each copy takes."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     def split(self: _Options, memory: str) -> list[_Options]:

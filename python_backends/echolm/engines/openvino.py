@@ -51,7 +51,7 @@ class OpenVINOOptions:
             ``max_position_embeddings`` in ``config.json``.
         cache_size_gb: memory for the KV cache, shared by all requests and cached prefixes.
         num_kv_blocks: size of the KV cache in blocks of 32 tokens, in place of ``cache_size_gb``;
-            0: as that says. A small LLM wants it: a gigabyte is so many of its blocks that
+            0: as that says. Set it for a small LLM: a gigabyte holds so many of its blocks that
             OpenVINO takes several times as long for each request once the cache is full.
         max_num_batched_tokens: most tokens in one step. Larger makes long prompts faster and
             the answers that are being generated meanwhile stutter more.

@@ -1,4 +1,4 @@
-"""An estimate of what a prefix cache holds, for engines that do not tell their hits."""
+"""An estimate of what a prefix cache holds, for engines that do not report their hits."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class PrefixCacheEstimate:
         The last token is never taken from a cache: the engine needs it to go on.
         """
         hit = 0
-        found = True
+        unbroken = True
         for key, end in self._keys(tokens):
-            found = found and key in self._held and end < len(tokens)
-            if found:
+            unbroken = unbroken and key in self._held and end < len(tokens)
+            if unbroken:
                 hit = end
             self._hold(key)
         self.hit_tokens += hit

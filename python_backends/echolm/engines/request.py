@@ -26,7 +26,8 @@ class LLMRequest:
     Attributes:
         generation: for the engine.
         echo: whether the answer starts with the prompt.
-        return_finish_reason: and the other ``return_*``: outputs to give besides the text.
+        return_finish_reason: whether this output is wanted besides the text; as the other
+            ``return_*``.
     """
 
     generation: GenerationRequest
@@ -37,7 +38,7 @@ class LLMRequest:
 
 
 def is_stop(inputs: Inputs) -> bool:
-    """Whether the request only cancels the one in flight that has its id."""
+    """Whether the request only cancels the request in flight that has the same id."""
     return _flag(inputs, "stop")
 
 

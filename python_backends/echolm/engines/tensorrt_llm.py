@@ -36,7 +36,7 @@ _ACTIVATIONS = 0.1
 _MPI_JOB = re.compile(
     r"OMPI_(COMM_WORLD|UNIVERSE_SIZE|FIRST_RANKS|APP_CTX)|OMPI_MCA_orte_|ORTE_|PMIX_(?!MCA_)|PMI_"
 )
-"""Variables of the MPI job that Triton may run in. Our processes make a job of their own."""
+"""Variables of the MPI job that Triton may run in. Our processes start another job."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class TensorRTLLMBackend:
         self, request: GenerationRequest, prompt: list[int]
     ) -> AsyncIterator[Output]:
         # The library matches stop words by tokens, and so misses those that begin or end inside
-        # of one; and it does not hold back what may become one.
+        # of a token; and it does not hold back text that may become a stop word.
         stop = StopWords(request.sampling.stop)
         streaming = request.streaming or bool(request.sampling.stop)
         try:
@@ -103,7 +103,7 @@ class TensorRTLLMBackend:
         except ValueError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
         self._results[request.request_id] = result
-        num_chars = 0  # of the answer, that have been given
+        num_chars = 0  # how much of the answer's text has been sent
         try:
             async for _ in result:  # The same object, with more in it.
                 answer, ended = result.outputs[0], result.finished
@@ -151,12 +151,12 @@ def sampling_params(request: GenerationRequest) -> Any:
     arguments = sampling_arguments(sampling)
     del arguments["stop"]
     if sampling.temperature == 0:
-        arguments["top_k"] = 1  # greedy in both backends, of which one takes no temperature of 0
+        arguments["top_k"] = 1  # greedy in both backends; one of them refuses a temperature of 0
     else:
         arguments.update(
             temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k or None
         )
-        if sampling.seed is None:  # The library's default is a fixed one.
+        if sampling.seed is None:  # The library's default is a fixed seed.
             arguments["seed"] = secrets.randbits(63)
     return SamplingParams(**arguments, logprobs=1 if request.logprobs else None)
 
@@ -182,7 +182,7 @@ def _logprob(answer: Any) -> float | None:
 def llm_arguments(
     model: str, options: TensorRTLLMOptions, built: bool, cache_bytes: int
 ) -> dict[str, Any]:
-    """Arguments for ``LLM``, but for those of the KV cache's configuration as a dictionary.
+    """Arguments for ``LLM``; the KV cache's configuration is a dictionary in them.
 
     Args:
         built: whether the model is an engine that was built.
@@ -217,14 +217,14 @@ def cache_bytes(model: str, options: TensorRTLLMOptions) -> int:
     parts = options.tensor_parallel_size * options.pipeline_parallel_size
     weights = sum(file.stat().st_size for file in files) // parts
     total = gpu_memory(options.gpus)
-    left = int(total * options.gpu_memory_share * (1 - _ACTIVATIONS)) - weights
-    if left <= 0:
+    room = int(total * options.gpu_memory_share * (1 - _ACTIVATIONS)) - weights
+    if room <= 0:
         raise ConfigurationError(
             f"engine tensorrt_llm: option gpu_memory_share: expected room for the weights of "
             f"{weights >> 20} MiB on each GPU, got {options.gpu_memory_share:g} of "
             f"{total >> 20} MiB; give more, or more GPUs"
         )
-    return left
+    return room
 
 
 def gpu_memory(gpus: str) -> int:
@@ -233,7 +233,7 @@ def gpu_memory(gpus: str) -> int:
     Asked of ``nvidia-smi``: CUDA, once used in this process, would be inherited by the library's.
 
     Raises:
-        ConfigurationError: it does not tell.
+        ConfigurationError: ``nvidia-smi`` does not report it.
     """
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     command += [f"--id={gpus}"] if gpus else []

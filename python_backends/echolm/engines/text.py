@@ -8,7 +8,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_INCOMPLETE = 3
 """An incomplete character shows as one U+FFFD, or as one for each of its bytes (at most 3)."""
 _MAX_WINDOW = 64
-"""Tokens after which text that never gets whole is given as it is."""
+"""Tokens after which text that never becomes whole is emitted as it is."""
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -25,8 +25,8 @@ class IncrementalDecoder:
         self._decode = decode
         self._ids: list[int] = []
         self._window = 0  # where the window starts
-        self._settled = 0  # the text of the tokens before this has been given
-        self._given = 0  # characters of the window's text that have been given
+        self._settled = 0  # the text of the tokens before this has been emitted
+        self._emitted = 0  # characters of the window's text that have been emitted
 
     def push(self, ids: Sequence[int]) -> str:
         """Take new tokens; give the text that is certain now."""
@@ -37,7 +37,7 @@ class IncrementalDecoder:
             self._settle()
             return text
         text = text[: len(text) - min(incomplete, _MAX_INCOMPLETE)]
-        self._given += len(text)
+        self._emitted += len(text)
         return text
 
     def flush(self) -> str:
@@ -47,12 +47,12 @@ class IncrementalDecoder:
         return text
 
     def _pending(self) -> str:
-        return self._decode(self._ids[self._window :])[self._given :]
+        return self._decode(self._ids[self._window :])[self._emitted :]
 
     def _settle(self) -> None:
         if self._settled < len(self._ids):
             self._window, self._settled = self._settled, len(self._ids)
-        self._given = len(self._decode(self._ids[self._window :]))
+        self._emitted = len(self._decode(self._ids[self._window :]))
 
 
 class StopWords:
@@ -74,9 +74,9 @@ class StopWords:
         if not self._words:
             return text
         buffer = self._held + text
-        found = [(at, -len(word), word) for word in self._words if (at := buffer.find(word)) >= 0]
-        if found:
-            at, _, self.matched = min(found)
+        matches = [(at, -len(word), word) for word in self._words if (at := buffer.find(word)) >= 0]
+        if matches:
+            at, _, self.matched = min(matches)
             self._held = ""
             return buffer[:at]
         keep = self._possible_start(buffer)

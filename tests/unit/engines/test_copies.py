@@ -1,4 +1,4 @@
-"""Copies of an engine as one. What they have in common with one is in test_engine_contract.py."""
+"""Copies of an engine as one. What each engine must do, too, is in test_engine_contract.py."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from echolm.engines.vllm import VLLMOptions
 from echolm.errors import ConfigurationError, EchoError, InvalidRequestError, UnavailableError
 
 
-class HandEngine:
-    """Answers when it is told to."""
+class ManualEngine:
+    """Answers when the test says so."""
 
     def __init__(self) -> None:
         self.asked: dict[str, OnChunk] = {}
         self.cancelled: list[str] = []
         self.refusal: EchoError | None = None
         self.closed = False
-        self.told = EngineStats(ready=True, in_flight=0)
+        self.reported = EngineStats(ready=True, in_flight=0)
 
     def submit(self, request: GenerationRequest, on_chunk: OnChunk) -> None:
         if self.refusal is not None:
@@ -36,7 +36,7 @@ class HandEngine:
         self.cancelled.append(request_id)
 
     def stats(self) -> EngineStats:
-        return self.told
+        return self.reported
 
     def close(self) -> None:
         self.closed = True
@@ -55,7 +55,7 @@ def submit(engine: EngineCopies, *ids: str) -> None:
 
 
 def test_the_least_busy_copy_gets_the_next_request() -> None:
-    one, two = HandEngine(), HandEngine()
+    one, two = ManualEngine(), ManualEngine()
     engine = EngineCopies([one, two])
     submit(engine, "a", "b", "c")
     assert (list(one.asked), list(two.asked)) == (["a", "c"], ["b"])
@@ -66,7 +66,7 @@ def test_the_least_busy_copy_gets_the_next_request() -> None:
 
 
 def test_a_piece_that_is_not_the_last_keeps_a_copy_busy_and_an_error_frees_it() -> None:
-    one, two = HandEngine(), HandEngine()
+    one, two = ManualEngine(), ManualEngine()
     engine = EngineCopies([one, two])
     submit(engine, "a")
     one.asked["a"](GenerationChunk("wo", None, 3, 1))
@@ -78,7 +78,7 @@ def test_a_piece_that_is_not_the_last_keeps_a_copy_busy_and_an_error_frees_it() 
 
 
 def test_a_request_is_cancelled_where_it_is() -> None:
-    one, two = HandEngine(), HandEngine()
+    one, two = ManualEngine(), ManualEngine()
     engine = EngineCopies([one, two])
     submit(engine, "a", "b")
     engine.cancel("b")
@@ -90,7 +90,7 @@ def test_a_request_is_cancelled_where_it_is() -> None:
 
 
 def test_a_copy_that_takes_nothing_is_passed_over() -> None:
-    one, two = HandEngine(), HandEngine()
+    one, two = ManualEngine(), ManualEngine()
     one.refusal = UnavailableError("starting anew")
     engine = EngineCopies([one, two])
     submit(engine, "a", "b")
@@ -104,7 +104,7 @@ def test_a_copy_that_takes_nothing_is_passed_over() -> None:
 
 
 def test_a_request_that_is_wrong_is_wrong_for_all() -> None:
-    one, two = HandEngine(), HandEngine()
+    one, two = ManualEngine(), ManualEngine()
     one.refusal = InvalidRequestError("no")
     engine = EngineCopies([one, two])
     with pytest.raises(InvalidRequestError, match="no"):
@@ -117,38 +117,38 @@ def test_a_request_that_is_wrong_is_wrong_for_all() -> None:
 
 
 def test_figures_are_sums_and_hits_outlive_a_copy_that_starts_anew() -> None:
-    one, two = HandEngine(), HandEngine()
+    one, two = ManualEngine(), ManualEngine()
     engine = EngineCopies([one, two])
     assert engine.stats() == EngineStats(ready=True, in_flight=0)
-    one.told = EngineStats(ready=True, in_flight=2, restarts=0, prefix_hit_tokens=100)
-    two.told = EngineStats(ready=True, in_flight=3, restarts=1, prefix_hit_tokens=10)
+    one.reported = EngineStats(ready=True, in_flight=2, restarts=0, prefix_hit_tokens=100)
+    two.reported = EngineStats(ready=True, in_flight=3, restarts=1, prefix_hit_tokens=10)
     assert engine.stats() == EngineStats(ready=True, in_flight=5, restarts=1, prefix_hit_tokens=110)
-    one.told = EngineStats(ready=False, in_flight=0, restarts=0, prefix_hit_tokens=None)
+    one.reported = EngineStats(ready=False, in_flight=0, restarts=0, prefix_hit_tokens=None)
     assert engine.stats() == EngineStats(ready=True, in_flight=3, restarts=1, prefix_hit_tokens=110)
-    one.told = EngineStats(ready=True, in_flight=0, restarts=1, prefix_hit_tokens=7)
+    one.reported = EngineStats(ready=True, in_flight=0, restarts=1, prefix_hit_tokens=7)
     assert engine.stats().prefix_hit_tokens == 117
-    two.told = EngineStats(ready=False, in_flight=0)
-    one.told = EngineStats(ready=False, in_flight=0)
+    two.reported = EngineStats(ready=False, in_flight=0)
+    one.reported = EngineStats(ready=False, in_flight=0)
     assert not engine.stats().ready
 
 
 def test_copies_start_together_and_are_closed_together() -> None:
     both = threading.Barrier(2, timeout=10)  # Broken if one waits for the other's end.
-    made: list[HandEngine] = []
+    started: list[ManualEngine] = []
 
-    def make() -> HandEngine:
+    def make() -> ManualEngine:
         both.wait()
-        made.append(HandEngine())
-        return made[-1]
+        started.append(ManualEngine())
+        return started[-1]
 
     start_copies([make, make]).close()
-    assert [engine.closed for engine in made] == [True, True]
+    assert [engine.closed for engine in started] == [True, True]
 
 
 def test_if_one_copy_cannot_start_none_is_left() -> None:
-    good = HandEngine()
+    good = ManualEngine()
 
-    def fail() -> HandEngine:
+    def fail() -> ManualEngine:
         raise ConfigurationError("no memory")
 
     with pytest.raises(ConfigurationError, match="no memory"):
@@ -158,11 +158,11 @@ def test_if_one_copy_cannot_start_none_is_left() -> None:
 
 def test_copies_share_memory_where_they_share_gpus() -> None:
     def copies(**options: object) -> list[tuple[str, float]]:
-        made = VLLMOptions(gpu_memory_utilization=0.6, **options)  # type: ignore[arg-type]
+        together = VLLMOptions(gpu_memory_utilization=0.6, **options)  # type: ignore[arg-type]
         return [
-            (one.gpus, one.gpu_memory_utilization)
-            for one in made.split("gpu_memory_utilization")
-            if one.copies == 1
+            (copy.gpus, copy.gpu_memory_utilization)
+            for copy in together.split("gpu_memory_utilization")
+            if copy.copies == 1
         ]
 
     assert copies() == [("", 0.6)]
@@ -180,7 +180,7 @@ def test_copies_need_a_share_of_memory_to_divide() -> None:
     with pytest.raises(ConfigurationError, match="gpu_memory_share: expected a share for the"):
         TensorRTLLMOptions(copies=2)
     shares = TensorRTLLMOptions(copies=2, gpu_memory_share=0.8).split("gpu_memory_share")
-    assert [one.gpu_memory_share for one in shares] == [0.4, 0.4]
+    assert [copy.gpu_memory_share for copy in shares] == [0.4, 0.4]
 
 
 def test_while_a_copy_is_dead_the_other_answers(standins: Path, checkpoint: Path) -> None:

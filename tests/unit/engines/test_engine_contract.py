@@ -108,9 +108,9 @@ def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
     with pytest.MonkeyPatch.context() as patch:
-        made = make(request.param, tmp_path_factory.mktemp("model"), patch)
-        yield made
-        made.engine.close()
+        subject = make(request.param, tmp_path_factory.mktemp("model"), patch)
+        yield subject
+        subject.engine.close()
 
 
 def make(name: str, model_dir: Path, patch: pytest.MonkeyPatch) -> Subject:

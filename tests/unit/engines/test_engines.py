@@ -48,8 +48,8 @@ def test_registry_makes_each_engine_only_when_asked() -> None:
 import sys, echolm.engines as e
 print(*[module for module in sys.modules for engine in e.ENGINES if engine in module])
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == ""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
     assert set(ENGINES) >= {"openvino", "vllm", "dummy"}
 
 

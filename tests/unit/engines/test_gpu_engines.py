@@ -38,10 +38,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def engine(name: str, standins: Path, checkpoint: Path) -> Iterator[WorkerEngine]:
-    made = create_engine(name, checkpoint)
-    assert isinstance(made, WorkerEngine)
-    yield made
-    made.close()
+    engine = create_engine(name, checkpoint)
+    assert isinstance(engine, WorkerEngine)
+    yield engine
+    engine.close()
 
 
 class Answer:
@@ -178,8 +178,8 @@ def test_another_interpreter_gets_its_gpus_and_the_callers_libraries(
     monkeypatch.setenv("LD_LIBRARY_PATH", "/of/triton")
     monkeypatch.setenv(ENV_LIBRARY_PATH, "/of/the/caller")
     python = tmp_path / "python"
-    told = "echo $CUDA_VISIBLE_DEVICES $LD_LIBRARY_PATH"
-    python.write_text(f'#!/bin/sh\n{told} > {tmp_path}/gpus\nexec {sys.executable} "$@"\n')
+    report = "echo $CUDA_VISIBLE_DEVICES $LD_LIBRARY_PATH"
+    python.write_text(f'#!/bin/sh\n{report} > {tmp_path}/gpus\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     engine = create_engine(name, checkpoint, {"python": str(python), "gpus": "2,3"})
     try:

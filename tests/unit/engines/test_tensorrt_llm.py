@@ -1,4 +1,4 @@
-"""What is TensorRT-LLM's own: its options, what it is given, and the two backends.
+"""What only TensorRT-LLM has: its options, the arguments that it gets, and the two backends.
 
 The library is a stand-in: it cannot be installed without a GPU.
 """
@@ -37,11 +37,11 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program
 
 
-def given(checkpoint: Path, **options: str) -> dict[str, Any]:
+def arguments_with(checkpoint: Path, **options: str) -> dict[str, Any]:
     """What the library was made with."""
     create_engine("tensorrt_llm", checkpoint, options).close()
-    found: dict[str, Any] = json.loads((checkpoint / "arguments.json").read_text())
-    return found
+    arguments: dict[str, Any] = json.loads((checkpoint / "arguments.json").read_text())
+    return arguments
 
 
 @pytest.mark.parametrize(
@@ -58,31 +58,33 @@ def test_wrong_option_of_tensorrt_llm_is_refused(values: dict[str, str], message
 
 
 def test_a_checkpoint_is_run_by_pytorch_with_block_reuse(standins: Path, checkpoint: Path) -> None:
-    found = given(checkpoint, max_seq_len="256", load_format="dummy", kv_cache_dtype="fp8")
-    assert found["backend"] == "LLM"
-    assert (found["max_seq_len"], found["max_batch_size"], found["load_format"]) == (
+    arguments = arguments_with(
+        checkpoint, max_seq_len="256", load_format="dummy", kv_cache_dtype="fp8"
+    )
+    assert arguments["backend"] == "LLM"
+    assert (arguments["max_seq_len"], arguments["max_batch_size"], arguments["load_format"]) == (
         256,
         256,
         "dummy",
     )
-    cache = found["kv_cache_config"]
+    cache = arguments["kv_cache_config"]
     assert (cache["enable_block_reuse"], cache["dtype"]) == (True, "fp8")
     assert cache["max_gpu_total_bytes"] == 0
 
 
 def test_a_built_engine_is_run_by_tensorrt(standins: Path, checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text('{"build_config": {"max_seq_len": 300}}')
-    found = given(checkpoint)
-    assert found["backend"] == "TrtLLM"
-    assert "load_format" not in found
+    arguments = arguments_with(checkpoint)
+    assert arguments["backend"] == "TrtLLM"
+    assert "load_format" not in arguments
 
 
 def test_a_share_of_the_memory_limits_the_cache(
     standins: Path, checkpoint: Path, nvidia_smi: Path
 ) -> None:
     (checkpoint / "model.safetensors").write_bytes(b"0" * (4 << 20))
-    found = given(checkpoint, gpu_memory_share="0.5", gpus="0")
-    limit = found["kv_cache_config"]["max_gpu_total_bytes"]
+    arguments = arguments_with(checkpoint, gpu_memory_share="0.5", gpus="0")
+    limit = arguments["kv_cache_config"]["max_gpu_total_bytes"]
     assert limit == int((80 << 30) * 0.5 * 0.9) - (4 << 20)
 
 
@@ -120,7 +122,7 @@ def test_the_mpi_job_of_triton_is_left_behind(
 ) -> None:
     for name in ("OMPI_COMM_WORLD_RANK", "OMPI_MCA_btl", "PMIX_RANK", "PMIX_MCA_gds"):
         monkeypatch.setenv(name, "1")
-    assert given(checkpoint)["mpi"] == ["OMPI_MCA_btl", "PMIX_MCA_gds"]
+    assert arguments_with(checkpoint)["mpi"] == ["OMPI_MCA_btl", "PMIX_MCA_gds"]
 
 
 def test_greedy_needs_no_temperature_and_sampling_no_fixed_seed(standins: Path) -> None:

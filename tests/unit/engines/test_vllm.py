@@ -1,4 +1,4 @@
-"""What is vLLM's own: its options and what it is given.
+"""What only vLLM has: its options and the arguments that it gets.
 
 The library is a stand-in; where the real one is installed, their signatures are compared.
 """
@@ -39,15 +39,15 @@ def test_wrong_option_of_vllm_is_refused(values: dict[str, str], message: str) -
 
 def test_vllm_gets_its_arguments_by_its_own_names() -> None:
     options = VLLMOptions(quantization="fp8", max_model_len=4096, load_format="dummy", gpus="1")
-    given = engine_arguments("/m", options)
-    assert given["enable_prefix_caching"] is True
-    assert {k: given[k] for k in ("model", "quantization", "max_model_len", "load_format")} == {
+    arguments = engine_arguments("/m", options)
+    assert arguments["enable_prefix_caching"] is True
+    assert {k: arguments[k] for k in ("model", "quantization", "max_model_len", "load_format")} == {
         "model": "/m",
         "quantization": "fp8",
         "max_model_len": 4096,
         "load_format": "dummy",
     }
-    assert not {"gpus", "python", "max_num_batched_tokens", "tokenizer"} & set(given)
+    assert not {"gpus", "python", "max_num_batched_tokens", "tokenizer"} & set(arguments)
     assert options.environment == {"CUDA_VISIBLE_DEVICES": "1"}
 
 

@@ -20,7 +20,7 @@ FACTORY = "tests.unit.engines.test_worker:CountingStepper"
 
 
 class CountingStepper:
-    """Gives a prompt's words, one a step."""
+    """Gives one word of a prompt in each step."""
 
     def __init__(self, fail: str = "", step_s: float = 0.0) -> None:
         if fail:
@@ -175,7 +175,8 @@ from importlib import import_module
 before = set(sys.modules)
 for name in ("worker.child", "vllm", "tensorrt_llm", "openvino"):
     import_module(f"echolm.engines.{name}")
-names = {name.partition(".")[0] for name in set(sys.modules) - before}
+files = {name: getattr(sys.modules[name], "__file__", None) for name in sys.modules}
+names = {name.partition(".")[0] for name, file in files.items() if file and name not in before}
 print(*sorted(names - set(sys.stdlib_module_names)))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

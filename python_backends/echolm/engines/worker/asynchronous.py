@@ -33,7 +33,7 @@ logger = logging.getLogger("echolm")
 
 _HEALTH_S = 0.5
 _ABORT_S = 2.0
-"""An aborted request that has not ended by then is given up."""
+"""An aborted request that has not ended by then is abandoned."""
 _WRITE_S = 5.0
 
 
@@ -72,7 +72,7 @@ class AsyncBackend(Protocol):
     context_length: int
 
     def encode(self, prompt: str) -> Sequence[int]:
-        """Token ids of a prompt, special tokens included. Runs in a thread of its own."""
+        """Token ids of a prompt, special tokens included. Runs in another thread."""
 
     def generate(self, request: GenerationRequest, prompt: list[int]) -> AsyncIterator[Output]:
         """Generate one answer; unless the request is streaming, one output at the end will do.
@@ -143,7 +143,7 @@ class AsyncWorker:
         return None if self._ended.done() else reason
 
     def _read(self) -> None:
-        """In a thread: hand what comes to the loop."""
+        """Runs in a thread: passes what comes to the loop."""
         while True:
             try:
                 batch = self._connection.recv()
@@ -158,7 +158,7 @@ class AsyncWorker:
             self._ended.set_result(None)
 
     def _write(self) -> None:
-        """In a thread: a slow reader must not stop the loop."""
+        """Runs in a thread, since a slow reader must not stop the loop."""
         while (message := self._outbox.get()) is not None:
             try:
                 self._connection.send(message)

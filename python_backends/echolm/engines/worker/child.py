@@ -29,8 +29,8 @@ def main() -> int:
     """Entry of the worker process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="socket to the engine's caller")
-    parser.add_argument("--mode", choices=get_args(Mode), required=True, help="what is made")
-    parser.add_argument("--factory", required=True, help="module:function that makes it")
+    parser.add_argument("--mode", choices=get_args(Mode), required=True, help="kind of engine")
+    parser.add_argument("--factory", required=True, help="module:function that makes the engine")
     parser.add_argument("--arguments", required=True, help="its keyword arguments as JSON")
     parser.add_argument("--nice", type=int, default=0, help="lower the priority by this")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The caller's side of an engine's worker process: starts it, hands requests over, restarts it."""
+"""The caller's side of an engine's worker process: starts it, sends requests, restarts it."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ class WorkerEngine:
                     quick += 1
                     self._closed.wait(2.0**quick)
             else:
-                logger.error("engine %s: given up; reload the model", self._name)
+                logger.error("engine %s: no more restarts; reload the model", self._name)
                 return
             with self._lock:
                 self._stats = replace(self._stats, restarts=self._stats.restarts + 1)
@@ -253,7 +253,7 @@ class WorkerEngine:
             logger.warning("engine %s: started anew", self._name)
 
     def _read(self) -> str:
-        """Hand on events until the worker is gone; gives the reason."""
+        """Pass events on until the worker is gone; gives the reason."""
         while True:
             try:
                 message = self._connection.recv()
