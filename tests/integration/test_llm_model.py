@@ -382,7 +382,11 @@ def test_64_at_once_are_all_answered_as_alone(client: Client) -> None:
         (PROMPT, {"sampling_param_max_tokens": 1_000_000}, "and 1000000 max_tokens"),
         ("a long prompt " * 5000, {}, "of prompt and 16 max_tokens"),
         (PROMPT, {"sampling_param_temperature": -1.0}, "got -1.0"),
-        (PROMPT, {"sampling_param_temperature": float("nan")}, "a finite number of at least 0, got nan"),
+        (
+            PROMPT,
+            {"sampling_param_temperature": float("nan")},
+            "a finite number of at least 0, got nan",
+        ),
         (PROMPT, {"sampling_param_top_p": 0.0}, "a number above 0 and at most 1, got 0.0"),
         (PROMPT, {"sampling_param_top_k": -1}, "got -1"),
         (PROMPT, {"sampling_param_best_of": 2}, "expected 1"),

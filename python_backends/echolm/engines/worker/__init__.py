@@ -14,11 +14,8 @@ EchoLM therefore needs nothing but the standard library, numpy and psutil.
 
     WorkerEngine (caller's process)              worker process (child)
       submit, cancel ─▶ writer thread ─ socket ─▶ mode "stepper": Stepper.add, cancel
-      on_chunk  ◀────── reader thread ◀ socket ── Stepper.step, one message per step
-
-    WorkerEngine (caller's process)              worker process (child)
-      submit, cancel ─▶ writer thread ─ socket ─▶ mode "async": AsyncBackend.generate, abort
-      on_chunk  ◀────── reader thread ◀ socket ── one message per turn of the event loop
+                                                  mode "async": AsyncBackend.generate, abort
+      on_chunk  ◀────── reader thread ◀ socket ── one message per step or turn of the event loop
 
 - :mod:`~echolm.engines.worker.parent`: the caller's side, which starts and restarts the worker;
 - :mod:`~echolm.engines.worker.child`: the worker's entry;
