@@ -135,7 +135,7 @@ def full_store(settings: Settings, data_dir: Path, examples: int) -> Settings:
     """Settings over a copy of the store that has no room for another example."""
     data_dir.mkdir()
     shutil.copy(settings.data_dir / "milvus.db", data_dir / "milvus.db")
-    changes = {"enabled": True, "max_examples": examples, "low_watermark": 1.0}
+    changes = {"enabled": True, "max_stored": examples, "low_watermark": 1.0}
     limited = settings.examples.model_copy(update=changes)
     return settings.model_copy(update={"data_dir": data_dir, "examples": limited})
 
@@ -150,7 +150,7 @@ def wait_for_accounts(settings: Settings) -> None:
     decay = settings.examples.value_decay
     statistics = StatisticsTable(settings.statistics_path, settings.relative_costs, decay)
     try:
-        while statistics.totals()[0] < settings.examples.max_examples or not statistics.is_complete:
+        while statistics.totals()[0] < settings.examples.max_stored or not statistics.is_complete:
             if time.monotonic() > deadline:
                 raise SystemExit(f"bench_path: no account of every example in {_ACCOUNTS_S:.0f} s")
             time.sleep(1.0)

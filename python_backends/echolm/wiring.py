@@ -84,8 +84,8 @@ def build_selector(
         if retrieval.utility == "learned"
         else SimilarityUtility(),
         AdaptiveThreshold(
-            retrieval.threshold,
-            retrieval.threshold_exploration,
+            retrieval.utility_threshold,
+            retrieval.utility_threshold_exploration,
             {llm.name: settings.routing.cost_weight * llm.cost for llm in settings.llms},
             retrieval.token_price,
         ),
@@ -169,6 +169,6 @@ def build_llm_clients(settings: Settings) -> dict[str, LLMClient]:
 def needed_snapshots(settings: Settings) -> frozenset[str]:
     """Names, without fingerprints, of the snapshots without which nothing may be removed."""
     retrieval = settings.retrieval
-    parts = ["threshold"] if retrieval.adaptive_threshold else []
+    parts = ["threshold"] if retrieval.adaptive_utility_threshold else []
     parts += ["utility"] if retrieval.utility == "learned" else []
     return frozenset({"bandit", "statistics"} | ({"+".join(parts)} if parts else set()))

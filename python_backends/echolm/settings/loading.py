@@ -17,12 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
-from pydantic_settings import (
-    SettingsError,
-)
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from echolm.errors import ConfigurationError
 from echolm.settings.environment import ENV_FILE_SUFFIX, ENV_PREFIX
@@ -36,6 +32,24 @@ else:
 ENV_CONFIG = "ECHOLM_CONFIG"
 
 _PASSWORD = re.compile(r"://[^/\s]*@")
+
+RENAMED_KEYS = {
+    "examples.max_bytes": "examples.max_stored_bytes",
+    "examples.max_examples": "examples.max_stored",
+    "examples.max_exchange_chars": "examples.max_interaction_chars",
+    "examples.tidy_interval_s": "examples.maintenance_interval_s",
+    "judging.max_load": "judging.max_in_flight_llm_requests",
+    "judging.max_verdict_tokens": "judging.max_judgement_tokens",
+    "replay.max_load": "replay.max_in_flight_llm_requests",
+    "retrieval.adaptive_threshold": "retrieval.adaptive_utility_threshold",
+    "retrieval.replicas": "retrieval.milvus_replicas",
+    "retrieval.threshold": "retrieval.utility_threshold",
+    "retrieval.threshold_exploration": "retrieval.utility_threshold_exploration",
+    "routing.exchange_rate": "routing.cost_weight",
+    "routing.fit_ceiling": "routing.similarity_saturation",
+    "routing.load_board": "routing.load_table",
+}
+"""Former names of keys, so that a file written for them gets told the present ones."""
 
 
 def load_settings(path: Path | str | None = None) -> Settings:
@@ -111,6 +125,9 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
     lines = [f"configuration {path or '(environment)'} is not valid:"]
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or "(file)"
+        if (present := RENAMED_KEYS.get(key.lower())) and problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: renamed to {present}")
+            continue
         shown = _PASSWORD.sub("://***@", repr(problem.get("input")))
         got = "" if problem["type"] == "missing" else f", got {shown:.80}"
         lines.append(f"  {key}: {problem['msg']}{got}")

@@ -75,7 +75,7 @@ class RetrievalSettings(_Section):
         description="of a new collection on a Milvus server: a search looks into the tenant's "
         "partition only, which pays off with many tenants",
     )
-    replicas: int = Field(
+    milvus_replicas: int = Field(
         1, ge=1, description="of the collection in memory; more need as many Milvus query nodes"
     )
     search_timeout_s: float = Field(2.0, gt=0, description="then the request goes without examples")
@@ -112,11 +112,11 @@ class RetrievalSettings(_Section):
         description="share of requests with several examples that lose one at random, to learn "
         "what it does",
     )
-    threshold: float = Field(
+    utility_threshold: float = Field(
         0.5, ge=0, le=1, description="least utility of an example; where an adaptive one starts"
     )
-    adaptive_threshold: bool = Field(True, description="whether ratings move the threshold")
-    threshold_exploration: float = Field(
+    adaptive_utility_threshold: bool = Field(True, description="whether ratings move the threshold")
+    utility_threshold_exploration: float = Field(
         0.05, ge=0, le=1, description="share of requests that try another threshold"
     )
     token_price: float = Field(
@@ -228,7 +228,7 @@ class JudgingSettings(_Section):
         description="part of them kept for answers for which a rating is asked, too; the rest is "
         "drawn at random from all",
     )
-    max_load: int = Field(
+    max_in_flight_llm_requests: int = Field(
         16, ge=0, description="requests in flight to all LLMs above which nothing is judged"
     )
     max_concurrent: int = Field(2, ge=1, description="judgements at a time in a router process")
@@ -293,10 +293,12 @@ class ExamplesSettings(_Section):
     deduplicate: bool = Field(
         True, description="a request that is stored already adds an example only if better answered"
     )
-    max_examples: int = Field(
+    max_stored: int = Field(
         1_000_000, ge=1, description="in the store; those that help least per byte make room"
     )
-    max_bytes: int = Field(2**30, ge=1, description="likewise, of requests and responses together")
+    max_stored_bytes: int = Field(
+        2**30, ge=1, description="likewise, of requests and responses together"
+    )
     low_watermark: float = Field(
         0.95, gt=0, le=1, description="share of the limits down to which room is made"
     )
@@ -327,7 +329,7 @@ class ReplaySettings(_Section):
     patience: int = Field(
         50, ge=1, description="replays without an improvement after which it ends"
     )
-    max_load: int = Field(
+    max_in_flight_llm_requests: int = Field(
         0, ge=0, description="requests in flight to all LLMs above which off-peak replay stops"
     )
     pause_s: float = Field(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from echolm.errors import ConfigurationError
 from echolm.settings import LLMSettings, Settings
-from echolm.settings.loading import load_settings
+from echolm.settings.loading import RENAMED_KEYS, load_settings
 from pydantic import ValidationError
 
 
@@ -164,6 +164,28 @@ def test_a_wrong_key_or_value_stops_the_start(file: Path, text: str, message: st
     with pytest.raises(ConfigurationError, match=message) as caught:
         load_settings(write(file, text))
     assert str(file) in str(caught.value)
+
+
+def test_the_former_name_of_a_key_gets_told_the_present_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "[routing]\nexchange_rate = 0.1\n[examples]\nmax_examples = 5\n"
+    monkeypatch.setenv("ECHOLM_RETRIEVAL__THRESHOLD", "0.4")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(write(file, text))
+    told = str(caught.value).lower()
+    assert "routing.exchange_rate: renamed to routing.cost_weight" in told
+    assert "examples.max_examples: renamed to examples.max_stored" in told
+    assert "retrieval.threshold: renamed to retrieval.utility_threshold" in told
+
+
+def test_every_renamed_key_is_a_key_no_more_and_its_new_name_is_one() -> None:
+    def known(name: str) -> bool:
+        section, key = name.split(".")
+        return key in type(getattr(Settings(), section)).model_fields
+
+    assert not [former for former in RENAMED_KEYS if known(former)]
+    assert all(known(present) for present in RENAMED_KEYS.values())
 
 
 def test_a_missing_file_says_how_to_name_one(file: Path) -> None:
