@@ -1,12 +1,8 @@
 """Reading ``echolm.toml`` and the environment into one validated object.
 
-Every process reads it once, at start, through :func:`load_settings`; no other module
-looks at the environment. Order of precedence: environment variables
-(``ECHOLM_RETRIEVAL__TOP_N=64``), the file named by ``ECHOLM_CONFIG``, the defaults of the schema.
-An unknown key or a bad value stops the start.
-
-A variable that ends with ``_FILE`` names a file with the value, which is how containers get
-their secrets (``ECHOLM_FEEDBACK__SIGNING_KEY_FILE=/run/secrets/signing_key``).
+Every process reads them once, at start, through :func:`load_settings`; no other module looks at
+the environment. Environment variables override the file, which overrides the defaults of the
+schema. An unknown key or a wrong value stops the start.
 """
 
 from __future__ import annotations
@@ -21,15 +17,13 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from echolm.errors import ConfigurationError
-from echolm.settings.environment import ENV_FILE_SUFFIX, ENV_PREFIX
+from echolm.settings.environment import ENV_CONFIG, ENV_PREFIX, check_names
 from echolm.settings.schema import Settings
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-ENV_CONFIG = "ECHOLM_CONFIG"
 
 _PASSWORD = re.compile(r"://[^/\s]*@")
 
@@ -49,7 +43,7 @@ RENAMED_KEYS = {
     "routing.fit_ceiling": "routing.similarity_saturation",
     "routing.load_board": "routing.load_table",
 }
-"""Former names of keys, so that a file written for them gets told the present ones."""
+"""Present names of keys by their former ones, for the message to a file that is older."""
 
 
 def load_settings(path: Path | str | None = None) -> Settings:
@@ -79,7 +73,7 @@ def load_settings(path: Path | str | None = None) -> Settings:
                 f"configuration {path}: expected TOML, got: {error}"
             ) from error
         _anchor_paths(values, path.parent)
-    _refuse_unknown_environment()
+    check_names(os.environ, Settings.model_fields)
     try:
         return Settings(**values)
     except SettingsError as error:  # a list or section in the environment that is not JSON
@@ -106,19 +100,6 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     llms = values.get("llms")
     for llm in llms if isinstance(llms, list) else ():
         anchor(llm, "tokenizer")
-
-
-def _refuse_unknown_environment() -> None:
-    known = {field.upper() for field in Settings.model_fields}
-    for name in os.environ:
-        if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG:
-            continue
-        section = name[len(ENV_PREFIX) :].removesuffix(ENV_FILE_SUFFIX).split("__")[0]
-        if section not in known:
-            raise ConfigurationError(
-                f"environment variable {name}: expected ECHOLM_<SECTION>__<KEY> with a section "
-                f"among {sorted(known)}, got {section!r}; correct or unset it"
-            )
 
 
 def _explain(error: ValidationError, path: Path | str | None) -> str:
