@@ -41,22 +41,20 @@ class Settings(BaseSettings):
     """All of ``echolm.toml``."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
     )
 
-    grpc_url: str = Field(
-        "localhost:8001",
-        description="gRPC address of this server, under which the router calls its LLMs.",
-    )
-    data_dir: Path = Field(
-        Path("build/data"), description="Directory in which EchoLM keeps everything that it writes."
-    )
-    event_log: str = Field(
-        "",
-        description="The learning log: a SQLite file, or for several machines a Redis server, "
-        "redis:// or rediss://[user:password@]host[:port][/database]. Empty means a SQLite file "
-        "in data_dir.",
-    )
+    grpc_url: str = "localhost:8001"
+    """gRPC address of this server, under which the router calls its LLMs."""
+    data_dir: Path = Path("build/data")
+    """Directory in which EchoLM keeps everything that it writes."""
+    event_log: str = ""
+    """The learning log: a SQLite file, or for several machines a Redis server, redis:// or
+    rediss://[user:password@]host[:port][/database]. Empty means a SQLite file in data_dir."""
     limits: Limits = Limits()
     embedding: EmbeddingSettings = EmbeddingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
