@@ -179,7 +179,7 @@ def build(options: BuildOptions, say: Say) -> Path:
 
 
 _HEADER = """\
-# Written by `echolm build`; all keys are in python_backends/echolm/settings.py.
+# Written by `echolm build`; all keys are in python_backends/SETTINGS.md.
 #   echolm serve --profile {profile} --config {file}
 # cost: relative, from the LLMs' sizes. prior_quality: a guess until there are ratings.
 """
