@@ -82,7 +82,7 @@ class DataDir:
     def close(self) -> None:
         """Let other servers use the directory."""
         if self._fd >= 0:
-            # Not unlocked: guards that inherited the descriptor keep the lock until they have ended.
+            # Not unlocked: guards that inherited the descriptor keep the lock until they end.
             os.close(self._fd)
             self._fd = -1
 

@@ -1,21 +1,18 @@
 """EchoLM on one machine: Milvus Lite and Triton, started and stopped as one.
 
-:func:`running_server` is for programs (tests, demo, benchmarks), :func:`serve_forever` is
-``echolm serve``; both are the same :class:`LocalServer`.
+:func:`running_server` is for programs (tests, demo, benchmarks), ``foreground`` is
+``echolm serve``; both run the same :class:`LocalServer`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
 import echolm
 from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE
@@ -23,12 +20,8 @@ from echolm.errors import ConfigurationError, EchoError, UnavailableError
 from echolm.serving import preflight
 from echolm.serving.data_dir import CONFIGURATION, DataDir, resolve
 from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
-from echolm.serving.triton_server import (
-    TritonOptions,
-    TritonServer,
-    connect_host,
-    find_triton,
-)
+from echolm.serving.triton_installation import find_triton
+from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host
 from echolm.settings import ENV_CONFIG, ENV_PREFIX, Settings
 
 Progress = Callable[[str], None]
@@ -291,47 +284,6 @@ class LocalServer:
         return milvus.uri
 
 
-def serve_forever(settings: Settings, options: ServeOptions) -> int:
-    """``echolm serve``: serve in the foreground until SIGINT or SIGTERM.
-
-    A second signal ends everything at once.
-
-    Returns:
-        The exit status: 0 after a clean stop, 1 when Triton ended by itself.
-    """
-    stop = threading.Event()
-    server = LocalServer(settings, options, progress=_print_progress)
-
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            server.kill()
-            os._exit(128 + signum)
-        stop.set()
-        _print_progress("stopping (again: at once)")
-
-    before = {
-        number: signal.signal(number, on_signal)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup: stays ignored
-    }
-    started = time.monotonic()
-    try:
-        endpoints = server.start(stop)
-        print(_greeting(endpoints, options, time.monotonic() - started), flush=True)
-        while not stop.wait(0.5):
-            server.check_running()
-        return 0
-    except StartInterruptedError:
-        return 0
-    except UnavailableError as error:
-        print(f"echolm serve: {error}", file=sys.stderr)
-        return 1
-    finally:
-        server.stop()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def model_repositories(options: ServeOptions) -> tuple[Path, ...]:
     """The directories of models that the options name.
 
@@ -413,21 +365,3 @@ def _thread_limits(options: ServeOptions) -> dict[str, str]:
 def _check(stop: threading.Event) -> None:
     if stop.is_set():
         raise StartInterruptedError("stopped before all models were ready")
-
-
-def _print_progress(message: str) -> None:
-    print(f"echolm serve: {message}", file=sys.stderr, flush=True)
-
-
-def _greeting(endpoints: Endpoints, options: ServeOptions, seconds: float) -> str:
-    return (
-        f"EchoLM is ready after {seconds:.1f} s (profile {options.profile})\n"
-        f"  gRPC     {endpoints.grpc_url}\n"
-        f"  HTTP     {endpoints.http_url}\n"
-        f"  metrics  {endpoints.metrics_url}\n"
-        f"  data     {endpoints.data_dir}\n"
-        "Try it:\n"
-        f"  curl -s {endpoints.http_url}/v2/models/echolm/generate "
-        """-d '{"text_input": "How do I find large files?"}'\n"""
-        "Stop it with Ctrl-C."
-    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from echolm.errors import ConfigurationError
 from echolm.serving import preflight
-from echolm.serving.triton_server import find_libpython, libpython_name
+from echolm.serving.triton_installation import find_libpython, libpython_name
 from echolm.settings import Settings
 
 

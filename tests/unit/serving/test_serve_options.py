@@ -9,13 +9,8 @@ from echolm.errors import ConfigurationError
 from echolm.serving import Endpoints, ServeOptions
 from echolm.serving import serve as module
 from echolm.serving.serve import model_repositories, prepare_embedder
-from echolm.serving.triton_server import (
-    TritonInstallation,
-    TritonOptions,
-    TritonServer,
-    connect_host,
-    find_triton,
-)
+from echolm.serving.triton_installation import TritonInstallation, find_triton
+from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host
 from echolm.settings import EmbeddingSettings, Settings
 
 
@@ -135,9 +130,9 @@ def image(root: Path, python: str = "{}.{}".format(*sys.version_info)) -> Path:
 def test_the_triton_of_an_image_is_taken_for_gpus_and_served_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from echolm.serving import triton_server
+    from echolm.serving import triton_installation
 
-    monkeypatch.setattr(triton_server, "SYSTEM_ROOT", image(tmp_path / "triton"))
+    monkeypatch.setattr(triton_installation, "SYSTEM_ROOT", image(tmp_path / "triton"))
     assert find_triton().from_wheel
     found = find_triton(prefer_system=True)
     assert found.server == tmp_path / "triton" / "bin" / "tritonserver"
@@ -148,9 +143,11 @@ def test_the_triton_of_an_image_is_taken_for_gpus_and_served_as_it_is(
 def test_an_image_for_another_python_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from echolm.serving import triton_server
+    from echolm.serving import triton_installation
 
-    monkeypatch.setattr(triton_server, "SYSTEM_ROOT", image(tmp_path / "triton", python="3.99"))
+    monkeypatch.setattr(
+        triton_installation, "SYSTEM_ROOT", image(tmp_path / "triton", python="3.99")
+    )
     with pytest.raises(ConfigurationError, match=r"got one for 3\.99; run EchoLM with"):
         find_triton(prefer_system=True)
 
@@ -158,10 +155,10 @@ def test_an_image_for_another_python_is_refused(
 def test_missing_stub_for_this_python_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from echolm.serving import triton_server
+    from echolm.serving import triton_installation
 
-    monkeypatch.setattr(triton_server, "_PYTHON", "3.99")
-    monkeypatch.setattr(triton_server, "find_libpython", lambda: tmp_path)
+    monkeypatch.setattr(triton_installation, "_PYTHON", "3.99")
+    monkeypatch.setattr(triton_installation, "find_libpython", lambda: tmp_path)
     with pytest.raises(ConfigurationError, match=r"a stub for Python 3\.99, got stubs for .*3\.11"):
         find_triton()
 
