@@ -159,13 +159,13 @@ def _system_triton() -> TritonInstallation | None:
         linked = re.search(rb"libpython([0-9.]+)\.so", installation.stub.read_bytes())
     except OSError:
         raise ConfigurationError(
-            f"Triton in {installation.root}: expected its python backend as {installation.stub}, got nothing "
-            "there; take an image that has it"
+            f"Triton in {installation.root}: expected its python backend as {installation.stub}, "
+            "got nothing there; take an image that has it"
         ) from None
     version = linked[1].decode() if linked else _PYTHON
     if version != _PYTHON:
         raise ConfigurationError(
-            f"Triton's python backend in {installation.root}: expected it for Python {_PYTHON}, got one "
-            f"for {version}; run EchoLM with Python {version}"
+            f"Triton's python backend in {installation.root}: expected it for Python {_PYTHON}, "
+            f"got one for {version}; run EchoLM with Python {version}"
         )
     return installation
