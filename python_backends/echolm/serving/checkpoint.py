@@ -115,7 +115,7 @@ class Checkpoint:
         return name or self.templates[0]
 
     def missing_end(self, template: str) -> str:
-        """The token that ends a turn in the template, if no answer ends with it; otherwise empty."""
+        """The token that ends a turn in the template, if no answer ends with it; else empty."""
         end = _ENDS[template]
         return "" if self.token_ids.get(end) in self.end_ids else end
 

@@ -345,7 +345,7 @@ def test_keda_asks_for_metrics_that_exist(helm: Helm) -> None:
         assert problems(re.sub(r"{.*?}", "", query).replace("by (pod)", "by (instance)")) == []
 
 
-def test_a_journal_outlives_its_pod(helm: Helm) -> None:
+def test_a_write_ahead_log_outlives_its_pod(helm: Helm) -> None:
     server = by_kind(rendered(helm, "cluster"), "StatefulSet", "release-echolm")["spec"]
     [claim] = server["volumeClaimTemplates"]
     assert {"name": claim["metadata"]["name"], "mountPath": "/data"} in server["template"]["spec"][
