@@ -99,10 +99,10 @@ def check_stub_python(environment: Mapping[str, str]) -> None:
         check=False,
     )
     expected = f"{sys.version_info.major}.{sys.version_info.minor}"
-    found = probe.stdout.strip()
-    if found and found != expected:
+    got = probe.stdout.strip()
+    if got and got != expected:
         raise ConfigurationError(
-            f"python3 of the model processes: expected Python {expected}, got {found} ({program}); "
+            f"python3 of the model processes: expected Python {expected}, got {got} ({program}); "
             "run from a virtual environment"
         )
     if probe.returncode != 0:

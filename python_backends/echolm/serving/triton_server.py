@@ -89,7 +89,7 @@ class TritonServer:
         return self._process
 
     def start(self) -> None:
-        """Start the server; :meth:`wait_ready` says when it can be used."""
+        """Start the server; :meth:`wait_ready` waits until it can be used."""
         options = self.options
         options.run_dir.mkdir(parents=True, exist_ok=True)
         record = options.run_dir / "shm-prefix"
