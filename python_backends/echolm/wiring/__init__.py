@@ -32,28 +32,26 @@ from echolm.wiring.retrieval import (
     open_store,
 )
 from echolm.wiring.routing import (
-    Routing,
+    Router,
     build_bandit,
-    build_judging,
-    build_routing,
+    build_router,
     open_load_table,
 )
 
 __all__ = [
-    "Routing",
+    "Router",
     "build_admission",
     "build_bandit",
     "build_endpoints",
     "build_feedback_tokens",
     "build_judge",
-    "build_judging",
     "build_learner",
     "build_llm_clients",
     "build_maintenance",
     "build_off_peak_replay",
     "build_replayer",
     "build_retention",
-    "build_routing",
+    "build_router",
     "build_selector",
     "build_text_embedder",
     "build_writer",

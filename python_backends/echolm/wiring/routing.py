@@ -1,8 +1,7 @@
-"""What chooses the LLM: load, bandit, and the judging from which the bandit learns."""
+"""The router: load, bandit, and the judging from which the bandit learns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +10,25 @@ from echolm.bandit.arms import BayesianLinearArm
 from echolm.bandit.features import Featurizer
 from echolm.bandit.learning import BanditLearning
 from echolm.bandit.thompson import ThompsonSampling
+from echolm.examples.usage import UsageRecorder
 from echolm.judges.service import JudgingMetrics, JudgingService
 from echolm.judges.similarity import TextEmbedder
-from echolm.learning.event_log import EventLog
 from echolm.learning.learner import Learner
-from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
+from echolm.load.tracker import ServingLoad
 from echolm.router.policy import Policy
-from echolm.router.service import AnswerObserver, NoObserver
+from echolm.router.service import (
+    AnswerObserver,
+    InteractionSink,
+    Observers,
+    Retriever,
+    RouterMetrics,
+    RouterService,
+)
 from echolm.settings import Settings
-from echolm.wiring.learning import build_learner
-from echolm.wiring.llms import build_judge
+from echolm.wiring.learning import build_feedback_tokens, build_learner, open_event_log
+from echolm.wiring.llms import build_endpoints, build_judge
 
 
 def open_load_table(settings: Settings) -> LoadTable:
@@ -61,53 +67,63 @@ def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """What a router decides with.
+class Router:
+    """The router, and what its process has to run beside it.
 
     Attributes:
-        policy: chooses the LLM.
-        learner: teaches the policy's bandit what is in the learning log.
-        load: of all routers on this machine.
-        load_bias: what each LLM's score loses to load now.
+        learner: teaches the bandit what is in the learning log; it has not learnt anything yet.
+        bias: what the load takes off each LLM's score now.
+        usage: records how examples were used.
     """
 
-    policy: Policy
+    service: RouterService
     learner: Learner
-    load: LoadTable
-    load_bias: LoadBias
+    bias: LoadBias
+    usage: UsageRecorder
 
 
-def build_routing(settings: Settings, log: EventLog, rng: np.random.Generator) -> Routing:
-    """What a router decides with; nothing is learnt yet.
+def build_router(
+    settings: Settings,
+    *,
+    load: ServingLoad,
+    retriever: Retriever,
+    embedder: TextEmbedder,
+    sink: InteractionSink,
+    metrics: RouterMetrics,
+    judging_metrics: JudgingMetrics,
+) -> Router:
+    """The router, with a judge of a share of its answers if one is configured.
 
     Args:
-        rng: draws the LLMs.
-    """
-    load = open_load_table(settings)
-    load_bias = LoadBias(settings.routing, settings.llms, load)
-    featurizer, bandit = build_bandit(settings)
-    return Routing(
-        Policy(featurizer, bandit, load_bias, rng),
-        build_learner(settings, log, [BanditLearning(bandit)]),
-        load,
-        load_bias,
-    )
-
-
-def build_judging(
-    settings: Settings,
-    endpoints: Mapping[str, LLMEndpoint],
-    routing: Routing,
-    log: EventLog,
-    embedder: TextEmbedder,
-    metrics: JudgingMetrics,
-) -> AnswerObserver:
-    """What judges a share of the answers; it does nothing for ``judging.kind`` ``none``.
+        embedder: for the judge.
+        sink: takes the interactions that may become examples.
 
     Raises:
-        ConfigurationError: the grader or the prompt cannot be used.
+        ConfigurationError: the judge, the log or the signing key cannot be used as configured.
+        UnavailableError: the learning log cannot be used.
     """
-    judge = build_judge(settings, endpoints, embedder, routing.load)
-    if judge is None:
-        return NoObserver()
-    return JudgingService(settings, judge, endpoints, routing.policy, routing.load, log, metrics)
+    log = open_event_log(settings)
+    featurizer, bandit = build_bandit(settings)
+    bias = LoadBias(settings.routing, settings.llms, load)
+    policy = Policy(featurizer, bandit, bias, np.random.default_rng())
+    endpoints = build_endpoints(settings)
+    usage = UsageRecorder(log, settings.relative_costs)
+    observers: list[AnswerObserver] = [usage]
+    judge = build_judge(settings, endpoints, embedder, load)
+    if judge is not None:
+        observers.append(
+            JudgingService(settings, judge, endpoints, policy, load, log, judging_metrics)
+        )
+    service = RouterService(
+        settings,
+        endpoints,
+        retriever,
+        policy,
+        build_feedback_tokens(settings),
+        sink,
+        load,
+        metrics,
+        Observers(observers),
+    )
+    learner = build_learner(settings, log, [BanditLearning(bandit)])
+    return Router(service, learner, bias, usage)
