@@ -5,7 +5,7 @@
     OUTPUT/
       echolm.toml      the settings; its folder is where `echolm serve` finds the models
       core/            the models of every profile
-      vllm/            embedder small_llm large_llm; or tensorrt_llm/ with the same
+      vllm/            embedder small_llm large_llm; or tensorrt_llm/ with the same three
       embedder/        model.onnx tokenizer.json embedder.json
       data/            everything that the server writes; `echolm serve` creates it
 
