@@ -32,11 +32,10 @@ import numpy as np
 import perf_analyzer
 import tritonclient.grpc as grpc
 from echolm import contracts
-from echolm.embedding.texts import TextEmbedder
-from echolm.examples.statistics import StatisticsTable
 from echolm.serving.serve import Endpoints, ServeOptions, prepare_embedder, running_server
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
+from echolm.wiring import build_text_embedder, open_statistics
 from echolm_lab.report.perf_export import read_export, times_of
 from echolm_lab.report.progress import Stage
 from echolm_lab.store import fill
@@ -135,7 +134,7 @@ def full_store(settings: Settings, data_dir: Path, examples: int) -> Settings:
     """Settings over a copy of the store that has no room for another example."""
     data_dir.mkdir()
     shutil.copy(settings.data_dir / "milvus.db", data_dir / "milvus.db")
-    changes = {"enabled": True, "max_examples": examples, "low_watermark": 1.0}
+    changes = {"enabled": True, "max_stored": examples, "low_watermark": 1.0}
     limited = settings.examples.model_copy(update=changes)
     return settings.model_copy(update={"data_dir": data_dir, "examples": limited})
 
@@ -147,10 +146,9 @@ def wait_for_accounts(settings: Settings) -> None:
         SystemExit: it does not in some minutes.
     """
     deadline = time.monotonic() + _ACCOUNTS_S
-    decay = settings.examples.value_decay
-    statistics = StatisticsTable(settings.statistics_path, settings.relative_costs, decay)
+    statistics = open_statistics(settings)
     try:
-        while statistics.totals()[0] < settings.examples.max_examples or not statistics.is_complete:
+        while statistics.totals()[0] < settings.examples.max_stored or not statistics.is_complete:
             if time.monotonic() > deadline:
                 raise SystemExit(f"bench_path: no account of every example in {_ACCOUNTS_S:.0f} s")
             time.sleep(1.0)
@@ -170,7 +168,7 @@ class Admissions:
         self, url: str, items: Sequence[WorkItem], rate: float, settings: Settings
     ) -> None:
         texts = [item.text for item in items]
-        self._embeddings = TextEmbedder(settings.embedding)(texts)
+        self._embeddings = build_text_embedder(settings)(texts)
         self._items = items
         self._rate = rate
         self._client = grpc.InferenceServerClient(url)

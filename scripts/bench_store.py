@@ -20,13 +20,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 from echolm.examples.maintenance import reconcile
-from echolm.examples.statistics import StatisticsTable
 from echolm.serving.attach import attached
 from echolm.settings import RetrievalSettings, Settings
 from echolm.settings.loading import load_settings
 from echolm.store.base import Example, Query
 from echolm.store.milvus import MilvusStore
-from echolm.wiring import open_event_log
+from echolm.wiring import open_event_log, open_statistics
 from echolm_lab.report.progress import Stage
 from numpy.typing import NDArray
 from pymilvus import MilvusClient
@@ -125,7 +124,7 @@ def make_accounts(settings: Settings, store: MilvusStore, console: Console) -> i
     for left in settings.data_dir.glob(f"{settings.statistics_path.name}*"):
         left.unlink()
     log = open_event_log(settings)
-    statistics = StatisticsTable(settings.statistics_path, settings.relative_costs)
+    statistics = open_statistics(settings)
     with Stage(console, "opening accounts", store.count()) as stage:
         reconcile(store, statistics, log, lambda examples: stage.step_by(len(examples)))
     count, _ = statistics.totals()

@@ -28,7 +28,7 @@ LIMIT = 120
 
 def settings(data_dir: Path) -> Settings:
     examples = ExamplesSettings(
-        batch_size=16, flush_interval_s=0.01, max_examples=LIMIT, maintenance_interval_s=0.05
+        batch_size=16, flush_interval_s=0.01, max_stored=LIMIT, maintenance_interval_s=0.05
     )
     return Settings(data_dir=data_dir, examples=examples)
 

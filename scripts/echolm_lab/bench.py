@@ -40,8 +40,8 @@ FLUSH_S = 2.0
 SIMILAR_ONLY: Changes = {
     "retrieval": {
         "utility": "similarity",
-        "adaptive_threshold": False,
-        "threshold": 0.0,
+        "adaptive_utility_threshold": False,
+        "utility_threshold": 0.0,
         "relative_similarity": 0.0,
         "min_similarity": -1.0,
         "leave_one_out": 0.0,

@@ -37,7 +37,7 @@ def test_redis_of_the_compose_file_keeps_ratings_from_strangers(
         [event] = log.read(START, 10)
         assert event.kind == "rating"
         assert log.save_snapshot("s", event.position, b"")
-        assert [one.name for one in log.snapshots()] == ["s"]
+        assert [snapshot.name for snapshot in log.snapshots()] == ["s"]
         assert log.trim(FOR_EVER, [event.position]) == 1
         log.drop_snapshot("s")
         assert log.lease("work", "a", 1.0)

@@ -93,12 +93,12 @@ def prometheus(busy: Endpoints, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        found = Prometheus(f"http://{address}")
+        prometheus = Prometheus(f"http://{address}")
 
         def has_read() -> bool:
             assert process.poll() is None, (directory / "log").read_text()[-2_000:]
             try:
-                return len(found.values("count_over_time(up[1m]) > 3")) == 1
+                return len(prometheus.values("count_over_time(up[1m]) > 3")) == 1
             except OSError:
                 return False
 
@@ -107,7 +107,7 @@ def prometheus(busy: Endpoints, tmp_path_factory: pytest.TempPathFactory) -> Ite
         for _ in range(2):
             work(busy)
             time.sleep(2)
-        yield found
+        yield prometheus
     finally:
         process.terminate()
         process.wait(20)
@@ -151,8 +151,8 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
 def test_a_panel_has_something_to_show(prometheus: Prometheus, panel: dict[str, Any]) -> None:
-    for target in panel["targets"]:
-        query = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
+    for series in panel["targets"]:
+        query = series["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
         values = prometheus.values(query)
         if not NOT_HERE.search(query):
             assert values and not all(math.isnan(value) for value in values), query

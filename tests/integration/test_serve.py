@@ -150,10 +150,10 @@ class Served:
     def leftovers(self) -> list[str]:
         """Processes, shared memory and sockets of this server that are there now."""
         prefix_file = self.site.data_dir / "run" / "shm-prefix"
-        found = [f"process {pid}: {text}" for pid, text in processes_of(self.site.root)]
+        left = [f"process {pid}: {text}" for pid, text in processes_of(self.site.root)]
         with contextlib.suppress(OSError):
-            found += [str(p) for p in Path("/dev/shm").glob(prefix_file.read_text() + "*")]
-        return found
+            left += [str(p) for p in Path("/dev/shm").glob(prefix_file.read_text() + "*")]
+        return left
 
 
 @contextlib.contextmanager
@@ -169,14 +169,14 @@ def serving(site: Site, *options: str, **environment: str) -> Iterator[Served]:
 
 def processes_of(root: Path) -> list[tuple[int, str]]:
     """Processes that name a directory in their command line, but for this one."""
-    found = []
+    processes = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 text = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 if str(root) in text:
-                    found.append((int(entry.name), text))
-    return found
+                    processes.append((int(entry.name), text))
+    return processes
 
 
 def eventually(holds: Callable[[], bool], timeout: float = 20) -> bool:

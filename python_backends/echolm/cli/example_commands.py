@@ -98,16 +98,16 @@ def _stats(found: Opened, args: argparse.Namespace) -> int:
         "stored": found.store.count(),
         "accounts": count,
         "bytes": num_bytes,
-        "max_examples": limits.max_examples,
-        "max_bytes": limits.max_bytes,
+        "max_stored": limits.max_stored,
+        "max_stored_bytes": limits.max_stored_bytes,
         "pending": len(found.write_ahead_log),
         "removed": found.statistics.removals(),
     }
     if args.json:
         print(json.dumps(figures))
         return 0
-    print(f"stored    {figures['stored']} of at most {limits.max_examples}")
-    print(f"bytes     {num_bytes} of at most {limits.max_bytes}")
+    print(f"stored    {figures['stored']} of at most {limits.max_stored}")
+    print(f"bytes     {num_bytes} of at most {limits.max_stored_bytes}")
     print(f"pending   {figures['pending']} admitted, not stored yet")
     for reason, number in sorted(found.statistics.removals().items()):
         print(f"removed   {number} {reason}")

@@ -227,8 +227,8 @@ class Maintenance:
         count, num_bytes = self._statistics.totals()
         settings = self._settings
         return (
-            count - int(share * settings.max_examples),
-            num_bytes - int(share * settings.max_bytes),
+            count - int(share * settings.max_stored),
+            num_bytes - int(share * settings.max_stored_bytes),
         )
 
     def _remove(self, ids: list[int], reason: str) -> int:

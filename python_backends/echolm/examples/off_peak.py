@@ -73,7 +73,7 @@ class OffPeakReplay:
             quiet_s = 0.0 if self._busy() else quiet_s + _LOOK_EVERY_S
 
     def _busy(self) -> bool:
-        return self._in_flight() > self._settings.max_load
+        return self._in_flight() > self._settings.max_in_flight_llm_requests
 
     async def _round(self) -> None:
         if not self._log.lease(_LEASE, self._owner, _LEASE_S):

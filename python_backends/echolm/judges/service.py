@@ -154,7 +154,7 @@ class JudgingService:
 
     def _refusal(self) -> str:
         s = self.settings.judging
-        if sum(self.load.in_flight(name) for name in self.targets) > s.max_load:
+        if sum(self.load.in_flight(name) for name in self.targets) > s.max_in_flight_llm_requests:
             return "load"
         return "busy" if len(self.tasks) >= s.max_concurrent else ""
 

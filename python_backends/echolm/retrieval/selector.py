@@ -85,9 +85,9 @@ class ExampleSelector:
     @property
     def least_utility(self) -> float:
         """The threshold now."""
-        if self._settings.adaptive_threshold:
+        if self._settings.adaptive_utility_threshold:
             return self.threshold.value
-        return self._settings.threshold
+        return self._settings.utility_threshold
 
     @property
     def learnables(self) -> list[Learnable]:
@@ -95,7 +95,7 @@ class ExampleSelector:
         learning: list[Learnable] = []
         if isinstance(self.utility, LearnedUtility):
             learning.append(self.utility)
-        if self._settings.adaptive_threshold:
+        if self._settings.adaptive_utility_threshold:
             learning.append(self.threshold)
         return learning
 
@@ -197,8 +197,8 @@ class ExampleSelector:
             return None
         settings = self._settings
         worth = {k: utilities[k] for k in picks}
-        least, draw = settings.threshold, None
-        if settings.adaptive_threshold:
+        least, draw = settings.utility_threshold, None
+        if settings.adaptive_utility_threshold:
             drawn = self.threshold.draw(self._rng)
             least, draw = GRID[drawn], self.threshold.stands_for(drawn, list(worth.values()))
         found = {k: candidates[k] for k, u in worth.items() if u >= least}

@@ -1,4 +1,4 @@
-"""The example store of a data directory, whether a server runs on it or not."""
+"""Access to the example store of a data directory, whether a server runs on it or not."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from echolm.settings.loading import load_settings
 def attached(settings: Settings) -> Iterator[Settings]:
     """The settings with the address of a Milvus that answers, as long as the context lasts.
 
-    That is the configured one; or that of the server that runs on ``data_dir``; or a Milvus
-    Lite of our own, and no server can start meanwhile.
+    It is the configured Milvus; or that of the server that runs on ``data_dir``; or a Milvus Lite
+    that is started here, and then no server can start on ``data_dir`` meanwhile.
 
     Raises:
         ConfigurationError: Milvus Lite is missing, or a server is just starting.

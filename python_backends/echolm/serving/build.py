@@ -5,9 +5,9 @@
     OUTPUT/
       echolm.toml      the settings; its folder is where `echolm serve` finds the models
       core/            the models of every profile
-      vllm/            embedder small_llm large_llm, or tensorrt_llm/ likewise
+      vllm/            embedder small_llm large_llm; or tensorrt_llm/ with the same three
       embedder/        model.onnx tokenizer.json embedder.json
-      data/            made by `echolm serve`: everything the server writes
+      data/            everything that the server writes; `echolm serve` creates it
 
 Everything is checked before a file is written.
 """
@@ -179,7 +179,7 @@ def build(options: BuildOptions, say: Say) -> Path:
 
 
 _HEADER = """\
-# Written by `echolm build`; all keys are in python_backends/echolm/settings.py.
+# Written by `echolm build`; all keys are in python_backends/SETTINGS.md.
 #   echolm serve --profile {profile} --config {file}
 # cost: relative, from the LLMs' sizes. prior_quality: a guess until there are ratings.
 """

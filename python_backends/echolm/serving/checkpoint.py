@@ -1,4 +1,4 @@
-"""What a Hugging Face checkpoint, or an engine that TensorRT-LLM built, says about itself."""
+"""Reads the description of a Hugging Face checkpoint, or of an engine that TensorRT-LLM built."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Checkpoint:
         tokenizer: its ``tokenizer.json``.
         built: whether it is an engine that TensorRT-LLM built.
         context_length: most tokens that the model can take.
-        num_parameters: about how many work on a token; 0 if the configuration does not tell.
+        num_parameters: approximate number of parameters that are active for a token; 0 if the
+            configuration does not contain it.
         templates: prompt templates whose tokens its tokenizer has.
         end_ids: ids of the tokens that end an answer.
         token_ids: ids of the tokenizer's added tokens by their text.
@@ -55,10 +56,10 @@ class Checkpoint:
         """Read a folder.
 
         Args:
-            tokenizer: folder of the tokenizer, if that is another one.
+            tokenizer: folder of the tokenizer; None: the checkpoint's folder.
 
         Raises:
-            ConfigurationError: a file is missing or says nothing usable.
+            ConfigurationError: a file is missing or unusable.
         """
         directory = directory.expanduser().resolve()
         if not directory.is_dir():
@@ -91,26 +92,30 @@ class Checkpoint:
             token_ids=added,
         )
 
-    def template(self, given: str, option: str) -> str:
-        """The name of the prompt template: the given one, or that which the tokenizer fits.
+    def template(self, name: str, option: str) -> str:
+        """The name of the prompt template.
+
+        Args:
+            name: the template to take; empty: the first whose tokens the tokenizer has.
+            option: the option that sets it, for messages.
 
         Raises:
-            ConfigurationError: none fits, or there is no such template.
+            ConfigurationError: there is no such template, or none that suits the tokenizer.
         """
-        if given and given not in TEMPLATES:
+        if name and name not in TEMPLATES:
             raise ConfigurationError(
-                f"{option}: expected one of {', '.join(TEMPLATES)}, got {given!r}"
+                f"{option}: expected one of {', '.join(TEMPLATES)}, got {name!r}"
             )
-        if not given and not self.templates:
+        if not name and not self.templates:
             raise ConfigurationError(
                 f"checkpoint {self.directory}: expected a tokenizer with the tokens of one of the "
                 f"prompt templates {', '.join(TEMPLATES)}, got none of them: choose one with "
                 f"{option}, or take an instruction-tuned checkpoint"
             )
-        return given or self.templates[0]
+        return name or self.templates[0]
 
     def missing_end(self, template: str) -> str:
-        """The token that ends a turn in the template, if it does not end an answer; else empty."""
+        """The token that ends a turn in the template, if no answer ends with it; else empty."""
         end = _ENDS[template]
         return "" if self.token_ids.get(end) in self.end_ids else end
 
@@ -122,16 +127,16 @@ def read_json(file: Path) -> dict[str, Any]:
         ConfigurationError: it is missing or is no JSON object.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(
             f"{file}: expected a readable file, got: {error.strerror}"
         ) from error
     except ValueError as error:
         raise ConfigurationError(f"{file}: expected JSON, got: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigurationError(f"{file}: expected a JSON object, got {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{file}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def _context_length(directory: Path, model: dict[str, Any]) -> int:
@@ -146,7 +151,7 @@ def _context_length(directory: Path, model: dict[str, Any]) -> int:
 
 
 def _num_parameters(model: dict[str, Any]) -> int:
-    """Of a decoder with gated feed-forward layers; of a mixture, those that a token meets."""
+    """Active parameters of a decoder with gated feed-forward layers, or of a mixture of experts."""
     try:
         hidden, layers = int(model["hidden_size"]), int(model["num_hidden_layers"])
         heads = int(model["num_attention_heads"])
@@ -156,7 +161,7 @@ def _num_parameters(model: dict[str, Any]) -> int:
         width = int(model.get("moe_intermediate_size") or 0) if experts else 0
         width = (width or int(model["intermediate_size"])) * int(experts or 1)
         attention = 2 * hidden * size * (heads + kv_heads)
-        # Of the vocabulary's two matrices, only the one of the output takes time.
+        # Of the two matrices over the vocabulary only the output's is multiplied by.
         return layers * (attention + 3 * hidden * width) + int(model["vocab_size"]) * hidden
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return 0

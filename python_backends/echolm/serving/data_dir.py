@@ -7,14 +7,18 @@
       signing.key     signs feedback tokens; mode 0600
       milvus.db       the examples, where Milvus Lite keeps them
       events.sqlite   the learning log, unless it is elsewhere
-      examples.write_ahead_log.sqlite  interactions that the store does not have yet
-      examples.statistics.sqlite   what each example is worth; made anew from the log if removed
-      logs/           triton.log, milvus.log; the run before: *.log.1
+      examples.write_ahead_log.sqlite
+                      admitted interactions that the store does not have yet
+      examples.statistics.sqlite
+                      what each example is worth; rebuilt from the learning log if it is removed
+      load.table      load of all routers, and load.table.prompts the retrievers' prefix index
+      logs/           triton.log, milvus.log; those of the run before as *.log.1
       run/            only while a server runs: echolm.toml as resolved, the backend, pid files
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -32,6 +36,11 @@ CONFIGURATION = "echolm.toml"
 """Name of the resolved configuration in ``run``."""
 
 _SHUTDOWN_S = 30.0
+_RENAMED_FILES = {
+    "examples.journal.sqlite": "examples.write_ahead_log.sqlite",
+    "examples.ledger.sqlite": "examples.statistics.sqlite",
+}
+"""Names that earlier versions gave to files, and the present ones."""
 
 
 class DataDir:
@@ -60,6 +69,7 @@ class DataDir:
             ) from error
         try:
             self._lock()
+            self._adopt_renamed_files()
         except BaseException:
             os.close(self._fd)
             raise
@@ -70,14 +80,14 @@ class DataDir:
         return self._fd
 
     def close(self) -> None:
-        """Give the directory free."""
+        """Let other servers use the directory."""
         if self._fd >= 0:
-            # No unlock: guards that inherited the descriptor keep it until they have ended.
+            # Not unlocked: guards that inherited the descriptor keep the lock until they end.
             os.close(self._fd)
             self._fd = -1
 
     def signing_key(self) -> SecretStr:
-        """The key in ``signing.key``, made at the first start."""
+        """The key in ``signing.key``, which the first start writes."""
         file = self.path / "signing.key"
         try:
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -106,6 +116,17 @@ class DataDir:
             tomli_w.dump(_plain(settings.model_dump(mode="python")), stream)
         return file
 
+    def _adopt_renamed_files(self) -> None:
+        """Keep using the files of an earlier version, under their present names."""
+        for former, present in _RENAMED_FILES.items():
+            if (self.path / present).exists():
+                continue
+            # The database itself comes last, so that a crash in between is made up for at the next
+            # start: without its -wal file SQLite would lose what was written last.
+            for suffix in ("-shm", "-wal", ""):
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / (former + suffix)).rename(self.path / (present + suffix))
+
     def _lock(self) -> None:
         deadline = time.monotonic() + _SHUTDOWN_S
         while True:
@@ -113,7 +134,7 @@ class DataDir:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 owner = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
-                # The owner may be dead while its guards are still clearing up: wait for them.
+                # The owner may have died while its guards still clean up: they get some time.
                 if _alive(owner) or time.monotonic() > deadline:
                     raise ConfigurationError(
                         f"data directory {self.path}: expected it to be free, got it in use by a "
@@ -181,7 +202,7 @@ def _alive(pid: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """What TOML can say: paths as text, secrets in clear, None left out."""
+    """The value as TOML can express it: paths as text, secrets in clear, keys without None."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):

@@ -111,12 +111,12 @@ def _watch(child: int, parent: int, grace_s: float) -> int:
             return status
         now = time.monotonic()
         taken = signal.sigtimedwait(_WATCHED, min(_POLL_S, max(deadline - now, 0.01)))
-        asked = taken is not None and taken.si_signo != signal.SIGCHLD
-        if not terminating and (asked or os.getppid() != parent):
+        requested = taken is not None and taken.si_signo != signal.SIGCHLD
+        if not terminating and (requested or os.getppid() != parent):
             terminating = True
             deadline = time.monotonic() + grace_s
             os.kill(child, signal.SIGTERM)
-        elif terminating and (asked or time.monotonic() >= deadline):
+        elif terminating and (requested or time.monotonic() >= deadline):
             deadline = float("inf")
             os.kill(child, signal.SIGKILL)
 
@@ -154,7 +154,7 @@ def _kill_orphans() -> None:
 
 def _children() -> list[int]:
     me = os.getpid()
-    found = []
+    children = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
@@ -163,8 +163,8 @@ def _children() -> list[int]:
                 continue
             # "pid (name) state ppid …": the name may hold blanks and brackets.
             if int(stat.rpartition(")")[2].split()[1]) == me:
-                found.append(int(entry))
-    return found
+                children.append(int(entry))
+    return children
 
 
 if __name__ == "__main__":

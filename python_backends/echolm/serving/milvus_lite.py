@@ -1,8 +1,8 @@
 """The server of Milvus Lite as a process, for any number of client processes.
 
-Opened in the usual way (``MilvusClient("file.db")``), Milvus Lite belongs to the one process
-that opened it. Here its server runs by itself on a Unix socket, and the file is locked in
-the way the package does it, so that such a process is refused while we serve the file.
+Opened in the usual way (``MilvusClient("file.db")``), Milvus Lite belongs to the process that
+opened it. Here its server runs by itself on a Unix socket, and the file is locked as the package
+locks it, so that no process can open it in the usual way meanwhile.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def find_milvus_lite() -> Path:
 
 
 def vacuum(database: Path) -> None:
-    """Drop for good what was deleted from a file, whether its server runs or not.
+    """Erase what was deleted from a file, whether its server runs or not.
 
     Milvus Lite cannot compact, and what it deletes stays readable in the file. The file is an
-    SQLite database, whose locks keep the server and this apart; a write that comes meanwhile
-    fails there, and the example writer makes it again.
+    SQLite database, whose locks separate the server from this process; a write that the server
+    attempts meanwhile fails, and the example writer repeats it.
 
     Raises:
         UnavailableError: the file stayed locked, or the disk is full.
@@ -90,7 +90,7 @@ class MilvusLite:
 
     def __init__(self, options: MilvusLiteOptions) -> None:
         self.options = options
-        # Not in the data directory: a socket's path may have 107 bytes at most.
+        # Outside of the data directory, because a socket's path may have at most 107 bytes.
         self._socket = Path(tempfile.gettempdir()) / f"echolm-{secrets.token_hex(8)}.sock"
         directory = find_milvus_lite()
         program = str(directory / "milvus")

@@ -28,7 +28,7 @@ _SHM_SPARE = 8 << 20
 
 
 def check_machine(system: str | None = None, machine: str | None = None) -> None:
-    """Linux on x86-64: what the Triton wheel is built for."""
+    """The machine is Linux on x86-64, for which the Triton wheel is built."""
     got = f"{system or platform.system()} {machine or platform.machine()}"
     if got != f"Linux {MACHINE}":
         raise ConfigurationError(
@@ -38,7 +38,7 @@ def check_machine(system: str | None = None, machine: str | None = None) -> None
 
 
 def check_python(version: tuple[int, int] | None = None) -> None:
-    """A Python version that EchoLM is tested with."""
+    """The Python version is one that EchoLM is tested with."""
     version = version or (sys.version_info.major, sys.version_info.minor)
     if version not in PYTHONS:
         wanted = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
@@ -49,7 +49,7 @@ def check_python(version: tuple[int, int] | None = None) -> None:
 
 
 def check_glibc(version: str | None = None) -> None:
-    """The C library that the Triton wheel needs; ``version`` is as ``2.36``."""
+    """The C library is one that the Triton wheel needs; ``version`` is a text like ``2.36``."""
     if version is None:
         try:
             version = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
@@ -65,7 +65,7 @@ def check_glibc(version: str | None = None) -> None:
 
 
 def check_numpy(version: str | None = None) -> None:
-    """numpy 1: with numpy 2 this Triton's stub crashes on BYTES tensors."""
+    """numpy is version 1: with version 2 this Triton's stub crashes on BYTES tensors."""
     try:
         version = version or importlib.metadata.version("numpy")
     except importlib.metadata.PackageNotFoundError:
@@ -99,10 +99,10 @@ def check_stub_python(environment: Mapping[str, str]) -> None:
         check=False,
     )
     expected = f"{sys.version_info.major}.{sys.version_info.minor}"
-    found = probe.stdout.strip()
-    if found and found != expected:
+    got = probe.stdout.strip()
+    if got and got != expected:
         raise ConfigurationError(
-            f"python3 of the model processes: expected Python {expected}, got {found} ({program}); "
+            f"python3 of the model processes: expected Python {expected}, got {got} ({program}); "
             "run from a virtual environment"
         )
     if probe.returncode != 0:
@@ -125,7 +125,7 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
         taken[port] = option
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # As Triton does: connections of a server that has just ended do not matter.
+            # As for Triton, connections of a server that has just ended do not matter.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))

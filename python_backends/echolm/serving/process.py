@@ -1,4 +1,4 @@
-"""A program of another project that EchoLM starts, watches and stops (through ``guard``)."""
+"""Programs of other projects that EchoLM starts, watches and stops, through ``guard``."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class GuardedProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=tuple(command.keep_open),
-                # Its own session: Ctrl-C in a terminal must reach us only, for an orderly stop.
+                # In a session of its own Ctrl-C does not reach it, so that we can stop in order.
                 start_new_session=True,
             )
         if command.echo is not None:
@@ -119,7 +119,7 @@ class GuardedProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._guard.send_signal(signal.SIGTERM)
             try:
-                # The guard needs a moment more than the grace time to kill and clean up.
+                # After the grace time the guard needs a moment to kill and to clean up.
                 self._guard.wait(self.command.grace_s + 10)
             except subprocess.TimeoutExpired:
                 self.kill()

@@ -1,21 +1,18 @@
 """EchoLM on one machine: Milvus Lite and Triton, started and stopped as one.
 
-:func:`running_server` is for programs (tests, demo, benchmarks), :func:`serve_forever` is
-``echolm serve``; both are the same :class:`LocalServer`.
+:func:`running_server` is for programs (tests, demo, benchmarks), ``foreground`` is
+``echolm serve``; both run the same :class:`LocalServer`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
 import echolm
 from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE
@@ -23,12 +20,8 @@ from echolm.errors import ConfigurationError, EchoError, UnavailableError
 from echolm.serving import preflight
 from echolm.serving.data_dir import CONFIGURATION, DataDir, resolve
 from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
-from echolm.serving.triton_server import (
-    TritonOptions,
-    TritonServer,
-    connect_host,
-    find_triton,
-)
+from echolm.serving.triton_installation import find_triton
+from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host
 from echolm.settings import ENV_CONFIG, ENV_PREFIX, Settings
 
 Progress = Callable[[str], None]
@@ -36,14 +29,14 @@ Progress = Callable[[str], None]
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Set to 1 for the model processes of a CPU profile.
 
-Every one of them would else make a thread per core for vectors of a few hundred numbers,
-and they would push the LLM engines off the cores. The engines do not use OpenMP (OpenVINO
-has its own threads, ONNX Runtime takes ``embedding.threads``). A value that the user has
-set is kept.
+Otherwise each of them would start a thread per core for vectors of a few hundred numbers, and
+together they would push the LLM engines off the cores. The engines do not use OpenMP (OpenVINO
+has threads of its own, ONNX Runtime takes ``embedding.threads``). A value that the user has set
+is kept.
 """
 
 _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
-"""For Triton without a GPU: else it reports the missing driver as an error at each start."""
+"""For Triton without a GPU, which otherwise reports the missing driver as an error."""
 
 _MILVUS_RESTARTS = 5
 _CPU_PROFILES = ("local",)
@@ -61,7 +54,8 @@ class ServeOptions:
         model_repositories: more directories of models.
         host: address to listen on.
         http_port, grpc_port, metrics_port: 0 takes a free port.
-        ready_timeout_s: time for all models to load; None: five minutes, half an hour for GPUs.
+        ready_timeout_s: seconds for all models to load; None: five minutes on CPUs, half an hour
+            on GPUs.
         verbose: show Triton's log on stderr, and log more.
         triton_args: more arguments for ``tritonserver``.
     """
@@ -84,7 +78,7 @@ class ServeOptions:
 
     @property
     def load_s(self) -> float:
-        """Time for all models to load."""
+        """Seconds for all models to load."""
         return self.ready_timeout_s or (_GPU_LOAD_S if self.on_gpus else _CPU_LOAD_S)
 
 
@@ -113,7 +107,7 @@ class Endpoints:
 
 
 class StartInterruptedError(EchoError):
-    """The start was given up because somebody asked to stop."""
+    """The start was given up because a stop was requested."""
 
 
 @contextlib.contextmanager
@@ -144,7 +138,7 @@ class LocalServer:
     ) -> None:
         self._settings = settings
         self._options = options
-        self._say: Progress = progress or (lambda message: None)
+        self._report: Progress = progress or (lambda message: None)
         self._data: DataDir | None = None
         self._milvus: MilvusLite | None = None
         self._milvus_restarts = 0
@@ -155,7 +149,7 @@ class LocalServer:
         """Check, prepare and start everything; returns when all models are ready.
 
         Args:
-            stop: set by somebody who wants to give up the start.
+            stop: the start is given up once this is set.
 
         Raises:
             StartInterruptedError: ``stop`` was set.
@@ -182,7 +176,7 @@ class LocalServer:
         )
         self._data = data = DataDir(self._settings.data_dir)
         if options.profile is not None:
-            prepare_embedder(self._settings, self._say)
+            prepare_embedder(self._settings, self._report)
         _check(stop)
 
         milvus_uri = self._settings.retrieval.milvus_uri or self._start_milvus(data, stop)
@@ -201,7 +195,7 @@ class LocalServer:
             grpc_port=options.grpc_port,
             metrics_port=options.metrics_port,
             environment={**_thread_limits(options), ENV_CONFIG: str(configuration)},
-            # What they say is in the resolved configuration already.
+            # Their values are in the resolved configuration already.
             drop_environment=(ENV_PREFIX,),
             extra_args=(
                 *(_CPU_ARGS if options.profile in _CPU_PROFILES else ()),
@@ -217,7 +211,7 @@ class LocalServer:
         self._triton = triton = TritonServer(triton_options, installation)
         preflight.check_stub_python(triton.environment())
         _check(stop)
-        self._say(f"starting Triton with {len(models)} models (log: {triton_options.log_file})")
+        self._report(f"starting Triton with {len(models)} models (log: {triton_options.log_file})")
         triton.start()
         if not triton.wait_ready(options.load_s, stop):
             raise StartInterruptedError("stopped before all models were ready")
@@ -235,10 +229,9 @@ class LocalServer:
         )
 
     def check_running(self) -> None:
-        """Look after the processes: to be called now and then.
+        """Restart Milvus Lite if it has ended by itself; to be called repeatedly.
 
-        Milvus Lite is started again when it has ended by itself; meanwhile requests are
-        answered without examples.
+        While it is away, requests are answered without examples.
 
         Raises:
             UnavailableError: Triton has ended by itself.
@@ -249,16 +242,16 @@ class LocalServer:
         if milvus is None or milvus.poll() is None or self._milvus_restarts >= _MILVUS_RESTARTS:
             return
         self._milvus_restarts += 1
-        self._say(f"Milvus Lite ended by itself, exit status {milvus.poll()}; starting it again")
+        self._report(f"Milvus Lite ended by itself, exit status {milvus.poll()}; starting it again")
         try:
             milvus.start()
         except EchoError as error:
-            self._say(str(error))
+            self._report(str(error))
 
     def stop(self) -> None:
         """Stop everything; may be repeated."""
         if not self._ready:
-            # Nothing to lose, and Triton would finish loading its models before it ends.
+            # There is nothing to lose, and Triton would load all models before it stops.
             self.kill()
         with contextlib.ExitStack() as last_to_first:
             if self._data is not None:
@@ -267,17 +260,17 @@ class LocalServer:
             if self._milvus is not None:
                 last_to_first.callback(self._milvus.stop)
             if self._triton is not None:
-                # Before Milvus: its models write what they still hold.
+                # Triton stops before Milvus, since its models write what they still hold.
                 last_to_first.callback(self._triton.stop)
 
     def kill(self) -> None:
-        """Stop everything at once, without waiting: also fit for a signal handler."""
+        """Stop everything at once, without waiting; may be called from a signal handler."""
         for part in (self._triton, self._milvus):
             if part is not None:
                 part.kill()
 
     def _start_milvus(self, data: DataDir, stop: threading.Event) -> str:
-        self._say("starting Milvus Lite")
+        self._report("starting Milvus Lite")
         self._milvus = milvus = MilvusLite(
             MilvusLiteOptions(
                 database=data.milvus_db,
@@ -289,47 +282,6 @@ class LocalServer:
         milvus.start(stop=stop)
         _check(stop)
         return milvus.uri
-
-
-def serve_forever(settings: Settings, options: ServeOptions) -> int:
-    """``echolm serve``: serve in the foreground until SIGINT or SIGTERM.
-
-    A second signal ends everything at once.
-
-    Returns:
-        The exit status: 0 after a clean stop, 1 when Triton ended by itself.
-    """
-    stop = threading.Event()
-    server = LocalServer(settings, options, progress=_print_progress)
-
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            server.kill()
-            os._exit(128 + signum)
-        stop.set()
-        _print_progress("stopping (again: at once)")
-
-    before = {
-        number: signal.signal(number, on_signal)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup: stays ignored
-    }
-    started = time.monotonic()
-    try:
-        endpoints = server.start(stop)
-        print(_greeting(endpoints, options, time.monotonic() - started), flush=True)
-        while not stop.wait(0.5):
-            server.check_running()
-        return 0
-    except StartInterruptedError:
-        return 0
-    except UnavailableError as error:
-        print(f"echolm serve: {error}", file=sys.stderr)
-        return 1
-    finally:
-        server.stop()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def model_repositories(options: ServeOptions) -> tuple[Path, ...]:
@@ -351,17 +303,17 @@ def model_repositories(options: ServeOptions) -> tuple[Path, ...]:
     return (root / "core", root / options.profile, *more)
 
 
-def model_repository_root(given: Path | None) -> Path:
+def model_repository_root(path: Path | None) -> Path:
     """The directory of ``core`` and the profiles.
 
     Args:
-        given: that directory or the checkout it is in; None: this package's checkout.
+        path: that directory or the checkout it is in; None: this package's checkout.
 
     Raises:
         ConfigurationError: there is none.
     """
     # Installed in editable mode, the package lies in <checkout>/python_backends/echolm.
-    root = given or Path(echolm.__file__).resolve().parents[2]
+    root = path or Path(echolm.__file__).resolve().parents[2]
     if not (root / "core").is_dir():
         root = root / "model_repository"
     root = root.resolve()
@@ -373,12 +325,12 @@ def model_repository_root(given: Path | None) -> Path:
     return root
 
 
-def prepare_embedder(settings: Settings, say: Progress) -> None:
+def prepare_embedder(settings: Settings, progress: Progress) -> None:
     """Build the default embedding model, if there is none in ``embedding.model_dir``.
 
     Raises:
         ConfigurationError: the directory holds a part of a model only. It may be the user's
-            own, so nothing is written over it.
+            model, so nothing is written over it.
     """
     directory = settings.embedding.model_dir.resolve()
     files = (MODEL_FILE, TOKENIZER_FILE, SPEC_FILE)
@@ -391,8 +343,8 @@ def prepare_embedder(settings: Settings, say: Progress) -> None:
             f"{', '.join(missing)}; add what is missing, or have the default model written there: "
             f"`python scripts/build_embedder.py --output {directory}`"
         )
-    say(f"building the embedding model in {directory} (once)")
-    from echolm.embedding import minilm  # its libraries are needed for building only
+    progress(f"building the embedding model in {directory} (once)")
+    from echolm.embedding import minilm  # Its libraries are needed for building only.
 
     minilm.build(directory)
 
@@ -413,21 +365,3 @@ def _thread_limits(options: ServeOptions) -> dict[str, str]:
 def _check(stop: threading.Event) -> None:
     if stop.is_set():
         raise StartInterruptedError("stopped before all models were ready")
-
-
-def _print_progress(message: str) -> None:
-    print(f"echolm serve: {message}", file=sys.stderr, flush=True)
-
-
-def _greeting(endpoints: Endpoints, options: ServeOptions, seconds: float) -> str:
-    return (
-        f"EchoLM is ready after {seconds:.1f} s (profile {options.profile})\n"
-        f"  gRPC     {endpoints.grpc_url}\n"
-        f"  HTTP     {endpoints.http_url}\n"
-        f"  metrics  {endpoints.metrics_url}\n"
-        f"  data     {endpoints.data_dir}\n"
-        "Try it:\n"
-        f"  curl -s {endpoints.http_url}/v2/models/echolm/generate "
-        """-d '{"text_input": "How do I find large files?"}'\n"""
-        "Stop it with Ctrl-C."
-    )

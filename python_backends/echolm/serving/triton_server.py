@@ -1,182 +1,31 @@
-"""The Triton Inference Server of the ``nvidia-pytriton`` wheel or of an image, as a process.
+"""The Triton Inference Server as a process, over several model repositories.
 
-The wheel is only the carrier: its Python code is never imported. It holds the server, the
-python backend and one backend stub per Python version; this module puts the matching ones
-together in a private directory and starts the server over several model repositories.
+The ``nvidia-pytriton`` wheel holds the server, the python backend and one backend stub for each
+Python version; the matching ones are put together in a private directory.
 """
 
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import os
-import platform
-import re
 import secrets
 import shutil
 import sys
-import sysconfig
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
 from echolm.engines.worker.parent import ENV_LIBRARY_PATH
-from echolm.errors import ConfigurationError, UnavailableError
+from echolm.errors import UnavailableError
 from echolm.serving import guard
 from echolm.serving.process import Command, GuardedProcess
+from echolm.serving.triton_installation import STUB, TritonInstallation, find_triton
 
 SHM_DIR = Path("/dev/shm")
-SYSTEM_ROOT = Path("/opt/tritonserver")
-"""Where NVIDIA's images have Triton."""
 SHM_PREFIX = "echolm-"
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-_STUB = "triton_python_backend_stub"
-
-
-@dataclass(frozen=True)
-class TritonInstallation:
-    """Where the parts of Triton are.
-
-    Attributes:
-        root: ``pytriton/tritonserver`` in site-packages, or where an image has Triton.
-        libraries: the shared libraries that the wheel brings along; None: those of the system.
-        libpython_dir: holds ``libpython3.x.so.1.0``, which the wheel's backend stub is linked
-            to; None: where the system finds it.
-    """
-
-    root: Path
-    libraries: Path | None = None
-    libpython_dir: Path | None = None
-
-    @property
-    def server(self) -> Path:
-        """The ``tritonserver`` program."""
-        return self.root / "bin" / "tritonserver"
-
-    @property
-    def backends(self) -> Path:
-        """The directory of backends."""
-        return self.root / "backends"
-
-    @property
-    def from_wheel(self) -> bool:
-        """Whether it is the wheel's, whose python backend has to be put together first."""
-        return self.libraries is not None
-
-    @property
-    def stub(self) -> Path:
-        """The python backend's stub; in the wheel, for the running Python version."""
-        if self.from_wheel:
-            return self.root / "python_backend_stubs" / _PYTHON / _STUB
-        return self.backends / "python" / _STUB
-
-
-def libpython_name() -> str:
-    """File name of the shared library of the running Python."""
-    return f"libpython{_PYTHON}.so.1.0"
-
-
-def libpython_candidates() -> Iterable[Path]:
-    """Directories in which the shared libpython can be, the running Python's own first."""
-    libdir = sysconfig.get_config_var("LIBDIR")
-    if libdir:
-        yield Path(libdir)
-    yield Path(sys.base_prefix) / "lib"
-    triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
-    for base in ("/usr/lib", "/lib", "/usr/local/lib"):
-        yield Path(base) / triplet
-        yield Path(base)
-    yield Path("/usr/lib64")
-
-
-def find_libpython(candidates: Iterable[Path] | None = None) -> Path:
-    """Directory of the shared libpython.
-
-    Raises:
-        ConfigurationError: there is none; a statically linked Python runs everything but
-            the backend stub.
-    """
-    looked = list(dict.fromkeys(libpython_candidates() if candidates is None else candidates))
-    for directory in looked:
-        if (directory / libpython_name()).is_file():
-            return directory
-    raise ConfigurationError(
-        f"shared Python library: expected {libpython_name()}, got none in "
-        f"{', '.join(map(str, looked))}; Triton's python backend needs it: "
-        f"`apt-get install libpython{_PYTHON}`, or a Python built with --enable-shared "
-        f'(pyenv: `PYTHON_CONFIGURE_OPTS="--enable-shared" pyenv install {_PYTHON}`), '
-        "then make the virtual environment anew"
-    )
-
-
-def find_triton(*, prefer_system: bool = False) -> TritonInstallation:
-    """Find Triton: in the installed wheel, without importing it, or in an image of NVIDIA's.
-
-    Args:
-        prefer_system: the image's is taken if both are there; else the wheel's.
-
-    Raises:
-        ConfigurationError: there is none, or its stub for this Python or libpython is missing.
-    """
-    spec = importlib.util.find_spec("pytriton")
-    system = _system_triton()
-    if system is not None and (prefer_system or spec is None):
-        return system
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigurationError(
-            f"Triton: expected the package nvidia-pytriton in {sys.prefix}, or tritonserver in "
-            f"{SYSTEM_ROOT} or on the path, got none; install it: `pip install nvidia-pytriton`, "
-            "or run in an image of NVIDIA's (nvcr.io/nvidia/tritonserver)"
-        )
-    package = Path(spec.submodule_search_locations[0])
-    found = TritonInstallation(
-        root=package / "tritonserver",
-        libraries=package.parent / "nvidia_pytriton.libs",
-        libpython_dir=find_libpython(),
-    )
-    for part in (found.server, found.backends / "python", package.parent / "nvidia_pytriton.libs"):
-        if not part.exists():
-            raise ConfigurationError(
-                f"Triton: expected {part}, which nvidia-pytriton carries, got nothing there; "
-                "install it again: `pip install --force-reinstall nvidia-pytriton`"
-            )
-    if not found.stub.is_file():
-        offered = sorted(path.name for path in found.stub.parent.parent.glob("*"))
-        raise ConfigurationError(
-            f"Triton's python backend: expected a stub for Python {_PYTHON}, got stubs for "
-            f"{', '.join(offered)}; use one of these Python versions"
-        )
-    return found
-
-
-def _system_triton() -> TritonInstallation | None:
-    """The Triton of an image: a directory with ``bin/tritonserver`` and ``backends``.
-
-    Raises:
-        ConfigurationError: its python backend is missing or is for another Python version.
-    """
-    program = shutil.which("tritonserver", path=str(SYSTEM_ROOT / "bin"))
-    program = program or shutil.which("tritonserver")
-    if program is None:
-        return None
-    found = TritonInstallation(Path(program).resolve().parent.parent)
-    try:
-        linked = re.search(rb"libpython([0-9.]+)\.so", found.stub.read_bytes())
-    except OSError:
-        raise ConfigurationError(
-            f"Triton in {found.root}: expected its python backend as {found.stub}, got nothing "
-            "there; take an image that has it"
-        ) from None
-    version = linked[1].decode() if linked else _PYTHON
-    if version != _PYTHON:
-        raise ConfigurationError(
-            f"Triton's python backend in {found.root}: expected it for Python {_PYTHON}, got one "
-            f"for {version}; run EchoLM with Python {version}"
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -188,7 +37,7 @@ class TritonOptions:
         run_dir: private directory for the backend and process files.
         log_file: log of the server and of all models.
         thread_pool_size: threads for BLS calls of each model, all in Triton's own process; more
-            calls than this wait. Thousands of threads make each wake-up dear: 1,024 for each of
+            calls than this wait. Thousands of threads make each wake-up slow: 1,024 for each of
             nine models halved the throughput.
         shm_byte_size: first size, and step of growth, of each model instance's shared memory.
         stub_timeout_s: time for one model to load.
@@ -240,7 +89,7 @@ class TritonServer:
         return self._process
 
     def start(self) -> None:
-        """Start the server; :meth:`wait_ready` says when it can be used."""
+        """Start the server; :meth:`wait_ready` waits until it can be used."""
         options = self.options
         options.run_dir.mkdir(parents=True, exist_ok=True)
         record = options.run_dir / "shm-prefix"
@@ -327,7 +176,7 @@ class TritonServer:
             self._process.kill()
 
     def death_notice(self) -> str:
-        """What to say when the server has ended by itself."""
+        """The message for a server that has ended by itself."""
         return f"Triton ended by itself, exit status {self.poll()}; {self._log_excerpt()}"
 
     def _log_excerpt(self) -> str:
@@ -344,10 +193,10 @@ class TritonServer:
             guard.remove(f"{SHM_DIR}/{prefix}*")
 
     def _backend_directory(self) -> Path:
-        """Put the python backend and the stub of this Python version together.
+        """Put the python backend and the stub of this Python version into one directory.
 
-        Nothing is written to site-packages: it may be shared or read-only. An image has them
-        together.
+        Nothing is written to site-packages: it may be shared or read-only. In an image they are
+        in one directory already.
         """
         if not self._installation.from_wheel:
             return self._installation.backends
@@ -360,10 +209,10 @@ class TritonServer:
             (python / part).symlink_to(source / part)
         stub = self._installation.stub
         if os.access(stub, os.X_OK):
-            (python / _STUB).symlink_to(stub)
-        else:  # Some installers drop the run bit.
-            shutil.copyfile(stub, python / _STUB)
-            (python / _STUB).chmod(0o755)
+            (python / STUB).symlink_to(stub)
+        else:  # Some installers do not keep the permission to execute it.
+            shutil.copyfile(stub, python / STUB)
+            (python / STUB).chmod(0o755)
         return directory
 
     def _arguments(self, shm_prefix: str) -> list[str]:

@@ -1,8 +1,9 @@
 """The configuration: one file, ``echolm.toml``, one validated object."""
 
-from echolm.settings.environment import ENV_PREFIX
-from echolm.settings.loading import ENV_CONFIG, load_settings
-from echolm.settings.schema import (
+from echolm.settings.environment import ENV_CONFIG, ENV_PREFIX
+from echolm.settings.loading import load_settings
+from echolm.settings.schema import Settings
+from echolm.settings.sections import (
     EmbeddingSettings,
     ExamplesSettings,
     FeedbackSettings,
@@ -13,7 +14,6 @@ from echolm.settings.schema import (
     ReplaySettings,
     RetrievalSettings,
     RoutingSettings,
-    Settings,
 )
 
 __all__ = [

@@ -1,28 +1,64 @@
-"""Environment variables that override ``echolm.toml``."""
+"""Environment variables that override ``echolm.toml``.
+
+``ECHOLM_RETRIEVAL__TOP_N=64`` sets the key ``top_n`` of the section ``retrieval``. A variable that
+ends with ``_FILE`` names a file with the value, which is how containers get their secrets
+(``ECHOLM_FEEDBACK__SIGNING_KEY_FILE=/run/secrets/signing_key``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from echolm.errors import ConfigurationError
 
 ENV_PREFIX = "ECHOLM_"
+ENV_CONFIG = f"{ENV_PREFIX}CONFIG"
+"""Names the configuration file."""
 
-ENV_FILE_SUFFIX = "_FILE"
+_FILE_SUFFIX = "_FILE"
+
+
+def check_names(variables: Iterable[str], sections: Collection[str]) -> None:
+    """Every variable with EchoLM's prefix names a section, so that a mistyped one is noticed.
+
+    Args:
+        variables: names of environment variables, EchoLM's and others.
+        sections: the sections and single keys at the top of ``echolm.toml``.
+
+    Raises:
+        ConfigurationError: one names something else.
+    """
+    known = {name.upper() for name in sections}
+    for name in variables:
+        if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG:
+            continue
+        section = name[len(ENV_PREFIX) :].removesuffix(_FILE_SUFFIX).split("__")[0]
+        if section not in known:
+            raise ConfigurationError(
+                f"environment variable {name}: expected ECHOLM_<SECTION>__<KEY> with a section "
+                f"among {sorted(known)}, got {section!r}; correct or unset it"
+            )
 
 
 def with_values_of_files(variables: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Environment variables (names in small letters), with the contents of files in place."""
-    prefix, suffix = ENV_PREFIX.lower(), ENV_FILE_SUFFIX.lower()
-    found = dict(variables)
+    """Environment variables, those that name a file replaced by that file's content.
+
+    Args:
+        variables: values by name; names in small letters, as pydantic-settings has them.
+
+    Raises:
+        ConfigurationError: a file cannot be read or is empty, or a value comes in both ways.
+    """
+    prefix, suffix = ENV_PREFIX.lower(), _FILE_SUFFIX.lower()
+    values = dict(variables)
     for name, file in variables.items():
         if not (name.startswith(prefix) and name.endswith(suffix)):
             continue
-        target = name[: -len(suffix)]
-        if target in variables:
+        key = name[: -len(suffix)]
+        if key in variables:
             raise ConfigurationError(
-                f"environment variables {target.upper()} and {name.upper()}: expected one of "
+                f"environment variables {key.upper()} and {name.upper()}: expected one of "
                 "them, got both; unset one"
             )
         try:
@@ -38,6 +74,6 @@ def with_values_of_files(variables: Mapping[str, str | None]) -> dict[str, str |
                 f"environment variable {name.upper()}: expected a value in {file}, got an empty "
                 "file"
             )
-        del found[name]
-        found[target] = value
-    return found
+        del values[name]
+        values[key] = value
+    return values

@@ -1,12 +1,8 @@
 """Reading ``echolm.toml`` and the environment into one validated object.
 
-Every process reads it once, at start, through :func:`load_settings`; no other module
-looks at the environment. Order of precedence: environment variables
-(``ECHOLM_RETRIEVAL__TOP_N=64``), the file named by ``ECHOLM_CONFIG``, the defaults of the schema.
-An unknown key or a bad value stops the start.
-
-A variable that ends with ``_FILE`` names a file with the value, which is how containers get
-their secrets (``ECHOLM_FEEDBACK__SIGNING_KEY_FILE=/run/secrets/signing_key``).
+Every process reads them once, at start, through :func:`load_settings`; no other module looks at
+the environment. Environment variables override the file, which overrides the defaults of the
+schema. An unknown key or a wrong value stops the start.
 """
 
 from __future__ import annotations
@@ -17,15 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
-from pydantic_settings import (
-    SettingsError,
-)
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from echolm.errors import ConfigurationError
-from echolm.settings.environment import ENV_FILE_SUFFIX, ENV_PREFIX
+from echolm.settings.environment import ENV_CONFIG, ENV_PREFIX, check_names
 from echolm.settings.schema import Settings
 
 if sys.version_info >= (3, 11):
@@ -33,9 +25,25 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ENV_CONFIG = "ECHOLM_CONFIG"
-
 _PASSWORD = re.compile(r"://[^/\s]*@")
+
+RENAMED_KEYS = {
+    "examples.max_bytes": "examples.max_stored_bytes",
+    "examples.max_examples": "examples.max_stored",
+    "examples.max_exchange_chars": "examples.max_interaction_chars",
+    "examples.tidy_interval_s": "examples.maintenance_interval_s",
+    "judging.max_load": "judging.max_in_flight_llm_requests",
+    "judging.max_verdict_tokens": "judging.max_judgement_tokens",
+    "replay.max_load": "replay.max_in_flight_llm_requests",
+    "retrieval.adaptive_threshold": "retrieval.adaptive_utility_threshold",
+    "retrieval.replicas": "retrieval.milvus_replicas",
+    "retrieval.threshold": "retrieval.utility_threshold",
+    "retrieval.threshold_exploration": "retrieval.utility_threshold_exploration",
+    "routing.exchange_rate": "routing.cost_weight",
+    "routing.fit_ceiling": "routing.similarity_saturation",
+    "routing.load_board": "routing.load_table",
+}
+"""Present names of keys by their former ones, for the message to a file that is older."""
 
 
 def load_settings(path: Path | str | None = None) -> Settings:
@@ -65,7 +73,7 @@ def load_settings(path: Path | str | None = None) -> Settings:
                 f"configuration {path}: expected TOML, got: {error}"
             ) from error
         _anchor_paths(values, path.parent)
-    _refuse_unknown_environment()
+    check_names(os.environ, Settings.model_fields)
     try:
         return Settings(**values)
     except SettingsError as error:  # a list or section in the environment that is not JSON
@@ -94,23 +102,13 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
         anchor(llm, "tokenizer")
 
 
-def _refuse_unknown_environment() -> None:
-    known = {field.upper() for field in Settings.model_fields}
-    for name in os.environ:
-        if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG:
-            continue
-        section = name[len(ENV_PREFIX) :].removesuffix(ENV_FILE_SUFFIX).split("__")[0]
-        if section not in known:
-            raise ConfigurationError(
-                f"environment variable {name}: expected ECHOLM_<SECTION>__<KEY> with a section "
-                f"among {sorted(known)}, got {section!r}; correct or unset it"
-            )
-
-
 def _explain(error: ValidationError, path: Path | str | None) -> str:
     lines = [f"configuration {path or '(environment)'} is not valid:"]
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or "(file)"
+        if (present := RENAMED_KEYS.get(key.lower())) and problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: renamed to {present}")
+            continue
         shown = _PASSWORD.sub("://***@", repr(problem.get("input")))
         got = "" if problem["type"] == "missing" else f", got {shown:.80}"
         lines.append(f"  {key}: {problem['msg']}{got}")

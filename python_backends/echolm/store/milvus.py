@@ -166,7 +166,9 @@ class MilvusStore:
                 "configure the embedding model that made it"
             )
         self._client.load_collection(
-            self._collection, timeout=_WRITE_TIMEOUT_S, replica_number=self._settings.replicas
+            self._collection,
+            timeout=_WRITE_TIMEOUT_S,
+            replica_number=self._settings.milvus_replicas,
         )
 
     def _create(self) -> None:

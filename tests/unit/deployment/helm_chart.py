@@ -39,7 +39,7 @@ class Helm:
         """What the chart makes of these values."""
         done = self.run("template", "release", str(CHART), "--namespace", "ns", *arguments)
         assert done.returncode == 0, done.stderr
-        return [found for found in yaml.safe_load_all(done.stdout) if found]
+        return [document for document in yaml.safe_load_all(done.stdout) if document]
 
     def refusal(self, *values: str) -> str:
         """Why the chart refuses these values."""
@@ -63,5 +63,5 @@ def unpack(directory: Path) -> Helm:
 
 def by_kind(objects: Sequence[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
     """The only object of a kind, or that of a name."""
-    [found] = [o for o in objects if o["kind"] == kind and name in ("", o["metadata"]["name"])]
-    return found
+    [match] = [o for o in objects if o["kind"] == kind and name in ("", o["metadata"]["name"])]
+    return match

@@ -22,9 +22,9 @@ def parse(query: str) -> promql_parser.Expr:
 
 
 def walk(expression: promql_parser.Expr) -> Iterator[promql_parser.Expr]:
-    found: list[promql_parser.Expr] = []
-    promql_parser.walk(expression, found.append)
-    return iter(found)
+    nodes: list[promql_parser.Expr] = []
+    promql_parser.walk(expression, nodes.append)
+    return iter(nodes)
 
 
 def selectors(expression: promql_parser.Expr) -> Iterator[promql_parser.VectorSelector]:
@@ -38,7 +38,7 @@ def selectors(expression: promql_parser.Expr) -> Iterator[promql_parser.VectorSe
 def problems(query: str) -> list[str]:
     """Why a query cannot work on EchoLM's metrics; empty if it can."""
     expression = parse(query)
-    found = []
+    problems_found = []
     known = {**SERIES, **OTHERS}
     grown = {
         selector.name
@@ -50,18 +50,22 @@ def problems(query: str) -> list[str]:
     for selector in selectors(expression):
         spec = known.get(selector.name)
         if spec is None:
-            found.append(f"there is no metric {selector.name}")
+            problems_found.append(f"there is no metric {selector.name}")
             continue
-        own = {*spec.labels, *(("le",) if selector.name.endswith("_bucket") else ())}
-        labels |= own
-        found += [
+        metric_labels = {*spec.labels, *(("le",) if selector.name.endswith("_bucket") else ())}
+        labels |= metric_labels
+        problems_found += [
             f"{selector.name} has no label {matcher.name}"
             for matcher in selector.matchers.matchers
-            if matcher.name not in own | SCRAPED
+            if matcher.name not in metric_labels | SCRAPED
         ]
         if (spec.kind == "gauge") == (selector.name in grown):
-            found.append(f"{selector.name} is a {spec.kind}: rate() is for what only grows")
+            problems_found.append(
+                f"{selector.name} is a {spec.kind}: rate() is for what only grows"
+            )
     for node in walk(expression):
         if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
-            found += [f"no metric has {label}" for label in set(node.modifier.labels) - labels]
-    return found
+            problems_found += [
+                f"no metric has {label}" for label in set(node.modifier.labels) - labels
+            ]
+    return problems_found

@@ -30,9 +30,9 @@ def rendered(helm: Helm, name: str) -> list[dict[str, Any]]:
 
 
 def pods(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for one in objects:
-        if one["kind"] == "StatefulSet":
-            yield one["spec"]["template"]["spec"]
+    for item in objects:
+        if item["kind"] == "StatefulSet":
+            yield item["spec"]["template"]["spec"]
 
 
 def containers(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -42,8 +42,8 @@ def containers(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def triton(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    [found] = [c for c in containers(objects) if c["name"] == "triton"]
-    return found
+    [container] = [c for c in containers(objects) if c["name"] == "triton"]
+    return container
 
 
 @pytest.mark.parametrize("path", VALUES, ids=lambda p: p.name)
@@ -57,9 +57,9 @@ def test_helm_finds_nothing_to_complain_of(helm: Helm, path: Path) -> None:
 @pytest.mark.parametrize("path", VALUES, ids=lambda p: p.name)
 def test_every_object_is_valid_for_kubernetes(helm: Helm, path: Path, version: str) -> None:
     checked = 0
-    for one in helm.objects("--values", str(path), "--kube-version", version):
-        if one["kind"] not in CUSTOM:
-            kubernetes_validate.validate(one, version, strict=True)
+    for item in helm.objects("--values", str(path), "--kube-version", version):
+        if item["kind"] not in CUSTOM:
+            kubernetes_validate.validate(item, version, strict=True)
             checked += 1
     assert checked >= 4
 
@@ -103,11 +103,11 @@ def test_no_service_link_is_taken_for_a_setting(helm: Helm, path: Path) -> None:
 def test_what_is_mounted_is_there(helm: Helm, path: Path) -> None:
     objects = helm.objects("--values", str(path))
     names = {o["metadata"]["name"] for o in objects if o["kind"] == "ConfigMap"}
-    for one in objects:
-        if one["kind"] != "StatefulSet":
+    for item in objects:
+        if item["kind"] != "StatefulSet":
             continue
-        pod = one["spec"]["template"]["spec"]
-        claims = {c["metadata"]["name"] for c in one["spec"].get("volumeClaimTemplates", ())}
+        pod = item["spec"]["template"]["spec"]
+        claims = {c["metadata"]["name"] for c in item["spec"].get("volumeClaimTemplates", ())}
         volumes = {v["name"]: v for v in pod.get("volumes", ())}
         assert not claims & set(volumes)
         mounted = {
@@ -126,16 +126,16 @@ def test_selectors_find_their_pods(helm: Helm, path: Path) -> None:
     sets = [o for o in objects if o["kind"] == "StatefulSet"]
     labels = [s["spec"]["template"]["metadata"]["labels"] for s in sets]
     services = {o["metadata"]["name"]: o for o in objects if o["kind"] == "Service"}
-    for one in sets:
-        own = one["spec"]["template"]["metadata"]["labels"]
-        assert own.items() >= one["spec"]["selector"]["matchLabels"].items()
-        assert services[one["spec"]["serviceName"]]["spec"]["clusterIP"] == "None"
+    for item in sets:
+        pod_labels = item["spec"]["template"]["metadata"]["labels"]
+        assert pod_labels.items() >= item["spec"]["selector"]["matchLabels"].items()
+        assert services[item["spec"]["serviceName"]]["spec"]["clusterIP"] == "None"
     selectors = [o["spec"]["selector"] for o in services.values()]
     selectors += [
         o["spec"]["selector"]["matchLabels"] for o in objects if o["kind"] == "PodDisruptionBudget"
     ]
     for selector in selectors:
-        assert sum(own.items() >= selector.items() for own in labels) == 1
+        assert sum(pod_labels.items() >= selector.items() for pod_labels in labels) == 1
     for service in services.values():
         [pod] = [
             s["spec"]["template"]["spec"]
@@ -174,19 +174,19 @@ def settings_of(
     for name in os.environ:
         if name.startswith("ECHOLM_"):
             monkeypatch.delenv(name)
-    given: dict[str, str] = {}
+    environment: dict[str, str] = {}
     for variable in triton(objects)["env"]:
         secret = variable.get("valueFrom", {}).get("secretKeyRef")
         value = f"secret{secret['key'].title().replace('-', '')}" if secret else variable["value"]
         if secret and secret["key"] == "url":
             value = "redis://redis:6379/0"
-        given[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda m: given[m[1]], value)
+        environment[variable["name"]] = re.sub(r"\$\((\w+)\)", lambda m: environment[m[1]], value)
     maps = [o for o in objects if o["kind"] == "ConfigMap" and "echolm.toml" in o["data"]]
     if maps:
         (tmp_path / "echolm.toml").write_text(maps[0]["data"]["echolm.toml"])
-        assert given["ECHOLM_CONFIG"] == "/etc/echolm/echolm.toml"
-        given["ECHOLM_CONFIG"] = str(tmp_path / "echolm.toml")
-    for name, value in given.items():
+        assert environment["ECHOLM_CONFIG"] == "/etc/echolm/echolm.toml"
+        environment["ECHOLM_CONFIG"] = str(tmp_path / "echolm.toml")
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return load_settings()
 
@@ -241,8 +241,8 @@ def test_an_existing_secret_is_taken_as_it_is(helm: Helm) -> None:
 def test_a_changed_configuration_replaces_the_pods(helm: Helm) -> None:
     def checksum(config: str) -> str:
         objects = helm.objects("--set", KEY, "--set-string", f"config={config}")
-        found = by_kind(objects, "StatefulSet")["spec"]["template"]["metadata"]["annotations"]
-        return str(found["checksum/config"])
+        annotations = by_kind(objects, "StatefulSet")["spec"]["template"]["metadata"]["annotations"]
+        return str(annotations["checksum/config"])
 
     assert checksum("[limits]") != checksum("[routing]")
 
@@ -319,13 +319,13 @@ def test_an_autoscaler_owns_the_number_of_replicas(helm: Helm) -> None:
     assert "replicas" not in server["spec"]
     scaler = by_kind(objects, "HorizontalPodAutoscaler")["spec"]
     assert scaler["scaleTargetRef"]["name"] == server["metadata"]["name"]
-    targets = {
+    thresholds = {
         m["pods"]["metric"]["name"]: m["pods"]["target"]["averageValue"] for m in scaler["metrics"]
     }
-    assert targets == {"echolm_load_bias": "0.05", "echolm_load": "0.8"}
+    assert thresholds == {"echolm_load_bias": "0.05", "echolm_load": "0.8"}
     adapter = yaml.safe_load((CHART.parent / "prometheus-adapter-values.yaml").read_text())
     rules = adapter["rules"]["custom"]
-    assert {r["seriesQuery"].partition("{")[0] for r in rules} == set(targets)
+    assert {r["seriesQuery"].partition("{")[0] for r in rules} == set(thresholds)
     for rule in rules:
         query = rule["metricsQuery"].replace("<<.GroupBy>>", "instance")
         name = rule["seriesQuery"].partition("{")[0]
@@ -340,12 +340,12 @@ def test_keda_asks_for_metrics_that_exist(helm: Helm) -> None:
     services = {o["metadata"]["name"] for o in objects if o["kind"] == "Service"}
     for trigger in triggers:
         query = trigger["metadata"]["query"]
-        found = re.search(r'namespace="(.+?)", service="(.+?)"', query)
-        assert found and found[1] == "ns" and found[2] in services
+        match = re.search(r'namespace="(.+?)", service="(.+?)"', query)
+        assert match and match[1] == "ns" and match[2] in services
         assert problems(re.sub(r"{.*?}", "", query).replace("by (pod)", "by (instance)")) == []
 
 
-def test_a_journal_outlives_its_pod(helm: Helm) -> None:
+def test_a_write_ahead_log_outlives_its_pod(helm: Helm) -> None:
     server = by_kind(rendered(helm, "cluster"), "StatefulSet", "release-echolm")["spec"]
     [claim] = server["volumeClaimTemplates"]
     assert {"name": claim["metadata"]["name"], "mountPath": "/data"} in server["template"]["spec"][
@@ -373,17 +373,17 @@ def test_the_charts_redis_keeps_what_it_acknowledges(helm: Helm) -> None:
 def test_the_metrics_of_each_replica_are_read(helm: Helm) -> None:
     objects = rendered(helm, "cluster")
     monitor = by_kind(objects, "ServiceMonitor")["spec"]
-    found = [
+    scraped = [
         o
         for o in objects
         if o["kind"] == "Service"
         and o["metadata"]["labels"].items() >= monitor["selector"]["matchLabels"].items()
     ]
-    assert [o["metadata"]["name"] for o in found] == ["release-echolm-replicas"]
-    ports = {port["name"] for port in found[0]["spec"]["ports"]}
+    assert [o["metadata"]["name"] for o in scraped] == ["release-echolm-replicas"]
+    ports = {port["name"] for port in scraped[0]["spec"]["ports"]}
     assert {endpoint["port"] for endpoint in monitor["endpoints"]} <= ports
     # The alert EchoLMDown asks for the job of this name.
-    assert found[0]["metadata"]["labels"][monitor["jobLabel"]] == "echolm"
+    assert scraped[0]["metadata"]["labels"][monitor["jobLabel"]] == "echolm"
 
 
 def test_alerts_and_dashboard_are_those_of_the_compose_file(helm: Helm) -> None:
@@ -444,11 +444,11 @@ def test_the_schema_knows_all_values_and_no_others() -> None:
     del known["global"]
     optional = {"timeoutSeconds", "failureThreshold", "successThreshold", "initialDelaySeconds"}
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    found = named(values, known)
+    names = named(values, known)
     for probe in known["probes"]:
-        assert set(found["probes"][probe]) <= set(known["probes"][probe])
-        assert set(known["probes"][probe]) - set(found["probes"][probe]) <= optional
-    assert {**found, "probes": 0} == {**known, "probes": 0}
+        assert set(names["probes"][probe]) <= set(known["probes"][probe])
+        assert set(known["probes"][probe]) - set(names["probes"][probe]) <= optional
+    assert {**names, "probes": 0} == {**known, "probes": 0}
 
 
 def test_the_notes_say_how_to_ask(helm: Helm) -> None:

@@ -154,8 +154,8 @@ def test_a_secret_is_given_to_those_that_need_it_only() -> None:
 def test_prometheus_reads_services_of_the_file() -> None:
     config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yaml").read_text())
     for job in config["scrape_configs"]:
-        [target] = job["static_configs"][0]["targets"]
-        assert target.split(":")[0] in {*SERVICES, "localhost"}
+        [address] = job["static_configs"][0]["targets"]
+        assert address.split(":")[0] in {*SERVICES, "localhost"}
     assert "echolm" in {job["job_name"] for job in config["scrape_configs"]}, "alerts ask for it"
 
 
@@ -184,8 +184,8 @@ def test_on_gpus_the_models_are_built_before_they_are_served(path: Path) -> None
 def test_the_models_are_built_by_a_command_that_there_is(path: Path) -> None:
     pytest.importorskip("echolm.serving.build")
     text = yaml.safe_load(path.read_text())["services"]["models"]["command"]
-    given = {"BUILD_OPTIONS": "--large-gpus 1 --large-context 4096"}
-    text = re.sub(r"\$\{(\w+)[^}]*\}", lambda found: given.get(found[1], found[1].lower()), text)
+    values = {"BUILD_OPTIONS": "--large-gpus 1 --large-context 4096"}
+    text = re.sub(r"\$\{(\w+)[^}]*\}", lambda match: values.get(match[1], match[1].lower()), text)
     options = build_parser().parse_args(text.split())
     assert (options.small, options.large) == (
         Path("/checkpoints/small_llm"),

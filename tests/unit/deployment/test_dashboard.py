@@ -48,7 +48,7 @@ def test_a_panel_asks_for_metrics_that_exist(title: str, query: str) -> None:
     ],
 )
 def test_the_check_finds_what_is_wrong(query: str, problem: str) -> None:
-    assert any(problem in found for found in problems(query))
+    assert any(problem in message for message in problems(query))
 
 
 def test_the_dashboard_shows_all_that_matters() -> None:
@@ -58,10 +58,10 @@ def test_the_dashboard_shows_all_that_matters() -> None:
 
 def test_a_legend_names_labels_that_its_query_keeps() -> None:
     for panel in PANELS:
-        for target in panel["targets"]:
-            for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
-                kept = re.search(rf"by \([^)]*\b{label}\b", target["expr"])
-                assert kept or " by " not in target["expr"], (panel["title"], label)
+        for series in panel["targets"]:
+            for label in re.findall(r"{{(\w+)}}", series["legendFormat"]):
+                kept = re.search(rf"by \([^)]*\b{label}\b", series["expr"])
+                assert kept or " by " not in series["expr"], (panel["title"], label)
 
 
 def test_panels_do_not_overlap() -> None:
@@ -73,8 +73,8 @@ def test_panels_do_not_overlap() -> None:
         }
 
     assert len({p["id"] for p in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
-    for one, other in combinations(DASHBOARD["panels"], 2):
-        assert not cells(one) & cells(other), (one["title"], other["title"])
+    for panel, other in combinations(DASHBOARD["panels"], 2):
+        assert not cells(panel) & cells(other), (panel["title"], other["title"])
 
 
 def test_every_panel_is_explained_and_takes_the_chosen_data_source() -> None:

@@ -40,15 +40,15 @@ def instructions(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def of(path: Path, name: str) -> list[str]:
-    return [rest for found, rest in instructions(path) if found == name]
+    return [rest for instruction, rest in instructions(path) if instruction == name]
 
 
 def lock(path: Path) -> dict[str, list[str]]:
     """Lines of a lock file by package."""
-    found: dict[str, list[str]] = {}
+    versions: dict[str, list[str]] = {}
     for line in path.read_text().splitlines():
-        found.setdefault(canonicalize_name(line.split("==")[0]), []).append(line)
-    return found
+        versions.setdefault(canonicalize_name(line.split("==")[0]), []).append(line)
+    return versions
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
@@ -128,15 +128,15 @@ def test_the_images_have_all_that_is_needed_and_nothing_for_development() -> Non
     needed = [*project["dependencies"]]
     for extra in IMAGE_EXTRAS:
         needed += project["optional-dependencies"][extra]
-    found: set[str] = set()
+    names: set[str] = set()
     todo = [Requirement(text) for text in needed]
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
         marker = requirement.marker
-        if name in found | UNUSED or not (marker is None or marker.evaluate({"extra": ""})):
+        if name in names | UNUSED or not (marker is None or marker.evaluate({"extra": ""})):
             continue
-        found.add(name)
+        names.add(name)
         for text in metadata.requires(name) or ():
             nested = Requirement(text)
             chosen = ("", *requirement.extras)
@@ -146,7 +146,7 @@ def test_the_images_have_all_that_is_needed_and_nothing_for_development() -> Non
     # Lines for other Python versions are there as well.
     for name, lines in lock(DOCKER / "requirements.lock").items():
         markers = [Requirement(line).marker for line in lines]
-        if name not in found:
+        if name not in names:
             environment = default_environment()
             assert not any(m is None or m.evaluate(dict(environment)) for m in markers), name
-    assert found <= set(lock(DOCKER / "requirements.lock"))
+    assert names <= set(lock(DOCKER / "requirements.lock"))

@@ -57,13 +57,13 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def test_nothing_is_removed_within_the_limits(world: World) -> None:
     world.add([10] * 5, [1.0] * 5)
-    world.replica(max_examples=5, max_bytes=50).tidy()
+    world.replica(max_stored=5, max_stored_bytes=50).tidy()
     assert world.store.count() == 5
 
 
 def test_beyond_the_limit_those_of_least_value_per_byte_go(world: World) -> None:
     world.add([10, 10, 10, 100, 10], [5.0, 1.0, 4.0, 6.0, 3.0])
-    keeper = world.replica(max_examples=3, low_watermark=1.0)
+    keeper = world.replica(max_stored=3, low_watermark=1.0)
     keeper.tidy()
     assert set(world.store.rows) == {1, 3, 5}
     assert keeper.counts.evicted == 2
@@ -71,14 +71,14 @@ def test_beyond_the_limit_those_of_least_value_per_byte_go(world: World) -> None
 
 def test_a_limit_in_bytes_holds_too_with_room_to_spare(world: World) -> None:
     world.add([10] * 20, range(1, 21))
-    world.replica(max_bytes=199, low_watermark=0.8).tidy()
+    world.replica(max_stored_bytes=199, low_watermark=0.8).tidy()
     assert set(world.store.rows) == set(range(6, 21))
     assert world.ledgers[0].totals() == (15, 150)
 
 
 def test_more_than_a_batch_is_removed(world: World) -> None:
     world.add([10] * 1_000, [1.0] * 1_000)
-    world.replica(max_examples=100, low_watermark=0.9).tidy()
+    world.replica(max_stored=100, low_watermark=0.9).tidy()
     assert world.store.count() == 90
 
 
@@ -93,7 +93,7 @@ def test_expired_examples_are_removed(world: World) -> None:
 
 def test_one_replica_at_a_time_removes_and_all_know_it(world: World) -> None:
     world.add([10] * 10, range(1, 11))
-    first, second = (world.replica(name, max_examples=4, low_watermark=0.5) for name in "ab")
+    first, second = (world.replica(name, max_stored=4, low_watermark=0.5) for name in "ab")
     first.tidy()
     second.tidy()
     assert (first.counts.evicted, second.counts.evicted) == (8, 0)
@@ -106,14 +106,14 @@ def test_it_ends_between_batches_when_told_so(
     monkeypatch.setattr("echolm.examples.maintenance._BATCH", 256)
     world.add([10] * 1_000, [1.0] * 1_000)
     answers = iter([True, True, False])
-    world.replica(max_examples=100).tidy(lambda: next(answers))
+    world.replica(max_stored=100).tidy(lambda: next(answers))
     # One look at what is expired, one batch of evictions.
     assert world.store.count() == 1_000 - 256
 
 
 def test_what_an_outage_interrupts_is_done_later(world: World) -> None:
     world.add([10] * 10, [1.0] * 10)
-    keeper = world.replica(max_examples=5, low_watermark=1.0)
+    keeper = world.replica(max_stored=5, low_watermark=1.0)
     append = world.log.append
 
     def fail(kind: str, body: object) -> str:
@@ -134,7 +134,7 @@ def test_eviction_keeps_nearly_what_the_best_knapsack_would(world: World, seed: 
     values = [rng.uniform(0.1, 5.0) for _ in range(14)]
     capacity = sum(sizes) // 2
     world.add(sizes, values)
-    world.replica(max_bytes=capacity, low_watermark=1.0).tidy()
+    world.replica(max_stored_bytes=capacity, low_watermark=1.0).tidy()
     kept = sum(values[i - 1] for i in world.store.rows)
     best = max(
         sum(values[k] for k in chosen)
@@ -193,7 +193,7 @@ def test_of_examples_that_fit_the_same_requests_one_stays(world: World) -> None:
         world.store.rows[i] = (world.store.rows[i][0], np.array([x, y, z], np.float32))
     for i in (5, 6):
         world.store.rows[i] = (world.store.rows[i][0], np.array([0, 0, 1], np.float32))
-    world.replica(max_examples=3, low_watermark=1.0).tidy()
+    world.replica(max_stored=3, low_watermark=1.0).tidy()
     assert set(world.store.rows) == {1, 4, 6}
 
 

@@ -254,7 +254,7 @@ async def test_what_must_not_be_judged_is_not(values: dict[str, str]) -> None:
 
 
 async def test_nothing_is_judged_while_the_llms_are_busy() -> None:
-    setup = Setup(max_load=3)
+    setup = Setup(max_in_flight_llm_requests=3)
     serving = setup.load.serving
     with serving("small_llm"), serving("large_llm"), serving("large_llm"):
         await setup.ask("small_llm")

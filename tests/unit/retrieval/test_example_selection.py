@@ -42,8 +42,8 @@ def selector_of(model: UtilityModel | None = None, **settings: Any) -> ExampleSe
         "relative_similarity": 0.0,
         "min_similarity": 0.5,
         "max_examples": 4,
-        "threshold": 0.0,
-        "adaptive_threshold": False,
+        "utility_threshold": 0.0,
+        "adaptive_utility_threshold": False,
         "leave_one_out": 0.0,
         "warm_tolerance": 0.0,
     }
@@ -142,8 +142,8 @@ def test_before_any_rating_both_models_choose_alike(utility: str) -> None:
 @pytest.mark.parametrize("order", ["prefix", "similarity"])
 def test_under_the_threshold_no_example_is_worth_its_tokens(order: str) -> None:
     found = [candidate(1, 0.9), candidate(2, 0.7), candidate(3, 0.6)]
-    assert set(ids(select(found, threshold=0.65, order=order))) == {1, 2}
-    assert select(found, threshold=0.95, order=order) == []
+    assert set(ids(select(found, utility_threshold=0.65, order=order))) == {1, 2}
+    assert select(found, utility_threshold=0.95, order=order) == []
 
 
 def test_by_similarity_the_most_similar_stands_next_to_the_request() -> None:
@@ -200,7 +200,7 @@ def shared(order: list[int], earlier: list[list[int]]) -> int:
 
 
 def test_a_warm_example_under_the_threshold_does_not_stand_in_for_one_above_it() -> None:
-    selector = selector_of(warm_tolerance=0.02, max_examples=1, threshold=0.9)
+    selector = selector_of(warm_tolerance=0.02, max_examples=1, utility_threshold=0.9)
     assert ids(selector.select(["a"], [[candidate(8, 0.95)]])[0].examples) == [8]
     found = [candidate(2, 0.905), candidate(8, 0.895)]
     assert ids(selector.select(["b"], [found])[0].examples) == [2]
@@ -209,7 +209,7 @@ def test_a_warm_example_under_the_threshold_does_not_stand_in_for_one_above_it()
 
 
 def test_now_and_then_one_example_is_left_out_and_the_record_says_which() -> None:
-    selector = selector_of(leave_one_out=0.3, adaptive_threshold=True)
+    selector = selector_of(leave_one_out=0.3, adaptive_utility_threshold=True)
     found = [candidate(1, 0.9), candidate(2, 0.8), candidate(3, 0.7)]
     dropped = []
     for _ in range(400):
@@ -247,7 +247,9 @@ def test_a_selection_stands_for_all_thresholds_that_lead_to_it(
     model = Given(dict(enumerate(utilities)))
 
     def kept(k: int) -> tuple[list[int], Any]:
-        selector = selector_of(model, adaptive_threshold=True, threshold_exploration=0.0)
+        selector = selector_of(
+            model, adaptive_utility_threshold=True, utility_threshold_exploration=0.0
+        )
         selector.threshold.current = k
         [selection] = selector.select(["q"], [found])
         assert selection.record is not None
@@ -263,9 +265,9 @@ def test_only_what_is_configured_to_learn_learns() -> None:
     def learning(**settings: Any) -> set[str]:
         return {one.name for one in selector_of(**settings).learnables}
 
-    assert learning(adaptive_threshold=True) == {"utility", "threshold"}
+    assert learning(adaptive_utility_threshold=True) == {"utility", "threshold"}
     assert learning() == {"utility"}
-    assert learning(utility="similarity", adaptive_threshold=True) == {"threshold"}
+    assert learning(utility="similarity", adaptive_utility_threshold=True) == {"threshold"}
     assert learning(utility="similarity") == set()
     assert isinstance(selector_of().utility, LearnedUtility)
     assert isinstance(selector_of(utility="similarity").utility, SimilarityUtility)

@@ -64,7 +64,9 @@ def test_before_any_rating_utility_is_similarity_times_quality(
 def test_ratings_of_whole_answers_tell_sound_examples_from_corrupted_ones(seed: int) -> None:
     """20% of the examples are corrupted, 10% of the ratings are dice, 300 are given."""
     world = World(seed, num_examples=1_000)
-    retrieval = RetrievalSettings(min_similarity=0.45, adaptive_threshold=False, threshold=0.0)
+    retrieval = RetrievalSettings(
+        min_similarity=0.45, adaptive_utility_threshold=False, utility_threshold=0.0
+    )
     selector = build_selector(
         Settings(retrieval=retrieval), EstimatedTokens(), np.random.default_rng(seed)
     )
@@ -133,7 +135,7 @@ def test_a_few_bad_ratings_at_the_start_do_not_end_the_use_of_examples() -> None
         model.apply(rating(n, taken, 0.0))
     rated, unrated = np.split(model.score(features)[0], 2)
     assert rated.max() < 0.81 * 0.9
-    assert unrated.min() > RetrievalSettings().threshold
+    assert unrated.min() > RetrievalSettings().utility_threshold
 
 
 def test_answers_without_examples_teach_nothing() -> None:

@@ -99,8 +99,8 @@ def parameters(output: Path, llm: str) -> dict[str, str]:
 def test_what_is_written_is_what_serve_takes(
     build: Any, profile: str, small: Path, large: Path
 ) -> None:
-    status, said, output = build(profile=profile)
-    assert status == 0, said
+    status, messages, output = build(profile=profile)
+    assert status == 0, messages
     settings = load_settings(output / "echolm.toml")
     root = built_root(output / "echolm.toml", profile)
     models = preflight.models_in(
@@ -112,9 +112,9 @@ def test_what_is_written_is_what_serve_takes(
     assert settings.embedding.model_dir == output / "embedder"
     known = PROFILES[profile]
     for name, model in (("small_llm", small), ("large_llm", large)):
-        given = parameters(output, name)
-        assert given.pop("engine") == known.engine
-        parsed = read_options(known.options, given, known.engine)
+        values = parameters(output, name)
+        assert values.pop("engine") == known.engine
+        parsed = read_options(known.options, values, known.engine)
         llm = settings.llm(name)
         assert parsed.model == str(model)
         assert getattr(parsed, known.context) == llm.context_length
@@ -151,12 +151,12 @@ def test_a_built_engine_brings_its_context_and_takes_another_tokenizer(
     engine.mkdir()
     (engine / "config.json").write_text('{"build_config": {"max_seq_len": 20000}}')
     arguments = [f"--large={engine}", f"--large-tokenizer={small}"]
-    status, said, output = build(*arguments, profile="tensorrt_llm")
-    assert status == 0, said
+    status, messages, output = build(*arguments, profile="tensorrt_llm")
+    assert status == 0, messages
     large = load_settings(output / "echolm.toml").llm("large_llm")
     assert (large.context_length, large.tokenizer) == (20_000, small / "tokenizer.json")
-    given = parameters(output, "large_llm")
-    assert (given["model"], given["tokenizer"]) == (str(engine), str(small))
+    values = parameters(output, "large_llm")
+    assert (values["model"], values["tokenizer"]) == (str(engine), str(small))
     assert build(*arguments, "--force", profile="vllm")[0] == cli.EXIT_MISCONFIGURED
 
 
@@ -168,14 +168,14 @@ def test_what_is_left_out_follows_from_the_checkpoints(build: Any, embedders: li
     assert small.takes_examples and not large.takes_examples
     assert 0.01 <= small.cost < large.cost == 1
     assert (small.pool, large.pool) == ("", "")
-    given = parameters(output, "large_llm")
-    assert (given["tensor_parallel_size"], given["gpu_memory_utilization"]) == ("4", "0.9")
+    values = parameters(output, "large_llm")
+    assert (values["tensor_parallel_size"], values["gpu_memory_utilization"]) == ("4", "0.9")
     assert embedders[0] in ("cuda", "fast")
 
 
 def test_llms_on_one_gpu_share_its_memory_and_load(build: Any) -> None:
-    _, said, output = build()
-    assert "take turns there unless NVIDIA's MPS runs" in said
+    _, messages, output = build()
+    assert "take turns there unless NVIDIA's MPS runs" in messages
     settings = load_settings(output / "echolm.toml")
     assert {llm.pool for llm in settings.llms} == {"gpus"}
     shares = [
@@ -188,14 +188,14 @@ def test_copies_of_an_engine_add_to_its_capacity_and_divide_its_gpus(build: Any)
     _, _, output = build("--small-set=copies=2", "--small-gpus=0,1,2,3", "--embedder=fp32")
     small, large = load_settings(output / "echolm.toml").llms
     assert (small.capacity, large.capacity) == (512.0, 256.0)
-    given = parameters(output, "small_llm")
-    assert (given["copies"], given["tensor_parallel_size"]) == ("2", "2")
+    values = parameters(output, "small_llm")
+    assert (values["copies"], values["tensor_parallel_size"]) == ("2", "2")
 
 
 def test_llms_on_gpus_of_their_own_share_nothing(build: Any) -> None:
-    _, said, output = build("--small-gpus=0", "--large-gpus=1")
+    _, messages, output = build("--small-gpus=0", "--large-gpus=1")
     assert {llm.pool for llm in load_settings(output / "echolm.toml").llms} != {"gpus"}
-    assert "MPS" not in said
+    assert "MPS" not in messages
 
 
 def test_options_of_the_engines_are_passed_on(build: Any) -> None:
@@ -238,9 +238,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     import re
 
-    status, said, output = build(*arguments)
+    status, messages, output = build(*arguments)
     assert status == cli.EXIT_MISCONFIGURED
-    assert re.search(message, said), said
+    assert re.search(message, messages), messages
     assert not output.exists()
 
 
@@ -264,16 +264,16 @@ def test_a_checkpoint_that_says_too_little_is_refused(
         (small / file).unlink()
     else:
         (small / file).write_text(content)
-    status, said, _ = build()
+    status, messages, _ = build()
     assert status == cli.EXIT_MISCONFIGURED
-    assert re.search(message, said), said
+    assert re.search(message, messages), messages
 
 
 def test_an_earlier_build_is_replaced_only_when_told(build: Any) -> None:
     assert build()[0] == 0
-    status, said, output = build("--small-context=1024")
+    status, messages, output = build("--small-context=1024")
     assert status == cli.EXIT_MISCONFIGURED
-    assert "--force" in said
+    assert "--force" in messages
     (output / "data").mkdir()
     (output / "data" / "milvus.db").touch()
     assert build("--small-context=1024", "--force")[0] == 0
@@ -283,9 +283,9 @@ def test_an_earlier_build_is_replaced_only_when_told(build: Any) -> None:
 
 def test_answers_that_would_not_end_are_warned_of(build: Any, small: Path) -> None:
     (small / "config.json").write_text(json.dumps({**SMALL, "eos_token_id": 2}))
-    status, said, _ = build()
+    status, messages, _ = build()
     assert status == 0
-    assert "warning: <|im_end|> ends a turn in the prompt template chatml" in said
+    assert "warning: <|im_end|> ends a turn in the prompt template chatml" in messages
 
 
 def test_a_small_llm_that_is_no_smaller_is_warned_of(build: Any, large: Path) -> None:
@@ -305,8 +305,8 @@ def test_a_small_llm_that_is_no_smaller_is_warned_of(build: Any, large: Path) ->
 def test_the_prompt_template_is_known_by_the_tokenizer(
     tmp_path: Path, added: dict[str, int], template: str | None
 ) -> None:
-    found = Checkpoint.read(checkpoint(tmp_path / "one", SMALL, added))
-    assert found.templates == ((template,) if template else ())
+    read = Checkpoint.read(checkpoint(tmp_path / "one", SMALL, added))
+    assert read.templates == ((template,) if template else ())
 
 
 def test_all_places_that_name_the_end_of_an_answer_count(tmp_path: Path) -> None:
@@ -317,9 +317,9 @@ def test_all_places_that_name_the_end_of_an_answer_count(tmp_path: Path) -> None
         generation_config={"eos_token_id": [1, 2]},
         tokenizer_config={"eos_token": {"content": "<|im_end|>"}},
     )
-    found = Checkpoint.read(directory)
-    assert found.end_ids == {1, 2, 11}
-    assert found.missing_end("chatml") == ""
+    read = Checkpoint.read(directory)
+    assert read.end_ids == {1, 2, 11}
+    assert read.missing_end("chatml") == ""
 
 
 def test_size_is_that_of_the_weights_a_token_meets(tmp_path: Path) -> None:
@@ -333,8 +333,8 @@ def test_size_is_that_of_the_weights_a_token_meets(tmp_path: Path) -> None:
         "vocab_size": 151936,
         "max_position_embeddings": 32768,
     }
-    found = Checkpoint.read(checkpoint(tmp_path / "dense", qwen))
-    assert found.num_parameters == pytest.approx(3.09e9, rel=0.01)
+    read = Checkpoint.read(checkpoint(tmp_path / "dense", qwen))
+    assert read.num_parameters == pytest.approx(3.09e9, rel=0.01)
     # Qwen3-30B-A3B: 3.3e9 of 30.5e9 at a time.
     experts = {
         **qwen,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from echolm.errors import ConfigurationError
 from echolm.serving import preflight
-from echolm.serving.triton_server import find_libpython, libpython_name
+from echolm.serving.triton_installation import find_libpython, libpython_name
 from echolm.settings import Settings
 
 
@@ -118,10 +118,13 @@ def test_free_ports_differ() -> None:
 
 
 def test_models_are_found_in_all_repositories(tmp_path: Path) -> None:
-    one = add_model(tmp_path / "core", "one")
-    two = add_model(tmp_path / "local", "two")
+    first = add_model(tmp_path / "core", "one")
+    second = add_model(tmp_path / "local", "two")
     (tmp_path / "core" / "notes").mkdir()
-    assert preflight.models_in([tmp_path / "core", tmp_path / "local"]) == {"one": one, "two": two}
+    assert preflight.models_in([tmp_path / "core", tmp_path / "local"]) == {
+        "one": first,
+        "two": second,
+    }
 
 
 def test_model_in_two_repositories_is_refused(tmp_path: Path) -> None:
@@ -131,9 +134,9 @@ def test_model_in_two_repositories_is_refused(tmp_path: Path) -> None:
         preflight.models_in([tmp_path / "core", tmp_path / "local"])
 
 
-@pytest.mark.parametrize("made", [True, False])
-def test_repository_without_models_is_refused(tmp_path: Path, made: bool) -> None:
-    if made:
+@pytest.mark.parametrize("exists", [True, False])
+def test_repository_without_models_is_refused(tmp_path: Path, exists: bool) -> None:
+    if exists:
         (tmp_path / "core").mkdir()
     with pytest.raises(ConfigurationError, match="--repository-root"):
         preflight.models_in([tmp_path / "core"])

@@ -9,13 +9,8 @@ from echolm.errors import ConfigurationError
 from echolm.serving import Endpoints, ServeOptions
 from echolm.serving import serve as module
 from echolm.serving.serve import model_repositories, prepare_embedder
-from echolm.serving.triton_server import (
-    TritonInstallation,
-    TritonOptions,
-    TritonServer,
-    connect_host,
-    find_triton,
-)
+from echolm.serving.triton_installation import TritonInstallation, find_triton
+from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host
 from echolm.settings import EmbeddingSettings, Settings
 
 
@@ -83,10 +78,10 @@ def test_missing_embedder_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     built: list[Path] = []
     monkeypatch.setattr(minilm, "build", built.append)
-    said: list[str] = []
-    prepare_embedder(embedder(tmp_path / "embedder"), said.append)
+    messages: list[str] = []
+    prepare_embedder(embedder(tmp_path / "embedder"), messages.append)
     assert built == [tmp_path / "embedder"]
-    assert str(tmp_path / "embedder") in said[0]
+    assert str(tmp_path / "embedder") in messages[0]
 
 
 def test_endpoints_suit_tritonclient() -> None:
@@ -114,9 +109,9 @@ def test_threads_are_limited_for_the_cpu_profile_unless_the_user_set_them(
 
 
 def test_triton_is_found_without_being_imported() -> None:
-    found = find_triton()
-    assert found.server.is_file()
-    assert found.stub.is_file()
+    installation = find_triton()
+    assert installation.server.is_file()
+    assert installation.stub.is_file()
     assert "pytriton" not in sys.modules
 
 
@@ -135,22 +130,26 @@ def image(root: Path, python: str = "{}.{}".format(*sys.version_info)) -> Path:
 def test_the_triton_of_an_image_is_taken_for_gpus_and_served_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from echolm.serving import triton_server
+    from echolm.serving import triton_installation
 
-    monkeypatch.setattr(triton_server, "SYSTEM_ROOT", image(tmp_path / "triton"))
+    monkeypatch.setattr(triton_installation, "SYSTEM_ROOT", image(tmp_path / "triton"))
     assert find_triton().from_wheel
-    found = find_triton(prefer_system=True)
-    assert found.server == tmp_path / "triton" / "bin" / "tritonserver"
+    installation = find_triton(prefer_system=True)
+    assert installation.server == tmp_path / "triton" / "bin" / "tritonserver"
     options = TritonOptions((tmp_path,), run_dir=tmp_path / "run", log_file=tmp_path / "log")
-    assert TritonServer(options, found)._backend_directory() == tmp_path / "triton" / "backends"
+    assert (
+        TritonServer(options, installation)._backend_directory() == tmp_path / "triton" / "backends"
+    )
 
 
 def test_an_image_for_another_python_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from echolm.serving import triton_server
+    from echolm.serving import triton_installation
 
-    monkeypatch.setattr(triton_server, "SYSTEM_ROOT", image(tmp_path / "triton", python="3.99"))
+    monkeypatch.setattr(
+        triton_installation, "SYSTEM_ROOT", image(tmp_path / "triton", python="3.99")
+    )
     with pytest.raises(ConfigurationError, match=r"got one for 3\.99; run EchoLM with"):
         find_triton(prefer_system=True)
 
@@ -158,23 +157,23 @@ def test_an_image_for_another_python_is_refused(
 def test_missing_stub_for_this_python_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from echolm.serving import triton_server
+    from echolm.serving import triton_installation
 
-    monkeypatch.setattr(triton_server, "_PYTHON", "3.99")
-    monkeypatch.setattr(triton_server, "find_libpython", lambda: tmp_path)
+    monkeypatch.setattr(triton_installation, "_PYTHON", "3.99")
+    monkeypatch.setattr(triton_installation, "find_libpython", lambda: tmp_path)
     with pytest.raises(ConfigurationError, match=r"a stub for Python 3\.99, got stubs for .*3\.11"):
         find_triton()
 
 
 def test_stub_without_run_bit_is_made_runnable_outside_site_packages(tmp_path: Path) -> None:
-    found = TritonInstallation(tmp_path / "wheel", tmp_path, tmp_path)
-    found.stub.parent.mkdir(parents=True)
-    found.stub.write_text("stub")
-    found.stub.chmod(0o644)
+    installation = TritonInstallation(tmp_path / "wheel", tmp_path, tmp_path)
+    installation.stub.parent.mkdir(parents=True)
+    installation.stub.write_text("stub")
+    installation.stub.chmod(0o644)
     options = TritonOptions((tmp_path,), run_dir=tmp_path / "run", log_file=tmp_path / "log")
-    backend = TritonServer(options, found)._backend_directory() / "python"
-    assert (backend / found.stub.name).stat().st_mode & 0o111
-    assert not (found.stub.stat().st_mode & 0o111)
+    backend = TritonServer(options, installation)._backend_directory() / "python"
+    assert (backend / installation.stub.name).stat().st_mode & 0o111
+    assert not (installation.stub.stat().st_mode & 0o111)
 
 
 def test_model_environment_has_no_echolm_or_python_path(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from echolm.errors import ConfigurationError
 from echolm.settings import LLMSettings, Settings
-from echolm.settings.loading import load_settings
+from echolm.settings.loading import RENAMED_KEYS, load_settings
 from pydantic import ValidationError
 
 
@@ -103,12 +103,12 @@ def test_a_wrong_address_of_the_learning_log_is_refused_without_its_password(fil
 
 def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
     text = "data_dir = 'data'\nevent_log = '../log.sqlite'\n[embedding]\nmodel_dir = '/abs'\n"
-    text += "[routing]\nload_table = 'shm/board'\n[judging]\nprompt = 'judge.txt'\n"
+    text += "[routing]\nload_table = 'shm/table'\n[judging]\nprompt = 'judge.txt'\n"
     settings = load_settings(write(file, text + LLMS))
     assert settings.judging.prompt == file.parent / "judge.txt"
     assert settings.data_dir == file.parent / "data"
     assert settings.event_log_path == file.parent.parent / "log.sqlite"
-    assert settings.load_table_path == file.parent / "shm" / "board"
+    assert settings.load_table_path == file.parent / "shm" / "table"
     assert settings.embedding.model_dir == Path("/abs")
     assert settings.llm("a").tokenizer == file.parent / "models" / "tokenizer.json"
     assert settings.llm("b").tokenizer is None
@@ -164,6 +164,28 @@ def test_a_wrong_key_or_value_stops_the_start(file: Path, text: str, message: st
     with pytest.raises(ConfigurationError, match=message) as caught:
         load_settings(write(file, text))
     assert str(file) in str(caught.value)
+
+
+def test_the_former_name_of_a_key_gets_told_the_present_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "[routing]\nexchange_rate = 0.1\n[examples]\nmax_examples = 5\n"
+    monkeypatch.setenv("ECHOLM_RETRIEVAL__THRESHOLD", "0.4")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(write(file, text))
+    message = str(caught.value).lower()
+    assert "routing.exchange_rate: renamed to routing.cost_weight" in message
+    assert "examples.max_examples: renamed to examples.max_stored" in message
+    assert "retrieval.threshold: renamed to retrieval.utility_threshold" in message
+
+
+def test_every_renamed_key_is_a_key_no_more_and_its_new_name_is_one() -> None:
+    def known(name: str) -> bool:
+        section, key = name.split(".")
+        return key in type(getattr(Settings(), section)).model_fields
+
+    assert not [former for former in RENAMED_KEYS if known(former)]
+    assert all(known(present) for present in RENAMED_KEYS.values())
 
 
 def test_a_missing_file_says_how_to_name_one(file: Path) -> None:

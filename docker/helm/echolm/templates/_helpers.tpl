@@ -43,7 +43,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- .Values.redis.existingSecret | default (include "echolm.fullname" .) -}}
 {{- end -}}
 
-{{/* What the schema cannot say. */}}
+{{/* Checks that a JSON schema cannot express. */}}
 {{- define "echolm.check" -}}
 {{- $v := .Values -}}
 {{- if and (not $v.signingKey.existingSecret) (not $v.signingKey.value) -}}

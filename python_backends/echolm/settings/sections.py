@@ -1,0 +1,375 @@
+"""The sections of ``echolm.toml``: each key with its default, its limits and its meaning.
+
+The descriptions are the users' reference (``python_backends/SETTINGS.md`` is generated from them),
+so each is a statement that can be read by itself, with the unit of its value.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from echolm.contracts import MAX_EXAMPLES
+
+
+class Section(BaseModel):
+    """A section of the file: it cannot be changed, and refuses keys that it does not have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Limits(Section):
+    """What a single request may ask for."""
+
+    max_input_chars: int = Field(32_768, gt=0)
+    """Longest text_input of a request, in characters."""
+    max_tokens: int = Field(4_096, gt=0)
+    """Largest max_tokens that a request may ask for."""
+    default_max_tokens: int = Field(128, gt=0)
+    """Longest answer, in tokens, where a request gives no max_tokens."""
+    max_stop_words: int = Field(16, ge=0)
+    """Largest number of stop words in one request."""
+    max_in_flight: int = Field(2_048, gt=0)
+    """Requests that one router process answers at a time; more are refused as UNAVAILABLE."""
+    request_timeout_s: float = Field(120.0, gt=0)
+    """Seconds in which an LLM must have answered; after them it counts as failed and another LLM is
+    asked."""
+
+    @model_validator(mode="after")
+    def _default_within_limit(self) -> Limits:
+        if self.default_max_tokens > self.max_tokens:
+            raise ValueError("default_max_tokens must not exceed max_tokens")
+        return self
+
+
+class EmbeddingSettings(Section):
+    """The sentence-embedding model. Stored examples are of no use to another model."""
+
+    model_dir: Path = Path("build/embedder")
+    """Directory with the model's model.onnx, tokenizer.json and embedder.json."""
+    pad_to_multiple_of: int = Field(1, ge=1)
+    """Token sequences are padded to a multiple of this length, so that a GPU backend, which batches
+    equal shapes only, meets few different ones."""
+    threads: int = Field(1, ge=0)
+    """Threads of ONNX Runtime for one call; 0 takes all cores, at most 4."""
+
+
+class RetrievalSettings(Section):
+    """Where examples are stored, and how those for a prompt are chosen."""
+
+    milvus_uri: str = ""
+    """Address of the Milvus server; where it is empty, `echolm serve` starts Milvus Lite."""
+    milvus_token: SecretStr = SecretStr("")
+    """Token, or user:password, for the Milvus server."""
+    collection: str = Field("echolm_examples", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")
+    """Name of the Milvus collection that holds the examples."""
+    index_type: Literal["IVF_FLAT", "HNSW", "FLAT", "AUTOINDEX"] = "IVF_FLAT"
+    """Vector index of a new collection; Milvus Lite has no HNSW."""
+    index_params: dict[str, int] = {"nlist": 256}
+    """Parameters with which Milvus builds the index of a new collection."""
+    search_params: dict[str, int] = {"nprobe": 16}
+    """Parameters of the index for each search."""
+    partition_by_tenant: bool = False
+    """Whether a new collection on a Milvus server keeps each tenant's examples together, so that a
+    search reads only its tenant's; this pays off with many tenants."""
+    milvus_replicas: int = Field(1, ge=1)
+    """Copies of the collection that Milvus keeps in memory; several need as many query nodes."""
+    search_timeout_s: float = Field(2.0, gt=0)
+    """Seconds after which a search is given up, and the request goes on without examples."""
+    timeout_s: float = Field(10.0, gt=0)
+    """Seconds for everything from tokenizer to selection, queueing included, after which the
+    request goes on without examples."""
+    batches_in_flight: int = Field(3, ge=1)
+    """Batches of requests that one router process has in retrieval at a time; further requests
+    gather for the next batch."""
+    top_n: int = Field(16, ge=1, le=1024)
+    """Nearest examples that Milvus returns for a request."""
+    max_examples: int = Field(2, ge=0, le=MAX_EXAMPLES)
+    """Largest number of examples in one prompt; each costs tokens."""
+    min_similarity: float = Field(0.6, ge=-1, le=1)
+    """Cosine similarity to the request below which an example is not used."""
+    relative_similarity: float = Field(0.85, ge=0, le=1)
+    """Share of the best candidate's utility below which another candidate is not used."""
+    utility: Literal["learned", "similarity"] = "learned"
+    """How candidates are scored: `learned` estimates from ratings how probably an example helps,
+    `similarity` takes the cosine similarity and learns nothing."""
+    utility_discount: float = Field(0.999, gt=0, le=1)
+    """Share of its earlier ratings' weight that the utility model keeps at each new rating; 1
+    forgets nothing."""
+    leave_one_out: float = Field(0.05, ge=0, le=1)
+    """Share of the requests with several examples in which one of them is dropped at random, to
+    learn what it contributes."""
+    utility_threshold: float = Field(0.5, ge=0, le=1)
+    """Utility below which an example is not used; an adaptive threshold starts here."""
+    adaptive_utility_threshold: bool = True
+    """Whether ratings move the utility threshold to the value that pays most."""
+    utility_threshold_exploration: float = Field(0.05, ge=0, le=1)
+    """Share of requests served under another utility threshold, drawn at random, to compare them.
+    """
+    token_price: float = Field(0.02, ge=0)
+    """Quality (0 to 1) that 1,000 tokens of examples must gain to be worth their cost."""
+    order: Literal["prefix", "similarity"] = "prefix"
+    """Order of the examples in a prompt: `prefix` begins as an earlier prompt did where examples
+    nearly as good allow it, so that the LLM's prefix cache is used; `similarity` puts the most
+    similar example last."""
+    warm_tolerance: float = Field(0.03, ge=0, le=1)
+    """Marginal relevance, for each example, that a set of examples may lack of the best set's and
+    still be taken because an earlier prompt began with it."""
+    diversity: float = Field(0.3, ge=0, le=1)
+    """Weight of redundancy against utility where maximal marginal relevance chooses examples; 0
+    ignores redundancy."""
+    max_example_tokens: int = Field(1_024, ge=0)
+    """Largest number of tokens that all examples of a prompt may have."""
+
+
+class RoutingSettings(Section):
+    """The contextual bandit that chooses the LLM."""
+
+    default_llm: str = ""
+    """Name of the LLM that answers when routing fails; empty means the strongest."""
+    cost_weight: float = Field(0.05, ge=0)
+    """Quality (0 to 1) that one unit of an LLM's relative cost is worth."""
+    projection_dim: int = Field(16, ge=0)
+    """Dimensions to which the request's embedding is projected for the bandit."""
+    similarity_saturation: float = Field(0.7, gt=-1, le=1)
+    """Cosine similarity from which an example counts as fully relevant; between
+    retrieval.min_similarity and this, relevance grows from 0 to 1."""
+    prior_ratings: float = Field(20.0, gt=0)
+    """Number of ratings that an LLM's prior quality is worth, unless the LLM has a number of its
+    own."""
+    exploration: float = Field(0.25, ge=0)
+    """Factor on the uncertainty of an LLM's quality when an LLM is drawn; 1 is Thompson sampling, 0
+    always takes the best estimate."""
+    noise: float = Field(0.15, gt=0)
+    """Standard deviation of a rating (0 to 1) around the quality that it rates."""
+    discount: float = Field(0.999, gt=0, le=1)
+    """Share of its earlier ratings' weight that the bandit keeps at each new rating; 1 forgets
+    nothing."""
+    exploration_floor: float = Field(0.01, ge=0, lt=1)
+    """Least probability with which each LLM is drawn."""
+    solicit_share: float = Field(0.05, ge=0, le=1)
+    """Share of answers for which a rating is asked for: those whose rating would improve routing
+    most."""
+    load_table: str = ""
+    """File on a local disk in which all routers of a machine share their load; the retrievers'
+    shared prefix index lies beside it. Empty means a file in data_dir."""
+    load_half_life_s: float = Field(1.0, gt=0)
+    """Half-life, in seconds, of the moving average of the load."""
+    load_threshold: float = Field(1.0, ge=0)
+    """Load above which LLMs lose score; 1 is the capacity of a pool of LLMs."""
+    load_bias: float = Field(0.3, ge=0)
+    """Most quality (0 to 1) that a request gives up under load: lambda_0 of the paper."""
+    load_gain: float = Field(1.0, ge=0)
+    """How fast the bias grows with load: gamma of the paper."""
+
+
+class FeedbackSettings(Section):
+    """Ratings, and the tokens that answers carry for them."""
+
+    signing_key: SecretStr = SecretStr("")
+    """Key that signs feedback tokens, the same in all replicas; where it is empty, the first start
+    makes one in data_dir."""
+    token_ttl_s: int = Field(86_400, gt=0)
+    """Seconds for which an answer can be rated."""
+
+
+class LearningSettings(Section):
+    """How processes follow the learning log, and how long its events are kept."""
+
+    snapshot_every: int = Field(5_000, ge=0)
+    """Events between two snapshots of what was learnt, which shorten the start; 0 makes none, and
+    then no event is removed from the log."""
+    retention_days: float = Field(90.0, ge=0)
+    """Days after which events are removed from the log, once snapshots contain them; a changed
+    model and scripts/estimate_policy.py see only what is left. 0 keeps all."""
+    redis_prefix: str = Field("echolm", pattern=r"^[A-Za-z0-9_.:{}-]{1,64}$")
+    """Text with which every key in Redis begins."""
+    redis_timeout_s: float = Field(5.0, gt=0)
+    """Seconds for a connection to Redis, and for each command."""
+    redis_min_replicas: int = Field(0, ge=0)
+    """Redis replicas that must have a rating before it is acknowledged."""
+
+
+class JudgingSettings(Section):
+    """Automatic feedback on a sampled share of the answers. Off unless a kind is chosen."""
+
+    kind: Literal["none", "similarity", "llm", "grader"] = "none"
+    """What judges answers: `none` nothing; `similarity` the embeddings' similarity to the reference
+    LLM's answer; `llm` an LLM that compares both answers; `grader` a Python function of yours."""
+    sample_share: float = Field(0.01, ge=0, le=1)
+    """Share of answers that are judged."""
+    solicited_share: float = Field(0.5, ge=0, le=1)
+    """Part of the judgements kept for answers for which a rating is asked for as well; the others
+    are of answers drawn at random."""
+    max_in_flight_llm_requests: int = Field(16, ge=0)
+    """Requests in flight to all LLMs above which nothing is judged."""
+    max_concurrent: int = Field(2, ge=1)
+    """Judgements that one router process makes at a time."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds after which a judgement is dropped."""
+    exclude_tenants: tuple[str, ...] = ()
+    """Tenants whose answers are never judged."""
+    reference_llm: str = ""
+    """Name of the LLM with whose answers the others' are compared; empty means the strongest."""
+    similarity_floor: float = Field(0.75, ge=-1, lt=1)
+    """Cosine similarity of two answers that the judge `similarity` rates 0; it rates a similarity
+    of 1 as 1."""
+    judge_llm: str = ""
+    """Name of the LLM with which the judge `llm` compares answers; empty means the strongest."""
+    prompt: Path | None = None
+    """File with the prompt of the judge `llm`, in which {request}, {answer_a} and {answer_b} stand
+    and which asks for [[A]], [[B]] or [[C]] (a tie); without it a built-in prompt is used."""
+    max_judgement_tokens: int = Field(16, ge=1)
+    """Longest reply of the judge `llm`, in tokens."""
+    grader: str = Field("", pattern=r"^$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """Function of the judge `grader`, as module:function; it takes request, answer and reference
+    answer and returns a score from 0 to 1."""
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> JudgingSettings:
+        if self.kind == "grader" and not self.grader:
+            raise ValueError("judging.grader: expected module:function for kind 'grader', got none")
+        return self
+
+
+class ExamplesSettings(Section):
+    """Which interactions become examples, and how many are kept."""
+
+    enabled: bool = True
+    """Whether interactions become examples at all."""
+    from_llms: tuple[str, ...] = ()
+    """Names of the LLMs whose answers may become examples; empty means only the strongest."""
+    min_response_chars: int = Field(1, ge=1)
+    """Shortest answer that may become an example, in characters."""
+    max_interaction_chars: int = Field(16_384, gt=0)
+    """Longest request and answer together that may become an example, in characters."""
+    min_quality: float = Field(0.0, ge=0, le=1)
+    """Least quality, as the bandit expects it, of an answer that may become an example."""
+    secrets: Literal["refuse", "keep"] = "refuse"
+    """Whether an interaction that contains a key, token or password is refused as an example or
+    kept."""
+    injections: Literal["refuse", "keep"] = "refuse"
+    """Whether an interaction that contains instructions to ignore instructions is refused as an
+    example or kept."""
+    personal_data: Literal["keep", "redact", "refuse"] = "keep"
+    """Whether personal data is kept in examples, redacted, or makes an interaction be refused;
+    `redact` and `refuse` need the extra `privacy`."""
+    personal_entities: tuple[str, ...] = (
+        "CREDIT_CARD",
+        "EMAIL_ADDRESS",
+        "IBAN_CODE",
+        "PHONE_NUMBER",
+        "US_SSN",
+    )
+    """What counts as personal data, by the names of Presidio's entities."""
+    batch_size: int = Field(64, ge=1)
+    """Largest number of examples written to Milvus at a time."""
+    flush_interval_s: float = Field(0.5, gt=0)
+    """Longest time, in seconds, for which a batch of examples fills up."""
+    max_pending: int = Field(10_000, ge=1)
+    """Largest number of interactions that wait in the write-ahead log; while it is full, new ones
+    are dropped and counted."""
+    deduplicate: bool = True
+    """Whether a request that is stored already becomes an example again only with a better answer,
+    in place of the first."""
+    max_stored: int = Field(1_000_000, ge=1)
+    """Largest number of examples in the store; above it those that help least per byte are evicted.
+    """
+    max_stored_bytes: int = Field(2**30, ge=1)
+    """Largest size of all stored requests and answers together, in bytes of UTF-8; above it those
+    that help least per byte are evicted."""
+    low_watermark: float = Field(0.95, gt=0, le=1)
+    """Share of max_stored and max_stored_bytes down to which eviction goes."""
+    value_decay: float = Field(0.9, gt=0, lt=1)
+    """Share of its value that the record of an example's past offloads keeps after an hour."""
+    ttl_s: float = Field(0.0, ge=0)
+    """Seconds after which an example is removed; 0 keeps it."""
+    maintenance_interval_s: float = Field(5.0, gt=0)
+    """Seconds between two checks of the store's limits and expiry times."""
+
+
+class ReplaySettings(Section):
+    """Improving examples, by command or while the LLMs are idle."""
+
+    off_peak: bool = False
+    """Whether the server replays examples while the LLMs are idle; it needs a judge in
+    judging.kind."""
+    candidates: int = Field(4, ge=1)
+    """Answers that are generated for one example at a time."""
+    temperature: float = Field(0.8, gt=0)
+    """Sampling temperature of the generated answers."""
+    margin: float = Field(0.05, ge=0, le=1)
+    """Score (0 to 1) by which the judge must find a new answer better than the stored one."""
+    max_replays: int = Field(5, ge=1)
+    """Largest number of replays of one example (paper, §4.3)."""
+    min_gain: float = Field(0.005, ge=0)
+    """Least expected gain of an example, G(e) of the paper summed over its uses, that is worth a
+    replay."""
+    patience: int = Field(50, ge=1)
+    """Replays in a row without an improvement after which replay ends."""
+    max_in_flight_llm_requests: int = Field(0, ge=0)
+    """Requests in flight to all LLMs above which off-peak replay stops."""
+    pause_s: float = Field(10.0, gt=0)
+    """Seconds for which the LLMs must be idle before off-peak replay begins, and between two rounds
+    of it."""
+
+
+_REVISED_PRIOR_RATINGS = 3.0
+
+
+class LLMSettings(Section):
+    """One LLM behind the router, which is an arm of the bandit."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
+    """Name by which requests, metrics and the learning log know the LLM."""
+    triton_model: str = ""
+    """Name of the Triton model that serves it; empty means the same as `name`."""
+    url: str = ""
+    """gRPC address of the Triton that serves it; empty means this server."""
+    contract: Literal["llmapi", "inflight_batcher"] = "llmapi"
+    """Tensors of its Triton model: `llmapi` those of EchoLM's own and of NVIDIA's model of that
+    name, `inflight_batcher` those of the ensemble of TensorRT-LLM's C++ backend."""
+    cost: float = Field(gt=0)
+    """Relative cost of one answer; only the ratios between LLMs matter."""
+    takes_examples: bool
+    """Whether examples are put into the LLM's prompts; yes for the weaker LLMs."""
+    prior_quality: float = Field(0.5, ge=0, le=1)
+    """Quality that is expected before any rating; with relevant examples, if the LLM takes
+    examples."""
+    prior_ratings: float | None = Field(None, gt=0)
+    """Number of ratings that prior_quality is worth; without it routing.prior_ratings holds, and at
+    most 3 if the LLM has a revision."""
+    revision: str = Field("", max_length=128)
+    """Any text that names the LLM's version; ratings of other versions are ignored, so change it
+    with the LLM and its quality is learnt anew."""
+    capacity: float = Field(48.0, gt=0)
+    """Requests in flight from which on the LLM counts as full."""
+    pool: str = ""
+    """Name of the hardware that LLMs share and on which they slow each other."""
+    context_length: int = Field(2_048, gt=0)
+    """Longest prompt and answer together, in tokens."""
+    prompt_template: str = "echolm"
+    """Chat template of the LLM's prompts: echolm, chatml, llama3 or gemma."""
+    tokenizer: Path | None = None
+    """The LLM's tokenizer.json, with which tokens are counted exactly; without it they are
+    estimated from characters."""
+
+    @property
+    def model(self) -> str:
+        """Name of the Triton model."""
+        return self.triton_model or self.name
+
+    def prior_weight(self, default: float) -> float:
+        """How many ratings ``prior_quality`` is worth.
+
+        The prior quality of an LLM that replaced another was seldom measured, so it is worth
+        little.
+
+        Args:
+            default: ``routing.prior_ratings``.
+        """
+        if self.prior_ratings is not None:
+            return self.prior_ratings
+        return min(default, _REVISED_PRIOR_RATINGS) if self.revision else default

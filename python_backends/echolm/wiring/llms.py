@@ -1,0 +1,94 @@
+"""The configured LLMs, and the judge of their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from echolm.judges.base import Judge
+from echolm.judges.grader import GraderJudge, load_grader
+from echolm.judges.llm import LLMJudge, read_prompt
+from echolm.judges.similarity import SimilarityJudge, TextEmbedder
+from echolm.llm.client import LLMClient
+from echolm.llm.endpoint import LLMEndpoint
+from echolm.llm.templates import template
+from echolm.llm.tokens import token_counter
+from echolm.load.tracker import ServingLoad
+from echolm.primitives import Completion, OnText, Sampling
+from echolm.settings import LLMSettings, Settings
+
+
+def build_llm_clients(settings: Settings) -> dict[str, LLMClient]:
+    """A client for each configured LLM, by its name."""
+    from echolm.llm.contracts import CONTRACTS
+    from echolm.llm.triton_client import Channels
+
+    channels = Channels()
+
+    def client(llm: LLMSettings) -> LLMClient:
+        return CONTRACTS[llm.contract](channels, llm.url or settings.grpc_url, llm.model)
+
+    return {llm.name: client(llm) for llm in settings.llms}
+
+
+def build_endpoints(
+    settings: Settings, clients: Mapping[str, LLMClient] | None = None
+) -> dict[str, LLMEndpoint]:
+    """The endpoint of each configured LLM, by its name.
+
+    Args:
+        clients: a client for each LLM; None: those of :func:`build_llm_clients`.
+    """
+    clients = build_llm_clients(settings) if clients is None else clients
+    return {
+        llm.name: LLMEndpoint(
+            llm, clients[llm.name], template(llm.prompt_template), token_counter(llm.tokenizer)
+        )
+        for llm in settings.llms
+    }
+
+
+@dataclass(frozen=True)
+class _CountedClient:
+    """An LLM whose generations count as load."""
+
+    client: LLMClient
+    name: str
+    load: ServingLoad
+
+    async def generate(
+        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+    ) -> Completion:
+        with self.load.serving(self.name):
+            return await self.client.generate(request_id, prompt, sampling, on_text)
+
+
+def build_judge(
+    settings: Settings,
+    endpoints: Mapping[str, LLMEndpoint],
+    embedder: TextEmbedder,
+    load: ServingLoad,
+) -> Judge | None:
+    """The judge of ``judging.kind``; None for ``none``.
+
+    Args:
+        load: counts what the judging LLM does.
+
+    Raises:
+        ConfigurationError: the grader or the prompt cannot be used.
+    """
+    judging = settings.judging
+    if judging.kind == "similarity":
+        return SimilarityJudge(embedder, judging.similarity_floor)
+    if judging.kind == "grader":
+        return GraderJudge(load_grader(judging.grader))
+    if judging.kind == "llm":
+        llm = endpoints[judging.judge_llm or settings.strongest_llm.name]
+        return LLMJudge(
+            _CountedClient(llm.client, llm.settings.name, load),
+            llm.template,
+            llm.tokens,
+            read_prompt(judging.prompt),
+            judging.max_judgement_tokens,
+        )
+    return None

@@ -1,0 +1,92 @@
+"""The example store and the selection from what it finds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from echolm.embedding.spec import EmbedderSpec
+from echolm.llm.tokens import TokenCounter, token_counter
+from echolm.retrieval.prefix_index import SharedPrefixIndex
+from echolm.retrieval.selector import ExampleSelector
+from echolm.retrieval.threshold import AdaptiveThreshold
+from echolm.retrieval.utility import LearnedUtility, SimilarityUtility
+from echolm.settings import Settings
+
+if TYPE_CHECKING:
+    from echolm.embedding.texts import TextEmbedder
+    from echolm.store.milvus import LazyMilvusStore, MilvusStore
+
+
+def open_store(settings: Settings) -> MilvusStore:
+    """The example store, for a command that fails where Milvus does not answer.
+
+    Raises:
+        ConfigurationError: the embedding model is missing, or the collection is another model's.
+        UnavailableError: Milvus does not answer.
+    """
+    from echolm.store.milvus import MilvusStore
+
+    embedding = EmbedderSpec.read(settings.embedding.model_dir)
+    return MilvusStore(settings.retrieval, embedding.name, embedding.dimension)
+
+
+def open_lazy_store(settings: Settings) -> LazyMilvusStore:
+    """The example store, for a server that outlives outages of Milvus.
+
+    Raises:
+        ConfigurationError: the embedding model is missing, or the collection is another model's.
+    """
+    from echolm.store.milvus import LazyMilvusStore
+
+    return LazyMilvusStore(settings.retrieval, EmbedderSpec.read(settings.embedding.model_dir))
+
+
+def build_text_embedder(settings: Settings) -> TextEmbedder:
+    """Tokenizer and embedding model in this process; ConfigurationError if they are missing."""
+    from echolm.embedding.texts import TextEmbedder
+
+    return TextEmbedder(settings.embedding)
+
+
+def open_prefix_index(settings: Settings) -> SharedPrefixIndex:
+    """The index of prompt beginnings that all retrievers of this machine share."""
+    return SharedPrefixIndex(settings.prefix_index_path)
+
+
+def example_token_counter(settings: Settings) -> TokenCounter:
+    """Counts the tokens of examples as the LLM of the shortest context that takes any does."""
+    takers = [llm for llm in settings.llms if llm.takes_examples] or [settings.default_llm]
+    return token_counter(min(takers, key=lambda llm: llm.context_length).tokenizer)
+
+
+def build_selector(
+    settings: Settings,
+    tokens: TokenCounter,
+    rng: np.random.Generator,
+    prefix_index: SharedPrefixIndex | None = None,
+) -> ExampleSelector:
+    """What chooses examples from candidates.
+
+    Args:
+        tokens: counts the tokens of examples.
+        rng: draws the examples that are dropped and the thresholds that are tried.
+        prefix_index: shared with other processes; None: that of this process only.
+    """
+    retrieval = settings.retrieval
+    return ExampleSelector(
+        retrieval,
+        LearnedUtility(retrieval.utility_discount)
+        if retrieval.utility == "learned"
+        else SimilarityUtility(),
+        AdaptiveThreshold(
+            retrieval.utility_threshold,
+            retrieval.utility_threshold_exploration,
+            {llm.name: settings.routing.cost_weight * llm.cost for llm in settings.llms},
+            retrieval.token_price,
+        ),
+        tokens,
+        rng,
+        prefix_index,
+    )

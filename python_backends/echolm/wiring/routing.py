@@ -1,0 +1,129 @@
+"""The router: load, bandit, and the judging from which the bandit learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from echolm.bandit.arms import BayesianLinearArm
+from echolm.bandit.features import Featurizer
+from echolm.bandit.learning import BanditLearning
+from echolm.bandit.thompson import ThompsonSampling
+from echolm.examples.usage import UsageRecorder
+from echolm.judges.service import JudgingMetrics, JudgingService
+from echolm.judges.similarity import TextEmbedder
+from echolm.learning.learner import Learner
+from echolm.load.bias import LoadBias
+from echolm.load.table import LoadTable
+from echolm.load.tracker import ServingLoad
+from echolm.router.policy import Policy
+from echolm.router.service import (
+    AnswerObserver,
+    InteractionSink,
+    Observers,
+    Retriever,
+    RouterMetrics,
+    RouterService,
+)
+from echolm.settings import Settings
+from echolm.wiring.learning import build_feedback_tokens, build_learner, open_event_log
+from echolm.wiring.llms import build_endpoints, build_judge
+
+
+def open_load_table(settings: Settings) -> LoadTable:
+    """The load of all routers on this machine, counted together."""
+    return LoadTable(
+        settings.load_table_path,
+        [llm.name for llm in settings.llms],
+        settings.routing.load_half_life_s,
+    )
+
+
+def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
+    """The featurizer and the bandit, which knows its priors and nothing else."""
+    routing = settings.routing
+    featurizer = Featurizer(
+        routing.projection_dim, settings.retrieval.min_similarity, routing.similarity_saturation
+    )
+    arms = {
+        llm.name: BayesianLinearArm(
+            featurizer.prior_mean(llm),
+            llm.prior_weight(routing.prior_ratings) / routing.noise**2,
+            routing.noise,
+            routing.discount,
+            llm.revision,
+        )
+        for llm in settings.llms
+    }
+    costs = {llm.name: llm.cost for llm in settings.llms}
+    return featurizer, ThompsonSampling(
+        arms,
+        costs,
+        routing.cost_weight,
+        routing.exploration_floor,
+        routing.exploration,
+    )
+
+
+@dataclass(frozen=True)
+class Router:
+    """The router, and what its process has to run beside it.
+
+    Attributes:
+        learner: teaches the bandit what is in the learning log; it has not learnt anything yet.
+        bias: what the load takes off each LLM's score now.
+        usage: records how examples were used.
+    """
+
+    service: RouterService
+    learner: Learner
+    bias: LoadBias
+    usage: UsageRecorder
+
+
+def build_router(
+    settings: Settings,
+    *,
+    load: ServingLoad,
+    retriever: Retriever,
+    embedder: TextEmbedder,
+    sink: InteractionSink,
+    metrics: RouterMetrics,
+    judging_metrics: JudgingMetrics,
+) -> Router:
+    """The router, with a judge of a share of its answers if one is configured.
+
+    Args:
+        embedder: for the judge.
+        sink: takes the interactions that may become examples.
+
+    Raises:
+        ConfigurationError: the judge, the log or the signing key cannot be used as configured.
+        UnavailableError: the learning log cannot be used.
+    """
+    log = open_event_log(settings)
+    featurizer, bandit = build_bandit(settings)
+    bias = LoadBias(settings.routing, settings.llms, load)
+    policy = Policy(featurizer, bandit, bias, np.random.default_rng())
+    endpoints = build_endpoints(settings)
+    usage = UsageRecorder(log, settings.relative_costs)
+    observers: list[AnswerObserver] = [usage]
+    judge = build_judge(settings, endpoints, embedder, load)
+    if judge is not None:
+        observers.append(
+            JudgingService(settings, judge, endpoints, policy, load, log, judging_metrics)
+        )
+    service = RouterService(
+        settings,
+        endpoints,
+        retriever,
+        policy,
+        build_feedback_tokens(settings),
+        sink,
+        load,
+        metrics,
+        Observers(observers),
+    )
+    learner = build_learner(settings, log, [BanditLearning(bandit)])
+    return Router(service, learner, bias, usage)
