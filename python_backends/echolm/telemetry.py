@@ -186,11 +186,24 @@ class Metrics:
         self._flushing = threading.Lock()
         self._opened: dict[_Key, Exported] = {}
         self._gathered = _Gathered()
+        self._totals: defaultdict[_Key, float] = defaultdict(float)
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """Add to a counter."""
         with self._lock:
             self._gathered.added[name, tuple(sorted(labels.items()))] += amount
+
+    def total(self, name: str, value: float, **labels: str) -> None:
+        """Bring a counter to a total that is counted elsewhere.
+
+        A total that falls, since what counts it has started anew, adds nothing until it is
+        above its highest value again: a counter cannot go back.
+        """
+        key = (name, tuple(sorted(labels.items())))
+        with self._lock:
+            before = self._totals[key]
+            self._totals[key] = max(before, value)
+            self._gathered.added[key] += self._totals[key] - before
 
     def level(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""

@@ -10,18 +10,25 @@ import numpy as np
 from echolm.bandit.arms import BayesianLinearArm
 from echolm.bandit.features import Featurizer
 from echolm.bandit.thompson import ThompsonSampling
+from echolm.errors import ConfigurationError
+from echolm.examples.maintenance import Maintenance
+from echolm.examples.replay import Replayer
+from echolm.examples.statistics import StatisticsTable
 from echolm.judges.base import Judge
 from echolm.judges.grader import GraderJudge, load_grader
 from echolm.judges.llm import LLMJudge, read_prompt
 from echolm.judges.similarity import SimilarityJudge, TextEmbedder
 from echolm.learning.event_log import EventLog
+from echolm.learning.retention import Retention
+from echolm.learning.tokens import FeedbackTokens
 from echolm.llm.client import LLMClient
 from echolm.llm.contracts import CONTRACTS
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.llm.templates import template
 from echolm.llm.tokens import TokenCounter, token_counter
 from echolm.llm.triton_client import Channels
-from echolm.load.tracker import ServingLoad
+from echolm.load.table import LoadTable
+from echolm.load.tracker import LoadTracker, ServingLoad
 from echolm.primitives import (
     Completion,
     OnText,
@@ -32,6 +39,7 @@ from echolm.retrieval.selector import ExampleSelector
 from echolm.retrieval.threshold import AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility
 from echolm.settings import LLMSettings, Settings
+from echolm.store.base import ExampleStore
 
 
 def build_endpoints(settings: Settings, clients: Mapping[str, LLMClient]) -> dict[str, LLMEndpoint]:
@@ -172,3 +180,70 @@ def needed_snapshots(settings: Settings) -> frozenset[str]:
     parts = ["threshold"] if retrieval.adaptive_threshold else []
     parts += ["utility"] if retrieval.utility == "learned" else []
     return frozenset({"bandit", "statistics"} | ({"+".join(parts)} if parts else set()))
+
+
+def open_statistics(settings: Settings) -> StatisticsTable:
+    """The example statistics; UnavailableError if their file cannot be used."""
+    return StatisticsTable(
+        settings.statistics_path, settings.relative_costs, settings.examples.value_decay
+    )
+
+
+def open_load_table(settings: Settings) -> LoadTable:
+    """The load of all LLMs, shared by the processes of this machine."""
+    return LoadTable(
+        settings.load_table_path,
+        [llm.name for llm in settings.llms],
+        settings.routing.load_half_life_s,
+    )
+
+
+def build_feedback_tokens(settings: Settings) -> FeedbackTokens:
+    """What signs the tokens of answers, and checks those of ratings."""
+    feedback = settings.feedback
+    return FeedbackTokens(feedback.signing_key.get_secret_value(), feedback.token_ttl_s)
+
+
+def build_maintenance(
+    settings: Settings, store: ExampleStore, statistics: StatisticsTable, log: EventLog, owner: str
+) -> Maintenance:
+    """What keeps the store within its limits; ``owner`` names this replica."""
+    saturation = settings.routing.similarity_saturation
+    return Maintenance(store, statistics, log, settings.examples, owner, saturation)
+
+
+def build_retention(
+    settings: Settings, statistics: StatisticsTable, log: EventLog, owner: str
+) -> Retention:
+    """What removes old events from the log; ``owner`` names this replica."""
+    learning = settings.learning
+    return Retention(
+        log,
+        learning.retention_days if learning.snapshot_every else 0.0,
+        needed_snapshots(settings),
+        lambda: statistics.save(log),
+        owner,
+    )
+
+
+def build_replayer(
+    settings: Settings,
+    store: ExampleStore,
+    statistics: StatisticsTable,
+    log: EventLog,
+    embedder: TextEmbedder,
+) -> Replayer:
+    """What replays examples, with LLMs and a judge of its own.
+
+    Raises:
+        ConfigurationError: there is no judge that could say which answer is better.
+    """
+    endpoints = build_endpoints(settings, build_llm_clients(settings))
+    # What replay asks of the LLMs is no load that it has to make room for.
+    judge = build_judge(settings, endpoints, embedder, LoadTracker())
+    if judge is None:
+        raise ConfigurationError(
+            "replay: expected a judge in judging.kind, got 'none': nothing else says which "
+            "answer is better"
+        )
+    return Replayer(store, statistics, log, endpoints, judge, settings)

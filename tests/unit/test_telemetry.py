@@ -14,7 +14,7 @@ from echolm.telemetry import METRICS, Metrics, MetricSpec
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODELS = sorted((REPOSITORY / "python_backends" / "echolm" / "triton").glob("*.py"))
 DOCUMENT = REPOSITORY / "docker" / "METRICS.md"
-UPDATES = {"add": "counter", "level": "gauge", "observe": "histogram"}
+UPDATES = {"add": "counter", "total": "counter", "level": "gauge", "observe": "histogram"}
 
 
 @dataclass
@@ -68,6 +68,29 @@ def test_a_counter_is_shown_from_zero_on() -> None:
     metrics.add("echolm_offloaded_total", 0.0)
     metrics.flush()
     assert board.of("echolm_offloaded_total") == []
+
+
+def test_a_total_becomes_what_it_has_grown_by() -> None:
+    board = Board()
+    metrics = Metrics(board)
+    for total in (3, 5):
+        metrics.total("echolm_examples_total", total, llm="small_llm")
+        metrics.total("echolm_examples_total", 1, llm="large_llm")
+        metrics.flush()
+    assert board.of("echolm_examples_total", llm="small_llm") == [
+        ("increment", 3),
+        ("increment", 2),
+    ]
+    assert board.of("echolm_examples_total", llm="large_llm") == [("increment", 1)]
+
+
+def test_a_total_that_falls_adds_nothing_until_it_is_passed() -> None:
+    board = Board()
+    metrics = Metrics(board)
+    for total in (5, 0, 4, 7):
+        metrics.total("echolm_solicited_total", total)
+        metrics.flush()
+    assert board.of("echolm_solicited_total") == [("increment", 5), ("increment", 2)]
 
 
 def test_of_a_gauge_the_last_value_counts() -> None:

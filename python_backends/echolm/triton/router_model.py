@@ -22,10 +22,8 @@ from echolm.examples.usage import UsageRecorder
 from echolm.judges.service import JudgingService
 from echolm.learning.event_log import EventLog
 from echolm.learning.learner import Learner
-from echolm.learning.tokens import FeedbackTokens
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.bias import LoadBias
-from echolm.load.table import LoadTable
 from echolm.primitives import Answer, Request
 from echolm.router.policy import Policy
 from echolm.router.service import AnswerObserver, NoObserver, Observers, RouterService
@@ -46,9 +44,11 @@ from echolm.triton.runtime import Runtime
 from echolm.wiring import (
     build_bandit,
     build_endpoints,
+    build_feedback_tokens,
     build_judge,
     build_llm_clients,
     open_event_log,
+    open_load_table,
 )
 
 _SHOW_LOAD_EVERY_S = 0.2
@@ -65,11 +65,7 @@ class TritonPythonModel:
         self._model, self._name = args["model_name"], process_label(args)
         self._settings = settings = load_settings()
         self._metrics = Metrics()
-        self._load = LoadTable(
-            settings.load_table_path,
-            [llm.name for llm in settings.llms],
-            settings.routing.load_half_life_s,
-        )
+        self._load = open_load_table(settings)
         self._bias = LoadBias(settings.routing, settings.llms, self._load)
         featurizer, bandit = build_bandit(settings)
         log = open_event_log(settings)
@@ -85,9 +81,7 @@ class TritonPythonModel:
                 settings.retrieval.timeout_s, settings.retrieval.batches_in_flight
             ),
             policy=policy,
-            tokens=FeedbackTokens(
-                settings.feedback.signing_key.get_secret_value(), settings.feedback.token_ttl_s
-            ),
+            tokens=build_feedback_tokens(settings),
             sink=BLSExampleManager(),
             load=self._load,
             metrics=TritonRouterMetrics(self._metrics, settings.strongest_llm.name),
@@ -198,43 +192,8 @@ async def _all(work: list[Coroutine[Any, Any, Answer]]) -> list[Answer]:
 
 def read_requests(request: Any, settings: Settings) -> list[Request]:
     """The rows of one Triton request; InvalidRequestError names the first that is wrong."""
-    arrays = {spec.name: codec.read(request, spec.name) for spec in contracts.ECHOLM_INPUTS}
-    texts = arrays["text_input"]
-    if texts is None:
-        raise InvalidRequestError.of("text_input", "a BYTES tensor of shape [1, 1]", "none")
-    num_rows = texts.shape[0]
-
-    def value(name: str, row: int) -> Any:
-        array = arrays[name]
-        return None if array is None else codec.scalar(array[row], name)
-
-    def text(name: str, row: int, default: str) -> str:
-        raw = value(name, row)
-        return default if raw is None else codec.decode(raw, name)
-
-    requests = []
-    for row in range(num_rows):
-        stop_words = arrays["stop_words"]
-        requests.append(
-            build_request(
-                settings,
-                text=text("text_input", row, ""),
-                max_tokens=value("max_tokens", row),
-                temperature=value("temperature", row),
-                top_p=value("top_p", row),
-                top_k=value("top_k", row),
-                seed=value("seed", row),
-                stop_words=[]
-                if stop_words is None
-                else [codec.decode(w, "stop_words") for w in stop_words[row].reshape(-1)],
-                system_prompt=text("system_prompt", row, ""),
-                tenant=text("tenant", row, "public"),
-                cache_control=text("cache_control", row, "default"),
-                llm=text("llm", row, "auto"),
-                stream=bool(value("stream", row)),
-            )
-        )
-    return requests
+    rows = codec.read_rows(request, contracts.ECHOLM_INPUTS)
+    return [build_request(settings, text=row.pop("text_input"), **row) for row in rows]
 
 
 def output_tensors(answers: list[Answer], text_sent: bool) -> list[Any]:
