@@ -109,12 +109,12 @@ RETRIEVED = (
     Tensor("selection_record", "BYTES", (1,)),
     Tensor("retrieval_degraded", "BYTES", (1,)),
 )
-"""The chosen examples in prompt order, how surely the request is served by the found ones (see
-``Selection``), what a rating needs to know of the choice (text of a ``SelectionRecord``, empty if
-there was nothing to choose from), and what was skipped and why."""
+"""The selected examples in prompt order; the probability that any candidate helps (see
+``Selection``); what a rating needs to know of the selection (text of a ``SelectionRecord``, empty
+if there was nothing to select from); and why nothing was searched, if the store failed."""
 
 _SEARCH_INPUTS = (SYSTEM_PROMPT, TENANT, _optional("search", "BOOL"))
-"""Whose examples may be found, and whether any are looked for; without ``search`` they are."""
+"""Whose examples may be found, and whether to search at all; without ``search``, yes."""
 
 ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS, MAX_BATCH_SIZE)
 ECHOLM_STREAM = ModelContract(

@@ -13,7 +13,7 @@ Messages say what is wrong, what was expected, what was found and how to mend it
 They are shown to clients, so they never carry another client's data.
 
 Between processes an error is the text ``[code] message``: Triton gives streamed errors no status,
-and its statuses do not tell a prompt that is too long from any other bad request. The code of an
+and no status distinguishes a prompt that is too long from any other bad request. The code of an
 exception that is none of these is ``internal``. :func:`coded` writes that text, :func:`parse`
 reads it.
 """
@@ -112,7 +112,7 @@ def from_remote(part: str, message: str, refused: bool = False) -> EchoError:
     to us the part is unavailable.
 
     Args:
-        part: name of the part, to be told with its failure.
+        part: name of the part, named in the message of its failure.
         message: the text that came from it.
         refused: whether the status calls the request invalid; counts where there is no code.
     """

@@ -9,16 +9,20 @@ import numpy as np
 
 from echolm.bandit.arms import BayesianLinearArm
 from echolm.bandit.features import Featurizer
+from echolm.bandit.learning import BanditLearning
 from echolm.bandit.thompson import ThompsonSampling
 from echolm.errors import ConfigurationError
 from echolm.examples.maintenance import Maintenance
 from echolm.examples.replay import Replayer
 from echolm.examples.statistics import StatisticsTable
+from echolm.examples.usage import UsageRecorder
 from echolm.judges.base import Judge
 from echolm.judges.grader import GraderJudge, load_grader
 from echolm.judges.llm import LLMJudge, read_prompt
+from echolm.judges.service import JudgingMetrics, JudgingService
 from echolm.judges.similarity import SimilarityJudge, TextEmbedder
 from echolm.learning.event_log import EventLog
+from echolm.learning.learner import Learner
 from echolm.learning.retention import Retention
 from echolm.learning.tokens import FeedbackTokens
 from echolm.llm.client import LLMClient
@@ -27,6 +31,7 @@ from echolm.llm.endpoint import LLMEndpoint
 from echolm.llm.templates import template
 from echolm.llm.tokens import TokenCounter, token_counter
 from echolm.llm.triton_client import Channels
+from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
 from echolm.load.tracker import LoadTracker, ServingLoad
 from echolm.primitives import (
@@ -38,6 +43,15 @@ from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.retrieval.selector import ExampleSelector
 from echolm.retrieval.threshold import AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility
+from echolm.router.policy import Policy
+from echolm.router.service import (
+    AnswerObserver,
+    InteractionSink,
+    Observers,
+    Retriever,
+    RouterMetrics,
+    RouterService,
+)
 from echolm.settings import LLMSettings, Settings
 from echolm.store.base import ExampleStore
 
@@ -247,3 +261,61 @@ def build_replayer(
             "answer is better"
         )
     return Replayer(store, statistics, log, endpoints, judge, settings)
+
+
+@dataclass(frozen=True)
+class Router:
+    """The router, and what its process has to run beside it.
+
+    Attributes:
+        learner: teaches the bandit what is in the learning log.
+        bias: what the load takes off each LLM's score.
+        usage: writes down how examples were used.
+    """
+
+    service: RouterService
+    learner: Learner
+    bias: LoadBias
+    usage: UsageRecorder
+
+
+def build_router(
+    settings: Settings,
+    *,
+    load: ServingLoad,
+    retriever: Retriever,
+    embedder: TextEmbedder,
+    sink: InteractionSink,
+    metrics: RouterMetrics,
+    judging_metrics: JudgingMetrics,
+) -> Router:
+    """The router as configured, with the judge of a share of its answers if there is one.
+
+    Raises:
+        ConfigurationError, UnavailableError: a part cannot be used.
+    """
+    featurizer, bandit = build_bandit(settings)
+    log = open_event_log(settings)
+    bias = LoadBias(settings.routing, settings.llms, load)
+    policy = Policy(featurizer, bandit, bias, np.random.default_rng())
+    endpoints = build_endpoints(settings, build_llm_clients(settings))
+    usage = UsageRecorder(log, settings.relative_costs)
+    observers: list[AnswerObserver] = [usage]
+    judge = build_judge(settings, endpoints, embedder, load)
+    if judge is not None:
+        observers.append(
+            JudgingService(settings, judge, endpoints, policy, load, log, judging_metrics)
+        )
+    service = RouterService(
+        settings,
+        endpoints,
+        retriever,
+        policy,
+        build_feedback_tokens(settings),
+        sink,
+        load,
+        metrics,
+        Observers(observers),
+    )
+    learner = Learner(log, [BanditLearning(bandit)], settings.learning.snapshot_every)
+    return Router(service, learner, bias, usage)

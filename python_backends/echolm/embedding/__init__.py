@@ -4,12 +4,11 @@
 imported here; they need ``onnx`` and ``safetensors``, which a running model does not.
 """
 
-from echolm.embedding.embedder import Embedder, OnnxEmbedder
+from echolm.embedding.embedder import OnnxEmbedder
 from echolm.embedding.spec import EmbedderSpec
 from echolm.embedding.tokenizer import TextTokenizer, TokenBatch
 
 __all__ = [
-    "Embedder",
     "EmbedderSpec",
     "OnnxEmbedder",
     "TextTokenizer",

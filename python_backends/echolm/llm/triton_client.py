@@ -311,7 +311,7 @@ def read_int(raw: bytes) -> int:
 def remote_error(
     model: str, message: str, status: grpc.StatusCode = grpc.StatusCode.UNKNOWN
 ) -> EchoError:
-    """The error that an LLM's message tells of.
+    """An LLM's error message as an exception.
 
     Our own models put its code in front (see :mod:`echolm.errors`); NVIDIA's are known by their
     words.

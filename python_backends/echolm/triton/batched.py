@@ -39,12 +39,12 @@ class BatchedModel(Generic[Row, Result]):
         parts: dict[int, slice] = {}
         for i, request in enumerate(requests):
             try:
-                own = self.read(request)
+                request_rows = self.read(request)
             except Exception as problem:
                 responses[i] = codec.error_response(problem)
                 continue
-            parts[i] = slice(len(rows), len(rows) + len(own))
-            rows += own
+            parts[i] = slice(len(rows), len(rows) + len(request_rows))
+            rows += request_rows
         if not rows:
             return responses
         try:

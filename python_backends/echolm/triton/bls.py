@@ -19,7 +19,7 @@ from echolm.triton import codec
 
 
 def _tensors(model: contracts.ModelContract, rows: int, columns: Mapping[str, Any]) -> list[Any]:
-    """Input tensors [rows, …] of a model; names that are not in ``columns`` are left out."""
+    """Input tensors [rows, …] of a model; optional ones need no column."""
     return [
         codec.tensor(spec, columns[spec.name], (rows, -1))
         for spec in model.inputs

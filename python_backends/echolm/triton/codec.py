@@ -24,13 +24,14 @@ NUMPY_TYPES: dict[str, Any] = {
     "UINT64": np.uint64,
 }
 
-_STATUSES: dict[str, Any] = {
-    "invalid_request": pb_utils.TritonError.INVALID_ARG,
-    "context_length": pb_utils.TritonError.INVALID_ARG,
-    "unavailable": pb_utils.TritonError.UNAVAILABLE,
-    "cancelled": pb_utils.TritonError.CANCELLED,
+_STATUSES = {
+    "invalid_request": "INVALID_ARG",
+    "context_length": "INVALID_ARG",
+    "unavailable": "UNAVAILABLE",
+    "cancelled": "CANCELLED",
 }
-"""Triton's status of an error's code; INTERNAL for the others."""
+"""Names of ``TritonError``'s status by code, INTERNAL for others; Triton adds the class only after
+a model's module is imported."""
 
 
 def read(request: Any, name: str) -> NDArray[Any] | None:
@@ -59,7 +60,7 @@ def read_rows(request: Any, specs: Sequence[Tensor]) -> list[dict[str, Any]]:
     """The rows of a batched request: the value of each input by its name.
 
     A value is text or a Python number; of an input of variable length, a list of texts or an
-    array. Inputs that were left out are missing.
+    array. Inputs that did not come are missing.
 
     Raises:
         InvalidRequestError: there is no row, an input that is not optional is missing, inputs
@@ -118,7 +119,7 @@ def error(problem: BaseException) -> Any:
         logger.error("unexpected error", exc_info=problem)
         code = EchoError.code
         message = f"internal error: {type(problem).__name__}; see the server's log"
-    status = _STATUSES.get(code, pb_utils.TritonError.INTERNAL)
+    status = getattr(pb_utils.TritonError, _STATUSES.get(code, "INTERNAL"))
     return pb_utils.TritonError(coded(code, message), status)
 
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from echolm import contracts
 from echolm.embedding.embedder import OnnxEmbedder
-from echolm.errors import InvalidRequestError
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
@@ -43,17 +42,10 @@ class TritonPythonModel(BatchedModel[_Tokens, NDArray[np.float32]]):
                 self._embedder.embed(ids, np.ones_like(ids))
 
     def read(self, request: Any) -> list[_Tokens]:
-        tokens = []
-        for row in codec.read_rows(request, contracts.EMBEDDER.inputs):
-            ids, mask = row["input_ids"], row["attention_mask"]
-            if ids.shape != mask.shape or ids.size == 0:
-                raise InvalidRequestError.of(
-                    "input_ids",
-                    "ids and mask of the same shape [n, tokens], tokens > 0",
-                    f"{ids.shape} and {mask.shape} in one row",
-                )
-            tokens.append((ids, mask))
-        return tokens
+        rows = codec.read_rows(request, contracts.EMBEDDER.inputs)
+        ids, masks = (np.stack([row[tensor.name] for row in rows]) for tensor in contracts.TOKENS)
+        self._embedder.check(ids, masks)  # here, so that bad tokens fail their own request only
+        return list(zip(ids, masks, strict=True))
 
     def run(self, rows: Sequence[_Tokens]) -> list[NDArray[np.float32]]:
         ids, masks = zip(*rows, strict=True)
