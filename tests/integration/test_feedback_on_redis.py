@@ -189,7 +189,7 @@ def test_without_redis_answers_come_and_ratings_are_refused_until_it_is_back(
     try:
         assert text(caller.ask("are you there?"), "degraded") == ""
         got = refusal(lambda: caller.rate(token(), score=0.5))
-        assert got.startswith("StatusCode.UNAVAILABLE learning log 127.0.0.1:")
+        assert got.startswith("StatusCode.UNAVAILABLE [unavailable] learning log 127.0.0.1:")
         assert got.endswith("try again")
     finally:
         redis_server.start()
