@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
+
+from echolm.serving import model_config
+from google.protobuf import text_format
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
 
@@ -14,10 +16,8 @@ def dummy_llm(name: str, options: dict[str, str], into: Path) -> None:
     source = REPOSITORY / "local" / "small_llm"
     (into / name / "1").mkdir(parents=True)
     shutil.copy(source / "1" / "model.py", into / name / "1" / "model.py")
-    config = re.sub(r"(?m)^parameters .*\n", "", (source / "config.pbtxt").read_text())
-    parameters = {"engine": "dummy", **options}
-    config += "".join(
-        f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n'
-        for key, value in parameters.items()
-    )
-    (into / name / "config.pbtxt").write_text(config)
+    config = model_config.read(source)
+    config.parameters.clear()
+    for key, value in {"engine": "dummy", **options}.items():
+        config.parameters[key].string_value = value
+    (into / name / "config.pbtxt").write_text(text_format.MessageToString(config))

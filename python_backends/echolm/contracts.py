@@ -1,14 +1,14 @@
 """Names, types and shapes of every tensor in the model repository, in one place.
 
-``tests/contract`` compares each ``config.pbtxt`` with these tables, so a tensor is
-renamed here or nowhere. The public tensors of ``echolm`` keep the names of Triton's
-TensorRT-LLM ensemble; the LLM models speak TensorRT-LLM's LLM-API contract
-(NVIDIA/TensorRT-LLM, ``triton_backend/all_models``).
+``scripts/generate_configs.py`` writes these tables into the ``config.pbtxt`` files and
+``tests/contract`` compares the two, so a tensor is renamed here or nowhere. The public tensors
+of ``echolm`` keep the names of Triton's TensorRT-LLM ensemble; the LLM models speak
+TensorRT-LLM's LLM-API contract (NVIDIA/TensorRT-LLM, ``triton_backend/all_models``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Tensor:
         datatype: Triton's name of the type (``BYTES``, ``INT32`` …).
         dims: the shape without the batch dimension; -1 is variable.
         optional: whether a request may leave the input out.
+        ragged: whether requests whose rows differ in length may share a dynamic batch.
     """
 
     name: str
     datatype: str
     dims: tuple[int, ...]
     optional: bool = False
+    ragged: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,6 @@ def _optional(name: str, datatype: str, *dims: int) -> Tensor:
 TEXT_INPUT = Tensor("text_input", "BYTES", (1,))
 SYSTEM_PROMPT = _optional("system_prompt", "BYTES")
 TENANT = _optional("tenant", "BYTES")
-CACHE_CONTROL = _optional("cache_control", "BYTES")
 
 SAMPLING_INPUTS = (
     _optional("max_tokens", "INT32"),
@@ -78,7 +79,7 @@ ECHOLM_INPUTS = (
     *SAMPLING_INPUTS,
     SYSTEM_PROMPT,
     TENANT,
-    CACHE_CONTROL,
+    _optional("cache_control", "BYTES"),
     _optional("llm", "BYTES"),
 )
 
@@ -108,23 +109,26 @@ RETRIEVED = (
     Tensor("selection_record", "BYTES", (1,)),
     Tensor("retrieval_degraded", "BYTES", (1,)),
 )
-"""The chosen examples in prompt order, how surely the request is served by the found ones (see
-``Selection``), what a rating needs to know of the choice (text of a ``SelectionRecord``, empty if
-there was nothing to choose from), and what was skipped and why."""
+"""The selected examples in prompt order; the probability that any candidate helps (see
+``Selection``); what a rating needs to know of the selection (text of a ``SelectionRecord``, empty
+if there was nothing to select from); and why nothing was searched, if the store failed."""
 
-_SCOPE_INPUTS = (SYSTEM_PROMPT, TENANT, CACHE_CONTROL)
+_SEARCH_INPUTS = (SYSTEM_PROMPT, TENANT, _optional("search", "BOOL"))
+"""Whose examples may be found, and whether to search at all; without ``search``, yes."""
 
 ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS, MAX_BATCH_SIZE)
 ECHOLM_STREAM = ModelContract(
     "echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, MAX_BATCH_SIZE, decoupled=True
 )
 RETRIEVAL = ModelContract(
-    "retrieval", (TEXT_INPUT, *_SCOPE_INPUTS), (EMBEDDING, *RETRIEVED), MAX_BATCH_SIZE
+    "retrieval", (TEXT_INPUT, *_SEARCH_INPUTS), (EMBEDDING, *RETRIEVED), MAX_BATCH_SIZE
 )
 TOKENIZER = ModelContract("tokenizer", (TEXT_INPUT,), TOKENS, MAX_BATCH_SIZE)
-EMBEDDER = ModelContract("embedder", TOKENS, (EMBEDDING,), MAX_BATCH_SIZE)
+EMBEDDER = ModelContract(
+    "embedder", tuple(replace(t, ragged=True) for t in TOKENS), (EMBEDDING,), MAX_BATCH_SIZE
+)
 RETRIEVER = ModelContract(
-    "retriever", (TEXT_INPUT, EMBEDDING, *_SCOPE_INPUTS), RETRIEVED, MAX_BATCH_SIZE
+    "retriever", (TEXT_INPUT, EMBEDDING, *_SEARCH_INPUTS), RETRIEVED, MAX_BATCH_SIZE
 )
 FEEDBACK = ModelContract(
     "feedback",

@@ -2,32 +2,48 @@
 
 ::
 
-    EchoError
-    ├── ConfigurationError     the configuration or installation is wrong; nothing starts
-    ├── InvalidRequestError    the caller sent something wrong      -> INVALID_ARGUMENT
-    │   └── ContextLengthError the prompt does not fit the LLM      -> INVALID_ARGUMENT
-    ├── UnavailableError       a part we depend on does not answer  -> UNAVAILABLE
-    └── CancelledError         the client went away                 -> CANCELLED
+    EchoError                                                       code
+    ├── ConfigurationError     the installation is wrong            configuration
+    ├── InvalidRequestError    the caller sent something wrong      invalid_request
+    │   └── ContextLengthError the prompt does not fit the LLM      context_length
+    ├── UnavailableError       a part we depend on does not answer  unavailable
+    └── CancelledError         the client went away                 cancelled
 
 Messages say what is wrong, what was expected, what was found and how to mend it.
 They are shown to clients, so they never carry another client's data.
+
+Between processes an error is the text ``[code] message``: Triton gives streamed errors no status,
+and no status distinguishes a prompt that is too long from any other bad request. The code of an
+exception that is none of these is ``internal``. :func:`coded` writes that text, :func:`parse`
+reads it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, ClassVar
 
 
 class EchoError(Exception):
-    """Base of every error that EchoLM raises on purpose."""
+    """Base of every error that EchoLM raises on purpose.
+
+    Attributes:
+        code: what programs know the error by, in front of its message.
+    """
+
+    code: ClassVar[str] = "internal"
 
 
 class ConfigurationError(EchoError):
     """A setting, model file or installed package is wrong; the process must not start."""
 
+    code = "configuration"
+
 
 class InvalidRequestError(EchoError):
     """The request is wrong; sending it again unchanged will fail again."""
+
+    code = "invalid_request"
 
     @classmethod
     def of(cls, subject: str, expected: str, got: Any, mend: str = "") -> InvalidRequestError:
@@ -48,10 +64,60 @@ class InvalidRequestError(EchoError):
 class ContextLengthError(InvalidRequestError):
     """Prompt and requested output are longer than the LLM's context."""
 
+    code = "context_length"
+
 
 class UnavailableError(EchoError):
     """A part we depend on (Milvus, an LLM) does not answer; later it may."""
 
+    code = "unavailable"
+
 
 class CancelledError(EchoError):
     """The client went away before its answer was complete."""
+
+    code = "cancelled"
+
+
+_KINDS: dict[str, type[EchoError]] = {
+    kind.code: kind
+    for kind in (
+        EchoError,
+        ConfigurationError,
+        InvalidRequestError,
+        ContextLengthError,
+        UnavailableError,
+        CancelledError,
+    )
+}
+# An ensemble puts its name in front of what its step said.
+_CODED = re.compile(rf"(?:in ensemble '[^']*', )?\[({'|'.join(_KINDS)})\] ")
+
+
+def coded(code: str, message: str) -> str:
+    """The text by which an error travels to another process."""
+    return f"[{code}] {message}"
+
+
+def parse(message: str) -> tuple[str | None, str]:
+    """Code and message of an error's text; the code is None where somebody else wrote it."""
+    found = _CODED.match(message)
+    return (None, message) if found is None else (found[1], message[found.end() :])
+
+
+def from_remote(part: str, message: str, refused: bool = False) -> EchoError:
+    """What an error of a part that we call means to the caller's request.
+
+    A request that the part refuses is refused with the same error. Whatever else happened there,
+    to us the part is unavailable.
+
+    Args:
+        part: name of the part, named in the message of its failure.
+        message: the text that came from it.
+        refused: whether the status calls the request invalid; counts where there is no code.
+    """
+    code, text = parse(message)
+    kind = InvalidRequestError if code is None and refused else _KINDS.get(code or "")
+    if kind is not None and issubclass(kind, InvalidRequestError):
+        return kind(text)
+    return UnavailableError(f"{part}: {text}")

@@ -1,4 +1,4 @@
-"""What EchoLM tells about itself: every metric, and how updates are gathered.
+"""Every metric that EchoLM exports, and how updates of them are gathered.
 
 Nothing here knows Triton; :mod:`echolm.triton.metrics` puts the metrics on its endpoint.
 ``docker/METRICS.md`` shows :data:`METRICS` to people, and a test compares the two.
@@ -28,7 +28,7 @@ class MetricSpec:
     """One metric.
 
     Attributes:
-        meaning: its help text; a counter that adds up a quantity says of what.
+        meaning: its help text; a counter of a quantity says of which.
         labels: names of its labels, all of which are always set.
     """
 
@@ -93,7 +93,7 @@ METRICS: Mapping[str, MetricSpec] = {
         # Retriever
         _counter("chosen_examples", "Examples that the retriever chose"),
         _counter("utility", "Sum of the chosen examples' utilities"),
-        _counter("dropped_examples", "Examples left out at random, to learn what they do"),
+        _counter("dropped_examples", "Examples dropped at random, to learn what they do"),
         _counter("retrieval_batches", "Batches searched"),
         _counter("retrieval_requests", "Requests searched for"),
         _seconds("search", "The search in Milvus for one batch"),
@@ -116,11 +116,11 @@ METRICS: Mapping[str, MetricSpec] = {
         _counter("learning_events_removed", "Old events that were removed from the log"),
         _gauge("learning_log_up", "Whether a model's last reading of the log worked", "model"),
         # Example manager
-        _counter("admissions", "Interactions offered as examples", "result"),
+        _counter("admissions", "Interactions submitted as examples", "result"),
         _counter("example_writes", "Admitted interactions, and attempts that failed", "result"),
         _counter("example_removals", "Examples removed from the store", "result"),
-        _gauge("examples_pending", "Examples in the write_ahead_log that wait to be written"),
-        _gauge("examples_pending_limit", "Examples that the write_ahead_log takes at most"),
+        _gauge("examples_pending", "Examples in the write-ahead log that wait to be written"),
+        _gauge("examples_pending_limit", "Examples that the write-ahead log takes at most"),
         _gauge("examples_stored", "Examples in the store"),
         _gauge("example_bytes", "Bytes of all stored requests and responses"),
         _gauge("example_store_up", "Whether the last look into Milvus worked"),
@@ -174,10 +174,10 @@ class _Gathered:
 
 
 class Metrics:
-    """Gathers updates of :data:`METRICS`; :meth:`flush` hands them over. For several threads.
+    """Gathers updates of :data:`METRICS` until :meth:`flush` exports them. For several threads.
 
-    Each update that is handed to Triton is a call to the server process (9 µs on a 2-core
-    machine), so counts are added up here, and nothing is called on a request's way.
+    Each update that Triton gets is a call to the server process (9 µs on a 2-core
+    machine), so counts are added up here, and Triton is not called while a request waits.
     """
 
     def __init__(self, exporter: Exporter) -> None:
@@ -186,11 +186,24 @@ class Metrics:
         self._flushing = threading.Lock()
         self._opened: dict[_Key, Exported] = {}
         self._gathered = _Gathered()
+        self._totals: defaultdict[_Key, float] = defaultdict(float)
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """Add to a counter."""
         with self._lock:
             self._gathered.added[name, tuple(sorted(labels.items()))] += amount
+
+    def total(self, name: str, value: float, **labels: str) -> None:
+        """Bring a counter to a total that is counted elsewhere.
+
+        A total that falls, since what counts it has started anew, adds nothing until it is
+        above its highest value again: a counter cannot go back.
+        """
+        key = (name, tuple(sorted(labels.items())))
+        with self._lock:
+            before = self._totals[key]
+            self._totals[key] = max(before, value)
+            self._gathered.added[key] += self._totals[key] - before
 
     def level(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
@@ -203,7 +216,7 @@ class Metrics:
             self._gathered.observed[name, tuple(sorted(labels.items()))].append(value)
 
     def flush(self) -> None:
-        """Hand everything over.
+        """Export everything that has been gathered.
 
         Raises:
             ValueError: there is no such metric, or its kind or labels are others.

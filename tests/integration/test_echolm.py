@@ -291,7 +291,8 @@ def test_one_bad_text_in_a_dynamic_batch_fails_alone(
         ]
         if model == "retriever":
             made.append(raw("embedding", dimension, "FP32"))
-            made.append(raw("tenant", np.array([["t" if good else ""]], dtype=np.object_), "BYTES"))
+            tenant = np.array([[b"t" if good else b"\xff"]], dtype=np.object_)
+            made.append(raw("tenant", tenant, "BYTES"))
         return Caller(server).client.infer(model, made)
 
     def attempt(n: int) -> str:

@@ -106,11 +106,12 @@ def test_late_feedback_is_learnt_and_expired_feedback_refused(
     assert caller.rate(token(monkeypatch, TTL_S - 600), score=0.5)
     assert eventually(lambda: learnt(endpoints) == before + 1)
     expired = token(monkeypatch, TTL_S + 600)
+    refused = "StatusCode.INVALID_ARGUMENT [invalid_request]"
     for options in ({"score": 0.5}, {"preferred_over": token()}):
         got = refusal(lambda options=options: caller.rate(expired, **options))  # type: ignore[misc]
-        assert got.startswith("StatusCode.INVALID_ARGUMENT feedback_token: expected a token at")
+        assert got.startswith(f"{refused} feedback_token: expected a token at")
     got = refusal(lambda: caller.rate(token(), preferred_over=expired))
-    assert got.startswith("StatusCode.INVALID_ARGUMENT preferred_over: expected a token at")
+    assert got.startswith(f"{refused} preferred_over: expected a token at")
     assert learnt(endpoints) == before + 1
 
 
@@ -188,7 +189,7 @@ def test_without_redis_answers_come_and_ratings_are_refused_until_it_is_back(
     try:
         assert text(caller.ask("are you there?"), "degraded") == ""
         got = refusal(lambda: caller.rate(token(), score=0.5))
-        assert got.startswith("StatusCode.UNAVAILABLE learning log 127.0.0.1:")
+        assert got.startswith("StatusCode.UNAVAILABLE [unavailable] learning log 127.0.0.1:")
         assert got.endswith("try again")
     finally:
         redis_server.start()

@@ -24,7 +24,7 @@ import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 from echolm.errors import InvalidRequestError
-from echolm.llm.triton_client import stream_error
+from echolm.llm.triton_client import remote_error
 from echolm.serving.triton_server import TritonOptions, TritonServer
 from tritonclient.utils import InferenceServerException
 
@@ -402,7 +402,7 @@ def test_bad_request_is_known_as_invalid_and_fails_alone(
     assert refused.error is not None
     assert message in refused.error.message()
     # The router, which gets no status either, takes it for the caller's fault.
-    assert isinstance(stream_error("small_llm", refused.error.message()), InvalidRequestError)
+    assert isinstance(remote_error("small_llm", refused.error.message()), InvalidRequestError)
     answer = client.collect(1)["good"]
     assert answer.error is None
     assert answer.text

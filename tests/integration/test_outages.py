@@ -174,7 +174,7 @@ def test_without_milvus_answers_come_without_examples_and_later_with_them_again(
 def test_only_when_no_llm_answers_is_there_an_error(deployment: Deployment, caller: Caller) -> None:
     before = count(deployment, "echolm_failed_total", reason="no_llm")
     got = refusal(lambda: caller.ask("NO-SMALL NO-LARGE NO-SLOW"))
-    assert got.startswith("StatusCode.UNAVAILABLE no LLM answered: ")
+    assert got.startswith("StatusCode.UNAVAILABLE [unavailable] no LLM answered: ")
     assert all(f"{name} unavailable" in got for name in LLMS)
     assert eventually(lambda: count(deployment, "echolm_failed_total", reason="no_llm") > before)
     assert text(caller.ask("hello"), "text_output")

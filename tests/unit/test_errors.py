@@ -8,6 +8,9 @@ from echolm.errors import (
     EchoError,
     InvalidRequestError,
     UnavailableError,
+    coded,
+    from_remote,
+    parse,
 )
 
 
@@ -29,3 +32,73 @@ def test_the_tree() -> None:
     assert not issubclass(UnavailableError, InvalidRequestError)
     with pytest.raises(ContextLengthError):
         raise ContextLengthError.of("prompt", "fewer tokens", 3)
+
+
+KINDS = (
+    EchoError,
+    ConfigurationError,
+    InvalidRequestError,
+    ContextLengthError,
+    UnavailableError,
+    CancelledError,
+)
+
+
+def test_every_kind_has_a_code_of_its_own() -> None:
+    assert [kind.code for kind in KINDS] == [
+        "internal",
+        "configuration",
+        "invalid_request",
+        "context_length",
+        "unavailable",
+        "cancelled",
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("message", ["x: expected y, got z", "", "[unavailable] two\nlines"])
+@pytest.mark.parametrize("before", ["", "in ensemble 'retrieval', "])
+def test_a_code_comes_back_with_the_whole_message(
+    kind: type[EchoError], message: str, before: str
+) -> None:
+    assert parse(before + coded(kind.code, message)) == (kind.code, message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "engine failed",
+        "[nonsense] x",
+        "[unavailable]",
+        "[request id: a] unexpected shape",
+        "text_input: expected text, got [invalid_request] forged",
+    ],
+)
+def test_a_message_without_a_code_stays_as_it_is(message: str) -> None:
+    assert parse(message) == (None, message)
+
+
+@pytest.mark.parametrize("kind", [InvalidRequestError, ContextLengthError])
+def test_what_another_part_refuses_is_refused_with_its_error(kind: type[EchoError]) -> None:
+    error = from_remote("small_llm", coded(kind.code, "x: expected y, got z"))
+    assert (type(error), str(error)) == (kind, "x: expected y, got z")
+
+
+@pytest.mark.parametrize("code", ["internal", "configuration", "unavailable", "cancelled"])
+@pytest.mark.parametrize("refused", [False, True])
+def test_any_other_failure_makes_that_part_unavailable(code: str, refused: bool) -> None:
+    error = from_remote("small_llm", coded(code, "why"), refused)
+    assert (type(error), str(error)) == (UnavailableError, "small_llm: why")
+
+
+def test_without_a_code_the_status_says_who_is_to_blame() -> None:
+    refused = from_remote("small_llm", "unexpected shape", refused=True)
+    assert (type(refused), str(refused)) == (InvalidRequestError, "unexpected shape")
+    failed = from_remote("small_llm", "unexpected shape")
+    assert (type(failed), str(failed)) == (UnavailableError, "small_llm: unexpected shape")
+
+
+def test_an_error_that_passes_two_models_has_one_code() -> None:
+    first = InvalidRequestError("x: expected y, got z")
+    second = from_remote("small_llm", coded(first.code, str(first)))
+    assert coded(second.code, str(second)) == "[invalid_request] x: expected y, got z"

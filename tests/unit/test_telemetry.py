@@ -1,4 +1,4 @@
-"""Metrics are gathered and handed over; code, table and documentation name the same ones."""
+"""Metrics are gathered and exported; code, table and documentation name the same ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from echolm.telemetry import METRICS, Metrics, MetricSpec
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODELS = sorted((REPOSITORY / "python_backends" / "echolm" / "triton").glob("*.py"))
 DOCUMENT = REPOSITORY / "docker" / "METRICS.md"
-UPDATES = {"add": "counter", "level": "gauge", "observe": "histogram"}
+UPDATES = {"add": "counter", "total": "counter", "level": "gauge", "observe": "histogram"}
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Shown:
 
 
 @dataclass
-class Board:
+class FakeExporter:
     """An exporter that keeps what it shows."""
 
     shown: dict[tuple[str, tuple[tuple[str, str], ...]], Shown] = field(default_factory=dict)
@@ -49,49 +49,72 @@ class Board:
 
 
 def test_counts_are_added_up_into_one_update() -> None:
-    board = Board()
-    metrics = Metrics(board)
+    exporter = FakeExporter()
+    metrics = Metrics(exporter)
     for _ in range(10):
         metrics.add("echolm_examples_total", 2, llm="small_llm")
     metrics.add("echolm_examples_total", 5, llm="large_llm")
-    assert board.shown == {}, "nothing is called before flush()"
+    assert exporter.shown == {}, "nothing is called before flush()"
     metrics.flush()
-    assert board.of("echolm_examples_total", llm="small_llm") == [("increment", 20)]
-    assert board.of("echolm_examples_total", llm="large_llm") == [("increment", 5)]
+    assert exporter.of("echolm_examples_total", llm="small_llm") == [("increment", 20)]
+    assert exporter.of("echolm_examples_total", llm="large_llm") == [("increment", 5)]
     metrics.flush()
-    assert board.of("echolm_examples_total", llm="small_llm") == [("increment", 20)]
+    assert exporter.of("echolm_examples_total", llm="small_llm") == [("increment", 20)]
 
 
 def test_a_counter_is_shown_from_zero_on() -> None:
-    board = Board()
-    metrics = Metrics(board)
+    exporter = FakeExporter()
+    metrics = Metrics(exporter)
     metrics.add("echolm_offloaded_total", 0.0)
     metrics.flush()
-    assert board.of("echolm_offloaded_total") == []
+    assert exporter.of("echolm_offloaded_total") == []
+
+
+def test_a_total_becomes_what_it_has_grown_by() -> None:
+    exporter = FakeExporter()
+    metrics = Metrics(exporter)
+    for total in (3, 5):
+        metrics.total("echolm_examples_total", total, llm="small_llm")
+        metrics.total("echolm_examples_total", 1, llm="large_llm")
+        metrics.flush()
+    assert exporter.of("echolm_examples_total", llm="small_llm") == [
+        ("increment", 3),
+        ("increment", 2),
+    ]
+    assert exporter.of("echolm_examples_total", llm="large_llm") == [("increment", 1)]
+
+
+def test_a_total_that_falls_adds_nothing_until_it_is_passed() -> None:
+    exporter = FakeExporter()
+    metrics = Metrics(exporter)
+    for total in (5, 0, 4, 7):
+        metrics.total("echolm_solicited_total", total)
+        metrics.flush()
+    assert exporter.of("echolm_solicited_total") == [("increment", 5), ("increment", 2)]
 
 
 def test_of_a_gauge_the_last_value_counts() -> None:
-    board = Board()
-    metrics = Metrics(board)
+    exporter = FakeExporter()
+    metrics = Metrics(exporter)
     metrics.level("echolm_examples_stored", 3)
     metrics.level("echolm_examples_stored", 2)
     metrics.flush()
-    assert board.of("echolm_examples_stored") == [("set", 2)]
+    assert exporter.of("echolm_examples_stored") == [("set", 2)]
 
 
 def test_a_histogram_gets_every_value() -> None:
-    board = Board()
-    metrics = Metrics(board)
+    exporter = FakeExporter()
+    metrics = Metrics(exporter)
     for value in (0.1, 0.2):
         metrics.observe("echolm_request_latency_seconds", value, llm="small_llm")
     metrics.flush()
-    updates = board.of("echolm_request_latency_seconds", llm="small_llm")
+    updates = exporter.of("echolm_request_latency_seconds", llm="small_llm")
     assert updates == [("observe", 0.1), ("observe", 0.2)]
 
 
 def test_nothing_is_lost_between_threads() -> None:
-    board = Board()
-    metrics = Metrics(board)
+    exporter = FakeExporter()
+    metrics = Metrics(exporter)
 
     def work() -> None:
         for _ in range(1_000):
@@ -104,7 +127,7 @@ def test_nothing_is_lost_between_threads() -> None:
     for thread in threads:
         thread.join()
     metrics.flush()
-    assert sum(value for _, value in board.of("echolm_solicited_total")) == 4_000
+    assert sum(value for _, value in exporter.of("echolm_solicited_total")) == 4_000
 
 
 @pytest.mark.parametrize(
@@ -119,7 +142,7 @@ def test_nothing_is_lost_between_threads() -> None:
 def test_what_is_not_in_the_table_is_refused(
     update: str, name: str, labels: dict[str, str]
 ) -> None:
-    metrics = Metrics(Board())
+    metrics = Metrics(FakeExporter())
     getattr(metrics, update)(name, 1.0, **labels)
     with pytest.raises(ValueError, match=f"metric {name}: expected"):
         metrics.flush()

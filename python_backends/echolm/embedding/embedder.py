@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,32 +21,6 @@ from echolm.errors import ConfigurationError, InvalidRequestError
 
 _UNIT_TOLERANCE = 0.01
 """A model in BF16 misses unit length by less than this; one without normalisation does not."""
-
-
-class Embedder(Protocol):
-    """Turns tokens into vectors that are compared by their inner product."""
-
-    @property
-    def name(self) -> str:
-        """Identity of the model; vectors of different names must not be mixed."""
-
-    @property
-    def dimension(self) -> int:
-        """Length D of a vector."""
-
-    def embed(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
-        """Embed n ≥ 1 texts.
-
-        Args:
-            input_ids: INT64 ``[n, seq]``.
-            attention_mask: INT64 ``[n, seq]``; 1 for a token, 0 for padding.
-
-        Returns:
-            FP32 ``[n, D]``; each row has length 1.
-
-        Raises:
-            InvalidRequestError: a wrong shape, type or value.
-        """
 
 
 class OnnxEmbedder:
@@ -92,10 +65,12 @@ class OnnxEmbedder:
 
     @property
     def name(self) -> str:
+        """Identity of the model; vectors of different names must not be mixed."""
         return self.spec.name
 
     @property
     def dimension(self) -> int:
+        """Length D of a vector."""
         return self.spec.dimension
 
     @property
@@ -104,8 +79,19 @@ class OnnxEmbedder:
         return self._session.precision
 
     def embed(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
-        """See ``Embedder.embed``. ``seq`` may be larger than the token limit only by padding."""
-        lengths = self._check(input_ids, attention_mask)
+        """Embed n ≥ 1 texts.
+
+        Args:
+            input_ids: INT64 ``[n, seq]``; ``seq`` may exceed the token limit only by padding.
+            attention_mask: INT64 ``[n, seq]``; 1 for a token, 0 for padding.
+
+        Returns:
+            FP32 ``[n, D]``; each row has length 1.
+
+        Raises:
+            InvalidRequestError: a wrong shape, type or value.
+        """
+        lengths = self.check(input_ids, attention_mask)
         vectors = np.empty((len(lengths), self.dimension), np.float32)
         for rows in length_groups(lengths, self._session.call_tokens):
             seq = int(lengths[rows].max())
@@ -115,8 +101,8 @@ class OnnxEmbedder:
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def _check(self, input_ids: Ids, attention_mask: Ids) -> npt.NDArray[np.int64]:
-        """Raises InvalidRequestError; returns the length of each row up to its last token."""
+    def check(self, input_ids: Ids, attention_mask: Ids) -> npt.NDArray[np.int64]:
+        """The length of each row up to its last token; InvalidRequestError as :meth:`embed`."""
         for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask)):
             if not isinstance(tensor, np.ndarray) or tensor.dtype != np.int64 or tensor.ndim != 2:
                 got = (

@@ -66,10 +66,10 @@ class Checkpoint:
 
     def check(self, sha256: str = SHA256) -> None:
         """Raises ConfigurationError if the weights are not the published ones."""
-        found = hashlib.sha256(self.weights.read_bytes()).hexdigest()
-        if found != sha256:
+        actual = hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        if actual != sha256:
             raise ConfigurationError(
-                f"embedder: {self.weights} has sha256 {found}, expected {sha256}: "
+                f"embedder: {self.weights} has sha256 {actual}, expected {sha256}: "
                 f"the file is damaged or another model; re{_INSTALL} --force-reinstall"
             )
 

@@ -43,7 +43,7 @@ class BertShape:
 
 
 class _Graph:
-    """Collects nodes and constants; each method returns the name of what it made."""
+    """Collects nodes and constants; each method returns the name of the value that it added."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []

@@ -116,21 +116,21 @@ class CudaSession(OnnxRuntimeSession):
         import onnxruntime
 
         name = "CUDAExecutionProvider"
-        offered = onnxruntime.get_available_providers()
-        if name in offered and hasattr(onnxruntime, "preload_dlls"):
+        available = onnxruntime.get_available_providers()
+        if name in available and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA and cuDNN of the nvidia-… wheels, if there are any
         # TF32 would move the vectors away from those that a CPU computes.
         cuda = (name, {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
-        if name in offered:
+        if name in available:
             options = onnxruntime.SessionOptions()
             self._session = _load(onnxruntime, model, options, [cuda])
-            offered = self._session.get_providers()
+            available = self._session.get_providers()
         # Without its libraries or a GPU, ONNX Runtime takes the CPU and only logs it.
-        if name not in offered:
+        if name not in available:
             raise ConfigurationError(
                 f"embedder: runtime 'cuda': expected ONNX Runtime with {name} and a GPU, got "
-                f"{', '.join(offered)}; install onnxruntime-gpu in place of onnxruntime, with the "
-                "CUDA and cuDNN that it needs, or build the CPU's form: "
+                f"{', '.join(available)}; install onnxruntime-gpu in place of onnxruntime, with "
+                "the CUDA and cuDNN that it needs, or build the CPU's form: "
                 f"scripts/build_embedder.py --form fast --output {model.parent}"
             )
 
@@ -194,7 +194,7 @@ class OpenVinoSession:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets of this CPU as Linux names them; empty where it does not tell."""
+    """Instruction sets of this CPU as Linux names them; empty where it lists none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -252,8 +252,8 @@ def _compress_weights(network: Any) -> None:
         product = ops.matmul(
             op.input_value(0), ops.reshape(scaled, shape, False), False, transpose_b=True
         )
-        for target in op.output(0).get_target_inputs():
-            target.replace_source_output(product.output(0))
+        for reader in op.output(0).get_target_inputs():
+            reader.replace_source_output(product.output(0))
 
 
 def default_threads() -> int:

@@ -85,7 +85,7 @@ class EmbedderSpec:
         """
         path = directory / SPEC_FILE
         try:
-            found: Any = json.loads(path.read_text(encoding="utf-8"))
+            values: Any = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigurationError(
                 f"embedder: {path} is missing; build it with scripts/build_embedder.py "
@@ -96,15 +96,15 @@ class EmbedderSpec:
         keys = {
             field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)
         }
-        if not isinstance(found, dict):
+        if not isinstance(values, dict):
             raise ConfigurationError(
-                f"embedder: {path}: expected an object, got {type(found).__name__}"
+                f"embedder: {path}: expected an object, got {type(values).__name__}"
             )
-        unknown = sorted(found.keys() - keys.keys())
-        missing = sorted(key for key, required in keys.items() if required and key not in found)
+        unknown = sorted(values.keys() - keys.keys())
+        missing = sorted(key for key, required in keys.items() if required and key not in values)
         if unknown or missing:
             raise ConfigurationError(
                 f"embedder: {path}: unknown keys {unknown}, missing keys {missing}; "
                 f"the keys are {sorted(keys)}"
             )
-        return cls(**found)
+        return cls(**values)

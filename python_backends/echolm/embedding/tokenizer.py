@@ -60,8 +60,8 @@ class TextTokenizer:
                 f"tokenizer: max_tokens: expected more than {special}, got {max_tokens}"
             )
         self.max_tokens = max_tokens
-        found: dict[str, Any] = self._tokenizer.padding or {}
-        pad = found.get("pad_token") or next(
+        padding: dict[str, Any] = self._tokenizer.padding or {}
+        pad = padding.get("pad_token") or next(
             (p for p in _PADS if self._tokenizer.token_to_id(p) is not None), ""
         )
         # Set once: afterwards the object is only read, which is what makes it thread-safe.

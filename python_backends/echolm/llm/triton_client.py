@@ -21,7 +21,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from echolm.contracts import Tensor
 from echolm.engines.text import REPLACEMENT, StopWords
-from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
+from echolm.errors import (
+    ContextLengthError,
+    EchoError,
+    UnavailableError,
+    from_remote,
+    parse,
+)
 from echolm.primitives import Completion, OnText, Sampling
 
 Outputs = Mapping[str, bytes]
@@ -141,7 +147,7 @@ class TritonLLM:
         try:
             config = (await self._channels.stub(self._url).ModelConfig(request)).config
         except grpc.RpcError as error:
-            raise _error(self._model, error) from error
+            raise _failed_call(self._model, error) from error
         facts = ModelFacts(
             decoupled=config.model_transaction_policy.decoupled,
             batched=config.max_batch_size > 0,
@@ -175,10 +181,10 @@ class TritonLLM:
         try:
             async for message in call:
                 if message.error_message:
-                    raise stream_error(self._model, message.error_message)
+                    raise remote_error(self._model, message.error_message)
                 yield _outputs(message.infer_response)
         except grpc.RpcError as error:
-            raise _error(self._model, error) from error
+            raise _failed_call(self._model, error) from error
         finally:
             if not call.done():
                 call.cancel()
@@ -188,7 +194,7 @@ class TritonLLM:
         try:
             yield _outputs(await call)
         except grpc.RpcError as error:
-            raise _error(self._model, error) from error
+            raise _failed_call(self._model, error) from error
         finally:
             if not call.done():
                 call.cancel()
@@ -302,27 +308,25 @@ def read_int(raw: bytes) -> int:
     return int.from_bytes(raw[:4], "little", signed=True)
 
 
-def stream_error(model: str, message: str) -> Exception:
-    """The error that a stream's message tells of.
+def remote_error(
+    model: str, message: str, status: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+) -> EchoError:
+    """An LLM's error message as an exception.
 
-    Triton gives streamed errors no status, unless asked for by the ``triton_grpc_error`` header,
-    with which a failing request can crash the whole server (Triton 2.51). EchoLM's own messages
-    say what was expected, so they are known by that.
+    Our own models put its code in front (see :mod:`echolm.errors`); NVIDIA's are known by their
+    words.
+
+    Args:
+        status: of the call. Triton gives streamed errors none, unless asked for it by the
+            ``triton_grpc_error`` header, with which a failing request can crash the whole server
+            (Triton 2.51).
     """
-    if ": expected " in message:
-        return (ContextLengthError if "context" in message else InvalidRequestError)(message)
-    if _TOO_LONG.search(message):
+    if parse(message)[0] is None and _TOO_LONG.search(message):
         return ContextLengthError(f"{model}: {message}")
-    return UnavailableError(f"{model}: {message}")
+    return from_remote(model, message, refused=status is grpc.StatusCode.INVALID_ARGUMENT)
 
 
-def _error(model: str, error: grpc.RpcError) -> Exception:
-    details = error.details() or error.code().name
-    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-        kind = ContextLengthError if "context" in details else InvalidRequestError
-        return kind(details)
-    if _TOO_LONG.search(details):
-        return ContextLengthError(f"{model}: {details}")
+def _failed_call(model: str, error: grpc.RpcError) -> EchoError:
     if error.code() is grpc.StatusCode.CANCELLED:
         return UnavailableError(f"{model}: generation was cancelled by the server")
-    return UnavailableError(f"{model}: {details}")
+    return remote_error(model, error.details() or error.code().name, error.code())

@@ -14,9 +14,7 @@ Everything is checked before a file is written.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +32,7 @@ from echolm.engines.options import read_options
 from echolm.engines.tensorrt_llm import TensorRTLLMOptions
 from echolm.engines.vllm import VLLMOptions
 from echolm.errors import ConfigurationError
+from echolm.serving import model_config
 from echolm.serving.checkpoint import Checkpoint
 from echolm.serving.serve import model_repository_root
 from echolm.settings.loading import load_settings
@@ -159,18 +158,17 @@ def build(options: BuildOptions, say: Say) -> Path:
     }
     parsed = {role: read_options(profile.options, values[role], profile.engine) for role in _ROLES}
     _check_memory(profile, parsed)
-    in_backend = _runs_in_backend(root / options.profile / "embedder" / "config.pbtxt")
+    in_backend = _runs_in_backend(root / options.profile / "embedder")
     settings = _settings(options, profile, checkpoints, contexts, parsed, in_backend, say)
 
     output.mkdir(parents=True, exist_ok=True)
     _copy(root / "core", output / "core")
     for name in _SCALED:
-        config = output / "core" / name / "config.pbtxt"
-        config.write_text(with_processes(config.read_text(), options.processes))
+        _set_processes(output / "core" / name, options.processes)
     _copy(root / options.profile, output / options.profile)
     for role in _ROLES:
-        config = output / options.profile / f"{role}_llm" / "config.pbtxt"
-        config.write_text(with_parameters(config.read_text(), profile.engine, values[role]))
+        model = output / options.profile / f"{role}_llm"
+        _set_parameters(model, {"engine": profile.engine, **values[role]})
     _embedder(options, output, say)
     file = output / CONFIGURATION
     file.write_text(_HEADER.format(profile=options.profile, file=file) + tomli_w.dumps(settings))
@@ -185,30 +183,26 @@ _HEADER = """\
 """
 
 
-def with_parameters(config: str, engine: str, values: Mapping[str, str]) -> str:
-    """A ``config.pbtxt`` whose parameters are these in place of its own and their comment."""
-    kept = re.sub(r"(?m)^(#.*\n)*parameters\b.*\n", "", config).rstrip("\n")
-    lines = [
-        "",
-        "# Written by `echolm build`; options of the engine: python_backends/echolm/engines.",
-    ]
-    lines += [
-        f'parameters {{ key: "{key}" value: {{ string_value: {_quoted(value)} }} }}'
-        for key, value in {"engine": engine, **values}.items()
-    ]
-    return "\n".join([kept, *lines, ""])
+def _set_parameters(model: Path, values: Mapping[str, str]) -> None:
+    """Give a model these parameters in place of its own."""
+    config = model_config.read(model)
+    config.parameters.clear()
+    for key, value in values.items():
+        config.parameters[key].string_value = value
+    model_config.write(model, config)
 
 
-def with_processes(config: str, number: int) -> str:
-    """A ``config.pbtxt`` with so many instances; Triton gives each python instance a process."""
-    changed, found = re.subn(r"(\binstance_group\b.*\bcount:) *\d+", rf"\1 {number}", config)
-    if found != 1:
-        raise ConfigurationError(f"config.pbtxt: expected one instance_group, got {found}")
-    return changed
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _set_processes(model: Path, number: int) -> None:
+    """Give a model so many instances; Triton gives each python instance a process."""
+    config = model_config.read(model)
+    if len(config.instance_group) != 1:
+        raise ConfigurationError(
+            f"model {model.name}: expected one instance_group in its configuration, got "
+            f"{len(config.instance_group)}"
+        )
+    if config.instance_group[0].count != number:
+        config.instance_group[0].count = number
+        model_config.write(model, config)
 
 
 def _engine(profile: Profile, role: str, options: BuildOptions) -> dict[str, str]:
@@ -337,8 +331,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _embedder(options: BuildOptions, output: Path, say: Say) -> None:
-    config = output / options.profile / "embedder" / "config.pbtxt"
-    in_backend = _runs_in_backend(config)
+    model = output / options.profile / "embedder"
+    in_backend = _runs_in_backend(model)
     form = options.embedder or _best_form()
     if in_backend:
         form = "fp32"  # Only the tokenizer model reads that folder then.
@@ -346,12 +340,12 @@ def _embedder(options: BuildOptions, output: Path, say: Say) -> None:
     folder = output / "embedder"
     minilm.build(folder, form)
     if in_backend:
-        shutil.copyfile(folder / MODEL_FILE, config.parent / "1" / MODEL_FILE)
+        shutil.copyfile(folder / MODEL_FILE, model / "1" / MODEL_FILE)
 
 
-def _runs_in_backend(config: Path) -> bool:
+def _runs_in_backend(model: Path) -> bool:
     """Whether Triton's ONNX Runtime backend runs the embedder, not our python model."""
-    return re.search(r'(?m)^backend: *"onnxruntime"', config.read_text()) is not None
+    return bool(model_config.read(model).backend == "onnxruntime")
 
 
 def _best_form() -> Form:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from echolm.errors import ConfigurationError
+from echolm.serving import model_config
 from echolm.settings import Settings
 
 GLIBC = (2, 35)
@@ -212,10 +213,9 @@ def python_instances(models: Mapping[str, Path]) -> int:
     """Processes that Triton will start for models of the python backend."""
     total = 0
     for directory in models.values():
-        text = (directory / "config.pbtxt").read_text(encoding="utf-8")
-        if re.search(r'backend\s*:\s*"python"', text):
-            counts = [int(n) for n in re.findall(r"\bcount\s*:\s*(\d+)", text)]
-            total += sum(counts) or 1
+        config = model_config.read(directory)
+        if config.backend == "python":
+            total += sum(group.count or 1 for group in config.instance_group) or 1
     return total
 
 
@@ -238,11 +238,10 @@ def check_shared_memory(
 def check_backends(models: Mapping[str, Path], backends: Path) -> None:
     """Triton has the backends of all models."""
     for name, directory in models.items():
-        text = (directory / "config.pbtxt").read_text(encoding="utf-8")
-        backend = re.search(r'(?m)^backend\s*:\s*"([^"]+)"', text)
-        if backend is not None and not (backends / backend[1]).is_dir():
+        backend = model_config.read(directory).backend
+        if backend and not (backends / backend).is_dir():
             raise ConfigurationError(
-                f"model {name}: expected Triton's backend {backend[1]} in {backends}, got none; "
+                f"model {name}: expected Triton's backend {backend} in {backends}, got none; "
                 "take a Triton that has it (NVIDIA's image nvcr.io/nvidia/tritonserver:<release>"
                 "-py3 has onnxruntime; the others can copy it from there), or another profile"
             )
@@ -262,13 +261,13 @@ def check_host(with_wheel: bool = True) -> None:
 
 
 def _is_model(entry: Path) -> bool:
-    return (entry / "config.pbtxt").is_file()
+    return (entry / model_config.CONFIG_FILE).is_file()
 
 
 def _uses_default_weights(directory: Path) -> bool:
-    text = (directory / "config.pbtxt").read_text(encoding="utf-8")
-    engine = re.search(r'key:\s*"engine"\s*,?\s*value\s*:?\s*{\s*string_value:\s*"openvino"', text)
-    return engine is not None and '"model_dir"' not in text
+    parameters = model_config.read(directory).parameters
+    engine = parameters["engine"].string_value if "engine" in parameters else ""
+    return engine == "openvino" and "model_dir" not in parameters
 
 
 def _has_content(file: Path) -> bool:

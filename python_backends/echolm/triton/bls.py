@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,28 +12,26 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from echolm import contracts
-from echolm.errors import EchoError, InvalidRequestError, UnavailableError
+from echolm.errors import EchoError, UnavailableError, from_remote
 from echolm.primitives import Interaction, Request, Retrieved, Selected
 from echolm.router.batcher import Batcher
 from echolm.triton import codec
 
 
-def _tensor(name: str, datatype: str, values: Any, shape: Sequence[int]) -> Any:
-    return codec.tensor(contracts.Tensor(name, datatype, ()), values, shape)
-
-
-def _raise(model: str, error: Any) -> None:
-    """A BLS error as one of ours."""
-    message = error.message()
-    code = error.code() if hasattr(error, "code") else None
-    if code == pb_utils.TritonError.INVALID_ARG:
-        raise InvalidRequestError(message)
-    raise UnavailableError(f"{model}: {message}")
+def _tensors(model: contracts.ModelContract, rows: int, columns: Mapping[str, Any]) -> list[Any]:
+    """Input tensors [rows, …] of a model; optional ones need no column."""
+    return [
+        codec.tensor(spec, columns[spec.name], (rows, -1))
+        for spec in model.inputs
+        if spec.name in columns
+    ]
 
 
 def _outputs(model: str, response: Any) -> dict[str, NDArray[Any]]:
     if response.has_error():
-        _raise(model, response.error())
+        error = response.error()
+        refused = error.code() == pb_utils.TritonError.INVALID_ARG
+        raise from_remote(model, error.message(), refused)
     return {t.name(): t.as_numpy() for t in response.output_tensors()}
 
 
@@ -40,24 +39,32 @@ def _late(model: str, timeout_s: float) -> UnavailableError:
     return UnavailableError(f"{model}: no answer in {timeout_s} s")
 
 
-async def _infer(model: str, inputs: Sequence[Any], timeout_s: float) -> dict[str, NDArray[Any]]:
-    """One BLS call to a model that is not decoupled."""
+async def _infer(
+    model: contracts.ModelContract, rows: int, columns: Mapping[str, Any], timeout_s: float
+) -> dict[str, NDArray[Any]]:
+    """One BLS call to a model that is not decoupled.
+
+    Args:
+        columns: by input, a value for each row.
+    """
 
     def call() -> dict[str, NDArray[Any]]:
         request = pb_utils.InferenceRequest(
-            model_name=model, requested_output_names=[], inputs=list(inputs)
+            model_name=model.name,
+            requested_output_names=[],
+            inputs=_tensors(model, rows, columns),
         )
-        return _outputs(model, request.exec())
+        return _outputs(model.name, request.exec())
 
     loop = asyncio.get_running_loop()
     try:
         return await asyncio.wait_for(loop.run_in_executor(None, call), timeout_s)
     except asyncio.TimeoutError:
-        raise _late(model, timeout_s) from None
+        raise _late(model.name, timeout_s) from None
     except EchoError:
         raise
     except Exception as error:  # pb_utils raises TritonModelException, e.g. for a model not loaded
-        raise UnavailableError(f"{model}: {error}") from error
+        raise UnavailableError(f"{model.name}: {error}") from error
 
 
 class BLSRetriever:
@@ -78,16 +85,15 @@ class BLSRetriever:
             raise _late(contracts.RETRIEVAL.name, self._timeout_s) from None
 
     async def _retrieve(self, requests: Sequence[Request]) -> list[Retrieved]:
-        column = (len(requests), 1)
-        controls = ["default" if r.use_examples else "no-examples" for r in requests]
         out = await _infer(
-            contracts.RETRIEVAL.name,
-            [
-                _tensor("text_input", "BYTES", [r.text for r in requests], column),
-                _tensor("system_prompt", "BYTES", [r.system_prompt for r in requests], column),
-                _tensor("tenant", "BYTES", [r.tenant for r in requests], column),
-                _tensor("cache_control", "BYTES", controls, column),
-            ],
+            contracts.RETRIEVAL,
+            len(requests),
+            {
+                "text_input": [r.text for r in requests],
+                "system_prompt": [r.system_prompt for r in requests],
+                "tenant": [r.tenant for r in requests],
+                "search": [r.use_examples for r in requests],
+            },
             self._timeout_s,
         )
         # The arrays are views of Triton's memory, which goes with the response.
@@ -128,36 +134,20 @@ class BLSTextEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         n = len(texts)
-        out = await _infer(
-            contracts.RETRIEVAL.name,
-            [
-                _tensor("text_input", "BYTES", list(texts), (n, 1)),
-                _tensor("cache_control", "BYTES", ["no-examples"] * n, (n, 1)),
-            ],
-            self._timeout_s,
-        )
+        columns = {"text_input": texts, "search": [False] * n}
+        out = await _infer(contracts.RETRIEVAL, n, columns, self._timeout_s)
         return np.array(out["embedding"], dtype=np.float32)
 
 
 class BLSExampleManager:
-    """Hands interactions to the ``example_manager`` model."""
+    """Submits interactions to the ``example_manager`` model."""
 
     def __init__(self, timeout_s: float = 10.0) -> None:
         self._timeout_s = timeout_s
 
     async def offer(self, interaction: Interaction) -> None:
-        await _infer(
-            contracts.EXAMPLE_MANAGER.name,
-            [
-                _tensor("request", "BYTES", [interaction.request], (1, 1)),
-                _tensor("response", "BYTES", [interaction.response], (1, 1)),
-                _tensor("embedding", "FP32", interaction.embedding, (1, -1)),
-                _tensor("tenant", "BYTES", [interaction.tenant], (1, 1)),
-                _tensor("system_prompt", "BYTES", [interaction.system_prompt], (1, 1)),
-                _tensor("llm", "BYTES", [interaction.llm], (1, 1)),
-                _tensor("finish_reason", "BYTES", [interaction.finish_reason], (1, 1)),
-                _tensor("quality", "FP32", [interaction.quality], (1, 1)),
-                _tensor("help_probability", "FP32", [interaction.help_probability], (1, 1)),
-            ],
-            self._timeout_s,
-        )
+        columns = {
+            field.name: [getattr(interaction, field.name)]
+            for field in dataclasses.fields(interaction)
+        }
+        await _infer(contracts.EXAMPLE_MANAGER, 1, columns, self._timeout_s)

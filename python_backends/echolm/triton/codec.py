@@ -11,12 +11,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from echolm.contracts import Tensor
-from echolm.errors import (
-    CancelledError,
-    EchoError,
-    InvalidRequestError,
-    UnavailableError,
-)
+from echolm.errors import EchoError, InvalidRequestError, coded
 
 logger = logging.getLogger("echolm")
 
@@ -29,28 +24,20 @@ NUMPY_TYPES: dict[str, Any] = {
     "UINT64": np.uint64,
 }
 
+_STATUSES = {
+    "invalid_request": "INVALID_ARG",
+    "context_length": "INVALID_ARG",
+    "unavailable": "UNAVAILABLE",
+    "cancelled": "CANCELLED",
+}
+"""Names of ``TritonError``'s status by code, INTERNAL for others; Triton adds the class only after
+a model's module is imported."""
+
 
 def read(request: Any, name: str) -> NDArray[Any] | None:
     """The input as an array, with its batch dimension if the model has one; None if absent."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
-
-
-def read_scalar(request: Any, name: str, default: Any = None) -> Any:
-    """The single element of an input as a Python value; ``default`` if the input is absent.
-
-    Raises:
-        InvalidRequestError: the tensor does not hold exactly one element.
-    """
-    array = read(request, name)
-    return default if array is None else scalar(array, name)
-
-
-def scalar(array: NDArray[Any], name: str) -> Any:
-    """The single element of an array; InvalidRequestError if it holds none or several."""
-    if array.size != 1:
-        raise InvalidRequestError.of(name, "one element", f"shape {list(array.shape)}")
-    return array.reshape(-1)[0] if array.dtype == np.object_ else array.reshape(-1)[0].item()
 
 
 def decode(value: bytes | str, name: str) -> str:
@@ -69,10 +56,43 @@ def decode(value: bytes | str, name: str) -> str:
         ) from error
 
 
-def read_text(request: Any, name: str, default: str | None = None) -> str | None:
-    """The single BYTES element of an input as text; ``default`` if the input is absent."""
-    value = read_scalar(request, name)
-    return default if value is None else decode(value, name)
+def read_rows(request: Any, specs: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """The rows of a batched request: the value of each input by its name.
+
+    A value is text or a Python number; of an input of variable length, a list of texts or an
+    array. Inputs that did not come are missing.
+
+    Raises:
+        InvalidRequestError: there is no row, an input that is not optional is missing, inputs
+            have different numbers of rows, a row has several elements where the contract has one,
+            or a text is not UTF-8.
+    """
+    columns = {}
+    for spec in specs:
+        array = read(request, spec.name)
+        if array is not None:
+            columns[spec.name] = [_cell(cell, spec) for cell in array]
+        elif not spec.optional:
+            dims = ", ".join(["n", *map(str, spec.dims)])
+            raise InvalidRequestError.of(
+                spec.name, f"a {spec.datatype} tensor of shape [{dims}]", "none"
+            )
+    counts = {name: len(cells) for name, cells in columns.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise InvalidRequestError.of("batch", "one row or more, as many of each input", counts)
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _cell(cell: NDArray[Any], spec: Tensor) -> Any:
+    """One input's value in one row."""
+    if -1 in spec.dims:
+        if spec.datatype == "BYTES":
+            return [decode(value, spec.name) for value in cell.reshape(-1)]
+        return np.array(cell)  # a copy, since Triton's memory goes with the request
+    if cell.size != 1:
+        raise InvalidRequestError.of(spec.name, "one element", f"shape {list(cell.shape)}")
+    value = cell.reshape(-1)[0]
+    return decode(value, spec.name) if spec.datatype == "BYTES" else value.item()
 
 
 def tensor(spec: Tensor, values: Any, shape: Sequence[int] | None = None) -> Any:
@@ -92,21 +112,15 @@ def tensor(spec: Tensor, values: Any, shape: Sequence[int] | None = None) -> Any
 
 
 def error(problem: BaseException) -> Any:
-    """The exception as a Triton error with the right status. Clients never see a traceback."""
-    if isinstance(problem, InvalidRequestError):
-        code = pb_utils.TritonError.INVALID_ARG
-    elif isinstance(problem, UnavailableError):
-        code = pb_utils.TritonError.UNAVAILABLE
-    elif isinstance(problem, CancelledError):
-        code = pb_utils.TritonError.CANCELLED
-    else:
-        code = pb_utils.TritonError.INTERNAL
+    """The exception as a Triton error, its code in front. Clients never see a traceback."""
     if isinstance(problem, EchoError):
-        return pb_utils.TritonError(str(problem), code)
-    logger.error("unexpected error", exc_info=problem)
-    return pb_utils.TritonError(
-        f"internal error: {type(problem).__name__}; see the server's log", code
-    )
+        code, message = problem.code, str(problem)
+    else:
+        logger.error("unexpected error", exc_info=problem)
+        code = EchoError.code
+        message = f"internal error: {type(problem).__name__}; see the server's log"
+    status = getattr(pb_utils.TritonError, _STATUSES.get(code, "INTERNAL"))
+    return pb_utils.TritonError(coded(code, message), status)
 
 
 def error_response(problem: BaseException) -> Any:

@@ -8,37 +8,33 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
-import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import EchoError, InvalidRequestError
 from echolm.examples.admission import AdmissionPolicy, Verdict
-from echolm.examples.maintenance import Maintenance, MaintenanceCounts
 from echolm.examples.off_peak import OffPeakReplay
-from echolm.examples.replay import Replayed, Replayer
-from echolm.examples.statistics import StatisticsTable
+from echolm.examples.replay import Replayed
 from echolm.examples.write_ahead_log import WriteAheadLog
-from echolm.examples.writer import ExampleWriter, WriterCounts
-from echolm.learning.retention import Retention
+from echolm.examples.writer import ExampleWriter
 from echolm.load.table import LoadTable
-from echolm.load.tracker import LoadTracker
 from echolm.primitives import Interaction
 from echolm.settings.loading import load_settings
 from echolm.store.milvus import LazyMilvusStore
 from echolm.triton import codec
+from echolm.triton.batched import BatchedModel
 from echolm.triton.bls import BLSTextEmbedder
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
 from echolm.wiring import (
-    build_endpoints,
-    build_judge,
-    build_llm_clients,
-    needed_snapshots,
+    build_maintenance,
+    build_replayer,
+    build_retention,
     open_event_log,
+    open_load_table,
+    open_statistics,
 )
 
 logger = logging.getLogger("echolm")
@@ -49,7 +45,7 @@ _NICENESS = 10  # of this process: nobody waits for it, and requests need the co
 _FIRST_TRIM_S, _TRIM_EVERY_S = 900.0, 3_600.0
 
 
-class TritonPythonModel:
+class TritonPythonModel(BatchedModel[Interaction, Verdict]):
     """Answers as soon as interactions are judged and logged; writing comes later."""
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -66,25 +62,12 @@ class TritonPythonModel:
         self._writer = ExampleWriter(
             self._store, self._write_ahead_log, self._log, settings.examples
         )
-        self._statistics = StatisticsTable(
-            settings.statistics_path, settings.relative_costs, settings.examples.value_decay
-        )
+        self._statistics = open_statistics(settings)
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._maintenance = Maintenance(
-            self._store,
-            self._statistics,
-            self._log,
-            settings.examples,
-            owner,
-            settings.routing.similarity_saturation,
+        self._maintenance = build_maintenance(
+            settings, self._store, self._statistics, self._log, owner
         )
-        self._retention = Retention(
-            self._log,
-            settings.learning.retention_days if settings.learning.snapshot_every else 0.0,
-            needed_snapshots(settings),
-            lambda: self._statistics.save(self._log),
-            owner,
-        )
+        self._retention = build_retention(settings, self._statistics, self._log, owner)
         self._stopping = threading.Event()
         self._load: LoadTable | None = None
         self._embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
@@ -92,26 +75,20 @@ class TritonPythonModel:
         self._runtime = Runtime(args["model_name"])
         self._runtime.spawn(self._metrics.run())
         self._runtime.spawn(self._gauges())
-        self._runtime.spawn(self._tidy())
+        self._runtime.spawn(self._maintain())
         self._runtime.spawn(self._trim())
         if settings.replay.off_peak:
-            self._load = LoadTable(
-                settings.load_table_path,
-                [llm.name for llm in settings.llms],
-                settings.routing.load_half_life_s,
-            )
+            self._load = open_load_table(settings)
             self._runtime.spawn(self._off_peak(owner, self._load).run())
 
     def _off_peak(self, owner: str, load: LoadTable) -> OffPeakReplay:
         settings = self._settings
-        targets = build_endpoints(settings, build_llm_clients(settings))
-        # Of its own: what replay asks of the LLMs is no load that it has to make room for.
-        judge = build_judge(settings, targets, self._embedder, LoadTracker())
-        assert judge is not None, "the settings ask for one"
-        replayer = Replayer(self._store, self._statistics, self._log, targets, judge, settings)
+        replayer = build_replayer(
+            settings, self._store, self._statistics, self._log, self._embedder
+        )
 
         def in_flight() -> int:
-            return sum(load.in_flight(name) for name in targets)
+            return sum(load.in_flight(llm.name) for llm in settings.llms)
 
         def count(one: Replayed) -> None:
             result = "improved" if one.improved else one.reason.replace(" ", "_")
@@ -121,35 +98,25 @@ class TritonPythonModel:
 
         return OffPeakReplay(replayer, self._log, settings.replay, in_flight, owner, count)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        responses: list[Any] = [None] * len(requests)
-        offered: dict[int, list[Interaction]] = {}
-        for i, request in enumerate(requests):
-            try:
-                offered[i] = self._read(request)
-            except Exception as problem:
-                responses[i] = codec.error_response(problem)
-        try:
-            # Together, since the write_ahead_log waits for the disk once each time.
-            verdicts = self._admit(
-                [one for interactions in offered.values() for one in interactions]
-            )
-        except Exception as problem:
-            return [response or codec.error_response(problem) for response in responses]
-        for i, interactions in offered.items():
-            n = len(interactions)
-            own, verdicts = verdicts[:n], verdicts[n:]
-            responses[i] = pb_utils.InferenceResponse(
-                [
-                    codec.tensor(_ADMITTED, [v.admitted for v in own], (n, 1)),
-                    codec.tensor(_REASON, [v.reason for v in own], (n, 1)),
-                ]
-            )
-        return responses
+    def read(self, request: Any) -> list[Interaction]:
+        interactions = [
+            Interaction(**row) for row in codec.read_rows(request, contracts.EXAMPLE_MANAGER.inputs)
+        ]
+        for interaction in interactions:
+            if interaction.embedding.shape != (self._dimension,):
+                raise InvalidRequestError.of(
+                    "embedding",
+                    f"shape [n, {self._dimension}]",
+                    f"shape [{len(interactions)}, {interaction.embedding.size}]",
+                )
+        return interactions
 
-    def _admit(self, interactions: list[Interaction]) -> list[Verdict]:
-        """Judge interactions and keep those that are admitted for good."""
-        verdicts = [self._embedded(self._policy.judge(one), one) for one in interactions]
+    def run(self, rows: Sequence[Interaction]) -> list[Verdict]:
+        """Judge interactions, and keep those that are admitted for good.
+
+        Together, since the write-ahead log waits for the disk once each time.
+        """
+        verdicts = [self._embedded(self._policy.judge(one), one) for one in rows]
         admitted = [v.interaction for v in verdicts if v.interaction is not None]
         ids = iter(self._writer.put(admitted) if admitted else [])
         verdicts = [
@@ -159,10 +126,18 @@ class TritonPythonModel:
             self._metrics.add("echolm_admissions_total", result=verdict.reason or "admitted")
         return verdicts
 
-    def _embedded(self, verdict: Verdict, offered: Interaction) -> Verdict:
-        """The verdict, with an embedding of what is stored: one of the text before may tell it."""
+    def tensors(self, results: Sequence[Verdict]) -> list[Any]:
+        column = (len(results), 1)
+        return [
+            codec.tensor(_ADMITTED, [verdict.admitted for verdict in results], column),
+            codec.tensor(_REASON, [verdict.reason for verdict in results], column),
+        ]
+
+    def _embedded(self, verdict: Verdict, submitted: Interaction) -> Verdict:
+        """The verdict, with an embedding of what is stored: that of the text before redaction may
+        give away what was redacted."""
         interaction = verdict.interaction
-        if interaction is None or interaction.request == offered.request:
+        if interaction is None or interaction.request == submitted.request:
             return verdict
         work = self._embedder.embed([interaction.request])
         try:
@@ -172,45 +147,16 @@ class TritonPythonModel:
             return Verdict(None, "not_embedded")
         return Verdict(dataclasses.replace(interaction, embedding=embeddings[0]))
 
-    def _read(self, request: Any) -> list[Interaction]:
-        columns = {}
-        for spec in contracts.EXAMPLE_MANAGER.inputs:
-            array = codec.read(request, spec.name)
-            if array is None:
-                raise InvalidRequestError.of(spec.name, f"a {spec.datatype} tensor", "none")
-            columns[spec.name] = array
-        embeddings = columns.pop("embedding")
-        if embeddings.shape[-1] != self._dimension:
-            raise InvalidRequestError.of(
-                "embedding", f"shape [n, {self._dimension}]", f"shape {list(embeddings.shape)}"
-            )
-        interactions = []
-        for row in range(embeddings.shape[0]):
-            cells = {name: array.reshape(-1)[row] for name, array in columns.items()}
-            quality, help_probability = (
-                float(cells.pop("quality")),
-                float(cells.pop("help_probability")),
-            )
-            texts = {name: codec.decode(value, name) for name, value in cells.items()}
-            interactions.append(
-                Interaction(
-                    embedding=np.array(embeddings[row], dtype=np.float32),
-                    quality=quality,
-                    help_probability=help_probability,
-                    **texts,
-                )
-            )
-        return interactions
-
     async def _gauges(self) -> None:
         loop = asyncio.get_running_loop()
-        written, removed = WriterCounts(), MaintenanceCounts()
         while True:
             await asyncio.sleep(_GAUGES_EVERY_S)
-            written = self._grown("echolm_example_writes_total", written, self._writer.counts)
-            removed = self._grown(
-                "echolm_example_removals_total", removed, self._maintenance.counts
-            )
+            for name, counts in (
+                ("echolm_example_writes_total", self._writer.counts),
+                ("echolm_example_removals_total", self._maintenance.counts),
+            ):
+                for result, number in dataclasses.asdict(counts).items():
+                    self._metrics.total(name, number, result=result)
             level = self._metrics.level
             level("echolm_examples_pending", self._writer.pending)
             level("echolm_examples_pending_limit", self._settings.examples.max_pending)
@@ -224,15 +170,7 @@ class TritonPythonModel:
                 logger.warning("example store: %s", error)
             level("echolm_example_store_up", float(up))
 
-    def _grown(self, metric: str, before: Any, counts: Any) -> Any:
-        """Count by how much each field of a dataclass has grown; gives the counts of now."""
-        now = dataclasses.replace(counts)
-        for field in dataclasses.fields(now):
-            grown = getattr(now, field.name) - getattr(before, field.name)
-            self._metrics.add(metric, grown, result=field.name)
-        return now
-
-    async def _tidy(self) -> None:
+    async def _maintain(self) -> None:
         """Keep the store within its limits, again and again."""
         loop = asyncio.get_running_loop()
         while True:
@@ -242,7 +180,7 @@ class TritonPythonModel:
                     None, self._maintenance.tidy, lambda: not self._stopping.is_set()
                 )
             except Exception as error:  # the next round may work
-                logger.warning("housekeeping pauses: %s", error)
+                logger.warning("maintenance of the examples pauses: %s", error)
 
     async def _trim(self) -> None:
         """Remove old events from the learning log, again and again."""

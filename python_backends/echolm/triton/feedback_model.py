@@ -7,13 +7,11 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
-from echolm.errors import InvalidRequestError
 from echolm.learning.feedback import Feedback, FeedbackService
-from echolm.learning.tokens import FeedbackTokens
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.metrics import Metrics, count_rating
-from echolm.wiring import open_event_log
+from echolm.wiring import build_feedback_tokens, open_event_log
 
 _ACCEPTED = contracts.FEEDBACK.outputs[0]
 
@@ -23,11 +21,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         settings = load_settings()
-        tokens = FeedbackTokens(
-            settings.feedback.signing_key.get_secret_value(), settings.feedback.token_ttl_s
-        )
         self._log = open_event_log(settings)
-        self._service = FeedbackService(tokens, self._log)
+        self._service = FeedbackService(build_feedback_tokens(settings), self._log)
         self._metrics = Metrics()
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -52,22 +47,7 @@ class TritonPythonModel:
 
 def read_feedback(request: Any) -> list[Feedback]:
     """The rows of one Triton request; InvalidRequestError if a text is not UTF-8."""
-    arrays = {spec.name: codec.read(request, spec.name) for spec in contracts.FEEDBACK.inputs}
-    tokens = arrays["feedback_token"]
-    if tokens is None:
-        raise InvalidRequestError.of("feedback_token", "a BYTES tensor of shape [1, 1]", "none")
-
-    def text(name: str, row: int) -> str | None:
-        array = arrays[name]
-        return None if array is None else codec.decode(array.reshape(-1)[row], name)
-
-    scores = arrays["score"]
     return [
-        Feedback(
-            token=codec.decode(token, "feedback_token"),
-            score=None if scores is None else float(scores.reshape(-1)[row]),
-            preferred_over=text("preferred_over", row),
-            tenant=text("tenant", row),
-        )
-        for row, token in enumerate(tokens.reshape(-1))
+        Feedback(token=row.pop("feedback_token"), **row)
+        for row in codec.read_rows(request, contracts.FEEDBACK.inputs)
     ]

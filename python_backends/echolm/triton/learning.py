@@ -29,12 +29,10 @@ async def keep_learning(learner: Learner, metrics: Metrics, model: str) -> None:
         model: name of the Triton model, for the metric.
     """
     loop = asyncio.get_running_loop()
-    counted = {"applied": 0, "skipped": 0, "ignored": 0}
     while True:
-        for result, before in counted.items():
-            counted[result] = getattr(learner, result)
-            number = counted[result] - before
-            metrics.add("echolm_learning_events_total", number, result=result, model=model)
+        for result in ("applied", "skipped", "ignored"):
+            count = getattr(learner, result)
+            metrics.total("echolm_learning_events_total", count, result=result, model=model)
         await asyncio.sleep(_LEARN_EVERY_S)
         up = True
         try:

@@ -5,7 +5,7 @@ The model's ``config.pbtxt`` chooses the engine with its parameters: ``engine`` 
 directory; by default the engine's name), and every other one in small letters is an option of
 the engine.
 
-``execute`` only hands requests to the engine; answers leave from the engine's thread.
+``execute`` only submits requests to the engine; answers leave from the engine's thread.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import itertools
 import json
 import logging
 import threading
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,13 @@ from echolm.telemetry import METRICS
 from echolm.triton import codec
 from echolm.triton.metrics import Metrics
 from echolm.triton.responder import Responder
+from echolm.triton.runtime import Runtime
 
 logger = logging.getLogger("echolm")
 
 _OUTPUTS = {spec.name: spec for spec in (*contracts.LLM_API_OUTPUTS, *contracts.TOKEN_COUNTS)}
-_POLL_S = 0.05
-"""Period of looking for clients that have gone."""
-_MAX_POLLS_PER_S = 2_000
-"""Asking about one client is a round trip to the server process, so with many in flight the
-period grows."""
-
-_IDLE_FLUSH_S = 1.0
+_CANCEL_CHECK_S = 0.05
+_FLUSH_S = 0.1
 _METRICS = {
     "ready": "echolm_llm_ready",
     "in_flight": "echolm_llm_in_flight",
@@ -66,28 +61,8 @@ class _InFlight:
     gone: bool = False
 
 
-@dataclass
-class _Counts:
-    """What the metrics show: totals since the start, which only grow, and levels."""
-
-    values: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_METRICS, 0.0))
-    shown: dict[str, float] = field(default_factory=dict)
-
-    def hand_over(self, metrics: Metrics, model: str) -> None:
-        for key, name in _METRICS.items():
-            value, before = self.values[key], self.shown.get(key)
-            if value == before:
-                continue
-            if METRICS[name].kind == "counter":
-                metrics.add(name, value - (before or 0.0), model=model)
-            else:
-                metrics.level(name, value, model=model)
-            self.shown[key] = value
-        metrics.flush()
-
-
 class TritonPythonModel:
-    """One LLM. Requests are handed to the engine, which batches them in flight."""
+    """One LLM. Requests are submitted to the engine, which batches them in flight."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -99,13 +74,11 @@ class TritonPythonModel:
         self._keys = itertools.count(1)
         self._in_flight: dict[str, _InFlight] = {}
         self._lock = threading.Lock()
-        self._counts = _Counts()
-        self._wake = threading.Event()
-        self._closed = False
+        self._counts = dict.fromkeys(_METRICS, 0.0)
         self._engine = self._load(parameters, version_dir)
         self._metrics = Metrics()
-        self._poller = threading.Thread(target=self._poll, name="llm-poller", daemon=True)
-        self._poller.start()
+        self._runtime = Runtime(self._name, _CANCEL_CHECK_S)
+        self._runtime.spawn(self._metrics.run(self._show, _FLUSH_S))
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -116,9 +89,7 @@ class TritonPythonModel:
                 responder.fail(problem)
 
     def finalize(self) -> None:
-        self._closed = True
-        self._wake.set()
-        self._poller.join()
+        self._runtime.close()
         self._engine.close()
 
     def _load(self, parameters: Mapping[str, str], version_dir: Path) -> LLMEngine:
@@ -147,7 +118,8 @@ class TritonPythonModel:
         entry = _InFlight(key, triton_id, parse_request(key, inputs), responder)
         with self._lock:
             self._in_flight[key] = entry
-            self._counts.values["in_flight"] = len(self._in_flight)
+            self._counts["in_flight"] = len(self._in_flight)
+        self._runtime.watch(responder, lambda: self._left(entry))
         try:
             self._engine.submit(
                 entry.request.generation, lambda event: self._on_chunk(entry, event)
@@ -155,7 +127,11 @@ class TritonPythonModel:
         except Exception:
             self._forget(entry)
             raise
-        self._wake.set()
+
+    def _left(self, entry: _InFlight) -> None:
+        """The client has gone: nobody wants the rest."""
+        entry.gone = True
+        self._engine.cancel(entry.key)
 
     def _stop(self, triton_id: str) -> None:
         """Cancel what is in flight under a client's id; an empty id is nobody's."""
@@ -181,9 +157,10 @@ class TritonPythonModel:
             logger.debug("%s: a response could not be sent: %s", self._name, error)
 
     def _forget(self, entry: _InFlight, event: GenerationChunk | Exception | None = None) -> None:
+        self._runtime.unwatch(entry.responder)
         with self._lock:
             self._in_flight.pop(entry.key, None)
-            counts = self._counts.values
+            counts = self._counts
             counts["in_flight"] = len(self._in_flight)
             if isinstance(event, GenerationChunk):
                 counts["prompt"] += event.num_input_tokens
@@ -211,30 +188,14 @@ class TritonPythonModel:
             values["cumulative_logprob"] = chunk.cumulative_logprob
         return [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
 
-    def _poll(self) -> None:
-        """Cancel generations whose client has gone; keep the metrics fresh."""
-        while not self._closed:
-            with self._lock:
-                entries = list(self._in_flight.values())
-                self._wake.clear()
-            for entry in entries:
-                if self._closed:
-                    return
-                if not entry.gone and entry.responder.is_cancelled():
-                    entry.gone = True
-                    self._engine.cancel(entry.key)
-            self._flush()
-            if entries:
-                time.sleep(max(_POLL_S, len(entries) / _MAX_POLLS_PER_S))
-            elif not self._closed:  # again: clear() may have come after finalize()'s set()
-                self._wake.wait(_IDLE_FLUSH_S)  # an idle engine may fail, too
-
-    def _flush(self) -> None:
+    def _show(self) -> None:
+        """Bring the metrics up to date."""
         stats = self._engine.stats()
         with self._lock:
-            values = self._counts.values
-            values["ready"] = float(stats.ready)
-            values["restarts"] = stats.restarts
-            # A new worker counts from zero, and a counter cannot go back.
-            values["prefix_hit"] = max(values["prefix_hit"], stats.prefix_hit_tokens or 0)
-        self._counts.hand_over(self._metrics, self._name)
+            counts = dict(self._counts)
+        counts["ready"] = float(stats.ready)
+        counts["restarts"] = stats.restarts
+        counts["prefix_hit"] = stats.prefix_hit_tokens or 0
+        for key, name in _METRICS.items():
+            show = self._metrics.total if METRICS[name].kind == "counter" else self._metrics.level
+            show(name, counts[key], model=self._name)

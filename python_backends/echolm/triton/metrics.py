@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -56,13 +56,24 @@ class Metrics(telemetry.Metrics):
     def __init__(self) -> None:
         super().__init__(_TritonExporter())
 
-    async def run(self) -> None:
-        """Flush for as long as the process lives."""
+    async def run(
+        self, gather: Callable[[], None] = lambda: None, every_s: float = _FLUSH_S
+    ) -> None:
+        """Flush for as long as the process lives.
+
+        Args:
+            gather: called before each flush, to update what is counted elsewhere.
+        """
         loop = asyncio.get_running_loop()
+
+        def flush() -> None:
+            gather()
+            self.flush()
+
         while True:
-            await asyncio.sleep(_FLUSH_S)
+            await asyncio.sleep(every_s)
             try:
-                await loop.run_in_executor(None, self.flush)
+                await loop.run_in_executor(None, flush)
             except Exception as error:  # what is gathered next may be shown
                 logger.error("metrics were lost", exc_info=error)
 
@@ -80,12 +91,12 @@ class TritonRouterMetrics:
 
     def __init__(self, metrics: Metrics, strongest_llm: str) -> None:
         self._metrics = metrics
-        self._dearest_llm = strongest_llm
+        self._strongest_llm = strongest_llm
 
     def answered(self, answer: Answer, chosen: str, seconds: float) -> None:
         add = self._metrics.add
         add("echolm_requests_total", llm=answer.llm, chosen=chosen)
-        add("echolm_offloaded_total", float(answer.llm != self._dearest_llm))
+        add("echolm_offloaded_total", float(answer.llm != self._strongest_llm))
         add("echolm_examples_total", len(answer.example_ids), llm=answer.llm)
         add("echolm_predicted_quality_total", answer.predicted_quality, llm=answer.llm)
         add("echolm_solicited_total", float(answer.solicit_feedback))

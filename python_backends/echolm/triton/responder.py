@@ -11,7 +11,7 @@ from echolm.triton import codec
 
 
 class Responder:
-    """Sends the responses of one request, and tells whether its client has gone.
+    """Sends the responses of one request, and knows whether its client has gone.
 
     Triton frees the response factory with the final response; asking it afterwards whether
     the request is cancelled crashes the whole server (Triton 2.51). So the final response and

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from echolm import contracts
@@ -21,12 +21,11 @@ from echolm.primitives import DEFAULT_TENANT, Candidate
 from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.retrieval.record import NONE
 from echolm.retrieval.selector import Selection
-from echolm.router.validation import check_cache_control, check_tenant
-from echolm.settings import Settings
 from echolm.settings.loading import load_settings
 from echolm.store.base import Query
 from echolm.store.milvus import LazyMilvusStore
 from echolm.triton import codec
+from echolm.triton.batched import BatchedModel
 from echolm.triton.learning import keep_learning, learn_at_start
 from echolm.triton.metrics import Metrics, process_label
 from echolm.triton.runtime import Runtime
@@ -38,16 +37,29 @@ _SPECS = {t.name: t for t in contracts.RETRIEVED}
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The rows of one Triton request."""
+class _Row:
+    """One request.
 
-    texts: list[str]
-    embeddings: NDArray[np.float32]
-    queries: list[Query]
-    wanted: list[bool]
+    Attributes:
+        embedding: FP32 [D].
+        search: whether examples are wanted.
+    """
+
+    text: str
+    embedding: NDArray[np.float32]
+    query: Query
+    search: bool
 
 
-class TritonPythonModel:
+@dataclass(frozen=True)
+class _Result:
+    """What is chosen for one request, and why nothing is if the store failed."""
+
+    selection: Selection
+    degraded: str
+
+
+class TritonPythonModel(BatchedModel[_Row, _Result]):
     """Chooses examples for all requests of a batch at once."""
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -59,9 +71,9 @@ class TritonPythonModel:
             key=lambda llm: llm.context_length,
             default=settings.default_llm,
         )
-        self._board = SharedPrefixIndex(settings.prefix_index_path)
+        self._prefix_index = SharedPrefixIndex(settings.prefix_index_path)
         self._selector = build_selector(
-            settings, token_counter(reader.tokenizer), np.random.default_rng(), self._board
+            settings, token_counter(reader.tokenizer), np.random.default_rng(), self._prefix_index
         )
         self._metrics = Metrics()
         self._runtime = Runtime(args["model_name"])
@@ -73,49 +85,84 @@ class TritonPythonModel:
             learn_at_start(learner)
             self._runtime.spawn(keep_learning(learner, self._metrics, process_label(args)))
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        responses: list[Any] = [None] * len(requests)
-        rows: dict[int, _Rows] = {}
-        for i, request in enumerate(requests):
-            try:
-                rows[i] = _read(request, self._settings, self._embedding.dimension)
-            except Exception as problem:
-                responses[i] = codec.error_response(problem)
-        chosen, degraded = self._choose(list(rows.values()))
-        for i, own in rows.items():
-            own_chosen, chosen = chosen[: len(own.texts)], chosen[len(own.texts) :]
-            responses[i] = pb_utils.InferenceResponse(_outputs(own_chosen, degraded))
-        return responses
+    def read(self, request: Any) -> list[_Row]:
+        rows = codec.read_rows(request, contracts.RETRIEVER.inputs)
+        dimension = self._embedding.dimension
+        for row in rows:
+            size = row["embedding"].size
+            if size != dimension:
+                raise InvalidRequestError.of(
+                    "embedding",
+                    f"shape [n, {dimension}], as configured",
+                    f"shape [{len(rows)}, {size}]",
+                )
+            # The store searches for all rows together, and would refuse all for this one.
+            if not np.isfinite(row["embedding"]).all():
+                raise InvalidRequestError.of("embedding", "finite numbers", "NaN or infinity")
+        possible = self._settings.retrieval.max_examples > 0
+        return [
+            _Row(
+                row["text_input"],
+                row["embedding"],
+                Query.of(row.get("tenant", DEFAULT_TENANT), row.get("system_prompt", "")),
+                row.get("search", True) and possible,
+            )
+            for row in rows
+        ]
 
-    def _choose(self, rows: list[_Rows]) -> tuple[list[Selection], str]:
-        """Selections of all rows in order, and why there are none if the store failed."""
-        texts = [text for own in rows for text in own.texts]
-        wanted = [flag for own in rows for flag in own.wanted]
-        queries = [query for own in rows for query in own.queries]
-        found: list[list[Candidate]] = [[] for _ in texts]
-        asked = [i for i, flag in enumerate(wanted) if flag]
+    def run(self, rows: Sequence[_Row]) -> list[_Result]:
+        found: list[list[Candidate]] = [[] for _ in rows]
+        searched = [i for i, row in enumerate(rows) if row.search]
         degraded = ""
-        if asked:
-            embeddings = np.concatenate([own.embeddings for own in rows])[asked]
+        if searched:
             self._metrics.add("echolm_retrieval_batches_total")
-            self._metrics.add("echolm_retrieval_requests_total", len(asked))
+            self._metrics.add("echolm_retrieval_requests_total", len(searched))
             started = time.perf_counter()
             try:
                 results = self._store.search(
-                    embeddings,
-                    [queries[i] for i in asked],
+                    np.stack([rows[i].embedding for i in searched]),
+                    [rows[i].query for i in searched],
                     self._settings.retrieval.top_n,
                     now_ms(),
                 )
-                for i, result in zip(asked, results, strict=True):
+                for i, result in zip(searched, results, strict=True):
                     found[i] = result
             except UnavailableError as error:
                 logger.warning("no examples: %s", error)
                 degraded = "example store unavailable"
             self._metrics.observe("echolm_search_seconds", time.perf_counter() - started)
-        selections = self._selector.select(texts, found)
+        selections = self._selector.select([row.text for row in rows], found)
         self._count(selections)
-        return selections, degraded
+        return [_Result(selection, degraded) for selection in selections]
+
+    def tensors(self, results: Sequence[_Result]) -> list[Any]:
+        """One row per request; rows with fewer examples than the longest are padded."""
+        n = len(results)
+        chosen = [result.selection for result in results]
+        width = max(len(selection.examples) for selection in chosen)
+
+        def column(name: str, field: str, fill: Any) -> Any:
+            values = [
+                getattr(s.examples[k], field) if k < len(s.examples) else fill
+                for s in chosen
+                for k in range(width)
+            ]
+            return codec.tensor(_SPECS[name], values, (n, width))
+
+        def single(name: str, values: list[Any]) -> Any:
+            return codec.tensor(_SPECS[name], values, (n, 1))
+
+        records = [selection.record for selection in chosen]
+        return [
+            column("example_ids", "id", contracts.PAD_ID),
+            column("example_requests", "request", ""),
+            column("example_responses", "response", ""),
+            column("example_similarities", "similarity", 0.0),
+            column("example_utilities", "utility", 0.0),
+            single("help_probability", [selection.help_probability for selection in chosen]),
+            single("selection_record", ["" if r is None else r.dump() for r in records]),
+            single("retrieval_degraded", [result.degraded for result in results]),
+        ]
 
     def _count(self, selections: list[Selection]) -> None:
         add = self._metrics.add
@@ -131,64 +178,4 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._runtime.close()
         self._store.close()
-        self._board.close()
-
-
-def _read(request: Any, settings: Settings, dimension: int) -> _Rows:
-    raw_texts, embeddings = codec.read(request, "text_input"), codec.read(request, "embedding")
-    if raw_texts is None or embeddings is None or embeddings.shape[-1] != dimension:
-        raise InvalidRequestError.of(
-            "embedding",
-            f"shape [n, {dimension}], as configured",
-            "none" if embeddings is None else f"shape {list(embeddings.shape)}",
-        )
-    texts = [codec.decode(text, "text_input") for text in raw_texts.reshape(-1)]
-
-    def column(name: str, default: str) -> list[str]:
-        array = codec.read(request, name)
-        if array is None:
-            return [default] * len(texts)
-        return [codec.decode(value, name) for value in array.reshape(-1)]
-
-    tenants = [check_tenant(name) for name in column("tenant", DEFAULT_TENANT)]
-    systems = column("system_prompt", "")
-    controls = column("cache_control", "default")
-    return _Rows(
-        texts=texts,
-        # The array is a view of Triton's memory, which goes with the request.
-        embeddings=np.array(embeddings, dtype=np.float32),
-        queries=[Query.of(t, s) for t, s in zip(tenants, systems, strict=True)],
-        wanted=[
-            check_cache_control(control)[0] and settings.retrieval.max_examples > 0
-            for control in controls
-        ],
-    )
-
-
-def _outputs(chosen: list[Selection], degraded: str) -> list[Any]:
-    """One row per request; rows with fewer examples than the longest are padded."""
-    n = len(chosen)
-    width = max(len(selection.examples) for selection in chosen)
-
-    def column(name: str, field: str, fill: Any) -> Any:
-        values = [
-            getattr(s.examples[k], field) if k < len(s.examples) else fill
-            for s in chosen
-            for k in range(width)
-        ]
-        return codec.tensor(_SPECS[name], values, (n, width))
-
-    return [
-        column("example_ids", "id", contracts.PAD_ID),
-        column("example_requests", "request", ""),
-        column("example_responses", "response", ""),
-        column("example_similarities", "similarity", 0.0),
-        column("example_utilities", "utility", 0.0),
-        codec.tensor(_SPECS["help_probability"], [s.help_probability for s in chosen], (n, 1)),
-        codec.tensor(
-            _SPECS["selection_record"],
-            ["" if s.record is None else s.record.dump() for s in chosen],
-            (n, 1),
-        ),
-        codec.tensor(_SPECS["retrieval_degraded"], [degraded] * n, (n, 1)),
-    ]
+        self._prefix_index.close()

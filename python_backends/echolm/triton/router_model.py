@@ -9,26 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
-from echolm.bandit.learning import BanditLearning
 from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
-from echolm.examples.usage import UsageRecorder
-from echolm.judges.service import JudgingService
-from echolm.learning.event_log import EventLog
-from echolm.learning.learner import Learner
-from echolm.learning.tokens import FeedbackTokens
-from echolm.llm.endpoint import LLMEndpoint
-from echolm.load.bias import LoadBias
-from echolm.load.table import LoadTable
 from echolm.primitives import Answer, Request
-from echolm.router.policy import Policy
-from echolm.router.service import AnswerObserver, NoObserver, Observers, RouterService
 from echolm.router.validation import build_request
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
@@ -43,13 +32,7 @@ from echolm.triton.metrics import (
 )
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
-from echolm.wiring import (
-    build_bandit,
-    build_endpoints,
-    build_judge,
-    build_llm_clients,
-    open_event_log,
-)
+from echolm.wiring import build_router, open_load_table
 
 _SHOW_LOAD_EVERY_S = 0.2
 _SPECS = {t.name: t for t in contracts.ECHOLM_OUTPUTS}
@@ -65,58 +48,24 @@ class TritonPythonModel:
         self._model, self._name = args["model_name"], process_label(args)
         self._settings = settings = load_settings()
         self._metrics = Metrics()
-        self._load = LoadTable(
-            settings.load_table_path,
-            [llm.name for llm in settings.llms],
-            settings.routing.load_half_life_s,
-        )
-        self._bias = LoadBias(settings.routing, settings.llms, self._load)
-        featurizer, bandit = build_bandit(settings)
-        log = open_event_log(settings)
-        learner = Learner(log, [BanditLearning(bandit)], settings.learning.snapshot_every)
-        learn_at_start(learner)
-        policy = Policy(featurizer, bandit, self._bias, np.random.default_rng())
-        targets = build_endpoints(settings, build_llm_clients(settings))
-        usage = UsageRecorder(log, settings.relative_costs)
-        self._service = RouterService(
-            settings=settings,
-            targets=targets,
-            retriever=BLSRetriever(
-                settings.retrieval.timeout_s, settings.retrieval.batches_in_flight
-            ),
-            policy=policy,
-            tokens=FeedbackTokens(
-                settings.feedback.signing_key.get_secret_value(), settings.feedback.token_ttl_s
-            ),
-            sink=BLSExampleManager(),
+        self._load = open_load_table(settings)
+        retrieval = settings.retrieval
+        router = build_router(
+            settings,
             load=self._load,
+            retriever=BLSRetriever(retrieval.timeout_s, retrieval.batches_in_flight),
+            embedder=BLSTextEmbedder(retrieval.timeout_s),
+            sink=BLSExampleManager(),
             metrics=TritonRouterMetrics(self._metrics, settings.strongest_llm.name),
-            observer=Observers((usage, self._judging(targets, policy, log))),
+            judging_metrics=TritonJudgingMetrics(self._metrics),
         )
+        self._service, self._bias = router.service, router.bias
+        learn_at_start(router.learner)
         self._runtime = Runtime(self._name)
         self._runtime.spawn(self._metrics.run())
-        self._runtime.spawn(keep_learning(learner, self._metrics, self._name))
+        self._runtime.spawn(keep_learning(router.learner, self._metrics, self._name))
         self._runtime.spawn(self._show_load())
-        self._runtime.spawn(usage.run())
-
-    def _judging(
-        self, targets: Mapping[str, LLMEndpoint], policy: Policy, log: EventLog
-    ) -> AnswerObserver:
-        """What judges a share of the answers, if that is configured."""
-        settings = self._settings
-        embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
-        judge = build_judge(settings, targets, embedder, self._load)
-        if judge is None:
-            return NoObserver()
-        return JudgingService(
-            settings=settings,
-            judge=judge,
-            targets=targets,
-            policy=policy,
-            load=self._load,
-            log=log,
-            metrics=TritonJudgingMetrics(self._metrics),
-        )
+        self._runtime.spawn(router.usage.run())
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -166,14 +115,14 @@ class TritonPythonModel:
         responder.send(output_tensors(answers, text_sent=streaming), final=True)
 
     async def _show_load(self) -> None:
-        """Show what the router sees of the load."""
+        """Export the load that the router sees."""
         level = self._metrics.level
         while True:
             loads = self._bias.loads()
             for llm, bias in self._bias().items():
                 level("echolm_load_bias", bias, llm=llm, model=self._name)
                 level("echolm_load", loads[llm], llm=llm, model=self._name)
-                # Its own only: the sum over the models is what the LLM has in flight.
+                # Of this process only: the sum over all routers is what the LLM has in flight.
                 level("echolm_in_flight", self._load.own.in_flight(llm), llm=llm, model=self._name)
             level("echolm_load_table_degraded", bool(self._load.degraded), model=self._name)
             await asyncio.sleep(_SHOW_LOAD_EVERY_S)
@@ -198,43 +147,8 @@ async def _all(work: list[Coroutine[Any, Any, Answer]]) -> list[Answer]:
 
 def read_requests(request: Any, settings: Settings) -> list[Request]:
     """The rows of one Triton request; InvalidRequestError names the first that is wrong."""
-    arrays = {spec.name: codec.read(request, spec.name) for spec in contracts.ECHOLM_INPUTS}
-    texts = arrays["text_input"]
-    if texts is None:
-        raise InvalidRequestError.of("text_input", "a BYTES tensor of shape [1, 1]", "none")
-    num_rows = texts.shape[0]
-
-    def value(name: str, row: int) -> Any:
-        array = arrays[name]
-        return None if array is None else codec.scalar(array[row], name)
-
-    def text(name: str, row: int, default: str) -> str:
-        raw = value(name, row)
-        return default if raw is None else codec.decode(raw, name)
-
-    requests = []
-    for row in range(num_rows):
-        stop_words = arrays["stop_words"]
-        requests.append(
-            build_request(
-                settings,
-                text=text("text_input", row, ""),
-                max_tokens=value("max_tokens", row),
-                temperature=value("temperature", row),
-                top_p=value("top_p", row),
-                top_k=value("top_k", row),
-                seed=value("seed", row),
-                stop_words=[]
-                if stop_words is None
-                else [codec.decode(w, "stop_words") for w in stop_words[row].reshape(-1)],
-                system_prompt=text("system_prompt", row, ""),
-                tenant=text("tenant", row, "public"),
-                cache_control=text("cache_control", row, "default"),
-                llm=text("llm", row, "auto"),
-                stream=bool(value("stream", row)),
-            )
-        )
-    return requests
+    rows = codec.read_rows(request, contracts.ECHOLM_INPUTS)
+    return [build_request(settings, text=row.pop("text_input"), **row) for row in rows]
 
 
 def output_tensors(answers: list[Answer], text_sent: bool) -> list[Any]:

@@ -1,7 +1,7 @@
 """An event loop of our own inside a python-backend process.
 
 ``execute`` must return at once, or one slow LLM would block every request of its instance.
-So it hands coroutines to this loop, returns None, and response senders answer later.
+So it starts coroutines on this loop, returns None, and response senders answer later.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,18 +27,30 @@ _CANCEL_CHECKS_PER_ROUND = 64  # each asks Triton over shared memory, so a round
 
 
 class Runtime:
-    """A thread that runs an event loop, and watches whether clients have gone."""
+    """A thread that runs an event loop, and another that watches whether clients have gone."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cancel_check_s: float = _CANCEL_CHECK_S) -> None:
+        """
+        Args:
+            name: of the model, for its threads.
+            cancel_check_s: pause between two looks for clients that have gone.
+        """
         self.loop = uvloop.new_event_loop()
         self.executor = ThreadPoolExecutor(MAX_BLOCKING_CALLS, thread_name_prefix=f"{name}-bls")
         self.loop.set_default_executor(self.executor)
-        # Of its own: when all others wait in BLS calls, clients that leave must still be noticed.
-        self._watcher = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-watch")
-        self._watched: dict[asyncio.Task[None], Responder | None] = {}
-        self._thread = threading.Thread(target=self._run, name=f"{name}-loop", daemon=True)
-        self._thread.start()
-        self.spawn(self._watch())
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cancel_check_s = cancel_check_s
+        self._watched: dict[Responder, Callable[[], object]] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        # A thread apart: when all others wait in BLS calls, clients that leave must still be
+        # noticed.
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name}-loop", daemon=True),
+            threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -47,7 +59,7 @@ class Runtime:
     @property
     def in_flight(self) -> int:
         """Requests whose responder is open, and the loop's own background tasks."""
-        return len(self._watched)
+        return len(self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, None], responder: Responder | None = None) -> None:
         """Run a coroutine on the loop; it is cancelled when the responder's client goes away."""
@@ -55,26 +67,48 @@ class Runtime:
 
     def _start(self, work: Coroutine[Any, Any, None], responder: Responder | None) -> None:
         task = self.loop.create_task(work)
-        self._watched[task] = responder
-        task.add_done_callback(self._finished)
+        self._tasks.add(task)
+        if responder is not None:
+            self.watch(responder, lambda: self.loop.call_soon_threadsafe(task.cancel))
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._watched.pop(task, None)
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            logger.error("background task failed", exc_info=problem)
+        def finished(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if responder is not None:
+                self.unwatch(responder)
+            if not task.cancelled() and (problem := task.exception()) is not None:
+                logger.error("background task failed", exc_info=problem)
 
-    async def _watch(self) -> None:
+        task.add_done_callback(finished)
+
+    def watch(self, responder: Responder, gone: Callable[[], object]) -> None:
+        """Call ``gone``, in a thread of its own, once the responder's client has gone away."""
+        with self._lock:
+            self._watched[responder] = gone
+
+    def unwatch(self, responder: Responder) -> None:
+        """The request has ended."""
+        with self._lock:
+            self._watched.pop(responder, None)
+
+    def _watch(self) -> None:
         position = 0
-        while True:
-            await asyncio.sleep(_CANCEL_CHECK_S)
-            watched = [(t, r) for t, r in self._watched.items() if r is not None]
+        while not self._closed.wait(self._cancel_check_s):
+            with self._lock:
+                watched = list(self._watched.items())
             if not watched:
                 continue
-            position = position % len(watched)
+            position %= len(watched)
             part = watched[position : position + _CANCEL_CHECKS_PER_ROUND]
             position += len(part)
-            for task in await self.loop.run_in_executor(self._watcher, _gone, part):
-                task.cancel()
+            for responder, gone in part:
+                if self._closed.is_set():
+                    return
+                try:
+                    if responder.is_cancelled():
+                        self.unwatch(responder)
+                        gone()
+                except Exception as error:  # the others' clients must still be watched
+                    logger.error("a request could not be cancelled", exc_info=error)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancel what runs and stop the loop."""
@@ -85,16 +119,13 @@ class Runtime:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+        self._closed.set()
         future = asyncio.run_coroutine_threadsafe(cancel_all(), self.loop)
         try:
             future.result(timeout_s)
         except Exception as error:  # shutdown goes on whatever a task does
             logger.warning("tasks did not stop in %.0f s: %r", timeout_s, error)
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(timeout_s)
+        for thread in self._threads:
+            thread.join(timeout_s)
         self.executor.shutdown(wait=False, cancel_futures=True)
-        self._watcher.shutdown(wait=False, cancel_futures=True)
-
-
-def _gone(watched: list[tuple[asyncio.Task[None], Responder]]) -> list[asyncio.Task[None]]:
-    return [task for task, responder in watched if responder.is_cancelled()]

@@ -168,11 +168,12 @@ class ExamplesAtRandom:
 
 async def embedding(grpc: grpc_aio.InferenceServerClient, text: str) -> NDArray[np.float32]:
     """A text's embedding FP32 [D] from the running server, without a search."""
-    inputs = []
-    for name, value in (("text_input", text), ("cache_control", "no-examples")):
-        tensor = grpc_aio.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value.encode("utf-8")]], dtype=np.object_))
-        inputs.append(tensor)
+    inputs = [
+        grpc_aio.InferInput("text_input", [1, 1], "BYTES"),
+        grpc_aio.InferInput("search", [1, 1], "BOOL"),
+    ]
+    inputs[0].set_data_from_numpy(np.array([[text.encode("utf-8")]], dtype=np.object_))
+    inputs[1].set_data_from_numpy(np.array([[False]]))
     result = await grpc.infer(contracts.RETRIEVAL.name, inputs)
     return np.array(result.as_numpy("embedding")[0], dtype=np.float32)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from echolm.embedding import EmbedderSpec, FakeEmbedder, OnnxEmbedder, TextTokenizer
+from echolm.embedding import EmbedderSpec, OnnxEmbedder, TextTokenizer
 from echolm.embedding.embedder import length_groups
 from echolm.errors import ConfigurationError, InvalidRequestError
 
@@ -145,15 +145,6 @@ def test_a_wrong_description_names_the_key(
     (tmp_path / "embedder.json").write_text(json.dumps(right | changes))
     with pytest.raises(ConfigurationError, match=message):
         EmbedderSpec.read(tmp_path)
-
-
-def test_the_fake_is_deterministic_and_near_for_shared_tokens() -> None:
-    fake = FakeEmbedder(32)
-    ids = np.asarray([[5, 6, 7], [5, 6, 8], [20, 21, 22]], np.int64)
-    vectors = fake.embed(ids, np.ones_like(ids))
-    np.testing.assert_array_equal(vectors, FakeEmbedder(32).embed(ids, np.ones_like(ids)))
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
 
 
 def test_cuda_without_its_provider_is_refused_with_the_package_that_has_it(tmp_path: Path) -> None:

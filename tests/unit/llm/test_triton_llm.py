@@ -15,7 +15,7 @@ from echolm import contracts
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.llm.inflight_batcher import InflightBatcherClient
 from echolm.llm.llmapi import LLMAPIClient
-from echolm.llm.triton_client import Channels, stream_error
+from echolm.llm.triton_client import Channels, remote_error
 from echolm.primitives import Completion, Sampling
 from echolm.settings import LLMSettings, Settings
 from echolm.wiring import build_llm_clients
@@ -243,13 +243,22 @@ async def test_triton_is_not_asked_for_what_crashes_it(server: Server, llm: LLMA
 @pytest.mark.parametrize(
     ("message", "kind"),
     [
-        ("top_p: expected a number above 0, got 2", InvalidRequestError),
-        ("text_input: expected a prompt within the context of 2048, got 3000", ContextLengthError),
-        ("engine dummy: told to fail", UnavailableError),
+        ("[invalid_request] top_p: expected a number above 0, got 2", InvalidRequestError),
+        (
+            "[context_length] text_input: expected a prompt within the context of 2048, got 3000",
+            ContextLengthError,
+        ),
+        ("[unavailable] engine dummy: told to fail", UnavailableError),
+        ("[unavailable] engine: expected a context, got maximum input length", UnavailableError),
+        ("[internal] internal error: ValueError; see the server's log", UnavailableError),
+        ("[cancelled] the client went away", UnavailableError),
     ],
 )
-def test_streamed_errors_are_known_by_their_wording(message: str, kind: type[Exception]) -> None:
-    assert type(stream_error("small_llm", message)) is kind
+def test_streamed_errors_are_known_by_their_code(message: str, kind: type[Exception]) -> None:
+    error = remote_error("small_llm", message)
+    assert type(error) is kind
+    assert str(error).endswith(message.partition("] ")[2])
+    assert "[" not in str(error)
 
 
 # What is answered
@@ -327,8 +336,15 @@ async def test_messages_may_be_larger_than_grpcs_default(server: Server, llm: LL
     ("code", "details", "expected", "shown"),
     [
         ("INVALID_ARGUMENT", "top_p: expected 0 to 1, got 2", InvalidRequestError, "^top_p: "),
-        ("INVALID_ARGUMENT", "prompt longer than the context", ContextLengthError, "^prompt long"),
+        ("INVALID_ARGUMENT", "[invalid_request] top_p: expected", InvalidRequestError, "^top_p: "),
+        (
+            "INVALID_ARGUMENT",
+            "[context_length] prompt longer than the context",
+            ContextLengthError,
+            "^prompt long",
+        ),
         ("UNAVAILABLE", "stub process died", UnavailableError, "^small_llm: stub process died"),
+        ("UNAVAILABLE", "[unavailable] it is closed", UnavailableError, "^small_llm: it is closed"),
         ("INTERNAL", "engine failed", UnavailableError, "^small_llm: engine failed"),
         ("NOT_FOUND", "no such model", UnavailableError, "^small_llm: no such model"),
         ("RESOURCE_EXHAUSTED", "", UnavailableError, "^small_llm: RESOURCE_EXHAUSTED"),

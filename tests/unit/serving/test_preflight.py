@@ -209,3 +209,14 @@ def test_a_model_whose_backend_triton_lacks_is_refused(tmp_path: Path) -> None:
     models["c"] = add_model(tmp_path, "c", 'backend: "onnxruntime"')
     with pytest.raises(ConfigurationError, match="model c: expected Triton's backend onnxruntime"):
         preflight.check_backends(models, tmp_path / "backends")
+
+
+def test_a_configuration_that_cannot_be_read_is_refused_by_file(tmp_path: Path) -> None:
+    models = {"one": add_model(tmp_path, "one", "backend = python")}
+    with pytest.raises(ConfigurationError, match=r"model one: expected .*config\.pbtxt, got: "):
+        preflight.python_instances(models)
+
+
+def test_fields_of_a_newer_triton_are_passed_over(tmp_path: Path) -> None:
+    config = 'backend: "python"\nsomething_new { count: 5 }\ninstance_group [{ count: 2 }]'
+    assert preflight.python_instances({"one": add_model(tmp_path, "one", config)}) == 2

@@ -1,0 +1,40 @@
+"""Reads and writes ``config.pbtxt``, the configuration of a Triton model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from echolm.errors import ConfigurationError
+
+CONFIG_FILE = "config.pbtxt"
+
+
+def read(model: Path) -> Any:
+    """The ``ModelConfig`` of a model's folder.
+
+    Fields that only a newer Triton knows are passed over.
+
+    Raises:
+        ConfigurationError: the file is missing, or is not in protobuf's text format.
+    """
+    file = model / CONFIG_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+        config = model_config_pb2.ModelConfig()
+        return text_format.Parse(text, config, allow_unknown_field=True)
+    except (OSError, ValueError, text_format.ParseError) as error:
+        raise ConfigurationError(
+            f"model {model.name}: expected a model configuration in {file}, got: {error}; "
+            "correct or restore it"
+        ) from error
+
+
+def write(model: Path, config: Any) -> None:
+    """Replace the configuration in a model's folder."""
+    text = text_format.MessageToString(config, as_utf8=True)
+    header = "# Written by `echolm build`; engine options: python_backends/echolm/engines.\n"
+    (model / CONFIG_FILE).write_text(header + text, encoding="utf-8")

@@ -1,0 +1,146 @@
+"""Requests become rows, rows are answered together, and errors stay with their requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from echolm.contracts import Tensor
+from echolm.errors import InvalidRequestError, UnavailableError
+from fake_pb_utils import Request, texts
+
+SPECS = (
+    Tensor("text", "BYTES", (1,)),
+    Tensor("count", "INT32", (1,), optional=True),
+    Tensor("words", "BYTES", (-1,), optional=True),
+    Tensor("vector", "FP32", (-1,), optional=True),
+)
+
+
+def read_rows(**arrays: Any) -> list[dict[str, Any]]:
+    from echolm.triton import codec
+
+    return codec.read_rows(Request(arrays), SPECS)
+
+
+def test_rows_have_the_values_of_the_inputs_that_came() -> None:
+    rows = read_rows(
+        text=texts(b"a", "é".encode()),
+        count=np.array([[1], [2]], np.int32),
+        words=np.array([[b"x", b""], [b"y", b"z"]], np.object_),
+    )
+    assert rows == [
+        {"text": "a", "count": 1, "words": ["x", ""]},
+        {"text": "é", "count": 2, "words": ["y", "z"]},
+    ]
+
+
+def test_an_array_outlives_its_request() -> None:
+    memory = np.ones((1, 3), np.float32)
+    [row] = read_rows(text=texts(b"a"), vector=memory)
+    memory[:] = 0
+    assert row["vector"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, r"^text: expected a BYTES tensor of shape \[n, 1\], got none"),
+        ({"text": texts()}, "^batch: expected one row or more"),
+        (
+            {"text": texts(b"a"), "count": np.ones((2, 1), np.int32)},
+            "^batch: expected .*as many of each input, got .*'text': 1, 'count': 2",
+        ),
+        (
+            {"text": texts(b"a"), "count": np.ones((1, 2), np.int32)},
+            r"^count: expected one element, got shape \[2\]",
+        ),
+        ({"text": texts(b"\xff")}, "^text: expected UTF-8 text, got byte 0xff at offset 0"),
+        (
+            {"text": texts(b"a"), "words": texts(b"\xc3")},
+            "^words: expected UTF-8 text, got byte 0xc3 at offset 0",
+        ),
+    ],
+)
+def test_what_does_not_keep_the_contract_is_refused_by_name(
+    arrays: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        read_rows(**arrays)
+
+
+def execute(
+    run: Callable[[Sequence[str]], Sequence[str]], *requests: Sequence[bytes]
+) -> tuple[list[Any], list[list[str]]]:
+    """The responses (a text each row, or the error), and the batches that were run."""
+    from echolm.triton import codec
+    from echolm.triton.batched import BatchedModel
+
+    batches: list[list[str]] = []
+
+    class Model(BatchedModel[str, str]):
+        def read(self, request: Any) -> list[str]:
+            return [row["text"] for row in codec.read_rows(request, SPECS)]
+
+        def run(self, rows: Sequence[str]) -> Sequence[str]:
+            batches.append(list(rows))
+            return run(rows)
+
+        def tensors(self, results: Sequence[str]) -> list[Any]:
+            return [codec.tensor(SPECS[0], results, (len(results), 1))]
+
+    responses = Model().execute([Request({"text": texts(*rows)}) for rows in requests])
+    shown = [
+        (r.error.status, r.error.text) if r.error else r.output_tensors[0].array[:, 0].tolist()
+        for r in responses
+    ]
+    return shown, batches
+
+
+def upper(rows: Sequence[str]) -> list[str]:
+    return [row.upper() for row in rows]
+
+
+def test_all_rows_go_through_one_call_and_back_to_their_requests() -> None:
+    responses, batches = execute(upper, [b"a"], [b"b", b"c"], [b"d"])
+    assert responses == [[b"A"], [b"B", b"C"], [b"D"]]
+    assert batches == [["a", "b", "c", "d"]]
+
+
+def test_a_bad_request_fails_alone() -> None:
+    responses, batches = execute(upper, [b"a"], [b"b", b"\xff"], [], [b"c"])
+    assert (responses[0], responses[3]) == ([b"A"], [b"C"])
+    status, message = responses[1]
+    assert status == "INVALID_ARG"
+    assert message.startswith("[invalid_request] text: expected UTF-8 text")
+    assert responses[2][1].startswith("[invalid_request] batch: expected one row or more")
+    assert batches == [["a", "c"]]
+
+
+def test_without_a_good_request_nothing_is_run() -> None:
+    responses, batches = execute(upper, [b"\xff"], [b"\xfe"])
+    assert [status for status, _ in responses] == ["INVALID_ARG", "INVALID_ARG"]
+    assert batches == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "shown"),
+    [
+        (UnavailableError("away"), ("UNAVAILABLE", "[unavailable] away")),
+        (
+            ZeroDivisionError("secret"),
+            ("INTERNAL", "[internal] internal error: ZeroDivisionError; see the server's log"),
+        ),
+    ],
+)
+def test_a_failure_of_the_shared_call_is_every_requests_error(
+    problem: Exception, shown: tuple[str, str]
+) -> None:
+    def fail(rows: Sequence[str]) -> list[str]:
+        raise problem
+
+    responses, _ = execute(fail, [b"a"], [b"\xff"], [b"b"])
+    assert (responses[0], responses[2]) == (shown, shown)
+    assert responses[1][0] == "INVALID_ARG"
