@@ -52,13 +52,13 @@ def test_an_answer_becomes_an_example_that_is_used_counted_and_deleted(
     assert eventually(lambda: len(asked_again()) == 1)
     [id] = asked_again()
 
-    def account() -> dict[str, Any]:
+    def shown() -> dict[str, Any]:
         shown: dict[str, Any] = json.loads(command("show", str(id)))
         return shown
 
-    assert account()["request"] == REQUEST
-    assert eventually(lambda: (account()["account"] or {}).get("uses", 0) >= 2, seconds=60)
-    assert account()["account"]["value"] > 0.5
+    assert shown()["request"] == REQUEST
+    assert eventually(lambda: (shown()["account"] or {}).get("uses", 0) >= 2, seconds=60)
+    assert shown()["account"]["value"] > 0.5
     # The same interaction once more says nothing new.
     client.generate(REQUEST, tenant=TENANT, llm="large_llm")
     assert eventually(lambda: json.loads(command("stats", "--json"))["pending"] == 0)

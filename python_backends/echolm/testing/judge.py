@@ -12,7 +12,7 @@ class FakeJudge:
     """A judge that gives each answer the score it is told, or fails.
 
     Attributes:
-        scores: by answer; any other answer has no verdict.
+        scores: by answer; any other answer gets None.
         asked: what was judged: (request, answer, reference).
     """
 

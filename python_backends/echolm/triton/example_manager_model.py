@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 from echolm import contracts
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import EchoError, InvalidRequestError
-from echolm.examples.admission import AdmissionPolicy, Verdict
+from echolm.examples.admission import AdmissionPolicy, AdmissionResult
 from echolm.examples.maintenance import Maintenance, MaintenanceCounts
 from echolm.examples.off_peak import OffPeakReplay
 from echolm.examples.replay import Replayed, Replayer
@@ -28,7 +28,7 @@ from echolm.load.table import LoadTable
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import Interaction
 from echolm.settings.loading import load_settings
-from echolm.store.milvus import LazyMilvusStore
+from echolm.store.milvus import MilvusStore
 from echolm.triton import codec
 from echolm.triton.bls import BLSTextEmbedder
 from echolm.triton.metrics import Metrics
@@ -58,7 +58,9 @@ class TritonPythonModel:
         embedding = EmbedderSpec.read(settings.embedding.model_dir)
         self._dimension = embedding.dimension
         self._policy = AdmissionPolicy(settings)
-        self._store = LazyMilvusStore(settings.retrieval, embedding)
+        self._store = MilvusStore(
+            settings.retrieval, embedding.name, embedding.dimension, wait=True
+        )
         self._log = open_event_log(settings)
         self._write_ahead_log = WriteAheadLog(
             settings.write_ahead_log_path, settings.examples.max_pending
@@ -92,7 +94,7 @@ class TritonPythonModel:
         self._runtime = Runtime(args["model_name"])
         self._runtime.spawn(self._metrics.run())
         self._runtime.spawn(self._gauges())
-        self._runtime.spawn(self._tidy())
+        self._runtime.spawn(self._maintain())
         self._runtime.spawn(self._trim())
         if settings.replay.off_peak:
             self._load = LoadTable(
@@ -123,54 +125,55 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses: list[Any] = [None] * len(requests)
-        offered: dict[int, list[Interaction]] = {}
+        submitted: dict[int, list[Interaction]] = {}
         for i, request in enumerate(requests):
             try:
-                offered[i] = self._read(request)
+                submitted[i] = self._read(request)
             except Exception as problem:
                 responses[i] = codec.error_response(problem)
         try:
-            # Together, since the write_ahead_log waits for the disk once each time.
-            verdicts = self._admit(
-                [one for interactions in offered.values() for one in interactions]
+            # Together, since the write-ahead log waits for the disk once each time.
+            results = self._admit(
+                [one for interactions in submitted.values() for one in interactions]
             )
         except Exception as problem:
             return [response or codec.error_response(problem) for response in responses]
-        for i, interactions in offered.items():
+        for i, interactions in submitted.items():
             n = len(interactions)
-            own, verdicts = verdicts[:n], verdicts[n:]
+            rows, results = results[:n], results[n:]
             responses[i] = pb_utils.InferenceResponse(
                 [
-                    codec.tensor(_ADMITTED, [v.admitted for v in own], (n, 1)),
-                    codec.tensor(_REASON, [v.reason for v in own], (n, 1)),
+                    codec.tensor(_ADMITTED, [r.admitted for r in rows], (n, 1)),
+                    codec.tensor(_REASON, [r.reason for r in rows], (n, 1)),
                 ]
             )
         return responses
 
-    def _admit(self, interactions: list[Interaction]) -> list[Verdict]:
+    def _admit(self, interactions: list[Interaction]) -> list[AdmissionResult]:
         """Judge interactions and keep those that are admitted for good."""
-        verdicts = [self._embedded(self._policy.judge(one), one) for one in interactions]
-        admitted = [v.interaction for v in verdicts if v.interaction is not None]
+        results = [self._embedded(self._policy.judge(one), one) for one in interactions]
+        admitted = [r.interaction for r in results if r.interaction is not None]
         ids = iter(self._writer.put(admitted) if admitted else [])
-        verdicts = [
-            Verdict(None, "queue_full") if v.admitted and next(ids) is None else v for v in verdicts
+        results = [
+            AdmissionResult(None, "queue_full") if r.admitted and next(ids) is None else r
+            for r in results
         ]
-        for verdict in verdicts:
-            self._metrics.add("echolm_admissions_total", result=verdict.reason or "admitted")
-        return verdicts
+        for result in results:
+            self._metrics.add("echolm_admissions_total", result=result.reason or "admitted")
+        return results
 
-    def _embedded(self, verdict: Verdict, offered: Interaction) -> Verdict:
-        """The verdict, with an embedding of what is stored: one of the text before may tell it."""
-        interaction = verdict.interaction
-        if interaction is None or interaction.request == offered.request:
-            return verdict
+    def _embedded(self, result: AdmissionResult, submitted: Interaction) -> AdmissionResult:
+        """The result, with the embedding of the text that is stored, which may be redacted."""
+        interaction = result.interaction
+        if interaction is None or interaction.request == submitted.request:
+            return result
         work = self._embedder.embed([interaction.request])
         try:
             embeddings = asyncio.run_coroutine_threadsafe(work, self._runtime.loop).result()
         except EchoError as error:
             logger.warning("a redacted interaction is refused, it cannot be embedded: %s", error)
-            return Verdict(None, "not_embedded")
-        return Verdict(dataclasses.replace(interaction, embedding=embeddings[0]))
+            return AdmissionResult(None, "not_embedded")
+        return AdmissionResult(dataclasses.replace(interaction, embedding=embeddings[0]))
 
     def _read(self, request: Any) -> list[Interaction]:
         columns = {}
@@ -232,17 +235,17 @@ class TritonPythonModel:
             self._metrics.add(metric, grown, result=field.name)
         return now
 
-    async def _tidy(self) -> None:
+    async def _maintain(self) -> None:
         """Keep the store within its limits, again and again."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._settings.examples.maintenance_interval_s)
             try:
                 await loop.run_in_executor(
-                    None, self._maintenance.tidy, lambda: not self._stopping.is_set()
+                    None, self._maintenance.run, lambda: not self._stopping.is_set()
                 )
             except Exception as error:  # the next round may work
-                logger.warning("housekeeping pauses: %s", error)
+                logger.warning("maintenance pauses: %s", error)
 
     async def _trim(self) -> None:
         """Remove old events from the learning log, again and again."""
@@ -252,7 +255,7 @@ class TritonPythonModel:
         await asyncio.sleep(_FIRST_TRIM_S)
         while True:
             try:
-                removed = await loop.run_in_executor(None, self._retention.tidy)
+                removed = await loop.run_in_executor(None, self._retention.trim)
                 self._metrics.add("echolm_learning_events_removed_total", removed)
             except Exception as error:  # the next round may work
                 logger.warning("the learning log is not trimmed: %s", error)

@@ -25,7 +25,7 @@ from echolm.router.validation import check_cache_control, check_tenant
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
 from echolm.store.base import Query
-from echolm.store.milvus import LazyMilvusStore
+from echolm.store.milvus import MilvusStore
 from echolm.triton import codec
 from echolm.triton.learning import keep_learning, learn_at_start
 from echolm.triton.metrics import Metrics, process_label
@@ -53,7 +53,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self._settings = settings = load_settings()
         self._embedding = EmbedderSpec.read(settings.embedding.model_dir)
-        self._store = LazyMilvusStore(settings.retrieval, self._embedding)
+        self._store = MilvusStore(
+            settings.retrieval, self._embedding.name, self._embedding.dimension, wait=True
+        )
         reader = min(
             (llm for llm in settings.llms if llm.takes_examples),
             key=lambda llm: llm.context_length,

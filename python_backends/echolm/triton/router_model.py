@@ -111,7 +111,7 @@ class TritonPythonModel:
         return JudgingService(
             settings=settings,
             judge=judge,
-            targets=targets,
+            endpoints=targets,
             policy=policy,
             load=self._load,
             log=log,

@@ -23,9 +23,9 @@ GOOD = Interaction(
 
 
 def reason(settings: Settings | None = None, **changes: Any) -> str:
-    verdict = AdmissionPolicy(settings or Settings()).judge(replace(GOOD, **changes))
-    assert verdict.admitted is (verdict.reason == "")
-    return verdict.reason
+    result = AdmissionPolicy(settings or Settings()).judge(replace(GOOD, **changes))
+    assert result.admitted is (result.reason == "")
+    return result.reason
 
 
 def test_a_complete_answer_of_the_dearest_llm_is_admitted() -> None:
@@ -81,8 +81,8 @@ def test_an_admitted_exchange_is_stored_as_it_was_screened() -> None:
     def shout(request: str, response: str) -> Screened:
         return Screened(request.upper(), response)
 
-    verdict = AdmissionPolicy(Settings(), [shout]).judge(GOOD)
-    assert verdict.interaction == replace(GOOD, request="Q")
+    result = AdmissionPolicy(Settings(), [shout]).judge(GOOD)
+    assert result.interaction == replace(GOOD, request="Q")
 
 
 def test_examples_can_be_switched_off() -> None:

@@ -12,14 +12,13 @@ from echolm.examples.deduplication import (
     same_answer,
     same_request,
 )
-from echolm.examples.write_ahead_log import Entry
-from echolm.store.base import Example, scope_key
+from echolm.store.base import Example, Stored, scope_key
 from echolm.testing.store import InMemoryStore
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def entry(id: int, **changes: Any) -> Entry:
+def entry(id: int, **changes: Any) -> Stored:
     values: dict[str, Any] = {
         "request": "list files",
         "response": "ls",
@@ -41,7 +40,7 @@ def store() -> InMemoryStore:
     return store
 
 
-def compare(store: InMemoryStore, *entries: Entry) -> list[Comparison]:
+def compare(store: InMemoryStore, *entries: Stored) -> list[Comparison]:
     return DuplicateFinder(store).compare(entries, 10)
 
 

@@ -162,7 +162,7 @@ def test_no_batch_ends_the_thread(store: RecordingStore, open_writer: OpenWriter
     assert eventually(lambda: store.count() == 1)
 
 
-def test_a_full_journal_drops_what_is_new_and_counts_it(
+def test_a_full_log_drops_what_is_new_and_counts_it(
     store: RecordingStore, open_writer: OpenWriter
 ) -> None:
     store.go.clear()

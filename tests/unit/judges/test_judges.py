@@ -91,7 +91,7 @@ async def test_both_orders_are_asked_and_averaged(
 
 
 @pytest.mark.parametrize("reply", ["A", "", "[[D]]", "[[A]] or [[B]]", "[[a]]"])
-async def test_a_reply_without_one_verdict_is_no_judgement_but_costs(reply: str) -> None:
+async def test_a_reply_without_one_preference_is_no_judgement_but_costs(reply: str) -> None:
     judge, llm = llm_judge(lambda prompt: reply)
     judgement = await judge.judge("do it", "candidate text", "reference text")
     assert judgement.score is None

@@ -302,11 +302,11 @@ async def test_a_log_that_is_down_is_counted() -> None:
     assert setup.counts.results == [("fake", "failed")]
 
 
-async def test_a_judge_without_a_verdict_teaches_nothing() -> None:
+async def test_a_judge_that_cannot_decide_teaches_nothing() -> None:
     setup = Setup(FakeJudge({}))
     await setup.ask("small_llm")
     assert await setup.events() == []
-    assert setup.counts.results == [("fake", "no_verdict")]
+    assert setup.counts.results == [("fake", "no_preference")]
     assert setup.counts.tokens > setup.judge.tokens
 
 
