@@ -179,7 +179,7 @@ class ExampleWriter:
             except Exception as error:  # the thread must outlive any batch
                 self.counts.failures += 1
                 if len(batch) > 1:
-                    return all(self._write([one]) for one in batch)
+                    return all(self._write([entry]) for entry in batch)
                 logger.error("example %d dropped: %s", batch[0][0].id, error)
                 self.counts.dropped += 1
                 self._write_ahead_log.remove([batch[0][0].id])
@@ -193,21 +193,21 @@ class ExampleWriter:
             compared = self._duplicates.compare(batch, self._now_ms())
         fresh = [
             entry
-            for entry, one in zip(batch, compared, strict=True)
-            if one.finding in (Finding.NEW, Finding.BETTER)
+            for entry, c in zip(batch, compared, strict=True)
+            if c.finding in (Finding.NEW, Finding.BETTER)
         ]
         examples = [example for example, _ in fresh]
         if fresh:
             self._store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
-        replaced = [one.known for one in compared if one.finding is Finding.BETTER]
+        replaced = [c.known for c in compared if c.finding is Finding.BETTER]
         if replaced:
             self._store.delete(replaced)
-        repeated = [one.known for one in compared if one.finding is Finding.REPEATED]
+        repeated = [c.known for c in compared if c.finding is Finding.REPEATED]
         if fresh or repeated:
             replacements = [
-                (one.known, example.id)
-                for (example, _), one in zip(batch, compared, strict=True)
-                if one.finding is Finding.BETTER
+                (c.known, example.id)
+                for (example, _), c in zip(batch, compared, strict=True)
+                if c.finding is Finding.BETTER
             ]
             reason = "replaced" if replaced else ""
             body = change(examples, replaced, reason, repeated, replacements)
@@ -216,4 +216,4 @@ class ExampleWriter:
         self.counts.written += len(fresh)
         self.counts.replaced += len(replaced)
         self.counts.repeated += len(repeated)
-        self.counts.worse += sum(one.finding is Finding.WORSE for one in compared)
+        self.counts.worse += sum(c.finding is Finding.WORSE for c in compared)

@@ -181,14 +181,14 @@ class JudgingService:
     async def _judge(self, served: Served, reason: str, spent: _Spent) -> bool:
         """Get the second answer, judge, log; whether the judge could decide."""
         started = time.perf_counter()
-        given = _Side(served.text, served.decision, asked=False)
-        if given.decision.llm == self._reference:
+        routed = _Side(served.text, served.decision, asked=False)
+        if routed.decision.llm == self._reference:
             candidate, share = self._draw_candidate(served)
             other = await self._ask(served, candidate, share, spent)
-            candidate_side, reference_side = other, given
+            candidate_side, reference_side = other, routed
         else:
             other = await self._ask(served, self._reference, 1.0, spent)
-            candidate_side, reference_side = given, other
+            candidate_side, reference_side = routed, other
         ratings = await self._ratings(served, candidate_side, reference_side, spent)
         if not ratings:
             return False

@@ -245,11 +245,11 @@ class MilvusStore:
         for row, query in enumerate(queries):
             rows_of_scope[query.scope].append(row)
         not_before = now_ms // _EXPIRY_STEP_MS * _EXPIRY_STEP_MS
-        found: list[list[Candidate]] = [[] for _ in queries]
+        candidates: list[list[Candidate]] = [[] for _ in queries]
         for scope, rows in rows_of_scope.items():
             visible = f"scope == {scope} and expires_at_ms > {not_before}"
             if self._settings.partition_by_tenant:
-                # The scope says it already; by the tenant Milvus finds the partition.
+                # The scope implies the tenant, by which Milvus finds the partition.
                 visible += f" and {_of_tenant(queries[rows[0]].tenant)}"
             with self._calling("search") as client:
                 hits = client.search(
@@ -265,10 +265,10 @@ class MilvusStore:
                 )
             for row, row_hits in zip(rows, hits, strict=True):
                 # The scope is a hash; the tenant's name is what must match.
-                found[row] = [
+                candidates[row] = [
                     c for c in map(_candidate, row_hits) if c.tenant == queries[row].tenant
                 ]
-        return found
+        return candidates
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if not examples:
@@ -341,9 +341,9 @@ class MilvusStore:
                 )
             if not rows:
                 return
-            found = sorted((_stored(row) for row in rows), key=lambda stored: stored[0].id)
-            last = found[-1][0].id
-            yield found
+            page = sorted((_stored(row) for row in rows), key=lambda stored: stored[0].id)
+            last = page[-1][0].id
+            yield page
 
     def compact(self) -> None:
         """Let Milvus drop for good what was deleted; it does so in the background."""
@@ -366,8 +366,8 @@ def _connect(settings: RetrievalSettings) -> MilvusClient:
 
 
 def _description(client: MilvusClient, collection: str) -> str:
-    found = client.describe_collection(collection, timeout=_CONNECT_TIMEOUT_S)
-    return str(found.get("description", ""))
+    described = client.describe_collection(collection, timeout=_CONNECT_TIMEOUT_S)
+    return str(described.get("description", ""))
 
 
 @contextlib.contextmanager
