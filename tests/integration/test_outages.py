@@ -1,4 +1,4 @@
-"""Parts that fail while the server runs: a real Triton and Milvus Lite, LLMs that do as told."""
+"""Parts that fail while the server runs: a real Triton and Milvus Lite, LLMs that do what a test sets."""
 
 from __future__ import annotations
 

@@ -199,19 +199,18 @@ class ExampleWriter:
         examples = [example for example, _ in fresh]
         if fresh:
             self._store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
-        replaced = [c.known for c in compared if c.finding is Finding.BETTER]
+        replacements = [
+            (c.known, example.id)
+            for (example, _), c in zip(batch, compared, strict=True)
+            if c.finding is Finding.BETTER
+        ]
+        replaced = [old for old, _ in replacements]
         if replaced:
             self._store.delete(replaced)
         repeated = [c.known for c in compared if c.finding is Finding.REPEATED]
         if fresh or repeated:
-            replacements = [
-                (c.known, example.id)
-                for (example, _), c in zip(batch, compared, strict=True)
-                if c.finding is Finding.BETTER
-            ]
             reason = "replaced" if replaced else ""
-            body = change(examples, replaced, reason, repeated, replacements)
-            self._log.append(CHANGE, body)
+            self._log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
         self._write_ahead_log.remove([example.id for example, _ in batch])
         self.counts.written += len(fresh)
         self.counts.replaced += len(replaced)

@@ -68,12 +68,12 @@ def test_another_tenants_and_another_scopes_examples_do_not_count(store: InMemor
     assert compare(store, tenant, scope) == [NEW, NEW]
 
 
-def test_exchanges_of_one_batch_are_compared_with_each_other(store: InMemoryStore) -> None:
+def test_interactions_of_one_batch_are_compared_with_each_other(store: InMemoryStore) -> None:
     first, second = (entry(i, request="show disk usage", response="df") for i in (2, 3))
     assert compare(store, first, second) == [NEW, Comparison(Finding.REPEATED, 2)]
 
 
-def test_an_exchange_that_was_stored_before_a_crash_is_still_new(store: InMemoryStore) -> None:
+def test_an_interaction_that_was_stored_before_a_crash_is_still_new(store: InMemoryStore) -> None:
     assert compare(store, entry(1)) == [NEW]
 
 

@@ -21,7 +21,7 @@ NOW = 1_000_000
 
 
 class World:
-    """A store, a log and a statistics of each of several replicas."""
+    """A store, a log and a table of statistics for each of several replicas."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -75,8 +75,8 @@ class World:
     def replayer(self, **settings: Any) -> Replayer:
         chosen = Settings(replay=settings)
         clients = {llm.name: self.llm for llm in chosen.llms}
-        targets = build_endpoints(chosen, clients)
-        return Replayer(self.store, self.statistics, self.log, targets, self.judge, chosen)
+        endpoints = build_endpoints(chosen, clients)
+        return Replayer(self.store, self.statistics, self.log, endpoints, self.judge, chosen)
 
     async def replay(self, limit: int = 100, **settings: Any) -> list[Replayed]:
         return [one async for one in self.replayer(**settings).run(limit)]

@@ -36,7 +36,7 @@ def log() -> MemoryEventLog:
     return MemoryEventLog()
 
 
-def told(log: MemoryEventLog) -> list[Any]:
+def logged(log: MemoryEventLog) -> list[Any]:
     return [(e.kind, e.body["uses"]) for e in log.read(START, 100)]
 
 
@@ -47,7 +47,7 @@ async def test_an_example_is_credited_with_what_no_other_would_do(log: MemoryEve
     recorder.served(served(3, others=(0.9, 0.5)))
     await recorder.flush()
     alone, beside_another = 0.5 * 0.9, 0.8 * 0.9 * 0.1
-    assert told(log) == [
+    assert logged(log) == [
         (
             USAGE,
             [
@@ -63,7 +63,7 @@ async def test_an_example_that_is_certain_to_help_has_a_finite_credit(log: Memor
     recorder = UsageRecorder(log, COSTS)
     recorder.served(served(1, utility=1.0))
     await recorder.flush()
-    [(_, [[_, _, credit, _]])] = told(log)
+    [(_, [[_, _, credit, _]])] = logged(log)
     assert 0 <= credit <= 0.8
 
 
@@ -72,7 +72,7 @@ async def test_what_was_told_is_not_told_again(log: MemoryEventLog) -> None:
     recorder.served(served(1))
     await recorder.flush()
     await recorder.flush()
-    assert len(told(log)) == 1
+    assert len(logged(log)) == 1
 
 
 async def test_answers_without_examples_and_of_the_dearest_llm_do_not_count(
@@ -82,7 +82,7 @@ async def test_answers_without_examples_and_of_the_dearest_llm_do_not_count(
     recorder.served(served())
     recorder.served(served(1, llm="large"))
     await recorder.flush()
-    assert told(log) == []
+    assert logged(log) == []
 
 
 async def test_an_outage_of_the_log_loses_nothing(log: MemoryEventLog) -> None:
@@ -93,7 +93,7 @@ async def test_an_outage_of_the_log_loses_nothing(log: MemoryEventLog) -> None:
     recorder.served(served(1))
     log.available = True
     await recorder.flush()
-    assert told(log) == [(USAGE, [[1, 2, pytest.approx(2 * 0.8 * 0.9, abs=1e-3), 0.04]])]
+    assert logged(log) == [(USAGE, [[1, 2, pytest.approx(2 * 0.8 * 0.9, abs=1e-3), 0.04]])]
 
 
 async def test_a_long_outage_is_bounded_and_counted(log: MemoryEventLog) -> None:
@@ -102,4 +102,4 @@ async def test_a_long_outage_is_bounded_and_counted(log: MemoryEventLog) -> None
         recorder.served(served(i))
     assert recorder.lost == 1_000
     await recorder.flush()
-    assert len(told(log)[0][1]) == 5_000
+    assert len(logged(log)[0][1]) == 5_000

@@ -72,15 +72,15 @@ class Setup:
         featurizer, self.bandit = build_bandit(settings)
         bias = LoadBias(settings.routing, settings.llms, self.load)
         policy = Policy(featurizer, self.bandit, bias, np.random.default_rng(1))
-        targets = build_endpoints(settings, self.llms)
+        endpoints = build_endpoints(settings, self.llms)
         self.judge = judge or FakeJudge({f"by {name}": 0.5 for name in self.llms})
         self.judging = JudgingService(
-            settings, self.judge, targets, policy, self.load, self.log, self.counts
+            settings, self.judge, endpoints, policy, self.load, self.log, self.counts
         )
         self.tokens = FeedbackTokens("key", 60)
         self.router = RouterService(
             settings=settings,
-            targets=targets,
+            targets=endpoints,
             retriever=Retriever(),
             policy=policy,
             tokens=self.tokens,
