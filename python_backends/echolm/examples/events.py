@@ -61,12 +61,6 @@ def change(
     }
 
 
-def replacements_of(body: Mapping[str, Any]) -> Sequence[tuple[int, int]]:
-    """The replacements in the body of a ``CHANGE``, also of one that an earlier version wrote."""
-    pairs: Sequence[tuple[int, int]] = body.get("replacements", body.get("succeeded", []))
-    return pairs
-
-
 def replayed(id: int, times: int) -> dict[str, Any]:
     """The body of a ``REPLAY``: the example counts as replayed so many times more."""
     return {"id": id, "times": times}

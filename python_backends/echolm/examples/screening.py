@@ -51,6 +51,17 @@ class RefuseIf:
         return Screened(request, response, self._reason if refused else "")
 
 
+# What they find has no fixed form, or is no secret.
+_UNUSED_DETECTORS = {
+    "Base64HighEntropyString",
+    "HexHighEntropyString",
+    "IbmCloudIamDetector",
+    "IPPublicDetector",
+    "KeywordDetector",
+    "SoftlayerDetector",
+}
+
+
 def secret_finder() -> Callable[[str], bool]:
     """A function that tells whether a text holds a key, token or password (by detect-secrets).
 
@@ -58,53 +69,10 @@ def secret_finder() -> Callable[[str], bool]:
     much that is no secret.
     """
     # Imported here: a process that stores nothing needs none of it.
-    from detect_secrets.plugins import (
-        artifactory,
-        aws,
-        azure_storage_key,
-        basic_auth,
-        cloudant,
-        discord,
-        github_token,
-        gitlab_token,
-        ibm_cos_hmac,
-        jwt,
-        mailchimp,
-        npm,
-        openai,
-        private_key,
-        pypi_token,
-        sendgrid,
-        slack,
-        square_oauth,
-        stripe,
-        telegram_token,
-        twilio,
-    )
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    detectors = (
-        artifactory.ArtifactoryDetector(),
-        aws.AWSKeyDetector(),
-        azure_storage_key.AzureStorageKeyDetector(),
-        basic_auth.BasicAuthDetector(),
-        cloudant.CloudantDetector(),
-        discord.DiscordBotTokenDetector(),
-        github_token.GitHubTokenDetector(),
-        gitlab_token.GitLabTokenDetector(),
-        ibm_cos_hmac.IbmCosHmacDetector(),
-        jwt.JwtTokenDetector(),
-        mailchimp.MailchimpDetector(),
-        npm.NpmDetector(),
-        openai.OpenAIDetector(),
-        private_key.PrivateKeyDetector(),
-        pypi_token.PypiTokenDetector(),
-        sendgrid.SendGridDetector(),
-        slack.SlackDetector(),
-        square_oauth.SquareOAuthDetector(),
-        stripe.StripeDetector(),
-        telegram_token.TelegramBotTokenDetector(),
-        twilio.TwilioKeyDetector(),
-    )
+    plugins = get_mapping_from_secret_type_to_class().values()
+    detectors = [plugin() for plugin in plugins if plugin.__name__ not in _UNUSED_DETECTORS]
 
     def holds_secret(text: str) -> bool:
         return any(next(iter(d.analyze_string(text)), None) is not None for d in detectors)

@@ -7,14 +7,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from echolm.examples.events import (
-    CHANGE,
-    FORMER_REPLACEMENT,
-    REPLACEMENT,
-    REPLAY,
-    USAGE,
-    replacements_of,
-)
+from echolm.examples.events import CHANGE, FORMER_REPLACEMENT, REPLACEMENT, REPLAY, USAGE
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
 from echolm.store.base import FRESH_VALUE, NEVER
@@ -148,18 +141,20 @@ class StatisticsUpdates:
         return added
 
     def _change(self, db: sqlite3.Connection, event: Event) -> None:
-        for fields in event.body["stored"]:
+        body = event.body
+        for fields in body["stored"]:
             self.add(db, fields, event.at_ms)
-        for old, new in replacements_of(event.body):
+        # An earlier version wrote the second name.
+        for old, new in body.get("replacements", body.get("succeeded", [])):
             _replace(db, int(old), int(new))
-        removed = sum(_remove(db, int(i)) for i in event.body["removed"])
+        removed = sum(_remove(db, int(i)) for i in body["removed"])
         if removed:
             db.execute(
                 "INSERT INTO removals VALUES (?, ?)"
                 " ON CONFLICT (reason) DO UPDATE SET number = number + excluded.number",
-                (str(event.body["reason"]), removed),
+                (str(body["reason"]), removed),
             )
-        for i in event.body["repeated"]:
+        for i in body["repeated"]:
             self._credit(db, int(i), FRESH_VALUE, event.at_ms)
 
     def _use(

@@ -59,14 +59,6 @@ class JudgingMetrics(Protocol):
         ...
 
 
-class NoJudgingMetrics:
-    """Counts nothing."""
-
-    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None: ...
-
-    def rated(self, llm: str, score: float, predicted: float) -> None: ...
-
-
 class Sampler:
     """Draws the answers to be judged: some at random, some where the router is unsure.
 
@@ -125,7 +117,7 @@ class JudgingService:
     policy: Policy
     load: ServingLoad
     log: EventLog
-    metrics: JudgingMetrics = field(default_factory=NoJudgingMetrics)
+    metrics: JudgingMetrics
     rng: random.Random = field(default_factory=random.Random)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     sampler: Sampler = field(init=False)
