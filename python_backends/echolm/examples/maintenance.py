@@ -87,7 +87,7 @@ class MaintenanceCounts:
 
 
 class Maintenance:
-    """Removes what is expired or beyond the limits. Of all replicas one at a time does it.
+    """Removes what is expired or beyond the limits. Only one replica at a time does this.
 
     Args:
         owner: name of this replica, different from all others'.

@@ -21,7 +21,7 @@ _ROUND = 100
 class OffPeakReplay:
     """Replays while there is no load, and stops at once when there is. For one event loop.
 
-    Of all replicas one at a time does it.
+    Only one replica at a time does this.
 
     Args:
         in_flight: gives the number of requests that all LLMs are serving now, without replay.

@@ -9,9 +9,9 @@ utility model, whatever the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from echolm.errors import ConfigurationError
 from echolm.settings import ExamplesSettings
@@ -71,7 +71,7 @@ def secret_finder() -> Callable[[str], bool]:
     # Imported here: a process that stores nothing needs none of it.
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    plugins = get_mapping_from_secret_type_to_class().values()
+    plugins: Iterable[Any] = get_mapping_from_secret_type_to_class().values()
     detectors = [plugin() for plugin in plugins if plugin.__name__ not in _UNUSED_DETECTORS]
 
     def holds_secret(text: str) -> bool:
