@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from echolm.examples.maintenance import reconcile
+from echolm.examples.consistency import reconcile
 from echolm.serving.attach import attached
 from echolm.settings import RetrievalSettings, Settings
 from echolm.settings.loading import load_settings

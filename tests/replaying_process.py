@@ -32,7 +32,7 @@ from writing_process import DIMENSION, retrieval
 
 GRADER = f"{Path(__file__).stem}:grade"
 _NUMBER = re.compile(r"request (\d+)")
-_LONG = " and more" * 400  # half an answer must be told from a whole one
+_LONG = " and more" * 400  # half an answer must differ from a whole one
 
 
 def settings(data_dir: Path) -> Settings:
@@ -104,21 +104,21 @@ async def replay(data_dir: Path, uri: str, mode: str) -> None:
     store = MilvusStore(retrieval(uri), "fake", DIMENSION)
     log = open_event_log(chosen)
     statistics = StatisticsTable(chosen.statistics_path, chosen.relative_costs)
-    targets = build_endpoints(chosen, {llm.name: Sampler() for llm in chosen.llms})
-    replayer = Replayer(store, statistics, log, targets, GraderJudge(grade), chosen)
+    endpoints = build_endpoints(chosen, {llm.name: Sampler() for llm in chosen.llms})
+    replayer = Replayer(store, statistics, log, endpoints, GraderJudge(grade), chosen)
     requests = {e.id: e.request for batch in store.scan(embeddings=False) for e, _ in batch}
 
-    def tell(one: Replayed) -> None:
+    def report(one: Replayed) -> None:
         if one.reason != "LLM or judge failed":
             print(f"done {number_of(requests[one.id])}", flush=True)
 
     print("begun", flush=True)
     if mode == "command":
         async for one in replayer.run(1_000_000):
-            tell(one)
+            report(one)
     else:
         # The lease of one that was killed is over in minutes, and tests do not wait for it.
-        await OffPeakReplay(replayer, log, chosen.replay, lambda: 0, "the only one", tell).run()
+        await OffPeakReplay(replayer, log, chosen.replay, lambda: 0, "the only one", report).run()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A process of its own that admits, replaces and evicts examples, for tests that kill it.
 
 writing_process.py DATA_DIR MILVUS_URI FIRST    admits for ever; prints what was acknowledged
-writing_process.py DATA_DIR MILVUS_URI          writes what is left over and tidies up, then ends
+writing_process.py DATA_DIR MILVUS_URI          writes what is left over and evicts, then ends
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> int:
         while writer.pending:
             time.sleep(0.05)
         writer.close()
-        keeper.tidy()
+        keeper.run()
         return 0
     number = int(sys.argv[3])
     while True:
@@ -78,7 +78,7 @@ def main() -> int:
             print("\n".join(str(number + k) for k in range(5)), flush=True)
             number += 5
         try:
-            keeper.tidy()
+            keeper.run()
         except UnavailableError:
             time.sleep(0.05)
 

@@ -175,7 +175,7 @@ def test_check_finds_what_differs_and_mends_it_when_told_to(settings: Settings, 
         assert found.statistics.known([1, 2, 3, 4]) == {2, 3}
         assert [e.id for batch in found.store.scan() for e, _ in batch] == [2, 3]
         assert found.statistics.removals() == {"not_in_store": 1, "duplicate": 1}
-        account = found.statistics.account(2)
+        account = found.statistics.get(2)
         assert account is not None and account.uses == 3
     status, out = run("check")
     assert status == 0

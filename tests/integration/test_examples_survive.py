@@ -79,7 +79,7 @@ def test_a_killed_writer_loses_nothing_and_stores_nothing_twice(
     assert len(requests) <= len(ever)
     # None has two.
     assert len({plain(example.request) for example in found}) == len(found)
-    # And the statistics says the same.
+    # And the statistics agree.
     assert statistics.totals() == (len(found), sum(example.num_bytes for example in found))
     assert statistics.known([example.id for example in found]) == {e.id for e in found}
     # It was killed while replacing and evicting. If that was between the store and the log, the

@@ -218,7 +218,7 @@ def test_what_is_kept_too_long_goes_and_a_new_replica_knows_it_all_the_same(
             save=lambda: first.save(log),
             owner="a",
         )
-        assert retention.tidy() == learner.events == 61
+        assert retention.trim() == learner.events == 61
         log.append(USAGE, usage({1: (1, 0.1, 0.1)}))
         log.append(*feedback(30))
         restarted = Learner(log, [BanditLearning(other)], snapshot_every=5)
@@ -228,7 +228,7 @@ def test_what_is_kept_too_long_goes_and_a_new_replica_knows_it_all_the_same(
         assert restarted.events == learner.events == 63
         first.follow(log)
         second.follow(log)
-        now, then = first.account(1), second.account(1)
+        now, then = first.get(1), second.get(1)
     assert now is not None and then is not None
     assert now.uses == then.uses == 31
     assert now.ratings == then.ratings > 0

@@ -11,13 +11,12 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
-from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import ConfigurationError, UnavailableError
 from echolm.primitives import Candidate
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.settings import RetrievalSettings
 from echolm.store.base import Example, Query, scope_key
-from echolm.store.milvus import LazyMilvusStore, MilvusStore
+from echolm.store.milvus import MilvusStore
 from hypothesis import given
 from hypothesis import strategies as st
 from milvus_server import MilvusServer, start_milvus_lite
@@ -26,7 +25,6 @@ from pymilvus import MilvusClient
 
 D = 8
 NOW = 1_800_000_000_000
-SPEC = EmbedderSpec("fake", D, 16)
 
 
 @pytest.fixture(scope="module", params=["lite", "server"])
@@ -72,7 +70,7 @@ def unit(k: int) -> NDArray[np.float32]:
 
 
 def find(
-    store: MilvusStore | LazyMilvusStore,
+    store: MilvusStore,
     tenant: str = "t",
     system: str = "",
     k: int = 0,
@@ -88,7 +86,7 @@ def eventually(true: Callable[[], bool], seconds: float = 20) -> bool:
     return true()
 
 
-def answers(store: LazyMilvusStore) -> bool:
+def answers(store: MilvusStore) -> bool:
     try:
         find(store)
     except UnavailableError:
@@ -225,7 +223,7 @@ def test_without_an_address_nothing_starts() -> None:
 def test_an_outage_is_unavailable_at_once_and_over_when_milvus_is_back(tmp_path: Path) -> None:
     server = start_milvus_lite(tmp_path)
     try:
-        store = LazyMilvusStore(RetrievalSettings(milvus_uri=server.uri), SPEC)
+        store = MilvusStore(RetrievalSettings(milvus_uri=server.uri), "fake", D, wait=True)
         store.upsert([example(1)], unit(0))
         os.kill(server.process.pid() or 0, signal.SIGKILL)
         assert eventually(lambda: server.poll() is not None)
@@ -255,7 +253,7 @@ def test_a_milvus_that_hangs_costs_one_timeout_and_not_every_request(tmp_path: P
     pid = server.process.pid() or 0
     try:
         settings = RetrievalSettings(milvus_uri=server.uri, search_timeout_s=0.3)
-        store = LazyMilvusStore(settings, SPEC)
+        store = MilvusStore(settings, "fake", D, wait=True)
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(UnavailableError):
             find(store)
@@ -276,7 +274,7 @@ def test_a_milvus_that_hangs_costs_one_timeout_and_not_every_request(tmp_path: P
 def test_a_milvus_that_comes_later_is_taken_then(tmp_path: Path) -> None:
     server = start_milvus_lite(tmp_path)
     server.stop()
-    store = LazyMilvusStore(RetrievalSettings(milvus_uri=server.uri), SPEC)
+    store = MilvusStore(RetrievalSettings(milvus_uri=server.uri), "fake", D, wait=True)
     with pytest.raises(UnavailableError):
         store.count()
     server.start()
@@ -293,7 +291,7 @@ def test_another_models_collection_is_refused_at_the_start(
     store: MilvusStore, settings: RetrievalSettings
 ) -> None:
     with pytest.raises(ConfigurationError):
-        LazyMilvusStore(settings, EmbedderSpec("other", D, 16))
+        MilvusStore(settings, "other", D, wait=True)
 
 
 def test_a_scan_gives_every_example_once_in_order(store: MilvusStore) -> None:

@@ -1,4 +1,4 @@
-"""Parts that fail while the server runs: a real Triton and Milvus Lite, LLMs that do as told."""
+"""Parts that fail while the server runs: real Triton and Milvus Lite, LLMs that fail on demand."""
 
 from __future__ import annotations
 

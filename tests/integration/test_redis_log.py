@@ -71,8 +71,8 @@ class TestRedisEventLog(DurableEventLogContract):
     def test_without_the_replicas_asked_for_nothing_is_acknowledged(
         self, redis_server: RedisServer, settings: LearningSettings
     ) -> None:
-        asks = settings.model_copy(update={"redis_min_replicas": 1, "redis_timeout_s": 0.4})
-        log = RedisEventLog(redis_server.url, asks)
+        replicated = settings.model_copy(update={"redis_min_replicas": 1, "redis_timeout_s": 0.4})
+        log = RedisEventLog(redis_server.url, replicated)
         with pytest.raises(UnavailableError, match="expected 1 replicas to have the event, got 0"):
             log.append("k", {})
         log.close()

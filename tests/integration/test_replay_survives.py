@@ -1,4 +1,4 @@
-"""``kill -9`` in the middle of replay: every example has one whole answer, and its account.
+"""``kill -9`` in the middle of replay: every example has one whole answer, and its statistics.
 
 ``TEST_REPLAY_KILLS=20`` kills more often than the suite does.
 """
@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from echolm.cli.main import main
 from echolm.embedding import EmbedderSpec
+from echolm.examples.consistency import reconcile
 from echolm.examples.events import CHANGE, USAGE, change, usage
-from echolm.examples.maintenance import reconcile
-from echolm.examples.statistics import Account, StatisticsTable
+from echolm.examples.statistics import ExampleStatistics, StatisticsTable
 from echolm.learning.event_log import EventLog
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.store.base import Stored
@@ -91,23 +91,21 @@ class World:
         assert set(found) == set(range(EXAMPLES))
         return found
 
-    def restart(self) -> dict[int, Account]:
-        """The account of each request after what a server does when it starts."""
+    def restart(self) -> dict[int, ExampleStatistics]:
+        """The statistics of each request after what a server does when it starts."""
         with self.opened() as (store, log, statistics):
             reconcile(store, statistics, log)
-            accounts = {
-                account.id: account for account in statistics.accounts("age", 10 * EXAMPLES)
-            }
-            assert statistics.successions() == []
+            rows = {row.id: row for row in statistics.ranked("age", 10 * EXAMPLES)}
+            assert statistics.replacements() == []
         examples = self.stored()
         assert Counter(map(len, examples.values())) == {1: EXAMPLES}
-        assert {one.id for rows in examples.values() for one, _ in rows} == set(accounts)
-        by_number = {number: accounts[rows[0][0].id] for number, rows in examples.items()}
-        for number, account in by_number.items():
+        assert {one.id for stored in examples.values() for one, _ in stored} == set(rows)
+        by_number = {number: rows[stored[0][0].id] for number, stored in examples.items()}
+        for number, row in by_number.items():
             improved = examples[number][0][0].response == answer(number, True)
-            assert account.uses == uses(number) and account.ratings == 1
-            assert account.num_bytes == examples[number][0][0].num_bytes
-            assert account.replays == 1 if improved else account.replays <= 1
+            assert row.uses == uses(number) and row.ratings == 1
+            assert row.num_bytes == examples[number][0][0].num_bytes
+            assert row.replays == 1 if improved else row.replays <= 1
         return by_number
 
     def replay(self, mode: str, dice: random.Random, kill_milvus: bool) -> list[str]:
@@ -172,8 +170,8 @@ def test_a_killed_replay_loses_nothing_and_goes_on_where_it_ended(
         # Of the one that it was just replacing there may be both.
         assert copies in ({1: EXAMPLES}, {1: EXAMPLES - 1, 2: 1})
         if kill % 3:  # else the next replay has to clear up by itself
-            accounts = world.restart()
-            assert all(accounts[number].replays == 1 for number in done)
+            rows = world.restart()
+            assert all(rows[number].replays == 1 for number in done)
     assert len(done) < EXAMPLES, "it was never killed while it had work: give it more"
     assert cut_short > KILLS // 3
 
@@ -181,8 +179,8 @@ def test_a_killed_replay_loses_nothing_and_goes_on_where_it_ended(
     assert not set(numbers(lines, "sampled")) & set(done)
     done += numbers(lines, "done")
     assert max(Counter(done).values()) == 1
-    accounts = world.restart()
-    assert all(account.replays == 1 for account in accounts.values())
+    rows = world.restart()
+    assert all(row.replays == 1 for row in rows.values())
     for number, [(one, _)] in world.stored().items():
         assert one.response == answer(number, is_improvable(number))
     with world.opened() as (_, log, statistics):

@@ -115,7 +115,7 @@ def _stats(found: Opened, args: argparse.Namespace) -> int:
 
 
 def _top(found: Opened, args: argparse.Namespace) -> int:
-    accounts = found.statistics.accounts(args.by, args.number)
+    accounts = found.statistics.ranked(args.by, args.number)
     texts = {example.id: example for example, _ in found.store.get([a.id for a in accounts])}
     if args.json:
         for account in accounts:
@@ -149,7 +149,7 @@ def _show(found: Opened, args: argparse.Namespace) -> int:
         if example is None:
             print(f"echolm examples: no example has the id {id}", file=sys.stderr)
             continue
-        account = found.statistics.account(id)
+        account = found.statistics.get(id)
         shown = {
             **asdict(example),
             "created_at": _time(example.created_at_ms),
@@ -298,7 +298,7 @@ def _check(found: Opened, args: argparse.Namespace) -> int:
         print(f"{title:25}{number}{' (mended)' if number and args.repair else ''}")
 
     print(f"examples                 {found.store.count()}")
-    line("without an account", findings.without_account)
+    line("without an account", findings.without_statistics)
     line("accounts without example", findings.without_example)
     line("requests stored twice", findings.duplicates)
     line("half replaced", findings.interrupted)

@@ -14,12 +14,12 @@ from echolm.store.base import MAX_TEXT_BYTES
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AdmissionResult:
     """What becomes of an interaction.
 
     Attributes:
-        interaction: as it may be stored; None if it is refused. Where its request was redacted, its
-            embedding is of the text before.
+        interaction: the interaction as it may be stored; None if it is refused. Where its request
+            was redacted, its embedding still is that of the text before.
         reason: why it is refused: a short word, used as a metric's label.
     """
 
@@ -46,15 +46,16 @@ class AdmissionPolicy:
         self._sources = settings.example_sources
         self._screens = build_screens(settings.examples) if screens is None else screens
 
-    def judge(self, interaction: Interaction) -> Verdict:
+    def judge(self, interaction: Interaction) -> AdmissionResult:
         """Decide on one interaction."""
         reason = self._refusal(interaction)
         if reason:
-            return Verdict(None, reason)
+            return AdmissionResult(None, reason)
         screened = screen(self._screens, interaction.request, interaction.response)
         if screened.reason:
-            return Verdict(None, screened.reason)
-        return Verdict(replace(interaction, request=screened.request, response=screened.response))
+            return AdmissionResult(None, screened.reason)
+        admitted = replace(interaction, request=screened.request, response=screened.response)
+        return AdmissionResult(admitted)
 
     def _refusal(self, interaction: Interaction) -> str:
         settings = self._settings

@@ -1,21 +1,26 @@
-"""Whether store and accounts agree and no request is stored twice; and what mends it."""
+"""Whether store and statistics agree and no request is stored twice; and what mends it."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from echolm.examples.deduplication import is_better, plain
 from echolm.examples.events import CHANGE, change
-from echolm.examples.maintenance import accounts_without_example, not_in_store, reconcile
 from echolm.examples.replacement import finish_interrupted
 from echolm.examples.statistics import StatisticsTable
 from echolm.learning.event_log import EventLog
 from echolm.store.base import Example, ExampleStore
 
 _SETTLE_S = 1.0
+_HIDDEN_S = 0.25
+"""For which Milvus hides an example at most while it is written once more, as after a crash."""
+_PAGE = 4_096
+"""Ids that are looked up in the store at a time: a server may wait 0.2 s before each answer."""
+_BATCH = 2_048
+"""Removals in an event."""
 
 OnScanned = Callable[[list[Example]], None]
 
@@ -25,14 +30,14 @@ class Findings:
     """How many of each there are, or were.
 
     Attributes:
-        without_account: stored examples that the statistics does not know.
-        without_example: accounts whose example is gone.
+        without_statistics: stored examples of which there are no statistics.
+        without_example: examples of which there are statistics, and which are gone.
         duplicates: examples whose request is stored already, for the same tenant and system
             prompt.
         interrupted: examples whose replacement by a better answer was begun and has not ended.
     """
 
-    without_account: int = 0
+    without_statistics: int = 0
     without_example: int = 0
     duplicates: int = 0
     interrupted: int = 0
@@ -68,8 +73,8 @@ def examine(
     """Look, and change nothing.
 
     Args:
-        on_scanned: is told of the examples that were looked at.
-        settle_s: after which a difference counts. A running server may just be between a
+        on_scanned: is called with the examples that were looked at.
+        settle_s: seconds after which a difference counts. A running server may just be between a
             change of the store and that of the log.
 
     Raises:
@@ -78,26 +83,21 @@ def examine(
     statistics.follow(log)
     requests = _Requests()
     missing: list[int] = []
-    for batch in store.scan(embeddings=False):
-        examples = [example for example, _ in batch]
-        known = statistics.known([example.id for example in examples])
-        missing += [example.id for example in examples if example.id not in known]
+    for examples, unknown in _scan(store, statistics):
+        missing += [example.id for example in unknown]
         requests.add(examples)
         on_scanned(examples)
-    lost = accounts_without_example(store, statistics)
-    interrupted = statistics.successions()
+    lost = _without_example(store, statistics)
+    interrupted = statistics.replacements()
     doubles = [i for ids in requests.repeated.values() for i in ids]
+    gone: set[int] = set()
     if missing or lost or interrupted or doubles:
-        time.sleep(settle_s)
-        statistics.follow(log)
-        lost = [i for i in not_in_store(store, lost) if statistics.known([i])]
-        gone = set(not_in_store(store, [*missing, *doubles]))
+        lost = _still_lost(store, statistics, log, lost, settle_s)
+        gone = set(_not_in_store(store, [*missing, *doubles]))
         missing = [i for i in missing if i not in gone and not statistics.known([i])]
-        interrupted = [one for one in statistics.successions() if one in interrupted]
-    else:
-        gone = set()
+        interrupted = [begun for begun in statistics.replacements() if begun in interrupted]
     # Both answers of a replacement that was cut short are one finding, not two.
-    gone |= {one.old for one in interrupted}
+    gone |= {begun.old for begun in interrupted}
     duplicates = sum(
         max(0, len([i for i in ids if i not in gone]) - 1) for ids in requests.repeated.values()
     )
@@ -113,9 +113,9 @@ def repair(
 ) -> Findings:
     """Mend what :func:`examine` finds; gives what was mended.
 
-    Interrupted replacements are finished, accounts opened and closed. Of examples of one request
-    that one stays which would have, had they come one after the other: the first, unless a later
-    answer is better. What the others were used for is credited to it.
+    Interrupted replacements are finished, statistics added and removed. Of examples of one
+    request that one stays which would have, had they come one after the other: the first, unless
+    a later answer is better. What the others were used for is credited to it.
 
     Args:
         deduplicate: whether a request may be stored but once.
@@ -130,12 +130,83 @@ def repair(
         on_scanned(examples)
 
     interrupted = finish_interrupted(store, statistics, log)
-    opened, closed = reconcile(store, statistics, log, look)
+    added, removed = reconcile(store, statistics, log, look)
     merged = 0
     if deduplicate:
         merged = sum(_merge(store, log, ids) for ids in requests.repeated.values())
     statistics.follow(log)
-    return Findings(opened, closed, merged, interrupted)
+    return Findings(added, removed, merged, interrupted)
+
+
+def reconcile(
+    store: ExampleStore,
+    statistics: StatisticsTable,
+    log: EventLog,
+    on_scanned: OnScanned = lambda examples: None,
+) -> tuple[int, int]:
+    """Add statistics of examples that have none, remove those of examples that are gone.
+
+    A store may be older than its statistics, may have been filled by other means, or have been
+    restored from a copy. What a process has left half done is finished first.
+
+    Returns:
+        Of how many examples statistics were added and removed.
+
+    Raises:
+        UnavailableError: store, statistics or log cannot be reached.
+    """
+    finish_interrupted(store, statistics, log)
+    added = 0
+    for examples, unknown in _scan(store, statistics):
+        added += statistics.adopt(change(unknown)["stored"]) if unknown else 0
+        on_scanned(examples)
+    lost = _without_example(store, statistics)
+    if lost:
+        lost = _still_lost(store, statistics, log, lost, _HIDDEN_S)
+    for start in range(0, len(lost), _BATCH):
+        part = lost[start : start + _BATCH]
+        log.append(CHANGE, change(removed=part, reason="not_in_store"))
+    statistics.follow(log)
+    statistics.completed()
+    return added, len(lost)
+
+
+def _scan(
+    store: ExampleStore, statistics: StatisticsTable
+) -> Iterator[tuple[list[Example], list[Example]]]:
+    """All stored examples, some at a time, and those among them without statistics."""
+    for batch in store.scan(embeddings=False):
+        examples = [example for example, _ in batch]
+        known = statistics.known([example.id for example in examples])
+        yield examples, [example for example in examples if example.id not in known]
+
+
+def _without_example(store: ExampleStore, statistics: StatisticsTable) -> list[int]:
+    """Ids of all examples of which there are statistics, and which are not in the store."""
+    return [i for ids in statistics.pages(_PAGE) for i in _not_in_store(store, ids)]
+
+
+def _still_lost(
+    store: ExampleStore,
+    statistics: StatisticsTable,
+    log: EventLog,
+    lost: Sequence[int],
+    settle_s: float,
+) -> list[int]:
+    """Those of the ids that are neither in the store after a while nor removed by the log."""
+    time.sleep(settle_s)
+    statistics.follow(log)
+    return [i for i in _not_in_store(store, lost) if statistics.known([i])]
+
+
+def _not_in_store(store: ExampleStore, ids: Sequence[int]) -> list[int]:
+    """Those of the ids that no stored example has."""
+    lost: list[int] = []
+    for start in range(0, len(ids), _PAGE):
+        page = ids[start : start + _PAGE]
+        there = store.present(page)
+        lost += [i for i in page if i not in there]
+    return lost
 
 
 def _merge(store: ExampleStore, log: EventLog, ids: Sequence[int]) -> int:
@@ -153,8 +224,8 @@ def _merge(store: ExampleStore, log: EventLog, ids: Sequence[int]) -> int:
         removed = [example.id for example in examples if example is not kept]
         if removed:
             # The log first: what is left in the store if it ends here is found once more.
-            succeeded = [(i, kept.id) for i in removed]
-            log.append(CHANGE, change(removed=removed, reason="duplicate", succeeded=succeeded))
+            pairs = [(i, kept.id) for i in removed]
+            log.append(CHANGE, change(removed=removed, reason="duplicate", replacements=pairs))
             store.delete(removed)
             merged += len(removed)
     return merged

@@ -1,4 +1,4 @@
-"""Tells whether an interaction says anything that the store does not have yet."""
+"""Whether an interaction holds anything that the store does not have yet."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from enum import Enum
 
 import numpy as np
 
-from echolm.examples.write_ahead_log import Entry
 from echolm.primitives import Candidate
-from echolm.store.base import Example, ExampleStore, Query, search_in_background
+from echolm.store.base import Example, ExampleStore, Query, Stored, search_in_background
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _NEIGHBOURS = 4
@@ -88,7 +87,7 @@ class DuplicateFinder:
     def __init__(self, store: ExampleStore) -> None:
         self._store = store
 
-    def compare(self, entries: Sequence[Entry], now_ms: int) -> list[Comparison]:
+    def compare(self, entries: Sequence[Stored], now_ms: int) -> list[Comparison]:
         """What each interaction is to the store and to those before it.
 
         Raises:
@@ -96,18 +95,16 @@ class DuplicateFinder:
         """
         embeddings = np.stack([embedding for _, embedding in entries])
         queries = [Query(example.tenant, example.scope) for example, _ in entries]
-        found = search_in_background(self._store, embeddings, queries, _NEIGHBOURS, now_ms)
-        # What was found new by scope and request, since the store does not have it yet.
-        own: dict[tuple[int, str], Candidate] = {}
+        neighbours = search_in_background(self._store, embeddings, queries, _NEIGHBOURS, now_ms)
+        # By scope and request what is new among the entries, since the store does not have it yet.
+        fresh: dict[tuple[int, str], Candidate] = {}
         comparisons = []
-        for (example, _), neighbours in zip(entries, found, strict=True):
+        for (example, _), row in zip(entries, neighbours, strict=True):
             key = (example.scope, plain(example.request))
-            known = [own[key]] if key in own else []
+            known = [fresh[key]] if key in fresh else []
             # A writer that crashed after it had stored an interaction finds it there itself.
             known += [
-                c
-                for c in neighbours
-                if c.id != example.id and same_request(c.request, example.request)
+                c for c in row if c.id != example.id and same_request(c.request, example.request)
             ]
             candidate = Candidate(
                 example.id,
@@ -119,7 +116,7 @@ class DuplicateFinder:
             )
             comparison = _compare(candidate, known)
             if comparison.finding in (Finding.NEW, Finding.BETTER):
-                own[key] = candidate
+                fresh[key] = candidate
             comparisons.append(comparison)
         return comparisons
 
@@ -127,9 +124,9 @@ class DuplicateFinder:
 def _compare(new: Candidate, known: Sequence[Candidate]) -> Comparison:
     if not known:
         return NEW
-    for one in known:
-        if same_answer(one.response, new.response):
-            return Comparison(Finding.REPEATED, one.id)
+    for candidate in known:
+        if same_answer(candidate.response, new.response):
+            return Comparison(Finding.REPEATED, candidate.id)
     best = max(known, key=lambda c: c.quality)
     better = _is_better(new.quality, best.quality)
     return Comparison(Finding.BETTER if better else Finding.WORSE, best.id)

@@ -13,11 +13,14 @@ CHANGE = "examples"
 REPLAY = "replay"
 """Kind of an event that says that an example was replayed; see :func:`replayed`."""
 
-SUCCESSION = "succession"
-"""Kind of an event that says which example is about to replace which; see :func:`succession`."""
+REPLACEMENT = "replacement"
+"""Kind of an event that says which example is about to replace which; see :func:`replacement`."""
+
+FORMER_REPLACEMENT = "succession"
+"""Kind of the same event in logs that an earlier version wrote."""
 
 USAGE = "usage"
-"""Kind of an event that says which examples stood in prompts; see :func:`usage`."""
+"""Kind of an event that says which examples were used in prompts; see :func:`usage`."""
 
 
 def change(
@@ -25,16 +28,17 @@ def change(
     removed: Sequence[int] = (),
     reason: str = "",
     repeated: Sequence[int] = (),
-    succeeded: Sequence[tuple[int, int]] = (),
+    replacements: Sequence[tuple[int, int]] = (),
 ) -> dict[str, Any]:
     """The body of a ``CHANGE``.
 
     Args:
         stored: examples that the store has now.
-        removed: ids of those that it has no more.
+        removed: ids of examples that it has no more.
         reason: why they were removed.
-        repeated: ids of those whose request was answered the same way again.
-        succeeded: pairs of ids of which the second, stored, takes the place of the first, removed.
+        repeated: ids of examples whose request was answered the same way again.
+        replacements: pairs of ids: of an example that is removed, and of the stored one that
+            replaces it.
     """
     return {
         "stored": [
@@ -53,7 +57,7 @@ def change(
         "removed": list(removed),
         "reason": reason,
         "repeated": list(repeated),
-        "succeeded": [list(pair) for pair in succeeded],
+        "replacements": [list(pair) for pair in replacements],
     }
 
 
@@ -62,8 +66,8 @@ def replayed(id: int, times: int) -> dict[str, Any]:
     return {"id": id, "times": times}
 
 
-def succession(old: int, new: int, abandoned: bool = False) -> dict[str, Any]:
-    """The body of a ``SUCCESSION``: the second id is about to take the place of the first.
+def replacement(old: int, new: int, abandoned: bool = False) -> dict[str, Any]:
+    """The body of a ``REPLACEMENT``: the example ``new`` is about to replace ``old``.
 
     Args:
         abandoned: it will not, after all.
@@ -75,7 +79,7 @@ def usage(uses: Mapping[int, tuple[int, float, float]]) -> dict[str, Any]:
     """The body of a ``USAGE``.
 
     Args:
-        uses: for each example's id how often it stood in a prompt, the offloads that it is
-            credited with, and the sum of its gains (see :class:`~echolm.examples.usage`).
+        uses: for each example's id the number of prompts that held it, the offloads that it is
+            credited with, and the sum of its gains (see :mod:`echolm.examples.usage`).
     """
     return {"uses": [[i, n, round(c, 4), round(g, 4)] for i, (n, c, g) in uses.items()]}

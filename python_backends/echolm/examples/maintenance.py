@@ -4,9 +4,9 @@ Eviction is a 0/1 knapsack (paper, §4.3): the weight of an example is the bytes
 its value the offloads that it enabled, decayed. The examples of least value per byte go first,
 which is the greedy solution; it misses the best one by less than the value of a single example.
 
-That takes the values for independent, which they are not: of several examples that fit the same
-requests, one does the work of all, and the last one's loss costs all offloads. So of the
-examples that are worth little those go first whose own request another one would fit.
+That takes the values for independent, which they are not: of several examples that help with the
+same requests, one does the work of all, and the last one's loss costs all offloads. So of the
+examples that are worth little those go first whose request another one is similar enough to.
 ``scripts/bench_eviction.py`` compares.
 """
 
@@ -21,22 +21,18 @@ import numpy as np
 
 from echolm.clock import now_ms
 from echolm.errors import UnavailableError
+from echolm.examples.consistency import reconcile
 from echolm.examples.events import CHANGE, change
-from echolm.examples.replacement import finish_interrupted
 from echolm.examples.statistics import StatisticsTable
 from echolm.learning.event_log import EventLog
 from echolm.settings import ExamplesSettings
-from echolm.store.base import Example, ExampleStore, Query, search_in_background
+from echolm.store.base import ExampleStore, Query, search_in_background
 
 logger = logging.getLogger("echolm")
 
-_LEASE = "housekeeping"
+_LEASE = "maintenance"
 _BATCH = 2_048
 """Examples that are removed at a time: Milvus Lite takes 0.1 s for each removal, however large."""
-_PAGE = 4_096
-"""Accounts whose examples are looked for at a time: a server may wait 0.2 s before each answer."""
-_HIDDEN_S = 0.25
-"""For which Milvus hides an example at most while it is written once more, as after a crash."""
 _CHOICE = 8
 """Examples that are looked at for each one that has to go."""
 _NEIGHBOURS = 8
@@ -45,7 +41,7 @@ _LOOKUPS = 16
 
 
 def choose_victims(
-    accounts: Sequence[tuple[int, int]],
+    candidates: Sequence[tuple[int, int]],
     neighbours: Callable[[Sequence[int]], Mapping[int, Collection[int]]],
     count: int,
     num_bytes: int,
@@ -54,9 +50,9 @@ def choose_victims(
     """Which examples make room.
 
     Args:
-        accounts: id and bytes of examples, those of least value per byte first.
-        neighbours: gives for each of some examples the ids of stored ones that would serve its
-            request as well; asked for a few at a time, and for no more than it takes.
+        candidates: id and bytes of examples, those of least value per byte first.
+        neighbours: gives for each of some examples the ids of stored ones that would help with
+            its request as well; called for a few at a time, and for no more than needed.
         count: examples to be freed.
         num_bytes: bytes to be freed.
         limit: most ids.
@@ -66,73 +62,20 @@ def choose_victims(
     def enough() -> bool:
         return (count <= 0 and num_bytes <= 0) or len(chosen) == limit
 
-    for start in range(0, len(accounts), _LOOKUPS):
+    for start in range(0, len(candidates), _LOOKUPS):
         if enough():
             break
-        some = accounts[start : start + _LOOKUPS]
-        found = neighbours([i for i, _ in some])
+        some = candidates[start : start + _LOOKUPS]
+        similar = neighbours([i for i, _ in some])
         for i, size in some:
-            if not enough() and not chosen.keys() >= set(found.get(i, ())):
+            if not enough() and not chosen.keys() >= set(similar.get(i, ())):
                 chosen[i] = None
                 count, num_bytes = count - 1, num_bytes - size
-    for i, size in accounts:
+    for i, size in candidates:
         if not enough() and i not in chosen:
             chosen[i] = None
             count, num_bytes = count - 1, num_bytes - size
     return list(chosen)
-
-
-def reconcile(
-    store: ExampleStore,
-    statistics: StatisticsTable,
-    log: EventLog,
-    on_scanned: Callable[[list[Example]], None] = lambda examples: None,
-) -> tuple[int, int]:
-    """Open accounts for examples that have none, close those whose example is gone.
-
-    A store may be older than its statistics, may have been filled by other means, or have been
-    restored from a copy. What a process has left half done is finished first.
-
-    Returns:
-        How many accounts were opened and closed.
-
-    Raises:
-        UnavailableError: store, statistics or log cannot be reached.
-    """
-    finish_interrupted(store, statistics, log)
-    opened = 0
-    for batch in store.scan(embeddings=False):
-        examples = [example for example, _ in batch]
-        known = statistics.known([example.id for example in examples])
-        missing = [example for example in examples if example.id not in known]
-        opened += statistics.adopt(change(missing)["stored"]) if missing else 0
-        on_scanned(examples)
-    lost = accounts_without_example(store, statistics)
-    if lost:
-        time.sleep(_HIDDEN_S)
-        statistics.follow(log)
-        lost = [i for i in not_in_store(store, lost) if statistics.known([i])]
-    for start in range(0, len(lost), _BATCH):
-        part = lost[start : start + _BATCH]
-        log.append(CHANGE, change(removed=part, reason="not_in_store"))
-    statistics.follow(log)
-    statistics.completed()
-    return opened, len(lost)
-
-
-def accounts_without_example(store: ExampleStore, statistics: StatisticsTable) -> list[int]:
-    """Ids of all accounts whose example is not in the store."""
-    return [i for ids in statistics.pages(_PAGE) for i in not_in_store(store, ids)]
-
-
-def not_in_store(store: ExampleStore, ids: Sequence[int]) -> list[int]:
-    """Those of the ids that no stored example has."""
-    lost: list[int] = []
-    for start in range(0, len(ids), _PAGE):
-        page = ids[start : start + _PAGE]
-        there = store.present(page)
-        lost += [i for i in page if i not in there]
-    return lost
 
 
 @dataclass
@@ -144,11 +87,12 @@ class MaintenanceCounts:
 
 
 class Maintenance:
-    """Removes what is expired or beyond the limits. Of all replicas one at a time does it.
+    """Removes what is expired or beyond the limits. Only one replica at a time does this.
 
     Args:
         owner: name of this replica, different from all others'.
-        fit: cosine from which an example fits a request (``routing.similarity_saturation``).
+        similarity_saturation: cosine from which two requests count as the same
+            (``routing.similarity_saturation``).
     """
 
     def __init__(
@@ -158,7 +102,7 @@ class Maintenance:
         log: EventLog,
         settings: ExamplesSettings,
         owner: str,
-        fit: float = 1.0,
+        similarity_saturation: float = 1.0,
         now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._store = store
@@ -166,16 +110,16 @@ class Maintenance:
         self._log = log
         self._settings = settings
         self._owner = owner
-        self._fit = fit
+        self._similarity_saturation = similarity_saturation
         self._now_ms = now_ms
         self._reconciled = False
         self.counts = MaintenanceCounts()
 
-    def tidy(self, going_on: Callable[[], bool] = lambda: True) -> None:
-        """Take in the log's news and remove what must go.
+    def run(self, going_on: Callable[[], bool] = lambda: True) -> None:
+        """Take in new events of the log and remove what must go.
 
         Args:
-            going_on: asked between batches; False ends it early.
+            going_on: called between batches; False ends it early.
 
         Raises:
             UnavailableError: store, log or statistics cannot be reached; calling again goes on.
@@ -184,8 +128,8 @@ class Maintenance:
         if not self._reconciled:
             same_number = self._store.count() == self._statistics.totals()[0]
             if not (same_number and self._statistics.is_complete):
-                opened, closed = reconcile(self._store, self._statistics, self._log)
-                logger.info("example statistics: %d accounts opened, %d closed", opened, closed)
+                added, removed = reconcile(self._store, self._statistics, self._log)
+                logger.info("example statistics: %d added, %d removed", added, removed)
             self._reconciled = True
         if not self._log.lease(_LEASE, self._owner, 4 * self._settings.maintenance_interval_s):
             return
@@ -206,7 +150,7 @@ class Maintenance:
             self.counts.evicted += self._remove(ids, "evicted")
 
     def _neighbours(self, ids: Sequence[int]) -> dict[int, list[int]]:
-        """For each example others of its scope that fit its request."""
+        """For each example the ids of others of its scope whose requests count as the same."""
         started = time.monotonic()
         stored = self._store.get(ids)
         if not stored:
@@ -218,7 +162,11 @@ class Maintenance:
         # Half of the time at least the store has only requests to serve.
         time.sleep(time.monotonic() - started)
         return {
-            example.id: [c.id for c in row if c.id != example.id and c.similarity >= self._fit]
+            example.id: [
+                c.id
+                for c in row
+                if c.id != example.id and c.similarity >= self._similarity_saturation
+            ]
             for (example, _), row in zip(stored, rows, strict=True)
         }
 
@@ -232,7 +180,7 @@ class Maintenance:
         )
 
     def _remove(self, ids: list[int], reason: str) -> int:
-        # Should it end in between, the statistics still has them, and they are removed once more.
+        # Should it end in between, the statistics still name them; they are removed once more.
         self._store.delete(ids)
         self._log.append(CHANGE, change(removed=ids, reason=reason))
         self._statistics.follow(self._log)

@@ -21,12 +21,12 @@ _ROUND = 100
 class OffPeakReplay:
     """Replays while there is no load, and stops at once when there is. For one event loop.
 
-    Of all replicas one at a time does it.
+    Only one replica at a time does this.
 
     Args:
-        in_flight: requests that all LLMs are serving now, replay left out.
+        in_flight: gives the number of requests that all LLMs are serving now, without replay.
         owner: name of this replica, different from all others'.
-        on_replayed: is told of every example.
+        on_replayed: is called after every example.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class OffPeakReplay:
         settings: ReplaySettings,
         in_flight: Callable[[], int],
         owner: str,
-        on_replayed: Callable[[Replayed], None] = lambda one: None,
+        on_replayed: Callable[[Replayed], None] = lambda replayed: None,
     ) -> None:
         self._replayer = replayer
         self._log = log
@@ -78,7 +78,7 @@ class OffPeakReplay:
     async def _round(self) -> None:
         if not self._log.lease(_LEASE, self._owner, _LEASE_S):
             return
-        async for one in self._replayer.run(_ROUND):
-            self._on_replayed(one)
+        async for replayed in self._replayer.run(_ROUND):
+            self._on_replayed(replayed)
             if not self._log.lease(_LEASE, self._owner, _LEASE_S):
                 return

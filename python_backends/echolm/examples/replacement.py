@@ -1,7 +1,13 @@
-"""A better answer takes an example's place, at whatever moment the process may end.
+"""A better answer replaces an example, at whatever moment the process may end.
+
+The better answer gets an id of its own. An id stands for one text: processes keep features and
+token counts by id, prompts of the shared prefix index are known by the ids in them, and a rating
+that comes late must not credit a text that was not in the prompt. And to write a row of Milvus
+anew is to delete and to insert it (see ``MilvusStore.upsert``), so a crash in between would lose
+the example, which has its text nowhere else; with two ids one whole answer is there at any time.
 
 Store and log cannot be changed at once, and texts must not be in the log. So the log is told
-first which id shall follow which; then the store takes the new example, the log is told that it
+first which id shall replace which; then the store takes the new example, the log is told that it
 has, the old one is deleted, and a ``REPLAY`` of the new one ends it. What was begun and has not
 ended can be finished by any process that follows the log. Each step may be made twice.
 """
@@ -10,7 +16,7 @@ from __future__ import annotations
 
 import logging
 
-from echolm.examples.events import CHANGE, REPLAY, SUCCESSION, change, replayed, succession
+from echolm.examples.events import CHANGE, REPLACEMENT, REPLAY, change, replacement, replayed
 from echolm.examples.statistics import StatisticsTable
 from echolm.learning.event_log import EventLog
 from echolm.store.base import Example, ExampleStore, Stored
@@ -20,10 +26,10 @@ logger = logging.getLogger("echolm")
 _REASON = "replayed"
 
 
-def succeed(
+def replace_example(
     store: ExampleStore, statistics: StatisticsTable, log: EventLog, old: int, better: Stored
 ) -> bool:
-    """Let an example take the place of ``old``, which had been replayed for it.
+    """Replace the example ``old`` by a better one, which replay has found.
 
     Returns:
         False if ``old`` is gone, or another process was first; nothing has changed then.
@@ -33,11 +39,11 @@ def succeed(
             does the rest, or takes it back.
     """
     example, embedding = better
-    log.append(SUCCESSION, succession(old, example.id))
+    log.append(REPLACEMENT, replacement(old, example.id))
     statistics.follow(log)
-    first = any(one.new == example.id for one in statistics.successions())
+    first = any(begun.new == example.id for begun in statistics.replacements())
     if not first or not statistics.known([old]):
-        log.append(SUCCESSION, succession(old, example.id, abandoned=True))
+        log.append(REPLACEMENT, replacement(old, example.id, abandoned=True))
         return False
     store.upsert([example], embedding[None])
     _complete(store, log, old, example)
@@ -45,7 +51,7 @@ def succeed(
 
 
 def finish_interrupted(store: ExampleStore, statistics: StatisticsTable, log: EventLog) -> int:
-    """Finish all successions that processes have left half done; gives how many there were.
+    """Finish all replacements that processes have left half done; gives how many there were.
 
     One whose new example has not reached the store is taken back, since its text is lost; so is
     one whose old example was removed meanwhile.
@@ -54,31 +60,32 @@ def finish_interrupted(store: ExampleStore, statistics: StatisticsTable, log: Ev
         UnavailableError: store, log or statistics cannot be reached; calling again goes on.
     """
     statistics.follow(log)
-    pending = statistics.successions()
-    for one in pending:
-        arrived = [example for example, _ in store.get([one.new])]
-        if arrived and not one.made and statistics.known([one.old]):
-            _complete(store, log, one.old, arrived[0])
+    interrupted = statistics.replacements()
+    for begun in interrupted:
+        old, new = begun.old, begun.new
+        arrived = [example for example, _ in store.get([new])]
+        if arrived and not begun.logged and statistics.known([old]):
+            _complete(store, log, old, arrived[0])
             continue
-        if arrived and not one.made:  # the old one was deleted, and must not come back by this
-            store.delete([one.new])
-            if statistics.known([one.new]):
-                log.append(CHANGE, change(removed=[one.new], reason=_REASON))
-        if one.made:
-            store.delete([one.old])
-            if statistics.known([one.old]):  # found in the store and given an account since
-                log.append(CHANGE, change(removed=[one.old], reason=_REASON))
-        if arrived and one.made:
-            log.append(REPLAY, replayed(one.new, 1))
+        if arrived and not begun.logged:  # the old one was deleted, and must not come back by this
+            store.delete([new])
+            if statistics.known([new]):
+                log.append(CHANGE, change(removed=[new], reason=_REASON))
+        if begun.logged:
+            store.delete([old])
+            if statistics.known([old]):  # it was seen in the store and adopted since
+                log.append(CHANGE, change(removed=[old], reason=_REASON))
+        if arrived and begun.logged:
+            log.append(REPLAY, replayed(new, 1))
         else:
-            log.append(SUCCESSION, succession(one.old, one.new, abandoned=True))
-    if pending:
+            log.append(REPLACEMENT, replacement(old, new, abandoned=True))
+    if interrupted:
         statistics.follow(log)
-        logger.info("%d replacements of examples that were interrupted have ended", len(pending))
-    return len(pending)
+        logger.info("finished %d interrupted replacements of examples", len(interrupted))
+    return len(interrupted)
 
 
 def _complete(store: ExampleStore, log: EventLog, old: int, example: Example) -> None:
-    log.append(CHANGE, change([example], [old], _REASON, succeeded=[(old, example.id)]))
+    log.append(CHANGE, change([example], [old], _REASON, replacements=[(old, example.id)]))
     store.delete([old])
     log.append(REPLAY, replayed(example.id, 1))

@@ -1,10 +1,10 @@
 """Improves examples while the LLMs have nothing else to do (paper, §4.3).
 
-An example whose many uses ended in poor answers at a dear LLM has much to gain, ``G(e)`` (see
-:class:`~echolm.examples.statistics.StatisticsTable`). Those are taken first: their LLM answers the
-stored request some times more, a judge picks the best answer, and if that beats the stored one
-it takes its place. Most stored answers are good, and of these the judge says so, or a first
-sample agrees with them: no more is spent on them. It ends where the next example has too little
+An example whose many uses ended in poor answers of a costly LLM has much to gain, ``G(e)`` (see
+:class:`~echolm.examples.statistics.ExampleStatistics`). Those are taken first: their LLM answers
+the stored request some times more, a judge picks the best answer, and if that beats the stored
+one, it replaces it. Most stored answers are good: the judge finds them good, or a first sample
+agrees with them, and no more is spent on them. Replay ends where the next example has too little
 to gain, or where the last ones were replayed without any improvement: then more replay buys no
 more offloading.
 """
@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from echolm.clock import now_ms
 from echolm.errors import EchoError
 from echolm.examples.events import REPLAY, replayed
-from echolm.examples.replacement import finish_interrupted, succeed
-from echolm.examples.statistics import Account, StatisticsTable
+from echolm.examples.replacement import finish_interrupted, replace_example
+from echolm.examples.statistics import StatisticsTable
 from echolm.examples.writer import ExampleIds
 from echolm.judges.base import Judge
 from echolm.learning.event_log import EventLog
@@ -41,7 +41,7 @@ class Replayed:
     """What became of one example.
 
     Attributes:
-        id: its id before; a better response has a new one.
+        id: its id before replay; a better response has a new one.
         improved: whether its response was replaced.
         reason: why nothing was tried, or nothing came of it; empty otherwise.
         candidates: answers that were generated.
@@ -67,12 +67,13 @@ class ReplayCost:
     tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, one: Replayed) -> None:
+    def add(self, replayed: Replayed) -> None:
+        """Count an example."""
         self.examples += 1
-        self.improved += one.improved
-        self.candidates += one.candidates
-        self.tokens += one.tokens
-        self.seconds += one.seconds
+        self.improved += replayed.improved
+        self.candidates += replayed.candidates
+        self.tokens += replayed.tokens
+        self.seconds += replayed.seconds
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Replayer:
     ended, in whatever process; what it had left half done is finished first.
 
     Args:
-        targets: the LLMs by name.
+        endpoints: the LLMs by name.
         judge: compares answers.
         now_ms: milliseconds since the epoch.
     """
@@ -100,7 +101,7 @@ class Replayer:
         store: ExampleStore,
         statistics: StatisticsTable,
         log: EventLog,
-        targets: Mapping[str, LLMEndpoint],
+        endpoints: Mapping[str, LLMEndpoint],
         judge: Judge,
         settings: Settings,
         now_ms: Callable[[], int] = now_ms,
@@ -108,7 +109,7 @@ class Replayer:
         self._store = store
         self._statistics = statistics
         self._log = log
-        self._targets = targets
+        self._endpoints = endpoints
         self._judge = judge
         self._settings = settings
         self._now_ms = now_ms
@@ -126,53 +127,56 @@ class Replayer:
         finish_interrupted(self._store, self._statistics, self._log)
         while done < limit and fruitless < replay.patience:
             self._statistics.follow(self._log)
-            account = self._next(tried)
-            if account is None:
+            id = self._next(tried)
+            if id is None:
                 return
-            tried.add(account.id)
-            one = await self._replay(account)
-            fruitless = 0 if one.improved else fruitless + 1
+            tried.add(id)
+            result = await self._replay(id)
+            fruitless = 0 if result.improved else fruitless + 1
             done += 1
-            yield one
+            yield result
 
-    def _next(self, tried: set[int]) -> Account | None:
-        """The example with most to gain of those that may be replayed."""
+    def _next(self, tried: set[int]) -> int | None:
+        """Id of the example with most to gain of those that may be replayed."""
         replay = self._settings.replay
         offset = 0
-        passed = tried | {one.old for one in self._statistics.successions()}
-        while accounts := self._statistics.accounts("gain", _PAGE, offset):
-            for account in accounts:
-                if account.gain < replay.min_gain:
+        passed = tried | {begun.old for begun in self._statistics.replacements()}
+        while page := self._statistics.ranked("gain", _PAGE, offset):
+            for example in page:
+                if example.gain < replay.min_gain:
                     return None
-                if account.id not in passed and account.replays < replay.max_replays:
-                    return account
-            offset += len(accounts)
+                if example.id not in passed and example.replays < replay.max_replays:
+                    return example.id
+            offset += len(page)
         return None
 
-    async def _replay(self, account: Account) -> Replayed:
+    async def _replay(self, id: int) -> Replayed:
         started = time.perf_counter()
-        found = self._store.get([account.id])
-        one = Replayed(account.id, reason="not in the store")
-        if found:
-            one = await self._improve(found[0])
-        if one.reason in ("not in the store", "unknown LLM", "system prompt"):
+        stored = self._store.get([id])
+        result = Replayed(id, reason="not in the store")
+        if stored:
+            result = await self._improve(stored[0])
+        if result.reason in ("not in the store", "unknown LLM", "system prompt"):
             # Nothing was tried, and nothing ever will be: it leaves the list.
-            self._log.append(REPLAY, replayed(one.id, self._settings.replay.max_replays))
-        elif not one.improved and one.reason not in ("LLM or judge failed", "replaced elsewhere"):
-            self._log.append(REPLAY, replayed(one.id, 1))
-        return replace(one, seconds=time.perf_counter() - started)
+            self._log.append(REPLAY, replayed(id, self._settings.replay.max_replays))
+        elif not result.improved and result.reason not in (
+            "LLM or judge failed",
+            "replaced elsewhere",
+        ):
+            self._log.append(REPLAY, replayed(id, 1))
+        return replace(result, seconds=time.perf_counter() - started)
 
     async def _improve(self, stored: Stored) -> Replayed:
         example, embedding = stored
-        target = self._targets.get(example.source_llm)
-        if target is None:
+        endpoint = self._endpoints.get(example.source_llm)
+        if endpoint is None:
             return Replayed(example.id, reason="unknown LLM")
         if example.scope != scope_key(example.tenant, ""):
             # Only a hash of the system prompt is stored, and another one asks for other answers.
             return Replayed(example.id, reason="system prompt")
         cost = _Cost()
         try:
-            best, reason = await self._better(example, target, cost)
+            best, reason = await self._better(example, endpoint, cost)
         except EchoError as error:
             logger.warning("replay of example %d failed: %s", example.id, error)
             reason, best = "LLM or judge failed", None
@@ -180,14 +184,14 @@ class Replayer:
             return Replayed(example.id, False, reason, cost.answers, cost.tokens)
         now = self._now_ms()
         better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now)
-        improved = succeed(
+        improved = replace_example(
             self._store, self._statistics, self._log, example.id, (better, embedding)
         )
         reason = "" if improved else "replaced elsewhere"
         return Replayed(example.id, improved, reason, cost.answers, cost.tokens)
 
     async def _better(
-        self, example: Example, target: LLMEndpoint, cost: _Cost
+        self, example: Example, endpoint: LLMEndpoint, cost: _Cost
     ) -> tuple[str | None, str]:
         """An answer that clearly beats the stored one; or None, and why there is none."""
         replay, scale = self._settings.replay, self._judge.scale
@@ -200,12 +204,12 @@ class Replayer:
             if before is not None and before >= good:
                 return None, "good already"
         elif scale == "agreement":
-            answers = await self._sample(example, target, 1, cost)
+            answers = await self._sample(example, endpoint, 1, cost)
             if answers == [stored]:
                 return None, "good already"
             if answers and (await self._score(example, stored, answers[0], cost) or 0.0) >= good:
                 return None, "good already"
-        answers += await self._sample(example, target, replay.candidates - cost.answers, cost)
+        answers += await self._sample(example, endpoint, replay.candidates - cost.answers, cost)
         others = [text for text in dict.fromkeys(answers) if text != stored]
         if not others:
             return None, "no other answer"
@@ -221,21 +225,21 @@ class Replayer:
             after = [await self._score(example, text, reference, cost) for text in others]
         ranked = [(s, a) for s, a in zip(after, others, strict=True) if s is not None]
         if before is None or not ranked:
-            return None, "no verdict"
+            return None, "no score"
         best_score, best = max(ranked, key=lambda pair: pair[0])
         return (best, "") if best_score > before + replay.margin else (None, "none is better")
 
     async def _sample(
-        self, example: Example, target: LLMEndpoint, n: int, cost: _Cost
+        self, example: Example, endpoint: LLMEndpoint, n: int, cost: _Cost
     ) -> list[str]:
         """The complete ones of ``n`` answers to the example's request."""
         sampling = Sampling(
             self._settings.limits.default_max_tokens, self._settings.replay.temperature
         )
-        prompt = target.template.render(example.request, [])
+        prompt = endpoint.template.render(example.request, [])
         completions = await asyncio.gather(
             *(
-                target.client.generate(f"replay-{uuid.uuid4().hex}", prompt, sampling, None)
+                endpoint.client.generate(f"replay-{uuid.uuid4().hex}", prompt, sampling, None)
                 for _ in range(n)
             )
         )
@@ -254,9 +258,9 @@ class Replayer:
         self, example: Example, voters: Sequence[str], place: int, cost: _Cost
     ) -> float | None:
         """How far the others agree with the answer at ``place`` on average."""
-        own = voters[place]
+        answer = voters[place]
         scores = [
-            1.0 if other == own else await self._score(example, own, other, cost)
+            1.0 if other == answer else await self._score(example, answer, other, cost)
             for k, other in enumerate(voters)
             if k != place
         ]

@@ -9,9 +9,9 @@ utility model, whatever the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from echolm.errors import ConfigurationError
 from echolm.settings import ExamplesSettings
@@ -42,74 +42,42 @@ class Screen(Protocol):
 class RefuseIf:
     """Refuses an interaction of which one text meets a condition."""
 
-    def __init__(self, found: Callable[[str], bool], reason: str) -> None:
-        self._found = found
+    def __init__(self, matches: Callable[[str], bool], reason: str) -> None:
+        self._matches = matches
         self._reason = reason
 
     def __call__(self, request: str, response: str) -> Screened:
-        refused = self._found(request) or self._found(response)
+        refused = self._matches(request) or self._matches(response)
         return Screened(request, response, self._reason if refused else "")
 
 
+# What they find has no fixed form, or is no secret.
+_UNUSED_DETECTORS = {
+    "Base64HighEntropyString",
+    "HexHighEntropyString",
+    "IbmCloudIamDetector",
+    "IPPublicDetector",
+    "KeywordDetector",
+    "SoftlayerDetector",
+}
+
+
 def secret_finder() -> Callable[[str], bool]:
-    """Says whether a text holds a key, token or password, by detect-secrets' patterns.
+    """A function that tells whether a text holds a key, token or password (by detect-secrets).
 
     Only patterns of a fixed form are taken: entropy and keywords ("password =") would refuse
     much that is no secret.
     """
     # Imported here: a process that stores nothing needs none of it.
-    from detect_secrets.plugins import (
-        artifactory,
-        aws,
-        azure_storage_key,
-        basic_auth,
-        cloudant,
-        discord,
-        github_token,
-        gitlab_token,
-        ibm_cos_hmac,
-        jwt,
-        mailchimp,
-        npm,
-        openai,
-        private_key,
-        pypi_token,
-        sendgrid,
-        slack,
-        square_oauth,
-        stripe,
-        telegram_token,
-        twilio,
-    )
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    detectors = (
-        artifactory.ArtifactoryDetector(),
-        aws.AWSKeyDetector(),
-        azure_storage_key.AzureStorageKeyDetector(),
-        basic_auth.BasicAuthDetector(),
-        cloudant.CloudantDetector(),
-        discord.DiscordBotTokenDetector(),
-        github_token.GitHubTokenDetector(),
-        gitlab_token.GitLabTokenDetector(),
-        ibm_cos_hmac.IbmCosHmacDetector(),
-        jwt.JwtTokenDetector(),
-        mailchimp.MailchimpDetector(),
-        npm.NpmDetector(),
-        openai.OpenAIDetector(),
-        private_key.PrivateKeyDetector(),
-        pypi_token.PypiTokenDetector(),
-        sendgrid.SendGridDetector(),
-        slack.SlackDetector(),
-        square_oauth.SquareOAuthDetector(),
-        stripe.StripeDetector(),
-        telegram_token.TelegramBotTokenDetector(),
-        twilio.TwilioKeyDetector(),
-    )
+    plugins: Iterable[Any] = get_mapping_from_secret_type_to_class().values()
+    detectors = [plugin() for plugin in plugins if plugin.__name__ not in _UNUSED_DETECTORS]
 
-    def found(text: str) -> bool:
+    def holds_secret(text: str) -> bool:
         return any(next(iter(d.analyze_string(text)), None) is not None for d in detectors)
 
-    return found
+    return holds_secret
 
 
 _INJECTIONS = tuple(
@@ -148,7 +116,7 @@ class PersonalData:
         ConfigurationError: Presidio is not installed, or knows no such entity.
     """
 
-    _LEAST_SCORE = 0.4  # Presidio's for a valid phone number without further context
+    _LEAST_SCORE = 0.4  # what Presidio gives a valid phone number without further context
 
     def __init__(self, entities: Sequence[str], redact: bool) -> None:
         self._entities = list(entities)
@@ -162,15 +130,15 @@ class PersonalData:
         return cleaned
 
     def _cleaned(self, text: str) -> str:
-        found = [
+        results = [
             result
             for recognizer in self._recognizers
             for result in recognizer.analyze(text, self._entities, None) or ()
             if result.score >= self._LEAST_SCORE
         ]
-        # From the end, so that places before stay where they are; of two that overlap the surer.
+        # From the end, so that earlier positions stay valid; of two that overlap, the surer counts.
         end = len(text)
-        for result in sorted(found, key=lambda r: (-r.end, -r.score, r.start)):
+        for result in sorted(results, key=lambda r: (-r.end, -r.score, r.start)):
             if result.end <= end:
                 text = f"{text[: result.start]}<{result.entity_type}>{text[result.end :]}"
                 end = result.start
@@ -188,14 +156,14 @@ def _recognizers(entities: Sequence[str]) -> list:  # type: ignore[type-arg]
         ) from error
 
     class EmailRecognizer(known.EmailRecognizer):
-        """Presidio's, without a download of the list of domains at the first address."""
+        """Presidio's recogniser, without a download of the list of domains at the first address."""
 
         _domains = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
 
         def validate_result(self, pattern_text: str) -> bool:
             return bool(self._domains(pattern_text).top_domain_under_public_suffix)
 
-    made = (
+    recognizers = (
         EmailRecognizer(),
         known.CreditCardRecognizer(),
         known.CryptoRecognizer(),
@@ -204,12 +172,12 @@ def _recognizers(entities: Sequence[str]) -> list:  # type: ignore[type-arg]
         known.PhoneRecognizer(),
         known.UsSsnRecognizer(),
     )
-    offered = {entity for recognizer in made for entity in recognizer.supported_entities}
-    if unknown := sorted(set(entities) - offered):
+    supported = {entity for recognizer in recognizers for entity in recognizer.supported_entities}
+    if unknown := sorted(set(entities) - supported):
         raise ConfigurationError(
-            f"examples.personal_entities: expected some of {sorted(offered)}, got {unknown}"
+            f"examples.personal_entities: expected some of {sorted(supported)}, got {unknown}"
         )
-    return [one for one in made if set(one.supported_entities) & set(entities)]
+    return [r for r in recognizers if set(r.supported_entities) & set(entities)]
 
 
 def build_screens(settings: ExamplesSettings) -> list[Screen]:

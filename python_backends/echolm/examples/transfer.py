@@ -1,6 +1,6 @@
 """Examples as a file of JSON lines, to keep, to move, or to embed anew.
 
-The first line says what made the embeddings, each other line is one example::
+The first line names the embedding model, each other line is one example::
 
     {"format": "echolm-examples", "version": 1, "embedding": "all-MiniLM-L6-v2", "dimension": 384}
     {"id": 1, "request": "…", "response": "…", …, "embedding": "<base64 of FP32, little endian>"}
@@ -30,7 +30,7 @@ EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Header:
-    """What made the embeddings of a file."""
+    """The embedding model of a file, and its dimension."""
 
     embedding: str
     dimension: int
@@ -52,13 +52,13 @@ def read_header(stream: TextIO) -> Header:
     """The first line of a file.
 
     Raises:
-        InvalidRequestError: it is no such file, or one of a later version.
+        InvalidRequestError: the file is no such file, or has a later version.
     """
     try:
-        found: Any = json.loads(stream.readline())
-        if found["format"] != _FORMAT or found["version"] != _VERSION:
-            raise ValueError(f"{found['format']} {found['version']}")
-        return Header(str(found["embedding"]), int(found["dimension"]))
+        header: Any = json.loads(stream.readline())
+        if header["format"] != _FORMAT or header["version"] != _VERSION:
+            raise ValueError(f"{header['format']} {header['version']}")
+        return Header(str(header["embedding"]), int(header["dimension"]))
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidRequestError(
             f"line 1: expected the header of {_FORMAT}, version {_VERSION}, got {error}; give a "
@@ -70,7 +70,7 @@ def read(stream: TextIO, header: Header) -> Iterator[Stored]:
     """The examples behind the header.
 
     Raises:
-        InvalidRequestError: a line is wrong; the message says which.
+        InvalidRequestError: a line is wrong; the message names it.
     """
     for number, line in enumerate(stream, start=2):
         try:
@@ -104,10 +104,10 @@ def batched(rows: Iterable[Stored], size: int = _BATCH) -> Iterator[list[Stored]
 def copy_into(
     store: ExampleStore, batches: Iterable[Sequence[Stored]], embed: EmbedTexts | None
 ) -> Iterator[list[Example]]:
-    """Write examples into a store; those with the ids of stored ones take their place.
+    """Write examples into a store; one with the id of a stored example replaces it.
 
     Args:
-        embed: makes the embeddings anew; None keeps them.
+        embed: computes the embeddings anew; None keeps them.
 
     Yields:
         After each batch its examples.

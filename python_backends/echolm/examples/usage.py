@@ -1,8 +1,8 @@
-"""Counts what examples do, in the router, and tells the learning log now and then.
+"""Counts what examples do, in the router, and appends it to the learning log now and then.
 
 An answer that a cheaper LLM gave with examples is an offload. An example is credited with the
 quality that the router expects of the answer, times the probability that this example serves the
-request and no other one that was found would: the store could do without it otherwise. A rating
+request and no other retrieved one would: the store could do without it otherwise. A rating
 that comes later corrects that (:class:`~echolm.examples.statistics.StatisticsTable`). What a better
 example could still gain is ``G(e) = (1 - quality) * cost`` of the LLM that answered (paper,
 §4.3).
@@ -21,9 +21,9 @@ from echolm.primitives import Served
 
 logger = logging.getLogger("echolm")
 
-_TELL_EVERY_S = 15.0
-_LEAST_DOUBT = 0.01  # that is taken for certain serves a request with a probability of 0.99
-_MOST_IDS = 5_000  # of one event; while the log is away, more are not remembered
+_FLUSH_EVERY_S = 15.0
+_LEAST_DOUBT = 0.01  # an example that certainly helps counts as if it did with 0.99
+_MOST_IDS = 5_000  # in one event; while the log is away, more are not remembered
 
 
 class UsageRecorder:
@@ -33,7 +33,7 @@ class UsageRecorder:
         costs: relative cost of each LLM, the strongest 1; answers of the strongest are no offloads.
 
     Attributes:
-        lost: uses that were not told, since the log was away for too long.
+        lost: uses that were not logged, since the log was away for too long.
     """
 
     def __init__(self, log: EventLog, costs: Mapping[str, float]) -> None:
@@ -49,18 +49,19 @@ class UsageRecorder:
         if not ids or cost >= 1.0:
             return
         quality = served.decision.quality
-        gain, uncovered = (1.0 - quality) * cost, 1.0 - served.retrieved.help_probability
+        gain = (1.0 - quality) * cost
+        no_help = 1.0 - served.retrieved.help_probability  # the probability that none helps
         utilities = {e.id: e.utility for e in served.retrieved.examples}
         for i in ids:
             utility = utilities.get(i, 0.0)
-            credit = quality * utility * uncovered / max(1.0 - utility, _LEAST_DOUBT)
+            credit = quality * utility * no_help / max(1.0 - utility, _LEAST_DOUBT)
             if i not in self._uses and len(self._uses) >= _MOST_IDS:
                 self.lost += 1
                 continue
             n, credits, gains = self._uses.get(i, (0, 0.0, 0.0))
             self._uses[i] = (n + 1, credits + credit, gains + gain)
 
-    async def tell(self) -> None:
+    async def flush(self) -> None:
         """Append what was counted since the last time to the log; kept if the log is away."""
         uses, self._uses = self._uses, {}
         if not uses:
@@ -75,7 +76,7 @@ class UsageRecorder:
                 self._uses[i] = (n + m, credit + credits, gain + gains)
 
     async def run(self) -> None:
-        """Tell the log again and again."""
+        """Flush again and again."""
         while True:
-            await asyncio.sleep(_TELL_EVERY_S)
-            await self.tell()
+            await asyncio.sleep(_FLUSH_EVERY_S)
+            await self.flush()

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from echolm.errors import UnavailableError
-from echolm.store.base import Example
+from echolm.sqlite import SQLiteFile
+from echolm.store.base import Example, Stored
 
-Entry = tuple[Example, NDArray[np.float32]]
-"""An example and its embedding, FP32 [D]."""
-
-_LOCK_WAIT_S = 10.0
+_FORMER_NAME = "examples.journal.sqlite"
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS pending (sequence INTEGER PRIMARY KEY AUTOINCREMENT,"
     " id INTEGER NOT NULL UNIQUE, example TEXT NOT NULL, embedding BLOB NOT NULL)"
@@ -34,8 +28,10 @@ _TABLE = (
 class WriteAheadLog:
     """A bounded queue in a SQLite file. For several threads of one process.
 
+    What waits in the file of an earlier version, which had another name, is taken over.
+
     Args:
-        path: made where it is missing, with its directory.
+        path: created where it is missing, with its directory.
         capacity: most entries.
 
     Raises:
@@ -43,27 +39,24 @@ class WriteAheadLog:
     """
 
     def __init__(self, path: Path, capacity: int) -> None:
-        self._path = path
         self._capacity = capacity
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=_LOCK_WAIT_S, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise UnavailableError(f"example write_ahead_log {path}: {error}") from error
-        with self._used() as db:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")  # a crash of the machine loses nothing, either
-            db.execute("PRAGMA secure_delete=ON")
-            db.execute(_TABLE)
+        self._file = SQLiteFile(
+            path,
+            "example write-ahead log",
+            lambda db: db.execute(_TABLE),
+            durable=True,
+            pragmas=("secure_delete=ON",),
+        )
+        if (former := path.with_name(_FORMER_NAME)).exists():
+            self._take_over(former)
 
     def __len__(self) -> int:
-        with self._used() as db:
+        with self._file.transaction() as db:
             return _count(db)
 
-    def append(self, entries: Sequence[Entry]) -> int:
+    def append(self, entries: Sequence[Stored]) -> int:
         """Keep entries for good, as many of the first as there is room for; gives how many."""
-        with self._used() as db:
+        with self._file.transaction() as db:
             taken = entries[: max(0, self._capacity - _count(db))]
             db.executemany(
                 "INSERT INTO pending (id, example, embedding) VALUES (?, ?, ?)",
@@ -74,9 +67,9 @@ class WriteAheadLog:
             )
         return len(taken)
 
-    def oldest(self, limit: int) -> list[Entry]:
+    def oldest(self, limit: int) -> list[Stored]:
         """The entries that have waited longest, in order. A damaged one is removed."""
-        with self._used() as db:
+        with self._file.transaction() as db:
             rows = db.execute(
                 "SELECT id, example, embedding FROM pending ORDER BY sequence LIMIT ?", (limit,)
             ).fetchall()
@@ -92,28 +85,32 @@ class WriteAheadLog:
 
     def remove(self, ids: Sequence[int]) -> None:
         """Forget entries by their examples' ids; unknown ones are ignored."""
-        with self._used() as db:
+        with self._file.transaction() as db:
             db.executemany("DELETE FROM pending WHERE id = ?", [(id,) for id in ids])
 
     def wipe(self) -> None:
-        """Leave nothing of what was removed in the files; as far as no other process reads them."""
-        with self._used() as db:
+        """Leave nothing of what was removed in the files, unless another process reads them."""
+        with self._file.transaction() as db:
             db.commit()
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
-        """Give the file back; the write_ahead_log cannot be used any more."""
-        with self._lock:
-            self._db.close()
+        """Close the file; the log cannot be used any more."""
+        self._file.close()
 
-    @contextmanager
-    def _used(self) -> Iterator[sqlite3.Connection]:
-        """The connection, in a transaction of this thread's own."""
-        try:
-            with self._lock, self._db:
-                yield self._db
-        except sqlite3.Error as error:
-            raise UnavailableError(f"example write_ahead_log {self._path}: {error}") from error
+    def _take_over(self, former: Path) -> None:
+        with self._file.transaction() as db:
+            db.execute("ATTACH ? AS former", (str(former),))
+            db.execute(
+                "INSERT OR IGNORE INTO pending (id, example, embedding)"
+                " SELECT id, example, embedding FROM former.pending ORDER BY sequence"
+            )
+        # Only now, since a crash between the two commits must not lose anything; and the file
+        # itself stays, since a server of the earlier version may still write to it.
+        with self._file.transaction() as db:
+            db.execute("DELETE FROM former.pending WHERE id IN (SELECT id FROM main.pending)")
+        with self._file.transaction() as db:
+            db.execute("DETACH former")
 
 
 def _count(db: sqlite3.Connection) -> int:

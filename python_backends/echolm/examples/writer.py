@@ -14,11 +14,11 @@ from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.examples.deduplication import NEW, DuplicateFinder, Finding
 from echolm.examples.events import CHANGE, change
-from echolm.examples.write_ahead_log import Entry, WriteAheadLog
+from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.learning.event_log import EventLog
 from echolm.primitives import Interaction
 from echolm.settings import ExamplesSettings
-from echolm.store.base import FRESH_VALUE, NEVER, Example, ExampleStore, scope_key
+from echolm.store.base import FRESH_VALUE, NEVER, Example, ExampleStore, Stored, scope_key
 
 logger = logging.getLogger("echolm")
 
@@ -43,15 +43,15 @@ class ExampleIds:
 
 @dataclass
 class WriterCounts:
-    """What became of the interactions handed to a writer.
+    """What became of the interactions that a writer was given.
 
     Attributes:
         written: new examples in the store.
         replaced: of these, better answers that took the place of known ones.
         repeated: request and answer were known.
         worse: the request was known, with an answer that is no worse.
-        dropped: no room in the write_ahead_log, or refused by the store for good.
-        failures: attempts that did not reach store or log, and are made again.
+        dropped: there was no room in the write-ahead log, or the store refused them for good.
+        failures: attempts that did not reach store or log, and are repeated.
     """
 
     written: int = 0
@@ -63,14 +63,14 @@ class WriterCounts:
 
 
 class ExampleWriter:
-    """One thread that stores what is put into a write_ahead_log.
+    """One thread that stores what is put into a write-ahead log.
 
     While the store does not answer, interactions wait in the write-ahead log; when it is full,
     new ones are dropped and counted. What the store refuses for good is dropped, too, and does not
     hold up the rest of its batch. What is left at the end is written after the next start.
 
     Args:
-        log: is told what was stored and replaced.
+        log: the learning log; it gets events of what was stored and replaced.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ExampleWriter:
         """Take interactions for good; gives their new ids, None where there was no room.
 
         Raises:
-            UnavailableError: the write_ahead_log cannot be written; none of them was taken.
+            UnavailableError: the write-ahead log cannot be written; none of them was taken.
         """
         now = self._now_ms()
         ttl_ms = int(self._settings.ttl_s * 1_000)
@@ -121,7 +121,7 @@ class ExampleWriter:
                     scope=scope_key(interaction.tenant, interaction.system_prompt),
                     source_llm=interaction.llm,
                     quality=interaction.quality,
-                    # What others do already, it need not do.
+                    # It need not do what other examples do already.
                     value=FRESH_VALUE * (1.0 - interaction.help_probability),
                     created_at_ms=now,
                     updated_at_ms=now,
@@ -148,7 +148,7 @@ class ExampleWriter:
             self._wake.clear()
             try:
                 self._write_all()
-            except UnavailableError as error:  # the write_ahead_log itself
+            except UnavailableError as error:  # the write-ahead log itself
                 self.counts.failures += 1
                 logger.error("examples not written, will retry: %s", error)
                 self._stopping.wait(self._retry_s)
@@ -157,7 +157,7 @@ class ExampleWriter:
                 return
 
     def _write_all(self) -> None:
-        """Write until the write_ahead_log is empty, whole batches at once where there are any."""
+        """Write until the write-ahead log is empty, whole batches at once where there are any."""
         while True:
             if len(self._write_ahead_log) < self._settings.batch_size:
                 self._stopping.wait(self._settings.flush_interval_s)
@@ -165,7 +165,7 @@ class ExampleWriter:
             if not batch or not self._write(batch):
                 return
 
-    def _write(self, batch: Sequence[Entry]) -> bool:
+    def _write(self, batch: Sequence[Stored]) -> bool:
         """Write a batch, however long it takes; False if it has to stay for the next start."""
         while True:
             try:
@@ -179,41 +179,40 @@ class ExampleWriter:
             except Exception as error:  # the thread must outlive any batch
                 self.counts.failures += 1
                 if len(batch) > 1:
-                    return all(self._write([one]) for one in batch)
+                    return all(self._write([entry]) for entry in batch)
                 logger.error("example %d dropped: %s", batch[0][0].id, error)
                 self.counts.dropped += 1
                 self._write_ahead_log.remove([batch[0][0].id])
                 return True
 
-    def _store_batch(self, batch: Sequence[Entry]) -> None:
-        # Each step may be the last before a crash, and all are made again after one.
+    def _store_batch(self, batch: Sequence[Stored]) -> None:
+        # Each step may be the last before a crash, and all are repeated after one.
         if self._duplicates is None:
             compared = [NEW] * len(batch)
         else:
             compared = self._duplicates.compare(batch, self._now_ms())
         fresh = [
             entry
-            for entry, one in zip(batch, compared, strict=True)
-            if one.finding in (Finding.NEW, Finding.BETTER)
+            for entry, c in zip(batch, compared, strict=True)
+            if c.finding in (Finding.NEW, Finding.BETTER)
         ]
         examples = [example for example, _ in fresh]
         if fresh:
             self._store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
-        replaced = [one.known for one in compared if one.finding is Finding.BETTER]
+        replacements = [
+            (c.known, example.id)
+            for (example, _), c in zip(batch, compared, strict=True)
+            if c.finding is Finding.BETTER
+        ]
+        replaced = [old for old, _ in replacements]
         if replaced:
             self._store.delete(replaced)
-        repeated = [one.known for one in compared if one.finding is Finding.REPEATED]
+        repeated = [c.known for c in compared if c.finding is Finding.REPEATED]
         if fresh or repeated:
-            succeeded = [
-                (one.known, example.id)
-                for (example, _), one in zip(batch, compared, strict=True)
-                if one.finding is Finding.BETTER
-            ]
             reason = "replaced" if replaced else ""
-            body = change(examples, replaced, reason, repeated, succeeded)
-            self._log.append(CHANGE, body)
+            self._log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
         self._write_ahead_log.remove([example.id for example, _ in batch])
         self.counts.written += len(fresh)
         self.counts.replaced += len(replaced)
         self.counts.repeated += len(repeated)
-        self.counts.worse += sum(one.finding is Finding.WORSE for one in compared)
+        self.counts.worse += sum(c.finding is Finding.WORSE for c in compared)

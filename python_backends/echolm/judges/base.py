@@ -1,4 +1,4 @@
-"""What a judge is, and the fake for unit tests."""
+"""What a judge is."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ Scale = Literal["absolute", "agreement", "preference"]
 """What a judge's score means.
 
 - ``absolute``: the quality of the answer, whatever the reference is like.
-- ``agreement``: how far the answer says what the reference says; the reference itself has 1.
+- ``agreement``: how far the answer agrees with the reference; the reference itself has 1.
 - ``preference``: the share that the answer wins against the reference; 0.5 is a tie.
 """
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one answer.
+    """How a judge rates one answer.
 
     Attributes:
-        score: 0..1 on the judge's scale; None if the judge came to no verdict.
-        tokens: of an LLM, read and written for it.
-        seconds: that it took.
+        score: 0..1 on the judge's scale; None if the judge could not decide.
+        tokens: tokens that an LLM read and wrote for it.
+        seconds: time that it took.
     """
 
     score: float | None
@@ -46,11 +46,11 @@ class Judge(Protocol):
         """Judge one answer.
 
         Args:
-            reference: another answer to hold it against, by the reference LLM. Only judges of
+            reference: another answer to compare it with, by the reference LLM. Only judges of
                 the ``absolute`` scale do without.
 
         Raises:
             EchoError: a part that the judge needs does not work.
-            Exception: the judge is a defect's victim; there is no judgement.
+            Exception: the judge is defective; there is no judgement.
         """
         ...

@@ -33,21 +33,21 @@ Which answer is better? Reply with nothing but [[A]], [[B]], or [[C]] if they ar
 
 _FIELDS = ("{request}", "{answer_a}", "{answer_b}")
 _TAG = re.compile(r"<(?=/?(?:request|answer_a|answer_b)>)")
-_VERDICT = re.compile(r"\[\[([ABC])\]\]")
+_PREFERENCE = re.compile(r"\[\[([ABC])\]\]")
 _WORTH = {"A": 1.0, "B": 0.0, "C": 0.5}  # to the answer shown first
 
 
 class LLMJudge:
-    """Pairwise comparison as in MT-Bench (Zheng et al. 2023), whose verdict marks it uses.
+    """Pairwise comparison as in MT-Bench (Zheng et al. 2023), whose marks of a preference it uses.
 
     LLMs favour the answer that they read first (or second), so each pair is shown in both
     orders; the score is the mean of win 1, tie 0.5 and loss 0. A judge that only follows the
-    position thus says 0.5: a tie. A reply without exactly one verdict gives no judgement.
+    position thus gives 0.5: a tie. A reply without exactly one preference gives no judgement.
 
     Args:
-        client, template, tokens: of the LLM that judges; ``template`` is its turn markup.
+        client, template, tokens: those of the LLM that judges; ``template`` is its turn markup.
         prompt: holds ``{request}``, ``{answer_a}`` and ``{answer_b}``.
-        max_tokens: of a reply; more than a few only for prompts that ask for reasons.
+        max_tokens: longest reply; more than a few only for prompts that ask for reasons.
     """
 
     kind = "llm"
@@ -80,7 +80,7 @@ class LLMJudge:
         return Judgement(score, spent, time.perf_counter() - started)
 
     async def _compare(self, request: str, a: str, b: str) -> tuple[float | None, int]:
-        """What ``a`` wins against ``b``, None without a verdict; and the tokens spent."""
+        """What ``a`` wins against ``b``, None without a preference; and the tokens spent."""
         values = dict(zip(_FIELDS, (_quote(request), _quote(a), _quote(b)), strict=True))
         # One pass, so that an answer holding "{request}" stays as it is.
         text = re.sub("|".join(map(re.escape, _FIELDS)), lambda m: values[m[0]], self._prompt)
@@ -93,8 +93,8 @@ class LLMJudge:
             count if count >= 0 else self._tokens.count(text)
             for count, text in zip(counts, (prompt, reply.text), strict=True)
         )
-        verdicts = set(_VERDICT.findall(reply.text))
-        return (_WORTH[verdicts.pop()] if len(verdicts) == 1 else None), spent
+        preferences = set(_PREFERENCE.findall(reply.text))
+        return (_WORTH[preferences.pop()] if len(preferences) == 1 else None), spent
 
 
 def _quote(text: str) -> str:

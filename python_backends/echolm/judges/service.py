@@ -1,4 +1,4 @@
-"""Which answers are judged, what each is held against, and what the router learns from it.
+"""Which answers are judged, what each is compared with, and what the router learns from it.
 
 A judgement compares two LLMs on one request: the *reference* LLM (the strongest) and a
 *candidate*. If a candidate answered, the reference LLM is asked, too; if the reference LLM
@@ -12,7 +12,7 @@ The learning log gets ``rating`` events with ``source`` ``judge:<kind>`` and ``j
 object: ``tokens`` and ``seconds`` (the whole judgement, second answer included; 0 in the second
 event of one), ``solicited`` (the request was picked because the router was unsure; otherwise
 at random) and ``asked`` (the answer was made for the judgement; its propensity is then that of
-being asked, and off-policy estimates of what was served must leave it out).
+being asked, and off-policy estimates of what was served must drop it).
 """
 
 from __future__ import annotations
@@ -48,22 +48,15 @@ class JudgingMetrics(Protocol):
     def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
         """
         Args:
-            result: ``rated`` | ``no_verdict`` | ``failed`` | ``timeout`` for judgements that were
-                begun; ``load`` | ``busy`` for those given up before.
+            result: ``rated`` | ``no_preference`` (the judge could not decide) | ``failed`` |
+                ``timeout`` for judgements that were begun; ``load`` | ``busy`` for those given up
+                before.
         """
         ...
 
     def rated(self, llm: str, score: float, predicted: float) -> None:
         """A rating of an LLM's answer, and what the router had expected of it."""
         ...
-
-
-class NoJudgingMetrics:
-    """Counts nothing."""
-
-    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None: ...
-
-    def rated(self, llm: str, score: float, predicted: float) -> None: ...
 
 
 class Sampler:
@@ -120,11 +113,11 @@ class JudgingService:
 
     settings: Settings
     judge: Judge
-    targets: Mapping[str, LLMEndpoint]
+    endpoints: Mapping[str, LLMEndpoint]
     policy: Policy
     load: ServingLoad
     log: EventLog
-    metrics: JudgingMetrics = field(default_factory=NoJudgingMetrics)
+    metrics: JudgingMetrics
     rng: random.Random = field(default_factory=random.Random)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     sampler: Sampler = field(init=False)
@@ -154,7 +147,7 @@ class JudgingService:
 
     def _refusal(self) -> str:
         s = self.settings.judging
-        if sum(self.load.in_flight(name) for name in self.targets) > s.max_in_flight_llm_requests:
+        if sum(self.load.in_flight(name) for name in self.endpoints) > s.max_in_flight_llm_requests:
             return "load"
         return "busy" if len(self.tasks) >= s.max_concurrent else ""
 
@@ -165,7 +158,7 @@ class JudgingService:
             rated = await asyncio.wait_for(
                 self._judge(served, reason, spent), self.settings.judging.timeout_s
             )
-            result = "rated" if rated else "no_verdict"
+            result = "rated" if rated else "no_preference"
         except asyncio.TimeoutError:
             result = "timeout"
         except EchoError as error:
@@ -178,16 +171,16 @@ class JudgingService:
         self.metrics.judged(self.judge.kind, result, spent.tokens, seconds)
 
     async def _judge(self, served: Served, reason: str, spent: _Spent) -> bool:
-        """Get the second answer, judge, log; whether there was a verdict."""
+        """Get the second answer, judge, log; whether the judge could decide."""
         started = time.perf_counter()
-        given = _Side(served.text, served.decision, asked=False)
-        if given.decision.llm == self._reference:
+        routed = _Side(served.text, served.decision, asked=False)
+        if routed.decision.llm == self._reference:
             candidate, share = self._draw_candidate(served)
             other = await self._ask(served, candidate, share, spent)
-            candidate_side, reference_side = other, given
+            candidate_side, reference_side = other, routed
         else:
             other = await self._ask(served, self._reference, 1.0, spent)
-            candidate_side, reference_side = given, other
+            candidate_side, reference_side = routed, other
         ratings = await self._ratings(served, candidate_side, reference_side, spent)
         if not ratings:
             return False
@@ -217,7 +210,7 @@ class JudgingService:
     async def _ratings(
         self, served: Served, candidate: _Side, reference: _Side, spent: _Spent
     ) -> list[tuple[_Side, float]]:
-        """Qualities on the bandit's scale; empty without a verdict."""
+        """Qualities on the bandit's scale; empty if the judge could not decide."""
         judgement = await self._ask_judge(served, candidate.text, reference.text, spent)
         if judgement.score is None:
             return []
@@ -242,7 +235,7 @@ class JudgingService:
 
     def _draw_candidate(self, served: Served) -> tuple[str, float]:
         """An LLM other than the reference, by the router's confidence, and its probability."""
-        names = [name for name in self.targets if name != self._reference]
+        names = [name for name in self.endpoints if name != self._reference]
         weights = [served.choice.probabilities.get(name, 0.0) for name in names]
         if sum(weights) <= 0.0:  # the record of a stand-in: its confidence is not known
             weights = [1.0] * len(names)
@@ -251,17 +244,17 @@ class JudgingService:
 
     async def _ask(self, served: Served, llm: str, propensity: float, spent: _Spent) -> _Side:
         """Another LLM's answer to the same request, sampled alike."""
-        target, request = self.targets[llm], served.request
-        offered = served.retrieved.examples if target.settings.takes_examples else ()
-        prompt, used = target.prompt(request, offered)
+        endpoint, request = self.endpoints[llm], served.request
+        examples = served.retrieved.examples if endpoint.settings.takes_examples else ()
+        prompt, used = endpoint.prompt(request, examples)
         request_id = uuid.uuid4().hex
         with self.load.serving(llm):
-            completion = await target.client.generate(
+            completion = await endpoint.client.generate(
                 f"judge-{request_id}", prompt, request.sampling, None
             )
         counts = (completion.num_input_tokens, completion.num_output_tokens)
         spent.tokens += sum(
-            count if count >= 0 else target.tokens.count(text)
+            count if count >= 0 else endpoint.tokens.count(text)
             for count, text in zip(counts, (prompt, completion.text), strict=True)
         )
         choice = replace(self.policy.forced(served.x, llm), propensity=propensity)
@@ -272,7 +265,7 @@ class JudgingService:
             served.x,
             choice,
             used,
-            target.settings.revision,
+            endpoint.settings.revision,
         )
         return _Side(completion.text, decision, asked=True)
 
@@ -295,7 +288,7 @@ def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
 def pair_scores(share: float, candidate: float, reference: float) -> tuple[float, float]:
     """Ratings of two answers of which one won ``share`` of the comparisons.
 
-    A comparison tells how far the answers are apart and not how good they are. So both ratings
+    A comparison shows how far the answers are apart and not how good they are. So both ratings
     lie around the middle of what the router expects, ``share`` - 0.5 apart, which is what the
     comparison adds to the win rate; both are moved alike where one would leave 0..1. A tie
     teaches that both are equally good, and ratings by callers of one of the two LLMs only do

@@ -25,7 +25,7 @@ class TextEmbedder(Protocol):
 
 
 class SimilarityJudge:
-    """Cheap, without an LLM, and blind to details.
+    """Cheap, without an LLM, and insensitive to details.
 
     score = (cosine - floor) / (1 - floor), within 0..1.
 
@@ -43,8 +43,8 @@ class SimilarityJudge:
 
     so a floor of 0.75 gives other intents 0. It also shows what this judge cannot do: an
     answer to another request of the same intent, which is of no use, gets 0.8. Take it where
-    answers are prose; where a wrong word spoils an answer, take another judge. The embedder
-    reads so many tokens and no more (256 of all-MiniLM-L6-v2); what comes behind counts not.
+    answers are prose; where a wrong word makes an answer useless, take another judge. The
+    embedder reads the first tokens of a text only (256 with all-MiniLM-L6-v2).
     """
 
     kind = "similarity"

@@ -2,8 +2,8 @@
 
 Its oldest events may be removed once snapshots stand for them (``retention``).
 
-Two logs keep it for good, :class:`echolm.learning.sqlite_log.SQLiteEventLog` for one machine
-and :class:`echolm.learning.redis_log.RedisEventLog` for many; tests take
+Two implementations keep it for good: :class:`echolm.learning.sqlite_log.SQLiteEventLog` for one
+machine and :class:`echolm.learning.redis_log.RedisEventLog` for many; tests take
 :class:`echolm.testing.event_log.MemoryEventLog`.
 """
 
@@ -43,7 +43,7 @@ class Event:
 
 @dataclass(frozen=True)
 class SavedSnapshot:
-    """What a log says of a snapshot without loading it.
+    """A snapshot in a log, without its state.
 
     Attributes:
         saved_at_ms: milliseconds since the epoch; 0 if an earlier version saved it.
@@ -83,7 +83,7 @@ class EventLog(Protocol):
         """Remove the log's oldest events for good; gives how many.
 
         Args:
-            before_ms: those from then on stay, and what stands behind them.
+            before_ms: events from then on stay, and so do all events behind them.
             taken_in: positions, at least one; events behind any of them stay.
         """
         ...
@@ -92,8 +92,8 @@ class EventLog(Protocol):
         """Keep what was learnt up to and with ``position``.
 
         Args:
-            replaces: the position of the name's snapshot that it takes the place of, as the
-                caller last saw it; ``START``: it has none. A slow process must not put an older
+            replaces: the position of the snapshot of this name that is replaced, as the caller
+                last saw it; ``START`` if there is none. A slow process must not put an older
                 state over a newer one, behind which events may be gone already.
 
         Returns:
@@ -102,7 +102,7 @@ class EventLog(Protocol):
         ...
 
     def snapshots(self) -> list[SavedSnapshot]:
-        """All that there are, in any order."""
+        """All snapshots, in any order."""
         ...
 
     def drop_snapshot(self, name: str) -> None:
@@ -114,7 +114,7 @@ class EventLog(Protocol):
         ...
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
-        """Whether ``owner`` alone may do what ``name`` stands for, for so long from now on.
+        """Whether ``owner`` alone may do the work ``name`` for so many seconds from now on.
 
         The owner may ask again before the time is over, to go on; others are refused until then.
         """

@@ -1,15 +1,15 @@
-"""Feedback: what callers may say about answers, and the events that it becomes.
+"""Feedback: how callers rate answers, and the events that it becomes.
 
 - A *rating* is a score of one answer. It counts once per answer: one that comes again changes
   nothing, a different one replaces the earlier.
-- A *preference* says which of two answers of one tenant is better. It counts once, too, and
-  never overrides a rating of either answer, which says more; a rating that comes later
+- A *preference* names the better of two answers of one tenant. It counts once, too, and never
+  overrides a rating of either answer, which holds more information; a rating that comes later
   replaces what the preference had taught.
-- A *judge's* rating of an answer (``source`` says which judge) gives way to whatever the caller
-  says of it, before or after.
+- A *judge's* rating of an answer (``source`` names the judge) gives way to the caller's feedback
+  on it, before or after.
 - *Late* feedback counts as long as its token is valid (``feedback.token_ttl_s``), whatever was
   learnt since. After that it is refused, as are tokens that were forged or changed.
-- A token tells whose answer it is. A caller that names a tenant can rate only that tenant's
+- A token holds the tenant of its answer. A caller that names a tenant can rate only that tenant's
   answers; a gateway that knows its callers should always name it.
 - Feedback is acknowledged once it is in the log for good. When that fails, sending it again is
   safe, since it counts once.
@@ -30,7 +30,7 @@ from echolm.primitives import Decision
 RATING = "rating"
 """Kind of an event whose body is :func:`describe`'s, with ``score`` in [0, 1].
 
-A judge's has ``source`` and ``judging``, too, see ``judging.service``.
+A judge's rating has ``source`` and ``judging``, too, see :mod:`echolm.judges.service`.
 """
 
 JUDGE_SOURCE = "judge:"
@@ -42,13 +42,13 @@ PREFERENCE = "preference"
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a caller says about one answer.
+    """A caller's feedback on one answer.
 
     Attributes:
-        token: the answer's.
+        token: the feedback token of the answer.
         score: from 0 (useless) to 1 (perfect); None for a preference.
         preferred_over: the token of the answer that is worse; None for a rating.
-        tenant: whose answer it must be; None if the caller does not say.
+        tenant: whose answer it must be; None if the caller does not name a tenant.
     """
 
     token: str

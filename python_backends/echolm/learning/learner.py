@@ -21,7 +21,7 @@ _RENEW_FIRST_S = 600.0
 
 
 class OutdatedError(Exception):
-    """The event is intact, but of something that is no longer there: not an error."""
+    """The event is intact, but is about something that is no longer there: not an error."""
 
 
 class Learnable(Protocol):
@@ -43,7 +43,7 @@ class Learnable(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Differs whenever a state of another configuration would be of no use.
+        """A text that differs whenever a state of another configuration could not be used.
 
         See :func:`echolm.learning.snapshot.fingerprint`; dimensions, names of arms, priors,
         rates and a version of the algorithm belong in it.
@@ -54,19 +54,19 @@ class Learnable(Protocol):
         """Learn from one event.
 
         Raises:
-            OutdatedError: the event is of no use any more.
-            Exception: the event is of no use. Nothing has changed in either case.
+            OutdatedError: the event is about something that is no longer there.
+            Exception: the event cannot be applied. Nothing has changed in either case.
         """
         ...
 
     def state(self) -> dict[str, Any]:
-        """All that was learnt: JSON values and numpy arrays, also nested (see ``snapshot``)."""
+        """All that was learnt, as JSON values and numpy arrays, also nested (see ``snapshot``)."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over a state that :meth:`state` gave under the same fingerprint.
 
-        Afterwards every event must do exactly what it would have done there. ValueError,
+        Afterwards every event must do exactly what it would have done there. Raises ValueError,
         or any other exception, if the state is damaged.
         """
         ...
@@ -85,16 +85,17 @@ class Learner:
     configuration has its own. Where there is none, or a damaged one, what is left of the log is
     learnt anew.
 
-    What is left differs from time to time. So whoever has learnt anew saves a snapshot at once,
-    and of several the first one's counts: the others take it over. A snapshot that is in use
-    is saved again every day at least, since retention drops those of abandoned configurations.
+    What is left of the log differs from time to time. So a process that has learnt anew saves a
+    snapshot at once; of several processes the first one's snapshot counts, and the others take it
+    over. A snapshot that is in use is saved again every day at least, since retention drops those
+    of abandoned configurations.
 
     Attributes:
-        snapshot_name: in the log.
-        position: of the last event that was read.
+        snapshot_name: name of the snapshot in the log.
+        position: position of the last event that was read.
         applied: events that every model which takes their kind could use.
         skipped: damaged events, and events that a model could not use.
-        ignored: events of kinds that no model here takes, and outdated ones.
+        ignored: events of kinds that no model takes, and outdated events.
 
     The counts start at the log's start, also where a snapshot stood in for a part of it.
     """
@@ -104,22 +105,24 @@ class Learner:
     ) -> None:
         """
         Args:
-            snapshot_every: events after which a snapshot is saved; 0: none is saved or used.
+            snapshot_every: events after which a snapshot is saved; with 0 none is saved or used.
                 Of several processes with the same models, the first to get there saves it.
         """
         self._log = log
         self._learnables = tuple(learnables)
         self._snapshot_every = snapshot_every
-        self._fingerprint = fingerprint({one.name: one.fingerprint for one in self._learnables})
-        names = "+".join(sorted(one.name for one in self._learnables))
+        self._fingerprint = fingerprint(
+            {model.name: model.fingerprint for model in self._learnables}
+        )
+        names = "+".join(sorted(model.name for model in self._learnables))
         self.snapshot_name = f"{names}{SEPARATOR}{self._fingerprint}"
-        self._untaught: list[dict[str, Any]] = []
+        self._initial_states: list[dict[str, Any]] = []
         self._started = False
         self._anew = True  # whether no snapshot holds what was learnt yet
         self._since_ms = 0
         self._saved = 0  # events in the newest snapshot that we know of
         self._renew_at = 0.0
-        self._useless: tuple[str, bytes] | None = None  # the snapshot that did not fit
+        self._useless: tuple[str, bytes] | None = None  # a damaged snapshot
         self._foreign: set[str] = set()
         self.position = START
         self.applied = 0
@@ -138,8 +141,8 @@ class Learner:
             UnavailableError: the log cannot be read; calling again goes on where it ended.
         """
         if not self._started:
-            if not self._untaught:
-                self._untaught = [copy.deepcopy(one.state()) for one in self._learnables]
+            if not self._initial_states:
+                self._initial_states = [copy.deepcopy(model.state()) for model in self._learnables]
             self._resume()
             self._started = True
         try:
@@ -177,28 +180,28 @@ class Learner:
             try:
                 return self._follow(batch)
             except TrimmedError:
-                found = self._log.load_snapshot(self.snapshot_name)
-                # It may be newer by now, and events behind the one before be gone for that.
-                if found is None or found == self._useless or found[0] == resumed:
-                    self._useless = found
+                snapshot = self._log.load_snapshot(self.snapshot_name)
+                # It may be newer by now, and events behind the former one be gone for that.
+                if snapshot is None or snapshot == self._useless or snapshot[0] == resumed:
+                    self._useless = snapshot
                     self._forget()
                     raise
 
     def _forget(self) -> None:
         """Be as before the first event."""
-        for one, state in zip(self._learnables, self._untaught, strict=True):
-            one.restore(copy.deepcopy(state))
+        for model, state in zip(self._learnables, self._initial_states, strict=True):
+            model.restore(copy.deepcopy(state))
         self.applied = self.skipped = self.ignored = 0
         self.position = START
         self._anew = True
 
     def _apply(self, event: Event) -> None:
-        takers = [one for one in self._learnables if event.kind in one.kinds]
+        takers = [model for model in self._learnables if event.kind in model.kinds]
         outdated = False
         if not event.body:
             problems = ["its body is damaged"]
         elif takers:
-            results = [_teach(one, event) for one in takers]
+            results = [_teach(model, event) for model in takers]
             problems = [result for result in results if result]
             outdated = all(result is None for result in results)
         else:
@@ -221,21 +224,21 @@ class Learner:
             self.applied += 1
 
     def _resume(self) -> bool:
-        """Start from the newest snapshot; False if there is none that fits."""
+        """Start from the newest snapshot; False if there is none that can be used."""
         if not self._snapshot_every:
             return False
-        found = self._log.load_snapshot(self.snapshot_name)
-        if found is None:
+        saved = self._log.load_snapshot(self.snapshot_name)
+        if saved is None:
             return False
-        position, data = found
+        position, data = saved
         try:
             snapshot = self._read(data)
             counts = [int(snapshot[key]) for key in ("applied", "skipped", "ignored")]
-            for one in self._learnables:
-                one.restore(snapshot["models"][one.name])
-        except Exception as error:  # what is left of the log may do
+            for model in self._learnables:
+                model.restore(snapshot["models"][model.name])
+        except Exception as error:  # the rest of the log may have to do
             self._forget()
-            self._useless = found
+            self._useless = saved
             logger.warning(
                 "snapshot %s at %s is of no use, what is left of the learning log is learnt "
                 "anew: %s",
@@ -295,11 +298,11 @@ class Learner:
         self._renew_at = time.monotonic() + _RENEW_S
 
     def _saved_elsewhere(self) -> tuple[str, int]:
-        """Position of the log's snapshot, and the events in it that are of use."""
-        found = self._log.load_snapshot(self.snapshot_name)
-        if found is None:
+        """Position of the log's snapshot, and how many events it stands for; 0 if it is damaged."""
+        saved = self._log.load_snapshot(self.snapshot_name)
+        if saved is None:
             return START, 0
-        position, data = found
+        position, data = saved
         try:
             snapshot = self._read(data)
             return position, sum(int(snapshot[key]) for key in ("applied", "skipped", "ignored"))
@@ -314,7 +317,7 @@ class Learner:
                 "applied": self.applied,
                 "skipped": self.skipped,
                 "ignored": self.ignored,
-                "models": {one.name: one.state() for one in self._learnables},
+                "models": {model.name: model.state() for model in self._learnables},
             }
         )
 

@@ -29,7 +29,7 @@ logger = logging.getLogger("echolm")
 
 _NEEDED_VERSION = (6, 2)  # XRANGE with an exclusive start
 _CHECK_CONNECTION_AFTER_S = 30
-_TRIMMED_AT_ONCE_MS = 6 * 3_600_000  # of a stream's time; the server answers nobody meanwhile
+_TRIMMED_AT_ONCE_MS = 6 * 3_600_000  # time span of events; the server answers nobody meanwhile
 
 
 class RedisEventLog:
@@ -52,11 +52,11 @@ class RedisEventLog:
 
     Args:
         url: ``redis://[user:password@]host[:port][/database]``, or ``rediss://`` for TLS: the
-            address of the primary. Redis Cluster and Sentinel are not spoken.
+            address of the primary. Redis Cluster and Sentinel are not supported.
 
     Raises:
-        ConfigurationError: the server is reached, but is unsafe, too old or lets us not in.
-            One that is not reached is checked when it is.
+        ConfigurationError: the server is reached, but is unsafe, too old or refuses access. A
+            server that is not reached is checked when it is.
     """
 
     def __init__(self, url: str, settings: LearningSettings) -> None:
@@ -130,10 +130,10 @@ class RedisEventLog:
         with client.pipeline() as pipeline:
             # Or the work of another that trims at the same time could be taken back.
             pipeline.watch(self._trimmed)  # type: ignore[no-untyped-call]
-            found: Any = pipeline.xrevrange(self._stream, f"({first_kept}", "-", 1)
+            last: Any = pipeline.xrevrange(self._stream, f"({first_kept}", "-", 1)
             pipeline.multi()
-            if found:
-                pipeline.set(self._trimmed, found[0][0])
+            if last:
+                pipeline.set(self._trimmed, last[0][0])
             pipeline.xtrim(self._stream, minid=first_kept, approximate=False)
             return int(pipeline.execute()[-1])
 
@@ -143,8 +143,8 @@ class RedisEventLog:
         fields["saved_at_ms"] = now_ms()
         with self._used() as client, client.pipeline() as pipeline:
             pipeline.watch(key)  # type: ignore[no-untyped-call]
-            found: Any = pipeline.hget(key, "position")
-            if (START if found is None else _text(found)) != replaces:
+            saved: Any = pipeline.hget(key, "position")
+            if (START if saved is None else _text(saved)) != replaces:
                 return False
             pipeline.multi()
             pipeline.hset(key, mapping=fields)
@@ -155,14 +155,14 @@ class RedisEventLog:
         return True
 
     def snapshots(self) -> list[SavedSnapshot]:
-        found = []
+        snapshots = []
         with self._used() as client:
             for key in client.scan_iter(f"{self._snapshots}:*", count=1_000):
                 values: Any = client.hmget(key, ["position", "saved_at_ms"])
                 if values[0] is not None:
                     name = _text(key)[len(self._snapshots) + 1 :]
-                    found.append(SavedSnapshot(name, _text(values[0]), int(values[1] or 0)))
-        return found
+                    snapshots.append(SavedSnapshot(name, _text(values[0]), int(values[1] or 0)))
+        return snapshots
 
     def drop_snapshot(self, name: str) -> None:
         with self._used() as client:
@@ -170,10 +170,10 @@ class RedisEventLog:
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
         with self._used() as client:
-            found: Any = client.hgetall(f"{self._snapshots}:{name}")
-        if not found.keys() >= {b"position", b"state"}:
+            fields: Any = client.hgetall(f"{self._snapshots}:{name}")
+        if not fields.keys() >= {b"position", b"state"}:
             return None
-        return _text(found[b"position"]), found[b"state"]
+        return _text(fields[b"position"]), fields[b"state"]
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
         key, milliseconds = f"{self._leases}:{name}", int(seconds * 1_000)
@@ -220,10 +220,10 @@ class RedisEventLog:
                 "maxmemory-policy", "noeviction", eviction, "give the log a server of its own"
             )
         try:
-            found: Any = self._client.config_get("appendfsync")
-        except redis.ResponseError:  # managed servers do not tell
-            found = {}
-        fsync = found.get("appendfsync", "")
+            config: Any = self._client.config_get("appendfsync")
+        except redis.ResponseError:  # managed servers do not allow the command
+            config = {}
+        fsync = config.get("appendfsync", "")
         if fsync == "no":
             raise self._unsafe("appendfsync", "always", fsync, "CONFIG SET appendfsync always")
         if fsync != "always":

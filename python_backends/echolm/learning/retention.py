@@ -14,14 +14,14 @@ logger = logging.getLogger("echolm")
 _LEASE, _LEASE_S = "retention", 3_600.0
 _DAY_MS = 24 * 3_600_000
 _STALE_DAYS = 7.0
-"""Least age of a snapshot of an abandoned configuration; those in use are younger than a day."""
+"""Least age at which a snapshot counts as abandoned; those in use are younger than a day."""
 
 
 class Retention:
     """Removes events that are older than ``retention_days`` and that all snapshots have taken in.
 
-    A snapshot that nobody has saved for so long is of a configuration that nobody uses any more:
-    it is dropped and holds nothing up. Of all replicas one at a time does it.
+    A snapshot that nobody has saved for so long belongs to a configuration that nobody uses any
+    more: it is dropped and holds nothing up. Only one replica at a time does this.
 
     Args:
         needed: names of snapshots (without fingerprints) of which there must be one.
@@ -47,7 +47,7 @@ class Retention:
         self._now_ms = now_ms
         self._not_before_ms = 0
 
-    def tidy(self) -> int:
+    def trim(self) -> int:
         """Remove what may go, once a day; gives how many events that were.
 
         Raises:
@@ -72,13 +72,15 @@ class Retention:
                 self._log.drop_snapshot(snapshot.name)
             else:
                 taken_in.append(snapshot)
-        if missing := self._needed - {one.name.partition(SEPARATOR)[0] for one in taken_in}:
+        if missing := self._needed - {
+            snapshot.name.partition(SEPARATOR)[0] for snapshot in taken_in
+        }:
             logger.warning(
                 "learning log: nothing is removed, since there is no snapshot of %s",
                 ", ".join(sorted(missing)),
             )
             return 0
-        removed = self._log.trim(before_ms, [one.position for one in taken_in])
+        removed = self._log.trim(before_ms, [snapshot.position for snapshot in taken_in])
         if removed:
             self._not_before_ms = now + _DAY_MS
             logger.info("learning log: %d old events removed", removed)

@@ -19,7 +19,7 @@ _ARRAY = "__array__"
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
-    """The state as an npz file: its arrays, and one header of JSON that says where they stand.
+    """The state as an npz file: its arrays, and a JSON header with their places in it.
 
     Numbers come back bit by bit. Tuples come back as lists.
 

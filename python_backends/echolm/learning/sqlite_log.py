@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from echolm.clock import now_ms
-from echolm.errors import UnavailableError
 from echolm.learning.event_log import (
     START,
     Event,
@@ -20,11 +16,10 @@ from echolm.learning.event_log import (
     decode_body,
     encode_body,
 )
+from echolm.sqlite import SQLiteFile
 
-_LOCK_WAIT_S = 10.0
-_RETRY_S = 0.02
 _TRIMMED_AT_ONCE = 5_000  # events; writers wait meanwhile
-_FREED_AT_ONCE = 1_000  # pages, likewise
+_FREED_AT_ONCE = 1_000  # pages; writers wait meanwhile
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY AUTOINCREMENT,"
@@ -46,7 +41,7 @@ class SQLiteEventLog:
     but new ones take their place.
 
     Args:
-        path: made where it is missing, with its directory.
+        path: created where it is missing, with its directory.
 
     Raises:
         UnavailableError: it cannot be used, or is no such log.
@@ -54,50 +49,24 @@ class SQLiteEventLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=_LOCK_WAIT_S, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise UnavailableError(f"learning log {path}: {error}") from error
-        # Text that is not UTF-8 damages one event; SQLite's own decoding would fail the query.
-        self._db.text_factory = bytes
-        # Where several processes make the file at once, the change to WAL does not wait for the
-        # others as all else does, but fails.
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                self._prepare()
-                break
-            except UnavailableError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    self._db.close()
-                    raise
-                time.sleep(_RETRY_S)
-
-    def _prepare(self) -> None:
-        with self._used() as db:
-            db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file
-            db.execute("PRAGMA journal_mode=WAL")
-            # An acknowledged rating must survive a crash of the machine, too.
-            db.execute("PRAGMA synchronous=FULL")
-            for table in _TABLES:
-                db.execute(table)
-            if _is_of_an_earlier_version(db):
-                db.execute("BEGIN IMMEDIATE")
-                if _is_of_an_earlier_version(db):  # no other process was faster
-                    db.execute(
-                        "ALTER TABLE snapshots ADD COLUMN saved_at_ms INTEGER NOT NULL DEFAULT 0"
-                    )
+        self._file = SQLiteFile(
+            path,
+            "learning log",
+            _prepare,
+            durable=True,  # an acknowledged rating must survive a crash of the machine, too
+            pragmas=("auto_vacuum=INCREMENTAL",),
+            # Text that is not UTF-8 damages one event; SQLite's decoding would fail the query.
+            text_factory=bytes,
+        )
 
     def append(self, kind: str, body: Mapping[str, Any]) -> str:
         row = (kind, encode_body(body), now_ms())
-        with self._used("; try again") as db:
+        with self._file.transaction("; try again") as db:
             cursor = db.execute("INSERT INTO events (kind, body, at_ms) VALUES (?, ?, ?)", row)
         return str(cursor.lastrowid)
 
     def read(self, after: str, limit: int) -> list[Event]:
-        with self._used() as db:
+        with self._file.transaction() as db:
             rows = db.execute(
                 "SELECT sequence, kind, body, at_ms FROM events WHERE sequence > ?"
                 " ORDER BY sequence LIMIT ?",
@@ -110,7 +79,7 @@ class SQLiteEventLog:
 
     def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
         last = min(map(int, taken_in))
-        with self._used() as db:
+        with self._file.transaction() as db:
             # Not the times, the sequence is the order that counts; clocks may jump.
             young = db.execute(
                 "SELECT sequence FROM events WHERE typeof(at_ms) = 'integer' AND at_ms >= ?"
@@ -127,7 +96,7 @@ class SQLiteEventLog:
         return number
 
     def _trim_some(self, last: int) -> int:
-        with self._used() as db:
+        with self._file.transaction() as db:
             db.execute("BEGIN IMMEDIATE")
             first = db.execute("SELECT min(sequence) FROM events").fetchone()[0]
             if first is None or first > last:
@@ -139,14 +108,14 @@ class SQLiteEventLog:
 
     def _free_some(self) -> bool:
         """Give some pages back to the file system; whether there were any."""
-        with self._used() as db:
+        with self._file.transaction() as db:
             before = db.execute("PRAGMA page_count").fetchone()[0]
             db.execute(f"PRAGMA incremental_vacuum({_FREED_AT_ONCE})").fetchall()
             return bool(db.execute("PRAGMA page_count").fetchone()[0] < before)
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
         row = (position, state, now_ms(), name)
-        with self._used() as db:
+        with self._file.transaction() as db:
             if replaces == START:
                 saved = db.execute(
                     "INSERT OR IGNORE INTO snapshots (position, state, saved_at_ms, name)"
@@ -162,16 +131,16 @@ class SQLiteEventLog:
         return saved.rowcount == 1
 
     def snapshots(self) -> list[SavedSnapshot]:
-        with self._used() as db:
+        with self._file.transaction() as db:
             rows = db.execute("SELECT name, position, saved_at_ms FROM snapshots").fetchall()
         return [SavedSnapshot(name.decode(), at.decode(), ms) for name, at, ms in rows]
 
     def drop_snapshot(self, name: str) -> None:
-        with self._used() as db:
+        with self._file.transaction() as db:
             db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
-        with self._used() as db:
+        with self._file.transaction() as db:
             row = db.execute(
                 "SELECT position, state FROM snapshots WHERE name = ?", (name,)
             ).fetchone()
@@ -179,7 +148,7 @@ class SQLiteEventLog:
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
         now = now_ms()
-        with self._used() as db:
+        with self._file.transaction() as db:
             changed = db.execute(
                 "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
                 " SET owner = excluded.owner, until_ms = excluded.until_ms"
@@ -189,17 +158,16 @@ class SQLiteEventLog:
         return changed.rowcount == 1
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._file.close()
 
-    @contextmanager
-    def _used(self, mend: str = "") -> Iterator[sqlite3.Connection]:
-        """The connection, in a transaction of this thread's own."""
-        try:
-            with self._lock, self._db:
-                yield self._db
-        except sqlite3.Error as error:
-            raise UnavailableError(f"learning log {self._path}: {error}{mend}") from error
+
+def _prepare(db: sqlite3.Connection) -> None:
+    for table in _TABLES:
+        db.execute(table)
+    if _is_of_an_earlier_version(db):
+        db.execute("BEGIN IMMEDIATE")
+        if _is_of_an_earlier_version(db):  # no other process was faster
+            db.execute("ALTER TABLE snapshots ADD COLUMN saved_at_ms INTEGER NOT NULL DEFAULT 0")
 
 
 def _is_of_an_earlier_version(db: sqlite3.Connection) -> bool:

@@ -1,4 +1,4 @@
-"""Feedback tokens: opaque, signed, and complete, so that no server state waits for a rating."""
+"""Feedback tokens: opaque, signed, and complete, so that no server keeps state for a rating."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FeedbackTokens:
     """Makes and reads tokens.
 
     Args:
-        signing_key: the same in every replica.
+        signing_key: a secret, the same in every replica.
         ttl_s: seconds for which an answer can be rated.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The interface to stored examples, and the in-memory fake for unit tests."""
+"""The interface to stored examples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEVER = 2**62
 """``expires_at_ms`` of an example that does not expire."""
 
 FRESH_VALUE = 0.5
-"""Offloads that a new example is credited with, if no other serves its request."""
+"""Offloads that a new example is credited with, if no other one helps with its request."""
 
 
 def scope_key(tenant: str, system_prompt: str) -> int:
@@ -42,8 +42,8 @@ class Example:
         scope: :func:`scope_key` of tenant and system prompt.
         quality: rating of the response, 0..1.
         uses: how often it was put into a prompt.
-        value: offloads that it was credited with when it was stored; a new one needs some, or it
-            would be the first to go.
+        value: offloads that it was credited with when it was stored; a new example needs some, or
+            it would be the first to be evicted.
         replays: how often its response was regenerated.
         created_at_ms, updated_at_ms, expires_at_ms: milliseconds since the epoch.
     """
@@ -124,11 +124,11 @@ class ExampleStore(Protocol):
         ...
 
     def get(self, ids: Sequence[int]) -> list[Stored]:
-        """Those of the examples that are there, in any order."""
+        """Those of the examples that are stored, in any order."""
         ...
 
     def present(self, ids: Sequence[int]) -> set[int]:
-        """Ids of those that are there; cheaper than :meth:`get`."""
+        """Ids of those that are stored; cheaper than :meth:`get`."""
         ...
 
     def scan(
@@ -137,7 +137,8 @@ class ExampleStore(Protocol):
         """All examples, or those of a tenant, ascending by id, some at a time.
 
         Args:
-            embeddings: False leaves them out, which is much faster; they are empty then.
+            embeddings: whether to read the embeddings; without them, which is much faster, they
+                are empty.
         """
         ...
 
@@ -154,10 +155,11 @@ def search_in_background(
 ) -> list[list[Candidate]]:
     """A fresh search of any number of rows, some at a time, so that requests wait for few.
 
-    Milvus Lite serves one search after the other; many rows take as long as they do by parts.
+    Milvus Lite serves one search after the other, and many rows take as long in one search as in
+    several.
     """
-    found: list[list[Candidate]] = []
+    neighbours: list[list[Candidate]] = []
     for start in range(0, len(queries), _BACKGROUND_ROWS):
         rows = slice(start, start + _BACKGROUND_ROWS)
-        found += store.search(embeddings[rows], queries[rows], top_n, now_ms, fresh=True)
-    return found
+        neighbours += store.search(embeddings[rows], queries[rows], top_n, now_ms, fresh=True)
+    return neighbours

@@ -78,8 +78,8 @@ class MemoryEventLog:
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
         self._check()
-        found = self._snapshots.get(name)
-        return found and found[:2]
+        snapshot = self._snapshots.get(name)
+        return snapshot and snapshot[:2]
 
     def snapshots(self) -> list[SavedSnapshot]:
         self._check()

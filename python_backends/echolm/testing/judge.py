@@ -9,10 +9,10 @@ from echolm.judges.base import Judgement, Scale
 
 @dataclass
 class FakeJudge:
-    """A judge that gives each answer the score it is told, or fails.
+    """A judge that gives each answer a score that was set for it, or fails.
 
     Attributes:
-        scores: by answer; any other answer has no verdict.
+        scores: by answer; any other answer gets None.
         asked: what was judged: (request, answer, reference).
     """
 

@@ -12,29 +12,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from echolm import contracts
-from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import EchoError, InvalidRequestError
-from echolm.examples.admission import AdmissionPolicy, Verdict
-from echolm.examples.off_peak import OffPeakReplay
+from echolm.examples.admission import AdmissionResult
 from echolm.examples.replay import Replayed
-from echolm.examples.write_ahead_log import WriteAheadLog
-from echolm.examples.writer import ExampleWriter
 from echolm.load.table import LoadTable
 from echolm.primitives import Interaction
 from echolm.settings.loading import load_settings
-from echolm.store.milvus import LazyMilvusStore
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 from echolm.triton.bls import BLSTextEmbedder
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
 from echolm.wiring import (
+    build_admission,
     build_maintenance,
+    build_off_peak_replay,
     build_replayer,
     build_retention,
+    build_writer,
     open_event_log,
     open_load_table,
     open_statistics,
+    open_store,
+    open_write_ahead_log,
 )
 
 logger = logging.getLogger("echolm")
@@ -45,28 +45,21 @@ _NICENESS = 10  # of this process: nobody waits for it, and requests need the co
 _FIRST_TRIM_S, _TRIM_EVERY_S = 900.0, 3_600.0
 
 
-class TritonPythonModel(BatchedModel[Interaction, Verdict]):
+class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
     """Answers as soon as interactions are judged and logged; writing comes later."""
 
     def initialize(self, args: dict[str, str]) -> None:
         os.nice(_NICENESS)
         self._settings = settings = load_settings()
-        embedding = EmbedderSpec.read(settings.embedding.model_dir)
-        self._dimension = embedding.dimension
-        self._policy = AdmissionPolicy(settings)
-        self._store = LazyMilvusStore(settings.retrieval, embedding)
-        self._log = open_event_log(settings)
-        self._write_ahead_log = WriteAheadLog(
-            settings.write_ahead_log_path, settings.examples.max_pending
-        )
-        self._writer = ExampleWriter(
-            self._store, self._write_ahead_log, self._log, settings.examples
-        )
-        self._statistics = open_statistics(settings)
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._maintenance = build_maintenance(
-            settings, self._store, self._statistics, self._log, owner
-        )
+        self._policy = build_admission(settings)
+        self._store = open_store(settings, wait=True)
+        self._log = open_event_log(settings)
+        self._write_ahead_log = open_write_ahead_log(settings)
+        self._writer = build_writer(settings, self._store, self._write_ahead_log, self._log)
+        self._statistics = open_statistics(settings)
+        parts = (self._store, self._statistics, self._log)
+        self._maintenance = build_maintenance(settings, *parts, owner)
         self._retention = build_retention(settings, self._statistics, self._log, owner)
         self._stopping = threading.Event()
         self._load: LoadTable | None = None
@@ -79,73 +72,67 @@ class TritonPythonModel(BatchedModel[Interaction, Verdict]):
         self._runtime.spawn(self._trim())
         if settings.replay.off_peak:
             self._load = open_load_table(settings)
-            self._runtime.spawn(self._off_peak(owner, self._load).run())
+            replayer = build_replayer(settings, *parts, self._embedder)
+            replay = build_off_peak_replay(
+                settings, replayer, self._log, self._load, owner, self._count_replay
+            )
+            self._runtime.spawn(replay.run())
 
-    def _off_peak(self, owner: str, load: LoadTable) -> OffPeakReplay:
-        settings = self._settings
-        replayer = build_replayer(
-            settings, self._store, self._statistics, self._log, self._embedder
-        )
-
-        def in_flight() -> int:
-            return sum(load.in_flight(llm.name) for llm in settings.llms)
-
-        def count(one: Replayed) -> None:
-            result = "improved" if one.improved else one.reason.replace(" ", "_")
-            self._metrics.add("echolm_replays_total", result=result)
-            self._metrics.add("echolm_replay_tokens_total", one.tokens)
-            self._metrics.add("echolm_replay_seconds_total", one.seconds)
-
-        return OffPeakReplay(replayer, self._log, settings.replay, in_flight, owner, count)
+    def _count_replay(self, replayed: Replayed) -> None:
+        result = "improved" if replayed.improved else replayed.reason.replace(" ", "_")
+        self._metrics.add("echolm_replays_total", result=result)
+        self._metrics.add("echolm_replay_tokens_total", replayed.tokens)
+        self._metrics.add("echolm_replay_seconds_total", replayed.seconds)
 
     def read(self, request: Any) -> list[Interaction]:
         interactions = [
             Interaction(**row) for row in codec.read_rows(request, contracts.EXAMPLE_MANAGER.inputs)
         ]
         for interaction in interactions:
-            if interaction.embedding.shape != (self._dimension,):
+            if interaction.embedding.shape != (self._store.dimension,):
                 raise InvalidRequestError.of(
                     "embedding",
-                    f"shape [n, {self._dimension}]",
+                    f"shape [n, {self._store.dimension}]",
                     f"shape [{len(interactions)}, {interaction.embedding.size}]",
                 )
         return interactions
 
-    def run(self, rows: Sequence[Interaction]) -> list[Verdict]:
+    def run(self, rows: Sequence[Interaction]) -> list[AdmissionResult]:
         """Judge interactions, and keep those that are admitted for good.
 
         Together, since the write-ahead log waits for the disk once each time.
         """
-        verdicts = [self._embedded(self._policy.judge(one), one) for one in rows]
-        admitted = [v.interaction for v in verdicts if v.interaction is not None]
+        results = [self._embedded(self._policy.judge(one), one) for one in rows]
+        admitted = [v.interaction for v in results if v.interaction is not None]
         ids = iter(self._writer.put(admitted) if admitted else [])
-        verdicts = [
-            Verdict(None, "queue_full") if v.admitted and next(ids) is None else v for v in verdicts
+        results = [
+            AdmissionResult(None, "queue_full") if r.admitted and next(ids) is None else r
+            for r in results
         ]
-        for verdict in verdicts:
-            self._metrics.add("echolm_admissions_total", result=verdict.reason or "admitted")
-        return verdicts
+        for result in results:
+            self._metrics.add("echolm_admissions_total", result=result.reason or "admitted")
+        return results
 
-    def tensors(self, results: Sequence[Verdict]) -> list[Any]:
+    def tensors(self, results: Sequence[AdmissionResult]) -> list[Any]:
         column = (len(results), 1)
         return [
-            codec.tensor(_ADMITTED, [verdict.admitted for verdict in results], column),
-            codec.tensor(_REASON, [verdict.reason for verdict in results], column),
+            codec.tensor(_ADMITTED, [result.admitted for result in results], column),
+            codec.tensor(_REASON, [result.reason for result in results], column),
         ]
 
-    def _embedded(self, verdict: Verdict, submitted: Interaction) -> Verdict:
-        """The verdict, with an embedding of what is stored: that of the text before redaction may
+    def _embedded(self, result: AdmissionResult, submitted: Interaction) -> AdmissionResult:
+        """The result, with an embedding of what is stored: that of the text before redaction may
         give away what was redacted."""
-        interaction = verdict.interaction
+        interaction = result.interaction
         if interaction is None or interaction.request == submitted.request:
-            return verdict
+            return result
         work = self._embedder.embed([interaction.request])
         try:
             embeddings = asyncio.run_coroutine_threadsafe(work, self._runtime.loop).result()
         except EchoError as error:
             logger.warning("a redacted interaction is refused, it cannot be embedded: %s", error)
-            return Verdict(None, "not_embedded")
-        return Verdict(dataclasses.replace(interaction, embedding=embeddings[0]))
+            return AdmissionResult(None, "not_embedded")
+        return AdmissionResult(dataclasses.replace(interaction, embedding=embeddings[0]))
 
     async def _gauges(self) -> None:
         loop = asyncio.get_running_loop()
@@ -177,7 +164,7 @@ class TritonPythonModel(BatchedModel[Interaction, Verdict]):
             await asyncio.sleep(self._settings.examples.maintenance_interval_s)
             try:
                 await loop.run_in_executor(
-                    None, self._maintenance.tidy, lambda: not self._stopping.is_set()
+                    None, self._maintenance.run, lambda: not self._stopping.is_set()
                 )
             except Exception as error:  # the next round may work
                 logger.warning("maintenance of the examples pauses: %s", error)
@@ -190,7 +177,7 @@ class TritonPythonModel(BatchedModel[Interaction, Verdict]):
         await asyncio.sleep(_FIRST_TRIM_S)
         while True:
             try:
-                removed = await loop.run_in_executor(None, self._retention.tidy)
+                removed = await loop.run_in_executor(None, self._retention.trim)
                 self._metrics.add("echolm_learning_events_removed_total", removed)
             except Exception as error:  # the next round may work
                 logger.warning("the learning log is not trimmed: %s", error)

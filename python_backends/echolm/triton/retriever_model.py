@@ -13,23 +13,25 @@ from numpy.typing import NDArray
 
 from echolm import contracts
 from echolm.clock import now_ms
-from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import InvalidRequestError, UnavailableError
-from echolm.learning.learner import Learner
-from echolm.llm.tokens import token_counter
 from echolm.primitives import DEFAULT_TENANT, Candidate
-from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.retrieval.record import NONE
 from echolm.retrieval.selector import Selection
 from echolm.settings.loading import load_settings
 from echolm.store.base import Query
-from echolm.store.milvus import LazyMilvusStore
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 from echolm.triton.learning import keep_learning, learn_at_start
 from echolm.triton.metrics import Metrics, process_label
 from echolm.triton.runtime import Runtime
-from echolm.wiring import build_selector, open_event_log
+from echolm.wiring import (
+    build_learner,
+    build_selector,
+    example_token_counter,
+    open_event_log,
+    open_prefix_index,
+    open_store,
+)
 
 logger = logging.getLogger("echolm")
 
@@ -64,30 +66,22 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
 
     def initialize(self, args: dict[str, str]) -> None:
         self._settings = settings = load_settings()
-        self._embedding = EmbedderSpec.read(settings.embedding.model_dir)
-        self._store = LazyMilvusStore(settings.retrieval, self._embedding)
-        reader = min(
-            (llm for llm in settings.llms if llm.takes_examples),
-            key=lambda llm: llm.context_length,
-            default=settings.default_llm,
-        )
-        self._prefix_index = SharedPrefixIndex(settings.prefix_index_path)
+        self._store = open_store(settings, wait=True)
+        self._prefix_index = open_prefix_index(settings)
         self._selector = build_selector(
-            settings, token_counter(reader.tokenizer), np.random.default_rng(), self._prefix_index
+            settings, example_token_counter(settings), np.random.default_rng(), self._prefix_index
         )
         self._metrics = Metrics()
         self._runtime = Runtime(args["model_name"])
         self._runtime.spawn(self._metrics.run())
         if learnables := self._selector.learnables:
-            learner = Learner(
-                open_event_log(settings), learnables, settings.learning.snapshot_every
-            )
+            learner = build_learner(settings, open_event_log(settings), learnables)
             learn_at_start(learner)
             self._runtime.spawn(keep_learning(learner, self._metrics, process_label(args)))
 
     def read(self, request: Any) -> list[_Row]:
         rows = codec.read_rows(request, contracts.RETRIEVER.inputs)
-        dimension = self._embedding.dimension
+        dimension = self._store.dimension
         for row in rows:
             size = row["embedding"].size
             if size != dimension:

@@ -27,7 +27,6 @@ from echolm.wiring.retrieval import (
     build_selector,
     build_text_embedder,
     example_token_counter,
-    open_lazy_store,
     open_prefix_index,
     open_store,
 )
@@ -58,7 +57,6 @@ __all__ = [
     "example_token_counter",
     "needed_snapshots",
     "open_event_log",
-    "open_lazy_store",
     "open_load_table",
     "open_prefix_index",
     "open_statistics",

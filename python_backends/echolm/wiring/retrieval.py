@@ -16,31 +16,24 @@ from echolm.settings import Settings
 
 if TYPE_CHECKING:
     from echolm.embedding.texts import TextEmbedder
-    from echolm.store.milvus import LazyMilvusStore, MilvusStore
+    from echolm.store.milvus import MilvusStore
 
 
-def open_store(settings: Settings) -> MilvusStore:
-    """The example store, for a command that fails where Milvus does not answer.
+def open_store(settings: Settings, wait: bool = False) -> MilvusStore:
+    """The example store.
+
+    Args:
+        wait: whether a Milvus that does not answer now may come later, as in a server; for a
+            command that is an error.
 
     Raises:
         ConfigurationError: the embedding model is missing, or the collection is another model's.
-        UnavailableError: Milvus does not answer.
+        UnavailableError: Milvus does not answer, and ``wait`` is False.
     """
     from echolm.store.milvus import MilvusStore
 
     embedding = EmbedderSpec.read(settings.embedding.model_dir)
-    return MilvusStore(settings.retrieval, embedding.name, embedding.dimension)
-
-
-def open_lazy_store(settings: Settings) -> LazyMilvusStore:
-    """The example store, for a server that outlives outages of Milvus.
-
-    Raises:
-        ConfigurationError: the embedding model is missing, or the collection is another model's.
-    """
-    from echolm.store.milvus import LazyMilvusStore
-
-    return LazyMilvusStore(settings.retrieval, EmbedderSpec.read(settings.embedding.model_dir))
+    return MilvusStore(settings.retrieval, embedding.name, embedding.dimension, wait)
 
 
 def build_text_embedder(settings: Settings) -> TextEmbedder:

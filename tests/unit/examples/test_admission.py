@@ -23,9 +23,9 @@ GOOD = Interaction(
 
 
 def reason(settings: Settings | None = None, **changes: Any) -> str:
-    verdict = AdmissionPolicy(settings or Settings()).judge(replace(GOOD, **changes))
-    assert verdict.admitted is (verdict.reason == "")
-    return verdict.reason
+    result = AdmissionPolicy(settings or Settings()).judge(replace(GOOD, **changes))
+    assert result.admitted is (result.reason == "")
+    return result.reason
 
 
 def test_a_complete_answer_of_the_dearest_llm_is_admitted() -> None:
@@ -48,7 +48,7 @@ def test_a_complete_answer_of_the_dearest_llm_is_admitted() -> None:
         ({"response": "export AWS_KEY=AKIAIOSFODNN7EXAMPLE"}, "secret"),
     ],
 )
-def test_why_an_exchange_is_refused(changes: dict[str, Any], expected: str) -> None:
+def test_why_an_interaction_is_refused(changes: dict[str, Any], expected: str) -> None:
     assert reason(**changes) == expected
 
 
@@ -77,12 +77,12 @@ def test_an_answer_that_is_expected_to_be_poor_is_refused_where_that_is_set() ->
     assert reason(strict, quality=0.8) == reason(quality=0.0) == ""
 
 
-def test_an_admitted_exchange_is_stored_as_it_was_screened() -> None:
+def test_an_admitted_interaction_is_stored_as_it_was_screened() -> None:
     def shout(request: str, response: str) -> Screened:
         return Screened(request.upper(), response)
 
-    verdict = AdmissionPolicy(Settings(), [shout]).judge(GOOD)
-    assert verdict.interaction == replace(GOOD, request="Q")
+    result = AdmissionPolicy(Settings(), [shout]).judge(GOOD)
+    assert result.interaction == replace(GOOD, request="Q")
 
 
 def test_examples_can_be_switched_off() -> None:

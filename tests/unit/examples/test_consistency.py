@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm.examples.consistency import Findings, examine, repair
-from echolm.examples.events import CHANGE, SUCCESSION, USAGE, change, succession, usage
+from echolm.examples.events import CHANGE, REPLACEMENT, USAGE, change, replacement, usage
 from echolm.examples.statistics import StatisticsTable
 from echolm.store.base import Example, scope_key
 from echolm.testing.event_log import MemoryEventLog
@@ -69,7 +69,7 @@ def test_what_differs_is_found_and_left_then_mended_and_gone(world: World) -> No
     world.put(3, "Who?")
     world.put(4, "who")
     world.put(5, " WHO ?")
-    found = Findings(without_account=1, without_example=1, duplicates=2)
+    found = Findings(without_statistics=1, without_example=1, duplicates=2)
     assert world.examine() == world.examine() == found
     assert set(world.store.rows) == {1, 3, 4, 5}
     assert world.repair() == found
@@ -78,7 +78,9 @@ def test_what_differs_is_found_and_left_then_mended_and_gone(world: World) -> No
     assert world.statistics.removals() == {"not_in_store": 1, "duplicate": 2}
 
 
-def test_of_two_the_better_answer_stays_with_what_both_were_used_for(world: World) -> None:
+def test_of_two_the_better_answer_stays_with_what_both_were_used_for(
+    world: World, tmp_path: Path
+) -> None:
     world.put(1, "who", response="nobody", quality=0.5)
     world.put(2, "who", response="somebody", quality=0.8)
     world.put(3, "who", response="anybody", quality=0.805)  # by too little
@@ -86,14 +88,14 @@ def test_of_two_the_better_answer_stays_with_what_both_were_used_for(world: Worl
     world.use(2, 4)
     world.repair()
     assert set(world.store.rows) == {2}
-    account = world.statistics.account(2)
-    assert account is not None
-    assert account.uses == 7
-    assert account.value == pytest.approx(4.5, abs=0.01)
-    # The log alone says the same.
-    again = StatisticsTable(world.statistics._path.with_name("again.sqlite"), {"small_llm": 0.1})
+    row = world.statistics.get(2)
+    assert row is not None
+    assert row.uses == 7
+    assert row.value == pytest.approx(4.5, abs=0.01)
+    # The log alone has the same.
+    again = StatisticsTable(tmp_path / "again.sqlite", {"small_llm": 0.1})
     again.follow(world.log)
-    copy = again.account(2)
+    copy = again.get(2)
     again.close()
     assert copy is not None and copy.uses == 7
 
@@ -123,14 +125,14 @@ def test_where_requests_may_be_stored_twice_they_stay(world: World) -> None:
 def test_a_replacement_that_was_cut_short_is_one_finding_and_is_finished(world: World) -> None:
     world.put(1, "who")
     world.use(1, 3)
-    world.log.append(SUCCESSION, succession(1, 2))
+    world.log.append(REPLACEMENT, replacement(1, 2))
     world.put(2, "who", log=False)
-    # The new one has no account yet, and is no duplicate.
-    assert world.examine() == Findings(without_account=1, interrupted=1)
+    # There are no statistics of the new one yet, and it is no duplicate.
+    assert world.examine() == Findings(without_statistics=1, interrupted=1)
     assert world.repair() == Findings(interrupted=1)
     assert set(world.store.rows) == {2}
-    account = world.statistics.account(2)
-    assert account is not None and account.uses == 3
+    row = world.statistics.get(2)
+    assert row is not None and row.uses == 3
     assert not world.examine().any
 
 
@@ -171,5 +173,5 @@ def test_a_repair_that_is_cut_short_between_log_and_store_is_made_good(world: Wo
     world.repair()
     assert not world.examine().any
     assert set(world.store.rows) == {1}
-    account = world.statistics.account(1)
-    assert account is not None and account.uses == 3
+    row = world.statistics.get(1)
+    assert row is not None and row.uses == 3

@@ -12,14 +12,13 @@ from echolm.examples.deduplication import (
     same_answer,
     same_request,
 )
-from echolm.examples.write_ahead_log import Entry
-from echolm.store.base import Example, scope_key
+from echolm.store.base import Example, Stored, scope_key
 from echolm.testing.store import InMemoryStore
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def entry(id: int, **changes: Any) -> Entry:
+def entry(id: int, **changes: Any) -> Stored:
     values: dict[str, Any] = {
         "request": "list files",
         "response": "ls",
@@ -41,7 +40,7 @@ def store() -> InMemoryStore:
     return store
 
 
-def compare(store: InMemoryStore, *entries: Entry) -> list[Comparison]:
+def compare(store: InMemoryStore, *entries: Stored) -> list[Comparison]:
     return DuplicateFinder(store).compare(entries, 10)
 
 
@@ -69,12 +68,12 @@ def test_another_tenants_and_another_scopes_examples_do_not_count(store: InMemor
     assert compare(store, tenant, scope) == [NEW, NEW]
 
 
-def test_exchanges_of_one_batch_are_compared_with_each_other(store: InMemoryStore) -> None:
+def test_interactions_of_one_batch_are_compared_with_each_other(store: InMemoryStore) -> None:
     first, second = (entry(i, request="show disk usage", response="df") for i in (2, 3))
     assert compare(store, first, second) == [NEW, Comparison(Finding.REPEATED, 2)]
 
 
-def test_an_exchange_that_was_stored_before_a_crash_is_still_new(store: InMemoryStore) -> None:
+def test_an_interaction_that_was_stored_before_a_crash_is_still_new(store: InMemoryStore) -> None:
     assert compare(store, entry(1)) == [NEW]
 
 

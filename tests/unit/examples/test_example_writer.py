@@ -79,7 +79,7 @@ def eventually(true: Callable[[], bool]) -> bool:
     return true()
 
 
-def test_an_exchange_is_stored_with_all_it_says(
+def test_an_interaction_is_stored_with_all_it_holds(
     store: RecordingStore, open_writer: OpenWriter
 ) -> None:
     [id] = open_writer().put([GOOD])
@@ -104,7 +104,9 @@ def test_a_time_to_live_is_written_with_the_example(
     assert example.expires_at_ms - example.created_at_ms == 1_500
 
 
-def test_exchanges_are_written_in_batches(store: RecordingStore, open_writer: OpenWriter) -> None:
+def test_interactions_are_written_in_batches(
+    store: RecordingStore, open_writer: OpenWriter
+) -> None:
     store.go.clear()
     writer = open_writer(batch_size=4)
     ids = [id for _ in range(13) for id in writer.put([GOOD])]
@@ -162,7 +164,7 @@ def test_no_batch_ends_the_thread(store: RecordingStore, open_writer: OpenWriter
     assert eventually(lambda: store.count() == 1)
 
 
-def test_a_full_journal_drops_what_is_new_and_counts_it(
+def test_a_full_log_drops_what_is_new_and_counts_it(
     store: RecordingStore, open_writer: OpenWriter
 ) -> None:
     store.go.clear()
@@ -196,7 +198,7 @@ def test_what_an_outage_leaves_is_written_after_the_next_start(
     assert set(store.rows) == set(ids)
 
 
-def test_a_known_exchange_is_not_stored_again_and_a_better_answer_replaces_it(
+def test_a_known_interaction_is_not_stored_again_and_a_better_answer_replaces_it(
     store: RecordingStore, log: MemoryEventLog, open_writer: OpenWriter
 ) -> None:
     writer = open_writer(deduplicate=True)

@@ -21,13 +21,13 @@ NOW = 1_000_000
 
 
 class World:
-    """A store, a log and a statistics of each of several replicas."""
+    """A store, a log and a table of statistics for each of several replicas."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.store = InMemoryStore(2)
         self.log = MemoryEventLog()
-        self.ledgers: list[StatisticsTable] = []
+        self.tables: list[StatisticsTable] = []
 
     def add(self, sizes: Sequence[int], values: Sequence[float], expires: int = NEVER) -> None:
         """Store examples with the ids 1, 2, … that enabled offloads of these values."""
@@ -42,7 +42,7 @@ class World:
 
     def replica(self, name: str = "a", **settings: float) -> Maintenance:
         statistics = StatisticsTable(self.directory / f"{name}.sqlite", COSTS)
-        self.ledgers.append(statistics)
+        self.tables.append(statistics)
         chosen = ExamplesSettings(**settings)  # type: ignore[arg-type]
         return Maintenance(self.store, statistics, self.log, chosen, name, 0.7, lambda: NOW)
 
@@ -51,62 +51,62 @@ class World:
 def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path)
     yield world
-    for statistics in world.ledgers:
+    for statistics in world.tables:
         statistics.close()
 
 
 def test_nothing_is_removed_within_the_limits(world: World) -> None:
     world.add([10] * 5, [1.0] * 5)
-    world.replica(max_stored=5, max_stored_bytes=50).tidy()
+    world.replica(max_stored=5, max_stored_bytes=50).run()
     assert world.store.count() == 5
 
 
 def test_beyond_the_limit_those_of_least_value_per_byte_go(world: World) -> None:
     world.add([10, 10, 10, 100, 10], [5.0, 1.0, 4.0, 6.0, 3.0])
     keeper = world.replica(max_stored=3, low_watermark=1.0)
-    keeper.tidy()
+    keeper.run()
     assert set(world.store.rows) == {1, 3, 5}
     assert keeper.counts.evicted == 2
 
 
 def test_a_limit_in_bytes_holds_too_with_room_to_spare(world: World) -> None:
     world.add([10] * 20, range(1, 21))
-    world.replica(max_stored_bytes=199, low_watermark=0.8).tidy()
+    world.replica(max_stored_bytes=199, low_watermark=0.8).run()
     assert set(world.store.rows) == set(range(6, 21))
-    assert world.ledgers[0].totals() == (15, 150)
+    assert world.tables[0].totals() == (15, 150)
 
 
 def test_more_than_a_batch_is_removed(world: World) -> None:
     world.add([10] * 1_000, [1.0] * 1_000)
-    world.replica(max_stored=100, low_watermark=0.9).tidy()
+    world.replica(max_stored=100, low_watermark=0.9).run()
     assert world.store.count() == 90
 
 
 def test_expired_examples_are_removed(world: World) -> None:
     world.add([10] * 300, [1.0] * 300, expires=NOW)
     keeper = world.replica()
-    keeper.tidy()
+    keeper.run()
     assert world.store.count() == 0
     assert keeper.counts.expired == 300
-    assert world.ledgers[0].removals() == {"expired": 300}
+    assert world.tables[0].removals() == {"expired": 300}
 
 
 def test_one_replica_at_a_time_removes_and_all_know_it(world: World) -> None:
     world.add([10] * 10, range(1, 11))
     first, second = (world.replica(name, max_stored=4, low_watermark=0.5) for name in "ab")
-    first.tidy()
-    second.tidy()
+    first.run()
+    second.run()
     assert (first.counts.evicted, second.counts.evicted) == (8, 0)
-    assert [statistics.totals()[0] for statistics in world.ledgers] == [2, 2]
+    assert [statistics.totals()[0] for statistics in world.tables] == [2, 2]
 
 
-def test_it_ends_between_batches_when_told_so(
+def test_it_ends_between_batches_when_asked_to(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("echolm.examples.maintenance._BATCH", 256)
     world.add([10] * 1_000, [1.0] * 1_000)
     answers = iter([True, True, False])
-    world.replica(max_stored=100).tidy(lambda: next(answers))
+    world.replica(max_stored=100).run(lambda: next(answers))
     # One look at what is expired, one batch of evictions.
     assert world.store.count() == 1_000 - 256
 
@@ -121,10 +121,10 @@ def test_what_an_outage_interrupts_is_done_later(world: World) -> None:
 
     world.log.append = fail  # type: ignore[method-assign, assignment]
     with pytest.raises(UnavailableError):
-        keeper.tidy()
+        keeper.run()
     world.log.append = append  # type: ignore[method-assign]
-    keeper.tidy()
-    assert world.store.count() == world.ledgers[0].totals()[0] == 5
+    keeper.run()
+    assert world.store.count() == world.tables[0].totals()[0] == 5
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -134,7 +134,7 @@ def test_eviction_keeps_nearly_what_the_best_knapsack_would(world: World, seed: 
     values = [rng.uniform(0.1, 5.0) for _ in range(14)]
     capacity = sum(sizes) // 2
     world.add(sizes, values)
-    world.replica(max_stored_bytes=capacity, low_watermark=1.0).tidy()
+    world.replica(max_stored_bytes=capacity, low_watermark=1.0).run()
     kept = sum(values[i - 1] for i in world.store.rows)
     best = max(
         sum(values[k] for k in chosen)
@@ -146,29 +146,29 @@ def test_eviction_keeps_nearly_what_the_best_knapsack_would(world: World, seed: 
     assert best - kept <= max(values)
 
 
-def test_examples_of_before_the_ledger_are_found_at_the_start(world: World) -> None:
+def test_examples_of_before_the_log_are_found_at_the_start(world: World) -> None:
     world.add([10] * 5, [1.0] * 5)
-    unknown = Example(77, "q", "a" * 9, "t", 1, "large", 0.9, NOW, NOW)
-    world.store.upsert([unknown], np.ones((1, 2), np.float32))
+    foreign = Example(77, "q", "a" * 9, "t", 1, "large", 0.9, NOW, NOW)
+    world.store.upsert([foreign], np.ones((1, 2), np.float32))
     world.store.delete([2, 3])
     keeper = world.replica()
-    keeper.tidy()
-    assert world.ledgers[0].totals() == (4, 40)
-    assert world.ledgers[0].known([1, 2, 3, 4, 5, 77]) == {1, 4, 5, 77}
-    assert world.ledgers[0].removals() == {"not_in_store": 2}
+    keeper.run()
+    assert world.tables[0].totals() == (4, 40)
+    assert world.tables[0].known([1, 2, 3, 4, 5, 77]) == {1, 4, 5, 77}
+    assert world.tables[0].removals() == {"not_in_store": 2}
 
 
 def test_where_both_agree_nothing_is_scanned(world: World) -> None:
     world.add([10] * 5, [1.0] * 5)
-    world.replica().tidy()  # a new statistics looks once
+    world.replica().run()  # a new statistics looks once
     keeper = world.replica()
 
     def never(*arguments: object, **options: object) -> object:
         raise AssertionError("scanned")
 
     world.store.scan = never  # type: ignore[method-assign, assignment]
-    keeper.tidy()
-    keeper.tidy()
+    keeper.run()
+    keeper.run()
 
 
 def test_what_is_hidden_for_a_moment_is_not_taken_for_gone(
@@ -181,33 +181,33 @@ def test_what_is_hidden_for_a_moment_is_not_taken_for_gone(
         world.store.rows[2] = hidden
 
     monkeypatch.setattr("echolm.examples.maintenance.time.sleep", settle)
-    world.replica().tidy()
-    assert world.ledgers[0].totals()[0] == 3
-    assert world.ledgers[0].removals() == {}
+    world.replica().run()
+    assert world.tables[0].totals()[0] == 3
+    assert world.tables[0].removals() == {}
 
 
-def test_of_examples_that_fit_the_same_requests_one_stays(world: World) -> None:
+def test_of_examples_that_help_with_the_same_requests_one_stays(world: World) -> None:
     world.add([10] * 6, [5.0, 4.0, 3.0, 0.6, 0.7, 0.8])
     # 1, 2 and 3 are one kind of request, 5 and 6 another; 4 is alone and worth least.
     for i, (x, y, z) in {1: (1, 0, 0), 2: (1, 0, 0), 3: (1, 0, 0), 4: (0, 1, 0)}.items():
         world.store.rows[i] = (world.store.rows[i][0], np.array([x, y, z], np.float32))
     for i in (5, 6):
         world.store.rows[i] = (world.store.rows[i][0], np.array([0, 0, 1], np.float32))
-    world.replica(max_stored=3, low_watermark=1.0).tidy()
+    world.replica(max_stored=3, low_watermark=1.0).run()
     assert set(world.store.rows) == {1, 4, 6}
 
 
 def test_victims_are_enough_and_no_more() -> None:
-    accounts = [(1, 10), (2, 10), (3, 10), (4, 10)]
-    covered = {1: [3], 2: [], 3: [1], 4: [2]}
+    candidates = [(1, 10), (2, 10), (3, 10), (4, 10)]
+    similar = {1: [3], 2: [], 3: [1], 4: [2]}
 
     def chosen(count: int, num_bytes: int, limit: int = 10) -> list[int]:
         return choose_victims(
-            accounts, lambda ids: {i: covered[i] for i in ids}, count, num_bytes, limit
+            candidates, lambda ids: {i: similar[i] for i in ids}, count, num_bytes, limit
         )
 
     assert chosen(1, 0) == [1]
-    # 3 was covered by 1 only.
+    # Only 1 is similar to 3.
     assert chosen(2, 0) == [1, 4]
     assert chosen(0, 25) == [1, 4, 2]
     assert chosen(4, 0, limit=2) == [1, 4]
@@ -215,12 +215,12 @@ def test_victims_are_enough_and_no_more() -> None:
 
 
 def test_neighbours_are_looked_up_only_as_long_as_victims_are_missing() -> None:
-    accounts = [(i, 10) for i in range(500)]
+    candidates = [(i, 10) for i in range(500)]
     asked: list[int] = []
 
     def neighbours(ids: Sequence[int]) -> dict[int, list[int]]:
         asked.extend(ids)
         return {i: [-1] if i % 2 else [] for i in ids}
 
-    assert choose_victims(accounts, neighbours, 32, 0, 1_000) == list(range(1, 64, 2))
+    assert choose_victims(candidates, neighbours, 32, 0, 1_000) == list(range(1, 64, 2))
     assert asked == list(range(64))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm.errors import UnavailableError
-from echolm.examples.events import CHANGE, SUCCESSION, USAGE, change, succession, usage
-from echolm.examples.maintenance import reconcile
+from echolm.examples.consistency import reconcile
+from echolm.examples.events import CHANGE, REPLACEMENT, USAGE, change, replacement, usage
 from echolm.examples.off_peak import OffPeakReplay
 from echolm.examples.replay import Replayed, Replayer
 from echolm.examples.statistics import StatisticsTable
@@ -75,8 +75,8 @@ class World:
     def replayer(self, **settings: Any) -> Replayer:
         chosen = Settings(replay=settings)
         clients = {llm.name: self.llm for llm in chosen.llms}
-        targets = build_endpoints(chosen, clients)
-        return Replayer(self.store, self.statistics, self.log, targets, self.judge, chosen)
+        endpoints = build_endpoints(chosen, clients)
+        return Replayer(self.store, self.statistics, self.log, endpoints, self.judge, chosen)
 
     async def replay(self, limit: int = 100, **settings: Any) -> list[Replayed]:
         return [one async for one in self.replayer(**settings).run(limit)]
@@ -101,15 +101,15 @@ async def test_a_better_answer_takes_the_stored_ones_place(world: World) -> None
     assert example.id != 1 and example.updated_at_ms > 1 == example.created_at_ms
     assert embedding.tolist() == [1, 1]
     world.statistics.follow(world.log)
-    account = world.statistics.account(example.id)
-    assert account is not None
-    assert (account.uses, account.replays) == (50, 1)
-    assert account.gain == pytest.approx(0.0, abs=1e-6)
+    row = world.statistics.get(example.id)
+    assert row is not None
+    assert (row.uses, row.replays) == (50, 1)
+    assert row.gain == pytest.approx(0.0, abs=1e-6)
     assert world.statistics.removals() == {"replayed": 1}
     assert {s.temperature for s in world.llm.sampled} == {0.8}
 
 
-@pytest.mark.parametrize("answer", ["worse", "as good", "without a verdict", "stored"])
+@pytest.mark.parametrize("answer", ["worse", "as good", "undecided", "stored"])
 async def test_an_answer_that_is_not_clearly_better_does_not(world: World, answer: str) -> None:
     world.add(1)
     world.llm = Answers(answer)
@@ -117,9 +117,9 @@ async def test_an_answer_that_is_not_clearly_better_does_not(world: World, answe
     assert not one.improved and one.reason
     assert world.responses() == {"request 1": "stored"}
     world.statistics.follow(world.log)
-    account = world.statistics.account(1)
-    assert account is not None and account.replays == 1
-    assert account.gain == pytest.approx(0.0, abs=1e-6)
+    row = world.statistics.get(1)
+    assert row is not None and row.replays == 1
+    assert row.gain == pytest.approx(0.0, abs=1e-6)
 
 
 async def test_the_best_of_several_is_taken(world: World) -> None:
@@ -262,7 +262,7 @@ def killed_before(world: World, step: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("with_reconcile", [False, True])
 @pytest.mark.parametrize("step", range(6))
-async def test_at_whatever_step_it_ends_one_whole_example_and_its_account_are_left(
+async def test_at_whatever_step_it_ends_one_whole_example_and_its_statistics_are_left(
     world: World, tmp_path: Path, step: int, with_reconcile: bool
 ) -> None:
     world.add(1)
@@ -284,12 +284,12 @@ async def test_at_whatever_step_it_ends_one_whole_example_and_its_account_are_le
     [(example, _)] = store.rows.values()
     assert example.response == "better"
     world.statistics.follow(log)
-    account = world.statistics.account(example.id)
-    assert account is not None
-    assert (account.uses, account.replays) == (50, 1)
+    row = world.statistics.get(example.id)
+    assert row is not None
+    assert (row.uses, row.replays) == (50, 1)
     assert world.statistics.totals() == (1, example.num_bytes)
     assert world.statistics.removals() == {"replayed": 1}
-    assert world.statistics.successions() == []
+    assert world.statistics.replacements() == []
 
 
 async def test_what_was_deleted_before_an_interrupted_replay_is_finished_stays_deleted(
@@ -304,7 +304,7 @@ async def test_what_was_deleted_before_an_interrupted_replay_is_finished_stays_d
     assert await world.replay() == []
     assert world.store.count() == 0
     assert world.statistics.totals() == (0, 0)
-    assert world.statistics.successions() == []
+    assert world.statistics.replacements() == []
 
 
 async def test_of_two_that_replay_an_example_one_replaces_it(world: World) -> None:
@@ -312,15 +312,15 @@ async def test_of_two_that_replay_an_example_one_replaces_it(world: World) -> No
     generate = world.llm.generate
 
     async def meanwhile(*arguments: Any) -> Completion:
-        if not world.statistics.successions():
-            world.log.append(SUCCESSION, succession(1, 99))
+        if not world.statistics.replacements():
+            world.log.append(REPLACEMENT, replacement(1, 99))
         return await generate(*arguments)
 
     world.llm.generate = meanwhile  # type: ignore[method-assign]
     assert [one.reason for one in await world.replay()] == ["replaced elsewhere"]
     assert list(world.store.rows) == [1]
     world.statistics.follow(world.log)
-    assert [(one.old, one.new) for one in world.statistics.successions()] == [(1, 99)]
+    assert [(one.old, one.new) for one in world.statistics.replacements()] == [(1, 99)]
 
 
 async def test_an_example_that_was_removed_meanwhile_does_not_come_back(world: World) -> None:
@@ -337,7 +337,7 @@ async def test_an_example_that_was_removed_meanwhile_does_not_come_back(world: W
     assert world.store.count() == 0
     world.statistics.follow(world.log)
     assert world.statistics.totals() == (0, 0)
-    assert world.statistics.successions() == []
+    assert world.statistics.replacements() == []
 
 
 class Peak:

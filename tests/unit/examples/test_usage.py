@@ -36,7 +36,7 @@ def log() -> MemoryEventLog:
     return MemoryEventLog()
 
 
-def told(log: MemoryEventLog) -> list[Any]:
+def logged(log: MemoryEventLog) -> list[Any]:
     return [(e.kind, e.body["uses"]) for e in log.read(START, 100)]
 
 
@@ -45,9 +45,9 @@ async def test_an_example_is_credited_with_what_no_other_would_do(log: MemoryEve
     recorder.served(served(1, 2))
     recorder.served(served(1, quality=0.5))
     recorder.served(served(3, others=(0.9, 0.5)))
-    await recorder.tell()
+    await recorder.flush()
     alone, beside_another = 0.5 * 0.9, 0.8 * 0.9 * 0.1
-    assert told(log) == [
+    assert logged(log) == [
         (
             USAGE,
             [
@@ -62,17 +62,17 @@ async def test_an_example_is_credited_with_what_no_other_would_do(log: MemoryEve
 async def test_an_example_that_is_certain_to_help_has_a_finite_credit(log: MemoryEventLog) -> None:
     recorder = UsageRecorder(log, COSTS)
     recorder.served(served(1, utility=1.0))
-    await recorder.tell()
-    [(_, [[_, _, credit, _]])] = told(log)
+    await recorder.flush()
+    [(_, [[_, _, credit, _]])] = logged(log)
     assert 0 <= credit <= 0.8
 
 
 async def test_what_was_told_is_not_told_again(log: MemoryEventLog) -> None:
     recorder = UsageRecorder(log, COSTS)
     recorder.served(served(1))
-    await recorder.tell()
-    await recorder.tell()
-    assert len(told(log)) == 1
+    await recorder.flush()
+    await recorder.flush()
+    assert len(logged(log)) == 1
 
 
 async def test_answers_without_examples_and_of_the_dearest_llm_do_not_count(
@@ -81,19 +81,19 @@ async def test_answers_without_examples_and_of_the_dearest_llm_do_not_count(
     recorder = UsageRecorder(log, COSTS)
     recorder.served(served())
     recorder.served(served(1, llm="large"))
-    await recorder.tell()
-    assert told(log) == []
+    await recorder.flush()
+    assert logged(log) == []
 
 
 async def test_an_outage_of_the_log_loses_nothing(log: MemoryEventLog) -> None:
     recorder = UsageRecorder(log, COSTS)
     recorder.served(served(1))
     log.available = False
-    await recorder.tell()
+    await recorder.flush()
     recorder.served(served(1))
     log.available = True
-    await recorder.tell()
-    assert told(log) == [(USAGE, [[1, 2, pytest.approx(2 * 0.8 * 0.9, abs=1e-3), 0.04]])]
+    await recorder.flush()
+    assert logged(log) == [(USAGE, [[1, 2, pytest.approx(2 * 0.8 * 0.9, abs=1e-3), 0.04]])]
 
 
 async def test_a_long_outage_is_bounded_and_counted(log: MemoryEventLog) -> None:
@@ -101,5 +101,5 @@ async def test_a_long_outage_is_bounded_and_counted(log: MemoryEventLog) -> None
     for i in range(6_000):
         recorder.served(served(i))
     assert recorder.lost == 1_000
-    await recorder.tell()
-    assert len(told(log)[0][1]) == 5_000
+    await recorder.flush()
+    assert len(logged(log)[0][1]) == 5_000

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from echolm.errors import UnavailableError
-from echolm.examples.write_ahead_log import Entry, WriteAheadLog
-from echolm.store.base import Example
+from echolm.examples.write_ahead_log import WriteAheadLog
+from echolm.store.base import Example, Stored
 
 Open = Callable[..., WriteAheadLog]
 
 
 @pytest.fixture
-def open_journal(tmp_path: Path) -> Iterator[Open]:
+def open_log(tmp_path: Path) -> Iterator[Open]:
     opened: list[WriteAheadLog] = []
 
     def make(capacity: int = 100) -> WriteAheadLog:
@@ -26,13 +26,13 @@ def open_journal(tmp_path: Path) -> Iterator[Open]:
         write_ahead_log.close()
 
 
-def entry(id: int) -> Entry:
+def entry(id: int) -> Stored:
     example = Example(id, f"q{id} é", "a\n\x00", "t", 2**62, "large", 0.9, 1, 2)
     return example, np.array([id, 0.1], np.float32)
 
 
-def test_entries_come_back_in_order_with_all_they_hold(open_journal: Open) -> None:
-    write_ahead_log = open_journal()
+def test_entries_come_back_in_order_with_all_they_hold(open_log: Open) -> None:
+    write_ahead_log = open_log()
     assert write_ahead_log.append([entry(3), entry(1)]) == 2
     assert write_ahead_log.append([entry(2)]) == 1
     found = write_ahead_log.oldest(10)
@@ -42,15 +42,15 @@ def test_entries_come_back_in_order_with_all_they_hold(open_journal: Open) -> No
     assert len(write_ahead_log) == 3
 
 
-def test_what_was_kept_is_there_after_a_restart(open_journal: Open) -> None:
-    first = open_journal()
+def test_what_was_kept_is_there_after_a_restart(open_log: Open) -> None:
+    first = open_log()
     first.append([entry(1), entry(2)])
     first.remove([1, 99])
-    assert [example.id for example, _ in open_journal().oldest(10)] == [2]
+    assert [example.id for example, _ in open_log().oldest(10)] == [2]
 
 
-def test_a_full_journal_takes_no_more(open_journal: Open) -> None:
-    write_ahead_log = open_journal(capacity=2)
+def test_a_full_log_takes_no_more(open_log: Open) -> None:
+    write_ahead_log = open_log(capacity=2)
     assert write_ahead_log.append([entry(1), entry(2), entry(3)]) == 2
     assert write_ahead_log.append([entry(4)]) == 0
     write_ahead_log.remove([1])
@@ -58,8 +58,8 @@ def test_a_full_journal_takes_no_more(open_journal: Open) -> None:
     assert [example.id for example, _ in write_ahead_log.oldest(10)] == [2, 5]
 
 
-def test_a_damaged_entry_does_not_hold_up_the_others(open_journal: Open, tmp_path: Path) -> None:
-    write_ahead_log = open_journal()
+def test_a_damaged_entry_does_not_hold_up_the_others(open_log: Open, tmp_path: Path) -> None:
+    write_ahead_log = open_log()
     write_ahead_log.append([entry(1), entry(2), entry(3)])
     with sqlite3.connect(tmp_path / "data" / "write_ahead_log.sqlite") as db:
         db.execute("UPDATE pending SET example = '{' WHERE id = 1")
@@ -68,9 +68,25 @@ def test_a_damaged_entry_does_not_hold_up_the_others(open_journal: Open, tmp_pat
     assert len(write_ahead_log) == 1
 
 
-def test_a_file_that_is_no_journal_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_file_that_is_no_log_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "write_ahead_log.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(
-        UnavailableError, match=r"example write_ahead_log .*write_ahead_log\.sqlite: "
+        UnavailableError, match=r"example write-ahead log .*write_ahead_log\.sqlite: "
     ):
         WriteAheadLog(tmp_path / "write_ahead_log.sqlite", 10)
+
+
+def test_what_waits_in_the_file_of_an_earlier_version_is_taken_over(
+    open_log: Open, tmp_path: Path
+) -> None:
+    former = WriteAheadLog(tmp_path / "data" / "examples.journal.sqlite", 10)
+    former.append([entry(2), entry(1)])
+    log = open_log()
+    assert [example for example, _ in log.oldest(10)] == [entry(2)[0], entry(1)[0]]
+    assert len(former) == 0
+    # A server of the earlier version may go on for a while.
+    former.append([entry(3)])
+    former.close()
+    log.remove([1])
+    assert [example.id for example, _ in open_log().oldest(10)] == [2, 3]
+    assert [example.id for example, _ in open_log().oldest(10)] == [2, 3]

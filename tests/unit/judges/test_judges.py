@@ -91,7 +91,7 @@ async def test_both_orders_are_asked_and_averaged(
 
 
 @pytest.mark.parametrize("reply", ["A", "", "[[D]]", "[[A]] or [[B]]", "[[a]]"])
-async def test_a_reply_without_one_verdict_is_no_judgement_but_costs(reply: str) -> None:
+async def test_a_reply_without_one_preference_is_no_judgement_but_costs(reply: str) -> None:
     judge, llm = llm_judge(lambda prompt: reply)
     judgement = await judge.judge("do it", "candidate text", "reference text")
     assert judgement.score is None
@@ -182,8 +182,8 @@ async def test_the_workloads_grader_knows_the_right_answer() -> None:
 @pytest.mark.parametrize("kind", ["similarity", "llm", "grader"])
 def test_the_configured_judge_is_built(kind: str) -> None:
     settings = Settings(judging={"kind": kind, "grader": f"{__name__}:by_length"})
-    targets = build_endpoints(settings, {llm.name: FakeLLM() for llm in settings.llms})
-    judge = build_judge(settings, targets, Planar(), LoadTracker())
+    endpoints = build_endpoints(settings, {llm.name: FakeLLM() for llm in settings.llms})
+    judge = build_judge(settings, endpoints, Planar(), LoadTracker())
     assert judge is not None
     assert judge.kind == kind
 

@@ -72,15 +72,15 @@ class Setup:
         featurizer, self.bandit = build_bandit(settings)
         bias = LoadBias(settings.routing, settings.llms, self.load)
         policy = Policy(featurizer, self.bandit, bias, np.random.default_rng(1))
-        targets = build_endpoints(settings, self.llms)
+        endpoints = build_endpoints(settings, self.llms)
         self.judge = judge or FakeJudge({f"by {name}": 0.5 for name in self.llms})
         self.judging = JudgingService(
-            settings, self.judge, targets, policy, self.load, self.log, self.counts
+            settings, self.judge, endpoints, policy, self.load, self.log, self.counts
         )
         self.tokens = FeedbackTokens("key", 60)
         self.router = RouterService(
             settings=settings,
-            targets=targets,
+            targets=endpoints,
             retriever=Retriever(),
             policy=policy,
             tokens=self.tokens,
@@ -302,11 +302,11 @@ async def test_a_log_that_is_down_is_counted() -> None:
     assert setup.counts.results == [("fake", "failed")]
 
 
-async def test_a_judge_without_a_verdict_teaches_nothing() -> None:
+async def test_a_judge_that_cannot_decide_teaches_nothing() -> None:
     setup = Setup(FakeJudge({}))
     await setup.ask("small_llm")
     assert await setup.events() == []
-    assert setup.counts.results == [("fake", "no_verdict")]
+    assert setup.counts.results == [("fake", "no_preference")]
     assert setup.counts.tokens > setup.judge.tokens
 
 

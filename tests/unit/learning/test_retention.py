@@ -20,23 +20,23 @@ DAY = 24 * 3_600_000
 
 
 class World:
-    """A log with a bandit and a statistics, whose clock the test turns."""
+    """A log with a bandit and a table of statistics, whose clock the test turns."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.days = 0.0
         self.log = MemoryEventLog(self.now_ms)
-        self.ledgers: list[StatisticsTable] = []
-        self.statistics = self.new_ledger("first")
+        self.tables: list[StatisticsTable] = []
+        self.statistics = self.new_table("first")
         self.bandit = build_bandit(Settings())[1]
         self.learner = Learner(self.log, [BanditLearning(self.bandit)], snapshot_every=10)
 
     def now_ms(self) -> int:
         return 1_800_000_000_000 + int(self.days * DAY)
 
-    def new_ledger(self, name: str) -> StatisticsTable:
-        self.ledgers.append(StatisticsTable(self.directory / f"{name}.sqlite", {"small_llm": 0.1}))
-        return self.ledgers[-1]
+    def new_table(self, name: str) -> StatisticsTable:
+        self.tables.append(StatisticsTable(self.directory / f"{name}.sqlite", {"small_llm": 0.1}))
+        return self.tables[-1]
 
     def retention(self, days: float = 30.0, owner: str = "a", **changes: Any) -> Retention:
         values: dict[str, Any] = {"needed": {"bandit", "statistics"}}
@@ -64,14 +64,14 @@ class World:
         self.log.save_snapshot(self.learner.snapshot_name, *found, replaces=found[0])
 
     def sleeper(self) -> StatisticsTable:
-        """A statistics that has missed events which are in the log no more."""
+        """A table that has missed events which are in the log no more."""
         self.live(1)
-        asleep = self.new_ledger("asleep")
+        asleep = self.new_table("asleep")
         asleep.follow(self.log)
         self.live(30)
         self.days = 31
         self.renew()
-        assert self.retention().tidy() > 0
+        assert self.retention().trim() > 0
         return asleep
 
 
@@ -87,7 +87,7 @@ def left(world: World) -> int:
 def test_what_is_young_stays_and_costs_no_snapshot(world: World) -> None:
     world.live()
     world.days = 29
-    assert world.retention().tidy() == 0
+    assert world.retention().trim() == 0
     assert left(world) == 27
     assert [one.name for one in world.log.snapshots()] == [world.learner.snapshot_name]
 
@@ -96,7 +96,7 @@ def test_what_is_old_and_taken_in_goes_and_nothing_is_forgotten(world: World) ->
     world.live()
     world.days = 31
     world.renew()
-    assert world.retention().tidy() == 27
+    assert world.retention().trim() == 27
     assert left(world) == 0
     for number in range(25, 30):
         world.log.append(*feedback(number))
@@ -106,13 +106,13 @@ def test_what_is_old_and_taken_in_goes_and_nothing_is_forgotten(world: World) ->
     restarted.catch_up()
     assert digest(bandit) == digest(world.bandit)
     assert restarted.events == world.learner.events == 32
-    # A replica whose statistics is new says the same, too.
-    new = world.new_ledger("new")
+    # A replica whose file of statistics is new has the same.
+    new = world.new_table("new")
     new.follow(world.log)
     world.statistics.follow(world.log)
-    account, known = new.account(7), world.statistics.account(7)
-    assert account is not None and known is not None
-    assert (account.uses, account.ratings) == (known.uses, known.ratings) == (3, 0)
+    row, known = new.get(7), world.statistics.get(7)
+    assert row is not None and known is not None
+    assert (row.uses, row.ratings) == (known.uses, known.ratings) == (3, 0)
     assert new.totals() == world.statistics.totals() == (1, 2)
 
 
@@ -125,7 +125,7 @@ def test_what_a_snapshot_has_not_taken_in_stays(world: World) -> None:
     world.learner.catch_up()  # too few for another snapshot
     world.days = 62
     world.renew()
-    assert world.retention().tidy() == 27
+    assert world.retention().trim() == 27
     assert left(world) == 5
 
 
@@ -135,7 +135,7 @@ def test_without_every_needed_snapshot_nothing_goes(
     world.live()
     world.days = 31
     world.renew()
-    assert world.retention(needed=needed_snapshots(Settings())).tidy() == 0
+    assert world.retention(needed=needed_snapshots(Settings())).trim() == 0
     assert left(world) == 27
     assert "there is no snapshot of threshold+utility" in caplog.text
 
@@ -148,7 +148,7 @@ def test_the_snapshot_of_an_abandoned_configuration_is_dropped(
     world.log.save_snapshot("bandit@old", "3", b"")
     world.days = 31
     world.renew()
-    assert world.retention().tidy() == 27
+    assert world.retention().trim() == 27
     assert "snapshot bandit@old is dropped" in caplog.text
     names = {one.name.partition("@")[0] for one in world.log.snapshots()}
     assert names == {"bandit", "statistics"}
@@ -159,7 +159,7 @@ def test_the_snapshot_of_another_configuration_in_use_holds_events_back(world: W
     world.days = 31
     world.renew()
     world.log.save_snapshot("bandit@other", "3", b"")
-    assert world.retention().tidy() == 3
+    assert world.retention().trim() == 3
 
 
 def test_it_is_done_once_a_day(world: World) -> None:
@@ -169,13 +169,13 @@ def test_it_is_done_once_a_day(world: World) -> None:
         world.live()
         world.days = day
         world.renew()
-        assert retention.tidy() == removed
+        assert retention.trim() == removed
 
 
 def test_zero_days_are_for_ever(world: World) -> None:
     world.live()
     world.days = 10_000
-    assert world.retention(days=0.0).tidy() == 0
+    assert world.retention(days=0.0).trim() == 0
     assert left(world) == 27
 
 
@@ -184,21 +184,21 @@ def test_one_replica_at_a_time_does_it(world: World) -> None:
     world.days = 31
     world.renew()
     assert world.log.lease("retention", "another", 60.0)
-    assert world.retention().tidy() == 0
+    assert world.retention().trim() == 0
     assert left(world) == 27
 
 
-def test_a_ledger_that_has_missed_events_goes_on_from_the_snapshot(world: World) -> None:
+def test_a_table_that_has_missed_events_goes_on_from_the_snapshot(world: World) -> None:
     asleep = world.sleeper()
     world.log.append(USAGE, usage({7: (1, 0.0, 0.0)}))
     for statistics in (asleep, world.statistics):
         statistics.follow(world.log)
-        account = statistics.account(7)
-        assert account is not None and account.uses == 7
+        row = statistics.get(7)
+        assert row is not None and row.uses == 7
 
 
 @pytest.mark.parametrize("damaged", [b"", b"nonsense", None])
-def test_without_its_snapshot_a_ledger_is_made_from_log_and_store(
+def test_without_its_snapshot_a_table_is_made_from_log_and_store(
     world: World, damaged: bytes | None
 ) -> None:
     asleep = world.sleeper()
@@ -212,4 +212,4 @@ def test_without_its_snapshot_a_ledger_is_made_from_log_and_store(
     world.log.append(USAGE, usage({7: (1, 0.0, 0.0)}))
     asleep.follow(world.log)
     assert asleep.totals() == (0, 0)
-    assert not asleep.is_complete  # so housekeeping looks through the store
+    assert not asleep.is_complete  # so maintenance looks through the store

@@ -1,0 +1,240 @@
+"""The tables of the example statistics, and what each event of the learning log changes in them."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from echolm.examples.events import CHANGE, FORMER_REPLACEMENT, REPLACEMENT, REPLAY, USAGE
+from echolm.learning.event_log import Event
+from echolm.learning.feedback import RATING
+from echolm.store.base import FRESH_VALUE, NEVER
+
+_HOUR_MS = 3_600_000.0
+_EPOCH_MS = 1_735_689_600_000  # 2025-01-01, as in ExampleIds
+_LEAST_VALUE = 1e-9
+_REMEMBERED_MS = 8 * 24 * 3_600_000  # ratings that a later one of the same answer corrects
+
+META_TABLE = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+TABLES = (
+    "CREATE TABLE IF NOT EXISTS examples (id INTEGER PRIMARY KEY, num_bytes INTEGER NOT NULL,"
+    " tenant TEXT NOT NULL, source_llm TEXT NOT NULL, quality REAL NOT NULL,"
+    " created_at_ms INTEGER NOT NULL, expires_at_ms INTEGER NOT NULL,"
+    " rank REAL NOT NULL, density REAL NOT NULL, gain_rank REAL NOT NULL,"
+    " uses INTEGER NOT NULL DEFAULT 0, ratings INTEGER NOT NULL DEFAULT 0,"
+    " replays INTEGER NOT NULL DEFAULT 0, last_used_ms INTEGER NOT NULL DEFAULT 0)",
+    "CREATE INDEX IF NOT EXISTS by_density ON examples (density)",
+    "CREATE INDEX IF NOT EXISTS by_gain ON examples (gain_rank DESC, id)",
+    "CREATE INDEX IF NOT EXISTS by_expiry ON examples (expires_at_ms)",
+    "CREATE TABLE IF NOT EXISTS ratings (request_id TEXT PRIMARY KEY, score REAL NOT NULL,"
+    " at_ms INTEGER NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS by_time ON ratings (at_ms)",
+    "CREATE TABLE IF NOT EXISTS removals (reason TEXT PRIMARY KEY, number INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS replacements (old INTEGER PRIMARY KEY, new INTEGER NOT NULL,"
+    " logged INTEGER NOT NULL DEFAULT 0)",
+)
+TABLE_NAMES = ("examples", "ratings", "removals", "replacements", "meta")
+
+
+def meta(db: sqlite3.Connection, key: str, default: str, table: str = "meta") -> str:
+    """A value of the table ``meta``."""
+    row = db.execute(f"SELECT value FROM {table} WHERE key = ?", (key,)).fetchone()
+    return default if row is None else str(row[0])
+
+
+def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
+    """Write a value of the table ``meta``."""
+    db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+class ForwardDecay:
+    """Values that fade by the same share an hour, kept in a form that need not be updated.
+
+    Since all values fade at the same rate, their order changes only where one is added to. Each
+    is kept as the logarithm of what it would be if it had grown instead (forward decay: Cormode
+    et al., ICDE 2009), its *rank*, so that an index can hold the order for good.
+
+    Args:
+        hourly: what a value keeps in an hour.
+    """
+
+    def __init__(self, hourly: float) -> None:
+        self._rate = -math.log(hourly)
+
+    def rank(self, value: float, at_ms: float) -> float:
+        """The rank of a value at that time; that of nothing is very small."""
+        return math.log(max(value, _LEAST_VALUE)) + self._growth(at_ms)
+
+    def value(self, rank: float, at_ms: float) -> float:
+        """What a rank is worth at that time."""
+        return math.exp(min(rank - self._growth(at_ms), 700.0))
+
+    def _growth(self, at_ms: float) -> float:
+        return self._rate * (at_ms - _EPOCH_MS) / _HOUR_MS
+
+
+class StatisticsUpdates:
+    """Changes the tables as events say. Each method runs in the caller's transaction.
+
+    Args:
+        costs: relative cost of each LLM, the strongest 1.
+    """
+
+    def __init__(self, costs: Mapping[str, float], decay: ForwardDecay) -> None:
+        self._costs = dict(costs)
+        self._decay = decay
+
+    def apply(self, db: sqlite3.Connection, event: Event) -> None:
+        """Take in one event; others than those about examples change nothing.
+
+        Raises:
+            KeyError, TypeError, ValueError: the event is damaged.
+        """
+        body = event.body
+        if event.kind == CHANGE:
+            self._change(db, event)
+        elif event.kind == USAGE:
+            for i, n, credit, gain in body["uses"]:
+                self._use(db, int(i), int(n), float(credit), float(gain), event.at_ms)
+        elif event.kind == RATING:
+            self._rate(db, event)
+        elif event.kind == REPLAY:
+            db.execute(
+                "UPDATE examples SET replays = replays + ?, gain_rank = ? WHERE id = ?",
+                (int(body["times"]), self._decay.rank(0.0, event.at_ms), int(body["id"])),
+            )
+            db.execute("DELETE FROM replacements WHERE new = ?", (int(body["id"]),))
+        elif event.kind in (REPLACEMENT, FORMER_REPLACEMENT):
+            pair = (int(body["old"]), int(body["new"]))
+            if body["abandoned"]:
+                db.execute("DELETE FROM replacements WHERE old = ? AND new = ?", pair)
+            else:  # of several that want the same place the first one has it
+                db.execute("INSERT OR IGNORE INTO replacements (old, new) VALUES (?, ?)", pair)
+
+    def add(self, db: sqlite3.Connection, fields: Mapping[str, Any], at_ms: int) -> int:
+        """Add an example, described as in a ``CHANGE``; gives 0 if it is there already, else 1."""
+        value = float(fields.get("value", FRESH_VALUE))
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite value of a new example, got {value}")
+        rank = self._decay.rank(value, at_ms)
+        num_bytes = max(1, int(fields["num_bytes"]))
+        added = db.execute(
+            "INSERT OR IGNORE INTO examples (id, num_bytes, tenant, source_llm, quality,"
+            " created_at_ms, expires_at_ms, rank, density, gain_rank)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                int(fields["id"]),
+                num_bytes,
+                str(fields["tenant"]),
+                str(fields["source_llm"]),
+                float(fields["quality"]),
+                int(fields["created_at_ms"]),
+                int(fields.get("expires_at_ms", NEVER)),
+                rank,
+                rank - math.log(num_bytes),
+                self._decay.rank(0.0, at_ms),
+            ),
+        ).rowcount
+        _add_to_totals(db, added, added * num_bytes)
+        return added
+
+    def _change(self, db: sqlite3.Connection, event: Event) -> None:
+        body = event.body
+        for fields in body["stored"]:
+            self.add(db, fields, event.at_ms)
+        # An earlier version wrote the second name.
+        for old, new in body.get("replacements", body.get("succeeded", [])):
+            _replace(db, int(old), int(new))
+        removed = sum(_remove(db, int(i)) for i in body["removed"])
+        if removed:
+            db.execute(
+                "INSERT INTO removals VALUES (?, ?)"
+                " ON CONFLICT (reason) DO UPDATE SET number = number + excluded.number",
+                (str(body["reason"]), removed),
+            )
+        for i in body["repeated"]:
+            self._credit(db, int(i), FRESH_VALUE, event.at_ms)
+
+    def _use(
+        self, db: sqlite3.Connection, i: int, n: int, credit: float, gain: float, at_ms: int
+    ) -> None:
+        if n <= 0 or not (math.isfinite(credit) and math.isfinite(gain)):
+            raise ValueError(f"expected uses of an example, got {n}, {credit}, {gain}")
+        self._credit(db, i, credit, at_ms)
+        self._gain(db, i, gain, at_ms)
+        db.execute(
+            "UPDATE examples SET uses = uses + ?, last_used_ms = ? WHERE id = ?", (n, at_ms, i)
+        )
+
+    def _rate(self, db: sqlite3.Connection, event: Event) -> None:
+        """Replace the expected quality of an offload by the rated one."""
+        ids, score = event.body["example_ids"], float(event.body["score"])
+        cost = self._costs.get(event.body["llm"], 1.0)
+        if not ids or cost >= 1.0:
+            return
+        request_id = str(event.body["request_id"])
+        earlier = db.execute(
+            "SELECT score FROM ratings WHERE request_id = ?", (request_id,)
+        ).fetchone()
+        before = float(event.body.get("quality", score)) if earlier is None else earlier[0]
+        db.execute("REPLACE INTO ratings VALUES (?, ?, ?)", (request_id, score, event.at_ms))
+        db.execute("DELETE FROM ratings WHERE at_ms < ?", (event.at_ms - _REMEMBERED_MS,))
+        for i in ids:
+            self._credit(db, int(i), (score - before) / len(ids), event.at_ms)
+            self._gain(db, int(i), (before - score) * cost, event.at_ms)
+            db.execute(
+                "UPDATE examples SET ratings = ratings + ? WHERE id = ?",
+                (int(earlier is None), int(i)),
+            )
+
+    def _credit(self, db: sqlite3.Connection, i: int, credit: float, at_ms: int) -> None:
+        row = db.execute("SELECT rank, num_bytes FROM examples WHERE id = ?", (i,)).fetchone()
+        if row is None or credit == 0.0:
+            return
+        rank = self._decay.rank(self._decay.value(row[0], at_ms) + credit, at_ms)
+        db.execute(
+            "UPDATE examples SET rank = ?, density = ? WHERE id = ?",
+            (rank, rank - math.log(row[1]), i),
+        )
+
+    def _gain(self, db: sqlite3.Connection, i: int, gain: float, at_ms: int) -> None:
+        row = db.execute("SELECT gain_rank FROM examples WHERE id = ?", (i,)).fetchone()
+        if row is None or gain == 0.0:
+            return
+        rank = self._decay.rank(self._decay.value(row[0], at_ms) + gain, at_ms)
+        db.execute("UPDATE examples SET gain_rank = ? WHERE id = ?", (rank, i))
+
+
+def _replace(db: sqlite3.Connection, old: int, new: int) -> None:
+    """Let an example go on with what the replaced one was worth; its gain has to show anew.
+
+    It may have been used already, where two were stored of one request.
+    """
+    db.execute("UPDATE replacements SET logged = 1 WHERE old = ? AND new = ?", (old, new))
+    row = db.execute(
+        "SELECT rank, uses, ratings, replays, last_used_ms FROM examples WHERE id = ?", (old,)
+    ).fetchone()
+    if row is not None:
+        db.execute(
+            "UPDATE examples SET rank = max(rank, ?), uses = uses + ?,"
+            " ratings = ratings + ?, replays = max(replays, ?),"
+            " last_used_ms = max(last_used_ms, ?),"
+            " density = density + max(rank, ?) - rank WHERE id = ?",
+            (*row, row[0], new),
+        )
+
+
+def _remove(db: sqlite3.Connection, i: int) -> int:
+    row = db.execute("SELECT num_bytes FROM examples WHERE id = ?", (i,)).fetchone()
+    if row is None:
+        return 0
+    db.execute("DELETE FROM examples WHERE id = ?", (i,))
+    _add_to_totals(db, -1, -row[0])
+    return 1
+
+
+def _add_to_totals(db: sqlite3.Connection, count: int, num_bytes: int) -> None:
+    set_meta(db, "count", str(int(meta(db, "count", "0")) + count))
+    set_meta(db, "bytes", str(int(meta(db, "bytes", "0")) + num_bytes))

@@ -1,0 +1,94 @@
+"""One SQLite file in WAL mode, for the threads of a process and the processes of a machine."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from echolm.errors import UnavailableError
+
+_LOCK_WAIT_S = 10.0
+_RETRY_S = 0.02
+
+
+class SQLiteFile:
+    """A connection that the threads of a process share, one transaction at a time.
+
+    Args:
+        path: the file; it is created where it is missing, with its directory.
+        title: what the file holds; error messages begin with it.
+        prepare: creates the tables, in a transaction. It is called again where another process
+            held the file for too long.
+        durable: whether a commit survives a crash of the machine, for which it waits for the
+            disk; otherwise it survives a crash of the process only.
+        pragmas: settings of a new file, in effect before its first table.
+        text_factory: converts stored text.
+
+    Raises:
+        UnavailableError: the file cannot be used. All methods raise it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        title: str,
+        prepare: Callable[[sqlite3.Connection], object],
+        *,
+        durable: bool,
+        pragmas: Sequence[str] = (),
+        text_factory: Callable[[bytes], object] = str,
+    ) -> None:
+        self._path = path
+        self._title = title
+        self._lock = threading.Lock()
+        with self.reported():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = self.connect()
+        self._db.text_factory = text_factory
+        # Where several processes create the file at once, the change to WAL does not wait for
+        # the others as all else does, but fails.
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                with self.transaction() as db:
+                    for pragma in (*pragmas, "journal_mode=WAL"):
+                        db.execute(f"PRAGMA {pragma}")
+                    db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    prepare(db)
+                return
+            except UnavailableError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    self._db.close()
+                    raise
+                time.sleep(_RETRY_S)
+
+    @contextmanager
+    def transaction(self, advice: str = "") -> Iterator[sqlite3.Connection]:
+        """The connection, used by no other thread; commits at the end, or rolls back.
+
+        Args:
+            advice: how to mend a failure; error messages end with it.
+        """
+        with self.reported(advice), self._lock, self._db:
+            yield self._db
+
+    @contextmanager
+    def reported(self, advice: str = "") -> Iterator[None]:
+        """Raises errors of SQLite and of the file system as UnavailableError."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise UnavailableError(f"{self._title} {self._path}: {error}{advice}") from error
+
+    def connect(self) -> sqlite3.Connection:
+        """A second connection, which does not hold up users of the first; the caller closes it."""
+        return sqlite3.connect(self._path, timeout=_LOCK_WAIT_S, check_same_thread=False)
+
+    def close(self) -> None:
+        """Close the connection; the file cannot be used through it any more."""
+        with self._lock:
+            self._db.close()
