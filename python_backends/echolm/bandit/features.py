@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echolm.primitives import Selected
-from echolm.retrieval.features import hash_word
 from echolm.settings import LLMSettings
-
-_WORD = re.compile(r"\w+")
+from echolm.words import hash_word, words_of
 
 SCALARS = (
     "unfit",
@@ -110,8 +107,8 @@ class Featurizer:
             fit * (max(e.utility for e in examples) - _TYPICAL_SIMILARITY),
             fit * (similarities[0] - similarities[1]) if len(similarities) > 1 else 0.0,
             fit * (len(examples) / 4.0 - 0.5),
-            fit * (_overlap(_bitmap(text), _words(ranked[0].request)) - 0.5),
-            fit * (_agreement([_words(e.response) for e in ranked]) - 0.5),
+            fit * (_overlap(_bitmap(text), _example_bitmap(ranked[0].request)) - 0.5),
+            fit * (_agreement([_example_bitmap(e.response) for e in ranked]) - 0.5),
             length,
         )
 
@@ -141,23 +138,15 @@ def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
 
 
 def _bitmap(text: str) -> int:
-    """The set of a text's words, a bit each; hardly ever do two share one."""
+    """The set of a text's words as bits of a number; two words hardly ever share a bit."""
     bitmap = 0
-    for bits in map(_bits, text.lower().split()):
-        bitmap |= bits
+    for word in words_of(text):
+        bitmap |= 1 << (hash_word(word) & _BITMAP_MASK)
     return bitmap
 
 
-_words = lru_cache(maxsize=16_384)(_bitmap)  # the same examples come again and again
-
-
-@lru_cache(maxsize=32_768)
-def _bits(token: str) -> int:
-    """Those of the words in a token without spaces."""
-    bits = 0
-    for word in _WORD.findall(token):
-        bits |= 1 << (hash_word(word) & _BITMAP_MASK)
-    return bits
+# The same examples are found again and again.
+_example_bitmap = lru_cache(maxsize=16_384)(_bitmap)
 
 
 def _overlap(a: int, b: int) -> float:
