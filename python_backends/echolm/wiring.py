@@ -74,7 +74,7 @@ def build_selector(
     settings: Settings,
     tokens: TokenCounter,
     rng: np.random.Generator,
-    board: SharedPrefixIndex | None = None,
+    prefix_index: SharedPrefixIndex | None = None,
 ) -> ExampleSelector:
     """The selector as configured."""
     retrieval = settings.retrieval
@@ -91,7 +91,7 @@ def build_selector(
         ),
         tokens,
         rng,
-        board,
+        prefix_index,
     )
 
 

@@ -28,7 +28,8 @@ from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
 from echolm.primitives import Answer, Request
 from echolm.router.policy import Policy
-from echolm.router.service import AnswerObserver, NoObserver, Observers, RouterService
+from echolm.router.ports import AnswerObserver, NoObserver, Observers
+from echolm.router.service import RouterService
 from echolm.router.validation import build_request
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
@@ -80,7 +81,7 @@ class TritonPythonModel:
         usage = UsageRecorder(log, settings.relative_costs)
         self._service = RouterService(
             settings=settings,
-            targets=targets,
+            endpoints=targets,
             retriever=BLSRetriever(
                 settings.retrieval.timeout_s, settings.retrieval.batches_in_flight
             ),

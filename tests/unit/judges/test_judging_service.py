@@ -38,7 +38,7 @@ class Retriever:
 
 
 class Sink:
-    async def offer(self, interaction: Interaction) -> None: ...
+    async def submit(self, interaction: Interaction) -> None: ...
 
 
 @dataclass

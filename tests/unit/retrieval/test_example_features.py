@@ -142,10 +142,9 @@ def test_kept_new_and_changed_examples_of_a_batch_are_as_if_all_were_new() -> No
     mixed = featurize(["ask 3", "say 4"], rows, texts)
     fresh = featurize(["ask 3", "say 4"], rows, ExampleTexts(EstimatedTokens(), 64))
     assert np.array_equal(mixed.example, fresh.example)
-    assert np.array_equal(mixed.request_sketches[mixed.valid], fresh.request_sketches[fresh.valid])
-    assert np.array_equal(
-        mixed.response_sketches[mixed.valid], fresh.response_sketches[fresh.valid]
-    )
+    for sketches in ("request_sketches", "response_sketches"):
+        one, two = (getattr(batch, sketches)[batch.valid] for batch in (mixed, fresh))
+        assert np.array_equal(one, two)
 
 
 @given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60)), max_size=6), st.text())

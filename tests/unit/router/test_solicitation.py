@@ -119,7 +119,7 @@ def where_confidences_are_close(choice: Choice, rng: np.random.Generator) -> boo
 
 def solicited() -> Rule:
     solicitor = Solicitor(RATE)
-    return lambda choice, rng: solicitor.asks(choice.rating_value)
+    return lambda choice, rng: solicitor.should_solicit(choice.rating_value)
 
 
 @cache
@@ -191,7 +191,7 @@ def test_where_nothing_can_change_a_rating_is_worth_nothing(
 def test_the_share_is_asked_at_any_scale_of_values(share: float, scale: float) -> None:
     solicitor, rng = Solicitor(share), np.random.default_rng(0)
     values = scale * rng.exponential(size=5_000)
-    asked = np.array([solicitor.asks(v) for v in values])
+    asked = np.array([solicitor.should_solicit(v) for v in values])
     assert asked.mean() == pytest.approx(share, rel=0.15)
     if share < 1:  # once there is something to compare with, the most valuable ones
         assert values[500:][asked[500:]].min() > np.quantile(values, 1 - share) * 0.5
@@ -199,17 +199,17 @@ def test_the_share_is_asked_at_any_scale_of_values(share: float, scale: float) -
 
 def test_equal_values_keep_the_share() -> None:
     solicitor = Solicitor(0.1)
-    assert sum(solicitor.asks(0.5) for _ in range(1_000)) == pytest.approx(100, abs=2)
+    assert sum(solicitor.should_solicit(0.5) for _ in range(1_000)) == pytest.approx(100, abs=2)
 
 
 def test_it_adapts_when_the_router_has_learnt() -> None:
     solicitor, rng = Solicitor(0.1), np.random.default_rng(0)
     for value in rng.exponential(size=2_000):
-        solicitor.asks(value)
-    late = [solicitor.asks(value / 1_000) for value in rng.exponential(size=2_000)]
+        solicitor.should_solicit(value)
+    late = [solicitor.should_solicit(value / 1_000) for value in rng.exponential(size=2_000)]
     assert sum(late[500:]) == pytest.approx(150, abs=30)
 
 
 def test_no_share_and_no_value_ask_nobody() -> None:
-    assert not any(Solicitor(0.0).asks(value) for value in (1.0, 0.5))
-    assert not any(Solicitor(1.0).asks(0.0) for _ in range(3))
+    assert not any(Solicitor(0.0).should_solicit(value) for value in (1.0, 0.5))
+    assert not any(Solicitor(1.0).should_solicit(0.0) for _ in range(3))
