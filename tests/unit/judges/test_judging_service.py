@@ -80,7 +80,7 @@ class Setup:
         self.tokens = FeedbackTokens("key", 60)
         self.router = RouterService(
             settings=settings,
-            targets=targets,
+            endpoints=targets,
             retriever=Retriever(),
             policy=policy,
             tokens=self.tokens,

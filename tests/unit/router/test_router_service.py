@@ -106,9 +106,8 @@ class Setup:
         for _ in range(300):
             x = rng.normal(0, 1, self.bandit.arms[name].mean.shape[0])
             x[1] = rng.random()
-            x[0] = (
-                1 - x[1]
-            )  # irrelevance and relevance: the LLM is the best with examples and without
+            # Irrelevance and relevance of the examples: the LLM is the best in either case.
+            x[0] = 1 - x[1]
             for arm in self.bandit.arms:
                 self.bandit.learn(arm, x, 1.0 if arm == name else 0.0)
         for arm_model in self.bandit.arms.values():
