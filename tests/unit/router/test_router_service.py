@@ -182,7 +182,7 @@ def related(rng: np.random.Generator, n: int, cosine: float | None) -> list[Any]
         pytest.param(1.0, "a" * 89, id="the-same-request"),
     ],
 )
-def test_poor_answers_without_examples_say_nothing_of_those_with_fitting_ones(
+def test_poor_answers_without_examples_say_nothing_of_those_with_relevant_ones(
     cosine: float | None, text: str
 ) -> None:
     """60 ratings of 0 for the small LLM without examples, 20 of 1 for the large one."""
@@ -219,15 +219,15 @@ async def test_the_answer_carries_what_learning_needs(setup: Setup) -> None:
 
 async def test_ratings_are_asked_for_where_they_are_worth_most() -> None:
     setup = Setup(Settings(routing={"solicit_share": 0.1}))
-    fitting = setup.retriever.found
-    asked: dict[str, list[bool]] = {"fitting": [], "none": []}
+    relevant = setup.retriever.found
+    asked: dict[str, list[bool]] = {"relevant": [], "none": []}
     for _ in range(150):
         # Without examples it is clear that the small LLM is poor.
         setup.retriever.found = Retrieved(EMBEDDING, ())
         asked["none"].append((await setup.ask()).solicit_feedback)
-        setup.retriever.found = fitting
-        asked["fitting"].append((await setup.ask()).solicit_feedback)
-    assert sum(asked["fitting"]) > 10
+        setup.retriever.found = relevant
+        asked["relevant"].append((await setup.ask()).solicit_feedback)
+    assert sum(asked["relevant"]) > 10
     assert sum(asked["none"]) <= 1
 
 
