@@ -1,6 +1,8 @@
 """What travels with a request, each thing defined once.
 
-Arrays say their shape; every object is frozen, so that it may cross threads and module borders.
+In the order in which a request meets them: the request itself, the examples that are found and
+selected for it, the choice of an LLM, the answer, and what is learnt from it. Every object is
+frozen, so that it may cross threads and module borders.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,13 @@ from numpy.typing import NDArray
 from echolm.errors import InvalidRequestError
 
 AUTO = "auto"
+"""The value of ``Request.llm`` that leaves the choice of the LLM to the router."""
 
 DEFAULT_TENANT = "public"
+"""The tenant of a request that names none."""
+
+OnText = Callable[[str], None]
+"""Called with each new piece of an answer's text."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +103,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One valid request.
+    """One valid request, as :func:`echolm.router.validation.build_request` makes it.
 
     Attributes:
+        text: what the caller asks.
+        sampling: how the answer is sampled.
+        system_prompt: empty if there is none.
+        tenant: whose request it is; examples never cross tenants.
         use_examples: whether stored examples may be put in front of it.
         store: whether the interaction may become an example.
         llm: ``auto`` or the name of a configured LLM.
-        stream: whether pieces are wanted as they come.
+        stream: whether the text is wanted in pieces.
     """
 
     text: str
@@ -117,9 +128,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A stored example found near a request.
+    """A stored example that was found near a request.
 
     Attributes:
+        id: the example's id in the store.
+        request: text of the stored request.
+        response: text of the stored answer.
+        tenant: whose example it is.
+        quality: the answer's quality, 0..1.
         similarity: cosine of the two requests' embeddings.
     """
 
@@ -131,10 +147,15 @@ class Candidate:
     similarity: float
 
 
-class Selected(NamedTuple):
-    """One example that goes into the prompt.
+@dataclass(frozen=True)
+class Selected:
+    """An example that is selected for the prompt.
 
     Attributes:
+        id: the example's id in the store.
+        request: text of the stored request.
+        response: text of the stored answer.
+        similarity: cosine of the two requests' embeddings.
         utility: its estimated usefulness for this request, 0..1.
     """
 
@@ -147,14 +168,17 @@ class Selected(NamedTuple):
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What is known of a request's past.
+    """What retrieval knows of a request.
 
     Attributes:
         embedding: FP32 [D], unit length; None if there is none.
-        examples: chosen, in prompt order.
-        help_probability: how surely stored examples serve the request; see ``Selection``.
-        selection: how they were chosen, text of a ``SelectionRecord``; empty if unknown.
-        degraded: why there are none, if something failed.
+        examples: the selected examples in the order of the prompt.
+        help_probability: probability that any of the good examples that were found would do for
+            the request, 0..1 (:class:`echolm.retrieval.selector.Selection` computes it).
+        selection: how the examples were selected, text of a
+            :class:`~echolm.retrieval.record.SelectionRecord`; empty if there was nothing to select
+            from. It travels unread into the feedback token and the event log, for the learners.
+        degraded: why there are no examples, if something failed.
     """
 
     embedding: NDArray[np.float32] | None = None
@@ -166,14 +190,15 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Choice:
-    """A routing decision.
+    """The choice of an LLM for a request.
 
     Attributes:
-        arm: the LLM that was drawn.
-        propensity: the probability with which it was drawn.
-        probabilities: the same for every eligible arm.
-        quality: the model's estimate for the drawn arm, clipped to 0..1.
-        rating_value: what a rating of the answer is worth, see ``solicitation``.
+        arm: name of the chosen LLM.
+        propensity: the probability with which it was drawn, 0..1.
+        probabilities: the probability of every eligible LLM, by name.
+        quality: the bandit's estimate of the answer's quality, clipped to 0..1.
+        rating_value: expected gain in quality from a rating of the answer
+            (:func:`echolm.bandit.rating_value.value_of_rating`); 0 if no rating is of use.
     """
 
     arm: str
@@ -184,39 +209,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What a rating teaches about: one answered request.
-
-    Attributes:
-        request_id: unique id of the answer; a rating counts once for it.
-        llm: the arm that answered.
-        context: the bandit's x, FP32 [d]; travels as FP16.
-        propensity: probability with which the arm was drawn.
-        quality: what the router predicted.
-        example_ids: examples in the prompt.
-        selection: how they were chosen, text of a ``SelectionRecord``; empty if there were none.
-        revision: of the LLM (``llms.revision``).
-    """
-
-    request_id: str
-    tenant: str
-    llm: str
-    context: NDArray[np.float32]
-    propensity: float
-    quality: float
-    example_ids: tuple[int, ...]
-    selection: str = ""
-    revision: str = ""
-
-
-@dataclass(frozen=True)
 class Completion:
-    """One finished answer.
+    """What an LLM generated for one prompt.
 
     Attributes:
+        text: the whole text.
         finish_reason: ``stop`` | ``length`` | ``cancelled``.
-        num_input_tokens: prompt length, or -1 where the LLM's contract does not tell it.
-        num_output_tokens: likewise.
+        num_input_tokens: tokens of the prompt, or -1 if the LLM's contract does not tell.
+        num_output_tokens: tokens of the text, or -1 if the LLM's contract does not tell.
     """
 
     text: str
@@ -225,32 +225,21 @@ class Completion:
     num_output_tokens: int = -1
 
 
-OnText = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """A finished request and answer, offered as an example.
-
-    Attributes:
-        help_probability: how surely stored examples serve the request already; see
-            :class:`~echolm.retrieval.selector.Selection`.
-    """
-
-    request: str
-    response: str
-    embedding: NDArray[np.float32]
-    tenant: str
-    system_prompt: str
-    llm: str
-    finish_reason: str
-    quality: float
-    help_probability: float = 0.0
-
-
 @dataclass(frozen=True)
 class Answer:
-    """What the client gets; fields as the outputs of ``echolm``."""
+    """What the client gets; the fields are the outputs of the model ``echolm``.
+
+    Attributes:
+        text: the whole text.
+        llm: name of the LLM that answered.
+        example_ids: ids of the examples in its prompt, in order.
+        predicted_quality: the quality that the router expects, 0..1.
+        solicit_feedback: whether the client is asked to rate the answer.
+        feedback_token: names the answer in feedback.
+        degraded: what failed on the way; empty if nothing did.
+        finish_reason: see :class:`Completion`.
+        num_input_tokens, num_output_tokens: see :class:`Completion`.
+    """
 
     text: str
     llm: str
@@ -265,14 +254,72 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Served:
-    """An answered request, with all that learning more about it takes.
+class Decision:
+    """What a rating of an answer teaches about; feedback tokens and the event log hold it.
 
     Attributes:
-        x: the bandit's context.
-        choice: of the LLM that answered.
+        request_id: unique id of the answer; a rating counts once for it.
+        tenant: whose request was answered.
+        llm: the arm that answered.
+        context: the bandit's x, FP32 [d]; it travels as FP16.
+        propensity: probability with which the arm was drawn.
+        quality: the quality that the router predicted.
+        example_ids: ids of the examples in the prompt, in its order.
+        selection: how they were selected, text of a ``SelectionRecord``; empty if there were none.
+        revision: the LLM's ``llms.revision``.
+    """
+
+    request_id: str
+    tenant: str
+    llm: str
+    context: NDArray[np.float32]
+    propensity: float
+    quality: float
+    example_ids: tuple[int, ...]
+    selection: str = ""
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """A finished request and its answer, submitted as a possible example.
+
+    Attributes:
+        request: text of the request.
+        response: text of the answer.
+        embedding: the request's, FP32 [D], unit length.
+        tenant: whose request it was.
+        system_prompt: empty if there was none.
+        llm: name of the LLM that answered.
+        finish_reason: see :class:`Completion`.
+        quality: the quality that the router expects of the answer, 0..1.
+        help_probability: probability that stored examples serve the request already, 0..1, see
+            :class:`Retrieved`.
+    """
+
+    request: str
+    response: str
+    embedding: NDArray[np.float32]
+    tenant: str
+    system_prompt: str
+    llm: str
+    finish_reason: str
+    quality: float
+    help_probability: float = 0.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """An answered request, with all that it takes to learn more about it.
+
+    Attributes:
+        request: the request.
+        retrieved: what retrieval knew of it.
+        x: the bandit's context, FP32 [d].
+        choice: the choice of the LLM that answered.
         decision: what a rating of the answer teaches about.
-        solicited: whether a rating is asked for.
+        text: the answer's text.
+        solicited: whether the client is asked to rate it.
     """
 
     request: Request

@@ -368,7 +368,7 @@ def test_examples_lengthen_the_prompt_and_come_in_an_order_that_other_retrievers
     # The one that is looked at: now and then a threshold is tried that leaves all examples out,
     # and the last of the three may just be being stored.
     answers: list[Result] = []
-    board = SharedPrefixIndex(server_settings.prefix_index_path)
+    index = SharedPrefixIndex(server_settings.prefix_index_path)
 
     def with_the_same_examples_again() -> bool:
         answers.append(grpc.ask(item.text, **options, cache_control="no-store"))
@@ -378,8 +378,8 @@ def test_examples_lengthen_the_prompt_and_come_in_an_order_that_other_retrievers
     assert eventually(with_the_same_examples_again)
     answer = answers[-1]
     assert answer["num_input_tokens"].item() > bare["num_input_tokens"].item() + 40
-    assert board.news().count(tuple(ids(answer))) >= 2
-    board.close()
+    assert index.poll().count(tuple(ids(answer))) >= 2
+    index.close()
 
 
 # Feedback

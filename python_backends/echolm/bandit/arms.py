@@ -20,7 +20,7 @@ class Posterior:
     Attributes:
         A: precision matrix, FP64 [d, d].
         b: A @ mean, FP64 [d].
-        updates: ratings of any arm so far, each a step of the discount.
+        updates: number of ratings of any arm so far; each is a step of the discount.
     """
 
     A: NDArray[np.float64]
@@ -29,8 +29,14 @@ class Posterior:
 
 
 @dataclass(frozen=True)
-class _Solved:
-    """Mean FP64 [d], and W FP64 [d, d] with W.T @ W = A^-1: the variance at x is |W @ x|^2."""
+class SolvedPosterior:
+    """A posterior in the form that predictions need.
+
+    Attributes:
+        posterior: the posterior that was solved.
+        mean: mean of the weights, FP64 [d].
+        W: FP64 [d, d] with W.T @ W = A^-1, so that the variance at x is |W @ x|^2.
+    """
 
     posterior: Posterior
     mean: NDArray[np.float64]
@@ -40,11 +46,9 @@ class _Solved:
 class BayesianLinearArm:
     """One arm: quality = theta . x + noise, theta ~ N(mean, A^-1).
 
-    ``noise`` is a rating's standard deviation around the model.
-
-    A rating costs O(d^2); the O(d^3) solution waits until a prediction needs it, so one
-    serves all ratings that came in between. It is a Cholesky factor of A and not a rank-1 update
-    of A^-1 (Sherman-Morrison): forgetting adds a part of the prior to all of A at each step,
+    A rating costs O(d^2). The O(d^3) solution waits until a prediction needs it, so that one
+    solution serves all ratings that came in between. It is a Cholesky factor of A and not a rank-1
+    update of A^-1 (Sherman-Morrison): forgetting adds a part of the prior to all of A at each step,
     which is not of rank 1, and without that part A^-1 would drift away from the true inverse.
     """
 
@@ -58,12 +62,12 @@ class BayesianLinearArm:
     ) -> None:
         """
         Args:
-            prior_mean: FP64 [d].
+            prior_mean: mean of the weights before any rating, FP64 [d].
             prior_precision: inverse variance of every weight before any rating.
             noise: standard deviation of a rating around the model.
             discount: weight that the past keeps at each rating, in (0, 1]. What is forgotten
                 is replaced by the prior, so an arm that drifts is explored again.
-            revision: of the LLM; ratings of another revision teach nothing about this one.
+            revision: the LLM's revision; ratings of another one teach nothing about this one.
         """
         d = prior_mean.shape[0]
         self.revision = revision
@@ -73,7 +77,7 @@ class BayesianLinearArm:
         self._inverse_variance = 1.0 / noise**2
         self._discount = discount
         self.posterior = Posterior(self._A0, self._b0, 0)
-        self._solved: _Solved | None = None
+        self._solved: SolvedPosterior | None = None
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -82,15 +86,15 @@ class BayesianLinearArm:
 
     @property
     def updates(self) -> int:
-        """Ratings of any arm so far."""
+        """Number of ratings of any arm so far."""
         return self.posterior.updates
 
-    def solved(self) -> _Solved:
-        """Mean and factor of the present posterior."""
+    def solved(self) -> SolvedPosterior:
+        """The present posterior, solved."""
         solved, posterior = self._solved, self.posterior
         if solved is None or solved.posterior is not posterior:
             W = np.linalg.inv(np.linalg.cholesky(posterior.A))
-            self._solved = solved = _Solved(posterior, W.T @ (W @ posterior.b), W)
+            self._solved = solved = SolvedPosterior(posterior, W.T @ (W @ posterior.b), W)
         return solved
 
     def predict(self, x: Context) -> tuple[float, float]:
@@ -130,7 +134,7 @@ class BayesianLinearArm:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """All that decides what a rating does to the posterior."""
+        """All values that decide what a rating does to the posterior."""
         return {
             "A0": self._A0,
             "b0": self._b0,
@@ -140,13 +144,17 @@ class BayesianLinearArm:
         }
 
     def state(self) -> dict[str, Any]:
-        """The posterior, for :meth:`restore`; later ratings leave it as it is."""
+        """The posterior, for :meth:`restore`; later ratings do not change what is returned."""
         p = self.posterior
         return {"A": p.A, "b": p.b, "updates": p.updates}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the posterior of an arm of the same configuration."""
+        """Take over the posterior of an arm of the same configuration.
+
+        Raises:
+            ValueError: it has another number of weights.
+        """
         A, b, updates = state["A"], state["b"], state["updates"]
         if A.shape != self._A0.shape or b.shape != self._b0.shape:
-            raise ValueError(f"posterior of {b.shape[0]} weights, expected {len(self._b0)}")
+            raise ValueError(f"posterior: expected {len(self._b0)} weights, got {b.shape[0]}")
         self.posterior = Posterior(A, b, int(updates))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echolm.primitives import Selected
-from echolm.retrieval.features import hash_word
 from echolm.settings import LLMSettings
-
-_WORD = re.compile(r"\w+")
+from echolm.words import hash_word, words_of
 
 SCALARS = (
-    "unfit",
-    "fit",
+    "irrelevance",
+    "relevance",
     "best_similarity",
     "mean_similarity",
     "best_utility",
@@ -31,17 +28,19 @@ SCALARS = (
 )
 """Names of the context's first elements; the embedding's projection follows.
 
-``fit`` says how far the best example fits, ``unfit`` is the rest to 1: two weights instead of
-a constant and a slope, so that what an LLM does without examples says nothing of what it does
-with them. The elements after them are centred and count as far as the examples fit.
+``relevance`` says how relevant the best example is, 0..1, and ``irrelevance`` is the rest to 1:
+two weights instead of a constant and a slope, so that what an LLM does without examples says
+nothing of what it does with them. The elements after them are centred and multiplied by the
+relevance, except for ``log_length``.
 """
 
 _TYPICAL_SIMILARITY = 0.8
-# The topic and the length matter less than the examples, before any rating; and they are what
-# requests with and without examples share, so poor answers without would else count against both.
+# Before any rating, the topic and the length matter less than the examples. They are also what
+# requests with and without examples share, so that with a larger scale poor answers without
+# examples would count against requests with examples, too.
 _PROJECTION_SCALE = 0.25
 _LENGTH_SCALE = 0.25
-_BITMAP_MASK = 2_047  # of an index into a bitmap
+_BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the index of its bit
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Featurizer:
     Attributes:
         projection_dim: dimensions of the fixed random projection of the embedding, which
             lets the bandit learn that one topic suits an LLM and another does not.
-        min_similarity, similarity_saturation: cosines between which an example goes from useless
-            to relevant.
+        min_similarity: cosine up to which an example is not relevant at all.
+        similarity_saturation: cosine from which on an example is fully relevant.
     """
 
     projection_dim: int
@@ -80,8 +79,9 @@ class Featurizer:
         """The contexts of several requests, FP32 [n, dimension].
 
         Args:
-            embeddings: FP32 [D] each, or None if there is none; the projection is zero then.
-            examples: what the retriever chose for each.
+            embeddings: the requests' embeddings, FP32 [D], or None if there is none; the
+                projection is zero then.
+            examples: the examples that are selected for each request.
         """
         x = np.zeros((len(texts), self.dimension), dtype=np.float32)
         rows = zip(texts, examples, strict=True)
@@ -101,29 +101,30 @@ class Featurizer:
         ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
         similarities = [e.similarity for e in ranked]
         span = self.similarity_saturation - self.min_similarity
-        fit = min(1.0, max(0.0, (similarities[0] - self.min_similarity) / span))
+        relevance = min(1.0, max(0.0, (similarities[0] - self.min_similarity) / span))
         return (
-            1.0 - fit,
-            fit,
-            fit * (similarities[0] - _TYPICAL_SIMILARITY),
-            fit * (sum(similarities) / len(similarities) - _TYPICAL_SIMILARITY),
-            fit * (max(e.utility for e in examples) - _TYPICAL_SIMILARITY),
-            fit * (similarities[0] - similarities[1]) if len(similarities) > 1 else 0.0,
-            fit * (len(examples) / 4.0 - 0.5),
-            fit * (_overlap(_bitmap(text), _words(ranked[0].request)) - 0.5),
-            fit * (_agreement([_words(e.response) for e in ranked]) - 0.5),
+            1.0 - relevance,
+            relevance,
+            relevance * (similarities[0] - _TYPICAL_SIMILARITY),
+            relevance * (sum(similarities) / len(similarities) - _TYPICAL_SIMILARITY),
+            relevance * (max(e.utility for e in examples) - _TYPICAL_SIMILARITY),
+            relevance * (similarities[0] - similarities[1]) if len(similarities) > 1 else 0.0,
+            relevance * (len(examples) / 4.0 - 0.5),
+            relevance * (_overlap(_bitmap(text), _example_bitmap(ranked[0].request)) - 0.5),
+            relevance * (_agreement([_example_bitmap(e.response) for e in ranked]) - 0.5),
             length,
         )
 
     def prior_mean(self, llm: LLMSettings) -> NDArray[np.float64]:
         """Prior weights of an LLM's quality, FP64 [dimension].
 
-        An LLM that takes examples is expected to reach its ``prior_quality`` with a fitting
+        An LLM that takes examples is expected to reach its ``prior_quality`` with a relevant
         example and to be poor without; any other LLM reaches it always.
         """
         mean = np.zeros(self.dimension)
-        mean[1] = llm.prior_quality
-        mean[0] = llm.prior_quality / 3.0 if llm.takes_examples else llm.prior_quality
+        without_examples = llm.prior_quality / 3.0 if llm.takes_examples else llm.prior_quality
+        mean[SCALARS.index("irrelevance")] = without_examples
+        mean[SCALARS.index("relevance")] = llm.prior_quality
         return mean
 
 
@@ -131,7 +132,10 @@ _projections: dict[tuple[int, int], NDArray[np.float32]] = {}
 
 
 def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
-    """A fixed random matrix: every process and replica must see the same context."""
+    """A fixed random matrix, FP32 [projected, dimension].
+
+    It is the same in every process and replica, since all of them must see the same context.
+    """
     key = (dimension, projected)
     if key not in _projections:
         rng = np.random.default_rng(20250107)
@@ -141,23 +145,15 @@ def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
 
 
 def _bitmap(text: str) -> int:
-    """The set of a text's words, a bit each; hardly ever do two share one."""
+    """The set of a text's words as bits of a number; two words hardly ever share a bit."""
     bitmap = 0
-    for bits in map(_bits, text.lower().split()):
-        bitmap |= bits
+    for word in words_of(text):
+        bitmap |= 1 << (hash_word(word) & _BITMAP_MASK)
     return bitmap
 
 
-_words = lru_cache(maxsize=16_384)(_bitmap)  # the same examples come again and again
-
-
-@lru_cache(maxsize=32_768)
-def _bits(token: str) -> int:
-    """Those of the words in a token without spaces."""
-    bits = 0
-    for word in _WORD.findall(token):
-        bits |= 1 << (hash_word(word) & _BITMAP_MASK)
-    return bits
+# The same examples are found again and again.
+_example_bitmap = lru_cache(maxsize=16_384)(_bitmap)
 
 
 def _overlap(a: int, b: int) -> float:

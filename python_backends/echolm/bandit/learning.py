@@ -23,14 +23,14 @@ logger = logging.getLogger("echolm")
 PREFERENCE_MARGIN = 0.2
 """How much better than the other an answer must be, in quality, that a caller prefers it."""
 
-_JUDGED = "(judged)"  # in place of a preference; no pair of request ids has this form
-_REMEMBERED = 100_000  # ratings that can still be replaced by a later one
-_VERSION = 2  # of what events do; raise it when that changes, or old snapshots will be used
+_JUDGED = "(judged)"  # stands in place of a preference; no pair of request ids has this form
+_REMEMBERED = 100_000  # most ratings that can still be replaced by a later one
+_VERSION = 2  # raised whenever events do something else, so that old snapshots are not used
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """A rated answer: its id, arm and context."""
+    """A rated answer: its id, its arm, and the context x, FP32 [d]."""
 
     request_id: str
     llm: str
@@ -40,7 +40,14 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Learned:
-    """What an answer has taught; ``preference`` is empty if that was a caller's rating."""
+    """What an answer has taught.
+
+    Attributes:
+        score: the score that was learnt, 0..1.
+        learned_at: the arm's ``updates`` after it was learnt.
+        preference: empty for a caller's rating, ``_JUDGED`` for a judge's; otherwise the ids of
+            the two answers that were compared.
+    """
 
     score: float
     learned_at: int
@@ -48,10 +55,10 @@ class _Learned:
 
 
 class BanditLearning:
-    """Teaches a bandit ratings and preferences (see ``feedback``), each once per answer.
+    """Teaches a bandit ratings and preferences, each once per answer.
 
-    What was said of another revision of an LLM is left aside: an LLM that was replaced is
-    learnt anew, from its prior.
+    :mod:`echolm.learning.feedback` says what they are. Feedback on another revision of an LLM is
+    skipped: an LLM that was replaced is learnt anew, from its prior.
     """
 
     name = "bandit"
@@ -84,9 +91,9 @@ class BanditLearning:
             "arms": {name: arm.state() for name, arm in self._bandit.arms.items()},
             "learned": {
                 "request_ids": list(self._learned),
-                "scores": np.array([one.score for one in learned], dtype=np.float64),
-                "learned_at": np.array([one.learned_at for one in learned], dtype=np.int64),
-                "preferences": [one.preference for one in learned],
+                "scores": np.array([entry.score for entry in learned], dtype=np.float64),
+                "learned_at": np.array([entry.learned_at for entry in learned], dtype=np.int64),
+                "preferences": [entry.preference for entry in learned],
             },
         }
 
@@ -105,32 +112,32 @@ class BanditLearning:
         llm, revision = decision["llm"], str(decision.get("revision", ""))
         arm = self._bandit.arms[llm]
         if revision != arm.revision:
-            self._leave_aside(llm, revision, arm.revision)
+            self._skip(llm, revision, arm.revision)
         x = np.asarray(decision["context"], dtype=np.float32)
         if x.shape != arm.mean.shape:
-            raise ValueError(f"context of shape {x.shape}, expected {arm.mean.shape}")
+            raise ValueError(f"context: expected shape {arm.mean.shape}, got {x.shape}")
         if not np.isfinite(x).all():
-            raise ValueError("context is not finite")
+            raise ValueError("context: expected finite numbers, got NaN or infinity")
         return _Answer(request_id, llm, arm, x)
 
-    def _leave_aside(self, llm: str, revision: str, current: str) -> NoReturn:
-        if (llm, revision) not in self._other_revisions:  # once, not for each of thousands
+    def _skip(self, llm: str, revision: str, current: str) -> NoReturn:
+        if (llm, revision) not in self._other_revisions:  # logged once, not for each of thousands
             self._other_revisions.add((llm, revision))
             logger.info("%s: ratings skipped as of another revision, %r", llm, revision)
         raise OutdatedError(f"{llm}: of revision {revision!r}, now {current!r}")
 
     def _rate(self, answer: _Answer, score: float, judged: bool) -> None:
         if not 0.0 <= score <= 1.0:
-            raise ValueError(f"score {score} outside [0, 1]")
+            raise ValueError(f"score: expected a number in [0, 1], got {score}")
         earlier = self._learned.get(answer.request_id)
         if judged and earlier is not None and earlier.preference != _JUDGED:
             return  # the caller has said what the answer is worth to them
         self._learn(answer, score, _JUDGED if judged else "")
 
     def _prefer(self, better: _Answer, worse: _Answer) -> None:
-        """A preference moves both estimates apart, half of what the margin lacks each."""
+        """Move both estimates apart, each by half of what their difference lacks to the margin."""
         if better.request_id == worse.request_id:
-            raise ValueError("an answer preferred over itself")
+            raise ValueError("preference: expected two answers, got the same one twice")
         preference = f"{better.request_id}>{worse.request_id}"
         expected = [answer.arm.predict(answer.x)[0] for answer in (better, worse)]
         lacking = max(0.0, PREFERENCE_MARGIN - (expected[0] - expected[1]))

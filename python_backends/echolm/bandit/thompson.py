@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm.bandit.arms import BayesianLinearArm, Context, _Solved
+from echolm.bandit.arms import BayesianLinearArm, Context, SolvedPosterior
 from echolm.bandit.rating_value import value_of_rating
 from echolm.primitives import Choice
 
@@ -26,7 +26,7 @@ class ThompsonSampling:
     """The bandit over LLMs.
 
     Args:
-        arms: one model per LLM name.
+        arms: one model for each LLM, by name.
         costs: relative cost of each arm.
         cost_weight: quality that one unit of cost is worth.
         exploration_floor: least probability of any eligible arm.
@@ -53,14 +53,15 @@ class ThompsonSampling:
         self._cost_weight = cost_weight
         self._floor = exploration_floor
         self._exploration = exploration
-        self._stacked: tuple[list[_Solved], NDArray[np.float64]] = ([], np.empty(0))
+        self._stacked: tuple[list[SolvedPosterior], NDArray[np.float64]] = ([], np.empty(0))
 
     def choose(self, x: Context, biases: Mapping[str, float], rng: np.random.Generator) -> Choice:
         """Draw an arm.
 
         Args:
-            x: the context.
-            biases: subtracted from each arm's score (load); a missing arm has none.
+            x: the context, [d].
+            biases: what load takes off each arm's score; a missing arm has no bias.
+            rng: draws the arm.
         """
         return self.choose_many(x[None], biases, rng)[0]
 
@@ -71,7 +72,11 @@ class ThompsonSampling:
 
         Args:
             X: the contexts, [n, d].
-            biases: subtracted from each arm's score (load); a missing arm has none.
+            biases: what load takes off each arm's score; a missing arm has no bias.
+            rng: draws the arms.
+
+        Raises:
+            ValueError: a context is not finite.
         """
         names = tuple(self.arms)
         means, stds = self._predict(X)
@@ -114,23 +119,26 @@ class ThompsonSampling:
         solved = [arm.solved() for arm in self.arms.values()]
         # Solutions are replaced as a whole, so the same ones mean the same posteriors.
         if len(solved) != len(self._stacked[0]) or any(
-            one is not two for one, two in zip(solved, self._stacked[0], strict=True)
+            new is not old for new, old in zip(solved, self._stacked[0], strict=True)
         ):
-            rows = np.concatenate([np.vstack([one.W, one.mean]) for one in solved])
+            rows = np.concatenate([np.vstack([arm.W, arm.mean]) for arm in solved])
             self._stacked = (solved, rows)
         k, d = len(solved), X.shape[1]
-        # One product for all arms and requests: per arm W @ x, and its mean at x.
+        # One product for all arms and requests gives W @ x and the mean at x of each arm.
         products = (self._stacked[1] @ X.T.astype(np.float64)).reshape(k, d + 1, len(X))
         deviations = products[:, :d]
         variances = np.einsum("kdn,kdn->nk", deviations, deviations)
         return products[:, d].T, np.sqrt(variances)
 
     def learn(self, arm: str, x: Context, reward: float) -> None:
-        """Take in a rating of an arm's answer; unknown arms raise KeyError.
+        """Take in a rating of an arm's answer.
 
         Time passes for the other arms, too: they forget a step, so that an arm that was poor
         and is seldom drawn widens again, and is found to be better if it has become so
         (weighted linear bandits: Russac, Vernade and Cappé 2019).
+
+        Raises:
+            KeyError: there is no such arm.
         """
         self.arms[arm].learn(x, reward)
         for name, other in self.arms.items():
@@ -143,11 +151,12 @@ def probability_of_best(
 ) -> NDArray[np.float64]:
     """P(arm i has the largest value) for independent normal values.
 
-    Gauss-Hermite quadrature over each arm's value of the product of the others'
-    distribution functions.
+    For two arms it is exact. For more it is computed by Gauss-Hermite quadrature, over each arm's
+    value, of the product of the other arms' distribution functions.
 
     Args:
-        means, stds: FP64 [n] or, for several draws, [..., n].
+        means, stds: mean and standard deviation of each arm's value, FP64 [n], or [..., n] for
+            several draws.
 
     Returns:
         FP64 of the same shape; the last axis sums to 1.
@@ -160,7 +169,7 @@ def probability_of_best(
     if n == 2:
         gap = means[..., 0] - means[..., 1]
         z = gap / np.hypot(stds[..., 0], stds[..., 1])
-        # One number a draw: few enough for the exact function.
+        # With one number for each draw, the exact function is fast enough.
         exact = [0.5 * math.erfc(v) for v in (z.ravel() / -math.sqrt(2.0)).tolist()]
         result = np.empty_like(means)
         result[..., 0] = np.array(exact).reshape(z.shape)
@@ -182,16 +191,16 @@ def probability_of_best(
 def _normal_cdf(z: NDArray[np.float64]) -> NDArray[np.float64]:
     """Standard normal distribution function, relative error below 1.2e-7.
 
-    By the rational Chebyshev fit of erfc of Numerical Recipes (§6.2): numpy has none, and
-    math.erfc takes one number at a time.
+    It uses the rational Chebyshev approximation of erfc of Numerical Recipes (§6.2), since numpy
+    has no erfc and math.erfc takes one number at a time.
     """
     a = np.abs(z) * (1 / math.sqrt(2.0))
     t = 1.0 / (1.0 + 0.5 * a)
-    fit = np.full_like(t, _ERFC[0])
+    polynomial = np.full_like(t, _ERFC[0])
     for coefficient in _ERFC[1:]:
-        fit *= t
-        fit += coefficient
-    upper = 0.5 * t * np.exp(fit - a * a)
+        polynomial *= t
+        polynomial += coefficient
+    upper = 0.5 * t * np.exp(polynomial - a * a)
     return np.where(z >= 0, 1.0 - upper, upper)
 
 

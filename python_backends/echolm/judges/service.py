@@ -33,8 +33,7 @@ from echolm.learning.feedback import JUDGE_SOURCE, RATING, describe
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import AUTO, Decision, Served
-from echolm.router.policy import Policy
-from echolm.router.service import decision_record
+from echolm.router.policy import Policy, decision_record
 from echolm.settings import JudgingSettings, Settings
 
 logger = logging.getLogger("echolm")
@@ -257,7 +256,7 @@ class JudgingService:
             count if count >= 0 else endpoint.tokens.count(text)
             for count, text in zip(counts, (prompt, completion.text), strict=True)
         )
-        choice = replace(self.policy.forced(served.x, llm), propensity=propensity)
+        choice = replace(self.policy.forced_choice(served.x, llm), propensity=propensity)
         decision = decision_record(
             request_id,
             request,

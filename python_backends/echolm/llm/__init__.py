@@ -1,1 +1,1 @@
-"""Prompts, and the interface to an LLM as the router sees it."""
+"""An LLM as the router sees it: its prompts, its tokens, and the contract that it speaks."""

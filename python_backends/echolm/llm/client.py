@@ -16,7 +16,9 @@ class LLMClient(Protocol):
         """Generate one answer.
 
         Args:
-            request_id: unique; names the generation to the engine when it has to stop.
+            request_id: a unique id, by which the engine knows the generation if it has to stop.
+            prompt: the text that the LLM continues.
+            sampling: how the answer is sampled.
             on_text: called on the event loop with each new piece of text; None asks for the
                 whole answer at once.
 

@@ -1,4 +1,4 @@
-"""One LLM that can answer, with all that calling it needs."""
+"""An LLM that the router can call."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from echolm.llm.client import LLMClient
 from echolm.llm.templates import PromptTemplate
 from echolm.llm.tokens import TokenCounter
-from echolm.primitives import (
-    Request,
-    Selected,
-)
+from echolm.primitives import Request, Selected
 from echolm.settings import LLMSettings
 
 
 @dataclass(frozen=True)
 class LLMEndpoint:
-    """One LLM that can answer, with all that calling it needs."""
+    """One LLM that can answer, with all that calling it needs.
+
+    Attributes:
+        settings: the LLM as configured.
+        client: calls it.
+        template: lays out its prompts.
+        tokens: counts its tokens.
+    """
 
     settings: LLMSettings
     client: LLMClient
@@ -25,8 +29,11 @@ class LLMEndpoint:
     tokens: TokenCounter
 
     def prompt(self, request: Request, examples: Sequence[Selected]) -> tuple[str, list[Selected]]:
-        """The prompt and the examples that are in it: all that fit beside the answer."""
-        kept = list(examples)
+        """The prompt, and the examples in it: those that fit beside the answer, in order.
+
+        The least useful examples give way. An LLM that takes no examples gets none.
+        """
+        kept = list(examples) if self.settings.takes_examples else []
         room = self.settings.context_length - request.sampling.max_tokens
         while True:
             text = self.template.render(

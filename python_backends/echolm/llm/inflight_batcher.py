@@ -6,29 +6,36 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from echolm import contracts
-from echolm.llm.triton_client import Answer, ModelFacts, Outputs, TritonLLM, read_int, sampled
+from echolm.llm.triton_client import (
+    ModelSignature,
+    RawOutputs,
+    ResponseReader,
+    TritonLLMClient,
+    read_int,
+    sampling_values,
+)
 from echolm.primitives import Sampling
 
 
-class InflightBatcherClient(TritonLLM):
+class InflightBatcherClient(TritonLLMClient):
     """The ensemble of TensorRT-LLM's C++ backend, ``inflight_batcher_llm``.
 
-    It gives no reason for an answer's end, so that follows from the token counts where the
-    release tells them; and its answers end with the stop word, which is cut here.
+    It does not say why an answer ended; that follows from the token counts, if the release tells
+    them. Its answers end with the stop word, which is cut here.
     """
 
     contract = "inflight_batcher"
     inputs: ClassVar = {tensor.name: tensor for tensor in contracts.INFLIGHT_BATCHER_INPUTS}
 
-    def _values(
-        self, prompt: str, sampling: Sampling, streaming: bool, facts: ModelFacts
+    def input_values(
+        self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
     ) -> dict[str, Sequence[Any]]:
         values: dict[str, Sequence[Any]] = {
             "text_input": [prompt],
             "max_tokens": [sampling.max_tokens],
             "stream": [streaming],
             "beam_width": [1],
-            **{key: [value] for key, value in sampled(sampling).items()},
+            **{key: [value] for key, value in sampling_values(sampling).items()},
             "exclude_input_in_output": [True],
             "return_num_input_tokens": [True],
             "return_num_output_tokens": [True],
@@ -37,15 +44,15 @@ class InflightBatcherClient(TritonLLM):
             values["stop_words"] = sampling.stop
         return values
 
-    def _answer(self, sampling: Sampling, facts: ModelFacts) -> Answer:
-        return _InflightBatcherAnswer(sampling.max_tokens, sampling.stop, cumulative=False)
+    def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
+        return _InflightBatcherReader(sampling.max_tokens, sampling.stop, cumulative=False)
 
 
-class _InflightBatcherAnswer(Answer):
-    def _note(self, outputs: Outputs) -> None:
+class _InflightBatcherReader(ResponseReader):
+    def read_outputs(self, outputs: RawOutputs) -> None:
         if "num_input_tokens" in outputs:
             self.num_input_tokens = read_int(outputs["num_input_tokens"])
-        if "num_output_tokens" in outputs:  # of this response
+        if "num_output_tokens" in outputs:  # counts this response only
             self.num_output_tokens = max(self.num_output_tokens, 0) + read_int(
                 outputs["num_output_tokens"]
             )
@@ -53,6 +60,6 @@ class _InflightBatcherAnswer(Answer):
     def end(self) -> str:
         rest = super().end()
         if not self.finish_reason and self.num_output_tokens >= 0:
-            full = self.num_output_tokens >= self._max_tokens
+            full = self.num_output_tokens >= self.max_tokens
             self.finish_reason = "length" if full else "stop"
         return rest

@@ -7,58 +7,60 @@ from typing import Any, ClassVar
 
 from echolm import contracts
 from echolm.llm.triton_client import (
-    Answer,
-    ModelFacts,
-    Outputs,
-    TritonLLM,
+    ModelSignature,
+    RawOutputs,
+    ResponseReader,
+    TritonLLMClient,
     read_int,
     read_text,
-    sampled,
+    sampling_values,
 )
 from echolm.primitives import Sampling
 
 
-class LLMAPIClient(TritonLLM):
-    """TensorRT-LLM's LLM-API contract: our own LLM model, and NVIDIA's ``llmapi``.
+class LLMAPIClient(TritonLLMClient):
+    """TensorRT-LLM's LLM-API contract, which our own LLM model and NVIDIA's ``llmapi`` speak.
 
-    NVIDIA's tells no token counts, gives all of the text so far in each response of a stream, and
-    hands stop words to a tokenizer that does not take them as they come from Triton; so those are
-    cut here.
+    NVIDIA's model tells no token counts and repeats all of the text so far in each response of a
+    stream. It passes stop words to a tokenizer in a form that the tokenizer does not take, so they
+    are cut here.
     """
 
     contract = "llmapi"
     inputs: ClassVar = {tensor.name: tensor for tensor in contracts.LLM_API_INPUTS}
 
-    def _values(
-        self, prompt: str, sampling: Sampling, streaming: bool, facts: ModelFacts
+    def input_values(
+        self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
     ) -> dict[str, Sequence[Any]]:
         values: dict[str, Sequence[Any]] = {
             "text_input": [prompt],
             "streaming": [streaming],
             "sampling_param_max_tokens": [sampling.max_tokens],
-            **{f"sampling_param_{key}": [value] for key, value in sampled(sampling).items()},
+            **{
+                f"sampling_param_{key}": [value] for key, value in sampling_values(sampling).items()
+            },
             "sampling_param_exclude_input_from_output": [True],
             "return_finish_reason": [True],
         }
-        if sampling.stop and self._is_ours(facts):
+        if sampling.stop and self._is_ours(signature):
             values["sampling_param_stop"] = sampling.stop
         return values
 
-    def _answer(self, sampling: Sampling, facts: ModelFacts) -> Answer:
-        ours = self._is_ours(facts)
+    def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
+        ours = self._is_ours(signature)
         stop = () if ours else sampling.stop
-        return _LLMAPIAnswer(sampling.max_tokens, stop, cumulative=not ours)
+        return _LLMAPIReader(sampling.max_tokens, stop, cumulative=not ours)
 
     @staticmethod
-    def _is_ours(facts: ModelFacts) -> bool:
-        return contracts.TOKEN_COUNTS[0].name in facts.outputs
+    def _is_ours(signature: ModelSignature) -> bool:
+        return contracts.TOKEN_COUNTS[0].name in signature.outputs
 
 
-class _LLMAPIAnswer(Answer):
-    def _note(self, outputs: Outputs) -> None:
+class _LLMAPIReader(ResponseReader):
+    def read_outputs(self, outputs: RawOutputs) -> None:
         if "finish_reason" in outputs:
             reason = read_text(outputs["finish_reason"])
-            # NVIDIA's gives Python's None as text while there is none.
+            # NVIDIA's model sends Python's None as text as long as there is no reason.
             self.finish_reason = reason if reason not in ("", "None") else self.finish_reason
         if "num_input_tokens" in outputs:
             self.num_input_tokens = read_int(outputs["num_input_tokens"])

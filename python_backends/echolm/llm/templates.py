@@ -1,8 +1,8 @@
 """From a request and its examples to the text that an LLM reads.
 
-Text that contains a template's own markers must not be able to open a turn or forge an
-example, so every marker found in a request, an example or a system prompt is broken up
-before it is put in place.
+Text that contains a template's own special tokens must not be able to open a turn or forge an
+example, so every special token found in a request, an example or a system prompt is escaped
+before the text is put in place.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ class PromptTemplate:
     """How an LLM's prompt is laid out.
 
     Attributes:
-        system: put first if there is a system prompt; holds ``{system}``.
-        example: once for each example; holds ``{request}`` and ``{response}``.
-        request: the request itself, up to where the LLM's answer starts; holds ``{request}``.
-        preamble: put before the examples if there are any.
-        markers: strings with a meaning to the LLM, which no text may contain.
+        system: comes first if there is a system prompt; holds ``{system}``.
+        example: comes once for each example; holds ``{request}`` and ``{response}``.
+        request: the request, up to where the LLM's answer starts; holds ``{request}``.
+        special_tokens: strings with a meaning to the LLM, which no text may contain.
+        preamble: comes before the examples if there are any.
     """
 
     system: str
     example: str
     request: str
-    markers: tuple[str, ...]
+    special_tokens: tuple[str, ...]
     preamble: str = ""
 
     def render(self, request: str, examples: Sequence[tuple[str, str]], system: str = "") -> str:
         """The prompt.
 
         Args:
+            request: the request's text.
             examples: (request, response) pairs in the order in which they are shown.
+            system: the system prompt; empty if there is none.
         """
-        parts = (
-            [self.system.replace("{system}", self.escape_special_tokens(system))] if system else []
-        )
+        parts = []
+        if system:
+            parts.append(self.system.replace("{system}", self.escape_special_tokens(system)))
         if examples:
             parts.append(self.preamble)
         parts += [self._example(*pair) for pair in examples]
@@ -50,7 +52,7 @@ class PromptTemplate:
         return "".join(parts)
 
     def _example(self, request: str, response: str) -> str:
-        # One pass, so that a request holding "{response}" stays as it is.
+        # Both are replaced in one pass, so that a request that holds "{response}" stays as it is.
         values = {
             "{request}": self.escape_special_tokens(request),
             "{response}": self.escape_special_tokens(response),
@@ -58,14 +60,16 @@ class PromptTemplate:
         return re.sub(r"\{request\}|\{response\}", lambda m: values[m[0]], self.example)
 
     def escape_special_tokens(self, text: str) -> str:
-        """The text with every marker broken up, so that a tokenizer reads it as plain text."""
-        for marker in self.markers:
-            if marker in text:
-                text = text.replace(marker, marker[0] + _BREAK + marker[1:])
+        """The text with every special token broken up, so that a tokenizer reads plain text."""
+        for token in self.special_tokens:
+            if token in text:
+                text = text.replace(token, token[0] + _BREAK + token[1:])
         return text
 
 
-def _turns(start: str, end: str, markers: tuple[str, ...]) -> PromptTemplate:
+def _turns(start: str, end: str, special_tokens: tuple[str, ...]) -> PromptTemplate:
+    """A template in which each turn has the form ``start``, text, ``end``; ROLE is replaced."""
+
     def turn(role: str, body: str) -> str:
         return f"{start.replace('ROLE', role)}{body}{end}"
 
@@ -73,7 +77,7 @@ def _turns(start: str, end: str, markers: tuple[str, ...]) -> PromptTemplate:
         system=turn("system", "{system}"),
         example=turn("user", "{request}") + turn("assistant", "{response}"),
         request=turn("user", "{request}") + start.replace("ROLE", "assistant"),
-        markers=markers,
+        special_tokens=special_tokens,
     )
 
 
@@ -82,7 +86,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
         system="<|system|>{system}<|end|>",
         example="<|user|>{request}<|assistant|>{response}<|end|>",
         request="<|user|>{request}<|assistant|>",
-        markers=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"),
+        special_tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"),
     ),
     "chatml": _turns(
         "<|im_start|>ROLE\n", "<|im_end|>\n", ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -105,10 +109,10 @@ TEMPLATES: dict[str, PromptTemplate] = {
         example="<start_of_turn>user\n{request}<end_of_turn>\n"
         "<start_of_turn>model\n{response}<end_of_turn>\n",
         request="<start_of_turn>user\n{request}<end_of_turn>\n<start_of_turn>model\n",
-        markers=("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"),
+        special_tokens=("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"),
     ),
 }
-"""Prompt templates by name: that of the demo pair and those of common instruction-tuned LLMs."""
+"""Prompt templates by name: the demo pair's and those of common instruction-tuned LLMs."""
 
 
 def template(name: str) -> PromptTemplate:

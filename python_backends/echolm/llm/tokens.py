@@ -1,4 +1,4 @@
-"""How many tokens a text takes."""
+"""How many tokens a text takes, counted or estimated."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from echolm.errors import ConfigurationError
 
 
 class TokenCounter(Protocol):
-    """Tells how many tokens of an LLM a text takes."""
+    """Counts tokens of one LLM."""
 
-    def count(self, text: str) -> int: ...
+    def count(self, text: str) -> int:
+        """The number of tokens that a text takes, without special tokens around it."""
+        ...
 
 
 class EstimatedTokens:
-    """Counts without the LLM's tokenizer: an upper estimate from the text's bytes.
+    """Estimates without the LLM's tokenizer, from the text's bytes, rather too high.
 
-    English prose has about 4 bytes a token, code and other scripts fewer; 2.5 errs on the
-    side of a prompt that fits.
+    English prose has about 4 bytes a token, code and other scripts have fewer. With 2.5 a prompt
+    that is estimated to fit hardly ever turns out to be too long.
     """
 
     bytes_per_token = 2.5
@@ -30,7 +32,7 @@ class EstimatedTokens:
 
 
 class ExactTokens:
-    """Counts with the LLM's own ``tokenizer.json``."""
+    """Counts with the LLM's own ``tokenizer.json``; ConfigurationError if there is no such file."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -46,5 +48,5 @@ class ExactTokens:
 
 
 def token_counter(path: Path | None) -> TokenCounter:
-    """Exact counts if a tokenizer is configured, estimates otherwise."""
+    """An exact counter if a tokenizer is configured, otherwise one that estimates."""
     return EstimatedTokens() if path is None else ExactTokens(path)

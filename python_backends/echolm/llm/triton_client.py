@@ -4,6 +4,9 @@ The router calls its LLMs over gRPC and not over BLS: in Triton 2.51 a decoupled
 crashes its process about once in a thousand at sixteen in flight, blocks a thread for each
 generation and cannot be cancelled. A gRPC stream costs the same, is cancelled by dropping
 it, and lets an LLM live on another Triton server (``llms.url``).
+
+Each contract is a subclass of :class:`TritonLLMClient` in a file of its own; it names the tensors
+of a request and reads those of a response.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from echolm.errors import (
 )
 from echolm.primitives import Completion, OnText, Sampling
 
-Outputs = Mapping[str, bytes]
-"""Raw contents of a response's tensors by name."""
+RawOutputs = Mapping[str, bytes]
+"""Raw contents of a response's tensors, by name."""
 
 _NUMPY_TYPES: Mapping[str, Any] = {
     "BOOL": np.bool_,
@@ -67,13 +70,13 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelSignature:
     """What a model's configuration says about how it is called.
 
     Attributes:
-        decoupled: whether it can answer in pieces.
+        decoupled: whether the model can answer in pieces.
         batched: whether its tensors begin with a batch dimension.
-        inputs, outputs: their names.
+        inputs, outputs: names of its tensors.
     """
 
     decoupled: bool
@@ -82,7 +85,7 @@ class ModelFacts:
     outputs: frozenset[str]
 
 
-class TritonLLM:
+class TritonLLMClient:
     """An LLM served by Triton. A subclass knows the names of one contract's tensors.
 
     The model's configuration is read once, from the server, since the same contract is served
@@ -97,47 +100,51 @@ class TritonLLM:
         self._channels = channels
         self._url = url
         self._model = model
-        self._facts: ModelFacts | None = None
+        self._signature: ModelSignature | None = None
 
     async def generate(
         self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
     ) -> Completion:
         try:
-            facts = self._facts = self._facts or await self._ask_facts()
-            streaming = facts.decoupled and on_text is not None
-            values = self._values(prompt, sampling, streaming, facts)
-            answer = self._answer(sampling, facts)
-            call = self._stream if facts.decoupled else self._unary
+            signature = self._signature = self._signature or await self._ask_signature()
+            streaming = signature.decoupled and on_text is not None
+            values = self.input_values(prompt, sampling, streaming, signature)
+            reader = self.new_reader(sampling, signature)
+            call = self._stream if signature.decoupled else self._unary
             # Leaving this block by an exception, a cancellation included, ends the call, and
             # with it the generation.
-            async with aclosing(call(self._request(request_id, values, facts))) as responses:
+            async with aclosing(call(self._request(request_id, values, signature))) as responses:
                 async for response in responses:
-                    piece = answer.take(response)
+                    piece = reader.take(response)
                     if on_text is not None and piece:
                         on_text(piece)
-                    if answer.stopped:
+                    if reader.stopped:
                         break
         except UnavailableError:
-            self._facts = None  # It may come back as another one.
+            self._signature = None  # the model may come back with another one
             raise
-        rest = answer.end()
+        rest = reader.end()
         if on_text is not None and rest:
             on_text(rest)
-        if not answer.begun:
+        if not reader.begun:
             raise UnavailableError(f"{self._model}: ended without an answer")
-        return answer.completion()
+        return reader.completion()
 
-    def _values(
-        self, prompt: str, sampling: Sampling, streaming: bool, facts: ModelFacts
+    def input_values(
+        self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
     ) -> dict[str, Sequence[Any]]:
-        """The elements of each input by name."""
+        """The elements of each input, by its name.
+
+        Args:
+            streaming: whether the answer is wanted in pieces.
+        """
         raise NotImplementedError
 
-    def _answer(self, sampling: Sampling, facts: ModelFacts) -> Answer:
-        """What gathers the responses."""
+    def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
+        """A reader of the responses to one request."""
         raise NotImplementedError
 
-    async def _ask_facts(self) -> ModelFacts:
+    async def _ask_signature(self) -> ModelSignature:
         """Read the model's configuration.
 
         Raises:
@@ -148,27 +155,27 @@ class TritonLLM:
             config = (await self._channels.stub(self._url).ModelConfig(request)).config
         except grpc.RpcError as error:
             raise _failed_call(self._model, error) from error
-        facts = ModelFacts(
+        signature = ModelSignature(
             decoupled=config.model_transaction_policy.decoupled,
             batched=config.max_batch_size > 0,
             inputs=frozenset(tensor.name for tensor in config.input),
             outputs=frozenset(tensor.name for tensor in config.output),
         )
-        missing = {name for name, t in self.inputs.items() if not t.optional} - facts.inputs
+        missing = {name for name, t in self.inputs.items() if not t.optional} - signature.inputs
         if missing:
             raise UnavailableError(
                 f"{self._model}: expected the inputs of contract {self.contract}, got no "
                 f"{', '.join(sorted(missing))}; correct llms.contract in the configuration"
             )
-        return facts
+        return signature
 
     def _request(
-        self, request_id: str, values: Mapping[str, Sequence[Any]], facts: ModelFacts
+        self, request_id: str, values: Mapping[str, Sequence[Any]], signature: ModelSignature
     ) -> service_pb2.ModelInferRequest:
         request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
-        batch = [1] if facts.batched else []
+        batch = [1] if signature.batched else []
         for name, value in values.items():
-            if name in facts.inputs:
+            if name in signature.inputs:
                 datatype = self.inputs[name].datatype
                 request.inputs.add(name=name, datatype=datatype, shape=[*batch, len(value)])
                 request.raw_input_contents.append(_raw(datatype, value))
@@ -176,7 +183,7 @@ class TritonLLM:
 
     async def _stream(
         self, request: service_pb2.ModelInferRequest
-    ) -> AsyncGenerator[Outputs, None]:
+    ) -> AsyncGenerator[RawOutputs, None]:
         call = self._channels.stub(self._url).ModelStreamInfer(_once(request))
         try:
             async for message in call:
@@ -189,7 +196,9 @@ class TritonLLM:
             if not call.done():
                 call.cancel()
 
-    async def _unary(self, request: service_pb2.ModelInferRequest) -> AsyncGenerator[Outputs, None]:
+    async def _unary(
+        self, request: service_pb2.ModelInferRequest
+    ) -> AsyncGenerator[RawOutputs, None]:
         call = self._channels.stub(self._url).ModelInfer(request)
         try:
             yield _outputs(await call)
@@ -200,21 +209,24 @@ class TritonLLM:
                 call.cancel()
 
 
-class Answer:
-    """An answer as it comes, in pieces or as all of the text so far.
+class ResponseReader:
+    """Reads one answer from its responses. A subclass knows the names of one contract's outputs.
 
     Attributes:
-        begun: whether there was anything.
-        stopped: whether a stop word was found, after which nothing is wanted.
+        max_tokens: most new tokens that were asked for.
+        begun: whether any response held text, be it empty.
+        finish_reason: see ``Completion``; empty as long as it is not known.
+        num_input_tokens, num_output_tokens: see ``Completion``.
     """
 
     def __init__(self, max_tokens: int, stop: Sequence[str], cumulative: bool) -> None:
         """
         Args:
-            stop: words to cut at; those that the server cuts at need not be here.
-            cumulative: whether each response has the whole text so far.
+            max_tokens: most new tokens that were asked for.
+            stop: words to cut the text at, except for those that the server cuts at.
+            cumulative: whether each response holds all of the text so far.
         """
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._stop = StopWords(stop)
         self._cumulative = cumulative
         self._whole = ""
@@ -226,26 +238,28 @@ class Answer:
 
     @property
     def stopped(self) -> bool:
+        """Whether a stop word was found, after which no more text is wanted."""
         return self._stop.matched is not None
 
-    def take(self, outputs: Outputs) -> str:
-        """The new text of a response; empty for the one that closes the stream."""
+    def take(self, outputs: RawOutputs) -> str:
+        """The new text of a response; empty for the response that closes the stream."""
         if "text_output" not in outputs:
             return ""
         self.begun = True
-        self._note(outputs)
+        self.read_outputs(outputs)
         text = read_text(outputs["text_output"])
         if self._cumulative:
             # An incomplete character becomes a whole one with the next token.
-            given, self._whole = len(self._whole.rstrip(REPLACEMENT)), text
-            text = text.rstrip(REPLACEMENT)[given:]
+            taken, self._whole = len(self._whole.rstrip(REPLACEMENT)), text
+            text = text.rstrip(REPLACEMENT)[taken:]
         return self._push(self._stop.push(text))
 
-    def _note(self, outputs: Outputs) -> None:
+    def read_outputs(self, outputs: RawOutputs) -> None:
+        """Take token counts and the finish reason from a response, as far as it holds them."""
         raise NotImplementedError
 
     def end(self) -> str:
-        """The text that was held back, when no more comes."""
+        """The text that was held back; called when no more responses come."""
         if self.stopped:
             self.finish_reason = "stop"
             return ""
@@ -259,6 +273,7 @@ class Answer:
         return text
 
     def completion(self) -> Completion:
+        """The whole answer; called after :meth:`end`."""
         return Completion(
             "".join(self._pieces),
             self.finish_reason,
@@ -267,15 +282,15 @@ class Answer:
         )
 
 
-def sampled(sampling: Sampling) -> dict[str, Any]:
-    """Temperature and the like, of which TensorRT-LLM's engines take only what makes sense."""
+def sampling_values(sampling: Sampling) -> dict[str, Any]:
+    """Temperature, top-k, top-p and seed in the form that TensorRT-LLM's engines accept."""
     if sampling.temperature == 0:
         greedy: dict[str, Any] = {"top_k": 1}
         return greedy if sampling.seed is None else {**greedy, "seed": sampling.seed}
-    # Their seed is a fixed one unless it is given.
+    # Without a seed the engines take the same one for every request.
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-    given = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
-    return {**given, "top_k": sampling.top_k} if sampling.top_k else given
+    values = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+    return {**values, "top_k": sampling.top_k} if sampling.top_k else values
 
 
 async def _once(request: service_pb2.ModelInferRequest) -> Any:
@@ -283,14 +298,14 @@ async def _once(request: service_pb2.ModelInferRequest) -> Any:
 
 
 def _raw(datatype: str, values: Sequence[Any]) -> bytes:
-    """Elements as Triton wants them: little-endian, text with its length in front."""
+    """Elements in the form that Triton takes: little-endian, text with its length in front."""
     if datatype == "BYTES":
         encoded = [value.encode("utf-8") for value in values]
         return b"".join(len(part).to_bytes(4, "little") + part for part in encoded)
     return np.asarray(values, dtype=_NUMPY_TYPES[datatype]).tobytes()
 
 
-def _outputs(response: service_pb2.ModelInferResponse) -> Outputs:
+def _outputs(response: service_pb2.ModelInferResponse) -> RawOutputs:
     return {
         output.name: raw
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)

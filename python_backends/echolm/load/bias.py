@@ -1,4 +1,4 @@
-"""What load takes off an LLM's score (paper, appendix)."""
+"""What load takes off each LLM's score in the router (paper, appendix)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ class LoadBias:
     serves at once without queueing when it has the hardware to itself. At 1 the pool is full,
     whatever the mix of LLMs, and more requests only wait.
 
-    Which load counts for an LLM: that of the hardware it runs on. LLMs that share hardware are
-    one pool, and whichever fills it, the strongest request is the one that relieves it most by
-    going elsewhere, so the bias follows cost: the paper's formula, with the paper's one load.
-    An LLM with hardware of its own is a pool of its own: it loses score only when it is itself
-    overloaded, so a queue at the small LLM never drives requests off an idle large one.
+    The load that counts for an LLM is that of the hardware it runs on. LLMs that share hardware
+    are one pool. Whichever LLM fills the pool, a request of the most expensive one relieves it
+    most by going elsewhere, so the bias follows cost: this is the paper's formula, with the
+    paper's single load. An LLM with hardware of its own is a pool of its own: it loses score only
+    when it is itself overloaded, so a queue at the small LLM never drives requests off an idle
+    large one.
 
-    Below ``routing.load_threshold`` (1: full) there is no bias, and quality and cost rule alone.
-    The smoothing has a half-life of a second or so, much less than a burst and more than
-    the gaps of ordinary arrivals: the bias is there within seconds, and goes within seconds
+    Below ``routing.load_threshold`` (1 is a full pool) there is no bias, and quality and cost
+    decide alone. The smoothing has a half-life of about a second, much less than a burst and more
+    than the gaps of ordinary arrivals: the bias is there within seconds, and goes within seconds
     after the queue has gone. Since a bias drives load away, it settles where what remains just
-    fits: its *lasting* size says how much quality is given up for want of hardware, and is the
+    fits. Its *lasting* size says how much quality is given up for want of hardware, and is the
     signal to scale by (metric ``echolm_load_bias``).
     """
 
@@ -37,10 +38,10 @@ class LoadBias:
         self._settings = settings
         self._llms = tuple(llms)
         self._load = load
-        self._dearest = max(llm.cost for llm in llms)
+        self._highest_cost = max(llm.cost for llm in llms)
 
     def loads(self) -> dict[str, float]:
-        """The load of each LLM's pool; 1: as much as it serves without queueing."""
+        """The load of each LLM's pool; 1 is as much as it serves without queueing."""
         pools: dict[str, float] = {}
         for llm in self._llms:
             share = self._load.load(llm.name) / llm.capacity
@@ -48,13 +49,13 @@ class LoadBias:
         return {llm.name: pools[llm.pool] for llm in self._llms}
 
     def __call__(self) -> Mapping[str, float]:
-        """What each LLM's score loses now."""
+        """What each LLM's score loses now, in quality."""
         s, loads = self._settings, self.loads()
         return {
             llm.name: load_bias(
                 loads[llm.name],
                 s.load_threshold,
-                llm.cost / self._dearest,
+                llm.cost / self._highest_cost,
                 s.load_bias,
                 s.load_gain,
             )
@@ -65,5 +66,11 @@ class LoadBias:
 def load_bias(
     load: float, threshold: float, relative_cost: float, scale: float, gain: float
 ) -> float:
-    """lambda_0 * tanh(gamma * max(0, load - threshold)) * cost: 0 while load is moderate."""
+    """lambda_0 * tanh(gamma * max(0, load - threshold)) * cost, which is 0 under moderate load.
+
+    Args:
+        relative_cost: the LLM's cost, with 1 for the most expensive LLM.
+        scale: lambda_0, the largest bias, in quality.
+        gain: gamma, how fast the bias grows with the load.
+    """
     return scale * math.tanh(gain * max(0.0, load - threshold)) * relative_cost

@@ -2,17 +2,18 @@
 
 Layout, in units of 8 bytes, native byte order::
 
-    header   16 bytes mark and version, 32 bytes SHA-256 of the layout, 16 bytes of nothing
-    row 0    sequence, then per LLM: in flight (i64), average (f64), at (f64); up to 64 bytes more
+    header   16 bytes mark and version, 32 bytes SHA-256 of the layout, 16 bytes unused
+    row 0    sequence, then for each LLM: in flight (i64), average (f64), at (f64); padding
     row 1    …
 
 A row belongs to the process that holds an exclusive lock on the row's bytes in the file. The
 kernel takes the lock back when the process ends, however it ends, so the row of a process that
-was killed counts no longer, and another process may take it. Only the owner writes a row.
+was killed counts no longer, and another process may take it. Only the owner writes a row. Rows
+are padded to whole cache lines.
 
 The locks are open-file-description locks (Linux 3.15): unlike classic POSIX locks they do not
-vanish when some other descriptor of the file is closed, and two boards in one process respect
-each other. The file must be on a local file system: memory is not shared across machines.
+vanish when some other descriptor of the file is closed, and two tables in one process respect
+each other. The file must be on a local file system, since memory is not shared across machines.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from echolm.load.tracker import Count, LoadTracker
 logger = logging.getLogger("echolm")
 
 ROWS = 64
-"""Router processes that one board has room for."""
+"""Number of router processes that a table has room for."""
 
 _MARK = b"EchoLM load 1\0\0\0"
 _HEADER_BYTES = 64
@@ -50,15 +51,15 @@ _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length,
 
 
 class _UnusableError(Exception):
-    """The board cannot be used now; says why."""
+    """The table's file cannot be used now; the message says why."""
 
 
 class _File:
-    """An open board of which this process owns one row.
+    """An open file of which this process owns one row.
 
     Raises:
         OSError: the file cannot be made, read or written.
-        _UnusableError: it is full, or in use for other LLMs.
+        _UnusableError: all rows are taken, or the file is in use for other LLMs.
     """
 
     def __init__(self, path: Path, llms: Sequence[str], rows: int) -> None:
@@ -81,7 +82,7 @@ class _File:
         self._ints, self._floats = self._bytes.cast("q"), self._bytes.cast("d")
         start = self._base(self._row)
         for index in range(start, start + self._row_bytes // 8):
-            self._ints[index] = 0  # what a dead owner has left
+            self._ints[index] = 0  # clears what a dead owner has left
         self._lock(fcntl.F_UNLCK, 0, _HEADER_BYTES)
         self._last: dict[int, list[Count]] = {}
 
@@ -106,12 +107,13 @@ class _File:
                 raise _UnusableError("it is replaced again and again")
 
     def _valid(self) -> bool:
-        """Whether the file can be used; one of another layout, or damaged, is taken away."""
+        """Whether the file can be used; a damaged one, or one of another layout, is removed."""
         size = os.fstat(self._fd).st_size
         if size >= self._size and os.pread(self._fd, len(self._header), 0) == self._header:
             return True
         if size == 0:
-            # Real blocks: a hole in a mapped file is a crash (SIGBUS) once the disk is full.
+            # Blocks are allocated now: writing into a hole of a mapped file crashes the process
+            # (SIGBUS) when the disk is full.
             os.posix_fallocate(self._fd, 0, self._size)
             os.pwrite(self._fd, self._header, 0)
             return True
@@ -136,8 +138,12 @@ class _File:
             return False
         return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
 
-    def write(self, llm: int, count: Count) -> None:
-        """Publish one LLM's count in the own row. Not for several threads at once."""
+    def publish(self, llm: int, count: Count) -> None:
+        """Write one LLM's count into this process' row. Not for several threads at once.
+
+        Args:
+            llm: index of the LLM.
+        """
         start = self._base(self._row)
         index = start + 1 + 3 * llm
         # Odd while a write is going on, so that nobody takes halves of two counts for one.
@@ -148,7 +154,7 @@ class _File:
         self._ints[start] += 1
 
     def read(self, row: int) -> list[Count]:
-        """The counts of a row, by LLM."""
+        """The counts that a row's owner has published last, by index of the LLM."""
         start = self._base(row)
         counts = self._last.get(row, [])
         for _ in range(_READ_ATTEMPTS):
@@ -160,12 +166,13 @@ class _File:
                     Count(ints[i], floats[i + 1], floats[i + 2]) for i in range(0, len(ints), 3)
                 ]
                 break
-        # Else the owner was stopped inside a write: what was read last is near enough.
+        # If no attempt succeeded, the owner was stopped inside a write, and the counts that were
+        # read last are near enough.
         self._last[row] = counts
         return counts
 
     def live_rows(self) -> list[int]:
-        """Rows that other processes own."""
+        """The rows that other processes own."""
         return [
             row
             for row in range(self._rows)
@@ -191,7 +198,7 @@ class _File:
         return self._offset(row) // 8
 
     def _lock(self, kind: int, start: int, length: int) -> bool:
-        """Lock or unlock bytes; False if another holds them."""
+        """Lock or unlock bytes; False if another process holds them."""
         try:
             fcntl.fcntl(
                 self._fd,
@@ -213,17 +220,20 @@ class _File:
 class LoadTable:
     """The load of all routers on this machine: a :class:`echolm.load.tracker.ServingLoad`.
 
-    The sum of this process' own counts and of the rows of all other live processes. A process
-    that dies counts for half a second more. Where the board cannot be used (no permission, no
-    space, no free row, other LLMs) the load is this process' own, :attr:`degraded` says why, and
-    joining is tried again every ten seconds. For several threads.
+    It is the sum of this process' own counts and of the rows of all other live processes. A
+    process that dies counts for half a second more. If the file cannot be used (no permission, no
+    space, no free row, other LLMs), the load is this process' own, :attr:`degraded` says why, and
+    joining is tried again every ten seconds. Several threads may use a table.
 
     Args:
-        path: the file; made where it is missing.
+        path: the file; it is made if it is missing.
         llms: names of all LLMs, in the same order in every process.
-        half_life_s: time after which an old load counts half.
-        clock: seconds, the same for all processes of the machine.
-        rows: processes that the board has room for; the same in every process.
+        half_life_s: seconds after which an old load counts half.
+        clock: gives seconds, the same for all processes of the machine.
+        rows: number of processes that the table has room for; the same in every process.
+
+    Attributes:
+        own: the load that this process causes.
     """
 
     def __init__(
@@ -251,7 +261,7 @@ class LoadTable:
 
     @property
     def degraded(self) -> str:
-        """Why other routers' load is not seen; empty if it is."""
+        """Why other routers' load is not seen; empty if it is seen."""
         return self._degraded
 
     @contextmanager
@@ -267,7 +277,7 @@ class LoadTable:
         with self._lock:
             count = self.own.change(llm, step)
             if self._file is not None:
-                self._file.write(self._index[llm], count)
+                self._file.publish(self._index[llm], count)
 
     def in_flight(self, llm: str) -> int:
         """Requests that the LLM is serving now."""
@@ -295,7 +305,7 @@ class LoadTable:
         return [counts[index] for counts in rows if counts]
 
     def _refresh(self) -> None:
-        """See which rows are live, and join a board if there is none or it was replaced."""
+        """See which rows are live, and join if no file is open or it was replaced."""
         now = self._clock()
         if now - self._joined_at >= _REJOIN_S:
             self._joined_at = now
@@ -311,18 +321,18 @@ class LoadTable:
             self._file = _File(self._path, list(self._index), self._rows)
         except (OSError, _UnusableError) as error:
             reason = str(error)
-            # Once, and again only for another reason.
+            # The warning comes once, and again only for another reason.
             if reason != self._reported:
                 logger.warning(
-                    "load board %s: %s; this router sees only its own load", self._path, reason
+                    "load table %s: %s; this router sees only its own load", self._path, reason
                 )
             self._reported = self._degraded = reason
             return
         if self._reported:
-            logger.info("load board %s: joined", self._path)
+            logger.info("load table %s: joined", self._path)
         self._reported = self._degraded = ""
         for llm, index in self._index.items():
-            self._file.write(index, self.own.count(llm))
+            self._file.publish(index, self.own.count(llm))
         self._checked_at = -math.inf
 
     def _leave(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Serving load, and the bias it puts on dear LLMs (paper, appendix)."""
+"""How many requests each LLM is serving, now and smoothed over time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import Protocol
 
 
 class ServingLoad(Protocol):
-    """Counts requests in flight; unit tests and simulations take :class:`LoadTracker`."""
+    """Counts requests in flight to each LLM.
+
+    :class:`LoadTracker` counts those of one process, and
+    :class:`echolm.load.table.LoadTable` those of all processes of a machine.
+    """
 
     def serving(self, llm: str) -> AbstractContextManager[None]:
         """Count one request to the LLM for the duration of the block."""
@@ -32,7 +36,9 @@ class Count:
     """Requests in flight to one LLM.
 
     Attributes:
-        average: exponential moving average of ``in_flight`` as it was ``at`` (seconds).
+        in_flight: requests that are being served.
+        average: exponential moving average of ``in_flight`` as it was at the time ``at``.
+        at: time of the last change, in seconds of the clock.
     """
 
     in_flight: int = 0
@@ -46,11 +52,11 @@ class Count:
 
 
 class LoadTracker:
-    """The load that this process causes. For several threads.
+    """The load that this process causes. Several threads may use it.
 
     Args:
-        half_life_s: time after which an old load counts half.
-        clock: seconds, monotonic.
+        half_life_s: seconds after which an old load counts half.
+        clock: gives seconds that never go back.
     """
 
     def __init__(

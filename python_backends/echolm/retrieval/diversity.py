@@ -1,4 +1,4 @@
-"""Which candidates make the best set: maximal marginal relevance (Carbonell and Goldstein 1998)."""
+"""Which candidates make the best set, by maximal marginal relevance (Carbonell, Goldstein 1998)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class ScoredSet(NamedTuple):
     """Candidates that go into a prompt together.
 
     Attributes:
-        columns: which, in the order in which they were taken.
-        value: the sum of what each adds to those before it.
-        least: the smallest of these; 0 without any.
+        columns: the candidates' columns, in the order in which they were taken.
+        value: the sum of what each candidate adds to those before it.
+        least: the smallest of these contributions; 0 for an empty set.
     """
 
     columns: list[int]
@@ -27,11 +27,11 @@ class MarginalRelevance:
     """Sets of one request's candidates, where each adds its worth less what the set has of it.
 
     Args:
-        worth: of each candidate by itself, by its column, the best first.
-        overlap: FP32 [n, n], what one loses beside another; None: nothing.
-        tokens: of the candidate of a column.
-        most: candidates in a set.
-        budget: tokens in a set.
+        worth: the worth of each candidate by itself, by its column, the best first.
+        overlap: what a candidate loses beside another, FP32 [n, n]; None if it loses nothing.
+        tokens: gives the number of tokens of a column's candidate.
+        most: most candidates in a set.
+        budget: most tokens in a set.
     """
 
     def __init__(
@@ -44,25 +44,25 @@ class MarginalRelevance:
     ) -> None:
         self.worth = worth
         self._overlap = overlap
-        self._beside: dict[int, list[float]] = {}  # rows of it as they are needed
+        self._overlap_rows: dict[int, list[float]] = {}  # as lists, read when first needed
         self._tokens = tokens
         self._most = most
         self._budget = budget
 
     def completed(self, start: Sequence[int] = ()) -> ScoredSet:
-        """The set that begins with these and takes what adds most, one after the other.
+        """The set that begins with these columns and takes what adds most, one after the other.
 
-        What exceeds the budget, also of the start, is left out.
+        A candidate that exceeds the budget is skipped, even if it is in the start.
         """
-        left, budget = dict(self.worth), self._budget
+        remaining, budget = dict(self.worth), self._budget
         columns, gains = list[int](), list[float]()
-        given = iter(start)
-        while left and len(columns) < self._most:
-            column = next(given, None)
+        first = iter(start)
+        while remaining and len(columns) < self._most:
+            column = next(first, None)
             if column is None:
-                # Of equals the first, which is the better one by itself.
-                column = max(left, key=left.__getitem__)
-            gain = left.pop(column)
+                # max() takes the first of equals, which is the better one by itself.
+                column = max(remaining, key=remaining.__getitem__)
+            gain = remaining.pop(column)
             tokens = self._tokens(column)
             if tokens > budget:
                 continue
@@ -70,12 +70,12 @@ class MarginalRelevance:
             columns.append(column)
             gains.append(gain)
             if self._overlap is not None and len(columns) < self._most:
-                common = self._beside.get(column)
+                common = self._overlap_rows.get(column)
                 if common is None:
-                    common = self._beside[column] = self._overlap[column].tolist()
+                    common = self._overlap_rows[column] = self._overlap[column].tolist()
                 worth = self.worth
-                for k, value in left.items():
+                for k, value in remaining.items():
                     beside = worth[k] - common[k]
                     if beside < value:  # min() takes twice as long, and this is the inner loop
-                        left[k] = beside
+                        remaining[k] = beside
         return ScoredSet(columns, sum(gains), min(gains, default=0.0))

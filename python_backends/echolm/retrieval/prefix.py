@@ -1,8 +1,8 @@
 """Which examples in which order the engine's prefix cache may still hold.
 
-Examples lengthen the prompt, which is what they cost. Requests that share the first examples
-of their prompts share the KV cache of that prefix, so of sets of examples that are nearly equally
-useful the one is taken, and in that order, that shares most with earlier prompts.
+Examples lengthen the prompt, which is what they cost. Requests whose prompts begin with the same
+examples share the KV cache of that prefix. So of sets of examples that are nearly equally useful,
+the one is taken that shares most with earlier prompts, in the order in which it does.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from echolm.retrieval.prefix_index import SharedPrefixIndex
 Prefix = tuple[int, ...]
 
 _WIDTH = 8
-"""Continuations of a start that are looked at, so that the first ones do not use up all looks."""
+"""Most continuations of a start that are looked at, so that the first do not use up all looks."""
 _ORDERS = 325
-"""Starts that five examples can have."""
+"""The number of starts that five examples can have."""
 
 
 class WarmPrefixes:
-    """Sequences of example ids that prompts started with, the oldest forgotten.
+    """Sequences of example ids that prompts started with; the oldest are forgotten.
 
     Args:
-        board: by which processes whose prompts go to the same engines tell each other of them.
-        capacity: prefixes remembered.
+        prefix_index: shares prompts with other processes whose prompts go to the same engines.
+        capacity: most prefixes that are remembered.
     """
 
-    def __init__(self, board: SharedPrefixIndex | None = None, capacity: int = 16_384) -> None:
-        self._board = board
-        self._untold: list[Sequence[int]] = []
+    def __init__(
+        self, prefix_index: SharedPrefixIndex | None = None, capacity: int = 16_384
+    ) -> None:
+        self._prefix_index = prefix_index
+        self._unpublished: list[Sequence[int]] = []
         self._capacity = capacity
         self._uses: OrderedDict[Prefix, int] = OrderedDict()
         self._popularity: OrderedDict[int, int] = OrderedDict()
@@ -38,12 +40,12 @@ class WarmPrefixes:
     def longest(
         self, ids: Sequence[int], allowed: Callable[[Prefix], bool], looks: int = 24
     ) -> Prefix:
-        """The longest start of an earlier prompt, of equally long ones the one used most.
+        """The longest start of an earlier prompt; of equally long ones the most used.
 
         Args:
-            ids: of which it may consist.
+            ids: ids of the examples of which it may consist.
             allowed: whether a start may be taken; one that may not is not continued.
-            looks: most starts that are asked about; the most used come first.
+            looks: most starts that ``allowed`` is asked about; the most used come first.
         """
         uses = self._uses
         best: tuple[int, int, Prefix] = (0, 0, ())
@@ -56,15 +58,15 @@ class WarmPrefixes:
                     continue
                 best = max(best, (len(start), uses[start], start))
             longer = [(*start, i) for i in ids if i not in start]
-            warm = [one for one in longer if one in uses]
+            warm = [prefix for prefix in longer if prefix in uses]
             open_starts += sorted(warm, key=uses.__getitem__)[-_WIDTH:]
         return best[2]
 
     def arrange(self, ids: Sequence[int]) -> list[int]:
         """The ids in the order that shares the longest prefix with earlier prompts.
 
-        Where no order is warm, the most popular come first, since they are the likeliest to
-        come again; then by id, so that every process agrees.
+        Examples that are in no such prefix follow by popularity, since the most popular are the
+        likeliest to come again, and then by id, so that every process agrees.
         """
         start = self.longest(ids, lambda _: True, _ORDERS)
         popularity = self._popularity.get
@@ -74,19 +76,19 @@ class WarmPrefixes:
     def use(self, order: Sequence[int]) -> None:
         """Remember a prompt's examples."""
         self._remember(order)
-        if self._board is not None:
-            self._untold.append(order)
+        if self._prefix_index is not None:
+            self._unpublished.append(order)
 
-    def tell(self) -> None:
-        """Tell other processes what was used since the last time."""
-        if self._board is not None:
-            self._board.append(self._untold)
-            self._untold = []
+    def publish(self) -> None:
+        """Let other processes know the prompts that were used since the last call."""
+        if self._prefix_index is not None:
+            self._prefix_index.publish(self._unpublished)
+            self._unpublished = []
 
-    def catch_up(self) -> None:
-        """Remember what other processes have told."""
-        if self._board is not None:
-            for order in self._board.news():
+    def poll(self) -> None:
+        """Remember the prompts that other processes have published."""
+        if self._prefix_index is not None:
+            for order in self._prefix_index.poll():
                 self._remember(order)
 
     def _remember(self, order: Sequence[int]) -> None:
@@ -97,6 +99,6 @@ class WarmPrefixes:
 
 
 def _count(counts: OrderedDict, key: object, capacity: int) -> None:  # type: ignore[type-arg]
-    counts[key] = counts.pop(key, 0) + 1  # which puts it at the end
+    counts[key] = counts.pop(key, 0) + 1  # taking it out first puts it at the end
     while len(counts) > capacity:
         counts.popitem(last=False)

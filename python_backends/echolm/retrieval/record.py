@@ -1,18 +1,19 @@
-"""What a rating needs to know of a selection: it travels in the feedback token."""
+"""What a rating needs to know of a selection; it travels as text in the feedback token."""
 
 from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 NONE = -1
-"""``dropped`` where no example was left out."""
+"""The value of ``dropped`` if no example was dropped."""
 
 _VERSION = 1
 _HEADER = struct.Struct("<4Bbbfq")
@@ -23,8 +24,8 @@ class ThresholdDraw:
     """Which thresholds would have led to the same selection.
 
     Attributes:
-        low, high: first and last index of them in the grid.
-        probability: that one of them was drawn.
+        low, high: indices in the grid of the first and the last of these thresholds.
+        probability: the probability that one of them was drawn.
     """
 
     low: int
@@ -34,16 +35,18 @@ class ThresholdDraw:
 
 @dataclass(frozen=True)
 class SelectionRecord:
-    """One request's chosen examples as the utility model saw them.
+    """One request's selected examples as the utility model saw them.
 
     Attributes:
-        request: FP32 [r], features of the request; travels as FP16.
-        ids: the examples, k of them.
-        features: FP32 [k, e], theirs; FP16 likewise.
-        tokens: how many tokens each takes.
-        dropped: id of the example that was left out at random to learn its effect, or NONE.
+        request: features of the request, FP32 [r]; they travel as FP16.
+        ids: ids of the k examples.
+        features: features of the examples, FP32 [k, e]; they travel as FP16.
+        tokens: how many tokens each example takes.
+        dropped: id of the example that was dropped at random (leave-one-out) to learn its effect,
+            or NONE.
         draw: the thresholds that the selection stands for; None if nothing can be learnt of
-            them (fixed threshold, an example left out, an LLM that the caller chose).
+            them, since the threshold is fixed, an example was dropped at random, or the caller
+            chose the LLM.
     """
 
     request: NDArray[np.float32]
@@ -54,7 +57,11 @@ class SelectionRecord:
     draw: ThresholdDraw | None = None
 
     def of_used(self, ids: Collection[int]) -> SelectionRecord:
-        """The record of those examples that came into the prompt."""
+        """The record of those examples that came into the prompt.
+
+        Args:
+            ids: ids of the examples in the prompt.
+        """
         kept = [k for k, i in enumerate(self.ids) if i in ids]
         return replace(
             self,
@@ -112,8 +119,36 @@ class SelectionRecord:
         )
 
 
+def used_selection(text: str, selected: Sequence[int], used: Sequence[int], by_router: bool) -> str:
+    """A record's text when it is known which of the selected examples came into the prompt.
+
+    The text is opened only if something in it has to change.
+
+    Args:
+        text: a :meth:`SelectionRecord.dump`, or empty.
+        selected: ids of the examples in the record.
+        used: ids of those among them that came into the prompt.
+        by_router: whether the router chose the LLM. What an LLM of the caller's choice makes of a
+            selection is not what the router would, so it says nothing of thresholds.
+
+    Raises:
+        ValueError: the record had to be opened, and is damaged.
+    """
+    if not text or (by_router and len(used) == len(selected)):
+        return text
+    record = SelectionRecord.load(text).of_used(set(used))
+    return (record if by_router else replace(record, draw=None)).dump()
+
+
+# Several models learn from the same event, one right after the other.
+_load_once = lru_cache(maxsize=1)(SelectionRecord.load)
+
+
 def read_rating(body: Mapping[str, Any]) -> tuple[str, float, SelectionRecord] | None:
     """Request id, score and selection of a rating event; None if the answer had no selection.
+
+    Args:
+        body: see :data:`echolm.learning.feedback.RATING`.
 
     Raises:
         KeyError, ValueError: the event is damaged.
@@ -121,4 +156,4 @@ def read_rating(body: Mapping[str, Any]) -> tuple[str, float, SelectionRecord] |
     text, score, request_id = body.get("selection"), float(body["score"]), body["request_id"]
     if not (0.0 <= score <= 1.0 and isinstance(request_id, str)):
         raise ValueError(f"expected a score in [0, 1] and a request_id, got {score}")
-    return (request_id, score, SelectionRecord.load(text)) if text else None
+    return (request_id, score, _load_once(text)) if text else None

@@ -1,7 +1,7 @@
 """Which of the found examples go into the prompt, and in which order.
 
-Stage 2 of the paper's Example Selector (§4.1): score every candidate's usefulness, keep the
-best diverse and within a token budget, drop those that are not worth their tokens.
+This is stage 2 of the paper's Example Selector (§4.1): score every candidate's usefulness, keep
+the best ones, diverse and within a token budget, and drop those that are not worth their tokens.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ from echolm.retrieval.threshold import GRID, AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, UtilityModel
 from echolm.settings import RetrievalSettings
 
-_TEXTS = 16_384  # examples whose features are kept
-_ROUNDING = 1e-6  # of sums of the same numbers in another order
+_TEXTS = 16_384  # examples whose texts' features are kept
+_ROUNDING = 1e-6  # by which sums of the same numbers in another order differ
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen for a request.
+    """What was selected for a request. It leaves the retriever as a ``primitives.Retrieved``.
 
     Attributes:
-        examples: in prompt order.
-        record: what a rating needs to know of it; None if there was nothing to choose from.
-        help_probability: probability that any of the good examples that were found, chosen or not,
-            would do for the request, were each of use by itself (noisy OR of their utilities).
+        examples: the selected examples in the order of the prompt.
+        record: what a rating needs to know of the selection; None if there was nothing to select
+            from.
+        help_probability: probability that any of the good examples that were found, selected or
+            not, would do for the request, if each is of use independently (noisy OR of their
+            utilities).
     """
 
     examples: tuple[Selected, ...] = ()
@@ -47,7 +49,12 @@ class Selection:
 
 
 class _Chosen(NamedTuple):
-    """The columns of a row's examples in the order of the prompt; the rest as in the record."""
+    """A row's selected examples.
+
+    Attributes:
+        columns: the examples' columns in the order of the prompt.
+        dropped, draw: see :class:`~echolm.retrieval.record.SelectionRecord`.
+    """
 
     columns: list[int]
     dropped: int
@@ -55,15 +62,15 @@ class _Chosen(NamedTuple):
 
 
 class ExampleSelector:
-    """Chooses examples by utility, redundancy, token budget and threshold.
+    """Selects examples by utility, redundancy, token budget and threshold.
 
     Args:
         settings: limits, and which parts are in use.
         utility: scores the candidates.
-        threshold: which utility is enough.
+        threshold: says which utility is enough.
         tokens: counts tokens of the LLM that will read the examples.
-        rng: draws which example is left out and which threshold is tried.
-        board: what other processes put into prompts for the same engines.
+        rng: draws which example is dropped (leave-one-out) and which threshold is tried.
+        prefix_index: knows what other processes put into prompts for the same engines.
     """
 
     def __init__(
@@ -73,13 +80,13 @@ class ExampleSelector:
         threshold: AdaptiveThreshold,
         tokens: TokenCounter,
         rng: np.random.Generator,
-        board: SharedPrefixIndex | None = None,
+        prefix_index: SharedPrefixIndex | None = None,
     ) -> None:
         self._settings = settings
         self.utility = utility
         self.threshold = threshold
         self._texts = ExampleTexts(tokens, max(_TEXTS, MAX_BATCH_SIZE * settings.top_n))
-        self._warm = WarmPrefixes(board)
+        self._warm = WarmPrefixes(prefix_index)
         self._rng = rng
 
     @property
@@ -91,7 +98,7 @@ class ExampleSelector:
 
     @property
     def learnables(self) -> list[Learnable]:
-        """Those parts that learn from ratings."""
+        """The parts that learn from ratings."""
         learning: list[Learnable] = []
         if isinstance(self.utility, LearnedUtility):
             learning.append(self.utility)
@@ -102,7 +109,7 @@ class ExampleSelector:
     def select(
         self, requests: Sequence[str], candidates: Sequence[Sequence[Candidate]]
     ) -> list[Selection]:
-        """Choose 0 to ``max_examples`` for each request of a batch.
+        """Select 0 to ``max_examples`` examples for each request of a batch.
 
         Args:
             candidates: for each request what the store found, most similar first.
@@ -116,19 +123,19 @@ class ExampleSelector:
         help_probabilities = 1.0 - np.where(strong, 1.0 - np.minimum(utilities, 1.0), 1.0).prod(
             axis=1
         )
-        self._warm.catch_up()
+        self._warm.poll()
         picked = self._pick(batch, utilities, strong)
         chosen = [
             self._choose(batch.candidates[k], worth, picks)
             for k, (worth, picks) in enumerate(zip(utilities.tolist(), picked, strict=True))
         ]
-        self._warm.tell()
+        self._warm.publish()
         return self._conclude(batch, utilities, help_probabilities, chosen)
 
     def _pick(
         self, batch: FeatureBatch, utilities: NDArray[np.float32], strong: NDArray[np.bool_]
     ) -> list[list[int]]:
-        """Columns of the best set for each row, or of a warm one that is nearly as good."""
+        """For each row the columns of the best set, or of a warm set that is nearly as good."""
         settings = self._settings
         worths = (1 - settings.diversity) * utilities
         ranked = np.argsort(-worths, axis=1, kind="stable").tolist()
@@ -156,7 +163,7 @@ class ExampleSelector:
         """Columns of the set that shares most with earlier prompts, if it is nearly the best one.
 
         Args:
-            ids: of all columns.
+            ids: the candidates' ids, by column.
         """
         settings, worth = self._settings, sets.worth
         given_up = len(best.columns) * settings.warm_tolerance + _ROUNDING
@@ -165,14 +172,15 @@ class ExampleSelector:
         def above(columns: Sequence[int]) -> int:
             return sum(worth[k] >= threshold for k in columns)
 
-        # Others can hardly be in a set that is good enough.
+        # Candidates of less worth can hardly be in a set that is good enough.
         columns = {ids[k]: k for k in worth if worth[k] >= best.least - given_up}
         kept = above(best.columns)
         found: dict[Prefix, list[int]] = {(): best.columns}
 
         def nearly_as_good(start: Prefix) -> bool:
             chosen = [columns[i] for i in start]
-            if set(chosen) <= set(best.columns):  # whose value depends on the order
+            # The best set in another order has another value, and is good enough in any.
+            if set(chosen) <= set(best.columns):
                 found[start] = best.columns
                 return True
             other = sets.completed(chosen)
@@ -180,7 +188,7 @@ class ExampleSelector:
                 other.columns[: len(chosen)] == chosen
                 and len(other.columns) >= len(best.columns)
                 and other.value >= best.value - given_up
-                # Else the threshold would drop what stands in for a better one.
+                # Otherwise the threshold would drop what stands in for a better example.
                 and above(other.columns) >= kept
             )
             if good:
@@ -192,7 +200,7 @@ class ExampleSelector:
     def _choose(
         self, candidates: Sequence[Candidate], utilities: list[float], picks: list[int]
     ) -> _Chosen | None:
-        """Drop what is under the threshold, leave one out now and then, and put in order."""
+        """Drop what is under the threshold, now and then one more at random, and put in order."""
         if not picks:
             return None
         settings = self._settings
@@ -205,7 +213,7 @@ class ExampleSelector:
         dropped = NONE
         if len(found) > 1 and self._rng.random() < settings.leave_one_out:
             dropped = found.pop(list(found)[int(self._rng.integers(len(found)))]).id
-            draw = None  # this set is no threshold's
+            draw = None  # no threshold leads to this set
         return _Chosen(self._ordered(found), dropped, draw)
 
     def _conclude(
@@ -215,30 +223,30 @@ class ExampleSelector:
         help_probabilities: NDArray[np.float32],
         chosen: Sequence[_Chosen | None],
     ) -> list[Selection]:
-        """All selections, from arrays that are read once for the whole batch."""
-        rows = [row for row, one in enumerate(chosen) if one for _ in one.columns]
-        columns = [column for one in chosen if one for column in one.columns]
+        """The selections of all rows; arrays are read once for the whole batch."""
+        rows = [row for row, choice in enumerate(chosen) if choice for _ in choice.columns]
+        columns = [column for choice in chosen if choice for column in choice.columns]
         features = batch.example[rows, columns]
         worth = utilities[rows, columns].tolist()
         tokens = [self._texts.num_tokens(slot) for slot in batch.slots[rows, columns].tolist()]
         selections = []
         end = 0
-        for row, (one, help_probability) in enumerate(
+        for row, (choice, help_probability) in enumerate(
             zip(chosen, help_probabilities.tolist(), strict=True)
         ):
-            if one is None:
+            if choice is None:
                 selections.append(Selection())
                 continue
             candidates = batch.candidates[row]
-            start, end = end, end + len(one.columns)
-            found = [candidates[column] for column in one.columns]
+            start, end = end, end + len(choice.columns)
+            found = [candidates[column] for column in choice.columns]
             record = SelectionRecord(
                 batch.request[row],
                 tuple([c.id for c in found]),
                 features[start:end],
                 tuple(tokens[start:end]),
-                one.dropped,
-                one.draw,
+                choice.dropped,
+                choice.draw,
             )
             examples = [
                 Selected(c.id, c.request, c.response, c.similarity, u)

@@ -2,9 +2,9 @@
 
 The paper samples requests, compares the efficiency under several thresholds and adopts the
 best. Here a share of requests is served under a threshold drawn from a grid. Examples under
-a threshold are dropped after the choice, so a selection made at one threshold is that of all
-thresholds between two neighbouring utilities, and its rating counts for each of them, weighted
-by the inverse probability that one of them was drawn.
+a threshold are dropped after the selection, so that all thresholds between two neighbouring
+utilities lead to the same selection. Its rating counts for each of them, weighted by the inverse
+probability that one of them was drawn.
 """
 
 from __future__ import annotations
@@ -27,21 +27,29 @@ from echolm.retrieval.record import ThresholdDraw, read_rating
 GRID: tuple[float, ...] = tuple(round(0.05 * k, 2) for k in range(20))
 """The thresholds that are compared; 0 drops nothing."""
 
-_VERSION = 1
-_REMEMBERED = 50_000
-_LEAST_MARGIN = 0.002  # value per request under which a change is not worth it
-_LEAST_COMPARED = 6.0  # ratings in which two thresholds differed, before one replaces the other
-_SURENESS = 2.5  # standard errors that a challenger must be ahead; 19 of them try all the time
+_VERSION = 1  # raised whenever the algorithm makes another state of the same events
+_REMEMBERED = 50_000  # most ratings that can still be replaced by a later one
+_LEAST_MARGIN = 0.002  # least gain in value per request that is worth a change
+_LEAST_COMPARED = 6.0  # ratings in which two thresholds must have differed before a change
+# Standard errors by which a challenger must be ahead; it is much, since 19 challengers try all the
+# time.
+_SURENESS = 2.5
 
 
 def nearest(threshold: float) -> int:
-    """Index of the grid's threshold that is nearest."""
+    """Index in the grid of the threshold that is nearest to this one."""
     return int(np.argmin(np.abs(np.array(GRID) - threshold)))
 
 
 @dataclass(frozen=True)
 class _Learned:
-    """A rating that was learnt: its value, its distance to the mean then, and its update."""
+    """A rating that was learnt.
+
+    Attributes:
+        value: the score, less the cost of the LLM and the price of example tokens.
+        centred: the value's distance to the mean at that time.
+        updated: the threshold's ``updates`` when it was learnt.
+    """
 
     value: float
     centred: float
@@ -51,13 +59,15 @@ class _Learned:
 class AdaptiveThreshold:
     """Follows the best threshold. Value = score - cost of the LLM - price of example tokens.
 
-    For each pair of thresholds the mean difference in value is estimated from those ratings
-    in which they would have chosen differently; what they share cancels. The adopted one is
-    replaced when another is ahead by ``_SURENESS`` standard errors.
+    For each pair of thresholds the mean difference in value is estimated from the ratings of
+    requests for which the two would have selected different examples; a rating that counts for
+    both cancels out. The adopted threshold is replaced when another one is ahead by
+    ``_SURENESS`` standard errors.
 
     Attributes:
-        current: index of the adopted threshold in :data:`GRID`.
-        updates: ratings seen, each a step of forgetting.
+        start: index in :data:`GRID` of the threshold before any rating.
+        current: index in :data:`GRID` of the adopted threshold.
+        updates: number of ratings seen; each is a step of forgetting.
     """
 
     name = "threshold"
@@ -73,8 +83,8 @@ class AdaptiveThreshold:
     ) -> None:
         """
         Args:
-            start: the threshold before any rating; moved to the grid.
-            exploration: share of requests under a threshold drawn at random.
+            start: the threshold before any rating; the grid's nearest one is taken.
+            exploration: share of requests that are served under a threshold drawn at random.
             costs: what an answer of each LLM costs, in quality.
             price_per_1k_tokens: what 1,000 tokens of examples cost, in quality.
             discount: weight that the past keeps at each rating, in (0, 1].
@@ -96,7 +106,7 @@ class AdaptiveThreshold:
 
     @property
     def fingerprint(self) -> str:
-        """Of the grid, the start and what a value is made of."""
+        """Differs if the grid, the start or the parts of a value differ; see ``Learnable``."""
         return fingerprint(
             {
                 "version": _VERSION,
@@ -114,13 +124,18 @@ class AdaptiveThreshold:
         return GRID[self.current]
 
     def draw(self, rng: np.random.Generator) -> int:
-        """Index of the threshold for one request."""
+        """Index in :data:`GRID` of the threshold for one request."""
         if rng.random() < self._exploration:
             return int(rng.integers(len(GRID)))
         return self.current
 
     def stands_for(self, drawn: int, utilities: Sequence[float]) -> ThresholdDraw:
-        """All thresholds under which the same of these candidates would have been kept."""
+        """All thresholds under which the same candidates would have been kept.
+
+        Args:
+            drawn: index in :data:`GRID` of the threshold that was drawn.
+            utilities: utilities of the candidates before any was dropped.
+        """
         t = GRID[drawn]
         dropped = max([u for u in utilities if u < t], default=-1.0)
         kept = min([u for u in utilities if u >= t], default=math.inf)
@@ -131,7 +146,7 @@ class AdaptiveThreshold:
         return ThresholdDraw(low, high, probability)
 
     def apply(self, event: Event) -> None:
-        """Learn from the rating of an answer whose selection says what it stands for."""
+        """Learn from a rating, if its selection says which thresholds it stands for."""
         rated = read_rating(event.body)
         if rated is None:
             return
@@ -158,7 +173,7 @@ class AdaptiveThreshold:
     def _learn(self, signed: NDArray[np.float64], value: float) -> _Learned:
         keep = self._discount
         self.updates += 1
-        # Centred on the mean so far, so that differences do not carry the common level's noise.
+        # Centring on the mean so far keeps the noise of the common level out of differences.
         centred = value - self._mean if self._weight > 0 else 0.0
         self._weight = keep * self._weight + 1.0
         self._mean += (value - self._mean) / self._weight
@@ -176,7 +191,10 @@ class AdaptiveThreshold:
         return _Learned(value, centred, earlier.updated)
 
     def advantages(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """How much more each threshold is worth than the adopted one, and the standard error."""
+        """How much more each threshold is worth than the adopted one, and the standard error.
+
+        Both are FP64 [len(GRID)], in value per request.
+        """
         n = max(self._weight, 1.0)
         mean = self._difference[:, self.current] / n
         variance = np.maximum(self._square[:, self.current] / n - mean**2, 0.0)
@@ -201,12 +219,13 @@ class AdaptiveThreshold:
             "square": self._square,
             "compared": self._compared,
             "learned": [
-                [key, one.value, one.centred, one.updated] for key, one in self._learned.items()
+                [key, rating.value, rating.centred, rating.updated]
+                for key, rating in self._learned.items()
             ],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a :meth:`state`; ValueError if it is of another grid."""
+        """Take over a :meth:`state`; ValueError if its grid is another one."""
         sums = [np.array(state[k], np.float64) for k in ("difference", "square", "compared")]
         current = int(state["current"])
         if any(s.shape != self._square.shape for s in sums) or not 0 <= current < len(GRID):

@@ -1,10 +1,10 @@
 """How much an example helps: the proxy model of the paper's Example Selector (§4.1).
 
 P(the small LLM answers well | request, examples) is logistic in features of the request and
-of each example, plus an effect of each example of its own. Ratings are of whole answers; what
-each example had to do with it follows from the model: of two examples in a rated set, the one
-that is less known takes more of the surprise, and answers from which one was left out at
-random tell their effects apart.
+of each example, plus an effect that belongs to each example alone. Ratings are given to whole
+answers; what each example had to do with one follows from the model. Of two examples in a rated
+set, the one that is less known takes more of the surprise, and answers from which one example was
+dropped at random (leave-one-out) tell their effects apart.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from echolm.learning.snapshot import fingerprint
 from echolm.retrieval.features import EXAMPLE_FEATURES, PRIOR, REQUEST_FEATURES, FeatureBatch
 from echolm.retrieval.record import SelectionRecord, read_rating
 
-_VERSION = 1  # of the algorithm: another one makes another state of the same events
-_REMEMBERED = 50_000  # ratings that can still be replaced by a later one
-_CREDITED = 50_000  # examples with an effect of their own
+_VERSION = 1  # raised whenever the algorithm makes another state of the same events
+_REMEMBERED = 50_000  # most ratings that can still be replaced by a later one
+_CREDITED = 50_000  # most examples that have an effect
 # Standard deviations of the weights, a priori. How an example agrees with itself and with its
 # neighbours is what gives a bad one away, wherever it comes from. The general level is narrow:
 # a few bad ratings at the start must not put all examples under the threshold.
@@ -40,26 +40,30 @@ _DEVIATIONS = {
     "constant": 0.3,
     "prior": 0.15,
 }
-_EFFECT_VARIANCE = 0.5  # of an example's own effect, in log-odds squared
+_EFFECT_VARIANCE = 0.5  # prior variance of an example's effect, in log-odds squared
 
 
 class UtilityModel(Protocol):
     """Scores how much an example helps the small LLM with a request."""
 
     def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
-        """Utilities FP32 [B, n] in 0..1; what stands in padding means nothing."""
+        """Utilities FP32 [B, n] in 0..1; the values in padding mean nothing."""
         ...
 
 
 class SimilarityUtility:
-    """Nothing is learnt: how similar the requests are, times the response's quality."""
+    """The similarity of the requests times the response's quality. It learns nothing."""
 
     def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
         return np.maximum(batch.similarity, 0.0) * batch.quality
 
 
 class Effect(NamedTuple):
-    """An example's own effect on the log-odds: N(mean, variance), as of an update."""
+    """An example's effect on the log-odds, N(mean, variance).
+
+    Attributes:
+        updated: the model's ``updates`` when it was learnt.
+    """
 
     mean: float
     variance: float
@@ -68,11 +72,14 @@ class Effect(NamedTuple):
 
 @dataclass(frozen=True)
 class _Learned:
-    """A rating that was learnt, as far as replacing it needs.
+    """What replacing a rating needs to know of it.
 
     Attributes:
-        gain: what one more point of score had added to b along x.
-        effect_gains: the same for the mean of each example's effect, in the record's order.
+        score: the score that was learnt, 0..1.
+        updated: the model's ``updates`` when it was learnt.
+        gain: how much one more point of score would have added to b along x.
+        effect_gains: how much it would have added to the mean of each example's effect, in the
+            record's order.
     """
 
     score: float
@@ -83,7 +90,7 @@ class _Learned:
 
 @dataclass(frozen=True)
 class _Weights:
-    """What scoring reads, swapped as a whole."""
+    """What scoring reads; learning replaces it as a whole."""
 
     request: NDArray[np.float32]
     example: NDArray[np.float32]
@@ -91,21 +98,21 @@ class _Weights:
 
 
 class LearnedUtility:
-    """Bayesian logistic regression with effects per example, online and with forgetting.
+    """Bayesian logistic regression with an effect of each example, online and with forgetting.
 
-    Before any rating the utility equals :class:`SimilarityUtility`'s, since the log-odds of
+    Before any rating the utility equals that of :class:`SimilarityUtility`, since the log-odds of
     that product are a feature with prior weight 1 and all other weights are 0 a priori. The
-    log-odds of a set are the mean of its examples': an LLM follows what it is shown, so that a
-    poor example beside a good one makes the answer worse.
+    log-odds of a set are the mean of its examples' log-odds: an LLM follows what it is shown, so
+    that a poor example beside a good one makes the answer worse.
 
-    The posterior is Gaussian: exact mode and its curvature along each rating's direction
-    (Laplace), the weights jointly, each example's effect by itself. Scoring takes no lock:
-    it reads a snapshot that learning swaps.
+    The posterior is Gaussian: it has the exact mode and the curvature there along each rating's
+    direction (Laplace), jointly for the weights and separately for each example's effect. Scoring
+    takes no lock, since it reads a snapshot that learning replaces.
 
     Attributes:
-        A: precision of the weights, FP64 [d, d], requests' features before examples'.
+        A: precision of the weights, FP64 [d, d]; requests' features come before examples'.
         b: A @ mean, FP64 [d].
-        updates: ratings seen, each a step of forgetting.
+        updates: number of ratings seen; each is a step of forgetting.
     """
 
     name = "utility"
@@ -135,7 +142,7 @@ class LearnedUtility:
 
     @property
     def fingerprint(self) -> str:
-        """Of features, prior and rates."""
+        """Differs if features, prior or rates differ; see ``Learnable``."""
         return fingerprint(
             {
                 "version": _VERSION,
@@ -166,18 +173,18 @@ class LearnedUtility:
             found = [get(i) for i in batch.ids.ravel().tolist()]
             places = [k for k, effect in enumerate(found) if effect is not None]
             known = [effect for effect in found if effect is not None]
-            # A list a column: numpy is slow at reading tuples.
+            # Each column is read from a list, since numpy is slow at reading tuples.
             mean = np.array([e.mean for e in known])
             variance = np.array([e.variance for e in known])
             age = np.array([weights.updates - e.updated for e in known])
             kept = self._discount ** np.maximum(0.0, age)
-            # As in _now(), for all at once.
+            # The same as in _now(), for all at once.
             precision = kept / variance + (1.0 - kept) / _EFFECT_VARIANCE
             logits.ravel()[places] += kept * mean / variance / precision
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float32)
 
     def effect(self, example_id: int) -> tuple[float, float]:
-        """Mean and variance of an example's own effect, now."""
+        """Mean and variance of an example's effect now."""
         return self._now(self._effects.get(example_id), self.updates)
 
     def _now(self, effect: Effect | None, updates: int) -> tuple[float, float]:
@@ -188,13 +195,16 @@ class LearnedUtility:
         return kept * effect.mean / effect.variance / precision, 1.0 / precision
 
     def predict(self, record: SelectionRecord) -> float:
-        """P(the LLM answers well | request, these examples); of none: as their features are 0."""
+        """P(the LLM answers well | request, these examples).
+
+        Without examples, their features count as 0.
+        """
         x, share = self._inputs(record)
-        own = share * sum(self.effect(i)[0] for i in record.ids)
-        return _sigmoid(float(self._mean @ x) + own)
+        effects = share * sum(self.effect(i)[0] for i in record.ids)
+        return _sigmoid(float(self._mean @ x) + effects)
 
     def _inputs(self, record: SelectionRecord) -> tuple[NDArray[np.float64], float]:
-        """The set's features x, and the share with which each example's effect counts."""
+        """The set's features x, FP64 [d], and the share with which each example's effect counts."""
         expected = (len(REQUEST_FEATURES), len(EXAMPLE_FEATURES))
         if (len(record.request), record.features.shape[1]) != expected:
             raise ValueError(
@@ -206,7 +216,7 @@ class LearnedUtility:
         return x.astype(np.float64), share
 
     def apply(self, event: Event) -> None:
-        """Learn from a rating of an answer that had examples; others teach nothing here."""
+        """Learn from a rating of an answer that had examples; other ratings teach nothing here."""
         rated = read_rating(event.body)
         if rated is None:
             return
@@ -243,7 +253,7 @@ class LearnedUtility:
         curvature = p * (1.0 - p)
         residual = score - p
         shrink = 1.0 / (1.0 + curvature * variance)
-        # What the rating says of the weights while the examples' effects are unknown.
+        # As far as the examples' effects are unknown, the rating says less of the weights.
         share_of_weights = 1.0 / (1.0 + curvature * (variance - weight_variance))
         mean = self._mean + direction * residual
         self.A = self.A + curvature * share_of_weights * np.outer(x, x)
@@ -285,13 +295,13 @@ class LearnedUtility:
                 [(e.mean, e.variance, e.updated) for _, e in effects], dtype=np.float64
             ).reshape(-1, 3),
             "learned": [
-                [key, one.score, one.updated, one.gain, list(one.effect_gains)]
-                for key, one in self._learned.items()
+                [key, rating.score, rating.updated, rating.gain, list(rating.effect_gains)]
+                for key, rating in self._learned.items()
             ],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a :meth:`state`; ValueError if it has another shape."""
+        """Take over a :meth:`state`; ValueError if it has another number of weights."""
         A, b = np.array(state["A"], np.float64), np.array(state["b"], np.float64)
         if A.shape != self._A0.shape or b.shape != self._b0.shape:
             raise ValueError(f"utility: expected {self._A0.shape} weights, got {A.shape}")
@@ -317,7 +327,8 @@ def _sigmoid(value: float) -> float:
 def _mode(logit: float, variance: float, score: float) -> float:
     """The log-odds η with η = logit + variance · (score − σ(η)): the posterior's mode.
 
-    The right side falls as η grows, so there is one solution, between the bounds below.
+    The right side falls as η grows, so there is one solution. It lies between the bounds with
+    which the bisection starts.
     """
     low, high = logit - variance, logit + variance
     for _ in range(60):

@@ -1,1 +1,1 @@
-"""Which LLM answers a request, and the request's way from there to its answer."""
+"""A request's way from the client's inputs to its answer, and which LLM gives it."""

@@ -1,4 +1,4 @@
-"""Joins single calls into batches, without making any wait for others to come."""
+"""Joins single calls into batches, without making any call wait for others to come."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ class Batcher(Generic[T, R]):
 
     An idle batcher starts at once, so a lone item waits for nothing; under load the items that
     come while calls are running make up the next batch. Batches thus grow with the load, and
-    with them falls what each item costs.
-
-    Belongs to one event loop.
+    each item costs less. A batcher belongs to one event loop.
 
     Args:
         run: answers a batch, in order.
-        max_batch: items in one call.
-        max_running: calls at a time.
+        max_batch: most items in one call.
+        max_running: most calls at a time.
     """
 
     def __init__(
@@ -44,8 +42,8 @@ class Batcher(Generic[T, R]):
     async def __call__(self, item: T) -> R:
         """The answer to one item; raises what ``run`` raises for its batch.
 
-        An InvalidRequestError of a batch is no verdict on each of its items, so they are then
-        asked about one by one.
+        If that is an InvalidRequestError, it is not known which item of the batch is wrong, so
+        ``run`` is then called for each of them alone.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
@@ -78,7 +76,7 @@ class Batcher(Generic[T, R]):
             results = await self._run([item for item, _ in batch])
         except InvalidRequestError as error:
             if len(batch) > 1:
-                await asyncio.gather(*(self._answer([one]) for one in batch))
+                await asyncio.gather(*(self._answer([item]) for item in batch))
             else:
                 _fail(batch, error)
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""A request's way: retrieve, decide, generate, hand over what can be learnt.
+"""A request's way: retrieve, decide, generate, submit what can be learnt.
 
 Nothing here knows Triton. Every part may fail; the answer then comes without it, says so in
 ``degraded``, and only when no LLM answers does the client get an error.
@@ -11,8 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,6 @@ from echolm.primitives import (
     Answer,
     Choice,
     Completion,
-    Decision,
     Interaction,
     OnText,
     Request,
@@ -35,152 +33,39 @@ from echolm.primitives import (
     Selected,
     Served,
 )
-from echolm.retrieval.record import SelectionRecord
 from echolm.router.batcher import Batcher
-from echolm.router.policy import Policy
+from echolm.router.policy import Policy, decision_record, fallback_choice
+from echolm.router.ports import (
+    AnswerObserver,
+    InteractionSink,
+    NoMetrics,
+    NoObserver,
+    Retriever,
+    RouterMetrics,
+)
 from echolm.router.solicitation import Solicitor
 from echolm.settings import Settings
 
 logger = logging.getLogger("echolm")
 
-
-class Retriever(Protocol):
-    """Finds examples for a request."""
-
-    async def retrieve(self, request: Request) -> Retrieved:
-        """Embedding and chosen examples; UnavailableError if that fails."""
-        ...
-
-
-class InteractionSink(Protocol):
-    """Takes interactions that may become examples."""
-
-    async def offer(self, interaction: Interaction) -> None:
-        """Hand one over; failures are the sink's to count."""
-        ...
-
-
-class AnswerObserver(Protocol):
-    """Sees every answer that was given."""
-
-    def served(self, served: Served) -> None:
-        """Take note of one; returns at once and never raises."""
-        ...
-
-
-class NoObserver:
-    """Sees nothing."""
-
-    def served(self, served: Served) -> None: ...
-
-
-@dataclass(frozen=True)
-class Observers:
-    """Several as one."""
-
-    all: Sequence[AnswerObserver]
-
-    def served(self, served: Served) -> None:
-        for one in self.all:
-            one.served(served)
-
-
-Stage = Literal["retrieval", "decision", "generation", "first_token"]
-"""What of a request's time is measured; ``first_token`` from its beginning, of streams only."""
-
-
-class RouterMetrics(Protocol):
-    """Counts what the router does."""
-
-    def answered(self, answer: Answer, chosen: str, seconds: float) -> None: ...
-
-    def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
-        """
-        Args:
-            llm: which one, for ``generation`` and ``first_token``.
-        """
-        ...
-
-    def degraded(self, part: str, reason: str) -> None: ...
-
-    def failed(self, reason: str) -> None: ...
-
-
-class NoMetrics:
-    """Counts nothing."""
-
-    def answered(self, answer: Answer, chosen: str, seconds: float) -> None: ...
-
-    def took(self, stage: Stage, seconds: float, llm: str = "") -> None: ...
-
-    def degraded(self, part: str, reason: str) -> None: ...
-
-    def failed(self, reason: str) -> None: ...
-
-
 _Decided = tuple[NDArray[np.float32], Choice]
-
-
-def _selection(request: Request, retrieved: Retrieved, used: Sequence[Selected]) -> str:
-    """What a rating needs to know of the examples that came into the prompt."""
-    if not retrieved.selection:
-        return ""
-    try:
-        record = SelectionRecord.load(retrieved.selection).of_used({e.id for e in used})
-    except ValueError as error:  # there is an answer, which must not be lost
-        logger.error("nothing can be learnt of the examples: %s", error)
-        return ""
-    # What an LLM of the caller's choice makes of a selection is not what the router would.
-    return (record if request.llm == AUTO else replace(record, draw=None)).dump()
-
-
-def decision_record(
-    request_id: str,
-    request: Request,
-    retrieved: Retrieved,
-    x: NDArray[np.float32],
-    choice: Choice,
-    used: Sequence[Selected],
-    revision: str,
-) -> Decision:
-    """What a rating of an answer teaches about.
-
-    Args:
-        x: the bandit's context.
-        choice: of the LLM that gave the answer.
-        used: the examples in its prompt.
-        revision: of that LLM.
-    """
-    return Decision(
-        request_id,
-        request.tenant,
-        choice.arm,
-        x,
-        choice.propensity,
-        choice.quality,
-        tuple(e.id for e in used),
-        _selection(request, retrieved, used),
-        revision,
-    )
-
-
-def blind(llm: str) -> Choice:
-    """The decision record of an LLM that was taken without a working router."""
-    return Choice(llm, 1.0, {llm: 1.0}, quality=0.0)
+"""The bandit's context x, FP32 [d], and the choice."""
 
 
 @dataclass
 class RouterService:
-    """Answers requests.
+    """Answers requests. Belongs to one event loop.
 
     Attributes:
+        endpoints: the LLMs by name.
+        sink: takes the interactions that may become examples.
         observer: is shown every answer.
-        background: tasks that run on after an answer (handing over interactions).
+        background: tasks that run on after an answer, each submitting an interaction.
         solicitor: says for which answers a rating is asked.
     """
 
     settings: Settings
-    targets: Mapping[str, LLMEndpoint]
+    endpoints: Mapping[str, LLMEndpoint]
     retriever: Retriever
     policy: Policy
     tokens: FeedbackTokens
@@ -194,7 +79,7 @@ class RouterService:
     _decisions: Batcher[tuple[Request, Retrieved], _Decided | Exception] = field(init=False)
 
     def __post_init__(self) -> None:
-        # Requests come back from retrieval in batches, and are decided on in such.
+        # Requests come back from retrieval in batches, so they are decided on in batches, too.
         self._decisions = Batcher(self._decide_together, MAX_BATCH_SIZE, max_running=1)
         self.solicitor = Solicitor(self.settings.routing.solicit_share)
 
@@ -202,7 +87,7 @@ class RouterService:
         """Answer one request.
 
         Args:
-            on_text: gets the text piece by piece; None if only the whole is wanted.
+            on_text: gets the text piece by piece; None if only the whole text is wanted.
 
         Raises:
             InvalidRequestError: no LLM can take the request.
@@ -218,9 +103,9 @@ class RouterService:
             request_id, request, retrieved, chosen, on_text, notes, started
         )
         if llm != chosen:
-            choice = self._replaced(x, llm)
-        solicited = self.solicitor.asks(choice.rating_value)
-        revision = self.targets[llm].settings.revision
+            choice = self._stand_in_choice(x, llm)
+        solicited = self.solicitor.should_solicit(choice.rating_value)
+        revision = self.endpoints[llm].settings.revision
         decision = decision_record(request_id, request, retrieved, x, choice, used, revision)
         answer = Answer(
             text=completion.text,
@@ -235,18 +120,18 @@ class RouterService:
             num_output_tokens=completion.num_output_tokens,
         )
         self.metrics.answered(answer, chosen, self.clock() - started)
-        self._offer(request, retrieved, answer)
+        self._submit(request, retrieved, answer)
         self.observer.served(
             Served(request, retrieved, x, choice, decision, completion.text, solicited)
         )
         return answer
 
     async def _retrieve(self, request: Request, notes: list[str]) -> Retrieved:
-        forced = None if request.llm == AUTO else self.targets[request.llm].settings
+        requested = None if request.llm == AUTO else self.endpoints[request.llm].settings
         if (
-            forced is not None
-            and not (forced.takes_examples and request.use_examples)
-            and not self._may_store(request, forced.name)
+            requested is not None
+            and not (requested.takes_examples and request.use_examples)
+            and not self._may_store(request, requested.name)
         ):
             return Retrieved()  # nothing that retrieval finds would be used
         started = self.clock()
@@ -264,13 +149,11 @@ class RouterService:
             self.metrics.degraded("retrieval", retrieved.degraded.replace(" ", "_"))
         return retrieved
 
-    async def _decide(
-        self, request: Request, retrieved: Retrieved, notes: list[str]
-    ) -> tuple[NDArray[np.float32], Choice]:
+    async def _decide(self, request: Request, retrieved: Retrieved, notes: list[str]) -> _Decided:
         try:
             if request.llm != AUTO:
                 x = self.policy.context(request, retrieved)
-                return x, self.policy.forced(x, request.llm)
+                return x, self.policy.forced_choice(x, request.llm)
             started = self.clock()
             decision = await self._decisions((request, retrieved))
             self.metrics.took("decision", self.clock() - started)
@@ -279,44 +162,54 @@ class RouterService:
             return decision
         except Exception as error:  # whatever is wrong with the router's state, an LLM can answer
             logger.error("routing failed", exc_info=error)
-            forced = request.llm != AUTO
-            notes.append("routing failed" if forced else "routing failed: default LLM")
+            by_caller = request.llm != AUTO
+            notes.append("routing failed" if by_caller else "routing failed: default LLM")
             self.metrics.degraded("routing", "failed")
-            name = request.llm if forced else self.settings.default_llm.name
-            return self.policy.unknown(), blind(name)
+            name = request.llm if by_caller else self.settings.default_llm.name
+            return self.policy.empty_context(), fallback_choice(name)
 
     async def _decide_together(
-        self, asked: Sequence[tuple[Request, Retrieved]]
+        self, requests: Sequence[tuple[Request, Retrieved]]
     ) -> Sequence[_Decided | Exception]:
-        """One draw for all; where that fails, each by itself, so that none fails for another."""
+        """Decide for all at once; if that fails, for each alone, so that none fails for another."""
         try:
-            return self.policy.decide(asked)
+            return self.policy.decide(requests)
         except Exception as error:
-            if len(asked) == 1:
+            if len(requests) == 1:
                 return [error]
-        return [(await self._decide_together([one]))[0] for one in asked]
+        return [(await self._decide_together([request]))[0] for request in requests]
 
-    def _replaced(self, x: NDArray[np.float32], llm: str) -> Choice:
+    def _stand_in_choice(self, x: NDArray[np.float32], llm: str) -> Choice:
+        """The choice of the LLM that answered in place of the chosen one."""
         try:
-            return self.policy.forced(x, llm)
+            return self.policy.forced_choice(x, llm)
         except Exception as error:  # there is an answer, which must not be lost
             logger.error("routing failed", exc_info=error)
-            return blind(llm)
+            return fallback_choice(llm)
 
     async def _generate(
         self,
         request_id: str,
         request: Request,
         retrieved: Retrieved,
-        first: str,
+        chosen: str,
         on_text: OnText | None,
         notes: list[str],
         started: float,
     ) -> tuple[str, Sequence[Selected], Completion]:
+        """Let the chosen LLM answer, or another one if it fails.
+
+        Args:
+            notes: is told of each LLM that failed.
+            started: when the request came, by ``clock``.
+
+        Returns:
+            Name of the LLM that answered, the examples in its prompt, and the answer.
+        """
         refused: InvalidRequestError | None = None
         problem: Exception
         sent = False
-        name = first
+        name = chosen
 
         def forward(piece: str) -> None:
             nonlocal sent
@@ -326,15 +219,14 @@ class RouterService:
             assert on_text is not None
             on_text(piece)
 
-        for attempt, name in enumerate(self._order(first)):
-            target = self.targets[name]
-            offered = retrieved.examples if target.settings.takes_examples else ()
-            prompt, used = target.prompt(request, offered)
-            asked = self.clock()
+        for attempt, name in enumerate(self._order(chosen)):
+            endpoint = self.endpoints[name]
+            prompt, used = endpoint.prompt(request, retrieved.examples)
+            generation_started = self.clock()
             try:
                 with self.load.serving(name):
                     completion = await asyncio.wait_for(
-                        target.client.generate(
+                        endpoint.client.generate(
                             f"{request_id}-{attempt}",
                             prompt,
                             request.sampling,
@@ -342,7 +234,7 @@ class RouterService:
                         ),
                         self.settings.limits.request_timeout_s,
                     )
-                self.metrics.took("generation", self.clock() - asked, name)
+                self.metrics.took("generation", self.clock() - generation_started, name)
                 return name, used, completion
             except InvalidRequestError as error:
                 # Another LLM may have the context that this one lacks.
@@ -369,21 +261,21 @@ class RouterService:
         self.metrics.failed("no_llm")
         raise UnavailableError(f"no LLM answered: {'; '.join(notes)}")
 
-    def _order(self, first: str) -> list[str]:
-        """LLMs in the order in which they are tried: chosen, default, then the strongest."""
-        by_cost = sorted(self.targets, key=lambda n: -self.targets[n].settings.cost)
-        return list(dict.fromkeys([first, self.settings.default_llm.name, *by_cost]))
+    def _order(self, chosen: str) -> list[str]:
+        """LLMs in the order in which they are tried: chosen, default, then strongest first."""
+        by_cost = sorted(self.endpoints, key=lambda n: -self.endpoints[n].settings.cost)
+        return list(dict.fromkeys([chosen, self.settings.default_llm.name, *by_cost]))
 
     def _may_store(self, request: Request, llm: str) -> bool:
         return (
             self.settings.examples.enabled
             and request.store
-            # A stop word of the caller's may have cut the answer short.
+            # One of the caller's stop words may have cut the answer short.
             and not request.sampling.stop
             and llm in self.settings.example_sources
         )
 
-    def _offer(self, request: Request, retrieved: Retrieved, answer: Answer) -> None:
+    def _submit(self, request: Request, retrieved: Retrieved, answer: Answer) -> None:
         if retrieved.embedding is None or not self._may_store(request, answer.llm):
             return
         interaction = Interaction(
@@ -397,14 +289,14 @@ class RouterService:
             quality=answer.predicted_quality,
             help_probability=retrieved.help_probability,
         )
-        task = asyncio.get_running_loop().create_task(self._hand_over(interaction))
+        task = asyncio.get_running_loop().create_task(self._submit_interaction(interaction))
         # The loop keeps only weak references to tasks.
         self.background.add(task)
         task.add_done_callback(self.background.discard)
 
-    async def _hand_over(self, interaction: Interaction) -> None:
+    async def _submit_interaction(self, interaction: Interaction) -> None:
         try:
-            await self.sink.offer(interaction)
+            await self.sink.submit(interaction)
         except EchoError as error:
-            logger.warning("interaction not handed over: %s", error)
+            logger.warning("interaction not submitted: %s", error)
             self.metrics.degraded("example_manager", "unavailable")

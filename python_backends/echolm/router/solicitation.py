@@ -7,16 +7,16 @@ them apart, that rule asks for nothing, ever, and what the router wrongly believ
 to the test.
 
 Here the question is what one rating of this answer is worth: by how much it can be expected
-to improve the decision for requests like this one (:func:`value_of_rating`). It grows with
-the posterior's width at this context (rare contexts), with the nearness of the arms (open
-decisions), and is small where the answering arm is the one that is known well already. These
-values shrink as the router learns, so they are compared with each other and not with a
-constant (:class:`Solicitor`): users are asked for a fixed share of answers, the most valuable
-ones.
+to improve the decision for requests like this one
+(:func:`echolm.bandit.rating_value.value_of_rating`). It grows with the posterior's width at this
+context (rare contexts) and with the nearness of the arms (open decisions), and it is small if the
+answering arm is known well already. These values shrink as the router learns, so they are
+compared with each other and not with a constant (:class:`Solicitor`): users are asked for ratings
+of a fixed share of answers, the most valuable ones.
 
 Ratings until 95% of what random rating gains in the end, in the simulation of
-``tests/unit/routing/test_solicitation.py`` (mean of 12 seeds; 40% of the requests are clear
-cases, as those without examples are):
+``tests/unit/router/test_solicitation.py`` (mean of 12 seeds; 40% of the requests are clear
+cases, as requests without examples are):
 
 ============================ ========= ========== =========
 prior confidences            at random this rule  the paper
@@ -27,8 +27,7 @@ close for none, no clear     310       230        never
 cases at all
 ============================ ========= ========== =========
 
-What it saves are mostly the ratings of clear cases; where there are none, it saves less than
-half.
+This rule saves mostly the ratings of clear cases; if there are none, it saves less than half.
 """
 
 from __future__ import annotations
@@ -37,34 +36,36 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 
-_WINDOW, _ASKED = 200, 10.0  # least requests, and ratings asked for, that values are compared in
-_MOST_SAVED = 10.0  # ratings that a time without valuable requests leaves for later
+# A value is compared with those of this many requests at least, and of so many that this number
+# of ratings is asked for among them.
+_MIN_WINDOW, _RATINGS_IN_WINDOW = 200, 10.0
+_MAX_BUDGET = 10.0  # ratings that a time without valuable requests leaves for later
 
 
 class Solicitor:
     """Picks the most valuable share of a stream of requests. For use by one thread.
 
-    A rating is asked for where its value is in the top ``share`` of the values seen lately.
-    That is not long: values fall by orders of magnitude as the router learns, and beside those
-    of long ago no new one would be among the top. Where many values are equal that would be too
-    many, so there is a budget as well, which grows by ``share`` with each request.
+    A rating is asked for if its value is in the top ``share`` of the values seen lately. The
+    window is short, since values fall by orders of magnitude as the router learns, and beside
+    those of long ago no new one would be among the top. If many values are equal that would be
+    too many, so there is a budget as well, which grows by ``share`` with each request.
 
     Args:
-        share: of the requests whose rating is worth anything, in [0, 1].
+        share: the share, in [0, 1], of those requests whose rating is worth anything.
     """
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._window = max(_WINDOW, math.ceil(_ASKED / share)) if share > 0.0 else 1
+        self._window = max(_MIN_WINDOW, math.ceil(_RATINGS_IN_WINDOW / share)) if share > 0.0 else 1
         self._recent: deque[float] = deque()
         self._ranked: list[float] = []
         self._budget = 1.0
 
-    def asks(self, value: float) -> bool:
-        """Whether a rating of this value (see :func:`value_of_rating`) is asked for."""
+    def should_solicit(self, value: float) -> bool:
+        """Whether a rating is asked for that is worth ``value``, in quality."""
         if value <= 0.0:
             return False
-        self._budget = min(_MOST_SAVED, self._budget + self._share)
+        self._budget = min(_MAX_BUDGET, self._budget + self._share)
         insort(self._ranked, value)
         self._recent.append(value)
         if len(self._recent) > self._window:

@@ -1,4 +1,4 @@
-"""What a client may ask for, checked before anything is done for it."""
+"""What a client may ask for. All of it is checked here, once, before anything is done for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CACHE_CONTROL = {
     "no-examples": (False, True),
     "no-cache": (False, False),
 }
-"""cache_control -> (may use examples, may learn from the interaction)."""
+"""For each value of cache_control: (may use examples, may learn from the interaction)."""
 
 _MAX_TENANT_BYTES = 256
 
@@ -42,7 +42,7 @@ def check_tenant(tenant: str) -> str:
 
 
 def check_cache_control(value: str) -> tuple[bool, bool]:
-    """(may use examples, may learn); InvalidRequestError for an unknown value."""
+    """The entry of ``CACHE_CONTROL``; InvalidRequestError if there is none."""
     try:
         return CACHE_CONTROL[value]
     except KeyError:
@@ -63,14 +63,14 @@ def build_request(
     stream: bool = False,
     **sampling: Any,
 ) -> Request:
-    """Validate one request's values.
+    """The request of one set of values, validated.
 
     Args:
         sampling: fields of :class:`~echolm.primitives.Sampling`, except ``stop``; None stands for
             an input that the caller did not send.
 
     Raises:
-        InvalidRequestError: a value is wrong; the message names it.
+        InvalidRequestError: a value is wrong; the message names the input.
     """
     limits = settings.limits
     check_text(text, limits.max_input_chars)

@@ -145,7 +145,7 @@ class BLSExampleManager:
     def __init__(self, timeout_s: float = 10.0) -> None:
         self._timeout_s = timeout_s
 
-    async def offer(self, interaction: Interaction) -> None:
+    async def submit(self, interaction: Interaction) -> None:
         columns = {
             field.name: [getattr(interaction, field.name)]
             for field in dataclasses.fields(interaction)

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from echolm import telemetry
 from echolm.primitives import Answer
-from echolm.router.service import Stage
+from echolm.router.ports import Stage
 from echolm.telemetry import SECONDS_BUCKETS, MetricSpec
 
 logger = logging.getLogger("echolm")
@@ -87,7 +87,7 @@ _STAGES: Mapping[Stage, str] = {
 
 
 class TritonRouterMetrics:
-    """:class:`echolm.router.service.RouterMetrics` on Triton's endpoint."""
+    """:class:`echolm.router.ports.RouterMetrics` on Triton's endpoint."""
 
     def __init__(self, metrics: Metrics, strongest_llm: str) -> None:
         self._metrics = metrics

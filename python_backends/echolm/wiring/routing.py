@@ -18,14 +18,14 @@ from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
 from echolm.load.tracker import ServingLoad
 from echolm.router.policy import Policy
-from echolm.router.service import (
+from echolm.router.ports import (
     AnswerObserver,
     InteractionSink,
     Observers,
     Retriever,
     RouterMetrics,
-    RouterService,
 )
+from echolm.router.service import RouterService
 from echolm.settings import Settings
 from echolm.wiring.learning import build_feedback_tokens, build_learner, open_event_log
 from echolm.wiring.llms import build_endpoints, build_judge

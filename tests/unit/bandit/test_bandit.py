@@ -34,7 +34,7 @@ def bandit(names: tuple[str, ...] = ("small", "large"), floor: float = 0.01) -> 
 class World:
     """Contexts, and the quality that each LLM's answer has in them.
 
-    The small LLM is good where x[1] (a fitting example) is high, the large one everywhere, and
+    The small LLM is good where x[1] (a relevant example) is high, the large one everywhere, and
     the medium one where x[2] is high.
     """
 
@@ -231,7 +231,7 @@ def test_less_exploration_makes_a_choice_firmer_and_none_makes_it_certain() -> N
     assert 0.5 < shares[0] < shares[1] < shares[2] == pytest.approx(1.0)
 
 
-def test_load_and_cost_take_probability_from_the_dear_arm() -> None:
+def test_load_and_cost_take_probability_from_the_expensive_arm() -> None:
     x = np.array([1, 0.5, 0.5, 0.5], dtype=np.float32)
     rng = np.random.default_rng(0)
     calm = bandit().choose(x, {}, rng).probabilities

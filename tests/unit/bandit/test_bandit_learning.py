@@ -144,7 +144,7 @@ def test_a_fingerprint_tells_what_a_posterior_depends_on(changed: dict[str, Any]
 
 def test_a_state_of_another_dimension_is_refused() -> None:
     small = BanditLearning(build_bandit(Settings(routing={"projection_dim": 4}))[1])
-    with pytest.raises(ValueError, match="posterior of"):
+    with pytest.raises(ValueError, match="posterior: expected"):
         BanditLearning(bandit()).restore(small.state())
 
 

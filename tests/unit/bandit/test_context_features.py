@@ -48,9 +48,9 @@ def test_the_context_does_not_depend_on_the_order_of_examples(
 
 def test_without_examples_only_the_request_speaks() -> None:
     x = Featurizer(3)("hello", E, [])
-    assert value(x, "unfit") == 1
+    assert value(x, "irrelevance") == 1
     assert value(x, "log_length") == pytest.approx((math.log1p(5) / 10 - 0.45) / 4)
-    others = set(SCALARS) - {"unfit", "log_length"}
+    others = set(SCALARS) - {"irrelevance", "log_length"}
     assert all(value(x, name) == 0 for name in others)
     assert np.abs(x[len(SCALARS) :]).max() > 0
 
@@ -59,7 +59,7 @@ def test_without_an_embedding_the_projection_is_zero() -> None:
     assert not Featurizer(3)("hello", None, [])[len(SCALARS) :].any()
 
 
-def test_fit_goes_from_the_floor_to_the_ceiling() -> None:
+def test_relevance_goes_from_the_least_similarity_to_its_saturation() -> None:
     featurizer = Featurizer(0, min_similarity=0.6, similarity_saturation=0.8)
 
     def found(name: str) -> list[float]:
@@ -69,12 +69,12 @@ def test_fit_goes_from_the_floor_to_the_ceiling() -> None:
         )
         return [value(x, name) for x in contexts]
 
-    assert found("fit") == pytest.approx([0, 0, 0.5, 1, 1], abs=1e-6)
-    assert found("unfit") == pytest.approx([1, 1, 0.5, 0, 0], abs=1e-6)
+    assert found("relevance") == pytest.approx([0, 0, 0.5, 1, 1], abs=1e-6)
+    assert found("irrelevance") == pytest.approx([1, 1, 0.5, 0, 0], abs=1e-6)
 
 
 # From the centres: similarity 0.8, utility 0.8, two examples, half of the words in common.
-SAID = {
+CENTRED = {
     "best_similarity": 0.9 - 0.8,
     "mean_similarity": 0.75 - 0.8,
     "similarity_margin": 0.9 - 0.75,
@@ -85,18 +85,20 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize(("ceiling", "fit"), [(0.85, 1.0), (1.2, 0.5)])
-def test_what_the_scalars_say_counts_as_far_as_the_examples_fit(ceiling: float, fit: float) -> None:
+@pytest.mark.parametrize(("saturation", "relevance"), [(0.85, 1.0), (1.2, 0.5)])
+def test_the_scalars_count_as_far_as_the_examples_are_relevant(
+    saturation: float, relevance: float
+) -> None:
     chosen = [
         Selected(1, "list files", "ls a", 0.9, 0.7),
         Selected(2, "x", "ls b", 0.6, 0.6),
         Selected(3, "y", "ls a", 0.75, 0.5),
     ]
-    x = Featurizer(0, similarity_saturation=ceiling)("list all files", E, chosen)
-    assert {"unfit", "fit", "log_length", *SAID} == set(SCALARS)
-    for name, said in SAID.items():
-        assert value(x, name) == pytest.approx(fit * said, abs=1e-6), name
-    assert value(x, "fit") == pytest.approx(fit)
+    x = Featurizer(0, similarity_saturation=saturation)("list all files", E, chosen)
+    assert {"irrelevance", "relevance", "log_length", *CENTRED} == set(SCALARS)
+    for name, centred in CENTRED.items():
+        assert value(x, name) == pytest.approx(relevance * centred, abs=1e-6), name
+    assert value(x, "relevance") == pytest.approx(relevance)
     assert value(x, "log_length") == pytest.approx((math.log1p(14) / 10 - 0.45) / 4)
 
 
@@ -114,11 +116,11 @@ def test_the_projection_is_the_same_in_every_process() -> None:
     assert Featurizer(3)("q", E, [])[-3:] == pytest.approx(GOLDEN, abs=2.5e-5)
 
 
-def test_priors_expect_quality_with_a_fitting_example_only() -> None:
+def test_priors_expect_quality_with_a_relevant_example_only() -> None:
     featurizer = Featurizer(2)
-    fitting = featurizer("q", None, [Selected(1, "q", "a", 0.95, 0.9)])
+    relevant = featurizer("q", None, [Selected(1, "q", "a", 0.95, 0.9)])
     small = LLMSettings(name="s", cost=1, takes_examples=True, prior_quality=0.9)
     large = LLMSettings(name="l", cost=1, takes_examples=False, prior_quality=0.95)
-    for x, expected in ((fitting, (0.9, 0.95)), (featurizer("q", None, []), (0.3, 0.95))):
+    for x, expected in ((relevant, (0.9, 0.95)), (featurizer("q", None, []), (0.3, 0.95))):
         found = tuple(float(featurizer.prior_mean(llm) @ x) for llm in (small, large))
         assert found == pytest.approx(expected)

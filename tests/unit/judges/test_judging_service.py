@@ -38,7 +38,7 @@ class Retriever:
 
 
 class Sink:
-    async def offer(self, interaction: Interaction) -> None: ...
+    async def submit(self, interaction: Interaction) -> None: ...
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Setup:
         self.tokens = FeedbackTokens("key", 60)
         self.router = RouterService(
             settings=settings,
-            targets=endpoints,
+            endpoints=endpoints,
             retriever=Retriever(),
             policy=policy,
             tokens=self.tokens,

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-ALL_MARKERS = sorted({marker for t in TEMPLATES.values() for marker in t.markers})
-_FRAGMENTS = sorted({m[:i] for m in ALL_MARKERS for i in range(1, len(m))}) + sorted(
-    {m[i:] for m in ALL_MARKERS for i in range(1, len(m))}
+SPECIAL_TOKENS = sorted({token for t in TEMPLATES.values() for token in t.special_tokens})
+_FRAGMENTS = sorted({m[:i] for m in SPECIAL_TOKENS for i in range(1, len(m))}) + sorted(
+    {m[i:] for m in SPECIAL_TOKENS for i in range(1, len(m))}
 )
 hostile_text = st.lists(
     st.one_of(
-        st.sampled_from(ALL_MARKERS),
+        st.sampled_from(SPECIAL_TOKENS),
         st.sampled_from(_FRAGMENTS),
         st.sampled_from(["{request}", "{response}", "{system}", "\u200b", "\\1", "user", "\n"]),
         st.text(max_size=4),
@@ -64,23 +64,23 @@ def test_the_prompt_ends_where_the_answer_starts(name: str) -> None:
     examples=st.lists(st.tuples(hostile_text, hostile_text), max_size=3),
     system=hostile_text,
 )
-def test_no_text_can_bring_a_marker_into_the_prompt(
+def test_no_text_can_bring_a_special_token_into_the_prompt(
     name: str, request: str, examples: list[tuple[str, str]], system: str
 ) -> None:
-    """As many markers as with harmless texts of the same number: no turn, no example is forged."""
+    """It has as many special tokens as with harmless texts, so no turn and no example is forged."""
     chosen = template(name)
     prompt = chosen.render(request, examples, system)
     harmless = chosen.render("r", [("q", "a")] * len(examples), "s" if system else "")
-    for marker in chosen.markers:
-        assert prompt.count(marker) == harmless.count(marker)
+    for token in chosen.special_tokens:
+        assert prompt.count(token) == harmless.count(token)
 
 
 @given(text=hostile_text)
-def test_only_markers_are_changed(text: str) -> None:
+def test_only_special_tokens_are_changed(text: str) -> None:
     for chosen in TEMPLATES.values():
         changed = chosen.escape_special_tokens(text)
         assert changed.replace("\u200b", "") == text.replace("\u200b", "")
-        if not any(marker in text for marker in chosen.markers):
+        if not any(token in text for token in chosen.special_tokens):
             assert changed == text
 
 
@@ -93,13 +93,13 @@ def test_placeholders_in_texts_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_holds_its_markers_and_its_places(name: str) -> None:
+def test_a_template_holds_its_special_tokens_and_its_places(name: str) -> None:
     chosen = template(name)
     assert "{system}" in chosen.system
     assert chosen.example.index("{request}") < chosen.example.index("{response}")
     assert "{request}" in chosen.request
-    opening = [m for m in chosen.markers if m in chosen.example + chosen.request + chosen.system]
-    assert opening
+    layout = chosen.example + chosen.request + chosen.system
+    assert [token for token in chosen.special_tokens if token in layout]
 
 
 def test_an_unknown_template_is_a_configuration_error() -> None:

@@ -1,4 +1,4 @@
-"""A burst of requests before two simulated LLMs: the bias takes load off the dear one, in time.
+"""A burst of requests before two simulated LLMs: the bias takes load off the large one, in time.
 
 Requests differ in how well the small LLM would do. Two models of the hardware: LLMs with slots
 of their own and a queue each, and LLMs that share one machine's time.
@@ -106,8 +106,8 @@ class Run:
         return float(np.quantile(self.latency, 0.99))
 
 
-def quality(llm: str, fit: float) -> float:
-    return 0.97 if llm == "large" else 0.35 + 0.6 * fit
+def quality(llm: str, relevance: float) -> float:
+    return 0.97 if llm == "large" else 0.35 + 0.6 * relevance
 
 
 def simulate(
@@ -128,7 +128,7 @@ def simulate(
     )
     settings = Settings(llms=llms, routing={"load_bias": 0.8, **routing_settings})
     arms = {
-        # x = (1 - fit, fit), learnt well.
+        # x = (1 - relevance, relevance), learnt well.
         n: BayesianLinearArm(np.array([quality(n, 0), quality(n, 1)]), 20_000.0, 0.15, 1.0)
         for n in CAPACITY
     }
@@ -152,11 +152,11 @@ def simulate(
             rows[request][1] = now - rows[request][0]
             continue
         now = arrival
-        fit = float(rng.beta(0.8, 0.5))
+        relevance = float(rng.beta(0.8, 0.5))
         biases = bias()
-        llm = bandit.choose(np.array([1 - fit, fit]), biases, rng).arm
+        llm = bandit.choose(np.array([1 - relevance, relevance]), biases, rng).arm
         request = len(rows)
-        rows.append([now, np.nan, llm == "small", quality(llm, fit), biases["large"]])
+        rows.append([now, np.nan, llm == "small", quality(llm, relevance), biases["large"]])
         open_[request] = load.serving(llm)
         open_[request].__enter__()
         hardware.begin(now, request, llm)

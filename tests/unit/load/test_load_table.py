@@ -1,4 +1,4 @@
-"""The board across boards of one process, and across real processes that are killed."""
+"""The load over tables of one process, and over real processes that are killed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from echolm.load.table import LoadTable
-board = LoadTable(Path(sys.argv[1]), ["small", "large"])
-assert not board.degraded, board.degraded
+table = LoadTable(Path(sys.argv[1]), ["small", "large"])
+assert not table.degraded, table.degraded
 with ExitStack() as stack:
     for llm in sys.argv[2:]:
-        stack.enter_context(board.serving(llm))
+        stack.enter_context(table.serving(llm))
     print("ready", flush=True)
     sys.stdin.readline()
-board.close()
+table.close()
 """
 
 
@@ -48,10 +48,10 @@ class Clock:
 
 
 @contextmanager
-def held(board: LoadTable, llm: str, number: int) -> Iterator[None]:
+def held(table: LoadTable, llm: str, number: int) -> Iterator[None]:
     with ExitStack() as stack:
         for _ in range(number):
-            stack.enter_context(board.serving(llm))
+            stack.enter_context(table.serving(llm))
         yield
 
 
@@ -76,15 +76,15 @@ def becomes(condition: Callable[[], bool], within_s: float = 5.0) -> bool:
     return True
 
 
-def test_the_load_is_the_sum_over_all_boards(path: Path) -> None:
+def test_the_load_is_the_sum_over_all_tables(path: Path) -> None:
     clock = Clock()
     one, two = (LoadTable(path, LLMS, half_life_s=2.0, clock=clock) for _ in range(2))
     assert one.degraded == two.degraded == ""
     with held(one, "large", 3), held(two, "large", 4), held(two, "small", 1):
         clock.now += 2.0
-        for board in (one, two):
-            assert (board.in_flight("large"), board.in_flight("small")) == (7, 1)
-            assert board.load("large") == pytest.approx(3.5)
+        for table in (one, two):
+            assert (table.in_flight("large"), table.in_flight("small")) == (7, 1)
+            assert table.load("large") == pytest.approx(3.5)
         assert (one.own.in_flight("large"), two.own.in_flight("large")) == (3, 4)
     assert one.in_flight("large") == 0
     clock.now += 2.0
@@ -98,7 +98,7 @@ def test_a_request_that_fails_is_no_longer_in_flight(path: Path) -> None:
     assert two.in_flight("large") == 0
 
 
-def test_a_board_that_is_closed_counts_no_longer_and_its_row_is_free(path: Path) -> None:
+def test_a_table_that_is_closed_counts_no_longer_and_its_row_is_free(path: Path) -> None:
     clock = Clock()
     one = LoadTable(path, LLMS, clock=clock, rows=2)
     two = LoadTable(path, LLMS, clock=clock, rows=2)
@@ -118,7 +118,7 @@ def test_a_board_that_is_closed_counts_no_longer_and_its_row_is_free(path: Path)
         assert (one.in_flight("small"), one.in_flight("large")) == (2, 0)
 
 
-def test_a_full_board_leaves_the_own_count_until_a_row_is_free(
+def test_a_full_table_leaves_the_own_count_until_a_row_is_free(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
@@ -134,7 +134,7 @@ def test_a_full_board_leaves_the_own_count_until_a_row_is_free(
         clock.now += 11
         assert two.in_flight("large") == 2
         assert two.degraded == ""
-        # What was in flight before it joined is on the board, too.
+        # What was in flight before it joined is in the table, too.
         assert LoadTable(path, LLMS, clock=clock, rows=1).degraded == "all 1 rows are taken"
 
 
@@ -151,7 +151,7 @@ def test_requests_from_before_joining_are_published(path: Path) -> None:
         assert [count.in_flight for count in late_file.read(0)] == [0, 2]
 
 
-@pytest.mark.parametrize("content", [b"no board", b"\xff" * 100_000])
+@pytest.mark.parametrize("content", [b"no table", b"\xff" * 100_000])
 def test_a_damaged_file_is_replaced(path: Path, content: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
@@ -160,7 +160,7 @@ def test_a_damaged_file_is_replaced(path: Path, content: bytes) -> None:
         assert (one.degraded, two.in_flight("large")) == ("", 1)
 
 
-def test_routers_with_other_llms_do_not_share_a_board(path: Path) -> None:
+def test_routers_with_other_llms_do_not_share_a_table(path: Path) -> None:
     clock = Clock()
     one = LoadTable(path, LLMS, clock=clock)
     other = LoadTable(path, ("large", "small"), clock=clock)
@@ -187,10 +187,10 @@ def test_a_file_that_was_deleted_is_made_again_and_all_meet_there(path: Path) ->
 
 def test_a_path_that_cannot_be_written_leaves_the_own_count(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    board = LoadTable(tmp_path / "file" / "load.table", LLMS)
-    with held(board, "large", 2):
-        assert board.in_flight("large") == 2
-    assert board.degraded
+    table = LoadTable(tmp_path / "file" / "load.table", LLMS)
+    with held(table, "large", 2):
+        assert table.in_flight("large") == 2
+    assert table.degraded
 
 
 def test_a_write_that_never_ended_leaves_the_last_whole_reading(path: Path) -> None:
@@ -216,27 +216,27 @@ def test_closing_another_descriptor_of_the_file_does_not_lose_the_row(path: Path
 
 
 def test_the_load_of_a_killed_process_disappears_and_its_row_can_be_taken(path: Path) -> None:
-    board = LoadTable(path, LLMS)
+    table = LoadTable(path, LLMS)
     killed = worker(path, "large", "large", "large", "small")
     stays = worker(path, "large")
     try:
-        assert becomes(lambda: board.in_flight("large") == 4)
-        assert board.in_flight("small") == 1
+        assert becomes(lambda: table.in_flight("large") == 4)
+        assert table.in_flight("small") == 1
         killed.send_signal(signal.SIGKILL)
         assert killed.wait(10) == -signal.SIGKILL
-        assert becomes(lambda: board.in_flight("large") == 1)
-        assert (board.in_flight("small"), board.load("small")) == (0, 0)
-        rows = board._file.live_rows() if board._file else []
+        assert becomes(lambda: table.in_flight("large") == 1)
+        assert (table.in_flight("small"), table.load("small")) == (0, 0)
+        rows = table._file.live_rows() if table._file else []
         assert len(rows) == 1
         next_one = worker(path, "small")
         try:
-            assert becomes(lambda: (board.in_flight("large"), board.in_flight("small")) == (1, 1))
+            assert becomes(lambda: (table.in_flight("large"), table.in_flight("small")) == (1, 1))
             # It took the dead process' row: rows do not run out as processes come and go.
-            assert board._file is not None
-            assert max(board._file.live_rows()) == 2
+            assert table._file is not None
+            assert max(table._file.live_rows()) == 2
         finally:
             next_one.communicate("end\n", timeout=10)
     finally:
         stays.communicate("end\n", timeout=10)
         killed.communicate(timeout=10)
-    assert becomes(lambda: board.in_flight("large") == 0)
+    assert becomes(lambda: table.in_flight("large") == 0)

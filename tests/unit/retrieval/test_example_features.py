@@ -55,10 +55,10 @@ def test_a_look_alike_shares_all_words_but_one() -> None:
         candidate(1, REQUEST.replace(" for Ada", ""), ANSWER),
         candidate(2, "restart the billing service on node-7 without backup", ANSWER),
     )
-    assert value(batch, "covered", 0) == pytest.approx(0.0)
-    assert value(batch, "covering", 0) == pytest.approx(0.0)
-    assert value(batch, "covered", 1) == pytest.approx(0.0)
-    assert value(batch, "covering", 1) == pytest.approx(5 / 7 - 1.0)
+    assert value(batch, "request_containment", 0) == pytest.approx(0.0)
+    assert value(batch, "example_containment", 0) == pytest.approx(0.0)
+    assert value(batch, "request_containment", 1) == pytest.approx(0.0)
+    assert value(batch, "example_containment", 1) == pytest.approx(5 / 7 - 1.0)
 
 
 def test_a_response_that_lost_its_requests_values_shows() -> None:
@@ -142,8 +142,9 @@ def test_kept_new_and_changed_examples_of_a_batch_are_as_if_all_were_new() -> No
     mixed = featurize(["ask 3", "say 4"], rows, texts)
     fresh = featurize(["ask 3", "say 4"], rows, ExampleTexts(EstimatedTokens(), 64))
     assert np.array_equal(mixed.example, fresh.example)
-    assert np.array_equal(mixed.asks[mixed.valid], fresh.asks[fresh.valid])
-    assert np.array_equal(mixed.says[mixed.valid], fresh.says[fresh.valid])
+    for sketches in ("request_sketches", "response_sketches"):
+        one, two = (getattr(batch, sketches)[batch.valid] for batch in (mixed, fresh))
+        assert np.array_equal(one, two)
 
 
 @given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60)), max_size=6), st.text())

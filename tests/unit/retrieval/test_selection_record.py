@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from echolm.learning.tokens import FeedbackTokens
 from echolm.primitives import Decision
 from echolm.retrieval.features import EXAMPLE_FEATURES, REQUEST_FEATURES
-from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
+from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw, used_selection
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +52,27 @@ def test_of_the_examples_only_the_used_ones_remain() -> None:
     assert np.array_equal(used.features, one.features[[0, 2]])
     assert used.tokens == (100, 102)
     assert one.of_used(()).features.shape == (0, len(EXAMPLE_FEATURES))
+
+
+@pytest.mark.parametrize("by_router", [True, False])
+@pytest.mark.parametrize("used", [(0, 1, 2), (2, 0), ()])
+def test_the_text_of_a_used_selection_is_that_of_its_opened_record(
+    used: tuple[int, ...], by_router: bool
+) -> None:
+    one = record(3, draw=ThresholdDraw(2, 9, 0.75))
+    ids = [one.ids[k] for k in used]
+    expected = SelectionRecord.load(one.dump()).of_used(ids)
+    if not by_router:
+        expected = replace(expected, draw=None)
+    assert used_selection(one.dump(), one.ids, ids, by_router) == expected.dump()
+
+
+def test_a_selection_is_opened_only_if_something_in_it_changes() -> None:
+    assert used_selection("unread", [1, 2], [1, 2], by_router=True) == "unread"
+    assert used_selection("", [], [], by_router=False) == ""
+    for used, by_router in (([1], True), ([1, 2], False)):
+        with pytest.raises(ValueError, match="selection"):
+            used_selection("unread", [1, 2], used, by_router)
 
 
 @pytest.mark.parametrize(

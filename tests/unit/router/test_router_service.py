@@ -18,7 +18,8 @@ from echolm.load.bias import LoadBias
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import Answer, Interaction, Request, Retrieved, Selected
 from echolm.router.policy import Policy
-from echolm.router.service import RouterService, Stage
+from echolm.router.ports import Stage
+from echolm.router.service import RouterService
 from echolm.router.validation import build_request
 from echolm.settings import LLMSettings, Settings
 from echolm.testing.llm import FakeLLM, failing_llm
@@ -45,13 +46,13 @@ class FakeRetriever:
 
 @dataclass
 class FakeSink:
-    offered: list[Interaction] = field(default_factory=list)
+    submitted: list[Interaction] = field(default_factory=list)
     error: Exception | None = None
 
-    async def offer(self, interaction: Interaction) -> None:
+    async def submit(self, interaction: Interaction) -> None:
         if self.error is not None:
             raise self.error
-        self.offered.append(interaction)
+        self.submitted.append(interaction)
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Setup:
         self.tokens = FeedbackTokens("key", 60)
         self.service = RouterService(
             settings=self.settings,
-            targets=build_endpoints(self.settings, self.llms),
+            endpoints=build_endpoints(self.settings, self.llms),
             retriever=self.retriever,
             policy=self.policy,
             tokens=self.tokens,
@@ -105,7 +106,8 @@ class Setup:
         for _ in range(300):
             x = rng.normal(0, 1, self.bandit.arms[name].mean.shape[0])
             x[1] = rng.random()
-            x[0] = 1 - x[1]  # unfit and fit: the LLM is the best with examples and without
+            # Irrelevance and relevance of the examples: the LLM is the best in either case.
+            x[0] = 1 - x[1]
             for arm in self.bandit.arms:
                 self.bandit.learn(arm, x, 1.0 if arm == name else 0.0)
         for arm_model in self.bandit.arms.values():
@@ -121,10 +123,10 @@ class Setup:
         answer = await self.service.answer(request, pieces.append)
         return pieces, answer
 
-    async def handed_over(self) -> list[Interaction]:
+    async def submitted(self) -> list[Interaction]:
         while self.service.background:
             await asyncio.gather(*self.service.background)
-        return self.sink.offered
+        return self.sink.submitted
 
 
 @pytest.fixture
@@ -180,7 +182,7 @@ def related(rng: np.random.Generator, n: int, cosine: float | None) -> list[Any]
         pytest.param(1.0, "a" * 89, id="the-same-request"),
     ],
 )
-def test_poor_answers_without_examples_say_nothing_of_those_with_fitting_ones(
+def test_poor_answers_without_examples_say_nothing_of_those_with_relevant_ones(
     cosine: float | None, text: str
 ) -> None:
     """60 ratings of 0 for the small LLM without examples, 20 of 1 for the large one."""
@@ -217,15 +219,15 @@ async def test_the_answer_carries_what_learning_needs(setup: Setup) -> None:
 
 async def test_ratings_are_asked_for_where_they_are_worth_most() -> None:
     setup = Setup(Settings(routing={"solicit_share": 0.1}))
-    fitting = setup.retriever.found
-    asked: dict[str, list[bool]] = {"fitting": [], "none": []}
+    relevant = setup.retriever.found
+    asked: dict[str, list[bool]] = {"relevant": [], "none": []}
     for _ in range(150):
         # Without examples it is clear that the small LLM is poor.
         setup.retriever.found = Retrieved(EMBEDDING, ())
         asked["none"].append((await setup.ask()).solicit_feedback)
-        setup.retriever.found = fitting
-        asked["fitting"].append((await setup.ask()).solicit_feedback)
-    assert sum(asked["fitting"]) > 10
+        setup.retriever.found = relevant
+        asked["relevant"].append((await setup.ask()).solicit_feedback)
+    assert sum(asked["relevant"]) > 10
     assert sum(asked["none"]) <= 1
 
 
@@ -253,14 +255,14 @@ async def test_a_failing_retriever_costs_the_examples_only(
     assert answer.degraded == f"no examples: {reason}"
     assert ("degraded", "retrieval", reason.replace(" ", "_")) in setup.metrics.log
     await setup.ask(llm="large_llm")
-    assert await setup.handed_over() == []  # without an embedding there is nothing to store
+    assert await setup.submitted() == []  # without an embedding there is nothing to store
 
 
 async def test_an_outage_of_the_store_is_reported_and_the_answer_still_stored(setup: Setup) -> None:
     setup.retriever.found = Retrieved(EMBEDDING, (), degraded="example store unavailable")
     answer = await setup.ask(llm="large_llm")
     assert answer.degraded == "no examples: example store unavailable"
-    assert len(await setup.handed_over()) == 1
+    assert len(await setup.submitted()) == 1
 
 
 async def test_a_failing_bandit_leaves_the_default_llm(
@@ -461,7 +463,7 @@ async def test_requests_do_not_wait_for_each_other(setup: Setup) -> None:
     assert len({setup.tokens.load(a.feedback_token).request_id for a in answers}) == 200
 
 
-async def test_load_moves_requests_off_the_dear_llm(setup: Setup) -> None:
+async def test_load_moves_requests_off_the_strongest_llm(setup: Setup) -> None:
     request = build_request(setup.settings, text="a request")
     asked = [(request, Retrieved(EMBEDDING, ()))]
     [(_, calm)] = setup.policy.decide(asked)
@@ -514,7 +516,7 @@ async def test_no_examples_means_none_in_the_prompt(setup: Setup) -> None:
 )
 async def test_no_store_means_nothing_is_offered(setup: Setup, control: str, stored: int) -> None:
     await setup.ask(llm="large_llm", cache_control=control)
-    assert len(await setup.handed_over()) == stored
+    assert len(await setup.submitted()) == stored
 
 
 @pytest.mark.parametrize(
@@ -536,7 +538,7 @@ async def test_nothing_is_retrieved_that_would_not_be_used(
 
 async def test_an_exchange_of_a_source_llm_is_offered_as_it_was(setup: Setup) -> None:
     answer = await setup.ask(llm="large_llm", tenant="acme", system_prompt="rules")
-    [interaction] = await setup.handed_over()
+    [interaction] = await setup.submitted()
     assert (interaction.request, interaction.response) == ("a request", answer.text)
     assert (interaction.tenant, interaction.system_prompt) == ("acme", "rules")
     assert (interaction.llm, interaction.finish_reason) == ("large_llm", "stop")
@@ -544,30 +546,30 @@ async def test_an_exchange_of_a_source_llm_is_offered_as_it_was(setup: Setup) ->
     assert AdmissionPolicy(setup.settings).judge(interaction).admitted
 
 
-async def test_answers_of_other_llms_are_not_offered(setup: Setup) -> None:
+async def test_answers_of_other_llms_are_not_submitted(setup: Setup) -> None:
     await setup.ask(llm="small_llm")
     setup.llms["large_llm"].error = UnavailableError("down")
     assert (await setup.ask(llm="large_llm")).llm == "small_llm"
-    assert await setup.handed_over() == []
+    assert await setup.submitted() == []
 
 
 async def test_a_truncated_answer_does_not_become_an_example(setup: Setup) -> None:
     setup.llms["large_llm"].finish_reason = "length"
     await setup.ask(llm="large_llm")
-    verdicts = [AdmissionPolicy(setup.settings).judge(e) for e in await setup.handed_over()]
-    assert not any(v.admitted for v in verdicts)
+    judged = [AdmissionPolicy(setup.settings).judge(e) for e in await setup.submitted()]
+    assert not any(j.admitted for j in judged)
 
 
 async def test_examples_can_be_switched_off() -> None:
     setup = Setup(Settings(examples={"enabled": False}))
     await setup.ask(llm="large_llm")
-    assert await setup.handed_over() == []
+    assert await setup.submitted() == []
 
 
 async def test_a_failing_example_manager_is_counted_and_harms_no_answer(setup: Setup) -> None:
     setup.sink.error = UnavailableError("down")
     assert (await setup.ask(llm="large_llm")).degraded == ""
-    await setup.handed_over()
+    await setup.submitted()
     assert ("degraded", "example_manager", "unavailable") in setup.metrics.log
 
 
@@ -582,11 +584,11 @@ def short_context(tokens: int) -> Setup:
     return Setup(Settings(llms=tuple(llms)))
 
 
-async def test_examples_that_do_not_fit_beside_the_answer_are_left_out_least_useful_first() -> None:
+async def test_examples_that_do_not_fit_beside_the_answer_are_dropped_least_useful_first() -> None:
     text = "a request"
     full = Setup()
     await full.ask(text, llm="small_llm")
-    count = full.service.targets["small_llm"].tokens.count(full.llms["small_llm"].prompts[0])
+    count = full.service.endpoints["small_llm"].tokens.count(full.llms["small_llm"].prompts[0])
     setup = short_context(count + 100)
     assert (await setup.ask(text, llm="small_llm", max_tokens=100)).example_ids == (11, 12)
     setup = short_context(count + 100 - 1)
@@ -597,14 +599,14 @@ async def test_examples_that_do_not_fit_beside_the_answer_are_left_out_least_use
     assert setup.llms["small_llm"].prompts == ["<|user|>a request<|assistant|>"]
 
 
-async def test_several_llms_are_tried_default_first_then_the_dearest() -> None:
+async def test_several_llms_are_tried_default_first_then_the_strongest() -> None:
     llms = tuple(
         LLMSettings(name=name, cost=cost, takes_examples=False)
         for name, cost in (("a", 1.0), ("b", 3.0), ("c", 2.0), ("d", 4.0))
     )
     setup = Setup(Settings(llms=llms, routing={"default_llm": "c"}))
     for name in ("a", "c", "d"):
-        setup.service.targets[name].client.__dict__.update(failing_llm().__dict__)
+        setup.service.endpoints[name].client.__dict__.update(failing_llm().__dict__)
     answer = await setup.ask(llm="a")
     assert answer.llm == "b"
     assert answer.degraded == "a unavailable; c unavailable; d unavailable"

@@ -1,6 +1,6 @@
 """For which answers a rating is asked, and how many fewer ratings that takes.
 
-The simulation: requests of 24 topics (Zipf); four in ten have no fitting example, and the small
+The simulation: requests of 24 topics (Zipf); four in ten have no relevant example, and the small
 LLM is known to be poor then, a clear case. With examples it is as good as the large LLM on most
 topics and fails on others, which the router has to find out. Ratings are noisy and come for
 the answer that was given. A policy's value is the mean over requests of the quality, less cost,
@@ -38,12 +38,12 @@ class World:
     """Contexts and true qualities.
 
     Args:
-        fit: how well an example fits at least, where there is one. The prior's decision
+        relevance: the least relevance of an example, if there is one. The prior's decision
             changes at 0.945.
     """
 
-    def __init__(self, seed: int, fit: float) -> None:
-        self._fit = fit
+    def __init__(self, seed: int, relevance: float) -> None:
+        self._relevance = relevance
         rng = np.random.default_rng(seed)
         topics = rng.normal(size=(TOPICS, TOPIC_DIM))
         self._topics = topics / np.linalg.norm(topics, axis=1, keepdims=True)
@@ -60,9 +60,10 @@ class World:
         topic = rng.choice(TOPICS, p=self._popularity, size=n)
         place = self._topics[topic] + rng.normal(0, 0.075, (n, TOPIC_DIM))
         poor = rng.random(n) < NO_EXAMPLE
-        fit = np.where(poor, rng.uniform(0, 0.3, n), rng.uniform(self._fit, 1, n))[:, None]
-        small = self._small[topic] * fit[:, 0] + 0.32 * (1 - fit[:, 0])
-        contexts = np.hstack([1 - fit, fit, place * fit])
+        relevance = np.where(poor, rng.uniform(0, 0.3, n), rng.uniform(self._relevance, 1, n))
+        relevance = relevance[:, None]
+        small = self._small[topic] * relevance[:, 0] + 0.32 * (1 - relevance[:, 0])
+        contexts = np.hstack([1 - relevance, relevance, place * relevance])
         return contexts, np.stack([small, self._large[topic]], axis=1)
 
 
@@ -82,9 +83,9 @@ def new_bandit() -> ThompsonSampling:
     )
 
 
-def learning_curve(seed: int, rule: Rule, fit: float) -> Curve:
+def learning_curve(seed: int, rule: Rule, relevance: float) -> Curve:
     """The policy's value after every ``STEP`` ratings."""
-    world, rng, bandit = World(seed, fit), np.random.default_rng(seed), new_bandit()
+    world, rng, bandit = World(seed, relevance), np.random.default_rng(seed), new_bandit()
     contexts, qualities = world.draw(np.random.default_rng(999), 1_000)
     worth = qualities - COSTS
 
@@ -119,17 +120,17 @@ def where_confidences_are_close(choice: Choice, rng: np.random.Generator) -> boo
 
 def solicited() -> Rule:
     solicitor = Solicitor(RATE)
-    return lambda choice, rng: solicitor.asks(choice.rating_value)
+    return lambda choice, rng: solicitor.should_solicit(choice.rating_value)
 
 
 @cache
-def mean_curve(kind: str, fit: float = 0.9) -> Curve:
+def mean_curve(kind: str, relevance: float = 0.9) -> Curve:
     rules = {
         "random": lambda: at_random,
         "paper": lambda: where_confidences_are_close,
         "solicited": solicited,
     }
-    return np.mean([learning_curve(seed, rules[kind](), fit) for seed in SEEDS], axis=0)
+    return np.mean([learning_curve(seed, rules[kind](), relevance) for seed in SEEDS], axis=0)
 
 
 def ratings_until(curve: Curve, final: float) -> float:
@@ -148,7 +149,7 @@ def test_soliciting_needs_less_than_half_of_the_ratings() -> None:
 
 
 def test_confidences_that_are_never_close_do_not_keep_it_from_asking() -> None:
-    paper, asked = mean_curve("paper", fit=0.98), mean_curve("solicited", fit=0.98)
+    paper, asked = mean_curve("paper", relevance=0.98), mean_curve("solicited", relevance=0.98)
     assert (paper == paper[0]).all()  # the prior is sure, and wrong on some topics
     assert asked[-1] - asked[0] > 0.03
 
@@ -191,7 +192,7 @@ def test_where_nothing_can_change_a_rating_is_worth_nothing(
 def test_the_share_is_asked_at_any_scale_of_values(share: float, scale: float) -> None:
     solicitor, rng = Solicitor(share), np.random.default_rng(0)
     values = scale * rng.exponential(size=5_000)
-    asked = np.array([solicitor.asks(v) for v in values])
+    asked = np.array([solicitor.should_solicit(v) for v in values])
     assert asked.mean() == pytest.approx(share, rel=0.15)
     if share < 1:  # once there is something to compare with, the most valuable ones
         assert values[500:][asked[500:]].min() > np.quantile(values, 1 - share) * 0.5
@@ -199,17 +200,17 @@ def test_the_share_is_asked_at_any_scale_of_values(share: float, scale: float) -
 
 def test_equal_values_keep_the_share() -> None:
     solicitor = Solicitor(0.1)
-    assert sum(solicitor.asks(0.5) for _ in range(1_000)) == pytest.approx(100, abs=2)
+    assert sum(solicitor.should_solicit(0.5) for _ in range(1_000)) == pytest.approx(100, abs=2)
 
 
 def test_it_adapts_when_the_router_has_learnt() -> None:
     solicitor, rng = Solicitor(0.1), np.random.default_rng(0)
     for value in rng.exponential(size=2_000):
-        solicitor.asks(value)
-    late = [solicitor.asks(value / 1_000) for value in rng.exponential(size=2_000)]
+        solicitor.should_solicit(value)
+    late = [solicitor.should_solicit(value / 1_000) for value in rng.exponential(size=2_000)]
     assert sum(late[500:]) == pytest.approx(150, abs=30)
 
 
 def test_no_share_and_no_value_ask_nobody() -> None:
-    assert not any(Solicitor(0.0).asks(value) for value in (1.0, 0.5))
-    assert not any(Solicitor(1.0).asks(0.0) for _ in range(3))
+    assert not any(Solicitor(0.0).should_solicit(value) for value in (1.0, 0.5))
+    assert not any(Solicitor(1.0).should_solicit(0.0) for _ in range(3))

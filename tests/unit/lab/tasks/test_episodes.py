@@ -75,4 +75,4 @@ def test_the_prompt_format():
 def test_the_prompt_is_what_the_router_renders():
     router = template("echolm")
     assert router.render("hi", [("a", "b")], "be kind") == render("hi", [("a", "b")], "be kind")
-    assert set(router.markers) == set(SPECIAL_TOKENS)
+    assert set(router.special_tokens) == set(SPECIAL_TOKENS)

@@ -1,0 +1,196 @@
+"""Features of a batch's requests, and of each request with each of its candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.primitives import Candidate
+from echolm.retrieval.features.examples import ExampleTexts
+from echolm.retrieval.features.texts import bitmaps_and_sketches, popcount, words_and_literals
+
+REQUEST_FEATURES = ("length", "literals")
+EXAMPLE_FEATURES = (
+    "prior",
+    "constant",
+    "similarity",
+    "similarity_margin",
+    "request_containment",
+    "example_containment",
+    "literals_differ",
+    "consistency",
+    "consensus",
+    "support",
+    "length_deviation",
+    "quality",
+    "request_length_differs",
+)
+"""Features of a request and an example. All but the first two are about 0 if the example helps.
+
+``prior`` is the log-odds of similarity times quality. ``request_containment`` is the share of the
+request's ordinary words that the example's request has too, ``example_containment`` the share of
+the example's that the request has. ``consistency`` is the share of the literals in the example's
+request that its response repeats. ``consensus`` says how far its response agrees with those of the
+other candidates, the more the nearer these are to the request, and ``support`` how many such there
+are.
+"""
+
+PRIOR = EXAMPLE_FEATURES.index("prior")
+_LEAST_ODDS, _MOST_ODDS = 0.005, 0.995
+
+
+def log_odds(p: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log(p / (1 - p)) with p kept away from 0 and 1."""
+    p = np.minimum(np.maximum(p, _LEAST_ODDS), _MOST_ODDS)  # np.clip is slow on small arrays
+    return np.asarray(np.log(p / (1.0 - p)), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Requests of a batch with their eligible candidates, padded to the same number n.
+
+    Attributes:
+        candidates: for each request the candidates of its row, in order.
+        valid: BOOL [B, n]; False where a row is padded. The other arrays hold 0 there, except for
+            the sketches, which are any example's.
+        ids: the candidates' ids, INT64 [B, n].
+        slots: INTP [B, n], for :meth:`ExampleTexts.num_tokens`.
+        similarity, quality: the candidates' own, FP32 [B, n].
+        request: features of each request, FP32 [B, len(REQUEST_FEATURES)].
+        example: features of each pair, FP32 [B, n, len(EXAMPLE_FEATURES)].
+        request_sketches, response_sketches: sketches of the candidates' texts, FP32 [B, n, s],
+            unit length.
+    """
+
+    candidates: list[list[Candidate]]
+    valid: NDArray[np.bool_]
+    ids: NDArray[np.int64]
+    slots: NDArray[np.intp]
+    similarity: NDArray[np.float32]
+    quality: NDArray[np.float32]
+    request: NDArray[np.float32]
+    example: NDArray[np.float32]
+    request_sketches: NDArray[np.float32]
+    response_sketches: NDArray[np.float32]
+
+    def redundancy(self, row: int) -> NDArray[np.float32]:
+        """How much two candidates of a row have in common, FP32 [n, n] in 0..1."""
+        requests, responses = self.request_sketches[row], self.response_sketches[row]
+        both = requests @ requests.T
+        both += responses @ responses.T
+        np.maximum(both, 0.0, out=both)
+        # The Jaccard index of two word sets of the same size follows from their cosine.
+        return np.asarray(both / (4.0 - both))
+
+
+def featurize(
+    requests: Sequence[str],
+    candidates: Sequence[Sequence[Candidate]],
+    texts: ExampleTexts,
+    min_similarity: float = -1.0,
+) -> FeatureBatch:
+    """Features of every request with each of its candidates of at least ``min_similarity``."""
+    eligible = [[c for c in row if c.similarity >= min_similarity] for row in candidates]
+    b, n = len(eligible), max(map(len, eligible), default=0)
+    valid = np.arange(n) < np.array([len(row) for row in eligible], dtype=np.intp).reshape(b, 1)
+    flat = list(chain.from_iterable(eligible))
+    ids = np.zeros((b, n), dtype=np.int64)
+    slots = np.zeros((b, n), dtype=np.intp)
+    similarity, quality = np.zeros((2, b, n), dtype=np.float32)
+    ids[valid] = [c.id for c in flat]
+    slots[valid] = texts.slots(flat)
+    similarity[valid] = [c.similarity for c in flat]
+    quality[valid] = [c.quality for c in flat]
+    # A request without candidates needs no features.
+    parsed = [
+        words_and_literals(text) if row else (set[str](), set[str]())
+        for text, row in zip(requests, eligible, strict=True)
+    ]
+    lengths = np.log1p(np.array([len(text) for text in requests], dtype=np.float32)).reshape(b, 1)
+    literals = np.array([len(p[1]) for p in parsed], dtype=np.float32).reshape(b, 1)
+    request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
+    example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
+    batch = FeatureBatch(
+        eligible,
+        valid,
+        ids,
+        slots,
+        similarity,
+        quality,
+        request,
+        example,
+        texts["request_sketch"].take(slots, axis=0),
+        texts["response_sketch"].take(slots, axis=0),
+    )
+    if n:
+        bitmaps, sketches = bitmaps_and_sketches([p[0] for p in parsed])
+        _pair_features(batch, texts, bitmaps, sketches, lengths, literals)
+    return batch
+
+
+def _pair_features(
+    batch: FeatureBatch,
+    texts: ExampleTexts,
+    bitmaps: NDArray[np.uint16],
+    sketches: NDArray[np.float32],
+    lengths: NDArray[np.float32],
+    literals: NDArray[np.float32],
+) -> None:
+    """Fill in what the batch's arrays say of pairs.
+
+    Args:
+        bitmaps: bitmaps of the requests' words, UINT16 [B, BITMAP_BITS / 16].
+        sketches: sketches of the requests' words, FP32 [B, SKETCH_SIZE].
+        lengths: log(1 + characters) of the requests, FP32 [B, 1].
+        literals: how many literals each request has, FP32 [B, 1].
+    """
+    valid, slots, responses = batch.valid, batch.slots, batch.response_sketches
+    # Candidates whose requests are like this one show what a response should be like.
+    consistency = texts["consistency"][slots]
+    near = np.maximum(np.matmul(batch.request_sketches, sketches[:, :, None])[:, :, 0], 0.0)
+    weight = np.square(np.square(near))
+    weight *= valid * (1.2 + consistency)
+    total = np.matmul(weight[:, None, :], responses)
+    # A response's product with itself is 1, unless it has no words.
+    itself = weight * (texts["num_response_words"][slots] > 0)
+    support = weight.sum(axis=1, keepdims=True) - weight
+    known = support / (support + 0.5)
+    per_neighbour = 1.0 / np.maximum(support, 1e-6)
+    agreement = (np.matmul(responses, total.transpose(0, 2, 1))[:, :, 0] - itself) * per_neighbour
+    agreement = np.minimum(np.maximum(agreement, 0.0), 1.0)
+    length = texts["response_length"][slots]
+    lengths_of_others = (weight * length).sum(axis=1, keepdims=True) - weight * length
+    expected = lengths_of_others * per_neighbour
+    # What the requests have in common.
+    request_words, example_words = popcount(bitmaps)[:, None], texts["num_request_words"][slots]
+    common = popcount(bitmaps[:, None, :] & texts["request_bitmap"].take(slots, axis=0))
+    nearest = np.where(valid, batch.similarity, -1.0).max(axis=1, keepdims=True)
+    values: dict[str, NDArray[np.float32] | float] = {
+        "prior": log_odds(np.maximum(batch.similarity, 0.0) * batch.quality),
+        "constant": 1.0,
+        "similarity": batch.similarity - 0.8,
+        "similarity_margin": batch.similarity - nearest,
+        "request_containment": _containment(common, request_words),
+        "example_containment": _containment(common, example_words),
+        "literals_differ": np.minimum(np.abs(texts["num_literals"][slots] - literals), 3.0) / 3.0,
+        "consistency": consistency,
+        "consensus": 2.0 * (agreement - 1.0) * known,
+        "support": known - 0.75,
+        "length_deviation": np.minimum(np.abs(length - expected), 1.0) * known,
+        "quality": batch.quality - 0.9,
+        "request_length_differs": np.minimum(np.abs(texts["request_length"][slots] - lengths), 1.0),
+    }
+    for k, name in enumerate(EXAMPLE_FEATURES):
+        batch.example[:, :, k] = values[name]
+    batch.example[~valid] = 0.0
+
+
+def _containment(
+    common: NDArray[np.float32], num_words: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The share of a word set that another has too, less 1; 0 for an empty set."""
+    return (common / np.maximum(num_words, 1.0) - 1.0) * (num_words > 0)

@@ -1,0 +1,169 @@
+"""A table of stored examples' texts in the form in which features are computed from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.llm.tokens import TokenCounter
+from echolm.primitives import Candidate
+from echolm.retrieval.features.texts import (
+    BITMAP_BITS,
+    MAX_WORDS,
+    SKETCH_SIZE,
+    bitmaps_and_sketches,
+    popcount,
+    words_and_literals,
+)
+from echolm.words import words_of
+
+_COLUMNS = np.dtype(
+    [
+        ("request_bitmap", np.uint16, (BITMAP_BITS // 16,)),
+        ("request_sketch", np.float32, (SKETCH_SIZE,)),
+        ("response_sketch", np.float32, (SKETCH_SIZE,)),
+        ("num_request_words", np.float32),
+        ("num_response_words", np.float32),
+        ("num_literals", np.float32),
+        ("consistency", np.float32),
+        ("request_length", np.float32),
+        ("response_length", np.float32),
+    ]
+)
+"""What is kept of an example's texts. Lengths are log(1 + characters)."""
+
+
+class ExampleTexts:
+    """What is known of stored examples' texts, in arrays of a fixed size.
+
+    When the arrays are full, the example that was looked up least recently makes room.
+
+    Args:
+        tokens: counts tokens of the LLM that will read the examples.
+        capacity: how many examples are kept, each in about 1.1 kB besides its texts.
+    """
+
+    def __init__(self, tokens: TokenCounter, capacity: int = 16_384) -> None:
+        self._tokens = tokens
+        self._capacity = capacity
+        self._slots: dict[int, int] = {}
+        self._ids: list[int] = []
+        self._requests: list[str] = []
+        self._responses: list[str] = []
+        self._num_tokens: list[int] = []
+        self._looked_up = np.zeros(capacity, dtype=np.int64)
+        self._lookups = 0
+        self._free: list[int] = []
+        # An array for each column: gathering whole rows of a structured array is several times
+        # slower.
+        self._columns = {
+            name: np.zeros((capacity, *_COLUMNS[name].shape), _COLUMNS[name].base)
+            for name in _COLUMNS.names or ()
+        }
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """One of ``_COLUMNS`` for all slots, [capacity, …]."""
+        return self._columns[name]
+
+    def slots(self, candidates: Sequence[Candidate]) -> NDArray[np.intp]:
+        """Where each candidate's values stand; at most ``capacity`` different ones at a time."""
+        if not candidates:
+            return np.zeros(0, dtype=np.intp)
+        get = self._slots.get
+        found = [get(c.id, -1) for c in candidates]
+        self._lookups += 1
+        if -1 in found or not self._as_kept(found, candidates):
+            # Marked first, so that none of them makes room for another.
+            self._looked_up[[slot for slot in found if slot >= 0]] = self._lookups
+            self._store(candidates)
+            found = [self._slots[c.id] for c in candidates]
+        slots = np.array(found, dtype=np.intp)
+        self._looked_up[slots] = self._lookups
+        return slots
+
+    def _as_kept(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> bool:
+        """Whether all texts are what they were: a replayed example has another response."""
+        kept = itemgetter(*slots, 0)  # with a second index, since a single one gives no tuple
+        *requests, _ = kept(self._requests)
+        *responses, _ = kept(self._responses)
+        same: bool = requests == [c.request for c in candidates]
+        return same and responses == [c.response for c in candidates]
+
+    def _store(self, candidates: Sequence[Candidate]) -> None:
+        """Keep the candidates whose texts are not kept yet, all at once."""
+        changed: dict[int, Candidate] = {}
+        for candidate in candidates:
+            slot = self._slots.get(candidate.id)
+            if slot is None:
+                slot = self._slots[candidate.id] = self._vacant()
+                self._ids[slot] = candidate.id
+                self._looked_up[slot] = self._lookups
+            elif self._as_kept([slot], [candidate]):
+                continue
+            self._requests[slot], self._responses[slot] = candidate.request, candidate.response
+            self._num_tokens[slot] = -1
+            changed[slot] = candidate
+        if changed:
+            self._fill(list(changed), list(changed.values()))
+
+    def _vacant(self) -> int:
+        if len(self._ids) < self._capacity:
+            self._ids.append(0)
+            self._requests.append("")
+            self._responses.append("")
+            self._num_tokens.append(0)
+            return len(self._ids) - 1
+        if not self._free:
+            # Several at a time, since finding the oldest looks at all; none that this lookup needs.
+            some = self._capacity // 64
+            oldest = np.argpartition(self._looked_up, some)[: some + 1]
+            self._free = oldest[self._looked_up[oldest] < self._lookups].tolist()
+            for slot in self._free:
+                del self._slots[self._ids[slot]]
+        return self._free.pop()
+
+    def _fill(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
+        n = len(candidates)
+        request_words, literals = zip(
+            *(words_and_literals(c.request) for c in candidates), strict=True
+        )
+        response_words = [set(words_of(c.response)[:MAX_WORDS]) for c in candidates]
+        for words, candidate in zip(response_words, candidates, strict=True):
+            # What a response has of its own request differs between examples that agree.
+            words.difference_update(words_of(candidate.request))
+        bitmaps, sketches = bitmaps_and_sketches([*request_words, *response_words])
+        values = {
+            "request_bitmap": bitmaps[:n],
+            "request_sketch": sketches[:n],
+            "response_sketch": sketches[n:],
+            "num_request_words": popcount(bitmaps[:n]),
+            "num_response_words": [len(words) for words in response_words],
+            "num_literals": [len(found) for found in literals],
+            "consistency": [
+                _repeated(found, c.response) for found, c in zip(literals, candidates, strict=True)
+            ],
+            "request_length": [math.log1p(len(c.request)) for c in candidates],
+            "response_length": [math.log1p(len(c.response)) for c in candidates],
+        }
+        for name, value in values.items():
+            self._columns[name][slots] = value
+
+    def num_tokens(self, slot: int) -> int:
+        """Tokens of an example's request and response; counted when first asked for."""
+        if self._num_tokens[slot] < 0:
+            texts = self._requests[slot], self._responses[slot]
+            self._num_tokens[slot] = sum(self._tokens.count(text) for text in texts)
+        return self._num_tokens[slot]
+
+
+def _repeated(literals: set[str], response: str) -> float:
+    """The share of the literals that a response repeats, less 1; 0 if there are no literals."""
+    if not literals:
+        return 0.0
+    text = response.lower()
+    return sum(map(text.__contains__, literals)) / len(literals) - 1.0

@@ -1,0 +1,99 @@
+"""What the router's service needs from others; each implementation takes the form given here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from echolm.primitives import Answer, Interaction, Request, Retrieved, Served
+
+
+class Retriever(Protocol):
+    """Finds examples for a request."""
+
+    async def retrieve(self, request: Request) -> Retrieved:
+        """The request's embedding and selected examples; UnavailableError if that fails."""
+        ...
+
+
+class InteractionSink(Protocol):
+    """Takes interactions that may become examples."""
+
+    async def submit(self, interaction: Interaction) -> None:
+        """Submit one interaction; EchoError if it could not be taken."""
+        ...
+
+
+class AnswerObserver(Protocol):
+    """Sees every answer that was given."""
+
+    def served(self, served: Served) -> None:
+        """Take note of an answer; returns at once and never raises."""
+        ...
+
+
+class NoObserver:
+    """Sees nothing."""
+
+    def served(self, served: Served) -> None: ...
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Several observers as one."""
+
+    all: Sequence[AnswerObserver]
+
+    def served(self, served: Served) -> None:
+        for observer in self.all:
+            observer.served(served)
+
+
+Stage = Literal["retrieval", "decision", "generation", "first_token"]
+"""The parts of a request's time that are measured.
+
+``first_token`` lasts from the request's beginning to the first piece of text, and is measured for
+streams only; each of the others lasts as long as its own work.
+"""
+
+
+class RouterMetrics(Protocol):
+    """Counts what the router does."""
+
+    def answered(self, answer: Answer, chosen: str, seconds: float) -> None:
+        """Count an answer.
+
+        Args:
+            chosen: name of the LLM that the router chose; another may have answered for it.
+            seconds: from the request to the answer.
+        """
+        ...
+
+    def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
+        """Observe how long a stage took.
+
+        Args:
+            llm: name of the LLM, for ``generation`` and ``first_token``.
+        """
+        ...
+
+    def degraded(self, part: str, reason: str) -> None:
+        """Count a part that failed and without which the request goes on."""
+        ...
+
+    def failed(self, reason: str) -> None:
+        """Count a request without an answer."""
+        ...
+
+
+class NoMetrics:
+    """Counts nothing."""
+
+    def answered(self, answer: Answer, chosen: str, seconds: float) -> None: ...
+
+    def took(self, stage: Stage, seconds: float, llm: str = "") -> None: ...
+
+    def degraded(self, part: str, reason: str) -> None: ...
+
+    def failed(self, reason: str) -> None: ...

@@ -1,0 +1,26 @@
+"""Words of texts and their hashes, the same for every reader of texts and in every process.
+
+The retriever describes a request and an example by their words, and so does the bandit's context.
+Both split and hash texts with these two functions. What they make of the hashes differs, since
+learnt weights depend on it: see :mod:`echolm.retrieval.features.texts` and
+:mod:`echolm.bandit.features`.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from functools import lru_cache
+
+_WORD = re.compile(r"\w+")
+
+
+def words_of(text: str) -> list[str]:
+    """All words of a text in order, in lower case. White space and punctuation separate them."""
+    return _WORD.findall(text.lower())
+
+
+@lru_cache(maxsize=32_768)
+def hash_word(word: str) -> int:
+    """32 bits of a word, which Python's own hash() does not give alike in every process."""
+    return zlib.crc32(word.encode())
