@@ -193,4 +193,5 @@ def _containment(
     common: NDArray[np.float32], num_words: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The share of a word set that another has too, less 1; 0 for an empty set."""
-    return (common / np.maximum(num_words, 1.0) - 1.0) * (num_words > 0)
+    share: NDArray[np.float32] = (common / np.maximum(num_words, 1.0) - 1.0) * (num_words > 0)
+    return share
