@@ -34,15 +34,15 @@ class InMemoryStore:
             raise self.error
         with self._lock:
             rows = list(self.rows.values())
-        found = []
+        results = []
         for embedding, query in zip(embeddings, queries, strict=True):
             scored = [
                 Candidate(e.id, e.request, e.response, e.tenant, e.quality, float(v @ embedding))
                 for e, v in rows
                 if e.scope == query.scope and e.expires_at_ms > now_ms
             ]
-            found.append(sorted(scored, key=lambda c: (-c.similarity, c.id))[:top_n])
-        return found
+            results.append(sorted(scored, key=lambda c: (-c.similarity, c.id))[:top_n])
+        return results
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if self.error is not None:
@@ -72,6 +72,6 @@ class InMemoryStore:
     ) -> Iterator[list[Stored]]:
         with self._lock:
             rows = [self.rows[i] for i in sorted(self.rows)]
-        found = [row for row in rows if tenant is None or row[0].tenant == tenant]
-        for start in range(0, len(found), batch):
-            yield found[start : start + batch]
+        rows = [row for row in rows if tenant is None or row[0].tenant == tenant]
+        for start in range(0, len(rows), batch):
+            yield rows[start : start + batch]
