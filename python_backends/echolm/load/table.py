@@ -133,10 +133,10 @@ class _File:
     def is_current(self) -> bool:
         """Whether the path still names this file."""
         try:
-            named, own = os.stat(self._path), os.fstat(self._fd)
+            named, opened = os.stat(self._path), os.fstat(self._fd)
         except OSError:
             return False
-        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+        return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
     def publish(self, llm: int, count: Count) -> None:
         """Write one LLM's count into this process' row. Not for several threads at once.
@@ -233,7 +233,7 @@ class LoadTable:
         rows: number of processes that the table has room for; the same in every process.
 
     Attributes:
-        own: the load that this process causes.
+        local: the load that this process causes.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class LoadTable:
         clock: Callable[[], float] = time.monotonic,
         rows: int = ROWS,
     ) -> None:
-        self.own = LoadTracker(half_life_s, clock)
+        self.local = LoadTracker(half_life_s, clock)
         self._path = path
         self._index = {llm: index for index, llm in enumerate(llms)}
         self._half_life_s = half_life_s
@@ -275,19 +275,19 @@ class LoadTable:
 
     def _change(self, llm: str, step: int) -> None:
         with self._lock:
-            count = self.own.change(llm, step)
+            count = self.local.change(llm, step)
             if self._file is not None:
                 self._file.publish(self._index[llm], count)
 
     def in_flight(self, llm: str) -> int:
         """Requests that the LLM is serving now."""
-        return self.own.in_flight(llm) + sum(c.in_flight for c in self._others(llm))
+        return self.local.in_flight(llm) + sum(c.in_flight for c in self._others(llm))
 
     def load(self, llm: str) -> float:
         """Smoothed number of requests in flight."""
         now = self._clock()
         others = sum(c.smoothed(now, self._half_life_s) for c in self._others(llm))
-        return self.own.load(llm) + others
+        return self.local.load(llm) + others
 
     def close(self) -> None:
         """Give the row back; the load is this process' own from now on."""
@@ -332,7 +332,7 @@ class LoadTable:
             logger.info("load table %s: joined", self._path)
         self._reported = self._degraded = ""
         for llm, index in self._index.items():
-            self._file.publish(index, self.own.count(llm))
+            self._file.publish(index, self.local.count(llm))
         self._checked_at = -math.inf
 
     def _leave(self, reason: str) -> None:

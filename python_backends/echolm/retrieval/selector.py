@@ -175,13 +175,14 @@ class ExampleSelector:
         # Candidates of less worth can hardly be in a set that is good enough.
         columns = {ids[k]: k for k in worth if worth[k] >= best.least - given_up}
         kept = above(best.columns)
-        found: dict[Prefix, list[int]] = {(): best.columns}
+        # The columns of the set that begins with each start that is good enough.
+        sets_by_start: dict[Prefix, list[int]] = {(): best.columns}
 
         def nearly_as_good(start: Prefix) -> bool:
             chosen = [columns[i] for i in start]
             # The best set in another order has another value, and is good enough in any.
             if set(chosen) <= set(best.columns):
-                found[start] = best.columns
+                sets_by_start[start] = best.columns
                 return True
             other = sets.completed(chosen)
             good = (
@@ -192,10 +193,10 @@ class ExampleSelector:
                 and above(other.columns) >= kept
             )
             if good:
-                found[start] = other.columns
+                sets_by_start[start] = other.columns
             return good
 
-        return found[self._warm.longest(list(columns), nearly_as_good)]
+        return sets_by_start[self._warm.longest(list(columns), nearly_as_good)]
 
     def _choose(
         self, candidates: Sequence[Candidate], utilities: list[float], picks: list[int]
@@ -209,12 +210,12 @@ class ExampleSelector:
         if settings.adaptive_utility_threshold:
             drawn = self.threshold.draw(self._rng)
             least, draw = GRID[drawn], self.threshold.stands_for(drawn, list(worth.values()))
-        found = {k: candidates[k] for k, u in worth.items() if u >= least}
+        kept = {k: candidates[k] for k, u in worth.items() if u >= least}
         dropped = NONE
-        if len(found) > 1 and self._rng.random() < settings.leave_one_out:
-            dropped = found.pop(list(found)[int(self._rng.integers(len(found)))]).id
+        if len(kept) > 1 and self._rng.random() < settings.leave_one_out:
+            dropped = kept.pop(list(kept)[int(self._rng.integers(len(kept)))]).id
             draw = None  # no threshold leads to this set
-        return _Chosen(self._ordered(found), dropped, draw)
+        return _Chosen(self._ordered(kept), dropped, draw)
 
     def _conclude(
         self,
@@ -239,10 +240,10 @@ class ExampleSelector:
                 continue
             candidates = batch.candidates[row]
             start, end = end, end + len(choice.columns)
-            found = [candidates[column] for column in choice.columns]
+            selected = [candidates[column] for column in choice.columns]
             record = SelectionRecord(
                 batch.request[row],
-                tuple([c.id for c in found]),
+                tuple([c.id for c in selected]),
                 features[start:end],
                 tuple(tokens[start:end]),
                 choice.dropped,
@@ -250,17 +251,17 @@ class ExampleSelector:
             )
             examples = [
                 Selected(c.id, c.request, c.response, c.similarity, u)
-                for c, u in zip(found, worth[start:end], strict=True)
+                for c, u in zip(selected, worth[start:end], strict=True)
             ]
             selections.append(Selection(tuple(examples), record, help_probability))
         return selections
 
-    def _ordered(self, found: dict[int, Candidate]) -> list[int]:
+    def _ordered(self, kept: dict[int, Candidate]) -> list[int]:
         """The columns in the order of the prompt."""
         if self._settings.order == "similarity":
             # The most similar stands next to the request.
-            return sorted(found, key=lambda k: (found[k].similarity, -k))
-        by_id = {c.id: k for k, c in found.items()}
+            return sorted(kept, key=lambda k: (kept[k].similarity, -k))
+        by_id = {c.id: k for k, c in kept.items()}
         order = self._warm.arrange(list(by_id))
         self._warm.use(order)
         return [by_id[i] for i in order]

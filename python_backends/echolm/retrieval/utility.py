@@ -170,9 +170,9 @@ class LearnedUtility:
         if self._effects:
             # A dictionary's get() is atomic, so learning may go on meanwhile.
             get = self._effects.get
-            found = [get(i) for i in batch.ids.ravel().tolist()]
-            places = [k for k, effect in enumerate(found) if effect is not None]
-            known = [effect for effect in found if effect is not None]
+            effects = [get(i) for i in batch.ids.ravel().tolist()]
+            places = [k for k, effect in enumerate(effects) if effect is not None]
+            known = [effect for effect in effects if effect is not None]
             # Each column is read from a list, since numpy is slow at reading tuples.
             mean = np.array([e.mean for e in known])
             variance = np.array([e.variance for e in known])

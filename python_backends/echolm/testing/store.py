@@ -72,6 +72,6 @@ class InMemoryStore:
     ) -> Iterator[list[Stored]]:
         with self._lock:
             rows = [self.rows[i] for i in sorted(self.rows)]
-        selected = [row for row in rows if tenant is None or row[0].tenant == tenant]
-        for start in range(0, len(selected), batch):
-            yield selected[start : start + batch]
+        rows = [row for row in rows if tenant is None or row[0].tenant == tenant]
+        for start in range(0, len(rows), batch):
+            yield rows[start : start + batch]

@@ -122,8 +122,10 @@ class TritonPythonModel:
             for llm, bias in self._bias().items():
                 level("echolm_load_bias", bias, llm=llm, model=self._name)
                 level("echolm_load", loads[llm], llm=llm, model=self._name)
-                # Of this process only: the sum over all routers is what the LLM has in flight.
-                level("echolm_in_flight", self._load.own.in_flight(llm), llm=llm, model=self._name)
+                # This process only: the sum over the models is what the LLM has in flight.
+                level(
+                    "echolm_in_flight", self._load.local.in_flight(llm), llm=llm, model=self._name
+                )
             level("echolm_load_table_degraded", bool(self._load.degraded), model=self._name)
             await asyncio.sleep(_SHOW_LOAD_EVERY_S)
 

@@ -568,7 +568,7 @@ async def test_a_model_of_another_contract_is_told(server: Server) -> None:
     assert server.servicer.requests == []
 
 
-async def test_inputs_that_a_release_does_not_have_are_left_out(server: Server) -> None:
+async def test_inputs_that_a_release_does_not_have_are_not_sent(server: Server) -> None:
     server.servicer.config = configuration(["text_input", "max_tokens"], ["text_output"], batch=4)
     ensemble = InflightBatcherClient(Channels(), server.url, "small_llm")
     await ensemble.generate("r", "hi", SAMPLING, None)

@@ -85,7 +85,7 @@ def test_the_load_is_the_sum_over_all_tables(path: Path) -> None:
         for table in (one, two):
             assert (table.in_flight("large"), table.in_flight("small")) == (7, 1)
             assert table.load("large") == pytest.approx(3.5)
-        assert (one.own.in_flight("large"), two.own.in_flight("large")) == (3, 4)
+        assert (one.local.in_flight("large"), two.local.in_flight("large")) == (3, 4)
     assert one.in_flight("large") == 0
     clock.now += 2.0
     assert one.load("large") == pytest.approx(1.75)

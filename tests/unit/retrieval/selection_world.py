@@ -86,7 +86,7 @@ class World:
         return self.helps[example] and self.intents[example] == item.intent_id
 
     def rate(self, item: WorkItem, used: list[int]) -> float:
-        """A rating: the LLM follows one of its examples, rather a fitting one."""
+        """A rating: the LLM follows one of its examples, rather a helpful one."""
         good = sum(self.helpful(item, i) for i in used)
         p = 0.15 if not used else 0.1 + 0.85 * (good / len(used)) ** 0.5
         p = (1 - self.noise) * p + self.noise / 2

@@ -208,7 +208,7 @@ def test_a_warm_example_under_the_threshold_does_not_stand_in_for_one_above_it()
     assert ids(selector.select(["c"], [found])[0].examples) == [8]
 
 
-def test_now_and_then_one_example_is_left_out_and_the_record_says_which() -> None:
+def test_now_and_then_one_example_is_dropped_and_the_record_says_which() -> None:
     selector = selector_of(leave_one_out=0.3, adaptive_utility_threshold=True)
     found = [candidate(1, 0.9), candidate(2, 0.8), candidate(3, 0.7)]
     dropped = []
@@ -223,7 +223,7 @@ def test_now_and_then_one_example_is_left_out_and_the_record_says_which() -> Non
     assert all(dropped.count(i) > 15 for i in (1, 2, 3))
 
 
-def test_a_single_example_is_never_left_out() -> None:
+def test_a_single_example_is_never_dropped() -> None:
     chosen = selector_of(leave_one_out=1.0).select(["q"] * 9, [[candidate(1, 0.9)]] * 9)
     assert [ids(s.examples) for s in chosen] == [[1]] * 9
 

@@ -27,7 +27,7 @@ def test_a_start_is_completed() -> None:
     assert sets.completed([2, 1]) == ([2, 1], pytest.approx(0.6), pytest.approx(0.2))
 
 
-def test_what_exceeds_the_budget_is_left_out_of_the_start_as_well() -> None:
+def test_what_exceeds_the_budget_is_skipped_in_the_start_as_well() -> None:
     sets = MarginalRelevance({0: 0.9, 1: 0.8, 2: 0.4}, None, [5, 1, 2].__getitem__, 3, 4)
     assert sets.completed().columns == [1, 2]
     assert sets.completed([0]).columns == [1, 2]

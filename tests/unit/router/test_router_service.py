@@ -514,7 +514,7 @@ async def test_no_examples_means_none_in_the_prompt(setup: Setup) -> None:
     ("control", "stored"),
     [("default", 1), ("no-examples", 1), ("no-store", 0), ("no-cache", 0)],
 )
-async def test_no_store_means_nothing_is_offered(setup: Setup, control: str, stored: int) -> None:
+async def test_no_store_means_nothing_is_submitted(setup: Setup, control: str, stored: int) -> None:
     await setup.ask(llm="large_llm", cache_control=control)
     assert len(await setup.submitted()) == stored
 
@@ -536,7 +536,7 @@ async def test_nothing_is_retrieved_that_would_not_be_used(
     assert len(setup.retriever.asked) == asked
 
 
-async def test_an_exchange_of_a_source_llm_is_offered_as_it_was(setup: Setup) -> None:
+async def test_an_interaction_of_a_source_llm_is_submitted_as_it_was(setup: Setup) -> None:
     answer = await setup.ask(llm="large_llm", tenant="acme", system_prompt="rules")
     [interaction] = await setup.submitted()
     assert (interaction.request, interaction.response) == ("a request", answer.text)

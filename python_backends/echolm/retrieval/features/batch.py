@@ -59,7 +59,7 @@ class FeatureBatch:
             the sketches, which are any example's.
         ids: the candidates' ids, INT64 [B, n].
         slots: INTP [B, n], for :meth:`ExampleTexts.num_tokens`.
-        similarity, quality: the candidates' own, FP32 [B, n].
+        similarity, quality: those of the candidates, FP32 [B, n].
         request: features of each request, FP32 [B, len(REQUEST_FEATURES)].
         example: features of each pair, FP32 [B, n, len(EXAMPLE_FEATURES)].
         request_sketches, response_sketches: sketches of the candidates' texts, FP32 [B, n, s],
@@ -193,5 +193,4 @@ def _containment(
     common: NDArray[np.float32], num_words: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The share of a word set that another has too, less 1; 0 for an empty set."""
-    share: NDArray[np.float32] = (common / np.maximum(num_words, 1.0) - 1.0) * (num_words > 0)
-    return share
+    return np.asarray((common / np.maximum(num_words, 1.0) - 1.0) * (num_words > 0))

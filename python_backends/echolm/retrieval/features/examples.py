@@ -75,16 +75,16 @@ class ExampleTexts:
         if not candidates:
             return np.zeros(0, dtype=np.intp)
         get = self._slots.get
-        found = [get(c.id, -1) for c in candidates]
+        slots = [get(c.id, -1) for c in candidates]
         self._lookups += 1
-        if -1 in found or not self._as_kept(found, candidates):
+        if -1 in slots or not self._as_kept(slots, candidates):
             # Marked first, so that none of them makes room for another.
-            self._looked_up[[slot for slot in found if slot >= 0]] = self._lookups
+            self._looked_up[[slot for slot in slots if slot >= 0]] = self._lookups
             self._store(candidates)
-            found = [self._slots[c.id] for c in candidates]
-        slots = np.array(found, dtype=np.intp)
-        self._looked_up[slots] = self._lookups
-        return slots
+            slots = [self._slots[c.id] for c in candidates]
+        places = np.array(slots, dtype=np.intp)
+        self._looked_up[places] = self._lookups
+        return places
 
     def _as_kept(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> bool:
         """Whether all texts are what they were: a replayed example has another response."""
@@ -143,9 +143,10 @@ class ExampleTexts:
             "response_sketch": sketches[n:],
             "num_request_words": popcount(bitmaps[:n]),
             "num_response_words": [len(words) for words in response_words],
-            "num_literals": [len(found) for found in literals],
+            "num_literals": list(map(len, literals)),
             "consistency": [
-                _repeated(found, c.response) for found, c in zip(literals, candidates, strict=True)
+                _consistency(*pair)
+                for pair in zip(literals, [c.response for c in candidates], strict=True)
             ],
             "request_length": [math.log1p(len(c.request)) for c in candidates],
             "response_length": [math.log1p(len(c.response)) for c in candidates],
@@ -161,7 +162,7 @@ class ExampleTexts:
         return self._num_tokens[slot]
 
 
-def _repeated(literals: set[str], response: str) -> float:
+def _consistency(literals: set[str], response: str) -> float:
     """The share of the literals that a response repeats, less 1; 0 if there are no literals."""
     if not literals:
         return 0.0

@@ -31,7 +31,7 @@ def words_and_literals(text: str) -> tuple[set[str], set[str]]:
     """
     literals: set[str] = set()
     if '"' in text or "`" in text:
-        literals.update(next(filter(None, found)).lower() for found in _QUOTED.findall(text))
+        literals.update(next(filter(None, groups)).lower() for groups in _QUOTED.findall(text))
     words: set[str] = set()
     starts_sentence = True
     for raw in text.split()[:MAX_WORDS]:
