@@ -310,7 +310,7 @@ class ExamplesSettings(_Section):
 
 
 class ReplaySettings(_Section):
-    """Improving examples, by ``echolm replay`` or while the LLMs are idle."""
+    """Improving examples, by ``echolm examples replay`` or while the LLMs are idle."""
 
     off_peak: bool = Field(
         False, description="whether the server replays while the LLMs are idle; needs judging.kind"

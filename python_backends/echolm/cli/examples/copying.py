@@ -1,0 +1,52 @@
+"""What ``echolm examples import`` and ``reembed`` share: examples into the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from echolm_client.cli.console import note
+from echolm_client.cli.exit_codes import OK
+
+from echolm.cli.examples.data import ExampleData, progress
+from echolm.examples.events import CHANGE, change
+from echolm.store.base import Stored
+
+if TYPE_CHECKING:
+    from echolm.examples.transfer import Header
+
+
+def copy_into(
+    data: ExampleData,
+    title: str,
+    batches: Iterator[Sequence[Stored]] | Iterator[list[Stored]],
+    header: Header,
+    total: int | None,
+) -> int:
+    """Copy examples into the store, embedded anew where another model had embedded them.
+
+    Args:
+        title: of the progress bar.
+        header: what made the embeddings of the examples.
+        total: how many there are; None: not known.
+
+    Returns:
+        The exit code.
+    """
+    from echolm.examples import transfer
+
+    embed = None
+    if (header.embedding, header.dimension) != (data.embedder.name, data.embedder.dimension):
+        from echolm.embedding.texts import TextEmbedder
+
+        embed = TextEmbedder(data.settings.embedding)
+    done = 0
+    with progress(title, total) as advance:
+        for examples in transfer.copy_into(data.store, batches, embed):
+            data.log.append(CHANGE, change(examples))
+            done += len(examples)
+            advance(len(examples))
+    data.statistics.follow(data.log)
+    how = "" if embed is None else f", embedded anew by {data.embedder.name}"
+    note(f"took in {done} examples{how}")
+    return OK
