@@ -60,21 +60,31 @@ def encode_json(call: Call) -> bytes:
 
 
 class Events:
-    """Cuts a body of server-sent events into responses."""
+    """Cuts a body of server-sent events into responses.
 
-    def __init__(self) -> None:
+    Args:
+        deadline: by ``time.monotonic``. One piece of the body may hold many responses, which the
+            caller takes his time for, so the limits of reading the body are not enough.
+        url: for the error.
+    """
+
+    def __init__(self, deadline: float = float("inf"), url: str = "") -> None:
         self._rest = b""
+        self._deadline = deadline
+        self._url = url
 
     def feed(self, data: bytes) -> Iterator[Outputs]:
         """Take the next bytes; yield the responses that they complete.
 
         Raises:
+            Timeout: the deadline has passed.
             EchoLMError: an event carries an error. Triton does not say here of which kind; for
                 its own errors that is :class:`ServerError`.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
+                _remaining_s(self._deadline, self._url)
                 yield _event_outputs(line.removeprefix(b"data:"))
 
 
@@ -179,7 +189,7 @@ class _Requests:
         headers: Mapping[str, str] | None = None,
     ) -> Iterator[tuple[urllib3.BaseHTTPResponse, Iterator[bytes]]]:
         """A response and its body, piece by piece as it arrives."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = _deadline(timeout)
         with _urllib3_errors(url):
             response = self._pool.request(
                 method,
@@ -213,16 +223,22 @@ class _Requests:
         self._pool.clear()
 
 
-def _pieces(
-    response: urllib3.BaseHTTPResponse, deadline: float | None, url: str
-) -> Iterator[bytes]:
+def _deadline(timeout: float | None) -> float:
+    return float("inf") if timeout is None else time.monotonic() + timeout
+
+
+def _remaining_s(deadline: float, url: str) -> float | None:
+    """Seconds until the deadline; None if there is none."""
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
+        raise Timeout(f"no complete answer from {url} in the time allowed")
+    return None if remaining_s == float("inf") else remaining_s
+
+
+def _pieces(response: urllib3.BaseHTTPResponse, deadline: float, url: str) -> Iterator[bytes]:
     connection: Any = response.connection
     while not response.closed:
-        if deadline is not None:
-            remaining_s = deadline - time.monotonic()
-            if remaining_s <= 0:
-                raise Timeout(f"no complete answer from {url} in the time allowed")
-            connection.response_socket.settimeout(remaining_s)
+        connection.response_socket.settimeout(_remaining_s(deadline, url))
         if piece := response.read1(_CHUNK_BYTES):
             yield piece
 
@@ -271,10 +287,11 @@ class HttpTransport:
     def stream(self, call: Call, timeout: float | None) -> Generator[Outputs, None, None]:
         url = _model_url(self._url, call.model, "generate_stream")
         body, headers = encode_json(call), {"Content-Type": "application/json"}
+        deadline = _deadline(timeout)
         with self._requests.open("POST", url, timeout, body, headers) as (response, pieces):
             if response.status != _OK:
                 check(response.status, b"".join(pieces))
-            events = Events()
+            events = Events(deadline, url)
             for piece in pieces:
                 yield from events.feed(piece)
 
@@ -331,10 +348,11 @@ class AsyncHttpTransport:
     async def stream(self, call: Call, timeout: float | None) -> AsyncGenerator[Outputs, None]:
         url = _model_url(self._url, call.model, "generate_stream")
         body, headers = encode_json(call), {"Content-Type": "application/json"}
+        deadline = _deadline(timeout)
         async with self._open("POST", url, timeout, data=body, headers=headers) as response:
             if response.status != _OK:
                 check(response.status, await response.read())
-            events = Events()
+            events = Events(deadline, url)
             async for data in response.content.iter_any():
                 for outputs in events.feed(data):
                     yield outputs
