@@ -42,6 +42,13 @@ def port(text: str) -> int:
     return int(text)
 
 
+def not_empty(text: str) -> str:
+    """A text of at least one character."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a text, got an empty one")
+    return text
+
+
 def key_value(text: str) -> tuple[str, str]:
     """``KEY=VALUE``."""
     key, equals, value = text.partition("=")

@@ -6,6 +6,7 @@ reader who has left (``| head``), a full disk, and standard streams that are clo
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -36,7 +37,7 @@ def guarded(
     Args:
         errors: exit codes of the errors that the command raises on purpose.
     """
-    _replace_closed_streams()
+    _prepare_streams()
     try:
         try:
             return command()
@@ -101,12 +102,15 @@ def read_stdin() -> str:
     """All of standard input.
 
     Raises:
-        CommandError: it is not UTF-8.
+        CommandError: it is not text in the locale's encoding.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise CommandError(f"standard input: expected text in UTF-8, got: {error}") from error
+        encoding = error.encoding.upper()
+        raise CommandError(f"standard input: expected text in {encoding}, got: {error}") from error
 
 
 def terminal_width() -> int | None:
@@ -134,9 +138,15 @@ def _silence(file: TextIO) -> None:
     os.close(null)
 
 
-def _replace_closed_streams() -> None:
-    """Python has None for a standard stream that was closed before it started (``>&-``)."""
+def _prepare_streams() -> None:
+    # Python has None for a standard stream that was closed before it started (``>&-``).
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             # Takes the lowest free descriptor, so that no other file can become a standard stream.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    stream = sys.stdout
+    if stream is sys.__stdout__ and isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+        # With PYTHONUNBUFFERED Python takes no notice of a write that has written a part only.
+        sys.stdout = open(  # noqa: SIM115
+            stream.fileno(), "w", encoding=stream.encoding, errors=stream.errors, closefd=False
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from echolm_client.cli.arguments import Subparsers, add_verb, port, seconds
+from echolm_client.cli.arguments import Subparsers, add_verb, not_empty, port, seconds
 
 from echolm.cli.data_directory import add_options, configuration_file, settings_from
 
@@ -25,7 +25,10 @@ def add_subcommand(subparsers: Subparsers) -> None:
     )
     add_options(parser)
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+        "--host",
+        type=not_empty,
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s)",
     )
     for name, number in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(
