@@ -356,7 +356,7 @@ def test_errors_with_a_code_have_their_kind_everywhere(
             lambda: list(client.stream(f"error:INTERNAL:{code}")),
             lambda: list(client.stream(f"first error:INTERNAL:{code}")),
         ):
-            with pytest.raises(kind, match="^as told$") as raised:
+            with pytest.raises(kind, match=r"^as told$") as raised:
                 call()
             assert raised.value.code == code
 
