@@ -98,8 +98,8 @@ def from_server(status: str | None, message: str) -> EchoLMError:
         message: the server's message. Triton may put words of its own before the code.
     """
     status = (status or "").removeprefix("StatusCode.")
-    if found := _CODE.search(message):
-        code = found[1]
-        return CODES[code](message[: found.start()] + message[found.end() :], status, code)
+    if match := _CODE.search(message):
+        code = match[1]
+        return CODES[code](message[: match.start()] + message[match.end() :], status, code)
     kind = _BY_STATUS.get(status, ServerError)
     return kind(message or f"the server gave no reason (status {status or 'unknown'})", status)

@@ -53,7 +53,7 @@ def remember(answer: RememberedAnswer) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         # The token lets its holder rate the answer: it is for this user only.
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            json.dump([dataclasses.asdict(one) for one in answers], stream)
+            json.dump([dataclasses.asdict(each) for each in answers], stream)
         temporary.replace(file)
     except OSError as error:
         complain(f"the answer is not remembered for rate and prefer: {error}")

@@ -8,7 +8,7 @@ import json
 
 from echolm_client._client import AnswerStream
 from echolm_client._types import Answer, GenerateOptions
-from echolm_client.cli import answers
+from echolm_client.cli.answers import RememberedAnswer, remember
 from echolm_client.cli.arguments import Subparsers, add_verb
 from echolm_client.cli.connection import add_connection, connected
 from echolm_client.cli.console import note, read_stdin, write
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         note(summary(answer))
     if answer.feedback_token:
-        answers.remember(answers.RememberedAnswer(args.url, answer.feedback_token))
+        remember(RememberedAnswer(args.url, answer.feedback_token))
     return OK
 
 

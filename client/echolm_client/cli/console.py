@@ -145,7 +145,8 @@ def _prepare_streams() -> None:
             # Takes the lowest free descriptor, so that no other file can become a standard stream.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     stream = sys.stdout
-    if stream is sys.__stdout__ and isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+    is_real = isinstance(stream, io.TextIOWrapper) and stream is sys.__stdout__
+    if is_real and isinstance(stream.buffer, io.RawIOBase):
         # With PYTHONUNBUFFERED Python takes no notice of a write that has written a part only.
         sys.stdout = open(  # noqa: SIM115
             stream.fileno(), "w", encoding=stream.encoding, errors=stream.errors, closefd=False

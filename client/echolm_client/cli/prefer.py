@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if over is None:
         if args.better not in NAMES:
             raise CommandError(
-                "prefer: expected two answers, since the better one is given by its token; got "
-                "one; name the other one, too"
+                "prefer: expected two answers, since the better one is not 'last' or 'previous', "
+                "got a single one; name the other one, too"
             )
         over = NAMES[1 - NAMES.index(args.better)]
     better, other = named(args.better), named(over)

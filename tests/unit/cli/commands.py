@@ -20,8 +20,8 @@ def environment(**changes: str | None) -> dict[str, str]:
 
 def run(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """A command to its end, with what it wrote."""
-    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60, **options}
-    return subprocess.run(command, text=True, check=False, **given)
+    merged = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60, **options}
+    return subprocess.run(command, text=True, check=False, **merged)
 
 
 def assert_message(error: str, *parts: str) -> None:

@@ -28,8 +28,8 @@ def parsers(
         if isinstance(action, argparse._SubParsersAction):
             lines = {choice.dest: choice.help for choice in action._choices_actions}
             for verb, child in action.choices.items():
-                for found, one, line in parsers(child, f"{name} {verb}"):
-                    yield found, one, lines.get(verb) if one is child else line
+                for path, descendant, line in parsers(child, f"{name} {verb}"):
+                    yield path, descendant, lines.get(verb) if descendant is child else line
 
 
 BUILD = ["build", "--profile=p", "--small=s", "--large=l"]

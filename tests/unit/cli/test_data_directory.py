@@ -45,6 +45,19 @@ def test_a_mistyped_data_directory_is_an_error_and_is_not_made(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_import_of_nothing_makes_no_data_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "examples.jsonl"
+    words = ["examples", "import", str(file), "--data-dir", str(tmp_path / "new")]
+    assert main(words) == 2
+    assert f"{file}: expected a file to read" in capsys.readouterr().err
+    file.write_text("{}\n")
+    assert main(words) == 2
+    assert "line 1: expected the header" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def arguments(path: Path | None) -> argparse.Namespace:
     return argparse.Namespace(config=None, data_dir=path)
 

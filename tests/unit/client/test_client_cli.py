@@ -27,11 +27,11 @@ def text(value: str) -> np.ndarray[Any, Any]:
 
 
 def scripted(call: Call) -> Iterator[Outputs]:
-    given = {t.name: t.array[0].tolist() for t in call.inputs}
+    sent = {t.name: t.array[0].tolist() for t in call.inputs}
     if call.model == "feedback":
-        yield {"accepted": np.array([[given["feedback_token"] != [b"old"]]])}
+        yield {"accepted": np.array([[sent["feedback_token"] != [b"old"]]])}
         return
-    asked = given["text_input"][0].decode()
+    asked = sent["text_input"][0].decode()
     errors = {"bad": InvalidRequest("text_input: bad"), "down": Unavailable("no LLM"),
               "boom": ServerError("boom")}  # fmt: skip
     if asked in errors:

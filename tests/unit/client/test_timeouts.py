@@ -88,12 +88,12 @@ def asked_of(request: Any) -> str:
 
 
 def response(text: str) -> Any:
-    made = service_pb2.ModelInferResponse()
-    made.outputs.add(name="text_output", datatype="BYTES", shape=[1, 1])
+    message = service_pb2.ModelInferResponse()
+    message.outputs.add(name="text_output", datatype="BYTES", shape=[1, 1])
     array = np.array([[text.encode()]], dtype=object)
-    made.raw_output_contents.append(serialize_byte_tensor(array).item())
-    assert decode(made)["text_output"].tolist() == [[text.encode()]]
-    return made
+    message.raw_output_contents.append(serialize_byte_tensor(array).item())
+    assert decode(message)["text_output"].tolist() == [[text.encode()]]
+    return message
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +128,25 @@ def seconds_until_timeout(url: str, use: str, asked: str, pause_s: float = 0.0) 
         use: a method of the client, or ``async`` and one.
         pause_s: what the caller does between two pieces of a stream.
     """
-    started = time.monotonic()
-    if use.startswith("async "):
+    options: Any = {"timeout": TIMEOUT_S, "metrics_url": f"{url}/metrics"}
 
-        async def call() -> None:
-            async with AsyncClient(url, timeout=TIMEOUT_S, metrics_url=f"{url}/metrics") as client:
+    def call() -> float:
+        with Client(url, **options) as client:
+            started = time.monotonic()
+            with pytest.raises(Timeout):
+                if use == "stream":
+                    for _ in client.stream(asked):
+                        time.sleep(pause_s)
+                elif use == "stats":
+                    client.stats()
+                else:
+                    client.generate(asked)
+            return time.monotonic() - started
+
+    async def call_async() -> float:
+        async with AsyncClient(url, **options) as client:
+            started = time.monotonic()
+            with pytest.raises(Timeout):
                 if use == "async stream":
                     async for _ in client.stream(asked):
                         await asyncio.sleep(pause_s)
@@ -140,22 +154,9 @@ def seconds_until_timeout(url: str, use: str, asked: str, pause_s: float = 0.0) 
                     await client.stats()
                 else:
                     await client.generate(asked)
+            return time.monotonic() - started
 
-        with pytest.raises(Timeout):
-            asyncio.run(call())
-    else:
-        with (
-            Client(url, timeout=TIMEOUT_S, metrics_url=f"{url}/metrics") as client,
-            pytest.raises(Timeout),
-        ):
-            if use == "stream":
-                for _ in client.stream(asked):
-                    time.sleep(pause_s)
-            elif use == "stats":
-                client.stats()
-            else:
-                client.generate(asked)
-    return time.monotonic() - started
+    return asyncio.run(call_async()) if use.startswith("async ") else call()
 
 
 @pytest.mark.parametrize("asked", ["trickle", "silence", "trickle close", "silence close"])

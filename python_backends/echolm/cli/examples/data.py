@@ -98,11 +98,18 @@ def open_examples(settings: Settings) -> Iterator[ExampleData]:
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; what it gives is told how many more are done."""
+    """A progress bar on standard error.
+
+    Args:
+        total: how many there are to do; None: not known.
+
+    Returns:
+        A function that takes how many more have been done.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as shown:
+        task = shown.add_task(title, total=total)
+        yield lambda count: shown.advance(task, count)

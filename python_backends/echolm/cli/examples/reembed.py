@@ -7,8 +7,8 @@ import argparse
 from echolm_client.cli.arguments import Subparsers
 from echolm_client.cli.console import CommandError
 
-from echolm.cli.examples.copying import copy_into
 from echolm.cli.examples.data import add_example_verb, opened
+from echolm.cli.examples.import_ import copy_into
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
