@@ -1,6 +1,6 @@
 """A process of its own that replays examples, for tests that kill it.
 
-replaying_process.py DATA_DIR MILVUS_URI command     as `echolm replay` does, to the end
+replaying_process.py DATA_DIR MILVUS_URI command     as `echolm examples replay` does
 replaying_process.py DATA_DIR MILVUS_URI off_peak    as a server does, for ever
 
 Prints ``sampled N`` when the LLM is asked for an answer to the N-th request, and ``done N`` when

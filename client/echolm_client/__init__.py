@@ -12,7 +12,7 @@
 
 from echolm_client._aio import AsyncAnswerStream, AsyncClient
 from echolm_client._client import AnswerStream, Client
-from echolm_client._config import DEFAULT_TIMEOUT_S, DEFAULT_URL, TLS
+from echolm_client._config import CLIENT_TIMEOUT, DEFAULT_TIMEOUT_S, DEFAULT_URL, TLS
 from echolm_client._errors import (
     Cancelled,
     EchoLMError,
@@ -30,6 +30,7 @@ from echolm_client._transport import (
 from echolm_client._types import Answer, GenerateOptions, Sample, Stats
 
 __all__ = [
+    "CLIENT_TIMEOUT",
     "DEFAULT_TIMEOUT_S",
     "DEFAULT_URL",
     "TLS",

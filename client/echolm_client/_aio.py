@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+
+from typing_extensions import Unpack
 
 from echolm_client import _protocol as protocol
-from echolm_client._config import DEFAULT_TIMEOUT_S, DEFAULT_URL, TLS, Endpoint
+from echolm_client._base import BaseClient, BaseStream
+from echolm_client._config import CLIENT_TIMEOUT, READY_TIMEOUT_S, ClientTimeout, Endpoint
 from echolm_client._errors import Timeout, Unavailable
 from echolm_client._metrics import parse_stats
 from echolm_client._transport import AsyncTransport, open_async_transport
 from echolm_client._types import Answer, GenerateOptions, Stats
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
-class AsyncAnswerStream(AsyncIterator[str]):
+class AsyncAnswerStream(BaseStream[AsyncGenerator[protocol.Outputs, None]], AsyncIterator[str]):
     """:class:`AnswerStream` for asyncio::
 
     async with client.stream("Tell me a story") as stream:
@@ -27,39 +26,19 @@ class AsyncAnswerStream(AsyncIterator[str]):
     print(stream.answer.llm)
     """
 
-    def __init__(self, responses: AsyncGenerator[protocol.Outputs, None]) -> None:
-        self._responses = responses
-        self._assembly = protocol.Assembly()
-        self._started_s: float | None = None
-        self._over = False
-        self._answer: Answer | None = None
-
     async def __anext__(self) -> str:
         if self._over:
             raise StopAsyncIteration
-        if self._started_s is None:
-            self._started_s = time.perf_counter()
+        self._start()
         try:
             async for outputs in self._responses:
                 if piece := self._assembly.add(outputs):
                     return piece
-            self._answer = self._assembly.answer(time.perf_counter() - self._started_s)
+            self._finish()
         except BaseException:
             self._over = True
             raise
-        self._over = True
         raise StopAsyncIteration
-
-    @property
-    def answer(self) -> Answer:
-        """The complete answer, once all pieces have been taken.
-
-        Raises:
-            RuntimeError: the stream has not been read to its end.
-        """
-        if self._answer is None:
-            raise RuntimeError("the answer is known only when all pieces have been taken")
-        return self._answer
 
     async def aclose(self) -> None:
         """Cancel the request unless it is complete; no piece comes after that."""
@@ -78,7 +57,7 @@ class AsyncAnswerStream(AsyncIterator[str]):
         await self.aclose()
 
 
-class AsyncClient:
+class AsyncClient(BaseClient[AsyncTransport]):
     """:class:`Client` for asyncio; any number of requests at once, in one event loop.
 
     Cancelling the waiting task, also by ``asyncio.wait_for``, cancels the request on the
@@ -91,24 +70,16 @@ class AsyncClient:
             answers = await asyncio.gather(*(client.generate(text) for text in texts))
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        metrics_url: str | None = None,
-        tls: TLS | None = None,
-        headers: Mapping[str, str] | None = None,
-        transport: AsyncTransport | None = None,
-    ) -> None:
-        endpoint = Endpoint.parse(url, tls, headers)
-        self._timeout = timeout
-        self._metrics_url = metrics_url or endpoint.default_metrics_url
-        self._transport = transport or open_async_transport(endpoint)
-        self._closed = False
+    @staticmethod
+    def _open(endpoint: Endpoint) -> AsyncTransport:
+        return open_async_transport(endpoint)
 
     async def generate(
-        self, text: str, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+        self,
+        text: str,
+        *,
+        timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
+        **options: Unpack[GenerateOptions],
     ) -> Answer:
         """As :meth:`Client.generate`."""
         call = protocol.generate_call(text, options)
@@ -118,11 +89,14 @@ class AsyncClient:
         return assembly.answer(time.perf_counter() - started_s)
 
     def stream(
-        self, text: str, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+        self,
+        text: str,
+        *,
+        timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
+        **options: Unpack[GenerateOptions],
     ) -> AsyncAnswerStream:
         """As :meth:`Client.stream`."""
         call = protocol.generate_call(text, options, stream=True)
-        self._refuse_if_closed()
         return AsyncAnswerStream(self._transport.stream(call, self._limit(timeout)))
 
     async def rate(
@@ -131,7 +105,7 @@ class AsyncClient:
         score: float,
         *,
         tenant: str | None = None,
-        timeout: float | None = None,
+        timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
     ) -> bool:
         """As :meth:`Client.rate`."""
         call = protocol.rating_call(rated, score, tenant)
@@ -143,30 +117,29 @@ class AsyncClient:
         over: str | Answer,
         *,
         tenant: str | None = None,
-        timeout: float | None = None,
+        timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
     ) -> bool:
         """As :meth:`Client.prefer`."""
         call = protocol.preference_call(better, over, tenant)
         return protocol.accepted(await self._infer(call, timeout))
 
-    async def stats(self, *, timeout: float | None = None) -> Stats:
+    async def stats(self, *, timeout: float | ClientTimeout | None = CLIENT_TIMEOUT) -> Stats:
         """As :meth:`Client.stats`."""
-        self._refuse_if_closed()
         return parse_stats(await self._transport.fetch(self._metrics_url, self._limit(timeout)))
 
-    async def is_ready(self, *, timeout: float | None = 5.0) -> bool:
+    async def is_ready(self, *, timeout: float | ClientTimeout | None = READY_TIMEOUT_S) -> bool:
         """As :meth:`Client.is_ready`."""
-        self._refuse_if_closed()
+        limit = self._limit(timeout)
         try:
-            return await self._transport.is_ready(protocol.ECHOLM, timeout)
+            return await self._transport.is_ready(protocol.ECHOLM, limit)
         except (Unavailable, Timeout):
             return False
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """As :meth:`Client.close`."""
         if not self._closed:
             self._closed = True
-            await self._transport.close()
+            await self._transport.aclose()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -177,15 +150,9 @@ class AsyncClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.close()
+        await self.aclose()
 
-    async def _infer(self, call: protocol.Call, timeout: float | None) -> protocol.Outputs:
-        self._refuse_if_closed()
+    async def _infer(
+        self, call: protocol.Call, timeout: float | ClientTimeout | None
+    ) -> protocol.Outputs:
         return await self._transport.infer(call, self._limit(timeout))
-
-    def _limit(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is None else timeout
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise RuntimeError("the client is closed")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+
+from typing_extensions import Unpack
 
 from echolm_client import _protocol as protocol
-from echolm_client._config import DEFAULT_TIMEOUT_S, DEFAULT_URL, TLS, Endpoint
+from echolm_client._base import BaseClient, BaseStream
+from echolm_client._config import CLIENT_TIMEOUT, READY_TIMEOUT_S, ClientTimeout, Endpoint
 from echolm_client._errors import Timeout, Unavailable
 from echolm_client._metrics import parse_stats
 from echolm_client._transport import Transport, open_transport
 from echolm_client._types import Answer, GenerateOptions, Stats
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
-class AnswerStream(Iterator[str]):
+class AnswerStream(BaseStream[Generator[protocol.Outputs, None, None]], Iterator[str]):
     """An answer that arrives in pieces; iterating gives them as text.
 
     The request is sent when the first piece is asked for. Use it as a context manager, so
@@ -30,39 +29,19 @@ class AnswerStream(Iterator[str]):
         print(stream.answer.llm)
     """
 
-    def __init__(self, responses: Generator[protocol.Outputs, None, None]) -> None:
-        self._responses = responses
-        self._assembly = protocol.Assembly()
-        self._started_s: float | None = None
-        self._over = False
-        self._answer: Answer | None = None
-
     def __next__(self) -> str:
         if self._over:
             raise StopIteration
-        if self._started_s is None:
-            self._started_s = time.perf_counter()
+        self._start()
         try:
             for outputs in self._responses:
                 if piece := self._assembly.add(outputs):
                     return piece
-            self._answer = self._assembly.answer(time.perf_counter() - self._started_s)
+            self._finish()
         except BaseException:
             self._over = True
             raise
-        self._over = True
         raise StopIteration
-
-    @property
-    def answer(self) -> Answer:
-        """The complete answer, once all pieces have been taken.
-
-        Raises:
-            RuntimeError: the stream has not been read to its end.
-        """
-        if self._answer is None:
-            raise RuntimeError("the answer is known only when all pieces have been taken")
-        return self._answer
 
     def close(self) -> None:
         """Cancel the request unless it is complete; no piece comes after that."""
@@ -81,21 +60,22 @@ class AnswerStream(Iterator[str]):
         self.close()
 
 
-class Client:
+class Client(BaseClient[Transport]):
     """Talks to an EchoLM server; safe to share between threads.
 
     Args:
         url: ``[scheme://]host[:port]``; the scheme is ``grpc`` (the default), ``grpcs``,
             ``http`` or ``https``. Nothing is sent before the first call.
-        timeout: seconds that a call may take in all, unless the call says otherwise; None
-            sets no limit.
+        timeout: the seconds that each call may take, from sending the request to the end of its
+            response; of a stream to its last piece, however long the caller takes between two
+            of them. None sets no limit. A call's own ``timeout`` means the same, for that call.
         metrics_url: the server's metrics page; None: port 8002 of the same host.
         tls: certificates for ``grpcs`` and ``https``.
         headers: sent with every request, for instance for a gateway's authorization.
         transport: replaces the network, for tests.
 
     Raises:
-        ValueError: the url is none.
+        ValueError: an address is none, or the timeout is not above 0.
 
     Example::
 
@@ -109,30 +89,22 @@ class Client:
     its client has gone.
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-        metrics_url: str | None = None,
-        tls: TLS | None = None,
-        headers: Mapping[str, str] | None = None,
-        transport: Transport | None = None,
-    ) -> None:
-        endpoint = Endpoint.parse(url, tls, headers)
-        self._timeout = timeout
-        self._metrics_url = metrics_url or endpoint.default_metrics_url
-        self._transport = transport or open_transport(endpoint)
-        self._closed = False
+    @staticmethod
+    def _open(endpoint: Endpoint) -> Transport:
+        return open_transport(endpoint)
 
     def generate(
-        self, text: str, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+        self,
+        text: str,
+        *,
+        timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
+        **options: Unpack[GenerateOptions],
     ) -> Answer:
         """Get an answer.
 
         Args:
             text: the request; not empty.
-            timeout: seconds for this call; None takes the client's.
+            timeout: for this call, in place of the client's.
             options: see :class:`GenerateOptions`.
         """
         call = protocol.generate_call(text, options)
@@ -142,11 +114,14 @@ class Client:
         return assembly.answer(time.perf_counter() - started_s)
 
     def stream(
-        self, text: str, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+        self,
+        text: str,
+        *,
+        timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
+        **options: Unpack[GenerateOptions],
     ) -> AnswerStream:
         """Get an answer in pieces. Arguments as for :meth:`generate`."""
         call = protocol.generate_call(text, options, stream=True)
-        self._refuse_if_closed()
         return AnswerStream(self._transport.stream(call, self._limit(timeout)))
 
     def rate(
@@ -155,7 +130,7 @@ class Client:
         score: float,
         *,
         tenant: str | None = None,
-        timeout: float | None = None,
+        timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
     ) -> bool:
         """Rate an answer; a later rating replaces an earlier one.
 
@@ -177,22 +152,21 @@ class Client:
         over: str | Answer,
         *,
         tenant: str | None = None,
-        timeout: float | None = None,
+        timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
     ) -> bool:
         """Say which of two answers of one tenant, or their feedback tokens, is better."""
         call = protocol.preference_call(better, over, tenant)
         return protocol.accepted(self._infer(call, timeout))
 
-    def stats(self, *, timeout: float | None = None) -> Stats:
+    def stats(self, *, timeout: float | ClientTimeout | None = CLIENT_TIMEOUT) -> Stats:
         """Read the server's counters from its metrics page."""
-        self._refuse_if_closed()
         return parse_stats(self._transport.fetch(self._metrics_url, self._limit(timeout)))
 
-    def is_ready(self, *, timeout: float | None = 5.0) -> bool:
+    def is_ready(self, *, timeout: float | ClientTimeout | None = READY_TIMEOUT_S) -> bool:
         """Whether the server can be reached and serves EchoLM."""
-        self._refuse_if_closed()
+        limit = self._limit(timeout)
         try:
-            return self._transport.is_ready(protocol.ECHOLM, timeout)
+            return self._transport.is_ready(protocol.ECHOLM, limit)
         except (Unavailable, Timeout):
             return False
 
@@ -213,13 +187,7 @@ class Client:
     ) -> None:
         self.close()
 
-    def _infer(self, call: protocol.Call, timeout: float | None) -> protocol.Outputs:
-        self._refuse_if_closed()
+    def _infer(
+        self, call: protocol.Call, timeout: float | ClientTimeout | None
+    ) -> protocol.Outputs:
         return self._transport.infer(call, self._limit(timeout))
-
-    def _limit(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is None else timeout
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise RuntimeError("the client is closed")

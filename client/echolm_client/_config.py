@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +16,34 @@ DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 180.0
 """Longer than the server's own limit (120 s), so that its message arrives first."""
 
+READY_TIMEOUT_S = 5.0
+"""For the question whether the server is ready, which a server that is answers at once."""
+
 _PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 8000}
 _METRICS_PORT = 8002
+_HOST_NAME = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?")
+
+
+class ClientTimeout:
+    """Type of :data:`CLIENT_TIMEOUT`."""
+
+    def __repr__(self) -> str:
+        return "CLIENT_TIMEOUT"
+
+
+CLIENT_TIMEOUT = ClientTimeout()
+"""A call's ``timeout`` where none is given: that of the client."""
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """The timeout, if it is one.
+
+    Raises:
+        ValueError: it is neither a number of seconds above 0 nor None.
+    """
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout: expected seconds above 0, or None for no limit, got {timeout}")
+    return timeout
 
 
 @dataclass(frozen=True)
@@ -74,20 +102,20 @@ class Endpoint:
         Raises:
             ValueError: it is not ``[scheme://]host[:port]`` with a scheme among those above.
         """
-        parts = urlsplit(url if "://" in url else f"grpc://{url}")
         expected = f"expected [scheme://]host[:port], scheme among {sorted(_PORTS)}, got {url!r}"
         try:
-            port = parts.port
+            parts = urlsplit(url if "://" in url else f"grpc://{url}")
+            host, port = parts.hostname or "", parts.port
         except ValueError as error:
             raise ValueError(f"url: {expected} ({error})") from None
-        if parts.scheme not in _PORTS or not parts.hostname:
+        if parts.scheme not in _PORTS or not _is_host(host):
             raise ValueError(f"url: {expected}")
         path = parts.path.rstrip("/")
         if path and parts.scheme.startswith("grpc"):
             raise ValueError(f"url: a gRPC address has no path; {expected}")
         return cls(
             scheme=parts.scheme,
-            host=parts.hostname,
+            host=host,
             port=_PORTS[parts.scheme] if port is None else port,
             path=path,
             tls=tls or TLS(),
@@ -118,6 +146,29 @@ class Endpoint:
     def default_metrics_url(self) -> str:
         """Triton's metrics page on the same host and the usual port."""
         return f"http://{_bracketed(self.host)}:{_METRICS_PORT}/metrics"
+
+
+def checked_metrics_url(url: str) -> str:
+    """The address of a metrics page, with its scheme.
+
+    Raises:
+        ValueError: it is not ``[scheme://]host[:port][/path]`` with the scheme http or https.
+    """
+    url = url if "://" in url else f"http://{url}"
+    try:
+        is_http = not Endpoint.parse(url).is_grpc
+    except ValueError:
+        is_http = False
+    if not is_http:
+        raise ValueError(f"metrics url: expected http[s]://host[:port]/path, got {url!r}")
+    return url
+
+
+def _is_host(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        return _HOST_NAME.fullmatch(host) is not None
 
 
 def _bracketed(host: str) -> str:

@@ -13,27 +13,32 @@ The client never sends a request twice by itself: an answer costs GPU time, and 
 that failed half-way may have been answered. Whoever retries should do so on
 :class:`Unavailable` only.
 
-Over HTTP the kind of an error is known for ``generate`` and ``rate`` but not for
-``stream``: Triton reports every error of a streaming model there in the same way, so that
-it arrives as :class:`ServerError`. gRPC keeps the kind everywhere.
+EchoLM puts a machine-readable code before each of its error messages, ``[unavailable] …``, so
+that the kind of its errors is known over gRPC and HTTP, in streams, too. Errors of Triton itself
+carry no such code: their kind is that of the gRPC or HTTP status, and in a stream, where Triton
+sends no status, they arrive as :class:`ServerError`.
 
 Names carry no "Error" (lint rule N818): as in httpx, they say what happened.
 """
 
 from __future__ import annotations
 
+import re
+
 
 class EchoLMError(Exception):
     """Base of all errors of this package.
 
     Attributes:
-        status: what the server called it: a gRPC code's name (``INVALID_ARGUMENT``), an HTTP
-            status (``503``), or empty if it did not come from the server.
+        status: what the transport called it: a gRPC code's name (``INVALID_ARGUMENT``), an HTTP
+            status (``503``), or empty if the error came without one.
+        code: what EchoLM called it, a key of ``CODES``; empty if it is not EchoLM's error.
     """
 
-    def __init__(self, message: str, status: str = "") -> None:
+    def __init__(self, message: str, status: str = "", code: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
 
 class InvalidRequest(EchoLMError):  # noqa: N818
@@ -56,6 +61,18 @@ class ServerError(EchoLMError):
     """The server failed in a way that the request is not to blame for."""
 
 
+CODES: dict[str, type[EchoLMError]] = {
+    "invalid_request": InvalidRequest,
+    "context_length": InvalidRequest,
+    "unavailable": Unavailable,
+    "cancelled": Cancelled,
+    "configuration": ServerError,
+    "internal": ServerError,
+}
+"""The error for each code that EchoLM puts before its messages."""
+
+_CODE = re.compile(rf"\[({'|'.join(CODES)})\] ")
+
 _BY_STATUS: dict[str, type[EchoLMError]] = {
     "INVALID_ARGUMENT": InvalidRequest,
     "UNAVAILABLE": Unavailable,
@@ -72,22 +89,17 @@ _BY_STATUS: dict[str, type[EchoLMError]] = {
 }
 
 
-def from_status(status: str, message: str) -> EchoLMError:
-    """The error for a status.
+def from_server(status: str | None, message: str) -> EchoLMError:
+    """The error for what the server reports; its message is without the code.
 
     Args:
-        status: a gRPC code (``UNAVAILABLE`` or ``StatusCode.UNAVAILABLE``) or an HTTP status.
-        message: the server's message.
+        status: a gRPC code (``UNAVAILABLE`` or ``StatusCode.UNAVAILABLE``) or an HTTP status;
+            None in a stream, where Triton sends none.
+        message: the server's message. Triton may put words of its own before the code.
     """
-    status = status.removeprefix("StatusCode.")
+    status = (status or "").removeprefix("StatusCode.")
+    if match := _CODE.search(message):
+        code = match[1]
+        return CODES[code](message[: match.start()] + message[match.end() :], status, code)
     kind = _BY_STATUS.get(status, ServerError)
-    return kind(message or f"the server gave no reason (status {status})", status)
-
-
-def from_stream(message: str) -> EchoLMError:
-    """The error for a message that came without a status, in a stream."""
-    if ": expected " in message:
-        return InvalidRequest(message, "INVALID_ARGUMENT")
-    if message.startswith("no LLM answered") or " in flight already" in message:
-        return Unavailable(message, "UNAVAILABLE")
-    return ServerError(message, "UNKNOWN")
+    return kind(message or f"the server gave no reason (status {status or 'unknown'})", status)

@@ -16,7 +16,7 @@ from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
 from echolm_client._config import Endpoint
-from echolm_client._errors import EchoLMError, from_status, from_stream
+from echolm_client._errors import EchoLMError, from_server
 from echolm_client._protocol import Call, Outputs
 
 _UNLIMITED = -1
@@ -53,17 +53,17 @@ def decode_stream(response: service_pb2.ModelStreamInferResponse) -> Outputs:
     Raises:
         EchoLMError: it carries an error. Triton gives streamed errors no status, unless asked for
             by the ``triton_grpc_error`` header, with which a failing request can crash the whole
-            server (Triton 2.51); so EchoLM's own messages are known by their wording.
+            server (Triton 2.51); EchoLM's own errors are known by their code.
     """
     if response.error_message:
-        raise from_stream(response.error_message)
+        raise from_server(None, response.error_message)
     return decode(response.infer_response)
 
 
 def _error(problem: grpc.RpcError) -> EchoLMError:
     if problem.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return from_status(problem.code().name, "no complete answer in the time allowed")
-    return from_status(problem.code().name, problem.details() or "")
+        return from_server(problem.code().name, "no complete answer in the time allowed")
+    return from_server(problem.code().name, problem.details() or "")
 
 
 def _credentials(endpoint: Endpoint) -> grpc.ChannelCredentials | None:
@@ -195,6 +195,6 @@ class AsyncGrpcTransport:
 
         return await fetch_async(url, timeout)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         if self._channel is not None:
             await self._channel.close()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -17,14 +18,16 @@ import aiohttp
 import numpy as np
 import urllib3
 from tritonclient.http import InferenceServerClient, InferInput
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from echolm_client._config import Endpoint
-from echolm_client._errors import EchoLMError, ServerError, Timeout, Unavailable, from_status
+from echolm_client._errors import EchoLMError, ServerError, Timeout, Unavailable, from_server
 from echolm_client._protocol import Call, Outputs
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _OK = 200
 _POOL_SIZE = 64
+_CHUNK_BYTES = 65_536
 
 
 def encode(call: Call) -> tuple[bytes, dict[str, str]]:
@@ -57,20 +60,31 @@ def encode_json(call: Call) -> bytes:
 
 
 class Events:
-    """Cuts a body of server-sent events into responses."""
+    """Cuts a body of server-sent events into responses.
 
-    def __init__(self) -> None:
+    Args:
+        deadline: by ``time.monotonic``. One piece of the body may hold many responses, which the
+            caller takes his time for, so the limits of reading the body are not enough.
+        url: for the error.
+    """
+
+    def __init__(self, deadline: float = float("inf"), url: str = "") -> None:
         self._rest = b""
+        self._deadline = deadline
+        self._url = url
 
     def feed(self, data: bytes) -> Iterator[Outputs]:
         """Take the next bytes; yield the responses that they complete.
 
         Raises:
-            ServerError: an event carries an error; Triton does not say here of which kind.
+            Timeout: the deadline has passed.
+            EchoLMError: an event carries an error. Triton does not say here of which kind; for
+                its own errors that is :class:`ServerError`.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
+                _remaining_s(self._deadline, self._url)
                 yield _event_outputs(line.removeprefix(b"data:"))
 
 
@@ -80,7 +94,7 @@ def _event_outputs(data: bytes) -> Outputs:
     except ValueError as problem:
         raise ServerError(f"expected an event in JSON, got {data[:80]!r}") from problem
     if "error" in event:
-        raise ServerError(str(event["error"]))
+        raise from_server(None, str(event["error"]))
     return {
         # Triton writes an array of one element as that element.
         name: np.array(
@@ -98,13 +112,13 @@ def check(status: int, body: bytes) -> None:
         return
     text = body.decode("utf-8", "replace").strip()
     if text.startswith("data:"):
-        # An error of the model itself, which has this status whatever its kind.
+        # An error of a streaming model itself: Triton gives it this status whatever its kind.
         _event_outputs(text.removeprefix("data:").encode())
     try:
         message = str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):
         message = text[:200]
-    raise from_status(str(status), message)
+    raise from_server(str(status), message)
 
 
 @contextmanager
@@ -132,12 +146,112 @@ async def _aiohttp_errors(where: str) -> AsyncGenerator[None, None]:
         raise Unavailable(f"the connection to {where} failed: {problem}") from problem
 
 
+class _Connection(HTTPConnection):
+    """Keeps the socket of a response within reach: where the server says that it will close the
+    connection, ``sock`` is None while the response is still to be read."""
+
+    response_socket: socket.socket | None = None
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
+        self.response_socket = self.sock
+        return super().getresponse()
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+class _Requests:
+    """Sends requests over urllib3, whose own limit is one per read, with one for the whole."""
+
+    def __init__(self, endpoint: Endpoint | None = None) -> None:
+        secure = endpoint is not None and endpoint.is_secure
+        tls: dict[str, Any] = {"ssl_context": endpoint.tls.context()} if endpoint and secure else {}
+        self._headers = dict(endpoint.headers) if endpoint else {}
+        self._pool = urllib3.PoolManager(maxsize=_POOL_SIZE, retries=False, **tls)
+        self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+
+    @contextmanager
+    def open(
+        self,
+        method: str,
+        url: str,
+        timeout: float | None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[tuple[urllib3.BaseHTTPResponse, Iterator[bytes]]]:
+        """A response and its body, piece by piece as it arrives."""
+        deadline = _deadline(timeout)
+        with _urllib3_errors(url):
+            response = self._pool.request(
+                method,
+                url,
+                body=body,
+                headers={**self._headers, **(headers or {})},
+                timeout=urllib3.Timeout(total=timeout),
+                preload_content=False,
+            )
+            try:
+                yield response, _pieces(response, deadline, url)
+            finally:
+                if response.closed:  # read to its end
+                    response.release_conn()
+                else:
+                    response.close()
+
+    def read(
+        self,
+        method: str,
+        url: str,
+        timeout: float | None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[urllib3.BaseHTTPResponse, bytes]:
+        """A response and its whole body."""
+        with self.open(method, url, timeout, body, headers) as (response, pieces):
+            return response, b"".join(pieces)
+
+    def close(self) -> None:
+        self._pool.clear()
+
+
+def _deadline(timeout: float | None) -> float:
+    return float("inf") if timeout is None else time.monotonic() + timeout
+
+
+def _remaining_s(deadline: float, url: str) -> float | None:
+    """Seconds until the deadline; None if there is none."""
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
+        raise Timeout(f"no complete answer from {url} in the time allowed")
+    return None if remaining_s == float("inf") else remaining_s
+
+
+def _pieces(response: urllib3.BaseHTTPResponse, deadline: float, url: str) -> Iterator[bytes]:
+    connection: Any = response.connection
+    while not response.closed:
+        connection.response_socket.settimeout(_remaining_s(deadline, url))
+        if piece := response.read1(_CHUNK_BYTES):
+            yield piece
+
+
 def fetch(url: str, timeout: float | None) -> str:
     """GET a text page."""
-    with _urllib3_errors(url):
-        response = urllib3.request("GET", url, timeout=urllib3.Timeout(timeout), retries=False)
-    check(response.status, response.data)
-    return response.data.decode("utf-8", "replace")
+    requests = _Requests()
+    try:
+        response, body = requests.read("GET", url, timeout)
+    finally:
+        requests.close()
+    check(response.status, body)
+    return body.decode("utf-8", "replace")
 
 
 async def fetch_async(url: str, timeout: float | None) -> str:
@@ -152,71 +266,44 @@ async def fetch_async(url: str, timeout: float | None) -> str:
     return body.decode("utf-8", "replace")
 
 
+def _model_url(base_url: str, model: str, action: str) -> str:
+    return f"{base_url}/v2/models/{model}/{action}"
+
+
 class HttpTransport:
     """Implements :class:`echolm_client._transport.Transport`."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._url = endpoint.base_url
-        self._headers = dict(endpoint.headers)
-        tls: dict[str, Any] = {"ssl_context": endpoint.tls.context()} if endpoint.is_secure else {}
-        self._pool = urllib3.PoolManager(maxsize=_POOL_SIZE, retries=False, **tls)
+        self._requests = _Requests(endpoint)
 
     def infer(self, call: Call, timeout: float | None) -> Outputs:
         body, headers = encode(call)
-        with _urllib3_errors(self._url):
-            response = self._pool.request(
-                "POST",
-                f"{self._url}/v2/models/{call.model}/infer",
-                body=body,
-                headers=self._headers | headers,
-                timeout=urllib3.Timeout(total=timeout),
-            )
-        check(response.status, response.data)
-        return decode(response.data, response.headers.get(_HEADER_LENGTH))
+        url = _model_url(self._url, call.model, "infer")
+        response, body = self._requests.read("POST", url, timeout, body, headers)
+        check(response.status, body)
+        return decode(body, response.headers.get(_HEADER_LENGTH))
 
     def stream(self, call: Call, timeout: float | None) -> Generator[Outputs, None, None]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with _urllib3_errors(self._url):
-            response = self._pool.request(
-                "POST",
-                f"{self._url}/v2/models/{call.model}/generate_stream",
-                body=encode_json(call),
-                headers=self._headers | {"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(total=timeout),
-                preload_content=False,
-            )
-            complete = False
-            try:
-                if response.status != _OK:
-                    check(response.status, response.read())
-                events = Events()
-                for data in response.stream():
-                    yield from events.feed(data)
-                    # urllib3's limit is per read: a slow trickle would go on for ever.
-                    if deadline is not None and time.monotonic() > deadline:
-                        raise Timeout(f"no complete answer from {self._url} in {timeout:g} s")
-                complete = True
-            finally:
-                if complete:
-                    response.release_conn()
-                else:
-                    response.close()
+        url = _model_url(self._url, call.model, "generate_stream")
+        body, headers = encode_json(call), {"Content-Type": "application/json"}
+        deadline = _deadline(timeout)
+        with self._requests.open("POST", url, timeout, body, headers) as (response, pieces):
+            if response.status != _OK:
+                check(response.status, b"".join(pieces))
+            events = Events(deadline, url)
+            for piece in pieces:
+                yield from events.feed(piece)
 
     def is_ready(self, model: str, timeout: float | None) -> bool:
-        with _urllib3_errors(self._url):
-            response = self._pool.request(
-                "GET",
-                f"{self._url}/v2/models/{model}/ready",
-                headers=self._headers,
-                timeout=urllib3.Timeout(total=timeout),
-            )
-        return response.status == _OK
+        url = _model_url(self._url, model, "ready")
+        return self._requests.read("GET", url, timeout)[0].status == _OK
 
     def fetch(self, url: str, timeout: float | None) -> str:
         return fetch(url, timeout)
 
     def close(self) -> None:
-        self._pool.clear()
+        self._requests.close()
 
 
 class AsyncHttpTransport:
@@ -239,50 +326,44 @@ class AsyncHttpTransport:
             )
         return self._connected
 
+    @asynccontextmanager
+    async def _open(
+        self, method: str, url: str, timeout: float | None, **request: Any
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        limit = aiohttp.ClientTimeout(timeout)
+        async with (
+            _aiohttp_errors(url),
+            self._session.request(method, url, timeout=limit, **request) as response,
+        ):
+            yield response
+
     async def infer(self, call: Call, timeout: float | None) -> Outputs:
         body, headers = encode(call)
-        async with (
-            _aiohttp_errors(self._url),
-            self._session.post(
-                f"{self._url}/v2/models/{call.model}/infer",
-                data=body,
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(timeout),
-            ) as response,
-        ):
+        url = _model_url(self._url, call.model, "infer")
+        async with self._open("POST", url, timeout, data=body, headers=headers) as response:
             body = await response.read()
         check(response.status, body)
         return decode(body, response.headers.get(_HEADER_LENGTH))
 
     async def stream(self, call: Call, timeout: float | None) -> AsyncGenerator[Outputs, None]:
-        async with (
-            _aiohttp_errors(self._url),
-            self._session.post(
-                f"{self._url}/v2/models/{call.model}/generate_stream",
-                data=encode_json(call),
-                headers={"Content-Type": "application/json"},
-                timeout=aiohttp.ClientTimeout(timeout),
-            ) as response,
-        ):
+        url = _model_url(self._url, call.model, "generate_stream")
+        body, headers = encode_json(call), {"Content-Type": "application/json"}
+        deadline = _deadline(timeout)
+        async with self._open("POST", url, timeout, data=body, headers=headers) as response:
             if response.status != _OK:
                 check(response.status, await response.read())
-            events = Events()
+            events = Events(deadline, url)
             async for data in response.content.iter_any():
                 for outputs in events.feed(data):
                     yield outputs
 
     async def is_ready(self, model: str, timeout: float | None) -> bool:
-        async with (
-            _aiohttp_errors(self._url),
-            self._session.get(
-                f"{self._url}/v2/models/{model}/ready", timeout=aiohttp.ClientTimeout(timeout)
-            ) as response,
-        ):
+        async with self._open("GET", _model_url(self._url, model, "ready"), timeout) as response:
             return response.status == _OK
 
     async def fetch(self, url: str, timeout: float | None) -> str:
         return await fetch_async(url, timeout)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         if self._connected is not None:
             await self._connected.close()

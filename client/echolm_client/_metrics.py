@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from echolm_client._types import Sample, Stats
 
-_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
-_LABEL = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
-_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
-
 
 def parse_samples(page: str) -> Iterator[Sample]:
-    """The samples of a metrics page; comments and lines of no known form are passed over."""
-    for line in page.splitlines():
-        match = _LINE.match(line.strip())
-        if match is None:
+    """The samples of a metrics page; lines that are not in the format are passed over.
+
+    Line by line, so that one bad line does not cost the page, and without the comments:
+    told that a metric is a counter, the parser would add ``_total`` to Triton's own names.
+    """
+    for line in page.split("\n"):
+        if line.lstrip().startswith("#"):
             continue
-        name, labels, value = match.groups()
         try:
-            number = float(value)
+            families = list(text_string_to_metric_families(line))
         except ValueError:
             continue
-        yield Sample(
-            name, {key: _unescape(text) for key, text in _LABEL.findall(labels or "")}, number
-        )
+        for family in families:
+            for sample in family.samples:
+                yield Sample(sample.name, sample.labels, float(sample.value))
 
 
 def parse_stats(page: str) -> Stats:
@@ -40,7 +39,3 @@ def parse_stats(page: str) -> Stats:
         elif sample.name.startswith("echolm_"):
             samples.append(sample)
     return Stats(inferences, tuple(samples))
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\[\\\"n]", lambda match: _ESCAPES[match.group()], text)

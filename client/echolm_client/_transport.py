@@ -1,6 +1,10 @@
 """The narrow interface between the clients and the network, and fakes for tests.
 
 A transport moves tensors and raises this package's errors. It never retries.
+
+``timeout`` is the same everywhere: the seconds from sending a request to the end of its response,
+of a stream to its last response, however long the caller takes between two of them; None sets no
+limit. When it is over, :class:`~echolm_client.Timeout` is raised.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ class Transport(Protocol):
     """Synchronous; safe to use from several threads."""
 
     def infer(self, call: Call, timeout: float | None) -> Outputs:
-        """Send a request and wait, at most ``timeout`` seconds, for its response."""
+        """Send a request and wait for its response."""
 
     def stream(self, call: Call, timeout: float | None) -> Generator[Outputs, None, None]:
         """Send a request when first advanced; yield its responses. Closing cancels it."""
@@ -46,7 +50,7 @@ class AsyncTransport(Protocol):
     async def fetch(self, url: str, timeout: float | None) -> str:
         """As :meth:`Transport.fetch`."""
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """As :meth:`Transport.close`."""
 
 
@@ -143,5 +147,5 @@ class AsyncFakeTransport:
     async def fetch(self, url: str, timeout: float | None) -> str:
         return self.sync.fetch(url, timeout)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         self.sync.close()

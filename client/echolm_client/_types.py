@@ -8,7 +8,7 @@ from typing import TypedDict
 
 
 class GenerateOptions(TypedDict, total=False):
-    """What a request may say besides its text. What is left out, or None, is not sent.
+    """What a request may say besides its text. What is absent, or None, is not sent.
 
     Attributes:
         max_tokens: most tokens to generate.

@@ -96,7 +96,7 @@ def test_what_the_server_refuses_is_an_invalid_request(
 ) -> None:
     with pytest.raises(InvalidRequest, match="expected"):
         client.generate(text, **MINE | options)
-    with pytest.raises(EchoLMError, match="expected"):
+    with pytest.raises(InvalidRequest, match="expected"):
         list(client.stream(text, **MINE | options))
 
 
@@ -158,7 +158,7 @@ def test_the_command_line_asks_rates_and_counts(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def echolm(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "echolm.cli.main", *arguments]
+        command = [sys.executable, "-m", "echolm", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
     url = f"--url={server.grpc_url}"
@@ -167,6 +167,10 @@ def test_the_command_line_asks_rates_and_counts(
     assert asked.stdout.strip()
     rated = echolm("rate", "0.9")
     assert rated.returncode == 0, rated.stderr
+    assert echolm("prefer", "last").returncode == 2
+    assert echolm("ask", REQUEST, url, "--max-tokens=16", "--tenant=test-client").returncode == 0
+    preferred = echolm("prefer", "last", "--tenant=test-client")
+    assert (preferred.returncode, preferred.stdout) == (0, "preferred\n"), preferred.stderr
     stats = echolm("stats", url, f"--metrics-url={server.metrics_url}")
     assert stats.returncode == 0, stats.stderr
     assert "echolm" in stats.stdout
@@ -202,8 +206,9 @@ class TritonPythonModel:
         words = text.split()
         for i, word in enumerate(words):
             if word.startswith("error:"):
-                code = getattr(pb_utils.TritonError, word.removeprefix("error:"))
-                error = pb_utils.TritonError("as told", code)
+                _, code, *coded = word.split(":")
+                message = "".join(f"[{{code}}] " for code in coded) + "as told"
+                error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
                 return sender.send(pb_utils.InferenceResponse([], error=error), flags=FINAL)
             if word == "wait":
                 time.sleep(0.1)
@@ -310,7 +315,7 @@ def test_grpc_errors_have_their_kind_but_in_streams(
     with Client(scripted.endpoints.grpc_url) as client:
         with pytest.raises(kind, match="as told"):
             client.generate(f"error:{code}")
-        # A stream's error has no status; only EchoLM's own wording tells its kind.
+        # A stream's error has no status; only the code that EchoLM puts before it tells its kind.
         with pytest.raises(ServerError, match="as told"):
             next(client.stream(f"error:{code}"))
         stream = client.stream(f"first error:{code}")
@@ -328,6 +333,32 @@ def test_http_errors_have_their_kind_but_in_streams(
             client.generate(f"error:{code}")
         with pytest.raises(ServerError, match="as told"):
             next(client.stream(f"error:{code}"))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("invalid_request", InvalidRequest),
+        ("context_length", InvalidRequest),
+        ("unavailable", Unavailable),
+        ("cancelled", Cancelled),
+        ("configuration", ServerError),
+        ("internal", ServerError),
+    ],
+)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_errors_with_a_code_have_their_kind_everywhere(
+    scripted: Scripted, protocol: str, code: str, kind: type[EchoLMError]
+) -> None:
+    with Client(url_of(scripted.endpoints, protocol)) as client:
+        for call in (
+            lambda: client.generate(f"error:INTERNAL:{code}"),
+            lambda: list(client.stream(f"error:INTERNAL:{code}")),
+            lambda: list(client.stream(f"first error:INTERNAL:{code}")),
+        ):
+            with pytest.raises(kind, match=r"^as told$") as raised:
+                call()
+            assert raised.value.code == code
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from echolm.cli.example_commands import Opened, opened
+from echolm.cli.examples.data import ExampleData, open_examples
 from echolm.cli.main import main
 from echolm.embedding import EmbedderSpec, minilm
 from echolm.examples.events import CHANGE, USAGE, change, usage
@@ -58,26 +58,27 @@ def example(id: int, tenant: str = "t", request: str = "") -> Example:
     return Example(id, request, f"response {id}", tenant, scope, "large_llm", 0.75, 10, 10)
 
 
-def store(found: Opened, *examples: Example) -> None:
+def store(data: ExampleData, *examples: Example) -> None:
     vectors = np.zeros((len(examples), 384), np.float32)
     vectors[:, 0] = 1.0
-    found.store.upsert(examples, vectors)
-    found.log.append(CHANGE, change(examples))
+    data.store.upsert(examples, vectors)
+    data.log.append(CHANGE, change(examples))
 
 
 def test_what_is_stored_can_be_seen(settings: Settings, run: Run) -> None:
-    with opened(settings) as found:
-        store(found, *[example(i) for i in range(1, 31)])
-        found.log.append(USAGE, usage({7: (3, 2.5, 0.1)}))
+    with open_examples(settings) as data:
+        store(data, *[example(i) for i in range(1, 31)])
+        data.log.append(USAGE, usage({7: (3, 2.5, 0.1)}))
     status, out = run("stats", "--json")
     assert status == 0
     figures = json.loads(out)
-    assert (figures["stored"], figures["accounts"], figures["pending"]) == (30, 30, 0)
+    assert (figures["stored"], figures["with_statistics"], figures["pending"]) == (30, 30, 0)
     status, out = run("top", "-n", "2", "--json")
     first = json.loads(out.splitlines()[0])
     assert (first["id"], first["uses"], first["request"]) == (7, 3, "request 7")
     status, out = run("show", "7")
     assert (status, json.loads(out)["response"]) == (0, "response 7")
+    assert json.loads(out)["statistics"]["uses"] == 3
     assert run("show", "7", "99")[0] == 1
     assert "request 7" in run("top")[1]
 
@@ -86,45 +87,45 @@ def test_deleted_examples_are_gone_for_good_and_that_is_logged(
     settings: Settings, run: Run
 ) -> None:
     secret = example(3, request="tell nobody 5f1d7e")
-    with opened(settings) as found:
-        store(found, example(1), example(2, "other"), secret, example(4))
+    with open_examples(settings) as data:
+        store(data, example(1), example(2, "other"), secret, example(4))
         waiting = example(5, "other", request="5f1d7e, not stored yet")
-        found.write_ahead_log.append([(waiting, np.zeros(384, np.float32))])
+        data.write_ahead_log.append([(waiting, np.zeros(384, np.float32))])
     assert run("delete", "--tenant", "other", "--yes") == (0, "deleted 2 examples\n")
     assert run("delete", "--match", "5f1d7e", "--yes") == (0, "deleted 1 examples\n")
     assert run("delete", "--id", "4", "--match", "no match", "--yes")[1] == "no such examples\n"
     assert run("delete", "--id", "1", "--yes")[0] == 0
-    with opened(settings) as found:
-        assert [e.id for batch in found.store.scan() for e, _ in batch] == [4]
-        assert len(found.write_ahead_log) == 0
-        assert found.statistics.removals() == {"deleted": 3}
+    with open_examples(settings) as data:
+        assert [e.id for batch in data.store.scan() for e, _ in batch] == [4]
+        assert len(data.write_ahead_log) == 0
+        assert data.statistics.removals() == {"deleted": 3}
     for file in settings.data_dir.rglob("*"):
         if file.is_file():
             assert b"5f1d7e" not in file.read_bytes(), file
 
 
 def test_a_deletion_must_be_asked_for(settings: Settings, run: Run) -> None:
-    with opened(settings) as found:
-        store(found, example(1))
-    assert run("delete")[0] == 1
-    assert run("delete", "--match", "[")[0] == 1
-    with opened(settings) as found:
-        assert found.store.count() == 1
+    with open_examples(settings) as data:
+        store(data, example(1))
+    assert run("delete")[0] == 2
+    assert run("delete", "--match", "[")[0] == 2
+    with open_examples(settings) as data:
+        assert data.store.count() == 1
 
 
 def test_examples_move_from_one_directory_to_another(
     settings: Settings, run: Run, tmp_path: Path
 ) -> None:
-    with opened(settings) as found:
-        store(found, *[example(i, "a" if i % 2 else "b") for i in range(1, 1_202)])
+    with open_examples(settings) as data:
+        store(data, *[example(i, "a" if i % 2 else "b") for i in range(1, 1_202)])
     file = tmp_path / "examples.jsonl"
     assert run("export", str(file))[0] == 0
     assert len(file.read_text(encoding="utf-8").splitlines()) == 1_202
     assert run("delete", "--tenant", "a", "--yes")[0] == 0
     assert run("import", str(file))[0] == 0
-    with opened(settings) as found:
-        assert found.store.count() == found.statistics.totals()[0] == 1_201
-        [(moved, vector)] = found.store.get([1_201])
+    with open_examples(settings) as data:
+        assert data.store.count() == data.statistics.totals()[0] == 1_201
+        [(moved, vector)] = data.store.get([1_201])
     assert moved == example(1_201, "a")
     assert vector[0] == 1.0
     assert run("export", str(file), "--tenant", "b")[0] == 0
@@ -141,29 +142,29 @@ def test_examples_of_another_embedding_model_are_embedded_anew(
         old.upsert([example(1, request="list all files"), example(2)], vectors)
         old.close()
     assert run("reembed", "--from", "old")[0] == 0
-    with opened(settings) as found:
-        [(_, vector)] = found.store.get([1])
+    with open_examples(settings) as data:
+        [(_, vector)] = data.store.get([1])
         assert vector.shape == (EmbedderSpec.read(settings.embedding.model_dir).dimension,)
         assert np.linalg.norm(vector) == pytest.approx(1.0, abs=0.01)
-        assert found.statistics.totals()[0] == 2
+        assert data.statistics.totals()[0] == 2
     assert run("reembed", "--from", "nothing")[0] == 2
-    assert run("reembed", "--from", settings.retrieval.collection)[0] == 1
+    assert run("reembed", "--from", settings.retrieval.collection)[0] == 2
 
 
 def test_check_finds_what_differs_and_mends_it_when_told_to(settings: Settings, run: Run) -> None:
-    with opened(settings) as found:
-        store(found, example(1), example(2))
-        found.store.delete([1])
-        found.store.upsert([example(3)], np.ones((1, 384), np.float32))
-        store(found, example(4, request="Request 2."))
-        found.log.append(USAGE, usage({4: (3, 2.5, 0.1)}))
+    with open_examples(settings) as data:
+        store(data, example(1), example(2))
+        data.store.delete([1])
+        data.store.upsert([example(3)], np.ones((1, 384), np.float32))
+        store(data, example(4, request="Request 2."))
+        data.log.append(USAGE, usage({4: (3, 2.5, 0.1)}))
     for _ in range(2):
         status, out = run("check")
         assert status == 1
         assert out.splitlines() == [
             "examples                 3",
-            "without an account       1",
-            "accounts without example 1",
+            "without statistics       1",
+            "statistics alone         1",
             "requests stored twice    1",
             "half replaced            0",
             "not stored yet           0",
@@ -171,12 +172,12 @@ def test_check_finds_what_differs_and_mends_it_when_told_to(settings: Settings, 
     status, out = run("check", "--repair")
     assert status == 0
     assert out.count("1 (mended)") == 3
-    with opened(settings) as found:
-        assert found.statistics.known([1, 2, 3, 4]) == {2, 3}
-        assert [e.id for batch in found.store.scan() for e, _ in batch] == [2, 3]
-        assert found.statistics.removals() == {"not_in_store": 1, "duplicate": 1}
-        account = found.statistics.get(2)
-        assert account is not None and account.uses == 3
+    with open_examples(settings) as data:
+        assert data.statistics.known([1, 2, 3, 4]) == {2, 3}
+        assert [e.id for batch in data.store.scan() for e, _ in batch] == [2, 3]
+        assert data.statistics.removals() == {"not_in_store": 1, "duplicate": 1}
+        kept = data.statistics.get(2)
+        assert kept is not None and kept.uses == 3
     status, out = run("check")
     assert status == 0
     assert "mended" not in out

@@ -57,8 +57,8 @@ def test_an_answer_becomes_an_example_that_is_used_counted_and_deleted(
         return shown
 
     assert shown()["request"] == REQUEST
-    assert eventually(lambda: (shown()["account"] or {}).get("uses", 0) >= 2, seconds=60)
-    assert shown()["account"]["value"] > 0.5
+    assert eventually(lambda: (shown()["statistics"] or {}).get("uses", 0) >= 2, seconds=60)
+    assert shown()["statistics"]["value"] > 0.5
     # The same interaction once more says nothing new.
     client.generate(REQUEST, tenant=TENANT, llm="large_llm")
     assert eventually(lambda: json.loads(command("stats", "--json"))["pending"] == 0)

@@ -118,7 +118,7 @@ class Served:
         self.site = site
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "echolm.cli.main", "serve", f"--config={site.config}"),
+                *(sys.executable, "-m", "echolm", "serve", f"--config={site.config}"),
                 f"--repository-root={site.root / 'models'}",
                 *("--http-port=0", "--grpc-port=0", "--metrics-port=0"),
                 *options,

@@ -144,13 +144,22 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports that are free now."""
+    """Ports that are free now.
+
+    Raises:
+        ConfigurationError: the host is no address of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     probes = [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
     try:
         for probe in probes:
             probe.bind((host, 0))
         return [probe.getsockname()[1] for probe in probes]
+    except OSError as error:
+        raise ConfigurationError(
+            f"address {host}: expected to listen there, got: {error.strerror or error}; choose "
+            "another one with --host"
+        ) from error
     finally:
         for probe in probes:
             probe.close()

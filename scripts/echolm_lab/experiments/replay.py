@@ -103,17 +103,19 @@ async def _tokens(site: Site) -> float:
 
 
 async def replay(data_dir: Path, most: int) -> dict[str, Any]:
-    """``echolm replay`` on a running server's directory; gives what it reports.
+    """``echolm examples replay`` on a running server's directory; gives what it reports.
 
     Raises:
         UnavailableError: it failed.
     """
-    command = (*("-m", "echolm.cli.main", "replay", "--json"), f"--data-dir={data_dir}")
+    command = (*("-m", "echolm", "examples", "replay", "--json"), f"--data-dir={data_dir}")
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, f"--max-examples={most}", stdout=asyncio.subprocess.PIPE
     )
     out, _ = await process.communicate()
     if process.returncode != 0:
-        raise UnavailableError(f"echolm replay: expected exit status 0, got {process.returncode}")
+        raise UnavailableError(
+            f"echolm examples replay: expected exit status 0, got {process.returncode}"
+        )
     report: dict[str, Any] = json.loads(out)
     return report

@@ -150,7 +150,7 @@ def test_asyncio_does_the_same() -> None:
                 _ = [piece async for piece in failing]
             with pytest.raises(RuntimeError):
                 _ = failing.answer
-        await client.close()
+        await client.aclose()
         with pytest.raises(RuntimeError, match="closed"):
             await client.generate("x")
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from echolm_client import Client, FakeTransport, InvalidRequest, ServerError, Unavailable, cli
 from echolm_client._protocol import Call, Outputs
+from echolm_client.cli import answers
+from echolm_client.cli.console import guarded
 
 PAGE = """\
 nv_inference_count{model="echolm",version="1"} 12
@@ -25,11 +27,11 @@ def text(value: str) -> np.ndarray[Any, Any]:
 
 
 def scripted(call: Call) -> Iterator[Outputs]:
-    given = {t.name: t.array[0].tolist() for t in call.inputs}
+    sent = {t.name: t.array[0].tolist() for t in call.inputs}
     if call.model == "feedback":
-        yield {"accepted": np.array([[given["feedback_token"] != [b"old"]]])}
+        yield {"accepted": np.array([[sent["feedback_token"] != [b"old"]]])}
         return
-    asked = given["text_input"][0].decode()
+    asked = sent["text_input"][0].decode()
     errors = {"bad": InvalidRequest("text_input: bad"), "down": Unavailable("no LLM"),
               "boom": ServerError("boom")}  # fmt: skip
     if asked in errors:
@@ -46,7 +48,7 @@ def scripted(call: Call) -> Iterator[Outputs]:
             "num_input_tokens": np.array([[3]]),
             "num_output_tokens": np.array([[2]]),
             "degraded": text("retriever: timeout" if asked == "poor" else ""),
-            "feedback_token": text("" if asked == "no token" else "tok"),
+            "feedback_token": text({"no token": "", "other": "tok2"}.get(asked, "tok")),
         }
 
 
@@ -65,7 +67,7 @@ class Shell:
         parser = argparse.ArgumentParser(prog="echolm")
         cli.add_subcommands(parser.add_subparsers(required=True), self.open)
         args = parser.parse_args(argv)
-        return int(args.func(args))
+        return guarded(lambda: int(args.func(args)))
 
     def sent(self) -> dict[str, Any]:
         return {t.name: t.array[0].tolist() for t in self.transport.calls[-1].inputs}
@@ -170,12 +172,93 @@ def test_rate_takes_a_token(shell: Shell, capsys: pytest.CaptureFixture[str]) ->
     assert "did not accept" in capsys.readouterr().err
 
 
+def test_rate_takes_the_previous_answer_and_tokens_of_standard_input(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("ask", "hi")
+    shell("ask", "other")
+    assert shell("rate", "1", "--token", "previous") == 0
+    assert shell.sent()["feedback_token"] == [b"tok"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("piped\n"))
+    assert shell("rate", "1", "--token", "-") == 0
+    assert shell.sent()["feedback_token"] == [b"piped"]
+    assert shell("rate", "1", "--token", "-") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "better", "over"),
+    [
+        (["last"], b"tok2", b"tok"),
+        (["previous"], b"tok", b"tok2"),
+        (["last", "previous"], b"tok2", b"tok"),
+        (["mine", "last"], b"mine", b"tok2"),
+        (["mine", "other"], b"mine", b"other"),
+        (["-", "-"], b"piped1", b"piped2"),
+        (["-", "last"], b"piped1", b"tok2"),
+    ],
+)
+def test_prefer_names_two_answers(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: list[str], better: bytes, over: bytes
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("piped1\n piped2 \n"))
+    for text in ("an older one", "hi", "other"):
+        assert shell("ask", text, "--url", "gpu1:9001") == 0
+    assert shell("prefer", *words, "--tenant", "t") == 0
+    assert shell.sent() == {
+        "feedback_token": [better],
+        "preferred_over": [over],
+        "tenant": [b"t"],
+    }
+    remembered = not {"last", "previous"}.isdisjoint(words)
+    assert shell.opened[-1][0] == ("gpu1:9001" if remembered else "localhost:8001")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["mine"], "expected two answers"),
+        (["mine", "mine"], "the same one twice"),
+        (["last"], "got no previous answer"),
+        (["-", "last"], "expected a line with a feedback token"),
+    ],
+)
+def test_prefer_without_two_answers_is_a_usage_error(
+    shell: Shell,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    says: str,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    shell("ask", "hi")
+    assert shell("prefer", *words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_preference_that_is_not_accepted_is_a_failure(
+    shell: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shell("prefer", "old", "mine") == 1
+    assert "did not accept" in capsys.readouterr().err
+
+
+def test_answers_of_two_servers_are_compared_only_by_a_server_that_is_named(
+    shell: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell("ask", "hi", "--url", "gpu1")
+    shell("ask", "other", "--url", "gpu2")
+    assert shell("prefer", "last") == 2
+    assert "expected answers of one server, got gpu1 and gpu2" in capsys.readouterr().err
+    assert shell("prefer", "last", "--url", "gpu3") == 0
+    assert shell.opened[-1][0] == "gpu3"
+
+
 def test_rate_without_a_last_answer_is_a_usage_error(
     shell: Shell, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert shell("rate", "1") == 2
-    assert "no last answer" in capsys.readouterr().err
-    path = cli.LastAnswer.path()
+    assert "got no last answer" in capsys.readouterr().err
+    path = answers.path()
     path.parent.mkdir(parents=True)
     path.write_text("{ broken")
     assert shell("rate", "1") == 2
@@ -183,7 +266,7 @@ def test_rate_without_a_last_answer_is_a_usage_error(
 
 def test_the_last_answer_is_private_and_holds_no_text(shell: Shell, tmp_path: Path) -> None:
     shell("ask", "a secret")
-    path = tmp_path / "cache" / "echolm" / "last_answer.json"
+    path = tmp_path / "cache" / "echolm" / "last_answers.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert "secret" not in path.read_text()
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -192,7 +275,7 @@ def test_the_last_answer_is_private_and_holds_no_text(shell: Shell, tmp_path: Pa
 def test_an_answer_without_a_token_leaves_the_last_one(shell: Shell) -> None:
     shell("ask", "hi")
     shell("ask", "no token")
-    assert cli.LastAnswer.load() == cli.LastAnswer("localhost:8001", "tok")
+    assert answers.load() == [answers.RememberedAnswer("localhost:8001", "tok")]
 
 
 def test_a_cache_that_cannot_be_written_is_only_reported(
@@ -205,7 +288,7 @@ def test_a_cache_that_cannot_be_written_is_only_reported(
 
 def test_a_relative_cache_directory_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
-    assert cli.LastAnswer.path() == Path.home() / ".cache" / "echolm" / "last_answer.json"
+    assert answers.path() == Path.home() / ".cache" / "echolm" / "last_answers.json"
 
 
 def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark(
@@ -231,8 +314,33 @@ def test_stats_are_a_table_or_json(shell: Shell, capsys: pytest.CaptureFixture[s
     assert len(stats["samples"]) == 2
 
 
+def test_figures_are_whole_and_names_give_way(
+    shell: Shell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "echolm_" + "n" * 90
+    page = f'{name} 12345678901\necholm_seconds_sum{{llm="a"}} 12345.6789\n'
+    shell.transport = FakeTransport(scripted, PAGE + page)
+    assert shell("stats") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == ["echolm_seconds_sum", "llm=a", "12345.6789"]
+    assert f"{name}  12345678901" in lines
+    monkeypatch.setattr("echolm_client.cli.stats.terminal_width", lambda: 80)
+    assert shell("stats") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 80
+    assert any("nnn…  12345678901" in line for line in lines)
+
+
 def test_wrong_arguments_end_with_2(shell: Shell) -> None:
-    for argv in (["ask"], ["rate"], ["rate", "good"], ["ask", "x", "--max-tokens", "many"]):
+    for argv in (
+        ["ask"],
+        ["rate"],
+        ["rate", "good"],
+        ["prefer"],
+        ["ask", "x", "--max-tokens", "many"],
+        ["ask", "x", "--timeout", "0"],
+        ["stats", "--timeout", "soon"],
+    ):
         with pytest.raises(SystemExit) as raised:
             shell(*argv)
         assert raised.value.code == 2

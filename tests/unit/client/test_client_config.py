@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 from echolm_client import EchoLMError, InvalidRequest, ServerError, Timeout, Unavailable
-from echolm_client._config import Endpoint
-from echolm_client._errors import Cancelled, from_status
+from echolm_client._config import Endpoint, checked_metrics_url
+from echolm_client._errors import Cancelled, from_server
 from echolm_client._metrics import parse_samples, parse_stats
 
 PAGE = """\
@@ -45,10 +45,32 @@ def test_metrics_are_on_the_same_host() -> None:
     assert Endpoint.parse("[::1]:1").default_metrics_url == "http://[::1]:8002/metrics"
 
 
-@pytest.mark.parametrize("url", ["", "ftp://h", "h:port", "h:99999", "http://", "grpc://h/path"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "ftp://h",
+        "h:port",
+        "h:99999",
+        "http://",
+        "grpc://h/path",
+        "a b",
+        "h..x",
+        "[::1",
+        "[::z]",
+    ],
+)
 def test_bad_addresses_say_what_was_expected(url: str) -> None:
     with pytest.raises(ValueError, match=r"expected \[scheme://\]host"):
         Endpoint.parse(url)
+
+
+def test_a_metrics_page_is_asked_for_over_http() -> None:
+    assert checked_metrics_url("http://h:1/metrics") == "http://h:1/metrics"
+    assert checked_metrics_url("h:1/metrics") == "http://h:1/metrics"
+    for url in ("ftp://h", "grpc://h", "h:port", "http://", ""):
+        with pytest.raises(ValueError, match=r"metrics url: expected http\[s\]://host"):
+            checked_metrics_url(url)
 
 
 @pytest.mark.parametrize(
@@ -65,16 +87,46 @@ def test_bad_addresses_say_what_was_expected(url: str) -> None:
         ("INTERNAL", ServerError),
         ("500", ServerError),
         ("", ServerError),
+        (None, ServerError),
     ],
 )
-def test_a_status_has_its_kind_of_error(status: str, kind: type[EchoLMError]) -> None:
-    error = from_status(status, "why")
+def test_a_status_has_its_kind_of_error(status: str | None, kind: type[EchoLMError]) -> None:
+    error = from_server(status, "why")
     assert type(error) is kind and str(error) == "why"
-    assert error.status == status.removeprefix("StatusCode.")
+    assert error.status == (status or "").removeprefix("StatusCode.")
+    assert error.code == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("invalid_request", InvalidRequest),
+        ("context_length", InvalidRequest),
+        ("unavailable", Unavailable),
+        ("cancelled", Cancelled),
+        ("configuration", ServerError),
+        ("internal", ServerError),
+    ],
+)
+@pytest.mark.parametrize("status", [None, "400", "500", "INTERNAL"])
+@pytest.mark.parametrize("before", ["", "in ensemble 'retrieval', "])
+def test_a_code_says_more_than_the_status(
+    code: str, kind: type[EchoLMError], status: str | None, before: str
+) -> None:
+    error = from_server(status, f"{before}[{code}] text_input: expected [unavailable] text, got 3")
+    assert type(error) is kind and error.code == code
+    assert str(error) == f"{before}text_input: expected [unavailable] text, got 3"
+    assert error.status == (status or "")
+
+
+def test_what_only_looks_like_a_code_is_none() -> None:
+    for message in ("[new_code] why", "[unavailable]: why", "x: expected y, got z"):
+        error = from_server(None, message)
+        assert type(error) is ServerError and str(error) == message
 
 
 def test_an_error_without_a_message_says_its_status() -> None:
-    assert "502" in str(from_status("502", ""))
+    assert "502" in str(from_server("502", ""))
 
 
 def test_a_timeout_is_pythons_timeout_too() -> None:
@@ -100,3 +152,8 @@ def test_values_are_summed_over_labels_not_asked_for() -> None:
 def test_a_line_that_is_no_sample_is_passed_over() -> None:
     assert next(s.value for s in parse_samples("a 1\nb x\n# c 2\nd{e} {\nf NaN")) == 1
     assert len(list(parse_samples("a 1\nb x\n"))) == 1
+
+
+def test_a_counter_keeps_the_name_that_it_has_on_the_page() -> None:
+    page = "# TYPE nv_inference_count counter\nnv_inference_count 3\n"
+    assert [(s.name, s.value) for s in parse_samples(page)] == [("nv_inference_count", 3.0)]

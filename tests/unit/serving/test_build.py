@@ -17,6 +17,7 @@ from echolm.serving.build import PROFILES, built_root
 from echolm.serving.checkpoint import Checkpoint
 from echolm.serving.serve import model_repositories
 from echolm.settings.loading import load_settings
+from echolm_client.cli import exit_codes
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -157,7 +158,7 @@ def test_a_built_engine_brings_its_context_and_takes_another_tokenizer(
     assert (large.context_length, large.tokenizer) == (20_000, small / "tokenizer.json")
     values = parameters(output, "large_llm")
     assert (values["model"], values["tokenizer"]) == (str(engine), str(small))
-    assert build(*arguments, "--force", profile="vllm")[0] == cli.EXIT_MISCONFIGURED
+    assert build(*arguments, "--force", profile="vllm")[0] == exit_codes.USAGE
 
 
 def test_what_is_left_out_follows_from_the_checkpoints(build: Any, embedders: list[str]) -> None:
@@ -239,7 +240,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     import re
 
     status, messages, output = build(*arguments)
-    assert status == cli.EXIT_MISCONFIGURED
+    assert status == exit_codes.USAGE
     assert re.search(message, messages), messages
     assert not output.exists()
 
@@ -265,14 +266,14 @@ def test_a_checkpoint_that_says_too_little_is_refused(
     else:
         (small / file).write_text(content)
     status, messages, _ = build()
-    assert status == cli.EXIT_MISCONFIGURED
+    assert status == exit_codes.USAGE
     assert re.search(message, messages), messages
 
 
 def test_an_earlier_build_is_replaced_only_when_told(build: Any) -> None:
     assert build()[0] == 0
     status, messages, output = build("--small-context=1024")
-    assert status == cli.EXIT_MISCONFIGURED
+    assert status == exit_codes.USAGE
     assert "--force" in messages
     (output / "data").mkdir()
     (output / "data" / "milvus.db").touch()

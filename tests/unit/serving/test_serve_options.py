@@ -12,6 +12,7 @@ from echolm.serving.serve import model_repositories, prepare_embedder
 from echolm.serving.triton_installation import TritonInstallation, find_triton
 from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host
 from echolm.settings import EmbeddingSettings, Settings
+from echolm_client.cli import exit_codes
 
 
 @pytest.fixture
@@ -230,7 +231,7 @@ def test_wrong_configuration_ends_with_status_2(
 ) -> None:
     file = tmp_path / "echolm.toml"
     file.write_text("[retrieval]\ntop_m = 3\n")
-    assert cli.main(["serve", f"--config={file}"]) == cli.EXIT_MISCONFIGURED
+    assert cli.main(["serve", f"--config={file}"]) == exit_codes.USAGE
     assert "retrieval.top_m" in capsys.readouterr().err
 
 

@@ -1,0 +1,132 @@
+"""``echolm build``: write a model repository for LLMs on NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from echolm_client.cli.arguments import Subparsers, add_verb, key_value
+from echolm_client.cli.console import note, write
+from echolm_client.cli.exit_codes import OK
+
+
+def add_subcommand(subparsers: Subparsers) -> None:
+    """Add ``build``."""
+    parser = add_verb(
+        subparsers,
+        "build",
+        help="write a model repository for LLMs on NVIDIA GPUs",
+        description="Check two checkpoints and write a model repository and an echolm.toml that "
+        "`echolm serve` and Triton take. GPUs that both LLMs are on are shared by memory.",
+        epilog="Options of the engines (--set): VLLMOptions in engines/vllm.py, TensorRTLLMOptions "
+        "in engines/tensorrt_llm.py; for example --set python=/opt/vllm/bin/python "
+        "--large-set quantization=fp8.",
+    )
+    parser.add_argument("--profile", required=True, help="vllm or tensorrt_llm")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder to write (default: build/PROFILE)"
+    )
+    for role in ("small", "large"):
+        _add_llm(parser, role)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=key_value,
+        metavar="KEY=VALUE",
+        help="an option of both engines; may be given several times",
+    )
+    parser.add_argument(
+        "--embedder",
+        choices=("cuda", "fast", "fp32"),
+        help="how the embedding model runs with vllm (default: cuda, if this environment's ONNX "
+        "Runtime has it, else fast: on the CPU); with tensorrt_llm Triton's backend runs it",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="router and retriever processes (default: 1); about one for every four cores",
+    )
+    parser.add_argument(
+        "--repository-root",
+        type=Path,
+        metavar="DIR",
+        help="directory of core and the profiles (default: model_repository of this checkout)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an earlier build")
+    parser.set_defaults(func=run)
+
+
+def _add_llm(parser: argparse.ArgumentParser, role: str) -> None:
+    group = parser.add_argument_group(f"the {role} LLM")
+    group.add_argument(
+        f"--{role}",
+        type=Path,
+        required=True,
+        metavar="MODEL",
+        help="folder of a Hugging Face checkpoint, or (tensorrt_llm) of a built engine",
+    )
+    group.add_argument(
+        f"--{role}-tokenizer", type=Path, metavar="DIR", help="folder of another tokenizer"
+    )
+    group.add_argument(
+        f"--{role}-gpus", default="0", metavar="0,1", help="numbers of its GPUs (default: 0)"
+    )
+    group.add_argument(
+        f"--{role}-memory",
+        type=float,
+        metavar="SHARE",
+        help="share of each GPU's memory (default: 0.9; on the same GPU small 0.3, large 0.6)",
+    )
+    group.add_argument(
+        f"--{role}-context",
+        type=int,
+        metavar="TOKENS",
+        help="prompt and answer together (default: what the model can, at most 8192)",
+    )
+    group.add_argument(
+        f"--{role}-template",
+        default="",
+        metavar="NAME",
+        help="prompt template (default: by the tokenizer)",
+    )
+    group.add_argument(
+        f"--{role}-set",
+        action="append",
+        default=[],
+        type=key_value,
+        metavar="KEY=VALUE",
+        help="an option of the engine; may be given several times",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the repository; returns the exit code."""
+    from echolm.serving.build import BuildOptions, LLMChoice, build
+
+    def choice(role: str) -> LLMChoice:
+        return LLMChoice(
+            model=getattr(args, role),
+            tokenizer=getattr(args, f"{role}_tokenizer"),
+            gpus=getattr(args, f"{role}_gpus"),
+            memory=getattr(args, f"{role}_memory"),
+            context=getattr(args, f"{role}_context"),
+            template=getattr(args, f"{role}_template"),
+            options=dict([*args.set, *getattr(args, f"{role}_set")]),
+        )
+
+    options = BuildOptions(
+        profile=args.profile,
+        llms={role: choice(role) for role in ("small", "large")},
+        output=args.output or Path("build") / args.profile,
+        embedder=args.embedder,
+        processes=args.processes,
+        repository_root=args.repository_root,
+        force=args.force,
+    )
+    written = build(options, lambda message: note(f"echolm build: {message}"))
+    write(f"Written: {written}\n")
+    write(f"Serve it:\n  echolm serve --profile {args.profile} --config {written}\n")
+    return OK

@@ -1,0 +1,35 @@
+"""``echolm examples export``: write examples to a file."""
+
+from __future__ import annotations
+
+import argparse
+
+from echolm_client.cli.arguments import Subparsers
+from echolm_client.cli.console import note
+from echolm_client.cli.exit_codes import OK
+
+from echolm.cli.examples.data import add_example_verb, opened, progress
+from echolm.cli.examples.files import writing
+
+
+def add_subcommand(subparsers: Subparsers) -> None:
+    """Add ``export``."""
+    parser = add_example_verb(subparsers, "export", "write examples to a file of JSON lines")
+    parser.add_argument("file", help="the file, which is overwritten; - for standard output")
+    parser.add_argument("--tenant", help="only this tenant's")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file; returns the exit code."""
+    from echolm.examples import transfer
+
+    done = 0
+    with opened(args) as data, writing(args.file) as stream:
+        header = transfer.Header(data.store.embedding_name, data.store.dimension)
+        with progress("exporting", data.store.count()) as advance:
+            for count in transfer.write(stream, header, data.store.scan(args.tenant)):
+                done += count
+                advance(count)
+    note(f"exported {done} examples")
+    return OK

@@ -1,0 +1,46 @@
+"""``echolm examples reembed``: copy the examples of another collection, embedded anew."""
+
+from __future__ import annotations
+
+import argparse
+
+from echolm_client.cli.arguments import Subparsers
+from echolm_client.cli.console import CommandError
+
+from echolm.cli.examples.data import add_example_verb, opened
+from echolm.cli.examples.import_ import copy_into
+
+
+def add_subcommand(subparsers: Subparsers) -> None:
+    """Add ``reembed``."""
+    parser = add_example_verb(
+        subparsers, "reembed", "copy the examples of another collection, embedded anew"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="COLLECTION",
+        help="the other collection, which stays as it is",
+    )
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Copy the examples; returns the exit code."""
+    from echolm.examples import transfer
+    from echolm.store.milvus import MilvusStore
+
+    with opened(args) as data:
+        retrieval = data.settings.retrieval
+        if args.source == retrieval.collection:
+            raise CommandError(
+                "reembed: --from: expected another collection than retrieval.collection, got "
+                f"{args.source!r}; give the new embeddings a collection of their own"
+            )
+        source = MilvusStore.existing(retrieval.model_copy(update={"collection": args.source}))
+        try:
+            header = transfer.Header(source.embedding_name, source.dimension)
+            return copy_into(data, "embedding", source.scan(), header, source.count())
+        finally:
+            source.close()
