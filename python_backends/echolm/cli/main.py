@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from echolm.cli.estimate import add_subcommand as add_estimate
 from echolm.cli.examples import add_replay
 from echolm.cli.examples import add_subcommands as add_examples
 from echolm.errors import ConfigurationError, EchoError
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_build(subparsers)
     add_examples(subparsers)
     add_replay(subparsers)
+    add_estimate(subparsers)
     try:
         from echolm_client.cli import add_subcommands
     except ModuleNotFoundError as error:

@@ -251,8 +251,9 @@ class JudgingSettings(_Section):
     max_judgement_tokens: int = Field(16, ge=1, description="llm: longest reply of the judge")
     grader: str = Field(
         "",
-        pattern=r"^$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="grader: module:function of (request, answer, reference) -> 0..1",
+        pattern=r"^$|^([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*$",
+        description="grader: module:function or path/to/file.py:function that is called with "
+        "(request, answer, reference) and returns a quality in 0..1",
     )
 
     @model_validator(mode="after")

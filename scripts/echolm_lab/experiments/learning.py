@@ -15,22 +15,16 @@ import numpy as np
 from echolm.llm.templates import template
 from echolm.wiring import build_llm_clients
 
-from echolm_lab.bench import SIMILAR_ONLY, Bench, Rated, Site
-from echolm_lab.corruption import Interaction
-from echolm_lab.load import Run
-from echolm_lab.outcome import Outcome
-from echolm_lab.policies.base import ExamplesAtRandom, SemanticCache
-from echolm_lab.policies.baselines import static_routing, sweep
-from echolm_lab.quality import (
-    HOLDS_QUALITY,
-    CachePoint,
-    best_cache,
-    offload_share,
-    scores,
-    win_rate,
-)
-from echolm_lab.report.check import Verdict
-from echolm_lab.tasks import WorkItem
+from echolm_lab.experiments.baselines import static_routing, sweep
+from echolm_lab.experiments.bench import Bench, RatedRun, Site
+from echolm_lab.experiments.load import Run, offload_share, scores
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.policies.random_examples import RandomExamples
+from echolm_lab.policies.semantic_cache import CachePoint, SemanticCache, best_cache
+from echolm_lab.policies.similar_examples import SIMILAR_ONLY
+from echolm_lab.report.check import Check
+from echolm_lab.report.quality import HOLDS_QUALITY, win_rate
+from echolm_lab.tasks import PastInteraction, WorkItem
 
 
 @dataclass(frozen=True)
@@ -80,11 +74,11 @@ async def run(bench: Bench) -> Outcome:
     best = max(others, key=lambda row: row.throughput)
     recent = rated.offloaded[-1_000:]
     return Outcome(
-        verdicts=(
-            Verdict("echolm: win rate against always_large", HOLDS_QUALITY, own.win_rate),
-            Verdict("echolm: offload share, last 1,000", 0.75, float(np.mean(recent))),
-            Verdict("echolm: offload share, new requests", 0.75, own.offload_share),
-            Verdict(
+        checks=(
+            Check("echolm: win rate against always_large", HOLDS_QUALITY, own.win_rate),
+            Check("echolm: offload share, last 1,000", 0.75, float(np.mean(recent))),
+            Check("echolm: offload share, new requests", 0.75, own.offload_share),
+            Check(
                 "throughput over the best other that holds quality",
                 1.3,
                 own.throughput / best.throughput,
@@ -102,14 +96,14 @@ async def run(bench: Bench) -> Outcome:
 
 
 async def _fixed(
-    bench: Bench, site: Site, past: Sequence[Interaction], new: Sequence[WorkItem]
+    bench: Bench, site: Site, past: Sequence[PastInteraction], new: Sequence[WorkItem]
 ) -> tuple[list[Row], list[CachePoint], list[float]]:
     """The policies that do not learn while they serve."""
     large, small = site.large(), site.small()
     large_run = await site.answer(large, new)
     small_run = await site.answer(small, new)
     reference = scores(large_run)
-    at_random = ExamplesAtRandom(
+    at_random = RandomExamples(
         build_llm_clients(site.settings.model_copy(update={"grpc_url": site.endpoints.grpc_url}))[
             "small_llm"
         ],
@@ -143,7 +137,7 @@ def _worth_running(points: Sequence[CachePoint]) -> list[tuple[str, CachePoint]]
     return useful
 
 
-def _curve(rated: Rated, parts: int = 12) -> list[dict[str, Any]]:
+def _curve(rated: RatedRun, parts: int = 12) -> list[dict[str, Any]]:
     """Score and offload share of consecutive parts of the stream."""
     blocks = np.array_split(np.arange(len(rated.scores)), min(parts, len(rated.scores)))
     own, offloaded = np.array(rated.scores), np.array(rated.offloaded)
