@@ -115,50 +115,52 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     shaping.add_argument("--repeats", type=at_least_one, default=1, help="of each setting")
 
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    one = commands.add_parser("train", parents=[common], help="train one LLM of a pair")
-    one.add_argument("role", choices=ROLES)
-    one.add_argument("--python", type=Path, default=Path(sys.executable), help="that has torch")
-    one.add_argument("--arguments", help="for train_pair.py, in place of this script's")
-    one.set_defaults(func=train)
+    command = commands.add_parser("train", parents=[common], help="train one LLM of a pair")
+    command.add_argument("role", choices=ROLES)
+    command.add_argument("--python", type=Path, default=Path(sys.executable), help="that has torch")
+    command.add_argument("--arguments", help="for train_pair.py, in place of this script's")
+    command.set_defaults(func=train)
     commands.add_parser("export", parents=[common], help="the shipped pair").set_defaults(
         func=export
     )
-    one = commands.add_parser(
+    command = commands.add_parser(
         "past", parents=[common, engine], help="more answers of the pair's large LLM to store"
     )
-    one.add_argument("--count", type=int, default=12_000)
-    one.set_defaults(func=past)
+    command.add_argument("--count", type=int, default=12_000)
+    command.set_defaults(func=past)
     commands.add_parser("grow", parents=[common, growing], help="to real sizes").set_defaults(
         func=grow
     )
     commands.add_parser(
         "evaluate", parents=[common, engine, served, comparing], help="all policies"
     ).set_defaults(func=evaluate)
-    one = commands.add_parser(
+    command = commands.add_parser(
         "shapes", parents=[common, engine, shaping], help="random weights of a real size"
     )
-    one.add_argument("shape", type=parse_shape)
-    one.add_argument("--name", help="of the result; default: the shape's numbers")
-    one.add_argument("--concurrency", type=numbers, default=[16, 128], metavar="N[,N…]")
-    one.set_defaults(func=shapes)
+    command.add_argument("shape", type=parse_shape)
+    command.add_argument("--name", help="of the result; default: the shape's numbers")
+    command.add_argument("--concurrency", type=numbers, default=[16, 128], metavar="N[,N…]")
+    command.set_defaults(func=shapes)
     commands.add_parser(
         "path", parents=[common, engine, served, pathing], help="all but the LLMs"
     ).set_defaults(func=path)
-    one = commands.add_parser("record", help="decisions for `shapes`")
-    one.add_argument("--output", type=Path, default=DECISIONS)
-    one.set_defaults(func=record)
+    command = commands.add_parser("record", help="decisions for `shapes`")
+    command.add_argument("--output", type=Path, default=DECISIONS)
+    command.set_defaults(func=record)
     commands.add_parser("report", parents=[common], help="tables and plots").set_defaults(
         func=report
     )
-    one = commands.add_parser(
+    command = commands.add_parser(
         "all",
         parents=[common, engine, growing, served, comparing, pathing, shaping],
         help="all but training",
     )
-    one.add_argument("--minutes", type=float, default=1e9, help="begins nothing that takes longer")
-    one.add_argument("--real", type=lambda text: text.split(","), default=["3b", "32b"])
-    one.add_argument("--shape-concurrency", type=numbers, default=[16, 128], metavar="N[,N…]")
-    one.set_defaults(func=all_stages)
+    command.add_argument(
+        "--minutes", type=float, default=1e9, help="begins nothing that takes longer"
+    )
+    command.add_argument("--real", type=lambda text: text.split(","), default=["3b", "32b"])
+    command.add_argument("--shape-concurrency", type=numbers, default=[16, 128], metavar="N[,N…]")
+    command.set_defaults(func=all_stages)
     return parser.parse_args(argv)
 
 

@@ -165,13 +165,13 @@ def main() -> int:
         console.print(f"plot: {file}")
     console.print(f"written to {options.output} after {report['seconds']:.0f} s")
     checks = {
-        name: {row["measure"]: row["value"] for row in one["checks"]}
-        for name, one in report["experiments"].items()
+        name: {row["measure"]: row["value"] for row in experiment["checks"]}
+        for name, experiment in report["experiments"].items()
     }
     failed = [
         row["measure"]
-        for one in report["experiments"].values()
-        for row in one["checks"]
+        for experiment in report["experiments"].values()
+        for row in experiment["checks"]
         if not row["holds"]
     ]
     print(json.dumps({"checks": checks, "does_not_hold": failed, "quick": options.quick}))

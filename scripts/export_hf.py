@@ -38,7 +38,7 @@ _MATMUL = re.compile(r"layers\.(\d+)\.(self_attn|mlp)\.(\w+)/.*MatMul")
 
 def parameters(model: ov.Model, layers: int) -> dict[str, Array]:
     """Hugging Face names and FP32 values of all weights of a Llama ``model``."""
-    found: dict[str, Array] = {}
+    weights: dict[str, Array] = {}
     norms: dict[str, Array] = {}
     for op in model.get_ops():
         name = op.get_friendly_name()
@@ -48,25 +48,25 @@ def parameters(model: ov.Model, layers: int) -> dict[str, Array]:
             weight = constant(op.input_value(1))
             if not op.get_attributes()["transpose_b"]:
                 weight = weight.T
-            found[f"model.layers.{layer}.{block}.{part}.weight"] = weight
+            weights[f"model.layers.{layer}.{block}.{part}.weight"] = weight
         elif kind == "Gather" and "embed_tokens" in name:
-            found["model.embed_tokens.weight"] = constant(op.input_value(0))
+            weights["model.embed_tokens.weight"] = constant(op.input_value(0))
         elif kind == "Multiply" and "norm" in name:
             for port in (0, 1):
                 if (value := constant_or_none(op.input_value(port))) is not None and value.size > 1:
                     norms[name] = value.reshape(-1)
     for name, value in norms.items():
         if match := re.search(r"layers\.(\d+)\.(input_layernorm|post_attention_layernorm)", name):
-            found[f"model.layers.{match[1]}.{match[2]}.weight"] = value
+            weights[f"model.layers.{match[1]}.{match[2]}.weight"] = value
         elif re.search(r"model\.norm", name):
-            found["model.norm.weight"] = value
+            weights["model.norm.weight"] = value
     expected = 2 + 9 * layers
-    if len(found) != expected:
+    if len(weights) != expected:
         raise ValueError(
             f"expected {expected} weights of a Llama with tied embeddings and {layers} layers, "
-            f"found {len(found)}: {', '.join(sorted(found))}"
+            f"found {len(weights)}: {', '.join(sorted(weights))}"
         )
-    return found
+    return weights
 
 
 def constant(output: ov.Output) -> Array:

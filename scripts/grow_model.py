@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--file-gib", type=float, default=4.0, help="size of the output's files")
     args = parser.parse_args(argv)
     try:
-        made = grow(args.source, args.output, args.shape, args.seed, int(args.file_gib * 2**30))
+        grown = grow(args.source, args.output, args.shape, args.seed, int(args.file_gib * 2**30))
     except ConfigurationError as error:
         print(f"grow_model: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(made))
+    print(json.dumps(grown))
     return 0
 
 

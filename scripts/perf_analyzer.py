@@ -26,8 +26,8 @@ def default_runs(options: argparse.Namespace, work: Path) -> list[list[str]]:
     texts = [item.text for item in Workload(seed=0).stream(200, seed=options.seed, phase="live")]
     unary = write_inputs(work / "unary.json", texts, max_tokens=options.max_tokens)
     stream = write_inputs(work / "stream.json", texts, max_tokens=options.max_tokens, stream=True)
-    # A fixed number: with measurement windows it fails where throughput varies, which says
-    # something of the machine and nothing of the requests.
+    # A fixed number: with measurement windows it fails where throughput varies, which depends
+    # on the machine and not on the requests.
     common = [f"--request-count={options.requests}"]
     concurrency = f"--concurrency-range={options.concurrency}"
     return [

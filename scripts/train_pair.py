@@ -37,24 +37,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     bpe.add_argument("--output", type=Path, required=True)
     bpe.add_argument("--vocabulary", type=int, default=2560)
     bpe.add_argument("--rows", type=int, default=6000)
-    one = commands.add_parser("model", help="train and evaluate one LLM")
-    one.add_argument("which", choices=("large", "small"))
-    one.add_argument("--tokenizer", type=Path, required=True)
-    one.add_argument("--output", type=Path, required=True)
-    one.add_argument("--minutes", type=float, default=6.0)
-    one.add_argument("--steps", type=int, default=0, help="end earlier, after this many steps")
-    one.add_argument(
+    model = commands.add_parser("model", help="train and evaluate one LLM")
+    model.add_argument("which", choices=("large", "small"))
+    model.add_argument("--tokenizer", type=Path, required=True)
+    model.add_argument("--output", type=Path, required=True)
+    model.add_argument("--minutes", type=float, default=6.0)
+    model.add_argument("--steps", type=int, default=0, help="end earlier, after this many steps")
+    model.add_argument(
         "--rate", type=float, default=0.0, help="peak learning rate; default: the recipe's"
     )
-    one.add_argument("--weight-decay", type=float, default=0.05)
-    one.add_argument("--warmup", type=int, default=200, help="steps")
-    one.add_argument("--workers", type=int, default=7, help="processes that generate data")
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--init", type=Path, help="checkpoint to continue from")
-    one.add_argument("--requests", type=int, default=1000, help="requests per evaluated condition")
-    one.add_argument("--tiny", action="store_true", help="a toy model, to test the code")
-    one.add_argument("--shape", help="JSON of recipe fields to change, such as '{\"layers\": 5}'")
-    one.add_argument("--no-compile", action="store_true")
+    model.add_argument("--weight-decay", type=float, default=0.05)
+    model.add_argument("--warmup", type=int, default=200, help="steps")
+    model.add_argument("--workers", type=int, default=7, help="processes that generate data")
+    model.add_argument("--seed", type=int, default=0)
+    model.add_argument("--init", type=Path, help="checkpoint to continue from")
+    model.add_argument(
+        "--requests", type=int, default=1000, help="requests per evaluated condition"
+    )
+    model.add_argument("--tiny", action="store_true", help="a toy model, to test the code")
+    model.add_argument("--shape", help="JSON of recipe fields to change, such as '{\"layers\": 5}'")
+    model.add_argument("--no-compile", action="store_true")
     return parser.parse_args(argv)
 
 

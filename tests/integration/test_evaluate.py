@@ -78,7 +78,7 @@ def test_every_experiment_gives_checks(evaluation: Evaluation) -> None:
     for name, experiment in evaluation.report["experiments"].items():
         assert experiment["checks"], name
         for row in experiment["checks"]:
-            assert {"measure", "bar", "value", "holds", "seeds"} <= row.keys()
+            assert {"measure", "target", "value", "holds", "seeds"} <= row.keys()
             assert isinstance(row["holds"], bool)
     assert all(math.isfinite(number) for number in numbers(evaluation.report))
 

@@ -31,13 +31,13 @@ async def run(bench: Bench) -> Outcome:
     """Score, offload share and throughput of each."""
     sizes, past = bench.sizes, bench.past()
     stream = bench.stream(sizes.ablation_learning + sizes.requests)
-    learnt_from, new = stream[: sizes.ablation_learning], stream[sizes.ablation_learning :]
+    learning, new = stream[: sizes.ablation_learning], stream[sizes.ablation_learning :]
     rows: dict[str, dict[str, Any]] = {}
     for name, changes in ABLATIONS.items():
         dice = random.Random(bench.seed)
         async with bench.serve(name, past, changes) as site:
             await site.answer_and_rate(
-                learnt_from,
+                learning,
                 lambda reply, dice=dice: dice.random() < sizes.ablation_rated,  # type: ignore[misc]
                 f"{name} learns",
             )

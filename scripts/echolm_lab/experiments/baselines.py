@@ -1,4 +1,4 @@
-"""What EchoLM is held against, prepared on a running server: semantic cache, static router."""
+"""Baselines that need a running server to be prepared: semantic cache, static router."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ async def sweep(
     site: Site, items: Sequence[WorkItem], large_scores: Sequence[float]
 ) -> list[CachePoint]:
     """The semantic cache at every threshold, from what is nearest to each request."""
-    found = await _ask(site, items, "semantic cache: nearest answers", nearest)
+    neighbours = await _ask(site, items, "semantic cache: nearest answers", nearest)
     stored = [
         grade(item, neighbour.response) if neighbour.similarity >= 0 else 0.0
-        for item, neighbour in zip(items, found, strict=True)
+        for item, neighbour in zip(items, neighbours, strict=True)
     ]
-    return sweep_cache([n.similarity for n in found], stored, large_scores, CACHE_THRESHOLDS)
+    return sweep_cache([n.similarity for n in neighbours], stored, large_scores, CACHE_THRESHOLDS)
 
 
 async def static_routing(
@@ -44,13 +44,18 @@ async def static_routing(
     items = [interaction.item for interaction in labelled]
     run = await site.answer(small, items, "labels for the static router")
     vectors = await _ask(site, items, "embeddings for the static router", embedding)
-    own = scores(run)
+    small_scores = scores(run)
     large = [grade(interaction.item, interaction.response) for interaction in labelled]
     x = np.stack(vectors)
     half = len(items) // 2
     router = StaticRouter()
-    router.fit(x[:half], [s >= ref - 1e-6 for s, ref in zip(own[:half], large[:half], strict=True)])
-    threshold = calibrate(router.predict(x[half:]), own[half:], large[half:], least_win_rate)
+    router.fit(
+        x[:half],
+        [s >= ref - 1e-6 for s, ref in zip(small_scores[:half], large[:half], strict=True)],
+    )
+    threshold = calibrate(
+        router.predict(x[half:]), small_scores[half:], large[half:], least_win_rate
+    )
     return StaticRouting(site.grpc, router, threshold, small, site.large())
 
 
@@ -61,10 +66,10 @@ async def _ask(
     question: Callable[[grpc_aio.InferenceServerClient, str], Awaitable[T]],
 ) -> list[T]:
     """The server's answer about each request."""
-    found: list[T] = []
+    answers: list[T] = []
     with Stage(site.console, title, len(items)) as stage:
         for start in range(0, len(items), _AT_ONCE):
             part = items[start : start + _AT_ONCE]
-            found += await asyncio.gather(*(question(site.grpc, item.text) for item in part))
+            answers += await asyncio.gather(*(question(site.grpc, item.text) for item in part))
             stage.step_by(len(part))
-    return found
+    return answers

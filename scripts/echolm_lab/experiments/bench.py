@@ -180,7 +180,7 @@ class Bench:
     _past: list[PastInteraction] = field(default_factory=list)
 
     def arrivals(self, count: int, rate: float, part: int = 0) -> list[float]:
-        """Arrival times in seconds at a mean rate per second; ``part`` tells segments apart."""
+        """Arrival times in seconds at a mean rate per second; ``part`` numbers the segments."""
         if self.trace is None:
             return poisson_arrivals(count, rate, 1_000 * self.seed + part)
         return rescaled(self.trace, count, rate, 7_919 * self.seed + 104_729 * part)

@@ -51,7 +51,7 @@ async def run(bench: Bench) -> Outcome:
 
 def _judge(
     records: Sequence[Record],
-    own: Sequence[float],
+    grades: Sequence[float],
     arrivals: Sequence[float],
     calm_s: float,
     burst_s: float,
@@ -85,8 +85,8 @@ def _judge(
             "p99_s": p99,
             "offload_share": share,
             "mean_score": {
-                "calm": float(np.array(own)[calm].mean()),
-                "burst": float(np.array(own)[burst].mean()) if burst.any() else float("nan"),
+                "calm": float(np.array(grades)[calm].mean()),
+                "burst": float(np.array(grades)[burst].mean()) if burst.any() else float("nan"),
             },
             "errors": sorted({r.error for r in records if r.error})[:5],
             "calm_s": calm_s,

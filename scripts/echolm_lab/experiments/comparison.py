@@ -99,7 +99,7 @@ class Comparison:
         self._kept = kept or Kept()
         self._workload = Workload(seed=WORKLOAD_SEED)
         live = self._workload.stream(plan.learning + plan.requests, seed=plan.seed, phase="live")
-        self._learnt_from, self._items = live[: plan.learning], live[plan.learning :]
+        self._learning, self._items = live[: plan.learning], live[plan.learning :]
         self._policies: dict[str, AnswerPolicy] = {
             "always_large": site.large(),
             "always_small": site.small(),
@@ -154,16 +154,16 @@ class Comparison:
             path = {k: (after[k] - before[k]) / max(1, len(run.records)) for k in after}
             return {**figures(run), **path}
 
-        found: dict[str, Any] = await self._kept.part(f"{name}: steady", measure)
-        return found
+        measured: dict[str, Any] = await self._kept.part(f"{name}: steady", measure)
+        return measured
 
     async def _learn(self) -> dict[str, float]:
         """EchoLM answers for a time, and a share of its answers is rated."""
-        if not self._learnt_from:
+        if not self._learning:
             return {"learning": 0, "failed": 0, "ratings": 0, "offload_share": 0.0}
         dice = random.Random(self._plan.seed)
         learnt = await self._site.answer_and_rate(
-            self._learnt_from,
+            self._learning,
             lambda reply: dice.random() < self._plan.rated,
             "EchoLM answers and is rated",
             limit_s=self._plan.stage_seconds,
@@ -183,8 +183,8 @@ class Comparison:
             policy = self._policies[name]
             return figures(await self._site.answer(policy, self._items, title, limit_s=limit_s))
 
-        found: dict[str, Any] = await self._kept.part(f"{name}: saturated", measure)
-        return found
+        measured: dict[str, Any] = await self._kept.part(f"{name}: saturated", measure)
+        return measured
 
     async def _path_seconds(self) -> dict[str, float]:
         """What all requests so far have spent."""
@@ -195,7 +195,7 @@ class Comparison:
     async def _sweep(self) -> dict[str, Any]:
         large = self._kept.parts["always_large: saturated"]["scores"]
         points = await sweep(self._site, self._items, large)
-        # A little over half, since retrieval leaves out an example at random now and then.
+        # A little over half, since retrieval drops an example at random now and then.
         best = best_cache(points, 0.52)
         return {"threshold": best.threshold, "points": [asdict(point) for point in points]}
 
@@ -222,12 +222,12 @@ class Comparison:
         return sorted({error for part in measured for error in part["errors"]})[:5]
 
     def _by_kind(self) -> dict[str, dict[str, float]]:
-        own, large = (
+        echolm, large = (
             self._kept.parts[f"{name}: saturated"]["scores"] for name in ("echolm", "always_large")
         )
         kinds: dict[str, list[float]] = {}
-        for item, ours, theirs in zip(self._items, own, large, strict=True):
-            kinds.setdefault(item.kind, []).append(ours - theirs)
+        for item, score, large_score in zip(self._items, echolm, large, strict=True):
+            kinds.setdefault(item.kind, []).append(score - large_score)
         return {k: {"requests": len(v), "mean": float(np.mean(v))} for k, v in kinds.items()}
 
 

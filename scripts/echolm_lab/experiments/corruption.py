@@ -35,7 +35,7 @@ async def run(bench: Bench) -> Outcome:
     corrupted = corrupt(clean, sizes.corrupted, bench.seed)
     stream = bench.stream(sizes.corruption_learning + sizes.requests)
     new = stream[sizes.corruption_learning :]
-    learnt_from = stream[: sizes.corruption_learning]
+    learning = stream[: sizes.corruption_learning]
     means: dict[str, dict[str, float]] = {"similar_examples": {}, "echolm": {}}
     ranking: dict[str, float] = {}
     for name, interactions in (("clean", clean), ("corrupted", corrupted)):
@@ -47,7 +47,7 @@ async def run(bench: Bench) -> Outcome:
         dice = random.Random(bench.seed)
         async with bench.serve(f"echolm-{name}", interactions) as site:
             rated: RatedRun = await site.answer_and_rate(
-                learnt_from,
+                learning,
                 lambda reply, dice=dice: dice.random() < sizes.corruption_rated,  # type: ignore[misc]
                 f"echolm learns, {name} store",
             )
@@ -97,7 +97,7 @@ def rank(
     }
     for item, row in zip(items, cosines, strict=True):
         nearest = np.argsort(-row, kind="stable")[: settings.retrieval.top_n].tolist()
-        found = [
+        candidates = [
             Candidate(
                 k + 1,
                 interactions[k].item.text,
@@ -109,15 +109,15 @@ def rank(
             for k in nearest
             if row[k] >= settings.retrieval.min_similarity
         ]
-        if not found:
+        if not candidates:
             continue
-        batch = featurize([item.text], [found], texts)
+        batch = featurize([item.text], [candidates], texts)
         scored = {
             "utility": learnt.score(batch)[0],
             "utility_untaught": untaught.score(batch)[0],
             "cosine": batch.similarity[0],
         }
-        for column, candidate in enumerate(found):
+        for column, candidate in enumerate(candidates):
             interaction = interactions[candidate.id - 1]
             if interaction.item.intent_id != item.intent_id:
                 continue

@@ -28,7 +28,7 @@ class EngineFigures:
         tbt_mean_ms, tbt_p99_ms: time between tokens: of each request the mean, of which the mean
             and the 99th percentile; 0 if not streamed.
         prefix_hit_rate: share of the prompts' tokens found in the prefix cache; None where the
-            engine does not tell.
+            engine does not count them.
     """
 
     requests: int

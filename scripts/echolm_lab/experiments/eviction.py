@@ -73,7 +73,7 @@ class ByRank:
 
 
 class ValueDensity:
-    """EchoLM's own: its statistics, which follow the same events as in a server."""
+    """EchoLM's policy: its statistics, which follow the same events as in a server."""
 
     def __init__(
         self,
@@ -167,20 +167,20 @@ def offloaded(
     total = 0
     for number, item in enumerate(track(past, description="  past", transient=True), start=1):
         at_ms = _START_MS + int(days * 86_400_000 * number / len(past))
-        found = by_intent[item.intent_id]
-        helpless = math.prod(1.0 - utilities[i] for i in found)
-        if found and policy is not None:
-            ids = rng.sample(found, min(_PER_PROMPT, len(found)))
-            shares = [utilities[i] * helpless / (1.0 - utilities[i]) for i in ids]
+        helpful = by_intent[item.intent_id]
+        no_help = math.prod(1.0 - utilities[i] for i in helpful)
+        if helpful and policy is not None:
+            ids = rng.sample(helpful, min(_PER_PROMPT, len(helpful)))
+            shares = [utilities[i] * no_help / (1.0 - utilities[i]) for i in ids]
             policy.used(ids, shares, at_ms)
         example = Example(number, item.text, item.answer, "t", 1, "large_llm", 0.95, at_ms, at_ms)
-        found.append(number)
+        helpful.append(number)
         utilities[number] = rng.uniform(*utility)
         intent_of[number], sizes[number] = item.intent_id, example.num_bytes
         total += example.num_bytes
         if policy is None:
             continue
-        policy.stored(example, 1.0 - helpless, at_ms)
+        policy.stored(example, 1.0 - no_help, at_ms)
         if total > capacity:
             if isinstance(policy, ValueDensity):
                 policy.now_ms = at_ms

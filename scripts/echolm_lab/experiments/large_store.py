@@ -92,12 +92,12 @@ def measure(
 ) -> tuple[float, float, float]:
     """p50 and p99 in milliseconds of single searches, and how many were found at each."""
     rng = np.random.default_rng(2)
-    asked = vectors(rng, centres, searches)
+    queried = vectors(rng, centres, searches)
     took, found = [], 0
     for k in range(-searches // 10, searches):
         query = Query.of(f"tenant-{k % tenants}", "")
         started = time.perf_counter()
-        [row] = store.search(asked[k : k + 1] if k >= 0 else asked[:1], [query], top_n, _NOW_MS)
+        [row] = store.search(queried[k : k + 1] if k >= 0 else queried[:1], [query], top_n, _NOW_MS)
         if k >= 0:
             took.append(1e3 * (time.perf_counter() - started))
             found += len(row)

@@ -1,4 +1,4 @@
-"""EchoLM learns from few ratings, and is then held against every other policy.
+"""EchoLM learns from few ratings, and is then compared with every other policy.
 
 The store holds the large LLM's past answers. EchoLM answers a live stream, of which a random
 share is rated; all policies then get the same requests that follow in the stream.
@@ -43,13 +43,13 @@ class Row:
 
     @classmethod
     def of(cls, policy: str, run: Run, large_scores: Sequence[float]) -> Row:
-        own = scores(run)
+        grades = scores(run)
         return cls(
             policy,
             len(run.records),
             run.failed,
-            float(np.mean(own)),
-            win_rate(own, large_scores),
+            float(np.mean(grades)),
+            win_rate(grades, large_scores),
             offload_share(run),
             run.steady_throughput,
             run.latency_quantile(0.5),
@@ -61,31 +61,31 @@ async def run(bench: Bench) -> Outcome:
     """All policies on the same new requests; about four minutes a seed."""
     sizes, past = bench.sizes, bench.past()
     stream = bench.stream(sizes.learning + sizes.requests)
-    learnt_from, new = stream[: sizes.learning], stream[sizes.learning :]
+    learning, new = stream[: sizes.learning], stream[sizes.learning :]
     async with bench.serve("fixed", past, SIMILAR_ONLY) as site:
         rows, points, large_scores = await _fixed(bench, site, past, new)
     dice = random.Random(bench.seed)
     async with bench.serve("echolm", past) as site:
         rated = await site.answer_and_rate(
-            learnt_from, lambda reply: dice.random() < sizes.learning_rated
+            learning, lambda reply: dice.random() < sizes.learning_rated
         )
-        own = Row.of("echolm", await site.answer(site.echolm(), new), large_scores)
-    others = [row for row in rows if row.win_rate >= HOLDS_QUALITY]
-    best = max(others, key=lambda row: row.throughput)
+        echolm = Row.of("echolm", await site.answer(site.echolm(), new), large_scores)
+    good = [row for row in rows if row.win_rate >= HOLDS_QUALITY]
+    best = max(good, key=lambda row: row.throughput)
     recent = rated.offloaded[-1_000:]
     return Outcome(
         checks=(
-            Check("echolm: win rate against always_large", HOLDS_QUALITY, own.win_rate),
+            Check("echolm: win rate against always_large", HOLDS_QUALITY, echolm.win_rate),
             Check("echolm: offload share, last 1,000", 0.75, float(np.mean(recent))),
-            Check("echolm: offload share, new requests", 0.75, own.offload_share),
+            Check("echolm: offload share, new requests", 0.75, echolm.offload_share),
             Check(
                 "throughput over the best other that holds quality",
                 1.3,
-                own.throughput / best.throughput,
+                echolm.throughput / best.throughput,
             ),
         ),
         figures={
-            "policies": [asdict(row) for row in (*rows, own)],
+            "policies": [asdict(row) for row in (*rows, echolm)],
             "best_other": best.policy,
             "semantic_cache_sweep": [asdict(point) for point in points],
             "ratings": rated.total,
@@ -140,12 +140,12 @@ def _worth_running(points: Sequence[CachePoint]) -> list[tuple[str, CachePoint]]
 def _curve(rated: RatedRun, parts: int = 12) -> list[dict[str, Any]]:
     """Score and offload share of consecutive parts of the stream."""
     blocks = np.array_split(np.arange(len(rated.scores)), min(parts, len(rated.scores)))
-    own, offloaded = np.array(rated.scores), np.array(rated.offloaded)
+    grades, offloaded = np.array(rated.scores), np.array(rated.offloaded)
     return [
         {
             "requests": int(block[-1]) + 1,
             "ratings": int(rated.ratings[int(block[-1])]),
-            "mean_score": float(own[block].mean()),
+            "mean_score": float(grades[block].mean()),
             "offload_share": float(offloaded[block].mean()),
         }
         for block in blocks

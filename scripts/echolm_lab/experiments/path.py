@@ -59,7 +59,7 @@ def stages(url: str) -> dict[str, dict[str, float]]:
         counted = client.get_inference_statistics().model_stats
     finally:
         client.close()
-    found: dict[str, dict[str, float]] = {}
+    totals: dict[str, dict[str, float]] = {}
     for model in counted:
         if model.name not in STAGES or not model.batch_stats:
             continue
@@ -67,14 +67,14 @@ def stages(url: str) -> dict[str, dict[str, float]]:
         busy_ns = sum(
             size.compute_input.ns + size.compute_infer.ns + size.compute_output.ns for size in sizes
         )
-        found[model.name] = {
+        totals[model.name] = {
             "rows": sum(size.batch_size * size.compute_infer.count for size in sizes),
             "runs": sum(size.compute_infer.count for size in sizes),
             "queued_ms": queue.ns / 1e6,
             "queued": queue.count,
             "busy_ms": busy_ns / 1e6,
         }
-    return found
+    return totals
 
 
 def between(
@@ -84,13 +84,13 @@ def between(
     rows = {}
     for name, end in after.items():
         start = before.get(name, {})
-        did = {key: value - start.get(key, 0.0) for key, value in end.items()}
-        if did["runs"]:
+        change = {key: value - start.get(key, 0.0) for key, value in end.items()}
+        if change["runs"]:
             rows[name] = {
-                "batch": did["rows"] / did["runs"],
-                "queue_ms": did["queued_ms"] / max(1.0, did["queued"]),
-                "run_ms": did["busy_ms"] / did["runs"],
-                "runs": did["runs"],
+                "batch": change["rows"] / change["runs"],
+                "queue_ms": change["queued_ms"] / max(1.0, change["queued"]),
+                "run_ms": change["busy_ms"] / change["runs"],
+                "runs": change["runs"],
             }
     return rows
 

@@ -55,11 +55,11 @@ def install(directory: Path) -> Path:
     for name, pattern in _LIBRARIES.items():
         link = directory / name
         if not link.exists():
-            found = sorted(libraries.glob(pattern))
-            if not found:
+            candidates = sorted(libraries.glob(pattern))
+            if not candidates:
                 sys.exit(f"perf_analyzer: expected {pattern} in {libraries}, found none")
             link.unlink(missing_ok=True)
-            link.symlink_to(found[0])
+            link.symlink_to(candidates[0])
     return binary
 
 

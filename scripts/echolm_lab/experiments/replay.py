@@ -33,9 +33,9 @@ async def run(bench: Bench) -> Outcome:
     """Mean score of offloaded requests over flawless, flawed and replayed examples."""
     sizes, clean = bench.sizes, bench.past()
     flawed = corrupt(clean, sizes.flawed, bench.seed)
-    perfect = [PastInteraction(one.item, one.item.answer) for one in clean]
+    perfect = [PastInteraction(past.item, past.item.answer) for past in clean]
     stream = bench.stream(sizes.replay_learning + sizes.replay_requests)
-    learnt_from, new = stream[: sizes.replay_learning], stream[sizes.replay_learning :]
+    learning, new = stream[: sizes.replay_learning], stream[sizes.replay_learning :]
     means: dict[str, dict[str, float]] = {}
     cost: dict[str, Any] = {}
     served = 0.0
@@ -43,7 +43,7 @@ async def run(bench: Bench) -> Outcome:
         dice = random.Random(bench.seed)
         async with bench.serve(f"replay-{name}", interactions, _CHANGES) as site:
             await site.answer_and_rate(
-                learnt_from,
+                learning,
                 lambda reply, dice=dice: dice.random() < sizes.replay_rated,  # type: ignore[misc]
                 f"echolm learns, {name} store",
                 sizes.calm_concurrency,
@@ -75,7 +75,7 @@ async def run(bench: Bench) -> Outcome:
             "means": means,
             "replay": cost,
             "served_tokens": served,
-            "flawed_examples": sum(one.corruption is not None for one in flawed),
+            "flawed_examples": sum(past.corruption is not None for past in flawed),
         },
     )
 
@@ -86,11 +86,11 @@ async def _offloaded(
     """Scores of one pass, from which nothing is learnt or stored."""
     policy = LLMPolicy("echolm", site.client, "auto", "no-store")
     answers = await site.answer(policy, items, title, concurrency)
-    own = np.array(scores(answers))
+    grades = np.array(scores(answers))
     rows = np.array([r.reply is not None and r.reply.llm != "large_llm" for r in answers.records])
     return {
-        "offloaded_score": float(own[rows].mean()) if rows.any() else float("nan"),
-        "mean_score": float(own.mean()),
+        "offloaded_score": float(grades[rows].mean()) if rows.any() else float("nan"),
+        "mean_score": float(grades.mean()),
         "offload_share": float(rows.mean()),
     }
 

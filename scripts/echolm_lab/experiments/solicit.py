@@ -44,12 +44,12 @@ async def run(bench: Bench) -> Outcome:
                 items, rule, f"ratings: {name}", sizes.calm_concurrency
             )
     last = max(1, len(items) // 4)
-    final = {name: float(np.mean(one.scores[-last:])) for name, one in rated.items()}
-    start = float(np.mean([one.scores[: sizes.window] for one in rated.values()]))
+    final = {name: float(np.mean(run.scores[-last:])) for name, run in rated.items()}
+    start = float(np.mean([run.scores[: sizes.window] for run in rated.values()]))
     level = start + _SHARE * (final["random"] - start)
     needed = {
-        name: ratings_until(one.scores, one.ratings, level, sizes.window)
-        for name, one in rated.items()
+        name: ratings_until(run.scores, run.ratings, level, sizes.window)
+        for name, run in rated.items()
     }
     asked, by_chance = needed["solicited"], needed["random"]
     # Where nothing was gained, there is nothing to compare.
@@ -66,13 +66,13 @@ async def run(bench: Bench) -> Outcome:
         figures={
             "rows": {
                 name: {
-                    "ratings": one.total,
+                    "ratings": run.total,
                     "final": final[name],
                     "needed": needed[name],
-                    "curve": rolling(one.scores, sizes.window).tolist(),
-                    "ratings_before": list(one.ratings),
+                    "curve": rolling(run.scores, sizes.window).tolist(),
+                    "ratings_before": list(run.ratings),
                 }
-                for name, one in rated.items()
+                for name, run in rated.items()
             },
             "start": start,
             "level": level,

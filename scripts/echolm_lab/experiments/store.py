@@ -25,7 +25,7 @@ def fill(
     Ids are 1, 2, ... in their order. No server may run on the directory meanwhile.
 
     Args:
-        on_stored: is told how many more are stored.
+        on_stored: called with how many more are stored.
     """
     embed = TextEmbedder(settings.embedding)
     with attached(settings) as found:

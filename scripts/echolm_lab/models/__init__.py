@@ -1,1 +1,1 @@
-"""The demo pair of LLMs as checkpoints: trained, exported, grown, made worse."""
+"""The demo pair of LLMs as checkpoints: trained, evaluated, grown, made worse."""

@@ -72,10 +72,10 @@ def encode(
 
 
 def _marker_id(tokenizer: Tokenizer, marker: str) -> int:
-    found = tokenizer.token_to_id(marker)
-    if found is None:
+    token_id = tokenizer.token_to_id(marker)
+    if token_id is None:
         raise ValueError(f"tokenizer: expected a token {marker}, got none; train it anew")
-    return found
+    return token_id
 
 
 def train(which: str, recipe: Recipe, tokenizer: Tokenizer, args: argparse.Namespace) -> Llama:

@@ -36,7 +36,7 @@ async def nearest(grpc: grpc_aio.InferenceServerClient, text: str) -> Neighbour:
 
 
 class SemanticCache:
-    """Returns the nearest stored answer above a similarity, else asks the large LLM.
+    """Returns the nearest stored answer above a similarity, else the large LLM's answer.
 
     Args:
         large: answers what the cache does not.
@@ -53,9 +53,9 @@ class SemanticCache:
         self._threshold = threshold
 
     async def send(self, item: WorkItem) -> Reply:
-        found = await nearest(self._grpc, item.text)
-        if found.similarity >= self._threshold:
-            return Reply(found.response, "cache")
+        neighbour = await nearest(self._grpc, item.text)
+        if neighbour.similarity >= self._threshold:
+            return Reply(neighbour.response, "cache")
         return await self._large.send(item)
 
 

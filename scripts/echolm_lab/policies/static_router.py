@@ -1,6 +1,6 @@
 """A router trained once, offline, as RouteLLM does it.
 
-A logistic classifier on the request's embedding tells whether the small LLM alone answers as
+A logistic classifier on the request's embedding predicts whether the small LLM alone answers as
 well as the large one. It gets no examples, no load, and no ratings after its training.
 """
 

@@ -62,9 +62,9 @@ def finite(value: float) -> float | None:
 def jsonable(value: Any) -> Any:
     """The value for JSON: NaN and infinity, which it does not know, as null."""
     if isinstance(value, dict):
-        return {key: jsonable(one) for key, one in value.items()}
+        return {key: jsonable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [jsonable(one) for one in value]
+        return [jsonable(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

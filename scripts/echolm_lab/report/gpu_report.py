@@ -45,11 +45,11 @@ def _read(work: Path) -> dict[str, Any]:
     return {
         "evaluate": load(work / "evaluate.json"),
         "path": load(work / "path.json"),
-        "shapes": {name: _settings(found) for name, found in shapes.items()},
+        "shapes": {name: _settings(values) for name, values in shapes.items()},
         "machines": [
-            found["machine"]
-            for found in (load(work / "evaluate.json"), load(work / "path.json"), *shapes.values())
-            if "machine" in found
+            values["machine"]
+            for values in (load(work / "evaluate.json"), load(work / "path.json"), *shapes.values())
+            if "machine" in values
         ],
     }
 
@@ -67,8 +67,8 @@ def _settings(shape: Results) -> list[Results]:
 def _mean(rows: Sequence[Results]) -> Results:
     means: dict[str, Any] = {}
     for key, first in rows[0].items():
-        found = [row[key] for row in rows if row[key] is not None]
-        means[key] = statistics.fmean(found) if found and isinstance(found[0], float) else first
+        values = [row[key] for row in rows if row[key] is not None]
+        means[key] = statistics.fmean(values) if values and isinstance(values[0], float) else first
     spread = statistics.stdev(_speeds(rows)) if len(rows) > 1 else 0.0
     return {**means, "spread": spread, "repeats": len(rows)}
 
@@ -77,19 +77,19 @@ def checks(results: Results) -> list[Check]:
     """Every check; its value is NaN where nothing was measured."""
     report = results["evaluate"].get("report", {})
     policies = report.get("policies", {})
-    own, large = policies.get("echolm", {}), policies.get("always_large", {})
+    echolm, large = policies.get("echolm", {}), policies.get("always_large", {})
     small, aided = policies.get("always_small", {}), report.get("small_with_examples", {})
     path = results["path"].get("path", {}).get("models", {})
     full = path.get("echolm", {})
     steady: Results = next((row for n, row in path.items() if n.startswith("echolm at")), {})
     overhead = _NONE
-    if own.get("request_s"):
-        overhead = (own["retrieval_s"] + own["decision_s"]) / own["request_s"]
+    if echolm.get("request_s"):
+        overhead = (echolm["retrieval_s"] + echolm["decision_s"]) / echolm["request_s"]
     return [
-        Check("win rate against always_large", HOLDS_QUALITY, own.get("win_rate", _NONE)),
-        Check("throughput over always_large", 5.9, _ratio(own, large, "throughput")),
-        Check("p50 latency over always_large's", 0.25, _ratio(own, large, "p50_s"), "at_most"),
-        Check("p99 latency over always_large's", 0.30, _ratio(own, large, "p99_s"), "at_most"),
+        Check("win rate against always_large", HOLDS_QUALITY, echolm.get("win_rate", _NONE)),
+        Check("throughput over always_large", 5.9, _ratio(echolm, large, "throughput")),
+        Check("p50 latency over always_large's", 0.25, _ratio(echolm, large, "p50_s"), "at_most"),
+        Check("p99 latency over always_large's", 0.30, _ratio(echolm, large, "p99_s"), "at_most"),
         Check(
             "small LLM: p99 with examples over without",
             1.10,
@@ -132,8 +132,8 @@ def _speeds(rows: Sequence[Results]) -> Iterator[float]:
     return (row["requests_per_s"] for row in rows)
 
 
-def _ratio(own: Results, other: Results, key: str) -> float:
-    return own[key] / other[key] if own.get(key) and other.get(key) else _NONE
+def _ratio(row: Results, other: Results, key: str) -> float:
+    return row[key] / other[key] if row.get(key) and other.get(key) else _NONE
 
 
 _COLUMNS = ("measure", "target", "measured", "holds")

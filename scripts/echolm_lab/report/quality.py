@@ -12,9 +12,9 @@ HOLDS_QUALITY = 0.495
 _SAME = 1e-6
 
 
-def win_rate(own: Sequence[float], reference: Sequence[float]) -> float:
-    """(wins + 0.5 ties) / all of the own scores against the reference's, request by request."""
-    difference = np.asarray(own) - np.asarray(reference)
+def win_rate(scores: Sequence[float], reference: Sequence[float]) -> float:
+    """(wins + 0.5 ties) / all, of scores against reference scores, request by request."""
+    difference = np.asarray(scores) - np.asarray(reference)
     wins = float(np.mean(difference > _SAME))
     ties = float(np.mean(np.abs(difference) <= _SAME))
     return wins + 0.5 * ties

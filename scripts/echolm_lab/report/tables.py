@@ -45,8 +45,8 @@ def print_policies(console: Console, figures: Mapping[str, Mapping[str, Any]]) -
     for column in ("", "score", "win rate", "req/s", "offload"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for one in figures.values():
-        for row in one["policies"]:
+    for seed in figures.values():
+        for row in seed["policies"]:
             by_name.setdefault(row["policy"], []).append(row)
     for name, rows in by_name.items():
         cells = []

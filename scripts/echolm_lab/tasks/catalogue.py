@@ -50,7 +50,7 @@ def build(seed: int, size: CatalogueSize) -> tuple[Intent, ...]:
 
     Within a domain no two intents share topic and object, look-alikes and
     their bases aside, and topics repeat as little as possible: so that
-    sentence embeddings can tell intents apart.
+    sentence embeddings can distinguish the intents.
     """
     intents: list[Intent] = []
     for domain in DOMAINS.values():

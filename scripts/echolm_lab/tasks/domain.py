@@ -127,9 +127,9 @@ class Domain:
         """``WORDINGS`` different request templates."""
         things = next((t for t in self.things if t[0] == subject.thing), (subject.thing,))
         actions = next((a for a in self.actions if a[0] == subject.action), (subject.action,))
-        found: dict[str, None] = {}
+        wordings: dict[str, None] = {}
         frames: list[str] = []
-        while len(found) < WORDINGS:
+        while len(wordings) < WORDINGS:
             if not frames:
                 frames = rng.sample(self.frames, len(self.frames))
             core = rng.choice(self.phrase).format(
@@ -140,5 +140,5 @@ class Domain:
             if flag is not None:
                 details.insert(rng.choice((0, len(details))), rng.choice(flag))
             text = frames.pop().format(do=" ".join([core, *details]))
-            found.setdefault(text)
-        return tuple(found)
+            wordings.setdefault(text)
+        return tuple(wordings)

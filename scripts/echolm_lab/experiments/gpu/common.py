@@ -35,10 +35,10 @@ def best_checkpoint(work: Path, role: str) -> Path:
 
 
 def is_there(folder: Path) -> bool:
-    """Whether a checkpoint is there already; says so."""
-    if found := (folder / "config.json").is_file():
+    """Whether a checkpoint is there already, which is printed."""
+    if is_file := (folder / "config.json").is_file():
         print(f"{folder} is there already")
-    return found
+    return is_file
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:

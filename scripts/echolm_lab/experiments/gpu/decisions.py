@@ -116,7 +116,7 @@ async def _choices(
     )
     with running_server(settings, serve, progress=console.print) as endpoints:
         async with connected(settings, endpoints, console, 32) as site:
-            found: dict[str, tuple[int, ...]] = {}
+            chosen: dict[str, tuple[int, ...]] = {}
 
             class Asking:
                 name = "small_with_examples"
@@ -125,10 +125,10 @@ async def _choices(
                     answer = await site.client.generate(
                         item.text, llm="small_llm", cache_control="no-store", max_tokens=MAX_TOKENS
                     )
-                    found[item.text] = answer.example_ids
+                    chosen[item.text] = answer.example_ids
 
             await closed_loop(Asking(), items, 32)
-            return [found[item.text] for item in items]
+            return [chosen[item.text] for item in items]
 
 
 def retrieval_of(count: int, order: str) -> Changes:

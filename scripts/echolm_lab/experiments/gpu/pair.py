@@ -91,6 +91,6 @@ def grow(options: argparse.Namespace) -> None:
         partial = output.with_name(f"{role}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         source, shape = options.work / "pair" / role, getattr(options, f"{role}_shape")
-        made = grow_checkpoint(source, partial, shape, seed=0, file_bytes=4 << 30)
+        grown = grow_checkpoint(source, partial, shape, seed=0, file_bytes=4 << 30)
         partial.rename(output)
-        print(json.dumps({**made, "output": str(output)}))
+        print(json.dumps({**grown, "output": str(output)}))

@@ -29,8 +29,8 @@ MEASURED = 600
 def shapes(options: argparse.Namespace) -> None:
     """One engine with random weights under the recorded prompts."""
     file, kept = shape_file(options), shape_kept(options)
-    wanted = settings_left(options, kept)
-    if not wanted:
+    missing = settings_left(options, kept)
+    if not missing:
         print(f"all of {file.stem} is there already")
         return
     if file.is_file() and "machine" not in kept.parts:
@@ -38,15 +38,15 @@ def shapes(options: argparse.Namespace) -> None:
     decisions = Decisions(DECISIONS, recorded_items(), recorded_past(HISTORY))
     folder = file.parent / file.stem
     write_checkpoint(folder, options.shape.config(), COMMITTED["large"], options.vocabulary)
-    given = {"load_format": "dummy", **engine_options(options)}
+    engine_settings = {"load_format": "dummy", **engine_options(options)}
     started = time.monotonic()
-    engine = create_engine("vllm", folder, given)
+    engine = create_engine("vllm", folder, engine_settings)
     try:
         print(f"loaded after {time.monotonic() - started:.0f} s", flush=True)
         sampling = SamplingParams(max_tokens=options.max_tokens)
 
         def run(key: str) -> dict[str, Any]:
-            count, order, concurrency = wanted[key]
+            count, order, concurrency = missing[key]
             prompts = list(decisions.prompts(count, order, salt=key))
             warming = prompts[-MEASURED - options.warm_up : -MEASURED]
             # They fill the cache, as a server's is: one token each will do.
@@ -63,10 +63,10 @@ def shapes(options: argparse.Namespace) -> None:
             }
 
         # What is compiled at its first use is not the first setting's burden.
-        some = itertools.islice(decisions.prompts(3, "similarity", salt="warm"), 256)
-        measure_engine(engine, some, sampling, max(options.concurrency), math.inf)
+        prompts = itertools.islice(decisions.prompts(3, "similarity", salt="warm"), 256)
+        measure_engine(engine, prompts, sampling, max(options.concurrency), math.inf)
         kept.add("machine", machine(options))
-        for key in wanted:
+        for key in missing:
             kept.add(key, run(key))
             print(json.dumps(kept.parts[key]), flush=True)
     finally:

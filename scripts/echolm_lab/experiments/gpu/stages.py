@@ -57,16 +57,16 @@ def all_stages(options: argparse.Namespace) -> int:
         (path, 4, options),
     ]
     for name in options.real:
-        given = {**vars(options), "shape": SHAPES[name], "name": name}
-        given["concurrency"] = options.shape_concurrency
-        stages.append((shapes, 3 + 2 * options.repeats, argparse.Namespace(**given)))
-    for stage, minutes, its in stages:
-        title = f"shapes {its.name}" if stage is shapes else stage.__name__
-        if not _finished(stage, its) and time.monotonic() + 60 * minutes > ends:
+        values = {**vars(options), "shape": SHAPES[name], "name": name}
+        values["concurrency"] = options.shape_concurrency
+        stages.append((shapes, 3 + 2 * options.repeats, argparse.Namespace(**values)))
+    for stage, minutes, chosen in stages:
+        title = f"shapes {chosen.name}" if stage is shapes else stage.__name__
+        if not _finished(stage, chosen) and time.monotonic() + 60 * minutes > ends:
             print(f"no time left for {title} (about {minutes:g} minutes): call again to go on")
             return 3
         print(f"--- {title}", flush=True)
-        stage(its)
+        stage(chosen)
     report(options)
     return 0
 

@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from echolm_lab.experiments.burst import time_to_return
-from echolm_lab.report.check import Check, summarise
 from echolm_lab.report.curves import auc, ratings_until, recovered_after, rolling
 
 
@@ -39,27 +37,3 @@ def test_recovery_counts_the_window() -> None:
     assert recovered_after(scores, 0.5, 10) == 35
     assert recovered_after(scores, 0.0, 10) == 10
     assert recovered_after([0.0] * 30, 0.5, 10) is None
-
-
-def test_return_of_the_offload_share() -> None:
-    at = np.arange(0, 50, 0.1)
-    assert time_to_return(at, at < 20, calm_share=0.5) == pytest.approx(14.0)
-    assert time_to_return(at, at < 20, calm_share=0.9) == 0.0
-    assert time_to_return(at, np.ones(len(at), dtype=bool), calm_share=0.5) == math.inf
-
-
-def test_a_verdict_holds_on_the_right_side_of_its_bar() -> None:
-    assert Check("a", 0.9, 0.9).holds
-    assert not Check("a", 0.9, 0.89).holds
-    assert Check("a", 3.0, 2.0, "at_most").holds
-    assert not Check("a", 3.0, 3.1, "at_most").holds
-    assert not Check("a", 3.0, math.nan, "at_most").holds
-
-
-def test_a_summary_has_mean_spread_and_every_seed() -> None:
-    [row] = summarise([[Check("a", 0.9, 0.8)], [Check("a", 0.9, 1.0)]])
-    assert (row["value"], row["holds"], row["holds_in"]) == (pytest.approx(0.9), True, 1)
-    assert row["std"] == pytest.approx(np.std([0.8, 1.0], ddof=1))
-    assert row["seeds"] == [0.8, 1.0]
-    [row] = summarise([[Check("a", 0.9, math.inf)]])
-    assert (row["value"], row["holds"]) == (None, True)

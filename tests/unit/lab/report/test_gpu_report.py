@@ -1,4 +1,4 @@
-"""The report of the GPU benchmark: its bars, and what it makes of what is not there."""
+"""The report of the GPU benchmark: its checks, and what it makes of what is not there."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def setting(examples: int, order: str, speed: float, concurrency: int = 128) -> 
 
 
 def measured(work: Path) -> Path:
-    """A run that reaches every bar but that of the p99 latency."""
+    """A run that reaches every target but that of the p99 latency."""
     evaluate = {
         "machine": MACHINE,
         "report": {
@@ -91,7 +91,7 @@ def values(work: Path) -> dict[str, tuple[float | None, bool]]:
     return {row["measure"]: (row["value"], row["holds"]) for row in rows}
 
 
-def test_every_bar_is_held_against_what_was_measured(tmp_path: Path) -> None:
+def test_every_target_is_compared_with_what_was_measured(tmp_path: Path) -> None:
     gpu_report.write(measured(tmp_path))
     assert values(tmp_path) == {
         "win rate against always_large": (0.497, True),
@@ -126,7 +126,7 @@ def test_of_repeats_the_mean_counts_and_the_spread_is_said(tmp_path: Path) -> No
     work = measured(tmp_path)
     rows = json.loads((work / "shapes/3b.json").read_text())
     again = {"again": setting(5, "prefix", 85.0), "once more": setting(5, "prefix", 75.0)}
-    again["again"]["prefix_hit_rate"] = 0.5  # which the first engine did not tell
+    again["again"]["prefix_hit_rate"] = 0.5  # which the first engine did not count
     (work / "shapes/3b.json").write_text(json.dumps({**rows, **again}))
     text = gpu_report.write(work)
     assert "| 5 | prefix | 128 | 100 | 85.0 ± 10.0 | 30 | 50 | 5.0 | 6.0 | 50% |" in text
