@@ -14,8 +14,8 @@ import numpy as np
 from echolm.examples.events import CHANGE, USAGE, change, usage
 from echolm.examples.maintenance import choose_victims
 from echolm.examples.statistics import StatisticsTable
-from echolm.learning.event_log import Event
 from echolm.store.base import FRESH_VALUE, Example
+from echolm.testing.event_log import MemoryEventLog
 from numpy.typing import NDArray
 from rich.progress import track
 
@@ -95,10 +95,11 @@ class ValueDensity:
         self._statistics = StatisticsTable(
             directory / "statistics.sqlite", {"small_llm": 0.1}, now_ms=lambda: self.now_ms
         )
-        self._events: list[Event] = []
+        self._log = MemoryEventLog(now_ms=lambda: self.now_ms)
 
     def _record(self, kind: str, body: dict[str, Any], at_ms: int) -> None:
-        self._events.append(Event(str(len(self._events) + 1), kind, body, at_ms))
+        self.now_ms = at_ms
+        self._log.append(kind, body)
 
     def stored(self, example: Example, help_probability: float, at_ms: int) -> None:
         value = FRESH_VALUE * (1.0 if self._equal_shares else 1.0 - help_probability)
@@ -111,7 +112,7 @@ class ValueDensity:
         self._record(USAGE, usage(uses), at_ms)
 
     def victims(self, num_bytes: int) -> list[int]:
-        self._statistics.follow(self)  # type: ignore[arg-type]
+        self._statistics.follow(self._log)
         choice = 8 * num_bytes if self._spread else num_bytes
         least_worth = self._statistics.least_worth(0, choice, 1_000_000)
 
@@ -121,11 +122,6 @@ class ValueDensity:
         chosen = choose_victims(least_worth, neighbours, 0, num_bytes, 1_000_000)
         self._record(CHANGE, change(removed=chosen, reason="evicted"), self.now_ms)
         return chosen
-
-    def read(self, after: str, limit: int) -> list[Event]:
-        """The events after a position, as a learning log gives them."""
-        first = int(after or 0)
-        return self._events[first : first + limit]
 
 
 class Contents:
