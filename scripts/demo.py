@@ -27,7 +27,7 @@ from echolm.serving.serve import Endpoints, ServeOptions, running_server
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
 from echolm_lab.experiments.bench import connected
-from echolm_lab.experiments.comparison import Comparison, Plan, store_past
+from echolm_lab.experiments.comparison import Plan, PolicyComparison, store_past
 from echolm_lab.report.environment import host, versions
 from echolm_lab.report.tables import print_comparison
 from echolm_lab.tasks.past import recorded_past
@@ -42,7 +42,7 @@ async def measure(
     """All stages; returns what goes into the JSON file."""
     plan = Plan(**{field.name: getattr(options, field.name) for field in fields(Plan)})
     async with connected(settings, endpoints, console, options.concurrency) as site:
-        report = await Comparison(site, plan).run()
+        report = await PolicyComparison(site, plan).run()
     report["past"]["history"] = options.history
     return report
 

@@ -1,9 +1,9 @@
-"""``echolm estimate``: what other routing policies would have earned, from the learning log.
+"""``echolm estimate``: what other routing policies would have scored, from the learning log.
 
 Reads the ratings of answers whose LLM the router drew, with the probability of the draw, and
-estimates the mean rating of the policy that was logged, of always each LLM, and of the bandit's
-greedy policy. For the last, the bandit learns from the older ratings and is evaluated on the
-newest ones (``--holdout``), since a policy looks better than it is on what it has learnt from.
+estimates the mean rating of always each LLM, and of the bandit's greedy policy. For the latter,
+the bandit learns from the older ratings and is evaluated on the newest ones (``--holdout``),
+since a policy looks better than it is on what it has learnt from.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from echolm.errors import ConfigurationError
 
-if TYPE_CHECKING:  # numpy and the store's client are loaded only when the command runs
+if TYPE_CHECKING:  # what is slow to import is imported when the command runs
     from echolm.learning.event_log import Event, EventLog
-    from echolm.learning.off_policy import Estimate, LoggedDecisions, Probabilities
+    from echolm.learning.off_policy import LoggedDecisions, Probabilities
     from echolm.settings import Settings
 
 _BATCH = 1_000
-_KINDS = {"ips": "IPS", "snips": "SNIPS", "dr": "doubly robust"}
 
 
 def add_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,13 +42,13 @@ def add_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("--data-dir", type=Path, default=None, help="of the server")
     parser.add_argument(
         "--holdout",
-        type=_share,
+        type=float,
         default=0.3,
         help="newest share of the ratings, on which the greedy policy is evaluated (default: 0.3)",
     )
     parser.add_argument(
         "--max-weight",
-        type=_above_zero,
+        type=float,
         default=math.inf,
         help="importance weights are clipped to this: less noise, some bias (default: none is)",
     )
@@ -61,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the estimates.
 
     Raises:
-        ConfigurationError: the log is missing, too short, or of another configuration.
+        ConfigurationError: an option is out of range, or the log is missing, too short or of
+            another configuration.
         InvalidRequestError: the log holds no usable rating.
     """
     from echolm.learning.off_policy import doubly_robust, fit_reward_model, ips, read_ratings, snips
@@ -69,6 +69,12 @@ def run(args: argparse.Namespace) -> int:
     from echolm.settings.loading import load_settings
     from echolm.wiring import build_bandit
 
+    if not 0 < args.holdout < 1:
+        raise ConfigurationError(
+            f"--holdout: expected a number between 0 and 1, got {args.holdout}"
+        )
+    if not args.max_weight > 0:
+        raise ConfigurationError(f"--max-weight: expected a number above 0, got {args.max_weight}")
     settings = load_settings(args.config)
     if args.data_dir is not None:
         settings = settings.model_copy(update={"data_dir": args.data_dir})
@@ -87,40 +93,49 @@ def run(args: argparse.Namespace) -> int:
         )
     finally:
         source.close()
-    newest = max(1, round(args.holdout * len(log)))
-    if newest == len(log):
-        raise ConfigurationError(
-            f"learning log: expected at least 2 usable ratings, got {len(log)}"
-        )
+    first = len(log) - max(1, round(args.holdout * len(log)))
     dimension = build_bandit(settings)[0].dimension
+    if first < 1:
+        raise ConfigurationError(
+            f"learning log: expected ratings older than the newest {args.holdout:.0%}, got "
+            f"{len(log)} usable ratings in all"
+        )
     if log.contexts.shape[1] != dimension:
         raise ConfigurationError(
             f"learning log: expected contexts of {dimension} elements as configured "
             f"(routing.projection_dim), got {log.contexts.shape[1]}"
         )
 
-    rewards = fit_reward_model(log)
-    older, tail = slice(len(log) - newest), slice(len(log) - newest, None)
-    evaluated = log.part(tail)
+    rewards, newest = fit_reward_model(log), log.part(slice(first, None))
+    greedy = _greedy(settings, log.part(slice(first)), newest)
     policies = {f"always {arm}": (log, log.always(arm), rewards) for arm in log.arms}
-    policies["greedy"] = (
-        evaluated,
-        _greedy(settings, log.part(older), evaluated),
-        rewards[tail],
-    )
-    rows = {
+    policies["greedy"] = (newest, greedy, rewards[first:])
+    rows: dict[str, dict[str, Any]] = {
         name: {
-            "ips": ips(part, target, args.max_weight),
-            "snips": snips(part, target, args.max_weight),
-            "dr": doubly_robust(part, target, q, args.max_weight),
+            "ratings": len(part),
+            "ips": vars(ips(part, target, args.max_weight)),
+            "snips": vars(snips(part, target, args.max_weight)),
+            "dr": vars(doubly_robust(part, target, model, args.max_weight)),
         }
-        for name, (part, target, q) in policies.items()
+        for name, (part, target, model) in policies.items()
     }
-    ratings = {name: len(part) for name, (part, _, _) in policies.items()}
+    logged = {
+        "value": float(log.rewards.mean()),
+        "standard_error": float(log.rewards.std(ddof=1)) / math.sqrt(len(log)),
+    }
     if args.json:
-        print(json.dumps(_report(log, ratings, rows, dropped)))
-    else:
-        print("\n".join(_table(log, ratings, rows, dropped)))
+        report = {"ratings": len(log), "dropped": dropped, "logged": logged, "policies": rows}
+        print(json.dumps(_rounded({"benchmark": "estimate_policy", **report})))
+        return 0
+    print(f"Mean rating by policy, from {len(log)} ratings")
+    print(_line("policy", "ratings", "effective", "IPS", "SNIPS", "doubly robust"))
+    print(_line("as logged", len(log), len(log), *[_shown(logged)] * 3))
+    for name, row in rows.items():
+        effective = f"{row['ips']['effective_sample_size']:.0f}"
+        estimates = (_shown(row[kind]) for kind in ("ips", "snips", "dr"))
+        print(_line(name, row["ratings"], effective, *estimates))
+    if dropped:
+        print("dropped:", ", ".join(f"{number} {why}" for why, number in dropped.items()))
     return 0
 
 
@@ -147,82 +162,21 @@ def _greedy(settings: Settings, older: LoggedDecisions, newer: LoggedDecisions) 
     return np.asarray(np.eye(len(newer.arms))[np.argmax(scores, axis=0)])
 
 
-def _logged(log: LoggedDecisions) -> tuple[float, float]:
-    """Mean rating of the policy that was logged, and its standard error."""
-    error = float(log.rewards.std(ddof=1)) / math.sqrt(len(log))
-    return float(log.rewards.mean()), error
+def _line(policy: str, *cells: object) -> str:
+    ratings, effective, *estimates = cells
+    return f"{policy:<18} {ratings:>8} {effective:>9}" + "".join(f" {e:>13}" for e in estimates)
 
 
-def _report(
-    log: LoggedDecisions,
-    ratings: Mapping[str, int],
-    rows: Mapping[str, Mapping[str, Estimate]],
-    dropped: Mapping[str, int],
-) -> dict[str, Any]:
-    value, error = _logged(log)
-    return {
-        "benchmark": "estimate_policy",
-        "ratings": len(log),
-        "dropped": dict(dropped),
-        "logged": {"value": round(value, 5), "standard_error": round(error, 5)},
-        "policies": {
-            name: {"ratings": ratings[name]}
-            | {
-                kind: {k: None if math.isnan(v) else round(v, 5) for k, v in vars(found).items()}
-                for kind, found in row.items()
-            }
-            for name, row in rows.items()
-        },
-    }
+def _shown(estimate: Mapping[str, float]) -> str:
+    if math.isnan(estimate["value"]):
+        return "nothing known"
+    return f"{estimate['value']:.3f} ± {estimate['standard_error']:.3f}"
 
 
-def _table(
-    log: LoggedDecisions,
-    ratings: Mapping[str, int],
-    rows: Mapping[str, Mapping[str, Estimate]],
-    dropped: Mapping[str, int],
-) -> Iterator[str]:
-    def line(*cells: str) -> str:
-        policy, number, effective, *estimates = cells
-        return f"{policy:<{width}} {number:>8} {effective:>9}" + "".join(
-            f" {cell:>13}" for cell in estimates
-        )
-
-    def shown(value: float, error: float) -> str:
-        return "nothing known" if math.isnan(value) else f"{value:.3f} ± {error:.3f}"
-
-    width = max(len(name) for name in ("as logged", *rows))
-    n = str(len(log))
-    yield f"Mean rating by policy, from {n} ratings"
-    yield line("policy", "ratings", "effective", *_KINDS.values())
-    yield line("as logged", n, n, *[shown(*_logged(log))] * len(_KINDS))
-    for name, row in rows.items():
-        yield line(
-            name,
-            str(ratings[name]),
-            f"{row['ips'].effective_sample_size:.0f}",
-            *(shown(row[kind].value, row[kind].standard_error) for kind in _KINDS),
-        )
-    if dropped:
-        yield "dropped: " + ", ".join(f"{number} {why}" for why, number in dropped.items())
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+def _rounded(value: Any) -> Any:
+    """A value for JSON, which knows no NaN, with five decimals."""
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 5)
     return value
-
-
-def _above_zero(text: str) -> float:
-    value = _number(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

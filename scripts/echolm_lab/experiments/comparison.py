@@ -90,7 +90,7 @@ class Kept:
             partial.replace(self._file)
 
 
-class Comparison:
+class PolicyComparison:
     """The parts of a comparison over one running server."""
 
     def __init__(self, site: Site, plan: Plan, kept: Kept | None = None) -> None:

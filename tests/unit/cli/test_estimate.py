@@ -66,9 +66,9 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--holdout=1", "expected a number between 0 and 1, got '1'"),
-        ("--holdout=half", "expected a number between 0 and 1, got 'half'"),
-        ("--max-weight=0", "expected a number above 0, got '0'"),
+        ("--holdout=1", "expected a number between 0 and 1, got 1.0"),
+        ("--holdout=half", "invalid float value: 'half'"),
+        ("--max-weight=0", "expected a number above 0, got 0.0"),
     ],
 )
 def test_wrong_options_are_named(option: str, message: str) -> None:

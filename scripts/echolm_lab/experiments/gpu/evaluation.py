@@ -16,7 +16,7 @@ from echolm.settings.loading import load_settings
 from rich.console import Console
 
 from echolm_lab.experiments.bench import connected
-from echolm_lab.experiments.comparison import Comparison, Kept, Plan, store_past
+from echolm_lab.experiments.comparison import Kept, Plan, PolicyComparison, store_past
 from echolm_lab.experiments.gpu.common import (
     LONG_PAST,
     ROLES,
@@ -73,7 +73,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
         async def measure() -> None:
             async with connected(settings, endpoints, console, options.concurrency) as site:
-                comparison = Comparison(site, plan, kept)
+                comparison = PolicyComparison(site, plan, kept)
                 report = await comparison.run(recorded_past(options.labelled))
                 report["small_with_examples"] = await comparison.steady(
                     "small_with_examples", report["latency_rate"]
