@@ -34,8 +34,12 @@ from echolm_lab.tasks.past import WORKLOAD_SEED
 
 _CHOOSING = ("small_with_examples", "echolm")
 """Policies under which the server chooses examples."""
-_PATH = ("retrieval_s", "decision_s", "request_s")
-"""Seconds that a request of theirs spends on choosing examples, on choosing an LLM, and in all."""
+_PATH = {
+    "retrieval_s": "echolm_retrieval_seconds_sum",
+    "decision_s": "echolm_decision_seconds_sum",
+    "request_s": "echolm_request_latency_seconds_sum",
+}
+"""Seconds spent on choosing their examples, on choosing an LLM, and in all, by metric."""
 LOAD = 0.7
 """Share of what the large LLM alone can serve, under which latencies are measured."""
 
@@ -190,7 +194,7 @@ class PolicyComparison:
         """What all requests so far have spent."""
         await asyncio.sleep(FLUSH_S)  # the metrics page catches up
         stats = await self._site.client.stats()
-        return {key: stats.value(f"echolm_{key.removesuffix('_s')}_seconds_sum") for key in _PATH}
+        return {key: stats.value(metric) for key, metric in _PATH.items()}
 
     async def _sweep(self) -> dict[str, Any]:
         large = self._kept.parts["always_large: saturated"]["scores"]
