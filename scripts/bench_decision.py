@@ -128,11 +128,12 @@ def main() -> int:
     featurizer, bandit = build_bandit(settings)
     embeddings = draws.standard_normal((len(live), _DIMENSION)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    vectors = list(embeddings)
 
     def route(k: int, chosen: list[Selection]) -> None:
         part = batch(k)
         examples = [selection.examples for selection in chosen]
-        bandit.choose_many(featurizer.many(texts[part], embeddings[part], examples), {}, draws)
+        bandit.choose_many(featurizer.many(texts[part], vectors[part], examples), {}, draws)
 
     def cold(k: int, found: Found) -> None:
         featurize(texts[batch(k)], found, ExampleTexts(EstimatedTokens(), 2_048))

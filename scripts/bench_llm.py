@@ -23,7 +23,8 @@ from typing import Any
 from echolm.engines import ENGINES, LLMEngine, create_engine
 from echolm.errors import EchoError
 from echolm.primitives import Sampling
-from echolm_lab.engine_load import EngineFigures, measure_engine
+from echolm_lab.experiments.arguments import numbers, option
+from echolm_lab.experiments.engine_load import EngineFigures, measure_engine
 from rich.console import Console
 from rich.table import Table
 
@@ -60,19 +61,6 @@ def measure(
     return measure_engine(
         engine, prompts(setting, args), sampling, setting.concurrency, seconds, args.stream
     )
-
-
-def numbers(text: str) -> list[int]:
-    """Integers with commas between them."""
-    return [int(part) for part in text.split(",")]
-
-
-def option(text: str) -> tuple[str, str]:
-    """``KEY=VALUE``."""
-    key, found, value = text.partition("=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
-    return key, value
 
 
 def main() -> int:

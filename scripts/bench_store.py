@@ -4,8 +4,8 @@
 Fills a collection of its own with clustered random vectors of several tenants, waits until all of
 them are indexed, and searches one by one as the retriever does, tenant and expiry in the filter.
 Reports latency and the memory of this process, which must not grow with the store. The collection
-stays, and is not filled again. With --accounts it also opens an account for every example, as the
-example manager does when it meets a store for the first time. The last line is JSON.
+stays, and is not filled again. With --statistics it also begins statistics of every example, as
+the example manager does when it meets a store for the first time. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,124 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
-from echolm.examples.consistency import reconcile
 from echolm.serving.attach import attached
-from echolm.settings import RetrievalSettings, Settings
+from echolm.settings import RetrievalSettings
 from echolm.settings.loading import load_settings
-from echolm.store.base import Example, Query
 from echolm.store.milvus import MilvusStore
-from echolm.wiring import open_event_log, open_statistics
+from echolm_lab.experiments.large_store import (
+    CLUSTERS,
+    DIMENSION,
+    fill,
+    make_statistics,
+    measure,
+    wait_indexed,
+)
 from echolm_lab.report.progress import Stage
-from numpy.typing import NDArray
-from pymilvus import MilvusClient
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
-DIMENSION = 384
-CLUSTERS, SPREAD = 2_000, 0.04
-"""Vectors lie around these centres, noise per component: cosine about 0.6 within a cluster."""
-_BATCH = 1_000
-_NOW_MS = 1_790_000_000_000
-_INDEXING_TIMEOUT_S = 3_600.0
-
-
-def vectors(rng: np.random.Generator, centres: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-    """FP32 [n, D], unit length."""
-    around = centres[rng.integers(len(centres), size=n)]
-    raw = around + SPREAD * rng.standard_normal((n, DIMENSION), dtype=np.float32)
-    unit: NDArray[np.float32] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-    return unit
-
-
-def fill(
-    store: MilvusStore,
-    count: int,
-    tenants: int,
-    centres: NDArray[np.float32],
-    on_stored: Callable[[int], None],
-) -> None:
-    """Store examples whose ids go on from those that are there."""
-    rng = np.random.default_rng(1)
-    for start in range(0, count, _BATCH):
-        n = min(_BATCH, count - start)
-        rows = vectors(rng, centres, n)
-        queries = [Query.of(f"tenant-{k % tenants}", "") for k in range(start, start + n)]
-        store.upsert(
-            [
-                Example(
-                    id=start + k + 1,
-                    request=f"Request {start + k}: " + "what somebody wants to know " * 3,
-                    response=f"Answer {start + k}: " + "what the large LLM said of it " * 9,
-                    tenant=query.tenant,
-                    scope=query.scope,
-                    source_llm="large_llm",
-                    quality=0.95,
-                    created_at_ms=_NOW_MS,
-                    updated_at_ms=_NOW_MS,
-                )
-                for k, query in enumerate(queries)
-            ],
-            rows,
-        )
-        on_stored(n)
-
-
-def wait_indexed(uri: str, collection: str, console: Console) -> None:
-    """Until the index covers all that was stored.
-
-    Raises:
-        TimeoutError: it never does.
-    """
-    client = MilvusClient(uri=uri, timeout=10)
-    client.flush(collection, timeout=600)
-    deadline = time.monotonic() + _INDEXING_TIMEOUT_S
-    while time.monotonic() < deadline:
-        state = client.describe_index(collection, "embedding", timeout=60)
-        left = int(state.get("pending_index_rows", 0))
-        if left == 0 and str(state.get("state", "Finished")) in ("Finished", "3"):
-            client.close()
-            return
-        console.print(f"{left} rows to be indexed")
-        time.sleep(10)
-    raise TimeoutError("the index was not finished in an hour")
-
-
-def measure(
-    store: MilvusStore, searches: int, tenants: int, centres: NDArray[np.float32], top_n: int
-) -> tuple[float, float, float]:
-    """p50 and p99 in milliseconds of single searches, and how many were found at each."""
-    rng = np.random.default_rng(2)
-    asked = vectors(rng, centres, searches)
-    took, found = [], 0
-    for k in range(-searches // 10, searches):
-        query = Query.of(f"tenant-{k % tenants}", "")
-        started = time.perf_counter()
-        [row] = store.search(asked[k : k + 1] if k >= 0 else asked[:1], [query], top_n, _NOW_MS)
-        if k >= 0:
-            took.append(1e3 * (time.perf_counter() - started))
-            found += len(row)
-    p50, p99 = np.quantile(took, (0.5, 0.99))
-    return float(p50), float(p99), found / searches
-
-
-def make_accounts(settings: Settings, store: MilvusStore, console: Console) -> int:
-    """A statistics of all examples in the directory of the settings; gives how many it has."""
-    for left in settings.data_dir.glob(f"{settings.statistics_path.name}*"):
-        left.unlink()
-    log = open_event_log(settings)
-    statistics = open_statistics(settings)
-    with Stage(console, "opening accounts", store.count()) as stage:
-        reconcile(store, statistics, log, lambda examples: stage.step_by(len(examples)))
-    count, _ = statistics.totals()
-    statistics.close()
-    log.close()
-    return count
 
 
 def main() -> int:
@@ -141,7 +43,7 @@ def main() -> int:
     parser.add_argument("--milvus-uri", default="", help="default: Milvus Lite in build/bench")
     parser.add_argument("--index", default="", help="default: IVF_FLAT; of a server: HNSW")
     parser.add_argument(
-        "--accounts", action="store_true", help="also make a statistics of the store"
+        "--statistics", action="store_true", help="also begin statistics of every example"
     )
     options = parser.parse_args()
     console = Console(stderr=True)
@@ -178,7 +80,7 @@ def main() -> int:
                 fill(store, options.examples, options.tenants, centres, stage.step_by)
             wait_indexed(found.retrieval.milvus_uri, retrieval.collection, console)
         p50, p99, hits = measure(store, options.searches, options.tenants, centres, retrieval.top_n)
-        accounts = make_accounts(settings, store, console) if options.accounts else 0
+        statistics = make_statistics(settings, store, console) if options.statistics else 0
         grown = (process.memory_info().rss - before) / 2**20
         store.close()
     print(
@@ -195,7 +97,7 @@ def main() -> int:
                 "p50_ms": p50,
                 "p99_ms": p99,
                 "candidates": hits,
-                "accounts": accounts,
+                "statistics": statistics,
                 "client_grown_mib": grown,
             }
         )

@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python_backends"))
-
 from echolm.embedding import minilm
 from echolm.errors import EchoError
 

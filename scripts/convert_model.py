@@ -83,7 +83,7 @@ def check(output: Path) -> dict[str, object]:
     )
     missing = [name for name in required if not (output / name).exists()]
     if missing:
-        raise FileNotFoundError(f"conversion left out {', '.join(missing)} in {output}")
+        raise FileNotFoundError(f"conversion did not write {', '.join(missing)} in {output}")
     generation = json.loads((output / "generation_config.json").read_text())
     if generation.get("eos_token_id") is None:
         raise ValueError(

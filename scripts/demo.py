@@ -26,13 +26,12 @@ from echolm.serving.build import built_root
 from echolm.serving.serve import Endpoints, ServeOptions, running_server
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
-from echolm_lab.bench import connected
-from echolm_lab.comparison import TITLES, Comparison, Plan, store_past
-from echolm_lab.past import recorded_past
+from echolm_lab.experiments.bench import connected
+from echolm_lab.experiments.comparison import Plan, PolicyComparison, store_past
 from echolm_lab.report.environment import host, versions
-from rich import box
+from echolm_lab.report.tables import print_comparison
+from echolm_lab.tasks.past import recorded_past
 from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,44 +42,9 @@ async def measure(
     """All stages; returns what goes into the JSON file."""
     plan = Plan(**{field.name: getattr(options, field.name) for field in fields(Plan)})
     async with connected(settings, endpoints, console, options.concurrency) as site:
-        report = await Comparison(site, plan).run()
+        report = await PolicyComparison(site, plan).run()
     report["past"]["history"] = options.history
     return report
-
-
-def print_table(console: Console, report: dict[str, Any]) -> None:
-    policies, past = report["policies"], report["past"]
-    large = policies["always_large"]
-    # Narrow enough for 80 columns, which is also what a pipe or a CI log has.
-    table = Table(
-        title="The same new requests, the same server",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-    )
-    for column in ("", "score", "win rate", "req/s", "gain", "p50 ms", "p99 ms", "offload"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for name, row in policies.items():
-        table.add_row(
-            TITLES[name],
-            f"{row['mean_score']:.3f}",
-            f"{row['win_rate']:.3f}",
-            f"{row['throughput']:.1f}",
-            f"{row['throughput'] / large['throughput']:.1f}",
-            f"{row['p50_s'] * 1e3:.0f}",
-            f"{row['p99_s'] * 1e3:.0f}",
-            f"{row['offload_share']:.0%}",
-            style="bold" if name == "echolm" else None,
-        )
-    console.print(table)
-    console.print(
-        f"Past: {past['history']} answers of the large LLM, then {past['learning']} of "
-        f"EchoLM with {past['ratings']} ratings. {large['requests']} requests each. "
-        "Win rate: (wins + ties/2) against the large LLM, "
-        "0.5 is as good. req/s: at saturation; gain: over the large LLM alone. p50, p99: at "
-        f"{report['latency_rate']:.1f} requests/s, 70% of what the large LLM alone can serve. "
-        "Offload: share that it did not answer."
-    )
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -138,10 +102,10 @@ def main() -> int:
     report["seconds"] = time.monotonic() - started
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print_table(console, report)
+    print_comparison(console, report)
     console.print(f"written to {options.output} after {report['seconds']:.0f} s")
-    for error in report["errors"]:
-        console.print(error, style="red", markup=False)
+    for message in report["errors"]:
+        console.print(message, style="red", markup=False)
     return 1 if any(row["failed"] for row in report["policies"].values()) else 0
 
 

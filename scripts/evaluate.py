@@ -14,20 +14,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from echolm.errors import EchoError
 from echolm.serving.serve import prepare_embedder
 from echolm.settings.loading import load_settings
-from echolm_lab import trace
-from echolm_lab.bench import Bench
 from echolm_lab.experiments import (
     ablations,
     burst,
@@ -37,14 +34,15 @@ from echolm_lab.experiments import (
     prefix,
     replay,
     solicit,
+    trace,
 )
-from echolm_lab.outcome import Outcome
-from echolm_lab.report.check import summarise
+from echolm_lab.experiments.bench import Bench
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.experiments.sizes import QUICK, Sizes
+from echolm_lab.report.check import jsonable, summarise
 from echolm_lab.report.environment import host, versions
-from echolm_lab.sizes import QUICK, Sizes
-from rich import box
+from echolm_lab.report.tables import print_checks, print_policies
 from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
@@ -122,64 +120,14 @@ async def evaluate(options: argparse.Namespace, console: Console, work: Path) ->
         for bench in benches:
             console.rule(f"{name}, seed {bench.seed}")
             outcomes[str(bench.seed)] = await EXPERIMENTS[name](bench)
-        rows = summarise([outcome.verdicts for outcome in outcomes.values()])
+        rows = summarise([outcome.checks for outcome in outcomes.values()])
         report[name] = {
-            "verdicts": rows,
+            "checks": rows,
             "seeds": {seed: outcome.figures for seed, outcome in outcomes.items()},
             "seconds": time.monotonic() - started,
         }
-        print_verdicts(console, name, rows)
+        print_checks(console, name, rows)
     return report
-
-
-def print_verdicts(console: Console, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("measure", "bar", "measured", "holds"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
-    for row in rows:
-        sign = "≥" if row["kind"] == "at_least" else "≤"
-        value = "none" if row["value"] is None else f"{row['value']:.3f}"
-        spread = f" ± {row['std']:.3f}" if len(row["seeds"]) > 1 and row["std"] is not None else ""
-        table.add_row(
-            row["measure"],
-            f"{sign} {row['bar']:g}",
-            value + spread,
-            "yes" if row["holds"] else "no",
-            style=None if row["holds"] else "red",
-        )
-    console.print(table)
-
-
-def print_policies(console: Console, figures: Mapping[str, Mapping[str, Any]]) -> None:
-    """Mean and spread over seeds of every policy."""
-    table = Table(title="policies", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    keys = ("mean_score", "win_rate", "throughput", "offload_share")
-    for column in ("", "score", "win rate", "req/s", "offload"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for one in figures.values():
-        for row in one["policies"]:
-            by_name.setdefault(row["policy"], []).append(row)
-    for name, rows in by_name.items():
-        cells = []
-        for key in keys:
-            values = [row[key] for row in rows]
-            mean = sum(values) / len(values)
-            spread = f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
-            cells.append(f"{mean:.3f}{spread}")
-        table.add_row(name, *cells, style="bold" if name == "echolm" else None)
-    console.print(table)
-
-
-def jsonable(value: Any) -> Any:
-    """The value for JSON: NaN and infinity, which it does not know, as null."""
-    if isinstance(value, dict):
-        return {key: jsonable(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def main() -> int:
@@ -187,7 +135,7 @@ def main() -> int:
     console = Console()
     started = time.monotonic()
     try:
-        from echolm_lab import plots
+        from echolm_lab.report import plots
     except ModuleNotFoundError as error:
         console.print(f"evaluate: {error}; install the extra: pip install -e '.[evaluate]'")
         return 1
@@ -216,17 +164,17 @@ def main() -> int:
     for file in plots.draw(report, options.plots or options.output.parent / "plots"):
         console.print(f"plot: {file}")
     console.print(f"written to {options.output} after {report['seconds']:.0f} s")
-    verdicts = {
-        name: {row["measure"]: row["value"] for row in one["verdicts"]}
-        for name, one in report["experiments"].items()
+    checks = {
+        name: {row["measure"]: row["value"] for row in experiment["checks"]}
+        for name, experiment in report["experiments"].items()
     }
     failed = [
         row["measure"]
-        for one in report["experiments"].values()
-        for row in one["verdicts"]
+        for experiment in report["experiments"].values()
+        for row in experiment["checks"]
         if not row["holds"]
     ]
-    print(json.dumps({"verdicts": verdicts, "does_not_hold": failed, "quick": options.quick}))
+    print(json.dumps({"checks": checks, "does_not_hold": failed, "quick": options.quick}))
     return 0
 
 

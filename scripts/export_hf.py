@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
-from echolm_lab.report.checkpoints import readable_by_transformers_4
+from echolm_lab.models.checkpoints import readable_by_transformers_4
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
+
+Array = NDArray[Any]
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository" / "local"
 COMMITTED = {name: REPOSITORY / name / "1" / "openvino" for name in ("small_llm", "large_llm")}
@@ -31,10 +36,10 @@ COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_
 _MATMUL = re.compile(r"layers\.(\d+)\.(self_attn|mlp)\.(\w+)/.*MatMul")
 
 
-def parameters(model: ov.Model, layers: int) -> dict[str, np.ndarray]:
+def parameters(model: ov.Model, layers: int) -> dict[str, Array]:
     """Hugging Face names and FP32 values of all weights of a Llama ``model``."""
-    found: dict[str, np.ndarray] = {}
-    norms: dict[str, np.ndarray] = {}
+    weights: dict[str, Array] = {}
+    norms: dict[str, Array] = {}
     for op in model.get_ops():
         name = op.get_friendly_name()
         kind = op.get_type_name()
@@ -43,47 +48,59 @@ def parameters(model: ov.Model, layers: int) -> dict[str, np.ndarray]:
             weight = constant(op.input_value(1))
             if not op.get_attributes()["transpose_b"]:
                 weight = weight.T
-            found[f"model.layers.{layer}.{block}.{part}.weight"] = weight
+            weights[f"model.layers.{layer}.{block}.{part}.weight"] = weight
         elif kind == "Gather" and "embed_tokens" in name:
-            found["model.embed_tokens.weight"] = constant(op.input_value(0))
+            weights["model.embed_tokens.weight"] = constant(op.input_value(0))
         elif kind == "Multiply" and "norm" in name:
             for port in (0, 1):
-                if (
-                    value := constant(op.input_value(port), missing_ok=True)
-                ) is not None and value.size > 1:
+                if (value := constant_or_none(op.input_value(port))) is not None and value.size > 1:
                     norms[name] = value.reshape(-1)
     for name, value in norms.items():
         if match := re.search(r"layers\.(\d+)\.(input_layernorm|post_attention_layernorm)", name):
-            found[f"model.layers.{match[1]}.{match[2]}.weight"] = value
+            weights[f"model.layers.{match[1]}.{match[2]}.weight"] = value
         elif re.search(r"model\.norm", name):
-            found["model.norm.weight"] = value
+            weights["model.norm.weight"] = value
     expected = 2 + 9 * layers
-    if len(found) != expected:
+    if len(weights) != expected:
         raise ValueError(
             f"expected {expected} weights of a Llama with tied embeddings and {layers} layers, "
-            f"found {len(found)}: {', '.join(sorted(found))}"
+            f"found {len(weights)}: {', '.join(sorted(weights))}"
         )
-    return found
+    return weights
 
 
-def constant(output: ov.Output, missing_ok: bool = False) -> np.ndarray | None:
+def constant(output: ov.Output) -> Array:
     """The value of a subgraph without inputs, such as constant → convert → multiply.
 
     Raises:
-        ValueError: the subgraph depends on an input, unless ``missing_ok``.
+        ValueError: the subgraph depends on an input.
     """
+    if _depends_on_an_input(output):
+        raise ValueError(f"{output.get_node().get_friendly_name()} is no constant")
+    return _value(output)
+
+
+def constant_or_none(output: ov.Output) -> Array | None:
+    """The value of a small subgraph without inputs; None of any other subgraph."""
+    return None if _depends_on_an_input(output, most_nodes=8) else _value(output)
+
+
+def _depends_on_an_input(output: ov.Output, most_nodes: float = math.inf) -> bool:
+    """Whether an output depends on an input; assumed beyond ``most_nodes`` nodes."""
     seen, stack = set(), [output.get_node()]
     while stack:
         node = stack.pop()
         if node.get_type_name() in ("Parameter", "ReadValue", "ShapeOf"):
-            if missing_ok:
-                return None
-            raise ValueError(f"{output.get_node().get_friendly_name()} is no constant")
+            return True
         if node.get_friendly_name() not in seen:
             seen.add(node.get_friendly_name())
             stack.extend(node.input_value(n).get_node() for n in range(node.get_input_size()))
-        if missing_ok and len(seen) > 8:
-            return None
+        if len(seen) > most_nodes:
+            return True
+    return False
+
+
+def _value(output: ov.Output) -> Array:
     result = ov.opset13.convert(output, "f32")
     part = ov.Model([ov.opset13.result(result)], [], "weight")
     compiled = ov.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

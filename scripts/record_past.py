@@ -20,15 +20,17 @@ from echolm.errors import EchoError, UnavailableError
 from echolm.serving.serve import ServeOptions, running_server
 from echolm.settings.loading import load_settings
 from echolm_client import AsyncClient
-from echolm_lab.corruption import Interaction
-from echolm_lab.load import closed_loop
-from echolm_lab.past import PAST_FILE, past_items, write_past
-from echolm_lab.policies.base import LLMPolicy
+from echolm_lab.experiments.load import closed_loop
+from echolm_lab.policies.llm import LLMPolicy
 from echolm_lab.report.progress import Stage
+from echolm_lab.tasks import PastInteraction
+from echolm_lab.tasks.past import PAST_FILE, past_items, write_past
 from rich.console import Console
 
 
-async def record(grpc_url: str, options: argparse.Namespace, console: Console) -> list[Interaction]:
+async def record(
+    grpc_url: str, options: argparse.Namespace, console: Console
+) -> list[PastInteraction]:
     """The requests with their answers."""
     items = past_items(options.count)
     async with AsyncClient(grpc_url) as client:
@@ -38,7 +40,7 @@ async def record(grpc_url: str, options: argparse.Namespace, console: Console) -
     if run.failed:
         errors = {record.error for record in run.records if record.error}
         raise UnavailableError(f"{run.failed} of {len(items)} requests failed: {min(errors)}")
-    return [Interaction(r.item, r.reply.text) for r in run.records if r.reply is not None]
+    return [PastInteraction(r.item, r.reply.text) for r in run.records if r.reply is not None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,12 +73,12 @@ def numbers(value: Any) -> Iterator[float]:
         yield float(value)
 
 
-def test_every_experiment_gives_verdicts(evaluation: Evaluation) -> None:
+def test_every_experiment_gives_checks(evaluation: Evaluation) -> None:
     assert set(evaluation.report["experiments"]) == EXPERIMENTS
     for name, experiment in evaluation.report["experiments"].items():
-        assert experiment["verdicts"], name
-        for row in experiment["verdicts"]:
-            assert {"measure", "bar", "value", "holds", "seeds"} <= row.keys()
+        assert experiment["checks"], name
+        for row in experiment["checks"]:
+            assert {"measure", "target", "value", "holds", "seeds"} <= row.keys()
             assert isinstance(row["holds"], bool)
     assert all(math.isfinite(number) for number in numbers(evaluation.report))
 
@@ -104,9 +104,9 @@ def test_no_request_is_lost_in_the_burst(evaluation: Evaluation) -> None:
     assert sum(point["requests"] for point in figures["timeline"]) == figures["requests"]
 
 
-def test_spoilt_examples_and_the_worse_llm_are_what_they_must_be(evaluation: Evaluation) -> None:
+def test_corrupted_examples_and_the_worse_llm_are_what_they_must_be(evaluation: Evaluation) -> None:
     corruption = evaluation.figures("corruption")
-    assert corruption["spoilt_examples"] == round(0.2 * 24)
+    assert corruption["corrupted_examples"] == round(0.2 * 24)
     assert corruption["ranking"]["ratings"] > 0
     assert [phase["name"] for phase in evaluation.figures("drift")["phases"]] == [
         "new intents",
@@ -119,7 +119,7 @@ def test_it_draws_plots_and_ends_with_one_json_line(evaluation: Evaluation) -> N
     assert drawn == {"frontier", "learning", "burst", "drift"}
     last = json.loads(evaluation.done.stdout.splitlines()[-1])
     assert last["quick"] is True
-    assert last["verdicts"].keys() == EXPERIMENTS
+    assert last["checks"].keys() == EXPERIMENTS
     assert evaluation.report["versions"]["echolm"]
     assert evaluation.report["host"]["cores"] >= 1
 

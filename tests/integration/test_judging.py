@@ -18,10 +18,11 @@ from triton_calls import Caller, eventually, samples, text
 
 pytestmark = pytest.mark.timeout(240)
 
+ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
 ITEMS = Workload(seed=0).stream(12, seed=31)
 JUDGES: list[dict[str, Any]] = [
-    {"kind": "grader", "grader": "echolm_lab.tasks.judging:grade"},
+    {"kind": "grader", "grader": f"{ROOT}/scripts/echolm_lab/tasks/judging.py:grade"},
     {"kind": "similarity"},
 ]
 
@@ -37,7 +38,7 @@ def judged(
 
 
 def judging_all(judge: dict[str, Any], folder: Path) -> Settings:
-    model_dir = Path(__file__).resolve().parents[2] / "build" / "embedder"
+    model_dir = ROOT / "build" / "embedder"
     defaults = load_settings()
     return Settings.model_validate(
         {

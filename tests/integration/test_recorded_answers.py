@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from echolm.serving import Endpoints
-from echolm_lab.past import recorded_past
 from echolm_lab.policies.base import MAX_TOKENS
+from echolm_lab.tasks.past import recorded_past
 from triton_calls import Caller, text
 
 pytestmark = pytest.mark.timeout(240)

@@ -1,12 +1,16 @@
-"""The judge ``grader``: a function of the operator's own."""
+"""The judge ``grader``: calls a function that the operator has written."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import math
+import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 
 from echolm.errors import ConfigurationError
 from echolm.judges.base import Judgement, Scale
@@ -16,7 +20,7 @@ Grader = Callable[[str, str, str | None], float]
 
 
 class GraderJudge:
-    """Asks a function: a test suite, a checker, a reward model, the workload's exact grader."""
+    """Calls a function: a test suite, a checker, a reward model."""
 
     kind = "grader"
     scale: Scale = "absolute"
@@ -33,17 +37,29 @@ class GraderJudge:
 
 
 def load_grader(name: str) -> Grader:
-    """The function ``module:function``.
+    """The function that ``judging.grader`` names.
+
+    Args:
+        name: ``module:function``, or ``path/to/file.py:function``. The file need not be
+            installed: what it can import is as if it was run as a script, or, if it is in a
+            package, as if that package's folder was.
 
     Raises:
-        ConfigurationError: there is none of that name.
+        ConfigurationError: there is no such file, module or function.
     """
-    module, _, function = name.partition(":")
+    source, _, function = name.rpartition(":")
+    if source.endswith(".py") and not Path(source).is_file():
+        raise ConfigurationError(
+            f"judging.grader: expected a file, got {source!r}, which is none; relative paths are "
+            "relative to the configuration file"
+        )
     try:
-        grader = getattr(importlib.import_module(module), function)
+        module = _run_file(Path(source)) if source.endswith(".py") else import_module(source)
+        grader = getattr(module, function)
     except Exception as error:  # whatever the module does when it is imported
         raise ConfigurationError(
-            f"judging.grader: expected module:function that can be imported, got {name!r}: {error}"
+            "judging.grader: expected module:function or path/to/file.py:function that can be "
+            f"imported, got {name!r}: {error}"
         ) from error
     if not callable(grader):
         raise ConfigurationError(
@@ -51,3 +67,25 @@ def load_grader(name: str) -> Grader:
         )
     found: Grader = grader
     return found
+
+
+def absolute_grader(name: str) -> str:
+    """A grader's name with the path of its file, if it has one, made absolute."""
+    return str(Path(name).resolve()) if ".py:" in name else name
+
+
+def _run_file(file: Path) -> ModuleType:
+    """The module of a file, with the folder that its imports start from on ``sys.path``."""
+    folder, name = file.resolve().parent, file.stem
+    while (folder / "__init__.py").is_file():  # a module of a package is imported by its full name
+        folder, name = folder.parent, f"{folder.name}.{name}"
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    spec = spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError("no Python file")
+    module = module_from_spec(spec)
+    # Dataclasses look for their module there; one of the same name keeps its place.
+    sys.modules.setdefault(name, module)
+    spec.loader.exec_module(module)
+    return module

@@ -92,7 +92,7 @@ class Estimate:
         value, standard_error: NaN error if there is but one decision.
         effective_sample_size: (sum w)^2 / sum w^2: decisions drawn by the target itself that
             would say as much.
-        clipped: share of the weights that were cut to the limit; they make a bias.
+        clipped: share of the weights that were cut to the limit, which makes a bias.
     """
 
     value: float
@@ -115,7 +115,7 @@ def ips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.in
 
 
 def snips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.inf) -> Estimate:
-    """Self-normalised inverse propensity score; arguments as of :func:`ips`.
+    """Self-normalised inverse propensity score; arguments as in :func:`ips`.
 
     NaN if the log holds nothing that the target would draw. The standard error is the delta
     method's.
@@ -135,7 +135,7 @@ def doubly_robust(
     reward_model: NDArray[np.float64],
     max_weight: float = math.inf,
 ) -> Estimate:
-    """Doubly robust estimate; other arguments as of :func:`ips`.
+    """Doubly robust estimate; other arguments as in :func:`ips`.
 
     Args:
         reward_model: q(x, a) at the logged contexts, FP64 [n, arms]; each row from a model that
@@ -154,9 +154,9 @@ def fit_reward_model(
 ) -> NDArray[np.float64]:
     """q(x, a) by ridge regression per arm, cross-fitted: FP64 [n, arms].
 
-    The values of each fold come from models of the other folds, so a reward never tells of
-    itself and DR stays unbiased. Decisions go to the folds in turn. An arm without data is
-    taken to earn the mean of all.
+    The values of each fold come from models of the other folds, so no reward is
+    predicted from itself and DR stays unbiased. Decisions go to the folds in turn. An arm without
+    data is taken to earn the mean of all.
     """
     n, k = len(log), len(log.arms)
     q = np.empty((n, k))
@@ -165,13 +165,13 @@ def fit_reward_model(
     penalty = ridge * np.eye(X.shape[1])
     penalty[0, 0] = 1e-9  # the intercept is free
     for f in np.unique(fold):
-        fit, held = fold != f, fold == f
-        mean = float(log.rewards[fit].mean()) if fit.any() else 0.5
+        training, held_out = fold != f, fold == f
+        mean = float(log.rewards[training].mean()) if training.any() else 0.5
         for arm in range(k):
-            rows = fit & (log.drawn == arm)
+            rows = training & (log.drawn == arm)
             A, y = X[rows], log.rewards[rows] - mean
             weights = np.linalg.solve(A.T @ A + penalty, A.T @ y) if rows.any() else None
-            q[held, arm] = mean if weights is None else mean + X[held] @ weights
+            q[held_out, arm] = mean if weights is None else mean + X[held_out] @ weights
     return q
 
 
@@ -180,13 +180,17 @@ def read_ratings(
 ) -> tuple[LoggedDecisions, dict[str, int]]:
     """The rated decisions of a learning log, in the order of their first rating.
 
-    The last rating of an answer counts. Left out, and counted by reason: ``forced`` (the caller
-    named the LLM, or another one stood in: no draw, propensity 1), ``revision`` (of an LLM that
-    was replaced), ``unknown llm``, ``damaged``, ``context`` (of another dimension than most).
+    The last rating of an answer counts. Others are dropped and counted by reason:
+
+    - ``forced``: the caller named the LLM, or another one stood in; nothing was drawn.
+    - ``revision``: the answer is an LLM's that was replaced since.
+    - ``unknown llm``: no configured LLM has that name.
+    - ``damaged``: a field is missing or out of range.
+    - ``context``: it has another dimension than most have.
 
     Args:
         arms: names of the LLMs, in the order of the policies' columns.
-        revisions: the current one of each LLM (default ``""``); None takes all.
+        revisions: the current revision of each LLM (default ``""``); None takes all.
 
     Raises:
         InvalidRequestError: nothing is left.

@@ -30,6 +30,7 @@ import tomli_w
 from pydantic import SecretStr
 
 from echolm.errors import ConfigurationError
+from echolm.judges.grader import absolute_grader
 from echolm.settings import Settings
 
 CONFIGURATION = "echolm.toml"
@@ -166,7 +167,10 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
         ),
         "feedback": feedback,
         "judging": settings.judging.model_copy(
-            update={"prompt": settings.judging.prompt and settings.judging.prompt.resolve()}
+            update={
+                "prompt": settings.judging.prompt and settings.judging.prompt.resolve(),
+                "grader": absolute_grader(settings.judging.grader),
+            }
         ),
         "llms": tuple(
             llm.model_copy(update={"tokenizer": llm.tokenizer and llm.tokenizer.resolve()})

@@ -95,7 +95,10 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     anchor(values, "data_dir")
     anchor(values, "event_log")
     anchor(values.get("embedding"), "model_dir")
-    anchor(values.get("judging"), "prompt")
+    judging = values.get("judging")
+    anchor(judging, "prompt")
+    if isinstance(judging, dict) and ".py:" in str(judging.get("grader")):
+        anchor(judging, "grader")
     anchor(values.get("routing"), "load_table")
     llms = values.get("llms")
     for llm in llms if isinstance(llms, list) else ():

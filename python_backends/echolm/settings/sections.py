@@ -223,14 +223,17 @@ class JudgingSettings(Section):
     and which asks for [[A]], [[B]] or [[C]] (a tie); without it a built-in prompt is used."""
     max_judgement_tokens: int = Field(16, ge=1)
     """Longest reply of the judge `llm`, in tokens."""
-    grader: str = Field("", pattern=r"^$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """Function of the judge `grader`, as module:function; it takes request, answer and reference
-    answer and returns a score from 0 to 1."""
+    grader: str = Field("", pattern=r"^$|^([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*$")
+    """Function of the judge `grader`, as module:function or path/to/file.py:function; it takes
+    request, answer and reference answer and returns a score from 0 to 1."""
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> JudgingSettings:
         if self.kind == "grader" and not self.grader:
-            raise ValueError("judging.grader: expected module:function for kind 'grader', got none")
+            raise ValueError(
+                "judging.grader: expected module:function or file.py:function for kind 'grader', "
+                "got none"
+            )
         return self
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from echolm_lab.bench import Bench, Changes
-from echolm_lab.outcome import Outcome
-from echolm_lab.policies.base import Policy
-from echolm_lab.quality import offload_share, scores
-from echolm_lab.report.check import Verdict
+from echolm_lab.experiments.bench import Bench, Changes
+from echolm_lab.experiments.load import offload_share, scores
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.policies.base import AnswerPolicy
+from echolm_lab.report.check import Check
 
 ABLATIONS: dict[str, Changes] = {
     "echolm": {},
@@ -31,17 +31,17 @@ async def run(bench: Bench) -> Outcome:
     """Score, offload share and throughput of each."""
     sizes, past = bench.sizes, bench.past()
     stream = bench.stream(sizes.ablation_learning + sizes.requests)
-    learnt_from, new = stream[: sizes.ablation_learning], stream[sizes.ablation_learning :]
+    learning, new = stream[: sizes.ablation_learning], stream[sizes.ablation_learning :]
     rows: dict[str, dict[str, Any]] = {}
     for name, changes in ABLATIONS.items():
         dice = random.Random(bench.seed)
         async with bench.serve(name, past, changes) as site:
             await site.answer_and_rate(
-                learnt_from,
+                learning,
                 lambda reply, dice=dice: dice.random() < sizes.ablation_rated,  # type: ignore[misc]
                 f"{name} learns",
             )
-            policies: dict[str, Policy] = {}
+            policies: dict[str, AnswerPolicy] = {}
             if name == "echolm":
                 policies[NO_ROUTER] = site.small_with_examples(NO_ROUTER)
             policies[name] = site.echolm()
@@ -56,8 +56,8 @@ async def run(bench: Bench) -> Outcome:
                 }
     whole = rows["echolm"]
     return Outcome(
-        verdicts=tuple(
-            Verdict(
+        checks=tuple(
+            Check(
                 f"echolm's mean score over {name}'s",
                 0.99,
                 whole["mean_score"] / max(row["mean_score"], 1e-9),

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from echolm_lab.bench import Bench
-from echolm_lab.load import Record, open_loop
-from echolm_lab.outcome import Outcome
-from echolm_lab.quality import scores
-from echolm_lab.report.check import Verdict
+from echolm_lab.experiments.bench import Bench
+from echolm_lab.experiments.load import Record, open_loop, scores
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.report.check import Check
 from echolm_lab.report.progress import Stage
 
 _CALM, _BURST = 0.6, 3.0  # of what the large LLM alone can serve
@@ -52,7 +51,7 @@ async def run(bench: Bench) -> Outcome:
 
 def _judge(
     records: Sequence[Record],
-    own: Sequence[float],
+    grades: Sequence[float],
     arrivals: Sequence[float],
     calm_s: float,
     burst_s: float,
@@ -74,11 +73,11 @@ def _judge(
     returned = time_to_return(at[back] - end, offloaded[back], share["calm"])
     lost = sum(record.reply is None for record in records)
     return Outcome(
-        verdicts=(
-            Verdict("burst: lost requests", 0, float(lost), "at_most"),
-            Verdict("burst: p99 over its calm value", 3.0, p99["burst"] / p99["calm"], "at_most"),
-            Verdict("burst: offload share above calm", 0.01, share["burst"] - share["calm"]),
-            Verdict("burst: seconds until offload is back", 30.0, returned, "at_most"),
+        checks=(
+            Check("burst: lost requests", 0, float(lost), "at_most"),
+            Check("burst: p99 over its calm value", 3.0, p99["burst"] / p99["calm"], "at_most"),
+            Check("burst: offload share above calm", 0.01, share["burst"] - share["calm"]),
+            Check("burst: seconds until offload is back", 30.0, returned, "at_most"),
         ),
         figures={
             "capacity": capacity,
@@ -86,8 +85,8 @@ def _judge(
             "p99_s": p99,
             "offload_share": share,
             "mean_score": {
-                "calm": float(np.array(own)[calm].mean()),
-                "burst": float(np.array(own)[burst].mean()) if burst.any() else float("nan"),
+                "calm": float(np.array(grades)[calm].mean()),
+                "burst": float(np.array(grades)[burst].mean()) if burst.any() else float("nan"),
             },
             "errors": sorted({r.error for r in records if r.error})[:5],
             "calm_s": calm_s,

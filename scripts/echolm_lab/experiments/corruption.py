@@ -1,4 +1,4 @@
-"""A share of the stored examples is spoilt: does the utility model tell which?"""
+"""A share of the stored examples is corrupted: does the utility model find out which?"""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from echolm.retrieval.utility import LearnedUtility
 from echolm.settings import Settings
 from echolm.wiring import open_event_log
 
-from echolm_lab.bench import SIMILAR_ONLY, Bench, Rated
-from echolm_lab.corruption import Interaction, corrupt
-from echolm_lab.curves import auc
-from echolm_lab.outcome import Outcome
-from echolm_lab.quality import scores
-from echolm_lab.report.check import Verdict
-from echolm_lab.tasks import WorkItem, grade
+from echolm_lab.experiments.bench import Bench, RatedRun
+from echolm_lab.experiments.load import scores
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.policies.similar_examples import SIMILAR_ONLY
+from echolm_lab.report.check import Check
+from echolm_lab.report.curves import auc
+from echolm_lab.tasks import PastInteraction, WorkItem, grade
+from echolm_lab.tasks.corruption import corrupt
 
 _GOOD = 0.9
 _QUALITY = 0.95
 
 
 async def run(bench: Bench) -> Outcome:
-    """Scores with and without spoilt examples, and the utility model's ranking of both kinds."""
+    """Scores with and without corrupted examples, and the utility model's ranking of both kinds."""
     sizes, clean = bench.sizes, bench.past()
-    spoilt = corrupt(clean, sizes.corrupted, bench.seed)
+    corrupted = corrupt(clean, sizes.corrupted, bench.seed)
     stream = bench.stream(sizes.corruption_learning + sizes.requests)
     new = stream[sizes.corruption_learning :]
-    learnt_from = stream[: sizes.corruption_learning]
+    learning = stream[: sizes.corruption_learning]
     means: dict[str, dict[str, float]] = {"similar_examples": {}, "echolm": {}}
     ranking: dict[str, float] = {}
-    for name, interactions in (("clean", clean), ("spoilt", spoilt)):
+    for name, interactions in (("clean", clean), ("corrupted", corrupted)):
         async with bench.serve(f"similar-{name}", interactions, SIMILAR_ONLY) as site:
             answers = await site.answer(
                 site.small_with_examples(), new, f"similar_examples, {name} store"
@@ -45,40 +46,40 @@ async def run(bench: Bench) -> Outcome:
         means["similar_examples"][name] = float(np.mean(scores(answers)))
         dice = random.Random(bench.seed)
         async with bench.serve(f"echolm-{name}", interactions) as site:
-            rated: Rated = await site.answer_and_rate(
-                learnt_from,
+            rated: RatedRun = await site.answer_and_rate(
+                learning,
                 lambda reply, dice=dice: dice.random() < sizes.corruption_rated,  # type: ignore[misc]
                 f"echolm learns, {name} store",
             )
             answers = await site.answer(site.echolm(), new, f"echolm, {name} store")
         means["echolm"][name] = float(np.mean(scores(answers)))
-        if name == "spoilt":
+        if name == "corrupted":
             ranking = rank(site.settings, interactions, new) | {"ratings": rated.total}
-    kept = {policy: m["spoilt"] / max(m["clean"], 1e-9) for policy, m in means.items()}
+    kept = {policy: m["corrupted"] / max(m["clean"], 1e-9) for policy, m in means.items()}
     return Outcome(
-        verdicts=(
-            Verdict("AUC of the utility model, helpful over harmful", 0.90, ranking["utility"]),
-            Verdict("echolm: score kept with spoilt examples", 0.97, kept["echolm"]),
+        checks=(
+            Check("AUC of the utility model, helpful over harmful", 0.90, ranking["utility"]),
+            Check("echolm: score kept with corrupted examples", 0.97, kept["echolm"]),
         ),
         figures={
             "ranking": ranking,
             "mean_score": means,
             "score_kept": kept,
-            "spoilt_examples": sum(e.corruption is not None for e in spoilt),
+            "corrupted_examples": sum(e.corruption is not None for e in corrupted),
         },
     )
 
 
 def rank(
-    settings: Settings, interactions: Sequence[Interaction], items: Sequence[WorkItem]
+    settings: Settings, interactions: Sequence[PastInteraction], items: Sequence[WorkItem]
 ) -> dict[str, Any]:
     """How well the learnt utility, an untaught one and cosine rank helpful over harmful examples.
 
     Pairs are new requests and stored examples of their intent among the candidates of stage 1.
-    Helpful are those as the large LLM gave them, and right; harmful those that were spoilt.
+    Helpful are right answers as the large LLM gave them; harmful are those that were corrupted.
 
     Args:
-        settings: of the server that has learnt; its log is replayed here.
+        settings: those of the server that has learnt; its log is replayed here.
         interactions: what its store held at the start, ids 1, 2, ...
     """
     learnt = LearnedUtility(settings.retrieval.utility_discount)
@@ -96,7 +97,7 @@ def rank(
     }
     for item, row in zip(items, cosines, strict=True):
         nearest = np.argsort(-row, kind="stable")[: settings.retrieval.top_n].tolist()
-        found = [
+        candidates = [
             Candidate(
                 k + 1,
                 interactions[k].item.text,
@@ -108,15 +109,15 @@ def rank(
             for k in nearest
             if row[k] >= settings.retrieval.min_similarity
         ]
-        if not found:
+        if not candidates:
             continue
-        batch = featurize([item.text], [found], texts)
+        batch = featurize([item.text], [candidates], texts)
         scored = {
             "utility": learnt.score(batch)[0],
             "utility_untaught": untaught.score(batch)[0],
             "cosine": batch.similarity[0],
         }
-        for column, candidate in enumerate(found):
+        for column, candidate in enumerate(candidates):
             interaction = interactions[candidate.id - 1]
             if interaction.item.intent_id != item.intent_id:
                 continue

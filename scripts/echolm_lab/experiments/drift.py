@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from echolm.serving.serve import ServeOptions, model_repositories
 
-from echolm_lab.bench import Bench, Changes, Rated, Site
-from echolm_lab.curves import recovered_after, rolling
-from echolm_lab.degrade import SMALL_LLM, worse_repository
-from echolm_lab.outcome import Outcome
-from echolm_lab.quality import scores
-from echolm_lab.report.check import Verdict
+from echolm_lab.experiments.bench import Bench, Changes, RatedRun, Site
+from echolm_lab.experiments.load import scores
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.models.noise import SMALL_LLM, worse_repository
+from echolm_lab.report.check import Check
+from echolm_lab.report.curves import recovered_after, rolling
 from echolm_lab.tasks import WorkItem
 
 _SHARE = 0.98
@@ -70,8 +70,8 @@ async def run(bench: Bench) -> Outcome:
         rated = await _answer(site, bench, second, "a worse small LLM")
         phases.append(await _phase("a worse small LLM", bench, site, second, rated))
     return Outcome(
-        verdicts=tuple(
-            Verdict(
+        checks=tuple(
+            Check(
                 f"after {phase.name}: ratings until back at {_SHARE} of the reachable",
                 sizes.drift_ratings,
                 float("inf") if phase.back_after is None else float(phase.back_after),
@@ -80,7 +80,7 @@ async def run(bench: Bench) -> Outcome:
             for phase in phases
         )
         + tuple(
-            Verdict(
+            Check(
                 f"after {phase.name}: last scores over the reachable",
                 _SHARE,
                 phase.final / max(phase.reachable, 1e-9),
@@ -93,7 +93,7 @@ async def run(bench: Bench) -> Outcome:
 
 async def _answer(
     site: Site, bench: Bench, items: list[WorkItem], title: str, rated: Any = None
-) -> Rated:
+) -> RatedRun:
     return await site.answer_and_rate(
         items,
         (lambda reply: True) if rated is None else (lambda reply: bool(rated())),
@@ -102,7 +102,9 @@ async def _answer(
     )
 
 
-async def _phase(name: str, bench: Bench, site: Site, items: list[WorkItem], rated: Rated) -> Phase:
+async def _phase(
+    name: str, bench: Bench, site: Site, items: list[WorkItem], rated: RatedRun
+) -> Phase:
     """What can be reached is measured on the phase's last requests, to save time."""
     last = items[-2 * bench.sizes.window :]
     fixed = [

@@ -1,4 +1,4 @@
-"""EchoLM learns from few ratings, and is then held against every other policy.
+"""EchoLM learns from few ratings, and is then compared with every other policy.
 
 The store holds the large LLM's past answers. EchoLM answers a live stream, of which a random
 share is rated; all policies then get the same requests that follow in the stream.
@@ -15,22 +15,16 @@ import numpy as np
 from echolm.llm.templates import template
 from echolm.wiring import build_llm_clients
 
-from echolm_lab.bench import SIMILAR_ONLY, Bench, Rated, Site
-from echolm_lab.corruption import Interaction
-from echolm_lab.load import Run
-from echolm_lab.outcome import Outcome
-from echolm_lab.policies.base import ExamplesAtRandom, SemanticCache
-from echolm_lab.policies.baselines import static_routing, sweep
-from echolm_lab.quality import (
-    HOLDS_QUALITY,
-    CachePoint,
-    best_cache,
-    offload_share,
-    scores,
-    win_rate,
-)
-from echolm_lab.report.check import Verdict
-from echolm_lab.tasks import WorkItem
+from echolm_lab.experiments.baselines import static_routing, sweep
+from echolm_lab.experiments.bench import Bench, RatedRun, Site
+from echolm_lab.experiments.load import Run, offload_share, scores
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.policies.random_examples import RandomExamples
+from echolm_lab.policies.semantic_cache import CachePoint, SemanticCache, best_cache
+from echolm_lab.policies.similar_examples import SIMILAR_ONLY
+from echolm_lab.report.check import Check
+from echolm_lab.report.quality import HOLDS_QUALITY, win_rate
+from echolm_lab.tasks import PastInteraction, WorkItem
 
 
 @dataclass(frozen=True)
@@ -49,13 +43,13 @@ class Row:
 
     @classmethod
     def of(cls, policy: str, run: Run, large_scores: Sequence[float]) -> Row:
-        own = scores(run)
+        grades = scores(run)
         return cls(
             policy,
             len(run.records),
             run.failed,
-            float(np.mean(own)),
-            win_rate(own, large_scores),
+            float(np.mean(grades)),
+            win_rate(grades, large_scores),
             offload_share(run),
             run.steady_throughput,
             run.latency_quantile(0.5),
@@ -67,31 +61,31 @@ async def run(bench: Bench) -> Outcome:
     """All policies on the same new requests; about four minutes a seed."""
     sizes, past = bench.sizes, bench.past()
     stream = bench.stream(sizes.learning + sizes.requests)
-    learnt_from, new = stream[: sizes.learning], stream[sizes.learning :]
+    learning, new = stream[: sizes.learning], stream[sizes.learning :]
     async with bench.serve("fixed", past, SIMILAR_ONLY) as site:
         rows, points, large_scores = await _fixed(bench, site, past, new)
     dice = random.Random(bench.seed)
     async with bench.serve("echolm", past) as site:
         rated = await site.answer_and_rate(
-            learnt_from, lambda reply: dice.random() < sizes.learning_rated
+            learning, lambda reply: dice.random() < sizes.learning_rated
         )
-        own = Row.of("echolm", await site.answer(site.echolm(), new), large_scores)
-    others = [row for row in rows if row.win_rate >= HOLDS_QUALITY]
-    best = max(others, key=lambda row: row.throughput)
+        echolm = Row.of("echolm", await site.answer(site.echolm(), new), large_scores)
+    good = [row for row in rows if row.win_rate >= HOLDS_QUALITY]
+    best = max(good, key=lambda row: row.throughput)
     recent = rated.offloaded[-1_000:]
     return Outcome(
-        verdicts=(
-            Verdict("echolm: win rate against always_large", HOLDS_QUALITY, own.win_rate),
-            Verdict("echolm: offload share, last 1,000", 0.75, float(np.mean(recent))),
-            Verdict("echolm: offload share, new requests", 0.75, own.offload_share),
-            Verdict(
+        checks=(
+            Check("echolm: win rate against always_large", HOLDS_QUALITY, echolm.win_rate),
+            Check("echolm: offload share, last 1,000", 0.75, float(np.mean(recent))),
+            Check("echolm: offload share, new requests", 0.75, echolm.offload_share),
+            Check(
                 "throughput over the best other that holds quality",
                 1.3,
-                own.throughput / best.throughput,
+                echolm.throughput / best.throughput,
             ),
         ),
         figures={
-            "policies": [asdict(row) for row in (*rows, own)],
+            "policies": [asdict(row) for row in (*rows, echolm)],
             "best_other": best.policy,
             "semantic_cache_sweep": [asdict(point) for point in points],
             "ratings": rated.total,
@@ -102,14 +96,14 @@ async def run(bench: Bench) -> Outcome:
 
 
 async def _fixed(
-    bench: Bench, site: Site, past: Sequence[Interaction], new: Sequence[WorkItem]
+    bench: Bench, site: Site, past: Sequence[PastInteraction], new: Sequence[WorkItem]
 ) -> tuple[list[Row], list[CachePoint], list[float]]:
     """The policies that do not learn while they serve."""
     large, small = site.large(), site.small()
     large_run = await site.answer(large, new)
     small_run = await site.answer(small, new)
     reference = scores(large_run)
-    at_random = ExamplesAtRandom(
+    at_random = RandomExamples(
         build_llm_clients(site.settings.model_copy(update={"grpc_url": site.endpoints.grpc_url}))[
             "small_llm"
         ],
@@ -143,15 +137,15 @@ def _worth_running(points: Sequence[CachePoint]) -> list[tuple[str, CachePoint]]
     return useful
 
 
-def _curve(rated: Rated, parts: int = 12) -> list[dict[str, Any]]:
+def _curve(rated: RatedRun, parts: int = 12) -> list[dict[str, Any]]:
     """Score and offload share of consecutive parts of the stream."""
     blocks = np.array_split(np.arange(len(rated.scores)), min(parts, len(rated.scores)))
-    own, offloaded = np.array(rated.scores), np.array(rated.offloaded)
+    grades, offloaded = np.array(rated.scores), np.array(rated.offloaded)
     return [
         {
             "requests": int(block[-1]) + 1,
             "ratings": int(rated.ratings[int(block[-1])]),
-            "mean_score": float(own[block].mean()),
+            "mean_score": float(grades[block].mean()),
             "offload_share": float(offloaded[block].mean()),
         }
         for block in blocks

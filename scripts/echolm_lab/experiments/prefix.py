@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from echolm_lab.bench import Bench
-from echolm_lab.outcome import Outcome
-from echolm_lab.policies.base import StreamedAnswers
-from echolm_lab.quality import scores
-from echolm_lab.report.check import Verdict
+from echolm_lab.experiments.bench import Bench
+from echolm_lab.experiments.load import scores
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.policies.llm import StreamedLLM
+from echolm_lab.report.check import Check
 
 _SETTLE_S = 1.5
 """In which the metrics page catches up."""
@@ -25,7 +25,7 @@ async def run(bench: Bench) -> Outcome:
         async with bench.serve(f"order-{order}", past, {"retrieval": {"order": order}}) as site:
             await asyncio.sleep(_SETTLE_S)
             before = await site.client.stats()
-            policy = StreamedAnswers(order, site.client, "small_llm", "no-store")
+            policy = StreamedLLM(order, site.client, "small_llm", "no-store")
             answers = await site.answer(
                 policy, items, f"order: {order}", bench.sizes.calm_concurrency
             )
@@ -45,19 +45,19 @@ async def run(bench: Bench) -> Outcome:
         }
     own, other = rows["prefix"], rows["similarity"]
     return Outcome(
-        verdicts=(
-            Verdict(
+        checks=(
+            Check(
                 "prefix order: hit rate above similarity order's",
                 0.001,
                 own["prefix_hit_rate"] - other["prefix_hit_rate"],
             ),
-            Verdict(
+            Check(
                 "prefix order: mean TTFT over similarity order's",
                 1.0,
                 own["ttft_mean_s"] / max(other["ttft_mean_s"], 1e-9),
                 "at_most",
             ),
-            Verdict(
+            Check(
                 "prefix order: mean score minus similarity order's",
                 -0.01,
                 own["mean_score"] - other["mean_score"],

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from echolm.errors import UnavailableError
 
-from echolm_lab.bench import FLUSH_S, Bench, Changes, Site
-from echolm_lab.corruption import Interaction, corrupt
-from echolm_lab.outcome import Outcome
-from echolm_lab.policies.base import LLMPolicy
-from echolm_lab.quality import scores
-from echolm_lab.report.check import Verdict
-from echolm_lab.tasks import WorkItem
+from echolm_lab.experiments.bench import FLUSH_S, Bench, Changes, Site
+from echolm_lab.experiments.load import scores
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.policies.llm import LLMPolicy
+from echolm_lab.report.check import Check
+from echolm_lab.tasks import PastInteraction, WorkItem
+from echolm_lab.tasks.corruption import corrupt
 
 _CHANGES: Changes = {"judging": {"kind": "similarity", "sample_share": 0.0}}
 _TOKENS = ("echolm_llm_prompt_tokens_total", "echolm_llm_generated_tokens_total")
@@ -33,9 +33,9 @@ async def run(bench: Bench) -> Outcome:
     """Mean score of offloaded requests over flawless, flawed and replayed examples."""
     sizes, clean = bench.sizes, bench.past()
     flawed = corrupt(clean, sizes.flawed, bench.seed)
-    perfect = [Interaction(one.item, one.item.answer) for one in clean]
+    perfect = [PastInteraction(past.item, past.item.answer) for past in clean]
     stream = bench.stream(sizes.replay_learning + sizes.replay_requests)
-    learnt_from, new = stream[: sizes.replay_learning], stream[sizes.replay_learning :]
+    learning, new = stream[: sizes.replay_learning], stream[sizes.replay_learning :]
     means: dict[str, dict[str, float]] = {}
     cost: dict[str, Any] = {}
     served = 0.0
@@ -43,7 +43,7 @@ async def run(bench: Bench) -> Outcome:
         dice = random.Random(bench.seed)
         async with bench.serve(f"replay-{name}", interactions, _CHANGES) as site:
             await site.answer_and_rate(
-                learnt_from,
+                learning,
                 lambda reply, dice=dice: dice.random() < sizes.replay_rated,  # type: ignore[misc]
                 f"echolm learns, {name} store",
                 sizes.calm_concurrency,
@@ -63,19 +63,19 @@ async def run(bench: Bench) -> Outcome:
     )
     lost = best - before
     return Outcome(
-        verdicts=(
-            Verdict(
+        checks=(
+            Check(
                 "replay: share won back of what flawed answers cost",
                 0.5,
                 (after - before) / lost if lost > 0 else float("nan"),
             ),
-            Verdict("replay: tokens over those served", 0.02, cost["tokens"] / served, "at_most"),
+            Check("replay: tokens over those served", 0.02, cost["tokens"] / served, "at_most"),
         ),
         figures={
             "means": means,
             "replay": cost,
             "served_tokens": served,
-            "flawed_examples": sum(one.corruption is not None for one in flawed),
+            "flawed_examples": sum(past.corruption is not None for past in flawed),
         },
     )
 
@@ -86,11 +86,11 @@ async def _offloaded(
     """Scores of one pass, from which nothing is learnt or stored."""
     policy = LLMPolicy("echolm", site.client, "auto", "no-store")
     answers = await site.answer(policy, items, title, concurrency)
-    own = np.array(scores(answers))
+    grades = np.array(scores(answers))
     rows = np.array([r.reply is not None and r.reply.llm != "large_llm" for r in answers.records])
     return {
-        "offloaded_score": float(own[rows].mean()) if rows.any() else float("nan"),
-        "mean_score": float(own.mean()),
+        "offloaded_score": float(grades[rows].mean()) if rows.any() else float("nan"),
+        "mean_score": float(grades.mean()),
         "offload_share": float(rows.mean()),
     }
 

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import numpy as np
 from echolm.serving.serve import ServeOptions, model_repositories
 
-from echolm_lab.bench import Bench, Rated
-from echolm_lab.curves import ratings_until, rolling
-from echolm_lab.degrade import worse_repository
-from echolm_lab.outcome import Outcome
+from echolm_lab.experiments.bench import Bench, RatedRun
+from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.models.noise import worse_repository
 from echolm_lab.policies.base import Reply
-from echolm_lab.report.check import Verdict
+from echolm_lab.report.check import Check
+from echolm_lab.report.curves import ratings_until, rolling
 
 _SHARE = 0.95
 """Of the way from the first scores to the last ones of rating at random."""
@@ -37,27 +37,27 @@ async def run(bench: Bench) -> Outcome:
         "random": lambda reply: dice.random() < sizes.solicit_share,
         "solicited": lambda reply: reply.solicit_feedback,
     }
-    rated: dict[str, Rated] = {}
+    rated: dict[str, RatedRun] = {}
     for name, rule in rules.items():
         async with bench.serve(f"solicit-{name}", past, changes, repository=repository) as site:
             rated[name] = await site.answer_and_rate(
                 items, rule, f"ratings: {name}", sizes.calm_concurrency
             )
     last = max(1, len(items) // 4)
-    final = {name: float(np.mean(one.scores[-last:])) for name, one in rated.items()}
-    start = float(np.mean([one.scores[: sizes.window] for one in rated.values()]))
+    final = {name: float(np.mean(run.scores[-last:])) for name, run in rated.items()}
+    start = float(np.mean([run.scores[: sizes.window] for run in rated.values()]))
     level = start + _SHARE * (final["random"] - start)
     needed = {
-        name: ratings_until(one.scores, one.ratings, level, sizes.window)
-        for name, one in rated.items()
+        name: ratings_until(run.scores, run.ratings, level, sizes.window)
+        for name, run in rated.items()
     }
     asked, by_chance = needed["solicited"], needed["random"]
     # Where nothing was gained, there is nothing to compare.
     ratio = asked / by_chance if level > start and asked is not None and by_chance else float("nan")
     return Outcome(
-        verdicts=(
-            Verdict("ratings needed, solicited over random", 0.5, ratio, "at_most"),
-            Verdict(
+        checks=(
+            Check("ratings needed, solicited over random", 0.5, ratio, "at_most"),
+            Check(
                 "final score, solicited over random",
                 0.99,
                 final["solicited"] / max(final["random"], 1e-9),
@@ -66,13 +66,13 @@ async def run(bench: Bench) -> Outcome:
         figures={
             "rows": {
                 name: {
-                    "ratings": one.total,
+                    "ratings": run.total,
                     "final": final[name],
                     "needed": needed[name],
-                    "curve": rolling(one.scores, sizes.window).tolist(),
-                    "ratings_before": list(one.ratings),
+                    "curve": rolling(run.scores, sizes.window).tolist(),
+                    "ratings_before": list(run.ratings),
                 }
-                for name, one in rated.items()
+                for name, run in rated.items()
             },
             "start": start,
             "level": level,

@@ -1,6 +1,6 @@
-"""A router trained once, offline: the comparison that RouteLLM stands for.
+"""A router trained once, offline, as RouteLLM does it.
 
-A logistic classifier on the request's embedding tells whether the small LLM alone answers as
+A logistic classifier on the request's embedding predicts whether the small LLM alone answers as
 well as the large one. It gets no examples, no load, and no ratings after its training.
 """
 
@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import tritonclient.grpc.aio as grpc_aio
+from echolm import contracts
 from echolm.errors import InvalidRequestError
 from numpy.typing import NDArray
+
+from echolm_lab.policies.base import AnswerPolicy, Reply
+from echolm_lab.tasks import WorkItem
 
 _STEPS = 50
 _SAME = 1e-6
@@ -76,6 +81,48 @@ def calibrate(
         if 0.5 + 0.5 * (wins - losses) >= least_win_rate:
             return float(threshold)
     return 1.01
+
+
+async def embedding(grpc: grpc_aio.InferenceServerClient, text: str) -> NDArray[np.float32]:
+    """A text's embedding FP32 [D] from the running server, without a search."""
+    inputs = [
+        grpc_aio.InferInput("text_input", [1, 1], "BYTES"),
+        grpc_aio.InferInput("search", [1, 1], "BOOL"),
+    ]
+    inputs[0].set_data_from_numpy(np.array([[text.encode("utf-8")]], dtype=np.object_))
+    inputs[1].set_data_from_numpy(np.array([[False]]))
+    result = await grpc.infer(contracts.RETRIEVAL.name, inputs)
+    return np.array(result.as_numpy("embedding")[0], dtype=np.float32)
+
+
+class StaticRouting:
+    """A classifier trained offline chooses between both LLMs, neither with examples.
+
+    Args:
+        router: the classifier, fitted.
+        threshold: least P(the small LLM answers well) for which it gets the request.
+    """
+
+    name = "static_router"
+
+    def __init__(
+        self,
+        grpc: grpc_aio.InferenceServerClient,
+        router: StaticRouter,
+        threshold: float,
+        small: AnswerPolicy,
+        large: AnswerPolicy,
+    ) -> None:
+        self._grpc = grpc
+        self._router = router
+        self._threshold = threshold
+        self._small = small
+        self._large = large
+
+    async def send(self, item: WorkItem) -> Reply:
+        vector = await embedding(self._grpc, item.text)
+        good = float(self._router.predict(vector[None])[0])
+        return await (self._small if good >= self._threshold else self._large).send(item)
 
 
 def _with_intercept(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What was measured against what must hold."""
+"""What was measured against what must hold: checks with targets."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One bar and one measured value.
+class Check:
+    """One target and one measured value.
 
     Attributes:
-        kind: whether the value must be at least or at most the bar.
+        kind: whether the value must be at least or at most the target.
     """
 
     measure: str
-    bar: float
+    target: float
     value: float
     kind: Literal["at_least", "at_most"] = "at_least"
 
@@ -28,26 +28,26 @@ class Verdict:
         """False also where nothing could be measured."""
         if math.isnan(self.value):
             return False
-        return self.value >= self.bar if self.kind == "at_least" else self.value <= self.bar
+        return self.value >= self.target if self.kind == "at_least" else self.value <= self.target
 
 
-def summarise(seeds: Sequence[Sequence[Verdict]]) -> list[dict[str, Any]]:
-    """Mean and spread of every verdict over seeds; it holds if it does on the mean.
+def summarise(seeds: Sequence[Sequence[Check]]) -> list[dict[str, Any]]:
+    """Mean and spread of every check over seeds; it holds if it does on the mean.
 
     Args:
-        seeds: of each seed the same verdicts in the same order.
+        seeds: the checks of each seed, the same ones in the same order.
     """
     rows = []
     for same in zip(*seeds, strict=True):
-        values = np.array([verdict.value for verdict in same])
-        mean = Verdict(same[0].measure, same[0].bar, float(values.mean()), same[0].kind)
+        values = np.array([check.value for check in same])
+        mean = Check(same[0].measure, same[0].target, float(values.mean()), same[0].kind)
         rows.append(
             asdict(mean)
             | {
                 "holds": mean.holds,
                 "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
                 "seeds": [finite(v) for v in values.tolist()],
-                "holds_in": sum(verdict.holds for verdict in same),
+                "holds_in": sum(check.holds for check in same),
             }
             | {"value": finite(mean.value)}
         )
@@ -57,3 +57,14 @@ def summarise(seeds: Sequence[Sequence[Verdict]]) -> list[dict[str, Any]]:
 def finite(value: float) -> float | None:
     """The value for JSON, which knows no NaN and no infinity."""
     return float(value) if math.isfinite(value) else None
+
+
+def jsonable(value: Any) -> Any:
+    """The value for JSON: NaN and infinity, which it does not know, as null."""
+    if isinstance(value, dict):
+        return {key: jsonable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

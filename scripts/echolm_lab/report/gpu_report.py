@@ -1,6 +1,6 @@
-"""Tables, plots and verdicts from what ``scripts/bench_gpu.py`` has measured.
+"""Tables, plots and checks from what ``scripts/bench_gpu.py`` has measured.
 
-What was not measured is left out, and its bars say so.
+What was not measured has no table, and its checks say so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from echolm_lab.quality import HOLDS_QUALITY
-from echolm_lab.report.check import Verdict, finite
+from echolm_lab.report.check import Check, finite
+from echolm_lab.report.quality import HOLDS_QUALITY
 
 Results = Mapping[str, Any]
 _NONE = math.nan
@@ -26,13 +26,10 @@ def write(work: Path) -> str:
     Plots need the extra ``evaluate``; without it there are none.
     """
     results = _read(work)
-    rows = verdicts(results)
-    text = "\n\n".join([*_sections(results), _table(_VERDICTS, map(_verdict_cells, rows))]) + "\n"
+    rows = checks(results)
+    text = "\n\n".join([*_sections(results), _table(_COLUMNS, map(_check_cells, rows))]) + "\n"
     (work / "report.md").write_text(text, encoding="utf-8")
-    kept = [
-        {**asdict(verdict), "value": finite(verdict.value), "holds": verdict.holds}
-        for verdict in rows
-    ]
+    kept = [{**asdict(check), "value": finite(check.value), "holds": check.holds} for check in rows]
     (work / "report.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     _draw(results, work / "plots")
     return text
@@ -48,11 +45,11 @@ def _read(work: Path) -> dict[str, Any]:
     return {
         "evaluate": load(work / "evaluate.json"),
         "path": load(work / "path.json"),
-        "shapes": {name: _settings(found) for name, found in shapes.items()},
+        "shapes": {name: _settings(values) for name, values in shapes.items()},
         "machines": [
-            found["machine"]
-            for found in (load(work / "evaluate.json"), load(work / "path.json"), *shapes.values())
-            if "machine" in found
+            values["machine"]
+            for values in (load(work / "evaluate.json"), load(work / "path.json"), *shapes.values())
+            if "machine" in values
         ],
     }
 
@@ -70,45 +67,45 @@ def _settings(shape: Results) -> list[Results]:
 def _mean(rows: Sequence[Results]) -> Results:
     means: dict[str, Any] = {}
     for key, first in rows[0].items():
-        found = [row[key] for row in rows if row[key] is not None]
-        means[key] = statistics.fmean(found) if found and isinstance(found[0], float) else first
+        values = [row[key] for row in rows if row[key] is not None]
+        means[key] = statistics.fmean(values) if values and isinstance(values[0], float) else first
     spread = statistics.stdev(_speeds(rows)) if len(rows) > 1 else 0.0
     return {**means, "spread": spread, "repeats": len(rows)}
 
 
-def verdicts(results: Results) -> list[Verdict]:
-    """Every bar; NaN where nothing was measured."""
+def checks(results: Results) -> list[Check]:
+    """Every check; its value is NaN where nothing was measured."""
     report = results["evaluate"].get("report", {})
     policies = report.get("policies", {})
-    own, large = policies.get("echolm", {}), policies.get("always_large", {})
+    echolm, large = policies.get("echolm", {}), policies.get("always_large", {})
     small, aided = policies.get("always_small", {}), report.get("small_with_examples", {})
     path = results["path"].get("path", {}).get("models", {})
     full = path.get("echolm", {})
     steady: Results = next((row for n, row in path.items() if n.startswith("echolm at")), {})
     overhead = _NONE
-    if own.get("request_s"):
-        overhead = (own["retrieval_s"] + own["decision_s"]) / own["request_s"]
+    if echolm.get("request_s"):
+        overhead = (echolm["retrieval_s"] + echolm["decision_s"]) / echolm["request_s"]
     return [
-        Verdict("win rate against always_large", HOLDS_QUALITY, own.get("win_rate", _NONE)),
-        Verdict("throughput over always_large", 5.9, _ratio(own, large, "throughput")),
-        Verdict("p50 latency over always_large's", 0.25, _ratio(own, large, "p50_s"), "at_most"),
-        Verdict("p99 latency over always_large's", 0.30, _ratio(own, large, "p99_s"), "at_most"),
-        Verdict(
+        Check("win rate against always_large", HOLDS_QUALITY, echolm.get("win_rate", _NONE)),
+        Check("throughput over always_large", 5.9, _ratio(echolm, large, "throughput")),
+        Check("p50 latency over always_large's", 0.25, _ratio(echolm, large, "p50_s"), "at_most"),
+        Check("p99 latency over always_large's", 0.30, _ratio(echolm, large, "p99_s"), "at_most"),
+        Check(
             "small LLM: p99 with examples over without",
             1.10,
             _ratio(aided, small, "p99_s"),
             "at_most",
         ),
-        Verdict("selection and routing over request, seconds", 0.01, overhead, "at_most"),
-        Verdict(
+        Check("selection and routing over request, seconds", 0.01, overhead, "at_most"),
+        Check(
             "small LLM: cost of 5 examples in prefix order over that by similarity",
             0.5,
             prefix_cost_ratio(results["shapes"]),
             "at_most",
         ),
-        Verdict("path: requests/s", 1_500, full.get("requests_per_s", _NONE)),
-        Verdict("path: p50 ms at that throughput", 8, full.get("p50_ms", _NONE), "at_most"),
-        Verdict("path: p50 ms under a fixed load", 8, steady.get("p50_ms", _NONE), "at_most"),
+        Check("path: requests/s", 1_500, full.get("requests_per_s", _NONE)),
+        Check("path: p50 ms at that throughput", 8, full.get("p50_ms", _NONE), "at_most"),
+        Check("path: p50 ms under a fixed load", 8, steady.get("p50_ms", _NONE), "at_most"),
     ]
 
 
@@ -135,19 +132,19 @@ def _speeds(rows: Sequence[Results]) -> Iterator[float]:
     return (row["requests_per_s"] for row in rows)
 
 
-def _ratio(own: Results, other: Results, key: str) -> float:
-    return own[key] / other[key] if own.get(key) and other.get(key) else _NONE
+def _ratio(row: Results, other: Results, key: str) -> float:
+    return row[key] / other[key] if row.get(key) and other.get(key) else _NONE
 
 
-_VERDICTS = ("bar", "aim", "measured", "holds")
+_COLUMNS = ("measure", "target", "measured", "holds")
 
 
-def _verdict_cells(verdict: Verdict) -> list[str]:
-    sign = "≥" if verdict.kind == "at_least" else "≤"
-    if math.isnan(verdict.value):
-        return [verdict.measure, f"{sign} {verdict.bar:g}", "not measured", ""]
-    holds = "yes" if verdict.holds else "**no**"
-    return [verdict.measure, f"{sign} {verdict.bar:g}", f"{verdict.value:.3g}", holds]
+def _check_cells(check: Check) -> list[str]:
+    sign = "≥" if check.kind == "at_least" else "≤"
+    if math.isnan(check.value):
+        return [check.measure, f"{sign} {check.target:g}", "not measured", ""]
+    holds = "yes" if check.holds else "**no**"
+    return [check.measure, f"{sign} {check.target:g}", f"{check.value:.3g}", holds]
 
 
 def _sections(results: Results) -> Iterator[str]:

@@ -7,8 +7,6 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from echolm_lab.load import Record
-
 
 class Stage:
     """A progress bar for one stage of a measurement."""
@@ -30,7 +28,7 @@ class Stage:
     ) -> None:
         self._progress.stop()
 
-    def step(self, record: Record | None = None) -> None:
+    def step(self, record: object = None) -> None:
         """One more is done."""
         self._progress.advance(self._task)
 

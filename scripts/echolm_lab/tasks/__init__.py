@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from echolm_lab.tasks.catalogue import CatalogueSize
 from echolm_lab.tasks.grader import grade
-from echolm_lab.tasks.types import Intent, WorkItem
+from echolm_lab.tasks.types import Intent, PastInteraction, WorkItem
 from echolm_lab.tasks.workload import Mix, Workload
 
-__all__ = ["CatalogueSize", "Intent", "Mix", "WorkItem", "Workload", "grade"]
+__all__ = ["CatalogueSize", "Intent", "Mix", "PastInteraction", "WorkItem", "Workload", "grade"]

@@ -8,9 +8,16 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from echolm_lab.tasks import values
-from echolm_lab.tasks.domains import DOMAINS, Domain
+from echolm_lab.tasks.domain import Domain
 from echolm_lab.tasks.phrases import FLAGS
+from echolm_lab.tasks.shell import SHELL
+from echolm_lab.tasks.sql import SQL
+from echolm_lab.tasks.support import SUPPORT
+from echolm_lab.tasks.tools import TOOLS
 from echolm_lab.tasks.types import Draft, Intent, Phase, Subject
+
+DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (SHELL, SQL, TOOLS, SUPPORT)}
+"""The workload's domains, one module each; the order decides the ids of the intents."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ def build(seed: int, size: CatalogueSize) -> tuple[Intent, ...]:
 
     Within a domain no two intents share topic and object, look-alikes and
     their bases aside, and topics repeat as little as possible: so that
-    sentence embeddings can tell intents apart.
+    sentence embeddings can distinguish the intents.
     """
     intents: list[Intent] = []
     for domain in DOMAINS.values():

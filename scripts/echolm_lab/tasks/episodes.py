@@ -126,17 +126,17 @@ class Trials:
         self._seed = seed
         self._by_id = {intent.id: intent for intent in workload.intents}
 
-    def __call__(self, fitting: int = 0, distracting: int = 0) -> Iterator[Trial]:
-        """Trials with ``fitting`` examples of the request's own intent and ``distracting`` others.
+    def __call__(self, relevant: int = 0, distracting: int = 0) -> Iterator[Trial]:
+        """Trials with ``relevant`` examples of the request's own intent and ``distracting`` others.
 
-        Fitting examples come in other wordings than the request where there are
+        Relevant examples come in other wordings than the request where there are
         enough. Distracting ones are the look-alike where there is one, then
         intents of the same domain, those of the same topic first.
         """
-        rng = Random(self._seed * 1009 + fitting * 31 + distracting)
+        rng = Random(self._seed * 1009 + relevant * 31 + distracting)
         for item in self._items:
             intent = self._by_id[item.intent_id]
-            examples = [self._example(intent, rng, avoid=item.text) for _ in range(fitting)]
+            examples = [self._example(intent, rng, avoid=item.text) for _ in range(relevant)]
             for other in self._others(intent, rng, distracting):
                 examples.append(self._example(other, rng))
             rng.shuffle(examples)

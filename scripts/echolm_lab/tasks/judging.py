@@ -1,4 +1,7 @@
-"""The workload's exact grader as a judge: ``judging.grader = "echolm_lab.tasks.judging:grade"``."""
+"""The workload's exact grader as a judge.
+
+``judging.grader = "scripts/echolm_lab/tasks/judging.py:grade"``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Value objects of the workload: intents and the requests drawn from them."""
+"""Value objects of the workload: intents, the requests drawn from them, and past answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 Phase = Literal["past", "late", "one_off"]
 Kind = Literal["known", "late", "one_off", "lookalike"]
+CorruptionKind = Literal["other_intent", "truncated", "changed_values"]
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,16 @@ class WorkItem:
     kind: Kind
     house: tuple[str, ...]
     slot_values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PastInteraction:
+    """A past request and an answer to it, usually the large LLM's.
+
+    Attributes:
+        corruption: how the answer was corrupted; None: it is as it was given.
+    """
+
+    item: WorkItem
+    response: str
+    corruption: CorruptionKind | None = None

@@ -108,12 +108,12 @@ class Workload:
     def item(self, intent: Intent, rng: Random, wording: int | None = None) -> WorkItem:
         """One request for ``intent`` with fresh slot values, in a random or given wording."""
         text = intent.wordings[rng.randrange(len(intent.wordings)) if wording is None else wording]
-        answer, found = intent.answer, []
+        answer, slot_values = intent.answer, []
         for slot in intent.slots:
             value = values.KINDS[slot.kind](rng)
             text, answer = text.replace(slot.mark, value), answer.replace(slot.mark, value)
-            found.append(value)
-        return self._item(intent, text, answer, found)
+            slot_values.append(value)
+        return self._item(intent, text, answer, slot_values)
 
     @staticmethod
     def _item(intent: Intent, text: str, answer: str, values: Sequence[str]) -> WorkItem:
@@ -128,15 +128,15 @@ class Workload:
         )
 
     def recognise(self, text: str) -> WorkItem | None:
-        """The item that a request's text is of, whichever stream it came from; None if of none."""
+        """The item of a request's text, whichever stream it came from; None for another text."""
         for template, pattern, intent in self._patterns:
             if not text.startswith(template) or (match := pattern.fullmatch(text)) is None:
                 continue
             answer = intent.answer
-            found = [match[_group(slot.mark)] for slot in intent.slots]
-            for slot, value in zip(intent.slots, found, strict=True):
+            slot_values = [match[_group(slot.mark)] for slot in intent.slots]
+            for slot, value in zip(intent.slots, slot_values, strict=True):
                 answer = answer.replace(slot.mark, value)
-            return self._item(intent, text, answer, found)
+            return self._item(intent, text, answer, slot_values)
         return None
 
     @cached_property
@@ -145,7 +145,7 @@ class Workload:
 
         Longest first, since a slot could swallow the words that make a look-alike.
         """
-        made = []
+        patterns = []
         for intent in self.intents:
             marks = [slot.mark for slot in intent.slots]
             split = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
@@ -156,9 +156,11 @@ class Workload:
                     # A mark that comes again stands for the same value.
                     again = f"(?P={_group(mark)})".join(others)
                     pattern = f"{first}(?P<{_group(mark)}>.+?){again}" if others else first
-                made.append((len(wording), split.split(wording)[0], re.compile(pattern), intent))
-        made.sort(key=lambda row: -row[0])
-        return [row[1:] for row in made]
+                patterns.append(
+                    (len(wording), split.split(wording)[0], re.compile(pattern), intent)
+                )
+        patterns.sort(key=lambda row: -row[0])
+        return [row[1:] for row in patterns]
 
     def _arrivals(self, n: int, mix: Mix, rng: Random) -> list[tuple[int, Intent]]:
         """Late intents of a stream of ``n`` with the position each arrives at."""

@@ -156,24 +156,13 @@ async def test_a_grade_outside_0_to_1_is_an_error() -> None:
     ("name", "message"),
     [
         ("no_such_module:grade", "No module named"),
-        ("echolm_lab.tasks.grader:no_such_function", "no_such_function"),
-        ("echolm_lab.tasks.grader:GATE_START", "expected a function"),
+        ("math:no_such_function", "no_such_function"),
+        ("math:pi", "expected a function"),
     ],
 )
 def test_a_grader_that_is_not_there_stops_the_start(name: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load_grader(name)
-
-
-async def test_the_workloads_grader_knows_the_right_answer() -> None:
-    from echolm_lab.tasks import Workload
-
-    item, other = Workload(seed=0).stream(2, seed=5)
-    judge = GraderJudge(load_grader("echolm_lab.tasks.judging:grade"))
-    assert (await judge.judge(item.text, item.answer, None)).score == 1.0
-    assert (await judge.judge(item.text, other.answer, None)).score == 0.0
-    with pytest.raises(ValueError, match="request of the demo workload"):
-        await judge.judge("tell me a joke", item.answer, None)
 
 
 # Configuration

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +20,9 @@ from echolm.learning.off_policy import (
     read_ratings,
     snips,
 )
-from echolm.learning.sqlite_log import SQLiteEventLog
 from echolm.primitives import Decision
-from echolm.settings import Settings
-from echolm.wiring import build_bandit
 
 ARMS = ("small", "medium", "large")
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "estimate_policy.py"
 # Expected reward of each arm is linear in x (with a little that no linear model explains).
 SLOPES = np.array([[0.2, 0.6, 0.0], [0.4, 0.0, 0.3], [0.8, 0.0, 0.05]])
 
@@ -205,7 +197,7 @@ def test_ratings_become_decisions_and_the_last_rating_counts() -> None:
     assert dropped == {}
 
 
-def test_what_says_nothing_of_a_draw_is_left_out_and_counted() -> None:
+def test_ratings_without_a_draw_are_dropped_and_counted() -> None:
     log, dropped = read(
         body("a"),
         body("b", propensity=1.0),
@@ -226,44 +218,3 @@ def test_what_says_nothing_of_a_draw_is_left_out_and_counted() -> None:
 def test_a_log_without_ratings_is_an_error() -> None:
     with pytest.raises(InvalidRequestError, match="learning log: expected ratings"):
         read(body("a", propensity=1.0))
-
-
-def estimate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-def test_the_script_estimates_from_a_log_file(tmp_path: Path) -> None:
-    rng, path = np.random.default_rng(0), tmp_path / "events.sqlite"
-    log, dimension = SQLiteEventLog(path), build_bandit(Settings())[0].dimension
-    for n in range(200):
-        x = np.zeros(dimension, dtype=np.float32)
-        x[1] = fit = rng.random()
-        x[0] = 1 - fit
-        llm, propensity = ("small_llm", 0.8) if rng.random() < 0.8 else ("large_llm", 0.2)
-        score = float(np.clip((0.1 + 0.9 * fit if llm == "small_llm" else 0.9), 0, 1))
-        decision = Decision(str(n), "t", llm, x, propensity, 0.5, ())
-        log.append(RATING, {**describe(decision), "score": score})
-    log.close()
-    done = estimate(str(path))
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    policies = result["policies"]
-    assert result["ratings"] == 200
-    assert policies["always large_llm"]["dr"]["value"] == pytest.approx(0.9, abs=0.01)
-    assert policies["always small_llm"]["dr"]["value"] == pytest.approx(0.55, abs=0.06)
-    greedy = policies["greedy"]
-    assert greedy["ratings"] == 60
-    assert greedy["dr"]["value"] > policies["always small_llm"]["dr"]["value"] + 0.1
-    assert "always small_llm" in done.stdout
-
-
-def test_the_script_says_what_is_missing(tmp_path: Path) -> None:
-    done = estimate(str(tmp_path / "none.sqlite"))
-    assert done.returncode == 2
-    assert "learning log: expected a SQLite file" in done.stderr
-    assert not (tmp_path / "none.sqlite").exists()
-    SQLiteEventLog(tmp_path / "empty.sqlite").close()
-    done = estimate(str(tmp_path / "empty.sqlite"))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "learning log: expected ratings" in done.stderr

@@ -52,10 +52,10 @@ def test_trials_have_the_asked_examples(workload):
     items = workload.stream(40, seed=4, phase="live")
     trials = Trials(workload, items)
     by_id = {i.id: i for i in workload.intents}
-    for trial in trials(fitting=2, distracting=1):
+    for trial in trials(relevant=2, distracting=1):
         house = by_id[trial.item.intent_id].house
-        fitting = [all(part in answer for part in house) for _, answer in trial.examples]
-        assert sorted(fitting) == [False, True, True]
+        relevant = [all(part in answer for part in house) for _, answer in trial.examples]
+        assert sorted(relevant) == [False, True, True]
         assert trial.item.answer not in [answer for _, answer in trial.examples]
 
 

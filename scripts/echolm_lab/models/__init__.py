@@ -1,0 +1,1 @@
+"""The demo pair of LLMs as checkpoints: trained, evaluated, grown, made worse."""
