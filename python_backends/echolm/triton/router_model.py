@@ -175,7 +175,8 @@ class TritonPythonModel:
                 level("echolm_load_bias", bias, llm=llm, model=self._name)
                 level("echolm_load", loads[llm], llm=llm, model=self._name)
                 # Its own only: the sum over the models is what the LLM has in flight.
-                level("echolm_in_flight", self._load.local.in_flight(llm), llm=llm, model=self._name)
+                in_flight = self._load.local.in_flight(llm)
+                level("echolm_in_flight", in_flight, llm=llm, model=self._name)
             level("echolm_load_table_degraded", bool(self._load.degraded), model=self._name)
             await asyncio.sleep(_SHOW_LOAD_EVERY_S)
 
