@@ -106,8 +106,6 @@ class Request:
     """One valid request, as :func:`echolm.router.validation.build_request` makes it.
 
     Attributes:
-        text: what the caller asks.
-        sampling: how the answer is sampled.
         system_prompt: empty if there is none.
         tenant: whose request it is; examples never cross tenants.
         use_examples: whether stored examples may be put in front of it.
@@ -131,10 +129,7 @@ class Candidate:
     """A stored example that was found near a request.
 
     Attributes:
-        id: the example's id in the store.
-        request: text of the stored request.
-        response: text of the stored answer.
-        tenant: whose example it is.
+        request, response: the stored texts.
         quality: the answer's quality, 0..1.
         similarity: cosine of the two requests' embeddings.
     """
@@ -152,9 +147,7 @@ class Selected:
     """An example that is selected for the prompt.
 
     Attributes:
-        id: the example's id in the store.
-        request: text of the stored request.
-        response: text of the stored answer.
+        request, response: the stored texts.
         similarity: cosine of the two requests' embeddings.
         utility: its estimated usefulness for this request, 0..1.
     """
@@ -213,10 +206,8 @@ class Completion:
     """What an LLM generated for one prompt.
 
     Attributes:
-        text: the whole text.
         finish_reason: ``stop`` | ``length`` | ``cancelled``.
-        num_input_tokens: tokens of the prompt, or -1 if the LLM's contract does not tell.
-        num_output_tokens: tokens of the text, or -1 if the LLM's contract does not tell.
+        num_input_tokens, num_output_tokens: -1 if the LLM's contract does not give them.
     """
 
     text: str
@@ -230,15 +221,13 @@ class Answer:
     """What the client gets; the fields are the outputs of the model ``echolm``.
 
     Attributes:
-        text: the whole text.
         llm: name of the LLM that answered.
         example_ids: ids of the examples in its prompt, in order.
         predicted_quality: the quality that the router expects, 0..1.
         solicit_feedback: whether the client is asked to rate the answer.
         feedback_token: names the answer in feedback.
         degraded: what failed on the way; empty if nothing did.
-        finish_reason: see :class:`Completion`.
-        num_input_tokens, num_output_tokens: see :class:`Completion`.
+        finish_reason, num_input_tokens, num_output_tokens: see :class:`Completion`.
     """
 
     text: str
@@ -259,7 +248,6 @@ class Decision:
 
     Attributes:
         request_id: unique id of the answer; a rating counts once for it.
-        tenant: whose request was answered.
         llm: the arm that answered.
         context: the bandit's x, FP32 [d]; it travels as FP16.
         propensity: probability with which the arm was drawn.
@@ -285,11 +273,8 @@ class Interaction:
     """A finished request and its answer, submitted as a possible example.
 
     Attributes:
-        request: text of the request.
-        response: text of the answer.
+        request, response: texts of the request and of its answer.
         embedding: the request's, FP32 [D], unit length.
-        tenant: whose request it was.
-        system_prompt: empty if there was none.
         llm: name of the LLM that answered.
         finish_reason: see :class:`Completion`.
         quality: the quality that the router expects of the answer, 0..1.
@@ -313,11 +298,8 @@ class Served:
     """An answered request, with all that it takes to learn more about it.
 
     Attributes:
-        request: the request.
-        retrieved: what retrieval knew of it.
         x: the bandit's context, FP32 [d].
         choice: the choice of the LLM that answered.
-        decision: what a rating of the answer teaches about.
         text: the answer's text.
         solicited: whether the client is asked to rate it.
     """
