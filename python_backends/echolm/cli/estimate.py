@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what is slow to import is imported when the command runs
 _BATCH = 1_000
 _COLUMNS = (
     Column("policy", is_text=True),
-    *(Column(title) for title in ("ratings", "effective", "IPS", "SNIPS", "doubly robust")),
+    *(Column(title) for title in ("ratings", "ESS", "IPS", "SNIPS", "doubly robust")),
 )
 
 
@@ -44,7 +44,7 @@ def add_subcommand(subparsers: Subparsers) -> None:
         description="Estimate from the learning log what other routing policies would have "
         "scored: always one LLM, and the bandit without exploring. Mean rating and standard "
         "error by three estimators: inverse propensity scores (IPS), self-normalised (SNIPS), "
-        "doubly robust.",
+        "doubly robust. ESS is the effective sample size.",
     )
     parser.add_argument("log", type=Path, nargs="?", help="SQLite file (default: the configured)")
     add_options(parser)

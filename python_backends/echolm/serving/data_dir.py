@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import secrets
@@ -37,11 +36,6 @@ CONFIGURATION = "echolm.toml"
 """Name of the resolved configuration in ``run``."""
 
 _SHUTDOWN_S = 30.0
-_RENAMED_FILES = {
-    "examples.journal.sqlite": "examples.write_ahead_log.sqlite",
-    "examples.ledger.sqlite": "examples.statistics.sqlite",
-}
-"""Names that earlier versions gave to files, and the present ones."""
 
 
 class DataDir:
@@ -70,7 +64,6 @@ class DataDir:
             ) from error
         try:
             self._lock()
-            self._adopt_renamed_files()
         except BaseException:
             os.close(self._fd)
             raise
@@ -116,17 +109,6 @@ class DataDir:
         with os.fdopen(descriptor, "wb") as stream:
             tomli_w.dump(_plain(settings.model_dump(mode="python")), stream)
         return file
-
-    def _adopt_renamed_files(self) -> None:
-        """Keep using the files of an earlier version, under their present names."""
-        for former, present in _RENAMED_FILES.items():
-            if (self.path / present).exists():
-                continue
-            # The database itself comes last, so that a crash in between is made up for at the next
-            # start: without its -wal file SQLite would lose what was written last.
-            for suffix in ("-shm", "-wal", ""):
-                with contextlib.suppress(FileNotFoundError):
-                    (self.path / (former + suffix)).rename(self.path / (present + suffix))
 
     def _lock(self) -> None:
         deadline = time.monotonic() + _SHUTDOWN_S

@@ -16,7 +16,8 @@ from echolm.store.base import Example, Query, Stored
 class InMemoryStore:
     """An exact ExampleStore in a dictionary, for unit tests."""
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, embedding_name: str = "fake") -> None:
+        self.embedding_name = embedding_name
         self.dimension = dimension
         self.rows: dict[int, tuple[Example, NDArray[np.float32]]] = {}
         self.error: Exception | None = None

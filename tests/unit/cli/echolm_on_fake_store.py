@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from echolm.cli.examples import data
 from echolm.cli.main import main
-from echolm.embedding.spec import EmbedderSpec
 from echolm.examples.events import CHANGE, change
 from echolm.examples.statistics import StatisticsTable
 from echolm.examples.write_ahead_log import WriteAheadLog
@@ -47,8 +46,7 @@ def open_examples(settings: Settings) -> Iterator[data.ExampleData]:
     ):
         log.append(CHANGE, change(examples))
         statistics.follow(log)
-        embedder = EmbedderSpec("fake", DIMENSION, 16)
-        yield data.ExampleData(settings, embedder, store, statistics, log, write_ahead_log)
+        yield data.ExampleData(settings, store, statistics, log, write_ahead_log)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from echolm.wiring import build_bandit
 
 
 def estimate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "echolm.cli.main", "estimate", *arguments]
+    command = [sys.executable, "-m", "echolm", "estimate", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -59,7 +59,7 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "none.sqlite").exists()
     SQLiteEventLog(tmp_path / "empty.sqlite").close()
     done = estimate(str(tmp_path / "empty.sqlite"))
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "learning log: expected ratings" in done.stderr
 
 

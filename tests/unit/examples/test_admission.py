@@ -28,7 +28,7 @@ def reason(settings: Settings | None = None, **changes: Any) -> str:
     return result.reason
 
 
-def test_a_complete_answer_of_the_dearest_llm_is_admitted() -> None:
+def test_a_complete_answer_of_the_strongest_llm_is_admitted() -> None:
     assert reason() == ""
 
 
@@ -63,7 +63,7 @@ def test_the_sources_are_a_setting() -> None:
     assert reason(both, llm="small_llm") == reason(both) == ""
 
 
-def test_the_dearest_llm_is_the_source_by_default() -> None:
+def test_the_strongest_llm_is_the_source_by_default() -> None:
     llms = tuple(
         LLMSettings(name=n, cost=c, takes_examples=True) for n, c in (("a", 2.0), ("b", 1.0))
     )

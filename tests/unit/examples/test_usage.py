@@ -75,7 +75,7 @@ async def test_what_was_told_is_not_told_again(log: MemoryEventLog) -> None:
     assert len(logged(log)) == 1
 
 
-async def test_answers_without_examples_and_of_the_dearest_llm_do_not_count(
+async def test_answers_without_examples_and_of_the_strongest_llm_do_not_count(
     log: MemoryEventLog,
 ) -> None:
     recorder = UsageRecorder(log, COSTS)

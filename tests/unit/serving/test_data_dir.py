@@ -4,15 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from echolm.errors import ConfigurationError
-from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.serving import data_dir as module
 from echolm.serving.data_dir import DataDir, resolve
 from echolm.settings import EmbeddingSettings, FeedbackSettings, LLMSettings, Settings
 from echolm.settings.loading import load_settings
-from echolm.store.base import Example
 from pydantic import SecretStr
 
 
@@ -111,39 +108,3 @@ def test_lock_does_not_reach_programs_that_are_not_given_it(data: DataDir) -> No
     DataDir(data.path).close()
     program.kill()
     program.wait()
-
-
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_what_an_earlier_version_admitted_is_kept_under_the_present_names(
-    tmp_path: Path, interrupted: bool
-) -> None:
-    directory = tmp_path / "data"
-    former, present = directory / "examples.journal.sqlite", Settings(data_dir=directory)
-    before = WriteAheadLog(former, 10)
-    before.append([(Example(7, "q", "a", "t", 1, "large_llm", 0.9, 1, 1), np.ones(3, "f4"))])
-    # As after a crash: what was written last is in the -wal file only.
-    left = {path.name: path.read_bytes() for path in directory.iterdir()}
-    assert left.keys() == {former.name + suffix for suffix in ("", "-wal", "-shm")}
-    before.close()
-    for name, content in left.items():
-        (directory / name).write_bytes(content)
-    if interrupted:
-        (directory / f"{former.name}-wal").rename(f"{present.write_ahead_log_path}-wal")
-    (directory / "examples.ledger.sqlite").write_bytes(b"statistics")
-
-    DataDir(directory).close()
-    assert not list(directory.glob("*journal*"))
-    assert present.statistics_path.read_bytes() == b"statistics"
-    adopted = WriteAheadLog(present.write_ahead_log_path, 10)
-    assert [example.id for example, _ in adopted.oldest(10)] == [7]
-    adopted.close()
-
-
-def test_files_of_an_earlier_version_do_not_replace_present_ones(tmp_path: Path) -> None:
-    directory = tmp_path / "data"
-    directory.mkdir()
-    former, present = directory / "examples.ledger.sqlite", directory / "examples.statistics.sqlite"
-    former.write_text("former")
-    present.write_text("present")
-    DataDir(directory).close()
-    assert (former.read_text(), present.read_text()) == ("former", "present")
