@@ -16,7 +16,6 @@ class Tensor:
     """One input or output of a model.
 
     Attributes:
-        name: the tensor's name.
         datatype: Triton's name of the type (``BYTES``, ``INT32`` …).
         dims: the shape without the batch dimension; -1 is variable.
         optional: whether a request may leave the input out.
@@ -25,9 +24,19 @@ class Tensor:
 
     name: str
     datatype: str
-    dims: tuple[int, ...]
+    dims: tuple[int, ...] = (1,)
     optional: bool = False
     ragged: bool = False
+
+
+MAX_BATCH_SIZE = 64
+"""Most rows in one request, and most requests in one dynamic batch, of the core models."""
+
+MAX_EXAMPLES = 32
+"""Most examples in one prompt, however ``retrieval.max_examples`` is set."""
+
+PAD_ID = -1
+"""Fills ``example_ids`` where the rows of a request have different numbers of examples."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +51,24 @@ class ModelContract:
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    max_batch_size: int
+    max_batch_size: int = MAX_BATCH_SIZE
     decoupled: bool = False
-
-
-MAX_BATCH_SIZE = 64
-"""Most rows in one request, and most requests in one dynamic batch, of the core models."""
-
-MAX_EXAMPLES = 32
-"""Most examples in one prompt, however ``retrieval.max_examples`` is set."""
-
-PAD_ID = -1
-"""Fills ``example_ids`` where the rows of a request have different numbers of examples."""
 
 
 def _optional(name: str, datatype: str, *dims: int) -> Tensor:
     return Tensor(name, datatype, dims or (1,), optional=True)
 
 
-TEXT_INPUT = Tensor("text_input", "BYTES", (1,))
-SYSTEM_PROMPT = _optional("system_prompt", "BYTES")
-TENANT = _optional("tenant", "BYTES")
+_TEXT_INPUT = Tensor("text_input", "BYTES")
+_SYSTEM_PROMPT = _optional("system_prompt", "BYTES")
+_TENANT = _optional("tenant", "BYTES")
+_EXAMPLE_IDS = Tensor("example_ids", "INT64", (-1,))
 
-SAMPLING_INPUTS = (
+TOKEN_COUNTS = (Tensor("num_input_tokens", "INT32"), Tensor("num_output_tokens", "INT32"))
+"""Outputs that our LLM model adds to NVIDIA's; a caller must do without them on other models."""
+
+ECHOLM_INPUTS = (
+    _TEXT_INPUT,
     _optional("max_tokens", "INT32"),
     _optional("temperature", "FP32"),
     _optional("top_p", "FP32"),
@@ -72,90 +76,74 @@ SAMPLING_INPUTS = (
     _optional("seed", "UINT64"),
     _optional("stop_words", "BYTES", -1),
     _optional("stream", "BOOL"),
-)
-
-ECHOLM_INPUTS = (
-    TEXT_INPUT,
-    *SAMPLING_INPUTS,
-    SYSTEM_PROMPT,
-    TENANT,
+    _SYSTEM_PROMPT,
+    _TENANT,
     _optional("cache_control", "BYTES"),
     _optional("llm", "BYTES"),
 )
 
 ECHOLM_OUTPUTS = (
-    Tensor("text_output", "BYTES", (1,)),
-    Tensor("llm", "BYTES", (1,)),
-    Tensor("example_ids", "INT64", (-1,)),
-    Tensor("predicted_quality", "FP32", (1,)),
-    Tensor("solicit_feedback", "BOOL", (1,)),
-    Tensor("feedback_token", "BYTES", (1,)),
-    Tensor("degraded", "BYTES", (1,)),
-    Tensor("finish_reason", "BYTES", (1,)),
-    Tensor("num_input_tokens", "INT32", (1,)),
-    Tensor("num_output_tokens", "INT32", (1,)),
+    Tensor("text_output", "BYTES"),
+    Tensor("llm", "BYTES"),
+    _EXAMPLE_IDS,
+    Tensor("predicted_quality", "FP32"),
+    Tensor("solicit_feedback", "BOOL"),
+    Tensor("feedback_token", "BYTES"),
+    Tensor("degraded", "BYTES"),
+    Tensor("finish_reason", "BYTES"),
+    *TOKEN_COUNTS,
 )
 
 TOKENS = (Tensor("input_ids", "INT64", (-1,)), Tensor("attention_mask", "INT64", (-1,)))
 EMBEDDING = Tensor("embedding", "FP32", (-1,))
 
 RETRIEVED = (
-    Tensor("example_ids", "INT64", (-1,)),
+    _EXAMPLE_IDS,
     Tensor("example_requests", "BYTES", (-1,)),
     Tensor("example_responses", "BYTES", (-1,)),
     Tensor("example_similarities", "FP32", (-1,)),
     Tensor("example_utilities", "FP32", (-1,)),
-    Tensor("help_probability", "FP32", (1,)),
-    Tensor("selection_record", "BYTES", (1,)),
-    Tensor("retrieval_degraded", "BYTES", (1,)),
+    Tensor("help_probability", "FP32"),
+    Tensor("selection_record", "BYTES"),
+    Tensor("retrieval_degraded", "BYTES"),
 )
 """The selected examples in prompt order; the probability that any candidate helps (see
 ``Selection``); what a rating needs to know of the selection (text of a ``SelectionRecord``, empty
 if there was nothing to select from); and why nothing was searched, if the store failed."""
 
-_SEARCH_INPUTS = (SYSTEM_PROMPT, TENANT, _optional("search", "BOOL"))
+_SEARCH_INPUTS = (_SYSTEM_PROMPT, _TENANT, _optional("search", "BOOL"))
 """Whose examples may be found, and whether to search at all; without ``search``, yes."""
 
-ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS, MAX_BATCH_SIZE)
-ECHOLM_STREAM = ModelContract(
-    "echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, MAX_BATCH_SIZE, decoupled=True
-)
-RETRIEVAL = ModelContract(
-    "retrieval", (TEXT_INPUT, *_SEARCH_INPUTS), (EMBEDDING, *RETRIEVED), MAX_BATCH_SIZE
-)
-TOKENIZER = ModelContract("tokenizer", (TEXT_INPUT,), TOKENS, MAX_BATCH_SIZE)
-EMBEDDER = ModelContract(
-    "embedder", tuple(replace(t, ragged=True) for t in TOKENS), (EMBEDDING,), MAX_BATCH_SIZE
-)
-RETRIEVER = ModelContract(
-    "retriever", (TEXT_INPUT, EMBEDDING, *_SEARCH_INPUTS), RETRIEVED, MAX_BATCH_SIZE
-)
+ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
+ECHOLM_STREAM = ModelContract("echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, decoupled=True)
+RETRIEVAL = ModelContract("retrieval", (_TEXT_INPUT, *_SEARCH_INPUTS), (EMBEDDING, *RETRIEVED))
+TOKENIZER = ModelContract("tokenizer", (_TEXT_INPUT,), TOKENS)
+EMBEDDER = ModelContract("embedder", tuple(replace(t, ragged=True) for t in TOKENS), (EMBEDDING,))
+RETRIEVER = ModelContract("retriever", (_TEXT_INPUT, EMBEDDING, *_SEARCH_INPUTS), RETRIEVED)
 FEEDBACK = ModelContract(
     "feedback",
     (
-        Tensor("feedback_token", "BYTES", (1,)),
+        Tensor("feedback_token", "BYTES"),
         _optional("score", "FP32"),
         _optional("preferred_over", "BYTES"),
-        TENANT,
+        _TENANT,
     ),
-    (Tensor("accepted", "BOOL", (1,)),),
-    MAX_BATCH_SIZE,
+    (Tensor("accepted", "BOOL"),),
 )
 EXAMPLE_MANAGER = ModelContract(
     "example_manager",
     (
-        Tensor("request", "BYTES", (1,)),
-        Tensor("response", "BYTES", (1,)),
+        Tensor("request", "BYTES"),
+        Tensor("response", "BYTES"),
         EMBEDDING,
-        Tensor("tenant", "BYTES", (1,)),
-        Tensor("system_prompt", "BYTES", (1,)),
-        Tensor("llm", "BYTES", (1,)),
-        Tensor("finish_reason", "BYTES", (1,)),
-        Tensor("quality", "FP32", (1,)),
-        Tensor("help_probability", "FP32", (1,)),
+        Tensor("tenant", "BYTES"),
+        Tensor("system_prompt", "BYTES"),
+        Tensor("llm", "BYTES"),
+        Tensor("finish_reason", "BYTES"),
+        Tensor("quality", "FP32"),
+        Tensor("help_probability", "FP32"),
     ),
-    (Tensor("admitted", "BOOL", (1,)), Tensor("reason", "BYTES", (1,))),
-    MAX_BATCH_SIZE,
+    (Tensor("admitted", "BOOL"), Tensor("reason", "BYTES")),
 )
 
 LLM_API_INPUTS = (
@@ -185,15 +173,9 @@ LLM_API_OUTPUTS = (
     Tensor("cumulative_logprob", "FP32", (-1,)),
 )
 
-TOKEN_COUNTS = (
-    Tensor("num_input_tokens", "INT32", (1,)),
-    Tensor("num_output_tokens", "INT32", (1,)),
-)
-"""Outputs that our LLM model adds to NVIDIA's; a caller must do without them on other models."""
-
 INFLIGHT_BATCHER_INPUTS = (
-    Tensor("text_input", "BYTES", (1,)),
-    Tensor("max_tokens", "INT32", (1,)),
+    Tensor("text_input", "BYTES"),
+    Tensor("max_tokens", "INT32"),
     _optional("stop_words", "BYTES", -1),
     _optional("exclude_input_in_output", "BOOL"),
     _optional("top_k", "INT32"),
@@ -205,8 +187,7 @@ INFLIGHT_BATCHER_INPUTS = (
     _optional("beam_width", "INT32"),
     _optional("stream", "BOOL"),
 )
-"""Those inputs of TensorRT-LLM's C++ in-flight batching ensemble that the router sends; batched.
-Not all releases have the token counts."""
+"""Those inputs of TensorRT-LLM's C++ in-flight batching ensemble that the router sends; batched."""
 
 
 def llm(name: str) -> ModelContract:
@@ -216,12 +197,4 @@ def llm(name: str) -> ModelContract:
     )
 
 
-CORE_MODELS = (
-    ECHOLM,
-    ECHOLM_STREAM,
-    RETRIEVAL,
-    TOKENIZER,
-    RETRIEVER,
-    FEEDBACK,
-    EXAMPLE_MANAGER,
-)
+CORE_MODELS = (ECHOLM, ECHOLM_STREAM, RETRIEVAL, TOKENIZER, RETRIEVER, FEEDBACK, EXAMPLE_MANAGER)

@@ -9,13 +9,12 @@
     ├── UnavailableError       a part we depend on does not answer  unavailable
     └── CancelledError         the client went away                 cancelled
 
-Messages say what is wrong, what was expected, what was found and how to mend it.
-They are shown to clients, so they never carry another client's data.
+Messages say what is wrong, what was expected, what was found and how to mend it. They are shown to
+clients, so they never carry another client's data.
 
 Between processes an error is the text ``[code] message``: Triton gives streamed errors no status,
-and no status distinguishes a prompt that is too long from any other bad request. The code of an
-exception that is none of these is ``internal``. :func:`coded` writes that text, :func:`parse`
-reads it.
+and no status distinguishes a prompt that is too long from any other bad request. The code of any
+other exception is ``internal``.
 """
 
 from __future__ import annotations
@@ -25,11 +24,7 @@ from typing import Any, ClassVar
 
 
 class EchoError(Exception):
-    """Base of every error that EchoLM raises on purpose.
-
-    Attributes:
-        code: what programs know the error by, in front of its message.
-    """
+    """Base of every error that EchoLM raises on purpose; programs know it by its code."""
 
     code: ClassVar[str] = "internal"
 
@@ -51,7 +46,6 @@ class InvalidRequestError(EchoError):
 
         Args:
             subject: the tensor or field that is wrong.
-            expected: what would have been right.
             got: what came; shortened, so that no message repeats a whole prompt.
             mend: what the caller can do, where ``expected`` does not say it.
         """
@@ -112,8 +106,7 @@ def from_remote(part: str, message: str, refused: bool = False) -> EchoError:
     to us the part is unavailable.
 
     Args:
-        part: name of the part, named in the message of its failure.
-        message: the text that came from it.
+        part: its name, for the message of its failure.
         refused: whether the status calls the request invalid; counts where there is no code.
     """
     code, text = parse(message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -20,17 +20,10 @@ SECONDS_BUCKETS = (
 )
 """Upper bounds of all histograms' buckets, in seconds: from a decision to a whole answer."""
 
-_FAMILY_SUFFIXES = ("_bucket", "_sum", "_count")
-
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One metric.
-
-    Attributes:
-        meaning: its help text; a counter of a quantity says of which.
-        labels: names of its labels, all of which are always set.
-    """
+    """One metric; all of its labels are always set."""
 
     name: str
     kind: Kind
@@ -40,9 +33,8 @@ class MetricSpec:
     @property
     def series(self) -> tuple[str, ...]:
         """The names under which Prometheus finds it."""
-        if self.kind == "histogram":
-            return tuple(f"{self.name}{suffix}" for suffix in _FAMILY_SUFFIXES)
-        return (self.name,)
+        suffixes = ("_bucket", "_sum", "_count") if self.kind == "histogram" else ("",)
+        return tuple(f"{self.name}{suffix}" for suffix in suffixes)
 
 
 def _counter(name: str, meaning: str, *labels: str) -> MetricSpec:
@@ -145,7 +137,7 @@ METRICS: Mapping[str, MetricSpec] = {
 
 
 class Exported(Protocol):
-    """One metric with its labels, where it is shown. Triton's ``Metric`` is one."""
+    """One metric with its labels, as Triton's ``Metric``."""
 
     def increment(self, value: float) -> None: ...
 
@@ -162,15 +154,8 @@ class Exporter(Protocol):
         ...
 
 
-Labels = tuple[tuple[str, str], ...]
-_Key = tuple[str, Labels]
-
-
-@dataclass
-class _Gathered:
-    added: defaultdict[_Key, float] = field(default_factory=lambda: defaultdict(float))
-    levels: dict[_Key, float] = field(default_factory=dict)
-    observed: defaultdict[_Key, list[float]] = field(default_factory=lambda: defaultdict(list))
+_Key = tuple[Kind, str, tuple[tuple[str, str], ...]]
+"""Kind, name and labels."""
 
 
 class Metrics:
@@ -185,13 +170,12 @@ class Metrics:
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._opened: dict[_Key, Exported] = {}
-        self._gathered = _Gathered()
+        self._gathered: defaultdict[_Key, list[float]] = defaultdict(list)
         self._totals: defaultdict[_Key, float] = defaultdict(float)
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """Add to a counter."""
-        with self._lock:
-            self._gathered.added[name, tuple(sorted(labels.items()))] += amount
+        self._gather(_key("counter", name, labels), amount)
 
     def total(self, name: str, value: float, **labels: str) -> None:
         """Bring a counter to a total that is counted elsewhere.
@@ -199,21 +183,23 @@ class Metrics:
         A total that falls, since what counts it has started anew, adds nothing until it is
         above its highest value again: a counter cannot go back.
         """
-        key = (name, tuple(sorted(labels.items())))
+        key = _key("counter", name, labels)
         with self._lock:
-            before = self._totals[key]
-            self._totals[key] = max(before, value)
-            self._gathered.added[key] += self._totals[key] - before
+            added = max(0.0, value - self._totals[key])
+            self._totals[key] += added
+        self._gather(key, added)
 
     def level(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        with self._lock:
-            self._gathered.levels[name, tuple(sorted(labels.items()))] = value
+        self._gather(_key("gauge", name, labels), value)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put a value, in seconds, into a histogram."""
+        self._gather(_key("histogram", name, labels), value)
+
+    def _gather(self, key: _Key, value: float) -> None:
         with self._lock:
-            self._gathered.observed[name, tuple(sorted(labels.items()))].append(value)
+            self._gathered[key].append(value)
 
     def flush(self) -> None:
         """Export everything that has been gathered.
@@ -223,25 +209,28 @@ class Metrics:
         """
         with self._flushing:
             with self._lock:
-                gathered, self._gathered = self._gathered, _Gathered()
-            for key, amount in gathered.added.items():
-                # Shown from 0 on, else Prometheus would miss the first increase.
-                counter = self._open(key, "counter")
-                if amount:
-                    counter.increment(amount)
-            for key, value in gathered.levels.items():
-                self._open(key, "gauge").set(value)
-            for key, values in gathered.observed.items():
-                histogram = self._open(key, "histogram")
-                for value in values:
-                    histogram.observe(value)
+                gathered, self._gathered = self._gathered, defaultdict(list)
+            for key, values in gathered.items():
+                metric = self._open(key)  # counters from 0 on, or Prometheus misses the first step
+                if key[0] == "gauge":
+                    metric.set(values[-1])
+                elif key[0] == "counter":
+                    if amount := sum(values):
+                        metric.increment(amount)
+                else:
+                    for value in values:
+                        metric.observe(value)
 
-    def _open(self, key: _Key, kind: Kind) -> Exported:
+    def _open(self, key: _Key) -> Exported:
         if key not in self._opened:
-            name, labels = key
+            kind, name, labels = key
             spec = METRICS.get(name)
             names = tuple(label for label, _ in labels)
             if spec is None or spec.kind != kind or tuple(sorted(spec.labels)) != names:
                 raise ValueError(f"metric {name}: expected {spec}, got a {kind} with {names}")
             self._opened[key] = self._exporter.open(spec, dict(labels))
         return self._opened[key]
+
+
+def _key(kind: Kind, name: str, labels: Mapping[str, str]) -> _Key:
+    return kind, name, tuple(sorted(labels.items()))
