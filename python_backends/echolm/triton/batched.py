@@ -1,4 +1,4 @@
-"""What models have in common that answer all requests of a dynamic batch with one call."""
+"""Models that answer all requests of a dynamic batch with one call."""
 
 from __future__ import annotations
 

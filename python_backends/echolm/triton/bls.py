@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -17,50 +16,37 @@ from echolm.primitives import Interaction, Request, Retrieved, Selected
 from echolm.router.batcher import Batcher
 from echolm.triton import codec
 
-
-def _tensors(model: contracts.ModelContract, rows: int, columns: Mapping[str, Any]) -> list[Any]:
-    """Input tensors [rows, …] of a model; optional ones need no column."""
-    return [
-        codec.tensor(spec, columns[spec.name], (rows, -1))
-        for spec in model.inputs
-        if spec.name in columns
-    ]
+T = TypeVar("T")
 
 
-def _outputs(model: str, response: Any) -> dict[str, NDArray[Any]]:
-    if response.has_error():
-        error = response.error()
-        refused = error.code() == pb_utils.TritonError.INVALID_ARG
-        raise from_remote(model, error.message(), refused)
-    return {t.name(): t.as_numpy() for t in response.output_tensors()}
-
-
-def _late(model: str, timeout_s: float) -> UnavailableError:
-    return UnavailableError(f"{model}: no answer in {timeout_s} s")
+async def _in_time(answer: Awaitable[T], model: str, timeout_s: float) -> T:
+    try:
+        return await asyncio.wait_for(answer, timeout_s)
+    except asyncio.TimeoutError:
+        raise UnavailableError(f"{model}: no answer in {timeout_s} s") from None
 
 
 async def _infer(
     model: contracts.ModelContract, rows: int, columns: Mapping[str, Any], timeout_s: float
 ) -> dict[str, NDArray[Any]]:
-    """One BLS call to a model that is not decoupled.
-
-    Args:
-        columns: by input, a value for each row.
-    """
+    """One BLS call to a model that is not decoupled, with a value for each row by input."""
 
     def call() -> dict[str, NDArray[Any]]:
         request = pb_utils.InferenceRequest(
             model_name=model.name,
             requested_output_names=[],
-            inputs=_tensors(model, rows, columns),
+            inputs=codec.tensors(model.inputs, rows, columns),
         )
-        return _outputs(model.name, request.exec())
+        response = request.exec()
+        if response.has_error():
+            error = response.error()
+            refused = error.code() == pb_utils.TritonError.INVALID_ARG
+            raise from_remote(model.name, error.message(), refused)
+        return {t.name(): t.as_numpy() for t in response.output_tensors()}
 
-    loop = asyncio.get_running_loop()
+    work = asyncio.get_running_loop().run_in_executor(None, call)
     try:
-        return await asyncio.wait_for(loop.run_in_executor(None, call), timeout_s)
-    except asyncio.TimeoutError:
-        raise _late(model.name, timeout_s) from None
+        return await _in_time(work, model.name, timeout_s)
     except EchoError:
         raise
     except Exception as error:  # pb_utils raises TritonModelException, e.g. for a model not loaded
@@ -79,23 +65,16 @@ class BLSRetriever:
         self._batcher = Batcher(self._retrieve, contracts.MAX_BATCH_SIZE, max_running)
 
     async def retrieve(self, request: Request) -> Retrieved:
-        try:
-            return await asyncio.wait_for(self._batcher(request), self._timeout_s)
-        except asyncio.TimeoutError:
-            raise _late(contracts.RETRIEVAL.name, self._timeout_s) from None
+        return await _in_time(self._batcher(request), contracts.RETRIEVAL.name, self._timeout_s)
 
     async def _retrieve(self, requests: Sequence[Request]) -> list[Retrieved]:
-        out = await _infer(
-            contracts.RETRIEVAL,
-            len(requests),
-            {
-                "text_input": [r.text for r in requests],
-                "system_prompt": [r.system_prompt for r in requests],
-                "tenant": [r.tenant for r in requests],
-                "search": [r.use_examples for r in requests],
-            },
-            self._timeout_s,
-        )
+        columns = {
+            "text_input": [r.text for r in requests],
+            "system_prompt": [r.system_prompt for r in requests],
+            "tenant": [r.tenant for r in requests],
+            "search": [r.use_examples for r in requests],
+        }
+        out = await _infer(contracts.RETRIEVAL, len(requests), columns, self._timeout_s)
         # The arrays are views of Triton's memory, which goes with the response.
         embeddings = np.array(out["embedding"], dtype=np.float32)
         return [
@@ -146,8 +125,5 @@ class BLSExampleManager:
         self._timeout_s = timeout_s
 
     async def submit(self, interaction: Interaction) -> None:
-        columns = {
-            field.name: [getattr(interaction, field.name)]
-            for field in dataclasses.fields(interaction)
-        }
+        columns = {name: [value] for name, value in vars(interaction).items()}
         await _infer(contracts.EXAMPLE_MANAGER, 1, columns, self._timeout_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,6 @@ from echolm.contracts import Tensor
 from echolm.errors import EchoError, InvalidRequestError, coded
 
 logger = logging.getLogger("echolm")
-
-NUMPY_TYPES: dict[str, Any] = {
-    "BYTES": np.object_,
-    "BOOL": np.bool_,
-    "FP32": np.float32,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT64": np.uint64,
-}
-
-_STATUSES = {
-    "invalid_request": "INVALID_ARG",
-    "context_length": "INVALID_ARG",
-    "unavailable": "UNAVAILABLE",
-    "cancelled": "CANCELLED",
-}
-"""Names of ``TritonError``'s status by code, INTERNAL for others; Triton adds the class only after
-a model's module is imported."""
 
 
 def read(request: Any, name: str) -> NDArray[Any] | None:
@@ -59,8 +41,8 @@ def decode(value: bytes | str, name: str) -> str:
 def read_rows(request: Any, specs: Sequence[Tensor]) -> list[dict[str, Any]]:
     """The rows of a batched request: the value of each input by its name.
 
-    A value is text or a Python number; of an input of variable length, a list of texts or an
-    array. Inputs that did not come are missing.
+    A value is text or a Python number, or a list of texts or an array where the length is variable.
+    Inputs that did not come are missing.
 
     Raises:
         InvalidRequestError: there is no row, an input that is not optional is missing, inputs
@@ -83,6 +65,22 @@ def read_rows(request: Any, specs: Sequence[Tensor]) -> list[dict[str, Any]]:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
+def read_embedded(request: Any, specs: Sequence[Tensor], dimension: int) -> list[dict[str, Any]]:
+    """As :func:`read_rows`, of inputs with an embedding of this dimension."""
+    rows = read_rows(request, specs)
+    for embedding in (row["embedding"] for row in rows):
+        if embedding.shape != (dimension,):
+            raise InvalidRequestError.of(
+                "embedding",
+                f"shape [n, {dimension}], as configured",
+                f"shape [{len(rows)}, {embedding.size}]",
+            )
+        # All rows of a batch go to the store together, and it would refuse all for this one.
+        if not np.isfinite(embedding).all():
+            raise InvalidRequestError.of("embedding", "finite numbers", "NaN or infinity")
+    return rows
+
+
 def _cell(cell: NDArray[Any], spec: Tensor) -> Any:
     """One input's value in one row."""
     if -1 in spec.dims:
@@ -100,15 +98,32 @@ def tensor(spec: Tensor, values: Any, shape: Sequence[int] | None = None) -> Any
 
     Args:
         values: an array, or a sequence of Python values; text may be ``str``.
-        shape: the shape to give it; None keeps the shape that ``values`` has.
+        shape: None keeps the shape that ``values`` has.
     """
     if spec.datatype == "BYTES":
         flat = [v.encode("utf-8") if isinstance(v, str) else v for v in values]
         array = np.empty(len(flat), dtype=np.object_)
         array[:] = flat
     else:
-        array = np.asarray(values, dtype=NUMPY_TYPES[spec.datatype])
+        # Triton's types have numpy's names, but for FP32 and its like.
+        array = np.asarray(values, dtype=spec.datatype.lower().replace("fp", "float"))
     return pb_utils.Tensor(spec.name, array if shape is None else array.reshape(tuple(shape)))
+
+
+def tensors(specs: Sequence[Tensor], rows: int, columns: Mapping[str, Any]) -> list[Any]:
+    """Tensors [rows, …] of those specs that have a column.
+
+    Args:
+        columns: by a tensor's name, the values of all rows one after the other.
+    """
+    used = [spec for spec in specs if spec.name in columns]
+    return [tensor(spec, columns[spec.name], (rows, -1)) for spec in used]
+
+
+def padded(rows: Sequence[Sequence[Any]], fill: Any) -> list[Any]:
+    """The values of all rows one after the other, each row filled up to the longest."""
+    width = max(len(row) for row in rows)
+    return [value for row in rows for value in [*row, *[fill] * (width - len(row))]]
 
 
 def error(problem: BaseException) -> Any:
@@ -119,8 +134,10 @@ def error(problem: BaseException) -> Any:
         logger.error("unexpected error", exc_info=problem)
         code = EchoError.code
         message = f"internal error: {type(problem).__name__}; see the server's log"
-    status = getattr(pb_utils.TritonError, _STATUSES.get(code, "INTERNAL"))
-    return pb_utils.TritonError(coded(code, message), status)
+    # Other codes are names of Triton's status as well, or stand for an internal error.
+    status = "INVALID_ARG" if isinstance(problem, InvalidRequestError) else code.upper()
+    errors = pb_utils.TritonError
+    return errors(coded(code, message), getattr(errors, status, errors.INTERNAL))
 
 
 def error_response(problem: BaseException) -> Any:

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from echolm import contracts
-from echolm.errors import EchoError, InvalidRequestError
+from echolm import contracts, wiring
+from echolm.errors import EchoError
 from echolm.examples.admission import AdmissionResult
 from echolm.examples.replay import Replayed
 from echolm.load.table import LoadTable
@@ -23,24 +23,10 @@ from echolm.triton.batched import BatchedModel
 from echolm.triton.bls import BLSTextEmbedder
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
-from echolm.wiring import (
-    build_admission,
-    build_maintenance,
-    build_off_peak_replay,
-    build_replayer,
-    build_retention,
-    build_writer,
-    open_event_log,
-    open_load_table,
-    open_statistics,
-    open_store,
-    open_write_ahead_log,
-)
 
 logger = logging.getLogger("echolm")
 
-_ADMITTED, _REASON = contracts.EXAMPLE_MANAGER.outputs
-_GAUGES_EVERY_S = 2.0
+_SHOW_EVERY_S = 2.0
 _NICENESS = 10  # of this process: nobody waits for it, and requests need the cores
 _FIRST_TRIM_S, _TRIM_EVERY_S = 900.0, 3_600.0
 
@@ -52,31 +38,33 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         os.nice(_NICENESS)
         self._settings = settings = load_settings()
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._policy = build_admission(settings)
-        self._store = open_store(settings, wait=True)
-        self._log = open_event_log(settings)
-        self._write_ahead_log = open_write_ahead_log(settings)
-        self._writer = build_writer(settings, self._store, self._write_ahead_log, self._log)
-        self._statistics = open_statistics(settings)
+        self._policy = wiring.build_admission(settings)
+        self._store = wiring.open_store(settings, wait=True)
+        self._log = wiring.open_event_log(settings)
+        self._write_ahead_log = wiring.open_write_ahead_log(settings)
+        self._writer = wiring.build_writer(settings, self._store, self._write_ahead_log, self._log)
+        self._statistics = wiring.open_statistics(settings)
         parts = (self._store, self._statistics, self._log)
-        self._maintenance = build_maintenance(settings, *parts, owner)
-        self._retention = build_retention(settings, self._statistics, self._log, owner)
+        self._maintenance = wiring.build_maintenance(settings, *parts, owner)
+        self._retention = wiring.build_retention(settings, self._statistics, self._log, owner)
         self._stopping = threading.Event()
         self._load: LoadTable | None = None
         self._embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
-        self._metrics = Metrics()
-        self._runtime = Runtime(args["model_name"])
-        self._runtime.spawn(self._metrics.run())
-        self._runtime.spawn(self._gauges())
-        self._runtime.spawn(self._maintain())
-        self._runtime.spawn(self._trim())
+        self._runtime = runtime = Runtime(args["model_name"])
+        self._metrics = Metrics(runtime)
+        self._metrics.add("echolm_learning_events_removed_total", 0)  # shown from the start on
+        interval_s = settings.examples.maintenance_interval_s
+        runtime.repeat(self._show, _SHOW_EVERY_S, "example store")
+        runtime.repeat(self._maintain, interval_s, "maintenance of the examples pauses")
+        # Not at the start: what uses a snapshot saves it within 10 minutes, and shows that by it.
+        runtime.repeat(self._trim, _TRIM_EVERY_S, "the learning log is not trimmed", _FIRST_TRIM_S)
         if settings.replay.off_peak:
-            self._load = open_load_table(settings)
-            replayer = build_replayer(settings, *parts, self._embedder)
-            replay = build_off_peak_replay(
+            self._load = wiring.open_load_table(settings)
+            replayer = wiring.build_replayer(settings, *parts, self._embedder)
+            replay = wiring.build_off_peak_replay(
                 settings, replayer, self._log, self._load, owner, self._count_replay
             )
-            self._runtime.spawn(replay.run())
+            runtime.spawn(replay.run())
 
     def _count_replay(self, replayed: Replayed) -> None:
         result = "improved" if replayed.improved else replayed.reason.replace(" ", "_")
@@ -85,17 +73,9 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._metrics.add("echolm_replay_seconds_total", replayed.seconds)
 
     def read(self, request: Any) -> list[Interaction]:
-        interactions = [
-            Interaction(**row) for row in codec.read_rows(request, contracts.EXAMPLE_MANAGER.inputs)
-        ]
-        for interaction in interactions:
-            if interaction.embedding.shape != (self._store.dimension,):
-                raise InvalidRequestError.of(
-                    "embedding",
-                    f"shape [n, {self._store.dimension}]",
-                    f"shape [{len(interactions)}, {interaction.embedding.size}]",
-                )
-        return interactions
+        inputs = contracts.EXAMPLE_MANAGER.inputs
+        rows = codec.read_embedded(request, inputs, self._store.dimension)
+        return [Interaction(**row) for row in rows]
 
     def run(self, rows: Sequence[Interaction]) -> list[AdmissionResult]:
         """Judge interactions, and keep those that are admitted for good.
@@ -114,11 +94,11 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         return results
 
     def tensors(self, results: Sequence[AdmissionResult]) -> list[Any]:
-        column = (len(results), 1)
-        return [
-            codec.tensor(_ADMITTED, [result.admitted for result in results], column),
-            codec.tensor(_REASON, [result.reason for result in results], column),
-        ]
+        columns = {
+            "admitted": [result.admitted for result in results],
+            "reason": [result.reason for result in results],
+        }
+        return codec.tensors(contracts.EXAMPLE_MANAGER.outputs, len(results), columns)
 
     def _embedded(self, result: AdmissionResult, submitted: Interaction) -> AdmissionResult:
         """The result, with an embedding of what is stored: that of the text before redaction may
@@ -134,54 +114,31 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
             return AdmissionResult(None, "not_embedded")
         return AdmissionResult(dataclasses.replace(interaction, embedding=embeddings[0]))
 
-    async def _gauges(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_GAUGES_EVERY_S)
-            for name, counts in (
-                ("echolm_example_writes_total", self._writer.counts),
-                ("echolm_example_removals_total", self._maintenance.counts),
-            ):
-                for result, number in dataclasses.asdict(counts).items():
-                    self._metrics.total(name, number, result=result)
-            level = self._metrics.level
-            level("echolm_examples_pending", self._writer.pending)
-            level("echolm_examples_pending_limit", self._settings.examples.max_pending)
+    def _show(self) -> None:
+        """Bring the metrics up to date."""
+        for name, counts in (
+            ("echolm_example_writes_total", self._writer.counts),
+            ("echolm_example_removals_total", self._maintenance.counts),
+        ):
+            for result, number in dataclasses.asdict(counts).items():
+                self._metrics.total(name, number, result=result)
+        level = self._metrics.level
+        level("echolm_examples_pending", self._writer.pending)
+        level("echolm_examples_pending_limit", self._settings.examples.max_pending)
+        up = False
+        try:
+            level("echolm_examples_stored", self._store.count())
+            level("echolm_example_bytes", self._statistics.totals()[1])
             up = True
-            try:
-                stored = await loop.run_in_executor(None, self._store.count)
-                level("echolm_examples_stored", stored)
-                level("echolm_example_bytes", self._statistics.totals()[1])
-            except EchoError as error:
-                up = False
-                logger.warning("example store: %s", error)
+        finally:
             level("echolm_example_store_up", float(up))
 
-    async def _maintain(self) -> None:
-        """Keep the store within its limits, again and again."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._settings.examples.maintenance_interval_s)
-            try:
-                await loop.run_in_executor(
-                    None, self._maintenance.run, lambda: not self._stopping.is_set()
-                )
-            except Exception as error:  # the next round may work
-                logger.warning("maintenance of the examples pauses: %s", error)
+    def _maintain(self) -> None:
+        self._maintenance.run(lambda: not self._stopping.is_set())
 
-    async def _trim(self) -> None:
-        """Remove old events from the learning log, again and again."""
-        loop = asyncio.get_running_loop()
-        self._metrics.add("echolm_learning_events_removed_total", 0)  # shown from the start on
-        # Not at the start: what uses a snapshot saves it within 10 minutes, and shows that by it.
-        await asyncio.sleep(_FIRST_TRIM_S)
-        while True:
-            try:
-                removed = await loop.run_in_executor(None, self._retention.trim)
-                self._metrics.add("echolm_learning_events_removed_total", removed)
-            except Exception as error:  # the next round may work
-                logger.warning("the learning log is not trimmed: %s", error)
-            await asyncio.sleep(_TRIM_EVERY_S)
+    def _trim(self) -> None:
+        removed = self._retention.trim()
+        self._metrics.add("echolm_learning_events_removed_total", removed)
 
     def finalize(self) -> None:
         self._stopping.set()

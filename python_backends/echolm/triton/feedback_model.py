@@ -29,11 +29,12 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             try:
-                rows = read_feedback(request)
-                for rated in self._service.accept(rows):
+                rows = codec.read_rows(request, contracts.FEEDBACK.inputs)
+                ratings = [Feedback(token=row.pop("feedback_token"), **row) for row in rows]
+                for rated in self._service.accept(ratings):
                     count_rating(self._metrics, "caller", rated.llm, rated.score, rated.predicted)
                 self._metrics.add("echolm_ratings_total", len(rows), result="accepted")
-                accepted = codec.tensor(_ACCEPTED, [True] * len(rows), (len(rows), 1))
+                accepted = codec.tensor(_ACCEPTED, [[True]] * len(rows))
                 responses.append(pb_utils.InferenceResponse([accepted]))
             except Exception as problem:
                 self._metrics.add("echolm_ratings_total", result="refused")
@@ -43,11 +44,3 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self._log.close()
-
-
-def read_feedback(request: Any) -> list[Feedback]:
-    """The rows of one Triton request; InvalidRequestError if a text is not UTF-8."""
-    return [
-        Feedback(token=row.pop("feedback_token"), **row)
-        for row in codec.read_rows(request, contracts.FEEDBACK.inputs)
-    ]

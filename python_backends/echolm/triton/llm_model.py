@@ -14,7 +14,6 @@ import itertools
 import json
 import logging
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
 from echolm.engines import create_engine
-from echolm.engines.base import FINISH_CANCELLED, GenerationChunk, LLMEngine
+from echolm.engines.base import FINISH_CANCELLED, GenerationChunk
 from echolm.engines.request import LLMRequest, is_stop, parse_request
 from echolm.errors import EchoError
-from echolm.telemetry import METRICS
 from echolm.triton import codec
-from echolm.triton.metrics import Metrics
+from echolm.triton.metrics import METRICS_LOST, Metrics
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
 
@@ -37,16 +35,6 @@ logger = logging.getLogger("echolm")
 _OUTPUTS = {spec.name: spec for spec in (*contracts.LLM_API_OUTPUTS, *contracts.TOKEN_COUNTS)}
 _CANCEL_CHECK_S = 0.05
 _FLUSH_S = 0.1
-_METRICS = {
-    "ready": "echolm_llm_ready",
-    "in_flight": "echolm_llm_in_flight",
-    "prompt": "echolm_llm_prompt_tokens_total",
-    "generated": "echolm_llm_generated_tokens_total",
-    "prefix_hit": "echolm_llm_prefix_hit_tokens_total",
-    "cancelled": "echolm_llm_cancelled_total",
-    "failed": "echolm_llm_failed_total",
-    "restarts": "echolm_llm_restarts_total",
-}
 
 
 @dataclass
@@ -67,18 +55,26 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self._name: str = config["name"]
-        parameters = {
-            key: value["string_value"] for key, value in config.get("parameters", {}).items()
+        # Triton gives reserved parameters (EXECUTION_ENV_PATH …) in capitals.
+        options = {
+            key: value["string_value"]
+            for key, value in config.get("parameters", {}).items()
+            if not key.isupper()
         }
+        engine = options.pop("engine", "openvino")
         version_dir = Path(args["model_repository"]) / args["model_version"]
+        model_dir = version_dir / options.pop("model_dir", engine)
+        try:
+            self._engine = create_engine(engine, model_dir, options)
+        except EchoError as error:
+            raise pb_utils.TritonModelException(f"{self._name}: {error}") from None
         self._keys = itertools.count(1)
         self._in_flight: dict[str, _InFlight] = {}
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(_METRICS, 0.0)
-        self._engine = self._load(parameters, version_dir)
         self._metrics = Metrics()
+        self._count()  # shown from the start on
         self._runtime = Runtime(self._name, _CANCEL_CHECK_S)
-        self._runtime.spawn(self._metrics.run(self._show, _FLUSH_S))
+        self._runtime.repeat(self._show, _FLUSH_S, METRICS_LOST)
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -91,16 +87,6 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._runtime.close()
         self._engine.close()
-
-    def _load(self, parameters: Mapping[str, str], version_dir: Path) -> LLMEngine:
-        # Triton gives reserved parameters (EXECUTION_ENV_PATH …) in capitals.
-        options = {key: value for key, value in parameters.items() if not key.isupper()}
-        engine = options.pop("engine", "openvino")
-        model_dir = version_dir / options.pop("model_dir", engine)
-        try:
-            return create_engine(engine, model_dir, options)
-        except EchoError as error:
-            raise pb_utils.TritonModelException(f"{self._name}: {error}") from None
 
     def _start(self, request: Any, responder: Responder) -> None:
         inputs = {
@@ -118,12 +104,10 @@ class TritonPythonModel:
         entry = _InFlight(key, triton_id, parse_request(key, inputs), responder)
         with self._lock:
             self._in_flight[key] = entry
-            self._counts["in_flight"] = len(self._in_flight)
         self._runtime.watch(responder, lambda: self._left(entry))
         try:
-            self._engine.submit(
-                entry.request.generation, lambda event: self._on_chunk(entry, event)
-            )
+            generation = entry.request.generation
+            self._engine.submit(generation, lambda event: self._on_chunk(entry, event))
         except Exception:
             self._forget(entry)
             raise
@@ -135,17 +119,21 @@ class TritonPythonModel:
 
     def _stop(self, triton_id: str) -> None:
         """Cancel what is in flight under a client's id; an empty id is nobody's."""
-        if not triton_id:
-            return
         with self._lock:
-            keys = [e.key for e in self._in_flight.values() if e.triton_id == triton_id]
-        for key in keys:
-            self._engine.cancel(key)
+            entries = list(self._in_flight.values())
+        for entry in entries:
+            if triton_id and entry.triton_id == triton_id:
+                self._engine.cancel(entry.key)
 
     def _on_chunk(self, entry: _InFlight, event: GenerationChunk | Exception) -> None:
         last = isinstance(event, Exception) or event.is_last
+        if isinstance(event, Exception):
+            self._count(failed=1)
+        elif last:
+            cancelled = event.finish_reason == FINISH_CANCELLED
+            self._count(event.num_input_tokens, event.num_output_tokens, cancelled)
         if last:
-            self._forget(entry, event)
+            self._forget(entry)
         try:
             if isinstance(event, Exception):
                 entry.responder.fail(event)
@@ -156,18 +144,19 @@ class TritonPythonModel:
         except Exception as error:  # The server is stopping.
             logger.debug("%s: a response could not be sent: %s", self._name, error)
 
-    def _forget(self, entry: _InFlight, event: GenerationChunk | Exception | None = None) -> None:
+    def _forget(self, entry: _InFlight) -> None:
         self._runtime.unwatch(entry.responder)
         with self._lock:
             self._in_flight.pop(entry.key, None)
-            counts = self._counts
-            counts["in_flight"] = len(self._in_flight)
-            if isinstance(event, GenerationChunk):
-                counts["prompt"] += event.num_input_tokens
-                counts["generated"] += event.num_output_tokens
-                counts["cancelled"] += event.finish_reason == FINISH_CANCELLED
-            elif event is not None:
-                counts["failed"] += 1
+
+    def _count(
+        self, prompt: int = 0, generated: int = 0, cancelled: bool = False, failed: int = 0
+    ) -> None:
+        add = self._metrics.add
+        add("echolm_llm_prompt_tokens_total", prompt, model=self._name)
+        add("echolm_llm_generated_tokens_total", generated, model=self._name)
+        add("echolm_llm_cancelled_total", cancelled, model=self._name)
+        add("echolm_llm_failed_total", failed, model=self._name)
 
     def _outputs(self, entry: _InFlight, chunk: GenerationChunk) -> list[Any]:
         request = entry.request
@@ -191,11 +180,9 @@ class TritonPythonModel:
     def _show(self) -> None:
         """Bring the metrics up to date."""
         stats = self._engine.stats()
-        with self._lock:
-            counts = dict(self._counts)
-        counts["ready"] = float(stats.ready)
-        counts["restarts"] = stats.restarts
-        counts["prefix_hit"] = stats.prefix_hit_tokens or 0
-        for key, name in _METRICS.items():
-            show = self._metrics.total if METRICS[name].kind == "counter" else self._metrics.level
-            show(name, counts[key], model=self._name)
+        level, total = self._metrics.level, self._metrics.total
+        level("echolm_llm_ready", float(stats.ready), model=self._name)
+        level("echolm_llm_in_flight", len(self._in_flight), model=self._name)
+        total("echolm_llm_prefix_hit_tokens_total", stats.prefix_hit_tokens or 0, model=self._name)
+        total("echolm_llm_restarts_total", stats.restarts, model=self._name)
+        self._metrics.flush()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -13,21 +11,16 @@ from echolm import telemetry
 from echolm.primitives import Answer
 from echolm.router.ports import Stage
 from echolm.telemetry import SECONDS_BUCKETS, MetricSpec
+from echolm.triton.runtime import Runtime
 
-logger = logging.getLogger("echolm")
-
+METRICS_LOST = "metrics were lost"
 _FLUSH_S = 0.5
 
 
 def process_label(args: Mapping[str, str]) -> str:
-    """Value of the label ``model`` in one process of a model: gauges of several must differ.
-
-    Args:
-        args: as Triton gives them to ``initialize``.
-    """
-    first = f"{args['model_name']}_0_0"
-    instance = args["model_instance_name"]
-    return args["model_name"] if instance == first else instance
+    """Value of the label ``model`` in one process of a model: gauges of several must differ."""
+    model, instance = args["model_name"], args["model_instance_name"]
+    return model if instance == f"{model}_0_0" else instance
 
 
 class _TritonExporter:
@@ -44,38 +37,17 @@ class _TritonExporter:
                 description=spec.meaning,
                 kind=getattr(pb_utils.MetricFamily, spec.kind.upper()),
             )
-        family = self._families[spec.name]
-        if spec.kind == "histogram":
-            return family.Metric(labels=dict(labels), buckets=list(SECONDS_BUCKETS))
-        return family.Metric(labels=dict(labels))
+        buckets = {"buckets": list(SECONDS_BUCKETS)} if spec.kind == "histogram" else {}
+        return self._families[spec.name].Metric(labels=dict(labels), **buckets)
 
 
 class Metrics(telemetry.Metrics):
-    """Metrics of one model process."""
+    """Metrics of one model process, which a runtime flushes for as long as it lives."""
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime | None = None) -> None:
         super().__init__(_TritonExporter())
-
-    async def run(
-        self, gather: Callable[[], None] = lambda: None, every_s: float = _FLUSH_S
-    ) -> None:
-        """Flush for as long as the process lives.
-
-        Args:
-            gather: called before each flush, to update what is counted elsewhere.
-        """
-        loop = asyncio.get_running_loop()
-
-        def flush() -> None:
-            gather()
-            self.flush()
-
-        while True:
-            await asyncio.sleep(every_s)
-            try:
-                await loop.run_in_executor(None, flush)
-            except Exception as error:  # what is gathered next may be shown
-                logger.error("metrics were lost", exc_info=error)
+        if runtime is not None:
+            runtime.repeat(self.flush, _FLUSH_S, METRICS_LOST)
 
 
 _STAGES: Mapping[Stage, str] = {
@@ -130,12 +102,7 @@ class TritonJudgingMetrics:
 
 
 def count_rating(metrics: Metrics, source: str, llm: str, score: float, predicted: float) -> None:
-    """Count one rating of an answer.
-
-    Args:
-        source: ``caller`` or ``judge``.
-        predicted: quality that the router had expected.
-    """
+    """Count one rating of an answer, by source ``caller`` or ``judge``."""
     metrics.add("echolm_rated_answers_total", llm=llm, source=source)
     metrics.add("echolm_rated_quality_total", score, llm=llm, source=source)
     metrics.add("echolm_rated_predicted_quality_total", predicted, llm=llm, source=source)

@@ -33,20 +33,14 @@ class Responder:
 
     def finish(self) -> None:
         """Close a decoupled request without another response."""
-        with self._lock:
-            if self._open:
-                self._open = False
-                self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        self._send(None, final=True)
 
     def _send(self, response: Any, final: bool) -> None:
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
         with self._lock:
-            if not self._open:
-                return
-            if final:
-                self._open = False
-                self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            else:
-                self._sender.send(response)
+            if self._open:
+                self._open = not final
+                self._sender.send(response, flags)
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone; false once the final response is out."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm import contracts
+from echolm import contracts, wiring
 from echolm.clock import now_ms
-from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.errors import UnavailableError
 from echolm.primitives import DEFAULT_TENANT, Candidate
 from echolm.retrieval.record import NONE
 from echolm.retrieval.selector import Selection
@@ -21,31 +21,16 @@ from echolm.settings.loading import load_settings
 from echolm.store.base import Query
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
-from echolm.triton.learning import keep_learning, learn_at_start
+from echolm.triton.learning import follow_log
 from echolm.triton.metrics import Metrics, process_label
 from echolm.triton.runtime import Runtime
-from echolm.wiring import (
-    build_learner,
-    build_selector,
-    example_token_counter,
-    open_event_log,
-    open_prefix_index,
-    open_store,
-)
 
 logger = logging.getLogger("echolm")
-
-_SPECS = {t.name: t for t in contracts.RETRIEVED}
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One request.
-
-    Attributes:
-        embedding: FP32 [D].
-        search: whether examples are wanted.
-    """
+    """One request; ``embedding`` is FP32 [D]."""
 
     text: str
     embedding: NDArray[np.float32]
@@ -66,33 +51,23 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
 
     def initialize(self, args: dict[str, str]) -> None:
         self._settings = settings = load_settings()
-        self._store = open_store(settings, wait=True)
-        self._prefix_index = open_prefix_index(settings)
-        self._selector = build_selector(
-            settings, example_token_counter(settings), np.random.default_rng(), self._prefix_index
+        self._store = wiring.open_store(settings, wait=True)
+        self._prefix_index = wiring.open_prefix_index(settings)
+        self._selector = wiring.build_selector(
+            settings,
+            wiring.example_token_counter(settings),
+            np.random.default_rng(),
+            self._prefix_index,
         )
-        self._metrics = Metrics()
         self._runtime = Runtime(args["model_name"])
-        self._runtime.spawn(self._metrics.run())
+        self._metrics = Metrics(self._runtime)
         if learnables := self._selector.learnables:
-            learner = build_learner(settings, open_event_log(settings), learnables)
-            learn_at_start(learner)
-            self._runtime.spawn(keep_learning(learner, self._metrics, process_label(args)))
+            learner = wiring.build_learner(settings, wiring.open_event_log(settings), learnables)
+            follow_log(learner, self._runtime, self._metrics, process_label(args))
 
     def read(self, request: Any) -> list[_Row]:
-        rows = codec.read_rows(request, contracts.RETRIEVER.inputs)
-        dimension = self._store.dimension
-        for row in rows:
-            size = row["embedding"].size
-            if size != dimension:
-                raise InvalidRequestError.of(
-                    "embedding",
-                    f"shape [n, {dimension}], as configured",
-                    f"shape [{len(rows)}, {size}]",
-                )
-            # The store searches for all rows together, and would refuse all for this one.
-            if not np.isfinite(row["embedding"]).all():
-                raise InvalidRequestError.of("embedding", "finite numbers", "NaN or infinity")
+        inputs = contracts.RETRIEVER.inputs
+        rows = codec.read_embedded(request, inputs, self._store.dimension)
         possible = self._settings.retrieval.max_examples > 0
         return [
             _Row(
@@ -131,42 +106,31 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
 
     def tensors(self, results: Sequence[_Result]) -> list[Any]:
         """One row per request; rows with fewer examples than the longest are padded."""
-        n = len(results)
         chosen = [result.selection for result in results]
-        width = max(len(selection.examples) for selection in chosen)
-
-        def column(name: str, field: str, fill: Any) -> Any:
-            values = [
-                getattr(s.examples[k], field) if k < len(s.examples) else fill
-                for s in chosen
-                for k in range(width)
-            ]
-            return codec.tensor(_SPECS[name], values, (n, width))
-
-        def single(name: str, values: list[Any]) -> Any:
-            return codec.tensor(_SPECS[name], values, (n, 1))
-
         records = [selection.record for selection in chosen]
-        return [
-            column("example_ids", "id", contracts.PAD_ID),
-            column("example_requests", "request", ""),
-            column("example_responses", "response", ""),
-            column("example_similarities", "similarity", 0.0),
-            column("example_utilities", "utility", 0.0),
-            single("help_probability", [selection.help_probability for selection in chosen]),
-            single("selection_record", ["" if r is None else r.dump() for r in records]),
-            single("retrieval_degraded", [result.degraded for result in results]),
-        ]
+
+        def of_examples(field: str, fill: Any) -> list[Any]:
+            return codec.padded([[getattr(e, field) for e in s.examples] for s in chosen], fill)
+
+        columns = {
+            "example_ids": of_examples("id", contracts.PAD_ID),
+            "example_requests": of_examples("request", ""),
+            "example_responses": of_examples("response", ""),
+            "example_similarities": of_examples("similarity", 0.0),
+            "example_utilities": of_examples("utility", 0.0),
+            "help_probability": [selection.help_probability for selection in chosen],
+            "selection_record": ["" if r is None else r.dump() for r in records],
+            "retrieval_degraded": [result.degraded for result in results],
+        }
+        return codec.tensors(contracts.RETRIEVED, len(results), columns)
 
     def _count(self, selections: list[Selection]) -> None:
         add = self._metrics.add
         utilities = [e.utility for s in selections for e in s.examples]
         add("echolm_chosen_examples_total", len(utilities))
         add("echolm_utility_total", sum(utilities))
-        add(
-            "echolm_dropped_examples_total",
-            sum(s.record is not None and s.record.dropped != NONE for s in selections),
-        )
+        dropped = sum(s.record is not None and s.record.dropped != NONE for s in selections)
+        add("echolm_dropped_examples_total", dropped)
         self._metrics.level("echolm_utility_threshold", self._selector.least_utility)
 
     def finalize(self) -> None:

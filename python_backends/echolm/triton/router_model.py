@@ -10,33 +10,26 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
+from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
 from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
 from echolm.primitives import Answer, Request
 from echolm.router.validation import build_request
-from echolm.settings import Settings
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.bls import BLSExampleManager, BLSRetriever, BLSTextEmbedder
-from echolm.triton.learning import keep_learning, learn_at_start
-from echolm.triton.metrics import (
-    Metrics,
-    TritonJudgingMetrics,
-    TritonRouterMetrics,
-    process_label,
-)
+from echolm.triton.learning import follow_log
+from echolm.triton.metrics import Metrics, TritonJudgingMetrics, TritonRouterMetrics, process_label
 from echolm.triton.responder import Responder
-from echolm.triton.runtime import Runtime
+from echolm.triton.runtime import Runtime, cancel
 from echolm.wiring import build_router, open_load_table
 
 _SHOW_LOAD_EVERY_S = 0.2
-_SPECS = {t.name: t for t in contracts.ECHOLM_OUTPUTS}
-_TEXT_OUTPUT = _SPECS["text_output"]
+_TEXT_OUTPUT = contracts.ECHOLM_OUTPUTS[0]
 
 
 class TritonPythonModel:
@@ -47,7 +40,8 @@ class TritonPythonModel:
         self._decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self._model, self._name = args["model_name"], process_label(args)
         self._settings = settings = load_settings()
-        self._metrics = Metrics()
+        self._runtime = Runtime(self._name)
+        self._metrics = Metrics(self._runtime)
         self._load = open_load_table(settings)
         retrieval = settings.retrieval
         router = build_router(
@@ -60,10 +54,7 @@ class TritonPythonModel:
             judging_metrics=TritonJudgingMetrics(self._metrics),
         )
         self._service, self._bias = router.service, router.bias
-        learn_at_start(router.learner)
-        self._runtime = Runtime(self._name)
-        self._runtime.spawn(self._metrics.run())
-        self._runtime.spawn(keep_learning(router.learner, self._metrics, self._name))
+        follow_log(router.learner, self._runtime, self._metrics, self._name)
         self._runtime.spawn(self._show_load())
         self._runtime.spawn(router.usage.run())
 
@@ -71,28 +62,28 @@ class TritonPythonModel:
         for request in requests:
             responder = Responder(request)
             try:
-                rows = read_requests(request, self._settings)
-                if self._decoupled and len(rows) != 1:
-                    raise InvalidRequestError.of(
-                        "batch", f"one request for {self._model}", f"{len(rows)}"
-                    )
-                self._check_room()
+                rows = self._read(request)
             except Exception as problem:
-                overloaded = isinstance(problem, UnavailableError)
-                reason = "overload" if overloaded else "invalid"
+                reason = "overload" if isinstance(problem, UnavailableError) else "invalid"
                 self._metrics.add("echolm_failed_total", reason=reason)
                 responder.fail(problem)
                 continue
             self._runtime.spawn(self._respond(rows, responder), responder)
 
-    def _check_room(self) -> None:
-        """Refuse what would only wait: better another replica answers, or the caller backs off."""
+    def _read(self, request: Any) -> list[Request]:
+        """The rows of one Triton request, if all can be answered."""
+        rows = codec.read_rows(request, contracts.ECHOLM_INPUTS)
+        parsed = [build_request(self._settings, text=r.pop("text_input"), **r) for r in rows]
+        if self._decoupled and len(rows) != 1:
+            raise InvalidRequestError.of("batch", f"one request for {self._model}", f"{len(rows)}")
+        # What would only wait is refused: another replica answers, or the caller backs off.
         limit = self._settings.limits.max_in_flight
         if self._runtime.in_flight >= limit:
             raise UnavailableError(
                 f"{self._name}: {limit} requests are in flight already; try again later, or raise "
                 "limits.max_in_flight"
             )
+        return parsed
 
     async def _respond(self, rows: list[Request], responder: Responder) -> None:
         def send_piece(piece: str) -> None:
@@ -123,9 +114,8 @@ class TritonPythonModel:
                 level("echolm_load_bias", bias, llm=llm, model=self._name)
                 level("echolm_load", loads[llm], llm=llm, model=self._name)
                 # This process only: the sum over the models is what the LLM has in flight.
-                level(
-                    "echolm_in_flight", self._load.local.in_flight(llm), llm=llm, model=self._name
-                )
+                in_flight = self._load.local.in_flight(llm)
+                level("echolm_in_flight", in_flight, llm=llm, model=self._name)
             level("echolm_load_table_degraded", bool(self._load.degraded), model=self._name)
             await asyncio.sleep(_SHOW_LOAD_EVERY_S)
 
@@ -141,16 +131,8 @@ async def _all(work: list[Coroutine[Any, Any, Answer]]) -> list[Answer]:
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(tasks)
         raise
-
-
-def read_requests(request: Any, settings: Settings) -> list[Request]:
-    """The rows of one Triton request; InvalidRequestError names the first that is wrong."""
-    rows = codec.read_rows(request, contracts.ECHOLM_INPUTS)
-    return [build_request(settings, text=row.pop("text_input"), **row) for row in rows]
 
 
 def output_tensors(answers: list[Answer], text_sent: bool) -> list[Any]:
@@ -159,21 +141,7 @@ def output_tensors(answers: list[Answer], text_sent: bool) -> list[Any]:
     Args:
         text_sent: the text has gone out in pieces; the last response repeats none of it.
     """
-    n = len(answers)
-    width = max(len(a.example_ids) for a in answers)
-    ids = np.full((n, width), contracts.PAD_ID, dtype=np.int64)
-    for row, answer in enumerate(answers):
-        ids[row, : len(answer.example_ids)] = answer.example_ids
-    columns = {
-        "text_output": ["" if text_sent else a.text for a in answers],
-        "llm": [a.llm for a in answers],
-        "predicted_quality": [a.predicted_quality for a in answers],
-        "solicit_feedback": [a.solicit_feedback for a in answers],
-        "feedback_token": [a.feedback_token for a in answers],
-        "degraded": [a.degraded for a in answers],
-        "finish_reason": [a.finish_reason for a in answers],
-        "num_input_tokens": [a.num_input_tokens for a in answers],
-        "num_output_tokens": [a.num_output_tokens for a in answers],
-    }
-    tensors = [codec.tensor(_SPECS[name], values, (n, 1)) for name, values in columns.items()]
-    return [*tensors, codec.tensor(_SPECS["example_ids"], ids)]
+    columns = {f.name: [getattr(answer, f.name) for answer in answers] for f in fields(Answer)}
+    columns["text_output"] = ["" if text_sent else answer.text for answer in answers]
+    columns["example_ids"] = codec.padded(columns["example_ids"], contracts.PAD_ID)
+    return codec.tensors(contracts.ECHOLM_OUTPUTS, len(answers), columns)

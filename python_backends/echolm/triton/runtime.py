@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvloop
 
+from echolm.errors import EchoError
 from echolm.triton.responder import Responder
 
 logger = logging.getLogger("echolm")
 
-MAX_BLOCKING_CALLS = 256
+_MAX_BLOCKING_CALLS = 256
 """BLS calls in flight. Each blocks one thread; asyncio's own default would allow 6 on 2 cores."""
 
 _CANCEL_CHECK_S = 0.1
@@ -29,25 +30,19 @@ _CANCEL_CHECKS_PER_ROUND = 64  # each asks Triton over shared memory, so a round
 class Runtime:
     """A thread that runs an event loop, and another that watches whether clients have gone."""
 
-    def __init__(self, name: str, cancel_check_s: float = _CANCEL_CHECK_S) -> None:
-        """
-        Args:
-            name: of the model, for its threads.
-            cancel_check_s: pause between two looks for clients that have gone.
-        """
+    def __init__(self, model: str, cancel_check_s: float = _CANCEL_CHECK_S) -> None:
         self.loop = uvloop.new_event_loop()
-        self.executor = ThreadPoolExecutor(MAX_BLOCKING_CALLS, thread_name_prefix=f"{name}-bls")
-        self.loop.set_default_executor(self.executor)
+        self._executor = ThreadPoolExecutor(_MAX_BLOCKING_CALLS, f"{model}-bls")
+        self.loop.set_default_executor(self._executor)
         self._tasks: set[asyncio.Task[None]] = set()
         self._cancel_check_s = cancel_check_s
         self._watched: dict[Responder, Callable[[], object]] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        # A thread apart: when all others wait in BLS calls, clients that leave must still be
-        # noticed.
+        # A thread apart: it notices clients that leave even when all others wait in BLS calls.
         self._threads = [
-            threading.Thread(target=self._run, name=f"{name}-loop", daemon=True),
-            threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True),
+            threading.Thread(target=self._run, name=f"{model}-loop", daemon=True),
+            threading.Thread(target=self._watch, name=f"{model}-watch", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -64,6 +59,30 @@ class Runtime:
     def spawn(self, work: Coroutine[Any, Any, None], responder: Responder | None = None) -> None:
         """Run a coroutine on the loop; it is cancelled when the responder's client goes away."""
         self.loop.call_soon_threadsafe(self._start, work, responder)
+
+    def repeat(
+        self, work: Callable[[], object], every_s: float, failure: str, first_s: float | None = None
+    ) -> None:
+        """Call ``work`` again and again, off the loop.
+
+        Args:
+            failure: what is logged with an error that it raises; the next round may work.
+            first_s: pause before the first round, by default as before every other.
+        """
+
+        async def rounds() -> None:
+            pause_s = every_s if first_s is None else first_s
+            while True:
+                await asyncio.sleep(pause_s)
+                pause_s = every_s
+                try:
+                    await self.loop.run_in_executor(None, work)
+                except EchoError as error:
+                    logger.warning("%s: %s", failure, error)
+                except Exception as error:
+                    logger.error(failure, exc_info=error)
+
+        self.spawn(rounds())
 
     def _start(self, work: Coroutine[Any, Any, None], responder: Responder | None) -> None:
         task = self.loop.create_task(work)
@@ -114,10 +133,7 @@ class Runtime:
         """Cancel what runs and stop the loop."""
 
         async def cancel_all() -> None:
-            tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(asyncio.all_tasks() - {asyncio.current_task()})
 
         self._closed.set()
         future = asyncio.run_coroutine_threadsafe(cancel_all(), self.loop)
@@ -128,4 +144,11 @@ class Runtime:
         self.loop.call_soon_threadsafe(self.loop.stop)
         for thread in self._threads:
             thread.join(timeout_s)
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have stopped."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

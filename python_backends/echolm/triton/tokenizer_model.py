@@ -14,8 +14,6 @@ from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 
-_INPUT_IDS, _ATTENTION_MASK = contracts.TOKENS
-
 _Tokens = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Ids and attention mask of one text, INT64 [tokens] each."""
 
@@ -39,8 +37,5 @@ class TritonPythonModel(BatchedModel[str, _Tokens]):
         return list(zip(ids, mask, strict=True))
 
     def tensors(self, results: Sequence[_Tokens]) -> list[Any]:
-        ids, mask = zip(*results, strict=True)
-        return [
-            codec.tensor(_INPUT_IDS, np.stack(ids)),
-            codec.tensor(_ATTENTION_MASK, np.stack(mask)),
-        ]
+        columns = zip(contracts.TOKENS, zip(*results, strict=True), strict=True)
+        return [codec.tensor(spec, np.stack(column)) for spec, column in columns]
