@@ -74,15 +74,7 @@ class CancelledError(EchoError):
 
 
 _KINDS: dict[str, type[EchoError]] = {
-    kind.code: kind
-    for kind in (
-        EchoError,
-        ConfigurationError,
-        InvalidRequestError,
-        ContextLengthError,
-        UnavailableError,
-        CancelledError,
-    )
+    kind.code: kind for kind in (EchoError, *EchoError.__subclasses__(), ContextLengthError)
 }
 # An ensemble puts its name in front of what its step said.
 _CODED = re.compile(rf"(?:in ensemble '[^']*', )?\[({'|'.join(_KINDS)})\] ")

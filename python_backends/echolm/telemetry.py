@@ -149,9 +149,7 @@ class Exported(Protocol):
 class Exporter(Protocol):
     """Where metrics are shown."""
 
-    def open(self, spec: MetricSpec, labels: Mapping[str, str]) -> Exported:
-        """Show a metric with these labels."""
-        ...
+    def open(self, spec: MetricSpec, labels: Mapping[str, str]) -> Exported: ...
 
 
 _Key = tuple[Kind, str, tuple[tuple[str, str], ...]]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
+from echolm import errors
 from echolm.errors import (
     CancelledError,
     ConfigurationError,
@@ -12,6 +15,8 @@ from echolm.errors import (
     from_remote,
     parse,
 )
+from echolm_client import InvalidRequest
+from echolm_client._errors import CODES
 
 
 def test_a_message_says_what_was_expected_what_came_and_how_to_mend_it() -> None:
@@ -53,6 +58,14 @@ def test_every_kind_has_a_code_of_its_own() -> None:
         "unavailable",
         "cancelled",
     ]
+
+
+def test_the_client_knows_the_servers_codes() -> None:
+    classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+    kinds = {kind.code: kind for kind in classes if issubclass(kind, EchoError)}
+    assert set(CODES) == set(kinds) == {kind.code for kind in KINDS}
+    for code, kind in kinds.items():
+        assert issubclass(CODES[code], InvalidRequest) == issubclass(kind, InvalidRequestError)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 class BatchedModel(Generic[Row, Result]):
     """A model's ``execute``, around what the model does with the rows of all requests.
 
-    A bad request fails alone. A failure of the call that is made for all of them is an error of
-    each, since none of them is to blame more than another.
+    A bad request fails alone. A failure of the shared call is an error of each request, since none
+    is to blame more than another.
     """
 
     def read(self, request: Any) -> list[Row]:

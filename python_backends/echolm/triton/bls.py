@@ -82,26 +82,20 @@ class BLSRetriever:
                 embedding=embeddings[row],
                 examples=_examples(out, row),
                 help_probability=float(out["help_probability"][row, 0]),
-                selection=out["selection_record"][row, 0].decode("utf-8"),
-                degraded=out["retrieval_degraded"][row, 0].decode("utf-8"),
+                selection=out["selection_record"][row, 0].decode(),
+                degraded=out["retrieval_degraded"][row, 0].decode(),
             )
             for row in range(len(requests))
         ]
 
 
 def _examples(out: dict[str, NDArray[Any]], row: int) -> tuple[Selected, ...]:
-    columns = zip(
-        out["example_ids"][row].tolist(),
-        out["example_requests"][row],
-        out["example_responses"][row],
-        out["example_similarities"][row].tolist(),
-        out["example_utilities"][row].tolist(),
-        strict=True,
-    )
+    names = ("ids", "requests", "responses", "similarities", "utilities")
+    columns = (out[f"example_{name}"][row].tolist() for name in names)
     return tuple(
-        Selected(i, q.decode("utf-8"), a.decode("utf-8"), s, u)
-        for i, q, a, s, u in columns
-        if i != contracts.PAD_ID
+        Selected(id, request.decode(), response.decode(), similarity, utility)
+        for id, request, response, similarity, utility in zip(*columns, strict=True)
+        if id != contracts.PAD_ID
     )
 
 

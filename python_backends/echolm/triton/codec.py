@@ -18,24 +18,8 @@ logger = logging.getLogger("echolm")
 
 def read(request: Any, name: str) -> NDArray[Any] | None:
     """The input as an array, with its batch dimension if the model has one; None if absent."""
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy()
-
-
-def decode(value: bytes | str, name: str) -> str:
-    """A BYTES element as text.
-
-    Raises:
-        InvalidRequestError: it is not UTF-8.
-    """
-    if isinstance(value, str):
-        return value
-    try:
-        return bytes(value).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError.of(
-            name, "UTF-8 text", f"byte 0x{value[error.start]:02x} at offset {error.start}"
-        ) from error
+    found = pb_utils.get_input_tensor_by_name(request, name)
+    return None if found is None else found.as_numpy()
 
 
 def read_rows(request: Any, specs: Sequence[Tensor]) -> list[dict[str, Any]]:
@@ -45,9 +29,9 @@ def read_rows(request: Any, specs: Sequence[Tensor]) -> list[dict[str, Any]]:
     Inputs that did not come are missing.
 
     Raises:
-        InvalidRequestError: there is no row, an input that is not optional is missing, inputs
-            have different numbers of rows, a row has several elements where the contract has one,
-            or a text is not UTF-8.
+        InvalidRequestError: there is no row, an input that is not optional is missing, inputs have
+            different numbers of rows, a row has several elements where the contract has one, or a
+            text is not UTF-8.
     """
     columns = {}
     for spec in specs:
@@ -56,9 +40,8 @@ def read_rows(request: Any, specs: Sequence[Tensor]) -> list[dict[str, Any]]:
             columns[spec.name] = [_cell(cell, spec) for cell in array]
         elif not spec.optional:
             dims = ", ".join(["n", *map(str, spec.dims)])
-            raise InvalidRequestError.of(
-                spec.name, f"a {spec.datatype} tensor of shape [{dims}]", "none"
-            )
+            expected = f"a {spec.datatype} tensor of shape [{dims}]"
+            raise InvalidRequestError.of(spec.name, expected, "none")
     counts = {name: len(cells) for name, cells in columns.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise InvalidRequestError.of("batch", "one row or more, as many of each input", counts)
@@ -70,11 +53,8 @@ def read_embedded(request: Any, specs: Sequence[Tensor], dimension: int) -> list
     rows = read_rows(request, specs)
     for embedding in (row["embedding"] for row in rows):
         if embedding.shape != (dimension,):
-            raise InvalidRequestError.of(
-                "embedding",
-                f"shape [n, {dimension}], as configured",
-                f"shape [{len(rows)}, {embedding.size}]",
-            )
+            got = f"shape [{len(rows)}, {embedding.size}]"
+            raise InvalidRequestError.of("embedding", f"shape [n, {dimension}], as configured", got)
         # All rows of a batch go to the store together, and it would refuse all for this one.
         if not np.isfinite(embedding).all():
             raise InvalidRequestError.of("embedding", "finite numbers", "NaN or infinity")
@@ -85,12 +65,20 @@ def _cell(cell: NDArray[Any], spec: Tensor) -> Any:
     """One input's value in one row."""
     if -1 in spec.dims:
         if spec.datatype == "BYTES":
-            return [decode(value, spec.name) for value in cell.reshape(-1)]
+            return [_text(value, spec.name) for value in cell.reshape(-1)]
         return np.array(cell)  # a copy, since Triton's memory goes with the request
     if cell.size != 1:
         raise InvalidRequestError.of(spec.name, "one element", f"shape {list(cell.shape)}")
     value = cell.reshape(-1)[0]
-    return decode(value, spec.name) if spec.datatype == "BYTES" else value.item()
+    return _text(value, spec.name) if spec.datatype == "BYTES" else value.item()
+
+
+def _text(value: bytes, name: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{value[error.start]:02x} at offset {error.start}"
+        raise InvalidRequestError.of(name, "UTF-8 text", got) from error
 
 
 def tensor(spec: Tensor, values: Any, shape: Sequence[int] | None = None) -> Any:
@@ -116,8 +104,7 @@ def tensors(specs: Sequence[Tensor], rows: int, columns: Mapping[str, Any]) -> l
     Args:
         columns: by a tensor's name, the values of all rows one after the other.
     """
-    used = [spec for spec in specs if spec.name in columns]
-    return [tensor(spec, columns[spec.name], (rows, -1)) for spec in used]
+    return [tensor(spec, columns[spec.name], (rows, -1)) for spec in specs if spec.name in columns]
 
 
 def padded(rows: Sequence[Sequence[Any]], fill: Any) -> list[Any]:
@@ -126,8 +113,8 @@ def padded(rows: Sequence[Sequence[Any]], fill: Any) -> list[Any]:
     return [value for row in rows for value in [*row, *[fill] * (width - len(row))]]
 
 
-def error(problem: BaseException) -> Any:
-    """The exception as a Triton error, its code in front. Clients never see a traceback."""
+def error_response(problem: BaseException) -> Any:
+    """A response that carries only the error, its code in front. Clients never see a traceback."""
     if isinstance(problem, EchoError):
         code, message = problem.code, str(problem)
     else:
@@ -136,10 +123,6 @@ def error(problem: BaseException) -> Any:
         message = f"internal error: {type(problem).__name__}; see the server's log"
     # Other codes are names of Triton's status as well, or stand for an internal error.
     status = "INVALID_ARG" if isinstance(problem, InvalidRequestError) else code.upper()
-    errors = pb_utils.TritonError
-    return errors(coded(code, message), getattr(errors, status, errors.INTERNAL))
-
-
-def error_response(problem: BaseException) -> Any:
-    """A response that carries only the error."""
-    return pb_utils.InferenceResponse(output_tensors=[], error=error(problem))
+    kind = pb_utils.TritonError
+    error = kind(coded(code, message), getattr(kind, status, kind.INTERNAL))
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)

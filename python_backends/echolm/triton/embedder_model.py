@@ -1,8 +1,4 @@
-"""The model ``embedder`` as a python model, where Triton has no ONNX Runtime backend.
-
-The wheel that the local profile runs Triton from has no ONNX Runtime backend; GPU profiles
-serve the same file with that backend instead.
-"""
+"""The model ``embedder`` as a python model, where Triton has no ONNX Runtime backend."""
 
 from __future__ import annotations
 
@@ -18,8 +14,7 @@ from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 
-_WARM_ROWS = 12
-_WARM_TOKENS = 48
+_WARM_ROWS, _WARM_TOKENS = 12, 48
 
 _Ids = NDArray[np.int64]
 _Tokens = tuple[_Ids, _Ids]

@@ -15,7 +15,6 @@ from echolm import contracts, wiring
 from echolm.errors import EchoError
 from echolm.examples.admission import AdmissionResult
 from echolm.examples.replay import Replayed
-from echolm.load.table import LoadTable
 from echolm.primitives import Interaction
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
@@ -48,7 +47,7 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._maintenance = wiring.build_maintenance(settings, *parts, owner)
         self._retention = wiring.build_retention(settings, self._statistics, self._log, owner)
         self._stopping = threading.Event()
-        self._load: LoadTable | None = None
+        self._load = wiring.open_load_table(settings) if settings.replay.off_peak else None
         self._embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
         self._runtime = runtime = Runtime(args["model_name"])
         self._metrics = Metrics(runtime)
@@ -58,8 +57,7 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         runtime.repeat(self._maintain, interval_s, "maintenance of the examples pauses")
         # Not at the start: what uses a snapshot saves it within 10 minutes, and shows that by it.
         runtime.repeat(self._trim, _TRIM_EVERY_S, "the learning log is not trimmed", _FIRST_TRIM_S)
-        if settings.replay.off_peak:
-            self._load = wiring.open_load_table(settings)
+        if self._load is not None:
             replayer = wiring.build_replayer(settings, *parts, self._embedder)
             replay = wiring.build_off_peak_replay(
                 settings, replayer, self._log, self._load, owner, self._count_replay
@@ -83,7 +81,7 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         Together, since the write-ahead log waits for the disk once each time.
         """
         results = [self._embedded(self._policy.judge(one), one) for one in rows]
-        admitted = [v.interaction for v in results if v.interaction is not None]
+        admitted = [r.interaction for r in results if r.interaction is not None]
         ids = iter(self._writer.put(admitted) if admitted else [])
         results = [
             AdmissionResult(None, "queue_full") if r.admitted and next(ids) is None else r
@@ -144,9 +142,6 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._stopping.set()
         self._writer.close()
         self._runtime.close()
-        self._write_ahead_log.close()
-        self._statistics.close()
-        self._log.close()
-        self._store.close()
-        if self._load is not None:
-            self._load.close()
+        for part in (self._write_ahead_log, self._statistics, self._log, self._store, self._load):
+            if part is not None:
+                part.close()

@@ -10,7 +10,7 @@ from echolm import contracts
 from echolm.learning.feedback import Feedback, FeedbackService
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
-from echolm.triton.metrics import Metrics, count_rating
+from echolm.triton.metrics import Metrics
 from echolm.wiring import build_feedback_tokens, open_event_log
 
 _ACCEPTED = contracts.FEEDBACK.outputs[0]
@@ -32,7 +32,7 @@ class TritonPythonModel:
                 rows = codec.read_rows(request, contracts.FEEDBACK.inputs)
                 ratings = [Feedback(token=row.pop("feedback_token"), **row) for row in rows]
                 for rated in self._service.accept(ratings):
-                    count_rating(self._metrics, "caller", rated.llm, rated.score, rated.predicted)
+                    self._metrics.count_rating("caller", rated.llm, rated.score, rated.predicted)
                 self._metrics.add("echolm_ratings_total", len(rows), result="accepted")
                 accepted = codec.tensor(_ACCEPTED, [[True]] * len(rows))
                 responses.append(pb_utils.InferenceResponse([accepted]))

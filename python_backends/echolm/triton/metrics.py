@@ -49,6 +49,12 @@ class Metrics(telemetry.Metrics):
         if runtime is not None:
             runtime.repeat(self.flush, _FLUSH_S, METRICS_LOST)
 
+    def count_rating(self, source: str, llm: str, score: float, predicted: float) -> None:
+        """Count one rating of an answer, by source ``caller`` or ``judge``."""
+        self.add("echolm_rated_answers_total", llm=llm, source=source)
+        self.add("echolm_rated_quality_total", score, llm=llm, source=source)
+        self.add("echolm_rated_predicted_quality_total", predicted, llm=llm, source=source)
+
 
 _STAGES: Mapping[Stage, str] = {
     "retrieval": "echolm_retrieval_seconds",
@@ -58,51 +64,39 @@ _STAGES: Mapping[Stage, str] = {
 }
 
 
-class TritonRouterMetrics:
-    """:class:`echolm.router.ports.RouterMetrics` on Triton's endpoint."""
+class RouterMetrics(Metrics):
+    """The router's metrics and its judge's.
 
-    def __init__(self, metrics: Metrics, strongest_llm: str) -> None:
-        self._metrics = metrics
+    They are :class:`echolm.router.ports.RouterMetrics` and
+    :class:`echolm.judges.service.JudgingMetrics`.
+    """
+
+    def __init__(self, runtime: Runtime, strongest_llm: str) -> None:
+        super().__init__(runtime)
         self._strongest_llm = strongest_llm
 
     def answered(self, answer: Answer, chosen: str, seconds: float) -> None:
-        add = self._metrics.add
-        add("echolm_requests_total", llm=answer.llm, chosen=chosen)
-        add("echolm_offloaded_total", float(answer.llm != self._strongest_llm))
-        add("echolm_examples_total", len(answer.example_ids), llm=answer.llm)
-        add("echolm_predicted_quality_total", answer.predicted_quality, llm=answer.llm)
-        add("echolm_solicited_total", float(answer.solicit_feedback))
-        self._metrics.observe("echolm_request_latency_seconds", seconds, llm=answer.llm)
+        self.add("echolm_requests_total", llm=answer.llm, chosen=chosen)
+        self.add("echolm_offloaded_total", float(answer.llm != self._strongest_llm))
+        self.add("echolm_examples_total", len(answer.example_ids), llm=answer.llm)
+        self.add("echolm_predicted_quality_total", answer.predicted_quality, llm=answer.llm)
+        self.add("echolm_solicited_total", float(answer.solicit_feedback))
+        self.observe("echolm_request_latency_seconds", seconds, llm=answer.llm)
 
     def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
         labels = {"llm": llm} if llm else {}
-        self._metrics.observe(_STAGES[stage], seconds, **labels)
+        self.observe(_STAGES[stage], seconds, **labels)
 
     def degraded(self, part: str, reason: str) -> None:
-        self._metrics.add("echolm_degraded_total", part=part, reason=reason)
+        self.add("echolm_degraded_total", part=part, reason=reason)
 
     def failed(self, reason: str) -> None:
-        self._metrics.add("echolm_failed_total", reason=reason)
-
-
-class TritonJudgingMetrics:
-    """:class:`echolm.judges.service.JudgingMetrics` on Triton's endpoint."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+        self.add("echolm_failed_total", reason=reason)
 
     def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
-        add = self._metrics.add
-        add("echolm_judgements_total", kind=kind, result=result)
-        add("echolm_judge_tokens_total", tokens, kind=kind)
-        add("echolm_judge_seconds_total", seconds, kind=kind)
+        self.add("echolm_judgements_total", kind=kind, result=result)
+        self.add("echolm_judge_tokens_total", tokens, kind=kind)
+        self.add("echolm_judge_seconds_total", seconds, kind=kind)
 
     def rated(self, llm: str, score: float, predicted: float) -> None:
-        count_rating(self._metrics, "judge", llm, score, predicted)
-
-
-def count_rating(metrics: Metrics, source: str, llm: str, score: float, predicted: float) -> None:
-    """Count one rating of an answer, by source ``caller`` or ``judge``."""
-    metrics.add("echolm_rated_answers_total", llm=llm, source=source)
-    metrics.add("echolm_rated_quality_total", score, llm=llm, source=source)
-    metrics.add("echolm_rated_predicted_quality_total", predicted, llm=llm, source=source)
+        self.count_rating("judge", llm, score, predicted)

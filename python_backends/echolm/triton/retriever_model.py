@@ -53,12 +53,8 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
         self._settings = settings = load_settings()
         self._store = wiring.open_store(settings, wait=True)
         self._prefix_index = wiring.open_prefix_index(settings)
-        self._selector = wiring.build_selector(
-            settings,
-            wiring.example_token_counter(settings),
-            np.random.default_rng(),
-            self._prefix_index,
-        )
+        count_tokens, rng = wiring.example_token_counter(settings), np.random.default_rng()
+        self._selector = wiring.build_selector(settings, count_tokens, rng, self._prefix_index)
         self._runtime = Runtime(args["model_name"])
         self._metrics = Metrics(self._runtime)
         if learnables := self._selector.learnables:

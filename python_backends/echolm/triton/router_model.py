@@ -23,7 +23,7 @@ from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.bls import BLSExampleManager, BLSRetriever, BLSTextEmbedder
 from echolm.triton.learning import follow_log
-from echolm.triton.metrics import Metrics, TritonJudgingMetrics, TritonRouterMetrics, process_label
+from echolm.triton.metrics import RouterMetrics, process_label
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime, cancel
 from echolm.wiring import build_router, open_load_table
@@ -41,7 +41,7 @@ class TritonPythonModel:
         self._model, self._name = args["model_name"], process_label(args)
         self._settings = settings = load_settings()
         self._runtime = Runtime(self._name)
-        self._metrics = Metrics(self._runtime)
+        self._metrics = RouterMetrics(self._runtime, settings.strongest_llm.name)
         self._load = open_load_table(settings)
         retrieval = settings.retrieval
         router = build_router(
@@ -50,8 +50,8 @@ class TritonPythonModel:
             retriever=BLSRetriever(retrieval.timeout_s, retrieval.batches_in_flight),
             embedder=BLSTextEmbedder(retrieval.timeout_s),
             sink=BLSExampleManager(),
-            metrics=TritonRouterMetrics(self._metrics, settings.strongest_llm.name),
-            judging_metrics=TritonJudgingMetrics(self._metrics),
+            metrics=self._metrics,
+            judging_metrics=self._metrics,
         )
         self._service, self._bias = router.service, router.bias
         follow_log(router.learner, self._runtime, self._metrics, self._name)
@@ -64,8 +64,8 @@ class TritonPythonModel:
             try:
                 rows = self._read(request)
             except Exception as problem:
-                reason = "overload" if isinstance(problem, UnavailableError) else "invalid"
-                self._metrics.add("echolm_failed_total", reason=reason)
+                overloaded = isinstance(problem, UnavailableError)
+                self._metrics.failed("overload" if overloaded else "invalid")
                 responder.fail(problem)
                 continue
             self._runtime.spawn(self._respond(rows, responder), responder)
@@ -90,17 +90,16 @@ class TritonPythonModel:
             responder.send([codec.tensor(_TEXT_OUTPUT, [piece], (1, 1))])
 
         streaming = self._decoupled and rows[0].stream
+        on_text = send_piece if streaming else None
         try:
-            answers = await _all(
-                [self._service.answer(row, send_piece if streaming else None) for row in rows]
-            )
+            answers = await _all([self._service.answer(row, on_text) for row in rows])
         except asyncio.CancelledError:
-            self._metrics.add("echolm_failed_total", reason="cancelled")
+            self._metrics.failed("cancelled")
             responder.fail(CancelledError("the client went away"))
             raise
         except Exception as problem:
             if not isinstance(problem, EchoError):
-                self._metrics.add("echolm_failed_total", reason="internal")
+                self._metrics.failed("internal")
             responder.fail(problem)
             return
         responder.send(output_tensors(answers, text_sent=streaming), final=True)

@@ -41,15 +41,11 @@ class Runtime:
         self._closed = threading.Event()
         # A thread apart: it notices clients that leave even when all others wait in BLS calls.
         self._threads = [
-            threading.Thread(target=self._run, name=f"{model}-loop", daemon=True),
+            threading.Thread(target=self.loop.run_forever, name=f"{model}-loop", daemon=True),
             threading.Thread(target=self._watch, name=f"{model}-watch", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
 
     @property
     def in_flight(self) -> int:
