@@ -73,9 +73,8 @@ class CancelledError(EchoError):
     code = "cancelled"
 
 
-_KINDS: dict[str, type[EchoError]] = {
-    kind.code: kind for kind in (EchoError, *EchoError.__subclasses__(), ContextLengthError)
-}
+_ALL: list[type[EchoError]] = [EchoError, *EchoError.__subclasses__(), ContextLengthError]
+_KINDS = {kind.code: kind for kind in _ALL}
 # An ensemble puts its name in front of what its step said.
 _CODED = re.compile(rf"(?:in ensemble '[^']*', )?\[({'|'.join(_KINDS)})\] ")
 
