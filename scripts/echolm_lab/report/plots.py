@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from echolm_lab.report.quality import HOLDS_QUALITY
+
 Seeds = Mapping[str, Mapping[str, Any]]
 """An experiment's figures by seed."""
 
@@ -35,7 +37,7 @@ def _frontier(figure: Figure, seeds: Seeds) -> None:
         x, y = [r["throughput"] for r in rows], [r["win_rate"] for r in rows]
         axes.scatter(x, y, color=f"C{number}", marker="*" if name == "echolm" else "o", s=60)
         axes.annotate(name, (x[0], y[0]), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.axhline(0.495, color="grey", linestyle=":", linewidth=1)
+    axes.axhline(HOLDS_QUALITY, color="grey", linestyle=":", linewidth=1)
     axes.set_xlabel("requests/s at saturation")
     axes.set_ylabel("win rate against always_large")
     axes.set_title("Quality and throughput")

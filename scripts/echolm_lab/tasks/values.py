@@ -122,10 +122,6 @@ def _time(rng: Random) -> str:
     )
 
 
-def _region(rng: Random) -> str:
-    return f"{rng.choice(('eu', 'us', 'ap', 'sa', 'af'))}-{word(rng)}-{rng.randint(1, 9)}"
-
-
 #: Slot kinds and their generators.
 KINDS: dict[str, Callable[[Random], str]] = {
     "host": _host,
