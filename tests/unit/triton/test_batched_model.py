@@ -144,3 +144,28 @@ def test_a_failure_of_the_shared_call_is_every_requests_error(
     responses, _ = execute(fail, [b"a"], [b"\xff"], [b"b"])
     assert (responses[0], responses[2]) == (shown, shown)
     assert responses[1][0] == "INVALID_ARG"
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        (np.ones((1, 3), np.float32), r"^embedding: expected shape \[n, 2\].*got shape \[1, 3\]"),
+        (np.array([[1, np.nan]], np.float32), "^embedding: expected finite numbers"),
+    ],
+)
+def test_an_embedding_that_the_store_would_refuse_is_refused(embedding: Any, message: str) -> None:
+    from echolm.triton import codec
+
+    specs = (Tensor("embedding", "FP32", (-1,)),)
+    with pytest.raises(InvalidRequestError, match=message):
+        codec.read_embedded(Request({"embedding": embedding}), specs, 2)
+
+
+def test_rows_of_different_lengths_become_one_tensor() -> None:
+    from echolm.triton import codec
+
+    words, vector = SPECS[2:]
+    columns = {"words": codec.padded([["a", "b"], []], ""), "vector": codec.padded([[], []], 0.0)}
+    first, second = codec.tensors((words, vector, SPECS[1]), 2, columns)
+    assert first.array.tolist() == [[b"a", b"b"], [b"", b""]]
+    assert (second.array.shape, second.array.dtype) == ((2, 0), np.float32)
