@@ -208,7 +208,8 @@ class Metrics:
         with self._flushing:
             with self._lock:
                 gathered, self._gathered = self._gathered, defaultdict(list)
-            for key, values in gathered.items():
+            # Gauges last: who reads that nothing is in flight finds all of it counted.
+            for key, values in sorted(gathered.items(), key=lambda item: item[0][0] == "gauge"):
                 metric = self._open(key)  # counters from 0 on, or Prometheus misses the first step
                 if key[0] == "gauge":
                     metric.set(values[-1])

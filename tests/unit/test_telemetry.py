@@ -102,6 +102,16 @@ def test_of_a_gauge_the_last_value_counts() -> None:
     assert exporter.of("echolm_examples_stored") == [("set", 2)]
 
 
+def test_a_gauge_is_shown_after_what_was_counted_with_it() -> None:
+    exporter = FakeExporter()
+    metrics = Metrics(exporter)
+    metrics.level("echolm_llm_in_flight", 0, model="m")
+    metrics.add("echolm_llm_cancelled_total", model="m")
+    metrics.flush()
+    names = [name for name, _ in exporter.shown]
+    assert names == ["echolm_llm_cancelled_total", "echolm_llm_in_flight"]
+
+
 def test_a_histogram_gets_every_value() -> None:
     exporter = FakeExporter()
     metrics = Metrics(exporter)
