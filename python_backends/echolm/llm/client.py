@@ -16,15 +16,11 @@ class LLMClient(Protocol):
         """Generate one answer.
 
         Args:
-            request_id: a unique id, by which the engine knows the generation if it has to stop.
-            prompt: the text that the LLM continues.
-            sampling: how the answer is sampled.
-            on_text: called on the event loop with each new piece of text; None asks for the
-                whole answer at once.
+            request_id: unique; by it the engine knows the generation if it has to stop.
+            on_text: called on the event loop with each new piece; None: no pieces are wanted.
 
         Raises:
             InvalidRequestError: the LLM refuses the request.
             UnavailableError: the LLM failed.
             asyncio.CancelledError: the task was cancelled; the engine stops generating.
         """
-        ...

@@ -14,14 +14,7 @@ from echolm.settings import LLMSettings
 
 @dataclass(frozen=True)
 class LLMEndpoint:
-    """One LLM that can answer, with all that calling it needs.
-
-    Attributes:
-        settings: the LLM as configured.
-        client: calls it.
-        template: lays out its prompts.
-        tokens: counts its tokens.
-    """
+    """One LLM that can answer, with all that calling it needs."""
 
     settings: LLMSettings
     client: LLMClient
@@ -36,9 +29,8 @@ class LLMEndpoint:
         kept = list(examples) if self.settings.takes_examples else []
         room = self.settings.context_length - request.sampling.max_tokens
         while True:
-            text = self.template.render(
-                request.text, [(e.request, e.response) for e in kept], request.system_prompt
-            )
+            pairs = [(e.request, e.response) for e in kept]
+            text = self.template.render(request.text, pairs, request.system_prompt)
             # A token is at least one byte, so short prompts need no counting.
             if not kept or len(text.encode("utf-8")) <= room or self.tokens.count(text) <= room:
                 return text, kept
