@@ -17,6 +17,7 @@ from echolm.learning.event_log import Event
 from echolm.learning.feedback import PREFERENCE, RATING, is_judged
 from echolm.learning.learner import OutdatedError
 from echolm.learning.snapshot import fingerprint
+from echolm.retrieval.record import remember
 
 logger = logging.getLogger("echolm")
 
@@ -143,7 +144,7 @@ class BanditLearning:
                 self._learn(answer, min(1.0, max(0.0, score)), preference)
 
     def _learn(self, answer: _Answer, score: float, preference: str) -> None:
-        earlier = self._learned.pop(answer.request_id, None)
+        earlier = self._learned.get(answer.request_id)
         if earlier is None:
             self._bandit.learn(answer.llm, answer.x, score)
             learned_at = answer.arm.updates
@@ -151,6 +152,5 @@ class BanditLearning:
             # What is said later of the same answer replaces what was said before.
             learned_at = earlier.learned_at
             answer.arm.correct(answer.x, earlier.score, score, learned_at)
-        self._learned[answer.request_id] = _Learned(score, learned_at, preference)
-        while len(self._learned) > _REMEMBERED:
-            self._learned.popitem(last=False)
+        learned = _Learned(score, learned_at, preference)
+        remember(self._learned, answer.request_id, learned, _REMEMBERED)

@@ -41,7 +41,7 @@ _COLUMNS = np.dtype(
 class ExampleTexts:
     """What is known of stored examples' texts, in arrays of a fixed size.
 
-    When the arrays are full, the example that was looked up least recently makes room.
+    When the arrays are full, the examples that were looked up least recently make room.
 
     Args:
         tokens: counts tokens of the LLM that will read the examples.
@@ -59,8 +59,7 @@ class ExampleTexts:
         self._looked_up = np.zeros(capacity, dtype=np.int64)
         self._lookups = 0
         self._free: list[int] = []
-        # An array for each column: gathering whole rows of a structured array is several times
-        # slower.
+        # Gathering whole rows of a structured array is several times slower.
         self._columns = {
             name: np.zeros((capacity, *_COLUMNS[name].shape), _COLUMNS[name].base)
             for name in _COLUMNS.names or ()
@@ -129,10 +128,10 @@ class ExampleTexts:
 
     def _fill(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
         n = len(candidates)
-        request_words, literals = zip(
-            *(words_and_literals(c.request) for c in candidates), strict=True
-        )
-        response_words = [set(words_of(c.response)[:MAX_WORDS]) for c in candidates]
+        parsed = [words_and_literals(c.request) for c in candidates]
+        request_words, literals = zip(*parsed, strict=True)
+        responses = [c.response for c in candidates]
+        response_words = [set(words_of(response)[:MAX_WORDS]) for response in responses]
         for words, candidate in zip(response_words, candidates, strict=True):
             # What a response has of its own request differs between examples that agree.
             words.difference_update(words_of(candidate.request))
@@ -144,12 +143,9 @@ class ExampleTexts:
             "num_request_words": popcount(bitmaps[:n]),
             "num_response_words": [len(words) for words in response_words],
             "num_literals": list(map(len, literals)),
-            "consistency": [
-                _consistency(*pair)
-                for pair in zip(literals, [c.response for c in candidates], strict=True)
-            ],
+            "consistency": [_consistency(*pair) for pair in zip(literals, responses, strict=True)],
             "request_length": [math.log1p(len(c.request)) for c in candidates],
-            "response_length": [math.log1p(len(c.response)) for c in candidates],
+            "response_length": [math.log1p(len(response)) for response in responses],
         }
         for name, value in values.items():
             self._columns[name][slots] = value
