@@ -60,7 +60,5 @@ class _LLMAPIReader(ResponseReader):
         # NVIDIA's model sends Python's None as text as long as there is no reason.
         if reason not in ("", "None"):
             self.finish_reason = reason
-        if "num_input_tokens" in outputs:
-            self.num_input_tokens = read_int(outputs["num_input_tokens"])
         if "num_output_tokens" in outputs:
             self.num_output_tokens = read_int(outputs["num_output_tokens"])

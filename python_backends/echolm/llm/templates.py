@@ -24,20 +24,16 @@ class PromptTemplate:
         example: comes once for each example; holds ``{request}`` and ``{response}``.
         request: the request, up to where the LLM's answer starts; holds ``{request}``.
         special_tokens: strings with a meaning to the LLM, which no text may contain.
-        preamble: comes before the examples if there are any.
     """
 
     system: str
     example: str
     request: str
     special_tokens: tuple[str, ...]
-    preamble: str = ""
 
     def render(self, request: str, examples: Sequence[tuple[str, str]], system: str = "") -> str:
         """The prompt with (request, response) pairs as examples, in the order given."""
         parts = [self._fill(self.system, system=system)] if system else []
-        if examples:
-            parts.append(self.preamble)
         parts += [self._fill(self.example, request=r, response=a) for r, a in examples]
         return "".join([*parts, self._fill(self.request, request=request)])
 

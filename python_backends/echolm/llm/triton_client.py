@@ -60,12 +60,11 @@ class Channels:
 
 @dataclass(frozen=True)
 class ModelSignature:
-    """What a model's configuration says about how it is called.
+    """What a model's configuration says about how it is called; the tensors by their names.
 
     Attributes:
         decoupled: whether the model can answer in pieces.
         batched: whether its tensors begin with a batch dimension.
-        inputs, outputs: names of its tensors.
     """
 
     decoupled: bool
@@ -136,19 +135,16 @@ class TritonLLMClient:
             config = (await self._channels.stub(self._url).ModelConfig(request)).config
         except grpc.RpcError as error:
             raise _failed_call(self._model, error) from error
-        signature = ModelSignature(
-            decoupled=config.model_transaction_policy.decoupled,
-            batched=config.max_batch_size > 0,
-            inputs=frozenset(tensor.name for tensor in config.input),
-            outputs=frozenset(tensor.name for tensor in config.output),
-        )
-        missing = {name for name, t in self.inputs.items() if not t.optional} - signature.inputs
+        inputs = frozenset(tensor.name for tensor in config.input)
+        outputs = frozenset(tensor.name for tensor in config.output)
+        missing = {name for name, t in self.inputs.items() if not t.optional} - inputs
         if missing:
             raise UnavailableError(
                 f"{self._model}: expected the inputs of contract {self.contract}, got no "
                 f"{', '.join(sorted(missing))}; correct llms.contract in the configuration"
             )
-        return signature
+        decoupled = config.model_transaction_policy.decoupled
+        return ModelSignature(decoupled, config.max_batch_size > 0, inputs, outputs)
 
     def _request(
         self, request_id: str, values: Mapping[str, Sequence[Any]], signature: ModelSignature
@@ -219,6 +215,8 @@ class ResponseReader:
         if "text_output" not in outputs:
             return ""
         self.begun = True
+        if "num_input_tokens" in outputs:
+            self.num_input_tokens = read_int(outputs["num_input_tokens"])
         self.read_outputs(outputs)
         text = read_text(outputs["text_output"])
         if self._cumulative:
@@ -228,7 +226,7 @@ class ResponseReader:
         return self._push(self._stop.push(text))
 
     def read_outputs(self, outputs: RawOutputs) -> None:
-        """Take token counts and the finish reason from a response, as far as it holds them."""
+        """Take output tokens and the finish reason from a response, as far as it holds them."""
         raise NotImplementedError
 
     def end(self) -> str:
@@ -289,12 +287,8 @@ def remote_error(
     """An LLM's error message as an exception.
 
     Our own models put its code in front (see :mod:`echolm.errors`); NVIDIA's are known by their
-    words.
-
-    Args:
-        status: of the call. Triton gives streamed errors none, unless asked for it by the
-            ``triton_grpc_error`` header, with which a failing request can crash the whole server
-            (Triton 2.51).
+    words. Triton gives streamed errors no status, unless asked for it by the ``triton_grpc_error``
+    header, with which a failing request can crash the whole server (Triton 2.51).
     """
     if parse(message)[0] is None and _TOO_LONG.search(message):
         return ContextLengthError(f"{model}: {message}")

@@ -35,8 +35,6 @@ from echolm.load.tracker import Count, LoadTracker, ServingLoad
 
 logger = logging.getLogger("echolm")
 
-ROWS = 64
-"""Number of router processes that a table has room for."""
 
 _MARK = b"EchoLM load 1\0\0\0"
 _HEADER_BYTES = 64
@@ -205,11 +203,10 @@ class LoadTable(ServingLoad):
     ten seconds. Several threads may use a table.
 
     Args:
-        path: the file; it is made if it is missing.
         llms: names of all LLMs, in the same order in every process.
         half_life_s: seconds after which an old load counts half.
         clock: gives seconds, the same for all processes of the machine.
-        rows: number of processes that the table has room for; the same in every process.
+        rows: most processes; the same number in every process.
 
     Attributes:
         local: the load that this process causes.
@@ -222,7 +219,7 @@ class LoadTable(ServingLoad):
         llms: Sequence[str],
         half_life_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
-        rows: int = ROWS,
+        rows: int = 64,
     ) -> None:
         self.local = LoadTracker(half_life_s, clock)
         self._path = path

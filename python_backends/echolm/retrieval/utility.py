@@ -164,12 +164,6 @@ class LearnedUtility:
         precision = kept / effect.variance + (1.0 - kept) / _EFFECT_VARIANCE
         return kept * effect.mean / effect.variance / precision, 1.0 / precision
 
-    def predict(self, record: SelectionRecord) -> float:
-        """P(the LLM answers well | request, these examples); without any, their features are 0."""
-        x, share = self._inputs(record)
-        effects = share * sum(self.effect(i)[0] for i in record.ids)
-        return _sigmoid(float(self._mean @ x) + effects)
-
     def _inputs(self, record: SelectionRecord) -> tuple[NDArray[np.float64], float]:
         """The set's features x, FP64 [d], and the share with which each example's effect counts."""
         expected = (len(REQUEST_FEATURES), len(EXAMPLE_FEATURES))

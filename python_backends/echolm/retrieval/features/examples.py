@@ -50,15 +50,12 @@ class ExampleTexts:
 
     def __init__(self, tokens: TokenCounter, capacity: int = 16_384) -> None:
         self._tokens = tokens
-        self._capacity = capacity
         self._slots: dict[int, int] = {}
-        self._ids: list[int] = []
-        self._requests: list[str] = []
-        self._responses: list[str] = []
-        self._num_tokens: list[int] = []
+        self._free = list(reversed(range(capacity)))
+        self._ids, self._num_tokens = [0] * capacity, [0] * capacity
+        self._requests, self._responses = [""] * capacity, [""] * capacity
         self._looked_up = np.zeros(capacity, dtype=np.int64)
         self._lookups = 0
-        self._free: list[int] = []
         # Gathering whole rows of a structured array is several times slower.
         self._columns = {
             name: np.zeros((capacity, *_COLUMNS[name].shape), _COLUMNS[name].base)
@@ -111,15 +108,9 @@ class ExampleTexts:
             self._fill(list(changed), list(changed.values()))
 
     def _vacant(self) -> int:
-        if len(self._ids) < self._capacity:
-            self._ids.append(0)
-            self._requests.append("")
-            self._responses.append("")
-            self._num_tokens.append(0)
-            return len(self._ids) - 1
         if not self._free:
             # Several at a time, since finding the oldest looks at all; none that this lookup needs.
-            some = self._capacity // 64
+            some = len(self._ids) // 64
             oldest = np.argpartition(self._looked_up, some)[: some + 1]
             self._free = oldest[self._looked_up[oldest] < self._lookups].tolist()
             for slot in self._free:
