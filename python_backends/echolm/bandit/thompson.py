@@ -25,7 +25,6 @@ class ThompsonSampling:
     """The bandit over LLMs.
 
     Args:
-        arms: one model for each LLM, by name.
         costs: relative cost of each arm.
         cost_weight: quality that one unit of cost is worth.
         exploration_floor: least probability of any eligible arm.

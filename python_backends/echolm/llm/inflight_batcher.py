@@ -50,7 +50,6 @@ class InflightBatcherClient(TritonLLMClient):
 
 class _InflightBatcherReader(ResponseReader):
     def read_outputs(self, outputs: RawOutputs) -> None:
-
         if "num_output_tokens" in outputs:  # counts this response only
             new_tokens = read_int(outputs["num_output_tokens"])
             self.num_output_tokens = max(self.num_output_tokens, 0) + new_tokens

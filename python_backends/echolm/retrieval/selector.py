@@ -219,18 +219,14 @@ class ExampleSelector:
                 selections.append(Selection())
                 continue
             selected = [batch.candidates[row][column] for column in choice.columns]
-            start, end = end, end + len(selected)
+            here, end = slice(end, end + len(selected)), end + len(selected)
+            ids, num_tokens = tuple([c.id for c in selected]), tuple(tokens[here])
             record = SelectionRecord(
-                batch.request[row],
-                tuple([c.id for c in selected]),
-                features[start:end],
-                tuple(tokens[start:end]),
-                choice.dropped,
-                choice.draw,
+                batch.request[row], ids, features[here], num_tokens, choice.dropped, choice.draw
             )
             examples = [
                 Selected(c.id, c.request, c.response, c.similarity, u)
-                for c, u in zip(selected, worth[start:end], strict=True)
+                for c, u in zip(selected, worth[here], strict=True)
             ]
             selections.append(Selection(tuple(examples), record, help_probabilities[row]))
         return selections

@@ -5,10 +5,9 @@ probabilities of being best; they say that two arms are close, not what is at st
 rating could tell them apart. Where a narrow prior, or cautious exploration, keeps them apart, that
 rule never asks, and what the router wrongly believes is never put to the test.
 
-Here the question is by how much one rating of this answer can be expected to improve the decision
-for requests like this one (:func:`echolm.bandit.rating_value.value_of_rating`). That grows with
-the posterior's width at this context (rare contexts) and with the nearness of the arms (open
-decisions), and is small if the answering arm is known well already.
+Here the question is by how much a rating of this answer can be expected to improve the decision for
+requests like this one (:func:`echolm.bandit.rating_value.value_of_rating`). That grows with the
+posterior's width at this context and the nearness of the arms.
 
 Ratings until 95% of what random rating gains in the end, in the simulation of
 ``tests/unit/router/test_solicitation.py`` (mean of 12 seeds; 40% of the requests are clear cases,

@@ -39,12 +39,11 @@ the nearer these are to the request, and ``support`` how many such there are.
 """
 
 PRIOR = EXAMPLE_FEATURES.index("prior")
-_LEAST_ODDS, _MOST_ODDS = 0.005, 0.995
 
 
 def log_odds(p: NDArray[np.float32]) -> NDArray[np.float32]:
     """log(p / (1 - p)) with p kept away from 0 and 1."""
-    p = np.minimum(np.maximum(p, _LEAST_ODDS), _MOST_ODDS)  # np.clip is slow on small arrays
+    p = np.minimum(np.maximum(p, 0.005), 0.995)  # np.clip is slow on small arrays
     return np.asarray(np.log(p / (1.0 - p)), dtype=np.float32)
 
 
@@ -109,17 +108,9 @@ def featurize(
     literals = np.array([len(p[1]) for p in parsed], dtype=np.float32).reshape(b, 1)
     request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
     example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
+    stored = [texts[name].take(slots, axis=0) for name in ("request_sketch", "response_sketch")]
     batch = FeatureBatch(
-        eligible,
-        valid,
-        ids,
-        slots,
-        similarity,
-        quality,
-        request,
-        example,
-        texts["request_sketch"].take(slots, axis=0),
-        texts["response_sketch"].take(slots, axis=0),
+        eligible, valid, ids, slots, similarity, quality, request, example, *stored
     )
     if n:
         bitmaps, sketches = bitmaps_and_sketches([p[0] for p in parsed])
