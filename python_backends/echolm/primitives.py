@@ -1,8 +1,6 @@
-"""What travels with a request, each thing defined once.
+"""What travels with a request, each thing defined once, in the order in which a request meets it.
 
-In the order in which a request meets them: the request itself, the examples that are found and
-selected for it, the choice of an LLM, the answer, and what is learnt from it. Every object is
-frozen, so that it may cross threads and module borders.
+Every object is frozen, so that it may cross threads and module borders.
 """
 
 from __future__ import annotations
@@ -36,9 +34,8 @@ class Sampling:
         temperature: >= 0; 0 is greedy.
         top_p: in (0, 1]; 1 is off.
         top_k: >= 0; 0 is off.
-        seed: 64 bits without a sign. The same seed, prompt and parameters give the same text;
-            None: a new seed each time.
-        stop: strings that end the answer; they are not part of it.
+        seed: 64 bits without a sign, which make the text reproducible; None: a new seed each time.
+        stop: strings that end the answer and are not part of it.
         frequency_penalty: subtracted from a token's logit for each time it was generated.
         presence_penalty: subtracted from a token's logit once it was generated.
     """
@@ -88,9 +85,8 @@ class Sampling:
         )
         for field, usable, expected in checks:
             if not usable:
-                raise InvalidRequestError.of(
-                    names.get(field, field), expected, getattr(asked, field)
-                )
+                name = names.get(field, field)
+                raise InvalidRequestError.of(name, expected, getattr(asked, field))
         stop = names.get("stop", "stop")
         if len(asked.stop) > max_stop_words:
             raise InvalidRequestError.of(stop, f"at most {max_stop_words}", len(asked.stop))
@@ -106,7 +102,6 @@ class Request:
     """One valid request, as :func:`echolm.router.validation.build_request` makes it.
 
     Attributes:
-        system_prompt: empty if there is none.
         tenant: whose request it is; examples never cross tenants.
         use_examples: whether stored examples may be put in front of it.
         store: whether the interaction may become an example.
@@ -129,8 +124,7 @@ class Candidate:
     """A stored example that was found near a request.
 
     Attributes:
-        request, response: the stored texts.
-        quality: the answer's quality, 0..1.
+        quality: the response's, 0..1.
         similarity: cosine of the two requests' embeddings.
     """
 
@@ -147,8 +141,7 @@ class Selected:
     """An example that is selected for the prompt.
 
     Attributes:
-        request, response: the stored texts.
-        similarity: cosine of the two requests' embeddings.
+        similarity: see :class:`Candidate`.
         utility: its estimated usefulness for this request, 0..1.
     """
 
@@ -166,11 +159,9 @@ class Retrieved:
     Attributes:
         embedding: FP32 [D], unit length; None if there is none.
         examples: the selected examples in the order of the prompt.
-        help_probability: probability that any of the good examples that were found would do for
-            the request, 0..1 (:class:`echolm.retrieval.selector.Selection` computes it).
-        selection: how the examples were selected, text of a
-            :class:`~echolm.retrieval.record.SelectionRecord`; empty if there was nothing to select
-            from. It travels unread into the feedback token and the event log, for the learners.
+        help_probability: see :class:`echolm.retrieval.selector.Selection`, 0..1.
+        selection: text of a :class:`~echolm.retrieval.record.SelectionRecord`; empty if there was
+            nothing to select from. It travels unread into the feedback token and the event log.
         degraded: why there are no examples, if something failed.
     """
 
@@ -187,11 +178,10 @@ class Choice:
 
     Attributes:
         arm: name of the chosen LLM.
-        propensity: the probability with which it was drawn, 0..1.
+        propensity: the probability with which it was drawn.
         probabilities: the probability of every eligible LLM, by name.
         quality: the bandit's estimate of the answer's quality, clipped to 0..1.
-        rating_value: expected gain in quality from a rating of the answer
-            (:func:`echolm.bandit.rating_value.value_of_rating`); 0 if no rating is of use.
+        rating_value: see :func:`echolm.bandit.rating_value.value_of_rating`.
     """
 
     arm: str
@@ -227,7 +217,6 @@ class Answer:
         solicit_feedback: whether the client is asked to rate the answer.
         feedback_token: names the answer in feedback.
         degraded: what failed on the way; empty if nothing did.
-        finish_reason, num_input_tokens, num_output_tokens: see :class:`Completion`.
     """
 
     text: str
@@ -250,10 +239,9 @@ class Decision:
         request_id: unique id of the answer; a rating counts once for it.
         llm: the arm that answered.
         context: the bandit's x, FP32 [d]; it travels as FP16.
-        propensity: probability with which the arm was drawn.
-        quality: the quality that the router predicted.
+        propensity, quality: see :class:`Choice`.
         example_ids: ids of the examples in the prompt, in its order.
-        selection: how they were selected, text of a ``SelectionRecord``; empty if there were none.
+        selection: see :class:`Retrieved`.
         revision: the LLM's ``llms.revision``.
     """
 
@@ -273,13 +261,9 @@ class Interaction:
     """A finished request and its answer, submitted as a possible example.
 
     Attributes:
-        request, response: texts of the request and of its answer.
         embedding: the request's, FP32 [D], unit length.
-        llm: name of the LLM that answered.
-        finish_reason: see :class:`Completion`.
         quality: the quality that the router expects of the answer, 0..1.
-        help_probability: probability that stored examples serve the request already, 0..1, see
-            :class:`Retrieved`.
+        help_probability: probability that stored examples serve the request already, 0..1.
     """
 
     request: str
@@ -300,7 +284,7 @@ class Served:
     Attributes:
         x: the bandit's context, FP32 [d].
         choice: the choice of the LLM that answered.
-        text: the answer's text.
+        text: the answer.
         solicited: whether the client is asked to rate it.
     """
 

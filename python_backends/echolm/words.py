@@ -1,9 +1,7 @@
 """Words of texts and their hashes, the same for every reader of texts and in every process.
 
-The retriever describes a request and an example by their words, and so does the bandit's context.
-Both split and hash texts with these two functions. What they make of the hashes differs, since
-learnt weights depend on it: see :mod:`echolm.retrieval.features.texts` and
-:mod:`echolm.bandit.features`.
+What :mod:`echolm.retrieval.features.texts` and :mod:`echolm.bandit.features` make of the hashes
+differs, since learnt weights depend on it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ Context = NDArray[np.float32] | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Posterior:
-    """What an arm has learnt. Never changed, only replaced, so any thread may read it.
+    """What an arm has learnt. It is never changed, only replaced, so any thread may read it.
 
     Attributes:
         A: precision matrix, FP64 [d, d].
@@ -33,7 +33,6 @@ class SolvedPosterior:
     """A posterior in the form that predictions need.
 
     Attributes:
-        posterior: the posterior that was solved.
         mean: mean of the weights, FP64 [d].
         W: FP64 [d, d] with W.T @ W = A^-1, so that the variance at x is |W @ x|^2.
     """
@@ -50,6 +49,14 @@ class BayesianLinearArm:
     solution serves all ratings that came in between. It is a Cholesky factor of A and not a rank-1
     update of A^-1 (Sherman-Morrison): forgetting adds a part of the prior to all of A at each step,
     which is not of rank 1, and without that part A^-1 would drift away from the true inverse.
+
+    Args:
+        prior_mean: mean of the weights before any rating, FP64 [d].
+        prior_precision: inverse variance of every weight before any rating.
+        noise: standard deviation of a rating around the model.
+        discount: weight that the past keeps at each rating, in (0, 1]. What is forgotten is
+            replaced by the prior, so an arm that drifts is explored again.
+        revision: the LLM's revision; ratings of another one teach nothing about this one.
     """
 
     def __init__(
@@ -60,18 +67,8 @@ class BayesianLinearArm:
         discount: float,
         revision: str = "",
     ) -> None:
-        """
-        Args:
-            prior_mean: mean of the weights before any rating, FP64 [d].
-            prior_precision: inverse variance of every weight before any rating.
-            noise: standard deviation of a rating around the model.
-            discount: weight that the past keeps at each rating, in (0, 1]. What is forgotten
-                is replaced by the prior, so an arm that drifts is explored again.
-            revision: the LLM's revision; ratings of another one teach nothing about this one.
-        """
-        d = prior_mean.shape[0]
         self.revision = revision
-        self._A0 = prior_precision * np.eye(d)
+        self._A0 = prior_precision * np.eye(len(prior_mean))
         self._b0 = self._A0 @ prior_mean
         self.noise = noise
         self._inverse_variance = 1.0 / noise**2
@@ -107,11 +104,9 @@ class BayesianLinearArm:
         """Take in one rating in [0, 1]."""
         x = x.astype(np.float64)
         kept = self._kept()
-        self.posterior = Posterior(
-            kept.A + self._inverse_variance * np.outer(x, x),
-            kept.b + self._inverse_variance * reward * x,
-            kept.updates,
-        )
+        A = kept.A + self._inverse_variance * np.outer(x, x)
+        b = kept.b + self._inverse_variance * reward * x
+        self.posterior = Posterior(A, b, kept.updates)
 
     def forget(self) -> None:
         """Take the step of the discount that another arm's rating means for this one."""
@@ -119,11 +114,9 @@ class BayesianLinearArm:
 
     def _kept(self) -> Posterior:
         keep, old = self._discount, self.posterior
-        return Posterior(
-            keep * old.A + (1 - keep) * self._A0,
-            keep * old.b + (1 - keep) * self._b0,
-            old.updates + 1,
-        )
+        A = keep * old.A + (1 - keep) * self._A0
+        b = keep * old.b + (1 - keep) * self._b0
+        return Posterior(A, b, old.updates + 1)
 
     def correct(self, x: Context, old: float, new: float, learned_at: int) -> None:
         """Replace the reward of a rating learnt when ``updates`` became ``learned_at``."""
@@ -145,15 +138,10 @@ class BayesianLinearArm:
 
     def state(self) -> dict[str, Any]:
         """The posterior, for :meth:`restore`; later ratings do not change what is returned."""
-        p = self.posterior
-        return {"A": p.A, "b": p.b, "updates": p.updates}
+        return dict(vars(self.posterior))
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the posterior of an arm of the same configuration.
-
-        Raises:
-            ValueError: it has another number of weights.
-        """
+        """Take over a :meth:`state`; ValueError if it has another number of weights."""
         A, b, updates = state["A"], state["b"], state["updates"]
         if A.shape != self._A0.shape or b.shape != self._b0.shape:
             raise ValueError(f"posterior: expected {len(self._b0)} weights, got {b.shape[0]}")

@@ -30,8 +30,8 @@ SCALARS = (
 
 ``relevance`` says how relevant the best example is, 0..1, and ``irrelevance`` is the rest to 1:
 two weights instead of a constant and a slope, so that what an LLM does without examples says
-nothing of what it does with them. The elements after them are centred and multiplied by the
-relevance, except for ``log_length``.
+nothing of what it does with them. The others are centred and, except for ``log_length``, multiplied
+by the relevance.
 """
 
 _TYPICAL_SIMILARITY = 0.8
@@ -79,9 +79,8 @@ class Featurizer:
         """The contexts of several requests, FP32 [n, dimension].
 
         Args:
-            embeddings: the requests' embeddings, FP32 [D], or None if there is none; the
-                projection is zero then.
-            examples: the examples that are selected for each request.
+            embeddings: FP32 [D] each; for None the projection is zero.
+            examples: those that are selected for each request.
         """
         x = np.zeros((len(texts), self.dimension), dtype=np.float32)
         rows = zip(texts, examples, strict=True)
@@ -128,20 +127,13 @@ class Featurizer:
         return mean
 
 
-_projections: dict[tuple[int, int], NDArray[np.float32]] = {}
-
-
+@lru_cache
 def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
-    """A fixed random matrix, FP32 [projected, dimension].
-
-    It is the same in every process and replica, since all of them must see the same context.
-    """
-    key = (dimension, projected)
-    if key not in _projections:
-        rng = np.random.default_rng(20250107)
-        _projections[key] = rng.standard_normal((projected, dimension)).astype(np.float32)
-        _projections[key] /= math.sqrt(projected)
-    return _projections[key]
+    """A random matrix, FP32 [projected, dimension], the same in every process and replica."""
+    rng = np.random.default_rng(20250107)
+    matrix = rng.standard_normal((projected, dimension)).astype(np.float32)
+    matrix /= math.sqrt(projected)
+    return matrix
 
 
 def _bitmap(text: str) -> int:

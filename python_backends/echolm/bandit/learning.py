@@ -6,7 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from echolm.learning.event_log import Event
 from echolm.learning.feedback import PREFERENCE, RATING, is_judged
 from echolm.learning.learner import OutdatedError
 from echolm.learning.snapshot import fingerprint
+from echolm.retrieval.record import remember
 
 logger = logging.getLogger("echolm")
 
@@ -30,7 +31,7 @@ _VERSION = 2  # raised whenever events do something else, so that old snapshots 
 
 @dataclass(frozen=True)
 class _Answer:
-    """A rated answer: its id, its arm, and the context x, FP32 [d]."""
+    """A rated answer; x is the context, FP32 [d]."""
 
     request_id: str
     llm: str
@@ -43,7 +44,6 @@ class _Learned:
     """What an answer has taught.
 
     Attributes:
-        score: the score that was learnt, 0..1.
         learned_at: the arm's ``updates`` after it was learnt.
         preference: empty for a caller's rating, ``_JUDGED`` for a judge's; otherwise the ids of
             the two answers that were compared.
@@ -55,10 +55,10 @@ class _Learned:
 
 
 class BanditLearning:
-    """Teaches a bandit ratings and preferences, each once per answer.
+    """Teaches a bandit ratings and preferences (:mod:`echolm.learning.feedback`).
 
-    :mod:`echolm.learning.feedback` says what they are. Feedback on another revision of an LLM is
-    skipped: an LLM that was replaced is learnt anew, from its prior.
+    Feedback on another revision of an LLM is skipped: an LLM that was replaced is learnt anew,
+    from its prior.
     """
 
     name = "bandit"
@@ -86,16 +86,15 @@ class BanditLearning:
             self._prefer(better, worse)
 
     def state(self) -> dict[str, Any]:
-        learned = self._learned.values()
-        return {
-            "arms": {name: arm.state() for name, arm in self._bandit.arms.items()},
-            "learned": {
-                "request_ids": list(self._learned),
-                "scores": np.array([entry.score for entry in learned], dtype=np.float64),
-                "learned_at": np.array([entry.learned_at for entry in learned], dtype=np.int64),
-                "preferences": [entry.preference for entry in learned],
-            },
+        arms = {name: arm.state() for name, arm in self._bandit.arms.items()}
+        entries = self._learned.values()
+        learned = {
+            "request_ids": list(self._learned),
+            "scores": np.array([entry.score for entry in entries], dtype=np.float64),
+            "learned_at": np.array([entry.learned_at for entry in entries], dtype=np.int64),
+            "preferences": [entry.preference for entry in entries],
         }
+        return {"arms": arms, "learned": learned}
 
     def restore(self, state: dict[str, Any]) -> None:
         for name, arm in self._bandit.arms.items():
@@ -112,19 +111,16 @@ class BanditLearning:
         llm, revision = decision["llm"], str(decision.get("revision", ""))
         arm = self._bandit.arms[llm]
         if revision != arm.revision:
-            self._skip(llm, revision, arm.revision)
+            if (llm, revision) not in self._other_revisions:  # logged once, not for each rating
+                self._other_revisions.add((llm, revision))
+                logger.info("%s: ratings skipped as of another revision, %r", llm, revision)
+            raise OutdatedError(f"{llm}: of revision {revision!r}, now {arm.revision!r}")
         x = np.asarray(decision["context"], dtype=np.float32)
         if x.shape != arm.mean.shape:
             raise ValueError(f"context: expected shape {arm.mean.shape}, got {x.shape}")
         if not np.isfinite(x).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
         return _Answer(request_id, llm, arm, x)
-
-    def _skip(self, llm: str, revision: str, current: str) -> NoReturn:
-        if (llm, revision) not in self._other_revisions:  # logged once, not for each of thousands
-            self._other_revisions.add((llm, revision))
-            logger.info("%s: ratings skipped as of another revision, %r", llm, revision)
-        raise OutdatedError(f"{llm}: of revision {revision!r}, now {current!r}")
 
     def _rate(self, answer: _Answer, score: float, judged: bool) -> None:
         if not 0.0 <= score <= 1.0:
@@ -139,17 +135,16 @@ class BanditLearning:
         if better.request_id == worse.request_id:
             raise ValueError("preference: expected two answers, got the same one twice")
         preference = f"{better.request_id}>{worse.request_id}"
-        expected = [answer.arm.predict(answer.x)[0] for answer in (better, worse)]
-        lacking = max(0.0, PREFERENCE_MARGIN - (expected[0] - expected[1]))
-        scores = (expected[0] + lacking / 2, expected[1] - lacking / 2)
-        for answer, score in zip((better, worse), scores, strict=True):
+        high, low = (answer.arm.predict(answer.x)[0] for answer in (better, worse))
+        half = max(0.0, PREFERENCE_MARGIN - (high - low)) / 2
+        for answer, score in ((better, high + half), (worse, low - half)):
             earlier = self._learned.get(answer.request_id)
             # A rating says more than a preference, and the same preference counts once.
             if earlier is None or earlier.preference not in ("", preference):
                 self._learn(answer, min(1.0, max(0.0, score)), preference)
 
     def _learn(self, answer: _Answer, score: float, preference: str) -> None:
-        earlier = self._learned.pop(answer.request_id, None)
+        earlier = self._learned.get(answer.request_id)
         if earlier is None:
             self._bandit.learn(answer.llm, answer.x, score)
             learned_at = answer.arm.updates
@@ -157,6 +152,5 @@ class BanditLearning:
             # What is said later of the same answer replaces what was said before.
             learned_at = earlier.learned_at
             answer.arm.correct(answer.x, earlier.score, score, learned_at)
-        self._learned[answer.request_id] = _Learned(score, learned_at, preference)
-        while len(self._learned) > _REMEMBERED:
-            self._learned.popitem(last=False)
+        learned = _Learned(score, learned_at, preference)
+        remember(self._learned, answer.request_id, learned, _REMEMBERED)

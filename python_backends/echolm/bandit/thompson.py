@@ -1,9 +1,8 @@
 """Thompson sampling on Bayesian linear models: the Request Router of the paper (§4.2).
 
-One linear model per LLM (arm) predicts the quality of its answer from the context x. An arm
-is drawn with the probability that it is the best under the posterior, after cost and load
-are charged. The probability is computed, not only sampled, so that logged decisions can be
-evaluated off-policy.
+One linear model per LLM (arm) predicts the quality of its answer from the context x. An arm is
+drawn with the probability that it is the best, after cost and load are charged. The probability is
+computed, not only sampled, so that logged decisions can be evaluated off-policy.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ class ThompsonSampling:
     """The bandit over LLMs.
 
     Args:
-        arms: one model for each LLM, by name.
         costs: relative cost of each arm.
         cost_weight: quality that one unit of cost is worth.
         exploration_floor: least probability of any eligible arm.
@@ -44,10 +42,8 @@ class ThompsonSampling:
         exploration: float = 1.0,
     ) -> None:
         if exploration_floor * len(arms) > 1:
-            raise ValueError(
-                f"exploration_floor: expected at most 1/{len(arms)} with {len(arms)} arms, "
-                f"got {exploration_floor}"
-            )
+            most = f"1/{len(arms)} with {len(arms)} arms"
+            raise ValueError(f"exploration_floor: expected at most {most}, got {exploration_floor}")
         self.arms = dict(arms)
         self._costs = dict(costs)
         self._cost_weight = cost_weight
@@ -56,13 +52,7 @@ class ThompsonSampling:
         self._stacked: tuple[list[SolvedPosterior], NDArray[np.float64]] = ([], np.empty(0))
 
     def choose(self, x: Context, biases: Mapping[str, float], rng: np.random.Generator) -> Choice:
-        """Draw an arm.
-
-        Args:
-            x: the context, [d].
-            biases: what load takes off each arm's score; a missing arm has no bias.
-            rng: draws the arm.
-        """
+        """Draw an arm for one context, [d], as in :meth:`choose_many`."""
         return self.choose_many(x[None], biases, rng)[0]
 
     def choose_many(
@@ -73,25 +63,22 @@ class ThompsonSampling:
         Args:
             X: the contexts, [n, d].
             biases: what load takes off each arm's score; a missing arm has no bias.
-            rng: draws the arms.
 
         Raises:
             ValueError: a context is not finite.
         """
-        names = tuple(self.arms)
         means, stds = self._predict(X)
-        penalties = [self._cost_weight * self._costs[n] + biases.get(n, 0.0) for n in names]
+        penalties = [self._cost_weight * self._costs[n] + biases.get(n, 0.0) for n in self.arms]
         scores = means - np.array(penalties)
         if not np.isfinite(scores).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
         best = probability_of_best(scores, self._exploration * stds)
         columns = (best, means, scores, stds, rng.random(len(X)))
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [self._draw(names, *row) for row in rows]
+        return [self._draw(*row) for row in rows]
 
     def _draw(
         self,
-        names: tuple[str, ...],
         best: list[float],
         means: list[float],
         scores: list[float],
@@ -99,7 +86,7 @@ class ThompsonSampling:
         uniform: float,
     ) -> Choice:
         """One decision; in plain Python, which for a handful of arms is faster than numpy."""
-        n = len(names)
+        names, n = list(self.arms), len(best)
         # Mixing with a uniform draw keeps every arm's propensity above the floor.
         probabilities = [(1 - self._floor * n) * p + self._floor for p in best]
         drawn, below = 0, probabilities[0]
@@ -118,9 +105,7 @@ class ThompsonSampling:
         """Means and standard deviations of all arms' qualities, FP64 [n, arms] each."""
         solved = [arm.solved() for arm in self.arms.values()]
         # Solutions are replaced as a whole, so the same ones mean the same posteriors.
-        if len(solved) != len(self._stacked[0]) or any(
-            new is not old for new, old in zip(solved, self._stacked[0], strict=True)
-        ):
+        if list(map(id, solved)) != list(map(id, self._stacked[0])):
             rows = np.concatenate([np.vstack([arm.W, arm.mean]) for arm in solved])
             self._stacked = (solved, rows)
         k, d = len(solved), X.shape[1]
@@ -131,14 +116,11 @@ class ThompsonSampling:
         return products[:, d].T, np.sqrt(variances)
 
     def learn(self, arm: str, x: Context, reward: float) -> None:
-        """Take in a rating of an arm's answer.
+        """Take in a rating of an arm's answer; KeyError if there is no such arm.
 
         Time passes for the other arms, too: they forget a step, so that an arm that was poor
         and is seldom drawn widens again, and is found to be better if it has become so
         (weighted linear bandits: Russac, Vernade and Cappé 2019).
-
-        Raises:
-            KeyError: there is no such arm.
         """
         self.arms[arm].learn(x, reward)
         for name, other in self.arms.items():
@@ -154,12 +136,7 @@ def probability_of_best(
     For two arms it is exact. For more it is computed by Gauss-Hermite quadrature, over each arm's
     value, of the product of the other arms' distribution functions.
 
-    Args:
-        means, stds: mean and standard deviation of each arm's value, FP64 [n], or [..., n] for
-            several draws.
-
-    Returns:
-        FP64 of the same shape; the last axis sums to 1.
+    All are FP64 [n], or [..., n] for several draws; the result's last axis sums to 1.
     """
     means = np.asarray(means, dtype=np.float64)
     stds = np.maximum(np.asarray(stds, dtype=np.float64), 1e-9)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from echolm.errors import ConfigurationError
 from echolm.judges.base import Judgement, Scale
-from echolm.llm.client import LLMClient
+from echolm.llm.endpoint import LLMClient
 from echolm.llm.templates import PromptTemplate
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Sampling

@@ -1,27 +1,39 @@
-"""An LLM that the router can call."""
+"""An LLM that the router can call, whatever serves it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from echolm.llm.client import LLMClient
 from echolm.llm.templates import PromptTemplate
 from echolm.llm.tokens import TokenCounter
-from echolm.primitives import Request, Selected
+from echolm.primitives import Completion, OnText, Request, Sampling, Selected
 from echolm.settings import LLMSettings
+
+
+class LLMClient(Protocol):
+    """One LLM. Implementations are safe to call concurrently from one event loop."""
+
+    async def generate(
+        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+    ) -> Completion:
+        """Generate one answer.
+
+        Args:
+            request_id: unique; by it the engine knows the generation if it has to stop.
+            on_text: called on the event loop with each new piece; None: no pieces are wanted.
+
+        Raises:
+            InvalidRequestError: the LLM refuses the request.
+            UnavailableError: the LLM failed.
+            asyncio.CancelledError: the task was cancelled; the engine stops generating.
+        """
 
 
 @dataclass(frozen=True)
 class LLMEndpoint:
-    """One LLM that can answer, with all that calling it needs.
-
-    Attributes:
-        settings: the LLM as configured.
-        client: calls it.
-        template: lays out its prompts.
-        tokens: counts its tokens.
-    """
+    """One LLM that can answer, with all that calling it needs."""
 
     settings: LLMSettings
     client: LLMClient
@@ -36,9 +48,8 @@ class LLMEndpoint:
         kept = list(examples) if self.settings.takes_examples else []
         room = self.settings.context_length - request.sampling.max_tokens
         while True:
-            text = self.template.render(
-                request.text, [(e.request, e.response) for e in kept], request.system_prompt
-            )
+            pairs = [(e.request, e.response) for e in kept]
+            text = self.template.render(request.text, pairs, request.system_prompt)
             # A token is at least one byte, so short prompts need no counting.
             if not kept or len(text.encode("utf-8")) <= room or self.tokens.count(text) <= room:
                 return text, kept

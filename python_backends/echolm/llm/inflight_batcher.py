@@ -35,11 +35,11 @@ class InflightBatcherClient(TritonLLMClient):
             "max_tokens": [sampling.max_tokens],
             "stream": [streaming],
             "beam_width": [1],
-            **{key: [value] for key, value in sampling_values(sampling).items()},
             "exclude_input_in_output": [True],
             "return_num_input_tokens": [True],
             "return_num_output_tokens": [True],
         }
+        values |= {k: [v] for k, v in sampling_values(sampling).items()}
         if sampling.stop:
             values["stop_words"] = sampling.stop
         return values
@@ -50,12 +50,9 @@ class InflightBatcherClient(TritonLLMClient):
 
 class _InflightBatcherReader(ResponseReader):
     def read_outputs(self, outputs: RawOutputs) -> None:
-        if "num_input_tokens" in outputs:
-            self.num_input_tokens = read_int(outputs["num_input_tokens"])
         if "num_output_tokens" in outputs:  # counts this response only
-            self.num_output_tokens = max(self.num_output_tokens, 0) + read_int(
-                outputs["num_output_tokens"]
-            )
+            new_tokens = read_int(outputs["num_output_tokens"])
+            self.num_output_tokens = max(self.num_output_tokens, 0) + new_tokens
 
     def end(self) -> str:
         rest = super().end()

@@ -19,9 +19,9 @@ from echolm.primitives import Sampling
 
 
 class LLMAPIClient(TritonLLMClient):
-    """TensorRT-LLM's LLM-API contract, which our own LLM model and NVIDIA's ``llmapi`` speak.
+    """Calls our own LLM model or NVIDIA's ``llmapi``.
 
-    NVIDIA's model tells no token counts and repeats all of the text so far in each response of a
+    NVIDIA's model gives no token counts and repeats all of the text so far in each response of a
     stream. It passes stop words to a tokenizer in a form that the tokenizer does not take, so they
     are cut here.
     """
@@ -36,33 +36,29 @@ class LLMAPIClient(TritonLLMClient):
             "text_input": [prompt],
             "streaming": [streaming],
             "sampling_param_max_tokens": [sampling.max_tokens],
-            **{
-                f"sampling_param_{key}": [value] for key, value in sampling_values(sampling).items()
-            },
             "sampling_param_exclude_input_from_output": [True],
             "return_finish_reason": [True],
         }
-        if sampling.stop and self._is_ours(signature):
+        values |= {f"sampling_param_{k}": [v] for k, v in sampling_values(sampling).items()}
+        if sampling.stop and _is_ours(signature):
             values["sampling_param_stop"] = sampling.stop
         return values
 
     def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
-        ours = self._is_ours(signature)
+        ours = _is_ours(signature)
         stop = () if ours else sampling.stop
         return _LLMAPIReader(sampling.max_tokens, stop, cumulative=not ours)
 
-    @staticmethod
-    def _is_ours(signature: ModelSignature) -> bool:
-        return contracts.TOKEN_COUNTS[0].name in signature.outputs
+
+def _is_ours(signature: ModelSignature) -> bool:
+    return contracts.TOKEN_COUNTS[0].name in signature.outputs
 
 
 class _LLMAPIReader(ResponseReader):
     def read_outputs(self, outputs: RawOutputs) -> None:
-        if "finish_reason" in outputs:
-            reason = read_text(outputs["finish_reason"])
-            # NVIDIA's model sends Python's None as text as long as there is no reason.
-            self.finish_reason = reason if reason not in ("", "None") else self.finish_reason
-        if "num_input_tokens" in outputs:
-            self.num_input_tokens = read_int(outputs["num_input_tokens"])
+        reason = read_text(outputs.get("finish_reason", b""))
+        # NVIDIA's model sends Python's None as text as long as there is no reason.
+        if reason not in ("", "None"):
+            self.finish_reason = reason
         if "num_output_tokens" in outputs:
             self.num_output_tokens = read_int(outputs["num_output_tokens"])

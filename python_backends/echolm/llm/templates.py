@@ -1,8 +1,7 @@
 """From a request and its examples to the text that an LLM reads.
 
-Text that contains a template's own special tokens must not be able to open a turn or forge an
-example, so every special token found in a request, an example or a system prompt is escaped
-before the text is put in place.
+No text may open a turn or forge an example, so every special token of the template that is found
+in a request, an example or a system prompt is escaped before the text is put in place.
 """
 
 from __future__ import annotations
@@ -25,39 +24,23 @@ class PromptTemplate:
         example: comes once for each example; holds ``{request}`` and ``{response}``.
         request: the request, up to where the LLM's answer starts; holds ``{request}``.
         special_tokens: strings with a meaning to the LLM, which no text may contain.
-        preamble: comes before the examples if there are any.
     """
 
     system: str
     example: str
     request: str
     special_tokens: tuple[str, ...]
-    preamble: str = ""
 
     def render(self, request: str, examples: Sequence[tuple[str, str]], system: str = "") -> str:
-        """The prompt.
+        """The prompt with (request, response) pairs as examples, in the order given."""
+        parts = [self._fill(self.system, system=system)] if system else []
+        parts += [self._fill(self.example, request=r, response=a) for r, a in examples]
+        return "".join([*parts, self._fill(self.request, request=request)])
 
-        Args:
-            request: the request's text.
-            examples: (request, response) pairs in the order in which they are shown.
-            system: the system prompt; empty if there is none.
-        """
-        parts = []
-        if system:
-            parts.append(self.system.replace("{system}", self.escape_special_tokens(system)))
-        if examples:
-            parts.append(self.preamble)
-        parts += [self._example(*pair) for pair in examples]
-        parts.append(self.request.replace("{request}", self.escape_special_tokens(request)))
-        return "".join(parts)
-
-    def _example(self, request: str, response: str) -> str:
-        # Both are replaced in one pass, so that a request that holds "{response}" stays as it is.
-        values = {
-            "{request}": self.escape_special_tokens(request),
-            "{response}": self.escape_special_tokens(response),
-        }
-        return re.sub(r"\{request\}|\{response\}", lambda m: values[m[0]], self.example)
+    def _fill(self, part: str, **texts: str) -> str:
+        # In one pass, so that a request that holds "{response}" stays as it is.
+        names = "|".join(texts)
+        return re.sub(rf"{{({names})}}", lambda m: self.escape_special_tokens(texts[m[1]]), part)
 
     def escape_special_tokens(self, text: str) -> str:
         """The text with every special token broken up, so that a tokenizer reads plain text."""
@@ -67,16 +50,22 @@ class PromptTemplate:
         return text
 
 
-def _turns(start: str, end: str, special_tokens: tuple[str, ...]) -> PromptTemplate:
+def _turns(
+    start: str,
+    end: str,
+    special_tokens: tuple[str, ...],
+    system: str = "system",
+    assistant: str = "assistant",
+) -> PromptTemplate:
     """A template in which each turn has the form ``start``, text, ``end``; ROLE is replaced."""
 
     def turn(role: str, body: str) -> str:
         return f"{start.replace('ROLE', role)}{body}{end}"
 
     return PromptTemplate(
-        system=turn("system", "{system}"),
-        example=turn("user", "{request}") + turn("assistant", "{response}"),
-        request=turn("user", "{request}") + start.replace("ROLE", "assistant"),
+        system=turn(system, "{system}"),
+        example=turn("user", "{request}") + turn(assistant, "{response}"),
+        request=turn("user", "{request}") + start.replace("ROLE", assistant),
         special_tokens=special_tokens,
     )
 
@@ -94,22 +83,15 @@ TEMPLATES: dict[str, PromptTemplate] = {
     "llama3": _turns(
         "<|start_header_id|>ROLE<|end_header_id|>\n\n",
         "<|eot_id|>",
-        (
-            "<|start_header_id|>",
-            "<|end_header_id|>",
-            "<|eot_id|>",
-            "<|eom_id|>",
-            "<|begin_of_text|>",
-            "<|end_of_text|>",
-            "<|python_tag|>",
-        ),
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>")
+        + ("<|begin_of_text|>", "<|end_of_text|>", "<|python_tag|>"),
     ),
-    "gemma": PromptTemplate(
-        system="<start_of_turn>user\n{system}<end_of_turn>\n",
-        example="<start_of_turn>user\n{request}<end_of_turn>\n"
-        "<start_of_turn>model\n{response}<end_of_turn>\n",
-        request="<start_of_turn>user\n{request}<end_of_turn>\n<start_of_turn>model\n",
-        special_tokens=("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"),
+    "gemma": _turns(
+        "<start_of_turn>ROLE\n",
+        "<end_of_turn>\n",
+        ("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"),
+        system="user",
+        assistant="model",
     ),
 }
 """Prompt templates by name: the demo pair's and those of common instruction-tuned LLMs."""
@@ -117,9 +99,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
 
 def template(name: str) -> PromptTemplate:
     """The template of that name; ConfigurationError if there is none."""
-    try:
-        return TEMPLATES[name]
-    except KeyError:
-        raise ConfigurationError(
-            f"llms.prompt_template: expected one of {sorted(TEMPLATES)}, got {name!r}"
-        ) from None
+    if name not in TEMPLATES:
+        expected = sorted(TEMPLATES)
+        raise ConfigurationError(f"llms.prompt_template: expected one of {expected}, got {name!r}")
+    return TEMPLATES[name]

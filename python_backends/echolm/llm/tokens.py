@@ -15,7 +15,6 @@ class TokenCounter(Protocol):
 
     def count(self, text: str) -> int:
         """The number of tokens that a text takes, without special tokens around it."""
-        ...
 
 
 class EstimatedTokens:

@@ -1,9 +1,9 @@
 """An LLM served by Triton, called over gRPC.
 
-The router calls its LLMs over gRPC and not over BLS: in Triton 2.51 a decoupled BLS call
-crashes its process about once in a thousand at sixteen in flight, blocks a thread for each
-generation and cannot be cancelled. A gRPC stream costs the same, is cancelled by dropping
-it, and lets an LLM live on another Triton server (``llms.url``).
+It is not called over BLS: in Triton 2.51 a decoupled BLS call crashes its process about once in a
+thousand at sixteen in flight, blocks a thread for each generation and cannot be cancelled. A gRPC
+stream costs the same, is cancelled by dropping it, and lets an LLM live on another Triton server
+(``llms.url``).
 
 Each contract is a subclass of :class:`TritonLLMClient` in a file of its own; it names the tensors
 of a request and reads those of a response.
@@ -21,27 +21,16 @@ from typing import Any, ClassVar
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from echolm.contracts import Tensor
 from echolm.engines.text import REPLACEMENT, StopWords
-from echolm.errors import (
-    ContextLengthError,
-    EchoError,
-    UnavailableError,
-    from_remote,
-    parse,
-)
+from echolm.errors import ContextLengthError, EchoError, UnavailableError, from_remote, parse
 from echolm.primitives import Completion, OnText, Sampling
 
 RawOutputs = Mapping[str, bytes]
 """Raw contents of a response's tensors, by name."""
 
-_NUMPY_TYPES: Mapping[str, Any] = {
-    "BOOL": np.bool_,
-    "FP32": np.float32,
-    "INT32": np.int32,
-    "UINT64": np.uint64,
-}
 _TOO_LONG = re.compile(
     r"max_(seq_len|input_len|num_tokens)|[Mm]aximum (input|sequence|context) length"
 )
@@ -71,12 +60,11 @@ class Channels:
 
 @dataclass(frozen=True)
 class ModelSignature:
-    """What a model's configuration says about how it is called.
+    """What a model's configuration says about how it is called; the tensors by their names.
 
     Attributes:
         decoupled: whether the model can answer in pieces.
         batched: whether its tensors begin with a batch dimension.
-        inputs, outputs: names of its tensors.
     """
 
     decoupled: bool
@@ -88,9 +76,9 @@ class ModelSignature:
 class TritonLLMClient:
     """An LLM served by Triton. A subclass knows the names of one contract's tensors.
 
-    The model's configuration is read once, from the server, since the same contract is served
-    decoupled or not, and releases differ in their optional tensors. A model that is not decoupled
-    cannot stream: it answers in one piece.
+    The model's configuration is read from the server, since the same contract is served decoupled
+    or not, and releases differ in their optional tensors. A model that is not decoupled answers in
+    one piece.
     """
 
     contract: ClassVar[str]
@@ -110,10 +98,10 @@ class TritonLLMClient:
             streaming = signature.decoupled and on_text is not None
             values = self.input_values(prompt, sampling, streaming, signature)
             reader = self.new_reader(sampling, signature)
-            call = self._stream if signature.decoupled else self._unary
+            request = self._request(request_id, values, signature)
             # Leaving this block by an exception, a cancellation included, ends the call, and
             # with it the generation.
-            async with aclosing(call(self._request(request_id, values, signature))) as responses:
+            async with aclosing(self._responses(request, signature.decoupled)) as responses:
                 async for response in responses:
                     piece = reader.take(response)
                     if on_text is not None and piece:
@@ -133,11 +121,7 @@ class TritonLLMClient:
     def input_values(
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
     ) -> dict[str, Sequence[Any]]:
-        """The elements of each input, by its name.
-
-        Args:
-            streaming: whether the answer is wanted in pieces.
-        """
+        """The elements of each input, by its name; ``streaming`` wants the answer in pieces."""
         raise NotImplementedError
 
     def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
@@ -145,29 +129,22 @@ class TritonLLMClient:
         raise NotImplementedError
 
     async def _ask_signature(self) -> ModelSignature:
-        """Read the model's configuration.
-
-        Raises:
-            UnavailableError: the server does not answer, or the model has another contract.
-        """
+        """The model's configuration; UnavailableError if it does not suit the contract."""
         request = service_pb2.ModelConfigRequest(name=self._model)
         try:
             config = (await self._channels.stub(self._url).ModelConfig(request)).config
         except grpc.RpcError as error:
             raise _failed_call(self._model, error) from error
-        signature = ModelSignature(
-            decoupled=config.model_transaction_policy.decoupled,
-            batched=config.max_batch_size > 0,
-            inputs=frozenset(tensor.name for tensor in config.input),
-            outputs=frozenset(tensor.name for tensor in config.output),
-        )
-        missing = {name for name, t in self.inputs.items() if not t.optional} - signature.inputs
+        inputs = frozenset(tensor.name for tensor in config.input)
+        outputs = frozenset(tensor.name for tensor in config.output)
+        missing = {name for name, t in self.inputs.items() if not t.optional} - inputs
         if missing:
             raise UnavailableError(
                 f"{self._model}: expected the inputs of contract {self.contract}, got no "
                 f"{', '.join(sorted(missing))}; correct llms.contract in the configuration"
             )
-        return signature
+        decoupled = config.model_transaction_policy.decoupled
+        return ModelSignature(decoupled, config.max_batch_size > 0, inputs, outputs)
 
     def _request(
         self, request_id: str, values: Mapping[str, Sequence[Any]], signature: ModelSignature
@@ -178,14 +155,21 @@ class TritonLLMClient:
             if name in signature.inputs:
                 datatype = self.inputs[name].datatype
                 request.inputs.add(name=name, datatype=datatype, shape=[*batch, len(value)])
-                request.raw_input_contents.append(_raw(datatype, value))
+                array = np.array(value, triton_to_np_dtype(datatype))
+                text = datatype == "BYTES"
+                raw = serialize_byte_tensor(array).item() if text else array.tobytes()
+                request.raw_input_contents.append(raw)
         return request
 
-    async def _stream(
-        self, request: service_pb2.ModelInferRequest
+    async def _responses(
+        self, request: service_pb2.ModelInferRequest, decoupled: bool
     ) -> AsyncGenerator[RawOutputs, None]:
-        call = self._channels.stub(self._url).ModelStreamInfer(_once(request))
+        stub = self._channels.stub(self._url)
+        call = stub.ModelStreamInfer(_once(request)) if decoupled else stub.ModelInfer(request)
         try:
+            if not decoupled:
+                yield _outputs(await call)
+                return
             async for message in call:
                 if message.error_message:
                     raise remote_error(self._model, message.error_message)
@@ -196,36 +180,21 @@ class TritonLLMClient:
             if not call.done():
                 call.cancel()
 
-    async def _unary(
-        self, request: service_pb2.ModelInferRequest
-    ) -> AsyncGenerator[RawOutputs, None]:
-        call = self._channels.stub(self._url).ModelInfer(request)
-        try:
-            yield _outputs(await call)
-        except grpc.RpcError as error:
-            raise _failed_call(self._model, error) from error
-        finally:
-            if not call.done():
-                call.cancel()
-
 
 class ResponseReader:
     """Reads one answer from its responses. A subclass knows the names of one contract's outputs.
 
-    Attributes:
+    Args:
         max_tokens: most new tokens that were asked for.
+        stop: words to cut the text at, except for those that the server cuts at.
+        cumulative: whether each response holds all of the text so far.
+
+    Attributes:
         begun: whether any response held text, be it empty.
         finish_reason: see ``Completion``; empty as long as it is not known.
-        num_input_tokens, num_output_tokens: see ``Completion``.
     """
 
     def __init__(self, max_tokens: int, stop: Sequence[str], cumulative: bool) -> None:
-        """
-        Args:
-            max_tokens: most new tokens that were asked for.
-            stop: words to cut the text at, except for those that the server cuts at.
-            cumulative: whether each response holds all of the text so far.
-        """
         self.max_tokens = max_tokens
         self._stop = StopWords(stop)
         self._cumulative = cumulative
@@ -246,6 +215,8 @@ class ResponseReader:
         if "text_output" not in outputs:
             return ""
         self.begun = True
+        if "num_input_tokens" in outputs:
+            self.num_input_tokens = read_int(outputs["num_input_tokens"])
         self.read_outputs(outputs)
         text = read_text(outputs["text_output"])
         if self._cumulative:
@@ -255,7 +226,7 @@ class ResponseReader:
         return self._push(self._stop.push(text))
 
     def read_outputs(self, outputs: RawOutputs) -> None:
-        """Take token counts and the finish reason from a response, as far as it holds them."""
+        """Take output tokens and the finish reason from a response, as far as it holds them."""
         raise NotImplementedError
 
     def end(self) -> str:
@@ -274,12 +245,9 @@ class ResponseReader:
 
     def completion(self) -> Completion:
         """The whole answer; called after :meth:`end`."""
-        return Completion(
-            "".join(self._pieces),
-            self.finish_reason,
-            self.num_input_tokens,
-            self.num_output_tokens,
-        )
+        text = "".join(self._pieces)
+        counts = self.num_input_tokens, self.num_output_tokens
+        return Completion(text, self.finish_reason, *counts)
 
 
 def sampling_values(sampling: Sampling) -> dict[str, Any]:
@@ -297,19 +265,9 @@ async def _once(request: service_pb2.ModelInferRequest) -> Any:
     yield request
 
 
-def _raw(datatype: str, values: Sequence[Any]) -> bytes:
-    """Elements in the form that Triton takes: little-endian, text with its length in front."""
-    if datatype == "BYTES":
-        encoded = [value.encode("utf-8") for value in values]
-        return b"".join(len(part).to_bytes(4, "little") + part for part in encoded)
-    return np.asarray(values, dtype=_NUMPY_TYPES[datatype]).tobytes()
-
-
 def _outputs(response: service_pb2.ModelInferResponse) -> RawOutputs:
-    return {
-        output.name: raw
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
+    names = [output.name for output in response.outputs]
+    return dict(zip(names, response.raw_output_contents, strict=True))
 
 
 def read_text(raw: bytes) -> str:
@@ -329,12 +287,8 @@ def remote_error(
     """An LLM's error message as an exception.
 
     Our own models put its code in front (see :mod:`echolm.errors`); NVIDIA's are known by their
-    words.
-
-    Args:
-        status: of the call. Triton gives streamed errors none, unless asked for it by the
-            ``triton_grpc_error`` header, with which a failing request can crash the whole server
-            (Triton 2.51).
+    words. Triton gives streamed errors no status, unless asked for it by the ``triton_grpc_error``
+    header, with which a failing request can crash the whole server (Triton 2.51).
     """
     if parse(message)[0] is None and _TOO_LONG.search(message):
         return ContextLengthError(f"{model}: {message}")

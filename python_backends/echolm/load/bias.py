@@ -12,24 +12,19 @@ from echolm.settings import LLMSettings, RoutingSettings
 class LoadBias:
     """What load takes off each LLM's score.
 
-    The unit of load is the capacity: the load of a pool of LLMs is the sum, over its LLMs, of
-    the smoothed requests in flight, each divided by the LLM's ``capacity``, which is how many it
-    serves at once without queueing when it has the hardware to itself. At 1 the pool is full,
-    whatever the mix of LLMs, and more requests only wait.
+    LLMs that share hardware are one pool. Its load is the sum of their smoothed requests in flight,
+    each divided by the LLM's ``capacity``. At 1 the pool is full, and more requests only wait.
 
-    The load that counts for an LLM is that of the hardware it runs on. LLMs that share hardware
-    are one pool. Whichever LLM fills the pool, a request of the most expensive one relieves it
-    most by going elsewhere, so the bias follows cost: this is the paper's formula, with the
-    paper's single load. An LLM with hardware of its own is a pool of its own: it loses score only
-    when it is itself overloaded, so a queue at the small LLM never drives requests off an idle
-    large one.
+    Whichever LLM fills a pool, a request of the most expensive one relieves it most by going
+    elsewhere, so the bias follows cost: this is the paper's formula, with the paper's single load.
+    An LLM with hardware of its own loses score only when it is itself overloaded, so a queue at
+    the small LLM never drives requests off an idle large one.
 
-    Below ``routing.load_threshold`` (1 is a full pool) there is no bias, and quality and cost
-    decide alone. The smoothing has a half-life of about a second, much less than a burst and more
-    than the gaps of ordinary arrivals: the bias is there within seconds, and goes within seconds
-    after the queue has gone. Since a bias drives load away, it settles where what remains just
-    fits. Its *lasting* size says how much quality is given up for want of hardware, and is the
-    signal to scale by (metric ``echolm_load_bias``).
+    Up to ``routing.load_threshold`` there is no bias. The smoothing has a half-life of about a
+    second, much less than a burst and more than the gaps of ordinary arrivals, so the bias comes
+    and goes within seconds. Since it drives load away, it settles where what remains just fits.
+    Its *lasting* size says how much quality is given up for want of hardware, and is the signal
+    to scale by (metric ``echolm_load_bias``).
     """
 
     def __init__(
@@ -51,16 +46,13 @@ class LoadBias:
     def __call__(self) -> Mapping[str, float]:
         """What each LLM's score loses now, in quality."""
         s, loads = self._settings, self.loads()
-        return {
-            llm.name: load_bias(
-                loads[llm.name],
-                s.load_threshold,
-                llm.cost / self._highest_cost,
-                s.load_bias,
-                s.load_gain,
+        biases = {}
+        for llm in self._llms:
+            cost = llm.cost / self._highest_cost
+            biases[llm.name] = load_bias(
+                loads[llm.name], s.load_threshold, cost, s.load_bias, s.load_gain
             )
-            for llm in self._llms
-        }
+        return biases
 
 
 def load_bias(

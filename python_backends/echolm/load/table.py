@@ -6,19 +6,17 @@ Layout, in units of 8 bytes, native byte order::
     row 0    sequence, then for each LLM: in flight (i64), average (f64), at (f64); padding
     row 1    …
 
-A row belongs to the process that holds an exclusive lock on the row's bytes in the file. The
-kernel takes the lock back when the process ends, however it ends, so the row of a process that
-was killed counts no longer, and another process may take it. Only the owner writes a row. Rows
-are padded to whole cache lines.
+A row belongs to the process that holds an exclusive lock on its bytes; only that process writes it.
+The kernel takes the lock back when the process ends, however it ends, so the row of a process that
+was killed counts no longer, and another one may take it. Rows are padded to whole cache lines.
 
 The locks are open-file-description locks (Linux 3.15): unlike classic POSIX locks they do not
-vanish when some other descriptor of the file is closed, and two tables in one process respect
-each other. The file must be on a local file system, since memory is not shared across machines.
+vanish when another descriptor of the file is closed, and two tables in one process respect each
+other. The file must be on a local file system, since memory is not shared across machines.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -29,16 +27,14 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from echolm.load.tracker import Count, LoadTracker
+from echolm.load.tracker import Count, LoadTracker, ServingLoad
 
 logger = logging.getLogger("echolm")
 
-ROWS = 64
-"""Number of router processes that a table has room for."""
 
 _MARK = b"EchoLM load 1\0\0\0"
 _HEADER_BYTES = 64
@@ -70,13 +66,27 @@ class _File:
         layout = json.dumps([list(llms), rows, self._row_bytes]).encode()
         self._header = _MARK + hashlib.sha256(layout).digest()
         self._path = path
-        self._fd = self._open()
-        try:
+        self._last: dict[int, list[Count]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + _HEADER_WAIT_S
+        while not self._open(deadline):
+            if time.monotonic() > deadline:
+                raise _UnusableError("it is replaced again and again")
+
+    def _open(self, deadline: float) -> bool:
+        """Open the file and take a row; False if the file was replaced meanwhile."""
+        with ExitStack() as on_failure:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            on_failure.callback(os.close, self._fd)
+            while not self._lock(fcntl.F_WRLCK, 0, _HEADER_BYTES):
+                if time.monotonic() > deadline:
+                    raise _UnusableError("another process does not finish opening it")
+                time.sleep(0.005)
+            if not (self.is_current and self._valid()):
+                return False
             self._row = self._take_row()
             self._map = mmap.mmap(self._fd, self._size)
-        except BaseException:
-            os.close(self._fd)
-            raise
+            on_failure.pop_all()
         self._bytes = memoryview(self._map)
         # Aligned elements of 8 bytes: each is stored in one piece.
         self._ints, self._floats = self._bytes.cast("q"), self._bytes.cast("d")
@@ -84,27 +94,7 @@ class _File:
         for index in range(start, start + self._row_bytes // 8):
             self._ints[index] = 0  # clears what a dead owner has left
         self._lock(fcntl.F_UNLCK, 0, _HEADER_BYTES)
-        self._last: dict[int, list[Count]] = {}
-
-    def _open(self) -> int:
-        """A descriptor of a valid file, with the header locked."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + _HEADER_WAIT_S
-        while True:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                while not self._lock(fcntl.F_WRLCK, 0, _HEADER_BYTES):
-                    if time.monotonic() > deadline:
-                        raise _UnusableError("another process does not finish opening it")
-                    time.sleep(0.005)
-                if self.is_current and self._valid():
-                    return self._fd
-            except BaseException:
-                os.close(self._fd)
-                raise
-            os.close(self._fd)
-            if time.monotonic() > deadline:
-                raise _UnusableError("it is replaced again and again")
+        return True
 
     def _valid(self) -> bool:
         """Whether the file can be used; a damaged one, or one of another layout, is removed."""
@@ -139,11 +129,7 @@ class _File:
         return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
     def publish(self, llm: int, count: Count) -> None:
-        """Write one LLM's count into this process' row. Not for several threads at once.
-
-        Args:
-            llm: index of the LLM.
-        """
+        """Write the count of the LLM with that index. Not for several threads at once."""
         start = self._base(self._row)
         index = start + 1 + 3 * llm
         # Odd while a write is going on, so that nobody takes halves of two counts for one.
@@ -156,20 +142,16 @@ class _File:
     def read(self, row: int) -> list[Count]:
         """The counts that a row's owner has published last, by index of the LLM."""
         start = self._base(row)
-        counts = self._last.get(row, [])
+        place = slice(start + 1, start + 1 + 3 * self._num_llms)
         for _ in range(_READ_ATTEMPTS):
             sequence = self._ints[start]
-            ints = self._ints[start + 1 : start + 1 + 3 * self._num_llms].tolist()
-            floats = self._floats[start + 1 : start + 1 + 3 * self._num_llms].tolist()
+            ints, floats = self._ints[place].tolist(), self._floats[place].tolist()
             if sequence % 2 == 0 and sequence == self._ints[start]:
-                counts = [
-                    Count(ints[i], floats[i + 1], floats[i + 2]) for i in range(0, len(ints), 3)
-                ]
+                self._last[row] = list(map(Count, ints[::3], floats[1::3], floats[2::3]))
                 break
         # If no attempt succeeded, the owner was stopped inside a write, and the counts that were
         # read last are near enough.
-        self._last[row] = counts
-        return counts
+        return self._last.get(row, [])
 
     def live_rows(self) -> list[int]:
         """The rows that other processes own."""
@@ -199,16 +181,11 @@ class _File:
 
     def _lock(self, kind: int, start: int, length: int) -> bool:
         """Lock or unlock bytes; False if another process holds them."""
+        request = struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0)
         try:
-            fcntl.fcntl(
-                self._fd,
-                fcntl.F_OFD_SETLK,
-                struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0),
-            )
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES
+            return False
         return True
 
     def _locked_elsewhere(self, start: int, length: int) -> bool:
@@ -217,23 +194,23 @@ class _File:
         return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
-class LoadTable:
-    """The load of all routers on this machine: a :class:`echolm.load.tracker.ServingLoad`.
+class LoadTable(ServingLoad):
+    """The load of all routers on this machine.
 
     It is the sum of this process' own counts and of the rows of all other live processes. A
     process that dies counts for half a second more. If the file cannot be used (no permission, no
-    space, no free row, other LLMs), the load is this process' own, :attr:`degraded` says why, and
-    joining is tried again every ten seconds. Several threads may use a table.
+    space, no free row, other LLMs), the load is this process' own, and joining is tried again every
+    ten seconds. Several threads may use a table.
 
     Args:
-        path: the file; it is made if it is missing.
         llms: names of all LLMs, in the same order in every process.
         half_life_s: seconds after which an old load counts half.
         clock: gives seconds, the same for all processes of the machine.
-        rows: number of processes that the table has room for; the same in every process.
+        rows: most processes; the same number in every process.
 
     Attributes:
         local: the load that this process causes.
+        degraded: why other routers' load is not seen; empty if it is seen.
     """
 
     def __init__(
@@ -242,7 +219,7 @@ class LoadTable:
         llms: Sequence[str],
         half_life_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
-        rows: int = ROWS,
+        rows: int = 64,
     ) -> None:
         self.local = LoadTracker(half_life_s, clock)
         self._path = path
@@ -253,38 +230,22 @@ class LoadTable:
         self._lock = threading.Lock()
         self._file: _File | None = None
         self._live: list[int] = []
-        self._checked_at = -math.inf
-        self._joined_at = -math.inf
-        self._degraded = self._reported = ""
+        self._checked_at = self._joined_at = -math.inf
+        self.degraded = self._reported = ""
         with self._lock:
             self._refresh()
 
-    @property
-    def degraded(self) -> str:
-        """Why other routers' load is not seen; empty if it is seen."""
-        return self._degraded
-
-    @contextmanager
-    def serving(self, llm: str) -> Iterator[None]:
-        """Count one request to the LLM for the duration of the block."""
-        self._change(llm, +1)
-        try:
-            yield
-        finally:
-            self._change(llm, -1)
-
-    def _change(self, llm: str, step: int) -> None:
+    def change(self, llm: str, step: int) -> Count:
         with self._lock:
             count = self.local.change(llm, step)
             if self._file is not None:
                 self._file.publish(self._index[llm], count)
+            return count
 
     def in_flight(self, llm: str) -> int:
-        """Requests that the LLM is serving now."""
         return self.local.in_flight(llm) + sum(c.in_flight for c in self._others(llm))
 
     def load(self, llm: str) -> float:
-        """Smoothed number of requests in flight."""
         now = self._clock()
         others = sum(c.smoothed(now, self._half_life_s) for c in self._others(llm))
         return self.local.load(llm) + others
@@ -326,11 +287,11 @@ class LoadTable:
                 logger.warning(
                     "load table %s: %s; this router sees only its own load", self._path, reason
                 )
-            self._reported = self._degraded = reason
+            self._reported = self.degraded = reason
             return
         if self._reported:
             logger.info("load table %s: joined", self._path)
-        self._reported = self._degraded = ""
+        self._reported = self.degraded = ""
         for llm, index in self._index.items():
             self._file.publish(index, self.local.count(llm))
         self._checked_at = -math.inf
@@ -338,4 +299,4 @@ class LoadTable:
     def _leave(self, reason: str) -> None:
         if self._file is not None:
             self._file.close()
-        self._file, self._live, self._degraded = None, [], reason
+        self._file, self._live, self.degraded = None, [], reason

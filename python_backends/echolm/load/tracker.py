@@ -5,30 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
-
-
-class ServingLoad(Protocol):
-    """Counts requests in flight to each LLM.
-
-    :class:`LoadTracker` counts those of one process, and
-    :class:`echolm.load.table.LoadTable` those of all processes of a machine.
-    """
-
-    def serving(self, llm: str) -> AbstractContextManager[None]:
-        """Count one request to the LLM for the duration of the block."""
-        ...
-
-    def in_flight(self, llm: str) -> int:
-        """Requests that the LLM is serving now."""
-        ...
-
-    def load(self, llm: str) -> float:
-        """Smoothed number of requests in flight."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +16,6 @@ class Count:
     """Requests in flight to one LLM.
 
     Attributes:
-        in_flight: requests that are being served.
         average: exponential moving average of ``in_flight`` as it was at the time ``at``.
         at: time of the last change, in seconds of the clock.
     """
@@ -51,7 +30,36 @@ class Count:
         return keep * self.average + (1.0 - keep) * self.in_flight
 
 
-class LoadTracker:
+class ServingLoad(ABC):
+    """Counts requests in flight to each LLM.
+
+    :class:`LoadTracker` counts those of one process, and
+    :class:`echolm.load.table.LoadTable` those of all processes of a machine.
+    """
+
+    @contextmanager
+    def serving(self, llm: str) -> Iterator[None]:
+        """Count one request to the LLM for the duration of the block."""
+        self.change(llm, +1)
+        try:
+            yield
+        finally:
+            self.change(llm, -1)
+
+    @abstractmethod
+    def change(self, llm: str, step: int) -> Count:
+        """Count requests that begin (+) or end (-); this process' new count for the LLM."""
+
+    @abstractmethod
+    def in_flight(self, llm: str) -> int:
+        """Requests that the LLM is serving now."""
+
+    @abstractmethod
+    def load(self, llm: str) -> float:
+        """Smoothed number of requests in flight."""
+
+
+class LoadTracker(ServingLoad):
     """The load that this process causes. Several threads may use it.
 
     Args:
@@ -67,19 +75,9 @@ class LoadTracker:
         self._lock = threading.Lock()
         self._counts: dict[str, Count] = {}
 
-    @contextmanager
-    def serving(self, llm: str) -> Iterator[None]:
-        """Count one request to the LLM for the duration of the block."""
-        self.change(llm, +1)
-        try:
-            yield
-        finally:
-            self.change(llm, -1)
-
     def change(self, llm: str, step: int) -> Count:
-        """Count requests that begin (+) or end (-), and return the LLM's new count."""
         with self._lock:
-            now, old = self._clock(), self._counts.get(llm, Count())
+            now, old = self._clock(), self.count(llm)
             average = old.smoothed(now, self._half_life_s)
             self._counts[llm] = count = Count(old.in_flight + step, average, now)
             return count
@@ -89,9 +87,7 @@ class LoadTracker:
         return self._counts.get(llm, Count())
 
     def in_flight(self, llm: str) -> int:
-        """Requests that the LLM is serving now."""
         return self.count(llm).in_flight
 
     def load(self, llm: str) -> float:
-        """Smoothed number of requests in flight."""
         return self.count(llm).smoothed(self._clock(), self._half_life_s)

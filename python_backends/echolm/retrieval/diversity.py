@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 
 class ScoredSet(NamedTuple):
-    """Candidates that go into a prompt together.
+    """Columns of candidates that go into a prompt together, in the order in which they were taken.
 
     Attributes:
-        columns: the candidates' columns, in the order in which they were taken.
         value: the sum of what each candidate adds to those before it.
         least: the smallest of these contributions; 0 for an empty set.
     """

@@ -1,8 +1,8 @@
 """Which examples in which order the engine's prefix cache may still hold.
 
-Examples lengthen the prompt, which is what they cost. Requests whose prompts begin with the same
-examples share the KV cache of that prefix. So of sets of examples that are nearly equally useful,
-the one is taken that shares most with earlier prompts, in the order in which it does.
+Requests whose prompts begin with the same examples share the KV cache of that prefix. So of sets of
+examples that are nearly equally useful, the one is taken that shares most with earlier prompts, in
+the order in which it does.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from echolm.retrieval.prefix_index import SharedPrefixIndex
+from echolm.retrieval.record import remember
 
 Prefix = tuple[int, ...]
 
-_WIDTH = 8
-"""Most continuations of a start that are looked at, so that the first do not use up all looks."""
-_ORDERS = 325
-"""The number of starts that five examples can have."""
+_WIDTH = 8  # most continuations of a start that are looked at, so that some looks remain
+_ORDERS = 325  # the number of starts that five examples can have
 
 
 class WarmPrefixes:
@@ -65,8 +64,8 @@ class WarmPrefixes:
     def arrange(self, ids: Sequence[int]) -> list[int]:
         """The ids in the order that shares the longest prefix with earlier prompts.
 
-        Examples that are in no such prefix follow by popularity, since the most popular are the
-        likeliest to come again, and then by id, so that every process agrees.
+        The others follow by popularity, since the most popular are the likeliest to come again,
+        and then by id, so that every process agrees.
         """
         start = self.longest(ids, lambda _: True, _ORDERS)
         popularity = self._popularity.get
@@ -92,13 +91,7 @@ class WarmPrefixes:
                 self._remember(order)
 
     def _remember(self, order: Sequence[int]) -> None:
-        for length in range(1, len(order) + 1):
-            _count(self._uses, tuple(order[:length]), self._capacity)
-        for i in order:
-            _count(self._popularity, i, self._capacity)
-
-
-def _count(counts: OrderedDict, key: object, capacity: int) -> None:  # type: ignore[type-arg]
-    counts[key] = counts.pop(key, 0) + 1  # taking it out first puts it at the end
-    while len(counts) > capacity:
-        counts.popitem(last=False)
+        for k, i in enumerate(order):
+            start = tuple(order[: k + 1])
+            remember(self._uses, start, self._uses.get(start, 0) + 1, self._capacity)
+            remember(self._popularity, i, self._popularity.get(i, 0) + 1, self._capacity)

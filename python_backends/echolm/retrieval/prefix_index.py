@@ -3,9 +3,8 @@
 All records have the same length. They are numbers of 8 bytes in native byte order: who wrote the
 record, how many examples there are, and their ids in the order of the prompt. Linux appends a
 write as a whole, so no lock is needed. When the file is full, the first process that notices
-starts it anew, and what another process has not read by then is lost to it. All that stands in
-the file is lost if a writer is killed in the middle of a long record. In either case prompts share
-less for a time, and nothing else happens.
+starts it anew, and what others have not read by then is lost; so is the whole file if a writer is
+killed in the middle of a long record. Then prompts share less for a time, and nothing else happens.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ logger = logging.getLogger("echolm")
 
 _RECORD = 2 + MAX_EXAMPLES
 _RECORD_BYTES = 8 * _RECORD
-RECORDS = 16_384
-"""Number of records after which the file starts anew."""
-_WRITE_S = 0.05
-"""Seconds after which a write that was seen half done has ended."""
+_WRITE_S = 0.05  # after which a write that was seen half done has ended
 
 
 class SharedPrefixIndex:
@@ -41,7 +37,7 @@ class SharedPrefixIndex:
         records: number of records after which the file starts anew.
     """
 
-    def __init__(self, path: Path, records: int = RECORDS) -> None:
+    def __init__(self, path: Path, records: int = 16_384) -> None:
         self._path = path
         self._limit = records * _RECORD_BYTES
         self._writer = secrets.randbits(62)
@@ -74,7 +70,7 @@ class SharedPrefixIndex:
         if self._fd < 0:
             return []
         try:
-            size = self._size()
+            size = os.fstat(self._fd).st_size
             if size < self._position:
                 self._position = 0
             raw = os.pread(self._fd, size - self._position, self._position)
@@ -98,16 +94,13 @@ class SharedPrefixIndex:
 
     def _whole_size(self) -> int:
         """The size, when nobody is writing; a file that ends within a record is emptied."""
-        size = self._size()
+        size = os.fstat(self._fd).st_size
         if size % _RECORD_BYTES:
             time.sleep(_WRITE_S)
-            if self._size() == size:
+            if os.fstat(self._fd).st_size == size:
                 os.ftruncate(self._fd, 0)
                 return 0
         return size - size % _RECORD_BYTES
-
-    def _size(self) -> int:
-        return os.fstat(self._fd).st_size
 
     def _give_up(self, error: OSError) -> None:
         self.close()

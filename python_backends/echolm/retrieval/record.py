@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 NONE = -1
 """The value of ``dropped`` if no example was dropped."""
@@ -42,11 +46,9 @@ class SelectionRecord:
         ids: ids of the k examples.
         features: features of the examples, FP32 [k, e]; they travel as FP16.
         tokens: how many tokens each example takes.
-        dropped: id of the example that was dropped at random (leave-one-out) to learn its effect,
-            or NONE.
+        dropped: id of the example that was dropped at random (leave-one-out), or NONE.
         draw: the thresholds that the selection stands for; None if nothing can be learnt of
-            them, since the threshold is fixed, an example was dropped at random, or the caller
-            chose the LLM.
+            them, since the threshold is fixed, an example was dropped, or the caller chose the LLM.
     """
 
     request: NDArray[np.float32]
@@ -57,11 +59,7 @@ class SelectionRecord:
     draw: ThresholdDraw | None = None
 
     def of_used(self, ids: Collection[int]) -> SelectionRecord:
-        """The record of those examples that came into the prompt.
-
-        Args:
-            ids: ids of the examples in the prompt.
-        """
+        """The record of those examples that came into the prompt."""
         kept = [k for k, i in enumerate(self.ids) if i in ids]
         return replace(
             self,
@@ -73,13 +71,10 @@ class SelectionRecord:
     def dump(self) -> str:
         """The record as URL-safe text, about 45 characters an example."""
         k, e = self.features.shape
-        low, high, probability = (
-            (-1, -1, 0.0)
-            if self.draw is None
-            else (self.draw.low, self.draw.high, self.draw.probability)
-        )
+        draw = self.draw or ThresholdDraw(-1, -1, 0.0)
+        drawn = (draw.low, draw.high, draw.probability)
         data = (
-            _HEADER.pack(_VERSION, k, e, len(self.request), low, high, probability, self.dropped)
+            _HEADER.pack(_VERSION, k, e, len(self.request), *drawn, self.dropped)
             + np.asarray(self.ids, dtype="<i8").tobytes()
             + np.asarray(self.tokens, dtype="<u4").tobytes()
             + self.request.astype("<f2").tobytes()
@@ -109,14 +104,8 @@ class SelectionRecord:
             raise ValueError("selection: expected finite features")
         if low > high or (low >= 0 and not 0.0 < probability <= 1.0 + 1e-6):
             raise ValueError("selection: expected a range of thresholds and its probability")
-        return cls(
-            request,
-            tuple(ids.tolist()),
-            features,
-            tuple(tokens.tolist()),
-            dropped,
-            None if low < 0 else ThresholdDraw(low, high, probability),
-        )
+        draw = None if low < 0 else ThresholdDraw(low, high, probability)
+        return cls(request, tuple(ids.tolist()), features, tuple(tokens.tolist()), dropped, draw)
 
 
 def used_selection(text: str, selected: Sequence[int], used: Sequence[int], by_router: bool) -> str:
@@ -126,8 +115,7 @@ def used_selection(text: str, selected: Sequence[int], used: Sequence[int], by_r
 
     Args:
         text: a :meth:`SelectionRecord.dump`, or empty.
-        selected: ids of the examples in the record.
-        used: ids of those among them that came into the prompt.
+        selected, used: ids of the examples in the record, and of those that came into the prompt.
         by_router: whether the router chose the LLM. What an LLM of the caller's choice makes of a
             selection is not what the router would, so it says nothing of thresholds.
 
@@ -144,11 +132,16 @@ def used_selection(text: str, selected: Sequence[int], used: Sequence[int], by_r
 _load_once = lru_cache(maxsize=1)(SelectionRecord.load)
 
 
-def read_rating(body: Mapping[str, Any]) -> tuple[str, float, SelectionRecord] | None:
-    """Request id, score and selection of a rating event; None if the answer had no selection.
+class Rating(NamedTuple):
+    """A rating of an answer to a request for which examples were selected."""
 
-    Args:
-        body: see :data:`echolm.learning.feedback.RATING`.
+    request_id: str
+    score: float
+    record: SelectionRecord
+
+
+def read_rating(body: Mapping[str, Any]) -> Rating | None:
+    """The rating of a :data:`~echolm.learning.feedback.RATING`; None if there was no selection.
 
     Raises:
         KeyError, ValueError: the event is damaged.
@@ -156,4 +149,12 @@ def read_rating(body: Mapping[str, Any]) -> tuple[str, float, SelectionRecord] |
     text, score, request_id = body.get("selection"), float(body["score"]), body["request_id"]
     if not (0.0 <= score <= 1.0 and isinstance(request_id, str)):
         raise ValueError(f"expected a score in [0, 1] and a request_id, got {score}")
-    return (request_id, score, _load_once(text)) if text else None
+    return Rating(request_id, score, _load_once(text)) if text else None
+
+
+def remember(learned: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """Keep what was learnt last; above ``most`` entries the oldest are forgotten."""
+    learned[key] = value
+    learned.move_to_end(key)
+    while len(learned) > most:
+        learned.popitem(last=False)

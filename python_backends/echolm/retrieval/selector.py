@@ -36,11 +36,9 @@ class Selection:
 
     Attributes:
         examples: the selected examples in the order of the prompt.
-        record: what a rating needs to know of the selection; None if there was nothing to select
-            from.
+        record: None if there was nothing to select from.
         help_probability: probability that any of the good examples that were found, selected or
-            not, would do for the request, if each is of use independently (noisy OR of their
-            utilities).
+            not, would do for the request: noisy OR of their utilities.
     """
 
     examples: tuple[Selected, ...] = ()
@@ -49,12 +47,7 @@ class Selection:
 
 
 class _Chosen(NamedTuple):
-    """A row's selected examples.
-
-    Attributes:
-        columns: the examples' columns in the order of the prompt.
-        dropped, draw: see :class:`~echolm.retrieval.record.SelectionRecord`.
-    """
+    """Columns of a row's examples in the order of the prompt; the others: see SelectionRecord."""
 
     columns: list[int]
     dropped: int
@@ -65,9 +58,6 @@ class ExampleSelector:
     """Selects examples by utility, redundancy, token budget and threshold.
 
     Args:
-        settings: limits, and which parts are in use.
-        utility: scores the candidates.
-        threshold: says which utility is enough.
         tokens: counts tokens of the LLM that will read the examples.
         rng: draws which example is dropped (leave-one-out) and which threshold is tried.
         prefix_index: knows what other processes put into prompts for the same engines.
@@ -120,9 +110,8 @@ class ExampleSelector:
         utilities = self.utility.score(batch)
         best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
         strong = batch.valid & (utilities >= best * self._settings.relative_similarity)
-        help_probabilities = 1.0 - np.where(strong, 1.0 - np.minimum(utilities, 1.0), 1.0).prod(
-            axis=1
-        )
+        fails = np.where(strong, 1.0 - np.minimum(utilities, 1.0), 1.0)
+        help_probabilities = 1.0 - fails.prod(axis=1)
         self._warm.poll()
         picked = self._pick(batch, utilities, strong)
         chosen = [
@@ -130,7 +119,7 @@ class ExampleSelector:
             for k, (worth, picks) in enumerate(zip(utilities.tolist(), picked, strict=True))
         ]
         self._warm.publish()
-        return self._conclude(batch, utilities, help_probabilities, chosen)
+        return self._conclude(batch, utilities, help_probabilities.tolist(), chosen)
 
     def _pick(
         self, batch: FeatureBatch, utilities: NDArray[np.float32], strong: NDArray[np.bool_]
@@ -150,21 +139,16 @@ class ExampleSelector:
                 settings.max_example_tokens,
             )
             best = sets.completed()
-            if settings.order == "prefix" and best.columns:
-                picked.append(self._warmest(sets, best, batch.ids[row].tolist()))
-            else:
-                picked.append(best.columns)
+            warm = settings.order == "prefix" and best.columns
+            ids = batch.ids[row].tolist()
+            picked.append(self._warmest(sets, best, ids) if warm else best.columns)
         return picked
 
     def _tokens_of(self, slots: Sequence[int]) -> Callable[[int], int]:
         return lambda column: self._texts.num_tokens(slots[column])
 
     def _warmest(self, sets: MarginalRelevance, best: ScoredSet, ids: Sequence[int]) -> list[int]:
-        """Columns of the set that shares most with earlier prompts, if it is nearly the best one.
-
-        Args:
-            ids: the candidates' ids, by column.
-        """
+        """Columns of the set that shares most with earlier prompts, if it is nearly as good."""
         settings, worth = self._settings, sets.worth
         given_up = len(best.columns) * settings.warm_tolerance + _ROUNDING
         threshold = (1 - settings.diversity) * self.least_utility
@@ -175,7 +159,7 @@ class ExampleSelector:
         # Candidates of less worth can hardly be in a set that is good enough.
         columns = {ids[k]: k for k in worth if worth[k] >= best.least - given_up}
         kept = above(best.columns)
-        # The columns of the set that begins with each start that is good enough.
+        # The columns of the set that begins with each start.
         sets_by_start: dict[Prefix, list[int]] = {(): best.columns}
 
         def nearly_as_good(start: Prefix) -> bool:
@@ -185,16 +169,14 @@ class ExampleSelector:
                 sets_by_start[start] = best.columns
                 return True
             other = sets.completed(chosen)
-            good = (
+            sets_by_start[start] = other.columns
+            return (
                 other.columns[: len(chosen)] == chosen
                 and len(other.columns) >= len(best.columns)
                 and other.value >= best.value - given_up
                 # Otherwise the threshold would drop what stands in for a better example.
                 and above(other.columns) >= kept
             )
-            if good:
-                sets_by_start[start] = other.columns
-            return good
 
         return sets_by_start[self._warm.longest(list(columns), nearly_as_good)]
 
@@ -221,7 +203,7 @@ class ExampleSelector:
         self,
         batch: FeatureBatch,
         utilities: NDArray[np.float32],
-        help_probabilities: NDArray[np.float32],
+        help_probabilities: list[float],
         chosen: Sequence[_Chosen | None],
     ) -> list[Selection]:
         """The selections of all rows; arrays are read once for the whole batch."""
@@ -232,28 +214,21 @@ class ExampleSelector:
         tokens = [self._texts.num_tokens(slot) for slot in batch.slots[rows, columns].tolist()]
         selections = []
         end = 0
-        for row, (choice, help_probability) in enumerate(
-            zip(chosen, help_probabilities.tolist(), strict=True)
-        ):
+        for row, choice in enumerate(chosen):
             if choice is None:
                 selections.append(Selection())
                 continue
-            candidates = batch.candidates[row]
-            start, end = end, end + len(choice.columns)
-            selected = [candidates[column] for column in choice.columns]
+            selected = [batch.candidates[row][column] for column in choice.columns]
+            here, end = slice(end, end + len(selected)), end + len(selected)
+            ids, num_tokens = tuple([c.id for c in selected]), tuple(tokens[here])
             record = SelectionRecord(
-                batch.request[row],
-                tuple([c.id for c in selected]),
-                features[start:end],
-                tuple(tokens[start:end]),
-                choice.dropped,
-                choice.draw,
+                batch.request[row], ids, features[here], num_tokens, choice.dropped, choice.draw
             )
             examples = [
                 Selected(c.id, c.request, c.response, c.similarity, u)
-                for c, u in zip(selected, worth[start:end], strict=True)
+                for c, u in zip(selected, worth[here], strict=True)
             ]
-            selections.append(Selection(tuple(examples), record, help_probability))
+            selections.append(Selection(tuple(examples), record, help_probabilities[row]))
         return selections
 
     def _ordered(self, kept: dict[int, Candidate]) -> list[int]:

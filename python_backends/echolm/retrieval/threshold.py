@@ -1,10 +1,10 @@
 """How useful an example must be to be worth its tokens (paper §4.1).
 
-The paper samples requests, compares the efficiency under several thresholds and adopts the
-best. Here a share of requests is served under a threshold drawn from a grid. Examples under
-a threshold are dropped after the selection, so that all thresholds between two neighbouring
-utilities lead to the same selection. Its rating counts for each of them, weighted by the inverse
-probability that one of them was drawn.
+The paper samples requests, compares the efficiency under several thresholds and adopts the best.
+Here a share of requests is served under a threshold drawn from a grid. Examples under it are
+dropped after the selection, so all thresholds between two neighbouring utilities lead to the same
+selection. Its rating counts for each of them, weighted by the inverse probability that one of them
+was drawn.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import math
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
 from echolm.learning.snapshot import fingerprint
-from echolm.retrieval.record import ThresholdDraw, read_rating
+from echolm.retrieval.record import ThresholdDraw, read_rating, remember
 
 GRID: tuple[float, ...] = tuple(round(0.05 * k, 2) for k in range(20))
 """The thresholds that are compared; 0 drops nothing."""
@@ -31,9 +30,7 @@ _VERSION = 1  # raised whenever the algorithm makes another state of the same ev
 _REMEMBERED = 50_000  # most ratings that can still be replaced by a later one
 _LEAST_MARGIN = 0.002  # least gain in value per request that is worth a change
 _LEAST_COMPARED = 6.0  # ratings in which two thresholds must have differed before a change
-# Standard errors by which a challenger must be ahead; it is much, since 19 challengers try all the
-# time.
-_SURENESS = 2.5
+_SURENESS = 2.5  # standard errors of the lead that it takes: much, since 19 challengers always try
 
 
 def nearest(threshold: float) -> int:
@@ -41,8 +38,7 @@ def nearest(threshold: float) -> int:
     return int(np.argmin(np.abs(np.array(GRID) - threshold)))
 
 
-@dataclass(frozen=True)
-class _Learned:
+class _Learned(NamedTuple):
     """A rating that was learnt.
 
     Attributes:
@@ -61,13 +57,19 @@ class AdaptiveThreshold:
 
     For each pair of thresholds the mean difference in value is estimated from the ratings of
     requests for which the two would have selected different examples; a rating that counts for
-    both cancels out. The adopted threshold is replaced when another one is ahead by
-    ``_SURENESS`` standard errors.
+    both cancels out. The adopted threshold is replaced when another one is surely ahead.
+
+    Args:
+        start: the threshold before any rating; the grid's nearest one is taken.
+        exploration: share of requests that are served under a threshold drawn at random.
+        costs: what an answer of each LLM costs, in quality.
+        price_per_1k_tokens: what 1,000 tokens of examples cost, in quality.
+        discount: weight that the past keeps at each rating, in (0, 1].
 
     Attributes:
-        start: index in :data:`GRID` of the threshold before any rating.
         current: index in :data:`GRID` of the adopted threshold.
         updates: number of ratings seen; each is a step of forgetting.
+        fingerprint: differs if the grid, the start or the parts of a value differ.
     """
 
     name = "threshold"
@@ -81,40 +83,25 @@ class AdaptiveThreshold:
         price_per_1k_tokens: float,
         discount: float = 0.998,
     ) -> None:
-        """
-        Args:
-            start: the threshold before any rating; the grid's nearest one is taken.
-            exploration: share of requests that are served under a threshold drawn at random.
-            costs: what an answer of each LLM costs, in quality.
-            price_per_1k_tokens: what 1,000 tokens of examples cost, in quality.
-            discount: weight that the past keeps at each rating, in (0, 1].
-        """
         self._exploration = exploration
         self._costs = dict(costs)
         self._price = price_per_1k_tokens
         self._discount = discount
-        n = len(GRID)
-        self.start = self.current = nearest(start)
+        self.current = nearest(start)
         self.updates = 0
         self._weight = self._mean = 0.0
         # [a, b]: sums over ratings of (a's weight - b's weight) * value, its square, and how
         # many ratings told a from b; discounted.
-        self._difference = np.zeros((n, n))
-        self._square = np.zeros((n, n))
-        self._compared = np.zeros((n, n))
+        self._difference, self._square, self._compared = np.zeros((3, len(GRID), len(GRID)))
         self._learned: OrderedDict[str, _Learned] = OrderedDict()
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs if the grid, the start or the parts of a value differ; see ``Learnable``."""
-        return fingerprint(
+        self.fingerprint = fingerprint(
             {
                 "version": _VERSION,
                 "grid": list(GRID),
-                "start": self.start,
+                "start": self.current,
                 "costs": self._costs,
-                "price": self._price,
-                "discount": self._discount,
+                "price": price_per_1k_tokens,
+                "discount": discount,
             }
         )
 
@@ -133,8 +120,8 @@ class AdaptiveThreshold:
         """All thresholds under which the same candidates would have been kept.
 
         Args:
-            drawn: index in :data:`GRID` of the threshold that was drawn.
-            utilities: utilities of the candidates before any was dropped.
+            drawn: index in :data:`GRID`.
+            utilities: those of the candidates before any was dropped.
         """
         t = GRID[drawn]
         dropped = max([u for u in utilities if u < t], default=-1.0)
@@ -148,12 +135,10 @@ class AdaptiveThreshold:
     def apply(self, event: Event) -> None:
         """Learn from a rating, if its selection says which thresholds it stands for."""
         rated = read_rating(event.body)
-        if rated is None:
+        if rated is None or rated.record.draw is None:
             return
         request_id, score, record = rated
-        draw = record.draw
-        if draw is None:
-            return
+        draw = rated.record.draw
         if draw.high >= len(GRID):
             raise ValueError(f"expected thresholds up to {len(GRID) - 1}, got {draw.high}")
         value = score - self._costs[event.body["llm"]] - self._price * sum(record.tokens) / 1_000
@@ -162,12 +147,10 @@ class AdaptiveThreshold:
         signed = inside[:, None] - inside[None, :]
         earlier = self._learned.get(request_id)
         if earlier is None:
-            self._learned[request_id] = self._learn(signed, value)
+            learned = self._learn(signed, value)
         else:
-            self._learned[request_id] = self._replace(signed, earlier, value)
-        self._learned.move_to_end(request_id)
-        while len(self._learned) > _REMEMBERED:
-            self._learned.popitem(last=False)
+            learned = self._replace(signed, earlier, value)
+        remember(self._learned, request_id, learned, _REMEMBERED)
         self._adopt()
 
     def _learn(self, signed: NDArray[np.float64], value: float) -> _Learned:
@@ -190,19 +173,12 @@ class AdaptiveThreshold:
         self._mean += kept * (value - earlier.value) / self._weight
         return _Learned(value, centred, earlier.updated)
 
-    def advantages(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """How much more each threshold is worth than the adopted one, and the standard error.
-
-        Both are FP64 [len(GRID)], in value per request.
-        """
+    def _adopt(self) -> None:
+        """Adopt another threshold if it is surely worth more per request than the adopted one."""
         n = max(self._weight, 1.0)
         mean = self._difference[:, self.current] / n
         variance = np.maximum(self._square[:, self.current] / n - mean**2, 0.0)
-        return mean, np.sqrt(variance / n)
-
-    def _adopt(self) -> None:
-        mean, error = self.advantages()
-        surely = mean - _SURENESS * error
+        surely = mean - _SURENESS * np.sqrt(variance / n)
         surely[self._compared[:, self.current] < _LEAST_COMPARED] = -np.inf
         best = int(np.argmax(surely))
         if surely[best] > _LEAST_MARGIN:
@@ -218,10 +194,7 @@ class AdaptiveThreshold:
             "difference": self._difference,
             "square": self._square,
             "compared": self._compared,
-            "learned": [
-                [key, rating.value, rating.centred, rating.updated]
-                for key, rating in self._learned.items()
-            ],
+            "learned": [[key, *rating] for key, rating in self._learned.items()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -1,9 +1,8 @@
 """How much an example helps: the proxy model of the paper's Example Selector (§4.1).
 
-P(the small LLM answers well | request, examples) is logistic in features of the request and
-of each example, plus an effect that belongs to each example alone. Ratings are given to whole
-answers; what each example had to do with one follows from the model. Of two examples in a rated
-set, the one that is less known takes more of the surprise, and answers from which one example was
+P(the small LLM answers well | request, examples) is logistic in features of the request and of
+each example, plus an effect of each example alone. Ratings are of whole answers; of the examples
+behind one, the less known takes more of the surprise, and answers from which an example was
 dropped at random (leave-one-out) tell their effects apart.
 """
 
@@ -12,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +20,7 @@ from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
 from echolm.learning.snapshot import fingerprint
 from echolm.retrieval.features import EXAMPLE_FEATURES, PRIOR, REQUEST_FEATURES, FeatureBatch
-from echolm.retrieval.record import SelectionRecord, read_rating
+from echolm.retrieval.record import SelectionRecord, read_rating, remember
 
 _VERSION = 1  # raised whenever the algorithm makes another state of the same events
 _REMEMBERED = 50_000  # most ratings that can still be replaced by a later one
@@ -31,15 +29,8 @@ _CREDITED = 50_000  # most examples that have an effect
 # neighbours is what gives a bad one away, wherever it comes from. The general level is narrow:
 # a few bad ratings at the start must not put all examples under the threshold.
 _DEVIATION = 0.8
-_DEVIATIONS = {
-    "consistency": 2.0,
-    "consensus": 2.0,
-    "support": 0.4,
-    "length": 0.4,
-    "literals": 0.4,
-    "constant": 0.3,
-    "prior": 0.15,
-}
+_DEVIATIONS = {"consistency": 2.0, "consensus": 2.0, "support": 0.4, "length": 0.4}
+_DEVIATIONS |= {"literals": 0.4, "constant": 0.3, "prior": 0.15}
 _EFFECT_VARIANCE = 0.5  # prior variance of an example's effect, in log-odds squared
 
 
@@ -48,7 +39,6 @@ class UtilityModel(Protocol):
 
     def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
         """Utilities FP32 [B, n] in 0..1; the values in padding mean nothing."""
-        ...
 
 
 class SimilarityUtility:
@@ -59,23 +49,17 @@ class SimilarityUtility:
 
 
 class Effect(NamedTuple):
-    """An example's effect on the log-odds, N(mean, variance).
-
-    Attributes:
-        updated: the model's ``updates`` when it was learnt.
-    """
+    """An example's effect on the log-odds, N(mean, variance), learnt at the model's ``updates``."""
 
     mean: float
     variance: float
     updated: int
 
 
-@dataclass(frozen=True)
-class _Learned:
-    """What replacing a rating needs to know of it.
+class _Learned(NamedTuple):
+    """A rating that was learnt, and what replacing it needs to know.
 
     Attributes:
-        score: the score that was learnt, 0..1.
         updated: the model's ``updates`` when it was learnt.
         gain: how much one more point of score would have added to b along x.
         effect_gains: how much it would have added to the mean of each example's effect, in the
@@ -88,8 +72,7 @@ class _Learned:
     effect_gains: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class _Weights:
+class _Weights(NamedTuple):
     """What scoring reads; learning replaces it as a whole."""
 
     request: NDArray[np.float32]
@@ -109,28 +92,24 @@ class LearnedUtility:
     direction (Laplace), jointly for the weights and separately for each example's effect. Scoring
     takes no lock, since it reads a snapshot that learning replaces.
 
+    Args:
+        discount: weight that the past keeps at each rating, in (0, 1]; the prior replaces the rest.
+
     Attributes:
         A: precision of the weights, FP64 [d, d]; requests' features come before examples'.
         b: A @ mean, FP64 [d].
         updates: number of ratings seen; each is a step of forgetting.
+        fingerprint: differs if features, prior or rates differ; see ``Learnable``.
     """
 
     name = "utility"
     kinds = frozenset({RATING})
 
     def __init__(self, discount: float = 0.999) -> None:
-        """
-        Args:
-            discount: weight that the past keeps at each rating, in (0, 1]. What is forgotten
-                is replaced by the prior.
-        """
-        self._r = len(REQUEST_FEATURES)
-        d = self._r + len(EXAMPLE_FEATURES)
-        deviation = np.array(
-            [_DEVIATIONS.get(name, _DEVIATION) for name in (*REQUEST_FEATURES, *EXAMPLE_FEATURES)]
-        )
-        mean = np.zeros(d)
-        mean[self._r + PRIOR] = 1.0
+        features = [*REQUEST_FEATURES, *EXAMPLE_FEATURES]
+        deviation = np.array([_DEVIATIONS.get(name, _DEVIATION) for name in features])
+        mean = np.zeros(len(features))
+        mean[len(REQUEST_FEATURES) + PRIOR] = 1.0
         self._discount = discount
         self._A0 = np.diag(deviation**-2)
         self._b0 = self._A0 @ mean
@@ -138,29 +117,22 @@ class LearnedUtility:
         self.updates = 0
         self._effects: OrderedDict[int, Effect] = OrderedDict()
         self._learned: OrderedDict[str, _Learned] = OrderedDict()
-        self._solve()
-
-    @property
-    def fingerprint(self) -> str:
-        """Differs if features, prior or rates differ; see ``Learnable``."""
-        return fingerprint(
+        self.fingerprint = fingerprint(
             {
                 "version": _VERSION,
-                "features": [*REQUEST_FEATURES, *EXAMPLE_FEATURES],
+                "features": features,
                 "A0": self._A0,
                 "effect_variance": _EFFECT_VARIANCE,
-                "discount": self._discount,
+                "discount": discount,
             }
         )
+        self._solve()
 
     def _solve(self) -> None:
         self._covariance = np.linalg.inv(self.A)
         self._mean = self._covariance @ self.b
-        self._weights = _Weights(
-            self._mean[: self._r].astype(np.float32),
-            self._mean[self._r :].astype(np.float32),
-            self.updates,
-        )
+        of_requests, of_examples = np.split(self._mean.astype(np.float32), [len(REQUEST_FEATURES)])
+        self._weights = _Weights(of_requests, of_examples, self.updates)
 
     def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
         """Utilities FP32 [B, n]: P(the LLM answers well | request, this example alone)."""
@@ -178,39 +150,26 @@ class LearnedUtility:
             variance = np.array([e.variance for e in known])
             age = np.array([weights.updates - e.updated for e in known])
             kept = self._discount ** np.maximum(0.0, age)
-            # The same as in _now(), for all at once.
+            # The same as in effect(), for all at once.
             precision = kept / variance + (1.0 - kept) / _EFFECT_VARIANCE
             logits.ravel()[places] += kept * mean / variance / precision
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float32)
 
     def effect(self, example_id: int) -> tuple[float, float]:
         """Mean and variance of an example's effect now."""
-        return self._now(self._effects.get(example_id), self.updates)
-
-    def _now(self, effect: Effect | None, updates: int) -> tuple[float, float]:
+        effect = self._effects.get(example_id)
         if effect is None:
             return 0.0, _EFFECT_VARIANCE
-        kept = self._discount ** max(0, updates - effect.updated)
+        kept = self._discount ** max(0, self.updates - effect.updated)
         precision = kept / effect.variance + (1.0 - kept) / _EFFECT_VARIANCE
         return kept * effect.mean / effect.variance / precision, 1.0 / precision
-
-    def predict(self, record: SelectionRecord) -> float:
-        """P(the LLM answers well | request, these examples).
-
-        Without examples, their features count as 0.
-        """
-        x, share = self._inputs(record)
-        effects = share * sum(self.effect(i)[0] for i in record.ids)
-        return _sigmoid(float(self._mean @ x) + effects)
 
     def _inputs(self, record: SelectionRecord) -> tuple[NDArray[np.float64], float]:
         """The set's features x, FP64 [d], and the share with which each example's effect counts."""
         expected = (len(REQUEST_FEATURES), len(EXAMPLE_FEATURES))
-        if (len(record.request), record.features.shape[1]) != expected:
-            raise ValueError(
-                f"selection: expected {expected} features, got "
-                f"{(len(record.request), record.features.shape[1])}"
-            )
+        got = (len(record.request), record.features.shape[1])
+        if got != expected:
+            raise ValueError(f"selection: expected {expected} features, got {got}")
         share = 1.0 / max(1, len(record.ids))
         x = np.concatenate([record.request, record.features.sum(axis=0) * share])
         return x.astype(np.float64), share
@@ -218,22 +177,18 @@ class LearnedUtility:
     def apply(self, event: Event) -> None:
         """Learn from a rating of an answer that had examples; other ratings teach nothing here."""
         rated = read_rating(event.body)
-        if rated is None:
+        if rated is None or not rated.record.ids:
             return
         request_id, score, record = rated
-        if not record.ids:
-            return
         earlier = self._learned.get(request_id)
         if earlier is not None and len(earlier.effect_gains) != len(record.ids):
             raise ValueError("expected the same examples as in the earlier rating")
         x, share = self._inputs(record)
         if earlier is None:
-            self._learned[request_id] = self._learn(record.ids, x, share, score)
+            learned = self._learn(record.ids, x, share, score)
         else:
-            self._learned[request_id] = self._replace(record.ids, x, earlier, score)
-        self._learned.move_to_end(request_id)
-        while len(self._learned) > _REMEMBERED:
-            self._learned.popitem(last=False)
+            learned = self._replace(record.ids, x, earlier, score)
+        remember(self._learned, request_id, learned, _REMEMBERED)
 
     def _learn(
         self, ids: tuple[int, ...], x: NDArray[np.float64], share: float, score: float
@@ -260,10 +215,8 @@ class LearnedUtility:
         self.b = self.A @ mean
         for i, (m, v) in zip(ids, effects, strict=True):
             narrower = v - curvature * (share * v) ** 2 * shrink
-            self._effects[i] = Effect(m + share * v * residual, narrower, self.updates)
-            self._effects.move_to_end(i)
-        while len(self._effects) > _CREDITED:
-            self._effects.popitem(last=False)
+            effect = Effect(m + share * v * residual, narrower, self.updates)
+            remember(self._effects, i, effect, _CREDITED)
         self._solve()
         # d(residual)/d(score) is shrink; A @ direction * shrink is then share_of_weights * x.
         gains = tuple(share * v * shrink for _, v in effects)
@@ -278,26 +231,19 @@ class LearnedUtility:
         for i, gain in zip(ids, earlier.effect_gains, strict=True):
             if (effect := self._effects.get(i)) is not None:
                 kept = self._discount ** (effect.updated - earlier.updated)
-                mean = effect.mean + gain * change * kept
-                self._effects[i] = Effect(mean, effect.variance, effect.updated)
+                self._effects[i] = effect._replace(mean=effect.mean + gain * change * kept)
         self._solve()
-        return _Learned(score, earlier.updated, earlier.gain, earlier.effect_gains)
+        return earlier._replace(score=score)
 
     def state(self) -> dict[str, Any]:
         """The posterior, and what replacing a rating needs."""
-        effects = list(self._effects.items())
         return {
             "A": self.A,
             "b": self.b,
             "updates": self.updates,
-            "effect_ids": np.array([i for i, _ in effects], dtype=np.int64),
-            "effects": np.array(
-                [(e.mean, e.variance, e.updated) for _, e in effects], dtype=np.float64
-            ).reshape(-1, 3),
-            "learned": [
-                [key, rating.score, rating.updated, rating.gain, list(rating.effect_gains)]
-                for key, rating in self._learned.items()
-            ],
+            "effect_ids": np.array(list(self._effects), dtype=np.int64),
+            "effects": np.array(list(self._effects.values()), dtype=np.float64).reshape(-1, 3),
+            "learned": [[key, *rating] for key, rating in self._learned.items()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -305,15 +251,12 @@ class LearnedUtility:
         A, b = np.array(state["A"], np.float64), np.array(state["b"], np.float64)
         if A.shape != self._A0.shape or b.shape != self._b0.shape:
             raise ValueError(f"utility: expected {self._A0.shape} weights, got {A.shape}")
+        rows = zip(state["effect_ids"].tolist(), state["effects"].tolist(), strict=True)
         effects = OrderedDict(
-            (int(i), Effect(float(mean), float(variance), int(updated)))
-            for i, (mean, variance, updated) in zip(
-                state["effect_ids"].tolist(), state["effects"].tolist(), strict=True
-            )
+            (i, Effect(mean, variance, int(updated))) for i, (mean, variance, updated) in rows
         )
         learned = OrderedDict(
-            (key, _Learned(score, updated, gain, tuple(gains)))
-            for key, score, updated, gain, gains in state["learned"]
+            (key, _Learned(*rest, tuple(gains))) for key, *rest, gains in state["learned"]
         )
         self.A, self.b, self.updates = A, b, int(state["updates"])
         self._effects, self._learned = effects, learned

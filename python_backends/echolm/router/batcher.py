@@ -27,10 +27,7 @@ class Batcher(Generic[T, R]):
     """
 
     def __init__(
-        self,
-        run: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
-        max_batch: int,
-        max_running: int,
+        self, run: Callable[[Sequence[T]], Awaitable[Sequence[R]]], max_batch: int, max_running: int
     ) -> None:
         self._run = run
         self._max_batch = max_batch
@@ -63,7 +60,7 @@ class Batcher(Generic[T, R]):
                 if not future.done():  # its caller may have gone
                     batch.append((item, future))
             if batch:
-                task = asyncio.get_running_loop().create_task(self._answer(batch))
+                task = asyncio.create_task(self._answer(batch))
                 self._running.add(task)
                 task.add_done_callback(self._finished)
 
@@ -74,24 +71,18 @@ class Batcher(Generic[T, R]):
     async def _answer(self, batch: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
         try:
             results = await self._run([item for item, _ in batch])
-        except InvalidRequestError as error:
-            if len(batch) > 1:
-                await asyncio.gather(*(self._answer([item]) for item in batch))
-            else:
-                _fail(batch, error)
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()
             raise
         except Exception as error:
-            _fail(batch, error)
+            if len(batch) > 1 and isinstance(error, InvalidRequestError):
+                await asyncio.gather(*(self._answer([item]) for item in batch))
+                return
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
         else:
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
                     future.set_result(result)
-
-
-def _fail(batch: Sequence[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
-    for _, future in batch:
-        if not future.done():
-            future.set_exception(error)

@@ -27,10 +27,7 @@ class Policy:
         bias: LoadBias,
         rng: np.random.Generator,
     ) -> None:
-        self._featurizer = featurizer
-        self._bandit = bandit
-        self._bias = bias
-        self._rng = rng
+        self._featurizer, self._bandit, self._bias, self._rng = featurizer, bandit, bias, rng
 
     def context(self, request: Request, retrieved: Retrieved) -> NDArray[np.float32]:
         """The bandit's context x of a request, FP32 [d]."""
@@ -39,11 +36,7 @@ class Policy:
     def decide(
         self, requests: Sequence[tuple[Request, Retrieved]]
     ) -> list[tuple[NDArray[np.float32], Choice]]:
-        """Draw an LLM for each of several requests.
-
-        Returns:
-            For each request its context x, FP32 [d], and the choice.
-        """
+        """Draw an LLM for each of several requests: its context x, FP32 [d], and the choice."""
         contexts = self._featurizer.many(
             [request.text for request, _ in requests],
             [retrieved.embedding for _, retrieved in requests],
@@ -79,17 +72,17 @@ def decision_record(
     """What a rating of an answer teaches about.
 
     Args:
-        request_id: unique id of the answer.
         x: the bandit's context, FP32 [d].
         choice: the choice of the LLM that gave the answer.
         used: the examples in its prompt.
-        revision: that LLM's revision.
+        revision: that LLM's.
     """
+    ids = tuple(e.id for e in used)
     try:
         selection = used_selection(
             retrieved.selection,
             selected=[e.id for e in retrieved.examples],
-            used=[e.id for e in used],
+            used=ids,
             by_router=request.llm == AUTO,
         )
     except ValueError as error:  # there is an answer, which must not be lost
@@ -102,7 +95,7 @@ def decision_record(
         x,
         choice.propensity,
         choice.quality,
-        tuple(e.id for e in used),
+        ids,
         selection,
         revision,
     )

@@ -14,7 +14,6 @@ class Retriever(Protocol):
 
     async def retrieve(self, request: Request) -> Retrieved:
         """The request's embedding and selected examples; UnavailableError if that fails."""
-        ...
 
 
 class InteractionSink(Protocol):
@@ -22,7 +21,6 @@ class InteractionSink(Protocol):
 
     async def submit(self, interaction: Interaction) -> None:
         """Submit one interaction; EchoError if it could not be taken."""
-        ...
 
 
 class AnswerObserver(Protocol):
@@ -30,20 +28,13 @@ class AnswerObserver(Protocol):
 
     def served(self, served: Served) -> None:
         """Take note of an answer; returns at once and never raises."""
-        ...
-
-
-class NoObserver:
-    """Sees nothing."""
-
-    def served(self, served: Served) -> None: ...
 
 
 @dataclass(frozen=True)
 class Observers:
-    """Several observers as one."""
+    """Several observers, or none, as one."""
 
-    all: Sequence[AnswerObserver]
+    all: Sequence[AnswerObserver] = ()
 
     def served(self, served: Served) -> None:
         for observer in self.all:
@@ -62,38 +53,26 @@ class RouterMetrics(Protocol):
     """Counts what the router does."""
 
     def answered(self, answer: Answer, chosen: str, seconds: float) -> None:
-        """Count an answer.
+        """Count an answer, which took so many seconds from the request.
 
         Args:
             chosen: name of the LLM that the router chose; another may have answered for it.
-            seconds: from the request to the answer.
         """
-        ...
 
     def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
-        """Observe how long a stage took.
-
-        Args:
-            llm: name of the LLM, for ``generation`` and ``first_token``.
-        """
-        ...
+        """Observe how long a stage took; ``generation`` and ``first_token`` have an LLM's name."""
 
     def degraded(self, part: str, reason: str) -> None:
         """Count a part that failed and without which the request goes on."""
-        ...
 
     def failed(self, reason: str) -> None:
         """Count a request without an answer."""
-        ...
 
 
 class NoMetrics:
     """Counts nothing."""
 
     def answered(self, answer: Answer, chosen: str, seconds: float) -> None: ...
-
     def took(self, stage: Stage, seconds: float, llm: str = "") -> None: ...
-
     def degraded(self, part: str, reason: str) -> None: ...
-
     def failed(self, reason: str) -> None: ...

@@ -39,7 +39,7 @@ from echolm.router.ports import (
     AnswerObserver,
     InteractionSink,
     NoMetrics,
-    NoObserver,
+    Observers,
     Retriever,
     RouterMetrics,
 )
@@ -58,10 +58,7 @@ class RouterService:
 
     Attributes:
         endpoints: the LLMs by name.
-        sink: takes the interactions that may become examples.
-        observer: is shown every answer.
         background: tasks that run on after an answer, each submitting an interaction.
-        solicitor: says for which answers a rating is asked.
     """
 
     settings: Settings
@@ -72,7 +69,7 @@ class RouterService:
     sink: InteractionSink
     load: ServingLoad
     metrics: RouterMetrics = field(default_factory=NoMetrics)
-    observer: AnswerObserver = field(default_factory=NoObserver)
+    observer: AnswerObserver = field(default_factory=Observers)
     clock: Callable[[], float] = time.perf_counter
     background: set[asyncio.Task[None]] = field(default_factory=set)
     solicitor: Solicitor = field(init=False)
@@ -108,21 +105,18 @@ class RouterService:
         revision = self.endpoints[llm].settings.revision
         decision = decision_record(request_id, request, retrieved, x, choice, used, revision)
         answer = Answer(
-            text=completion.text,
+            **vars(completion),
             llm=llm,
             example_ids=decision.example_ids,
             predicted_quality=choice.quality,
             solicit_feedback=solicited,
             feedback_token=self.tokens.dump(decision),
             degraded="; ".join(notes),
-            finish_reason=completion.finish_reason,
-            num_input_tokens=completion.num_input_tokens,
-            num_output_tokens=completion.num_output_tokens,
         )
         self.metrics.answered(answer, chosen, self.clock() - started)
         self._submit(request, retrieved, answer)
         self.observer.served(
-            Served(request, retrieved, x, choice, decision, completion.text, solicited)
+            Served(request, retrieved, x, choice, decision, answer.text, solicited)
         )
         return answer
 
@@ -209,7 +203,6 @@ class RouterService:
         refused: InvalidRequestError | None = None
         problem: Exception
         sent = False
-        name = chosen
 
         def forward(piece: str) -> None:
             nonlocal sent
@@ -219,36 +212,33 @@ class RouterService:
             assert on_text is not None
             on_text(piece)
 
+        on_piece = None if on_text is None else forward
         for attempt, name in enumerate(self._order(chosen)):
             endpoint = self.endpoints[name]
             prompt, used = endpoint.prompt(request, retrieved.examples)
             generation_started = self.clock()
             try:
                 with self.load.serving(name):
+                    answering = endpoint.client.generate(
+                        f"{request_id}-{attempt}", prompt, request.sampling, on_piece
+                    )
                     completion = await asyncio.wait_for(
-                        endpoint.client.generate(
-                            f"{request_id}-{attempt}",
-                            prompt,
-                            request.sampling,
-                            None if on_text is None else forward,
-                        ),
-                        self.settings.limits.request_timeout_s,
+                        answering, self.settings.limits.request_timeout_s
                     )
                 self.metrics.took("generation", self.clock() - generation_started, name)
                 return name, used, completion
             except InvalidRequestError as error:
                 # Another LLM may have the context that this one lacks.
                 refused = refused or error
-                notes.append(f"{name} refused the request")
-                reason, problem = "refused", error
-            except (UnavailableError, asyncio.TimeoutError) as error:
-                notes.append(f"{name} unavailable")
-                timeout = isinstance(error, asyncio.TimeoutError)
-                reason, problem = "timeout" if timeout else "unavailable", error
+                problem, reason, note = error, "refused", "refused the request"
+            except asyncio.TimeoutError as error:
+                problem, reason, note = error, "timeout", "unavailable"
+            except UnavailableError as error:
+                problem, reason, note = error, "unavailable", "unavailable"
             except Exception as error:  # a defect of one LLM's client leaves the others
                 logger.error("LLM %s failed unexpectedly", name, exc_info=error)
-                notes.append(f"{name} failed")
-                reason, problem = "failed", error
+                problem, reason, note = error, "failed", "failed"
+            notes.append(f"{name} {note}")
             if sent:
                 # Another LLM's answer cannot continue what the client has already read.
                 self.metrics.failed("stream_broken")
@@ -270,8 +260,7 @@ class RouterService:
         return (
             self.settings.examples.enabled
             and request.store
-            # One of the caller's stop words may have cut the answer short.
-            and not request.sampling.stop
+            and not request.sampling.stop  # one of them may have cut the answer short
             and llm in self.settings.example_sources
         )
 
@@ -289,9 +278,8 @@ class RouterService:
             quality=answer.predicted_quality,
             help_probability=retrieved.help_probability,
         )
-        task = asyncio.get_running_loop().create_task(self._submit_interaction(interaction))
-        # The loop keeps only weak references to tasks.
-        self.background.add(task)
+        task = asyncio.create_task(self._submit_interaction(interaction))
+        self.background.add(task)  # the loop keeps only weak references to tasks
         task.add_done_callback(self.background.discard)
 
     async def _submit_interaction(self, interaction: Interaction) -> None:

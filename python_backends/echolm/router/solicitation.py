@@ -1,33 +1,22 @@
 """For which answers a rating is asked (paper, §4.2: only where the router is unsure).
 
-The paper asks where the standard deviation of the arms' confidences is under 0.1. Confidences
-are probabilities of being best; they say that two arms are close, not what is at stake nor
-whether a rating could tell them apart. Where a narrow prior, or cautious exploration, keeps
-them apart, that rule asks for nothing, ever, and what the router wrongly believes is never put
-to the test.
+The paper asks where the standard deviation of the arms' confidences is under 0.1. Confidences are
+probabilities of being best; they say that two arms are close, not what is at stake nor whether a
+rating could tell them apart. Where a narrow prior, or cautious exploration, keeps them apart, that
+rule never asks, and what the router wrongly believes is never put to the test.
 
-Here the question is what one rating of this answer is worth: by how much it can be expected
-to improve the decision for requests like this one
-(:func:`echolm.bandit.rating_value.value_of_rating`). It grows with the posterior's width at this
-context (rare contexts) and with the nearness of the arms (open decisions), and it is small if the
-answering arm is known well already. These values shrink as the router learns, so they are
-compared with each other and not with a constant (:class:`Solicitor`): users are asked for ratings
-of a fixed share of answers, the most valuable ones.
+Here the question is by how much a rating of this answer can be expected to improve the decision for
+requests like this one (:func:`echolm.bandit.rating_value.value_of_rating`). That grows with the
+posterior's width at this context and the nearness of the arms.
 
 Ratings until 95% of what random rating gains in the end, in the simulation of
-``tests/unit/router/test_solicitation.py`` (mean of 12 seeds; 40% of the requests are clear
-cases, as requests without examples are):
+``tests/unit/router/test_solicitation.py`` (mean of 12 seeds; 40% of the requests are clear cases,
+as requests without examples are; if there are none, this rule saves less than half)::
 
-============================ ========= ========== =========
-prior confidences            at random this rule  the paper
-============================ ========= ========== =========
-close for some requests      350       100        80
-close for none               330       80         never
-close for none, no clear     310       230        never
-cases at all
-============================ ========= ========== =========
-
-This rule saves mostly the ratings of clear cases; if there are none, it saves less than half.
+    prior confidences                       at random   this rule   the paper
+    close for some requests                       350         100          80
+    close for none                                330          80       never
+    close for none, no clear cases at all         310         230       never
 """
 
 from __future__ import annotations
@@ -46,9 +35,8 @@ class Solicitor:
     """Picks the most valuable share of a stream of requests. For use by one thread.
 
     A rating is asked for if its value is in the top ``share`` of the values seen lately. The
-    window is short, since values fall by orders of magnitude as the router learns, and beside
-    those of long ago no new one would be among the top. If many values are equal that would be
-    too many, so there is a budget as well, which grows by ``share`` with each request.
+    window is short, since values fall by orders of magnitude as the router learns. If many values
+    are equal that would be too many, so a budget grows by ``share`` with each request.
 
     Args:
         share: the share, in [0, 1], of those requests whose rating is worth anything.

@@ -20,37 +20,6 @@ CACHE_CONTROL = {
 _MAX_TENANT_BYTES = 256
 
 
-def check_text(text: str, max_chars: int) -> str:
-    """The text_input, if it is usable; InvalidRequestError if it is empty or too long."""
-    if not text.strip():
-        raise InvalidRequestError.of("text_input", "text that is not empty", text)
-    if len(text) > max_chars:
-        raise InvalidRequestError.of(
-            "text_input", f"at most {max_chars} characters", f"{len(text)}", "shorten the text"
-        )
-    return text
-
-
-def check_tenant(tenant: str) -> str:
-    """The tenant's name, if it is usable; InvalidRequestError otherwise."""
-    size = len(tenant.encode("utf-8"))
-    if not tenant or size > _MAX_TENANT_BYTES:
-        raise InvalidRequestError.of(
-            "tenant", f"a name of 1 to {_MAX_TENANT_BYTES} bytes", f"{size} bytes"
-        )
-    return tenant
-
-
-def check_cache_control(value: str) -> tuple[bool, bool]:
-    """The entry of ``CACHE_CONTROL``; InvalidRequestError if there is none."""
-    try:
-        return CACHE_CONTROL[value]
-    except KeyError:
-        raise InvalidRequestError.of(
-            "cache_control", f"one of {list(CACHE_CONTROL)}", value
-        ) from None
-
-
 def build_request(
     settings: Settings,
     *,
@@ -73,11 +42,13 @@ def build_request(
         InvalidRequestError: a value is wrong; the message names the input.
     """
     limits = settings.limits
-    check_text(text, limits.max_input_chars)
+    at_most = f"at most {limits.max_input_chars} characters"
+    if not text.strip():
+        raise InvalidRequestError.of("text_input", "text that is not empty", text)
+    if len(text) > limits.max_input_chars:
+        raise InvalidRequestError.of("text_input", at_most, len(text), "shorten the text")
     if len(system_prompt) > limits.max_input_chars:
-        raise InvalidRequestError.of(
-            "system_prompt", f"at most {limits.max_input_chars} characters", f"{len(system_prompt)}"
-        )
+        raise InvalidRequestError.of("system_prompt", at_most, len(system_prompt))
     longest = max(model.context_length for model in settings.llms) - 1
     if sampling.get("max_tokens") is None:
         sampling["max_tokens"] = limits.default_max_tokens
@@ -91,14 +62,14 @@ def build_request(
     names = [model.name for model in settings.llms]
     if llm != AUTO and llm not in names:
         raise InvalidRequestError.of("llm", f"{AUTO!r} or one of {names}", llm)
-    use_examples, store = check_cache_control(cache_control)
-    return Request(
-        text=text,
-        sampling=checked,
-        system_prompt=system_prompt,
-        tenant=check_tenant(tenant),
-        use_examples=use_examples,
-        store=store,
-        llm=llm,
-        stream=stream,
-    )
+    if cache_control not in CACHE_CONTROL:
+        raise InvalidRequestError.of(
+            "cache_control", f"one of {list(CACHE_CONTROL)}", cache_control
+        )
+    use_examples, store = CACHE_CONTROL[cache_control]
+    tenant_bytes = len(tenant.encode("utf-8"))
+    if not 0 < tenant_bytes <= _MAX_TENANT_BYTES:
+        raise InvalidRequestError.of(
+            "tenant", f"a name of 1 to {_MAX_TENANT_BYTES} bytes", f"{tenant_bytes} bytes"
+        )
+    return Request(text, checked, system_prompt, tenant, use_examples, store, llm, stream)

@@ -9,8 +9,7 @@ from echolm.judges.base import Judge
 from echolm.judges.grader import GraderJudge, load_grader
 from echolm.judges.llm import LLMJudge, read_prompt
 from echolm.judges.similarity import SimilarityJudge, TextEmbedder
-from echolm.llm.client import LLMClient
-from echolm.llm.endpoint import LLMEndpoint
+from echolm.llm.endpoint import LLMClient, LLMEndpoint
 from echolm.llm.templates import template
 from echolm.llm.tokens import token_counter
 from echolm.load.tracker import ServingLoad

@@ -6,7 +6,7 @@ import random
 import uuid
 from collections.abc import Sequence
 
-from echolm.llm.client import LLMClient
+from echolm.llm.endpoint import LLMClient
 from echolm.llm.templates import PromptTemplate
 from echolm.primitives import Sampling
 

@@ -32,20 +32,18 @@ EXAMPLE_FEATURES = (
 """Features of a request and an example. All but the first two are about 0 if the example helps.
 
 ``prior`` is the log-odds of similarity times quality. ``request_containment`` is the share of the
-request's ordinary words that the example's request has too, ``example_containment`` the share of
-the example's that the request has. ``consistency`` is the share of the literals in the example's
-request that its response repeats. ``consensus`` says how far its response agrees with those of the
-other candidates, the more the nearer these are to the request, and ``support`` how many such there
-are.
+request's ordinary words that the example's request has too, and ``example_containment`` the
+reverse. ``consistency`` is the share of the literals in the example's request that its response
+repeats. ``consensus`` says how far its response agrees with those of the other candidates, the more
+the nearer these are to the request, and ``support`` how many such there are.
 """
 
 PRIOR = EXAMPLE_FEATURES.index("prior")
-_LEAST_ODDS, _MOST_ODDS = 0.005, 0.995
 
 
 def log_odds(p: NDArray[np.float32]) -> NDArray[np.float32]:
     """log(p / (1 - p)) with p kept away from 0 and 1."""
-    p = np.minimum(np.maximum(p, _LEAST_ODDS), _MOST_ODDS)  # np.clip is slow on small arrays
+    p = np.minimum(np.maximum(p, 0.005), 0.995)  # np.clip is slow on small arrays
     return np.asarray(np.log(p / (1.0 - p)), dtype=np.float32)
 
 
@@ -54,16 +52,13 @@ class FeatureBatch:
     """Requests of a batch with their eligible candidates, padded to the same number n.
 
     Attributes:
-        candidates: for each request the candidates of its row, in order.
         valid: BOOL [B, n]; False where a row is padded. The other arrays hold 0 there, except for
             the sketches, which are any example's.
-        ids: the candidates' ids, INT64 [B, n].
-        slots: INTP [B, n], for :meth:`ExampleTexts.num_tokens`.
-        similarity, quality: those of the candidates, FP32 [B, n].
+        ids, similarity, quality: those of the candidates, [B, n].
+        slots: [B, n], for :meth:`ExampleTexts.num_tokens`.
         request: features of each request, FP32 [B, len(REQUEST_FEATURES)].
         example: features of each pair, FP32 [B, n, len(EXAMPLE_FEATURES)].
-        request_sketches, response_sketches: sketches of the candidates' texts, FP32 [B, n, s],
-            unit length.
+        request_sketches, response_sketches: FP32 [B, n, s], unit length.
     """
 
     candidates: list[list[Candidate]]
@@ -98,8 +93,7 @@ def featurize(
     b, n = len(eligible), max(map(len, eligible), default=0)
     valid = np.arange(n) < np.array([len(row) for row in eligible], dtype=np.intp).reshape(b, 1)
     flat = list(chain.from_iterable(eligible))
-    ids = np.zeros((b, n), dtype=np.int64)
-    slots = np.zeros((b, n), dtype=np.intp)
+    ids, slots = np.zeros((b, n), dtype=np.int64), np.zeros((b, n), dtype=np.intp)
     similarity, quality = np.zeros((2, b, n), dtype=np.float32)
     ids[valid] = [c.id for c in flat]
     slots[valid] = texts.slots(flat)
@@ -114,17 +108,9 @@ def featurize(
     literals = np.array([len(p[1]) for p in parsed], dtype=np.float32).reshape(b, 1)
     request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
     example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
+    stored = [texts[name].take(slots, axis=0) for name in ("request_sketch", "response_sketch")]
     batch = FeatureBatch(
-        eligible,
-        valid,
-        ids,
-        slots,
-        similarity,
-        quality,
-        request,
-        example,
-        texts["request_sketch"].take(slots, axis=0),
-        texts["response_sketch"].take(slots, axis=0),
+        eligible, valid, ids, slots, similarity, quality, request, example, *stored
     )
     if n:
         bitmaps, sketches = bitmaps_and_sketches([p[0] for p in parsed])
@@ -140,11 +126,10 @@ def _pair_features(
     lengths: NDArray[np.float32],
     literals: NDArray[np.float32],
 ) -> None:
-    """Fill in what the batch's arrays say of pairs.
+    """Fill in the features of pairs.
 
     Args:
-        bitmaps: bitmaps of the requests' words, UINT16 [B, BITMAP_BITS / 16].
-        sketches: sketches of the requests' words, FP32 [B, SKETCH_SIZE].
+        bitmaps, sketches: of the requests' words, see :func:`bitmaps_and_sketches`.
         lengths: log(1 + characters) of the requests, FP32 [B, 1].
         literals: how many literals each request has, FP32 [B, 1].
     """

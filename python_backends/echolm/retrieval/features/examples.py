@@ -41,7 +41,7 @@ _COLUMNS = np.dtype(
 class ExampleTexts:
     """What is known of stored examples' texts, in arrays of a fixed size.
 
-    When the arrays are full, the example that was looked up least recently makes room.
+    When the arrays are full, the examples that were looked up least recently make room.
 
     Args:
         tokens: counts tokens of the LLM that will read the examples.
@@ -50,17 +50,13 @@ class ExampleTexts:
 
     def __init__(self, tokens: TokenCounter, capacity: int = 16_384) -> None:
         self._tokens = tokens
-        self._capacity = capacity
         self._slots: dict[int, int] = {}
-        self._ids: list[int] = []
-        self._requests: list[str] = []
-        self._responses: list[str] = []
-        self._num_tokens: list[int] = []
+        self._free = list(reversed(range(capacity)))
+        self._ids, self._num_tokens = [0] * capacity, [0] * capacity
+        self._requests, self._responses = [""] * capacity, [""] * capacity
         self._looked_up = np.zeros(capacity, dtype=np.int64)
         self._lookups = 0
-        self._free: list[int] = []
-        # An array for each column: gathering whole rows of a structured array is several times
-        # slower.
+        # Gathering whole rows of a structured array is several times slower.
         self._columns = {
             name: np.zeros((capacity, *_COLUMNS[name].shape), _COLUMNS[name].base)
             for name in _COLUMNS.names or ()
@@ -112,15 +108,9 @@ class ExampleTexts:
             self._fill(list(changed), list(changed.values()))
 
     def _vacant(self) -> int:
-        if len(self._ids) < self._capacity:
-            self._ids.append(0)
-            self._requests.append("")
-            self._responses.append("")
-            self._num_tokens.append(0)
-            return len(self._ids) - 1
         if not self._free:
             # Several at a time, since finding the oldest looks at all; none that this lookup needs.
-            some = self._capacity // 64
+            some = len(self._ids) // 64
             oldest = np.argpartition(self._looked_up, some)[: some + 1]
             self._free = oldest[self._looked_up[oldest] < self._lookups].tolist()
             for slot in self._free:
@@ -129,10 +119,10 @@ class ExampleTexts:
 
     def _fill(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
         n = len(candidates)
-        request_words, literals = zip(
-            *(words_and_literals(c.request) for c in candidates), strict=True
-        )
-        response_words = [set(words_of(c.response)[:MAX_WORDS]) for c in candidates]
+        parsed = [words_and_literals(c.request) for c in candidates]
+        request_words, literals = zip(*parsed, strict=True)
+        responses = [c.response for c in candidates]
+        response_words = [set(words_of(response)[:MAX_WORDS]) for response in responses]
         for words, candidate in zip(response_words, candidates, strict=True):
             # What a response has of its own request differs between examples that agree.
             words.difference_update(words_of(candidate.request))
@@ -144,12 +134,9 @@ class ExampleTexts:
             "num_request_words": popcount(bitmaps[:n]),
             "num_response_words": [len(words) for words in response_words],
             "num_literals": list(map(len, literals)),
-            "consistency": [
-                _consistency(*pair)
-                for pair in zip(literals, [c.response for c in candidates], strict=True)
-            ],
+            "consistency": [_consistency(*pair) for pair in zip(literals, responses, strict=True)],
             "request_length": [math.log1p(len(c.request)) for c in candidates],
-            "response_length": [math.log1p(len(c.response)) for c in candidates],
+            "response_length": [math.log1p(len(response)) for response in responses],
         }
         for name, value in values.items():
             self._columns[name][slots] = value

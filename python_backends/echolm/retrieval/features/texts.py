@@ -53,7 +53,6 @@ class _Token(NamedTuple):
 
     Attributes:
         text: the token in lower case, without punctuation around it.
-        words: the words that it is made of.
         is_literal: whether it holds a digit or a sign of a path, address or identifier.
         is_named: whether it is of mixed case, which inside a sentence makes it a name.
         ends_sentence: whether the next token begins a sentence.
@@ -88,12 +87,10 @@ def popcount(bitmaps: NDArray[np.uint16]) -> NDArray[np.float32]:
 def bitmaps_and_sketches(
     texts: Sequence[Collection[str]],
 ) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """Two forms of the word sets of n texts.
+    """Two forms of the word sets of n texts: bits, UINT16 [n, BITMAP_BITS / 16], and sketches.
 
-    Returns:
-        The sets as ``BITMAP_BITS`` bits each, UINT16 [n, BITMAP_BITS / 16]; and their sketches by
-        signed feature hashing, FP32 [n, SKETCH_SIZE], of length 1 unless there are no words: the
-        product of two sketches estimates the cosine of the two sets.
+    Sketches are made by signed feature hashing, FP32 [n, SKETCH_SIZE], of length 1 unless there are
+    no words: the product of two estimates the cosine of the two sets.
     """
     n = len(texts)
     hashes = np.array([hash_word(word) for words in texts for word in words], dtype=np.int64)
