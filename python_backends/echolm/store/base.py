@@ -29,7 +29,7 @@ def scope_key(tenant: str, system_prompt: str) -> int:
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in (tenant, system_prompt):
-        data = part.encode("utf-8")
+        data = part.encode()
         digest.update(len(data).to_bytes(8, "big") + data)
     return int.from_bytes(digest.digest(), "big") >> 1
 
@@ -41,11 +41,10 @@ class Example:
     Attributes:
         scope: :func:`scope_key` of tenant and system prompt.
         quality: rating of the response, 0..1.
-        uses: how often it was put into a prompt.
+        uses: number of prompts that held it.
         value: offloads that it was credited with when it was stored; a new example needs some, or
             it would be the first to be evicted.
         replays: how often its response was regenerated.
-        created_at_ms, updated_at_ms, expires_at_ms: milliseconds since the epoch.
     """
 
     id: int
@@ -65,16 +64,12 @@ class Example:
     @property
     def num_bytes(self) -> int:
         """Size of the plain text: the example's weight in the store's budget."""
-        return len(self.request.encode("utf-8")) + len(self.response.encode("utf-8"))
+        return len(self.request.encode()) + len(self.response.encode())
 
 
 @dataclass(frozen=True)
 class Query:
-    """One row of a search: whose examples may be found.
-
-    Attributes:
-        scope: :func:`scope_key` of tenant and system prompt.
-    """
+    """One row of a search: whose examples may be found; the scope is a :func:`scope_key`."""
 
     tenant: str
     scope: int
@@ -90,7 +85,7 @@ Stored = tuple[Example, NDArray[np.float32]]
 
 
 class ExampleStore(Protocol):
-    """Where examples live. Safe for use by several threads."""
+    """Where examples live. For several threads; UnavailableError if it does not answer in time."""
 
     def search(
         self,
@@ -105,14 +100,11 @@ class ExampleStore(Protocol):
         Args:
             embeddings: FP32 [n, D], unit length.
             fresh: waits until all that was written before can be found, which requests do not.
-
-        Raises:
-            UnavailableError: the store does not answer in time.
         """
         ...
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
-        """Write examples with their embeddings FP32 [n, D]; UnavailableError if it fails."""
+        """Write examples with their embeddings, FP32 [n, D]."""
         ...
 
     def delete(self, ids: Iterable[int]) -> None:
@@ -136,9 +128,7 @@ class ExampleStore(Protocol):
     ) -> Iterator[list[Stored]]:
         """All examples, or those of a tenant, ascending by id, some at a time.
 
-        Args:
-            embeddings: whether to read the embeddings; without them, which is much faster, they
-                are empty.
+        Without ``embeddings``, which is much faster, these are empty.
         """
         ...
 
