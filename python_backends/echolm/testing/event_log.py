@@ -9,14 +9,7 @@ from typing import Any
 
 from echolm.clock import now_ms
 from echolm.errors import UnavailableError
-from echolm.learning.event_log import (
-    START,
-    Event,
-    SavedSnapshot,
-    TrimmedError,
-    decode_body,
-    encode_body,
-)
+from echolm.learning.event_log import START, Event, SavedSnapshot, TrimmedError, encode_body
 
 
 class MemoryEventLog:
@@ -30,7 +23,7 @@ class MemoryEventLog:
         self.available = True
         self._now_ms = now_ms
         self._lock = threading.Lock()
-        self._rows: list[tuple[str, bytes, int]] = []
+        self._rows: list[tuple[bytes, bytes, int]] = []
         self._removed = 0
         self._snapshots: dict[str, tuple[str, bytes, int]] = {}
         self._leased: dict[str, tuple[str, float]] = {}
@@ -42,7 +35,7 @@ class MemoryEventLog:
         """Append an event whose body is this, be it JSON or not."""
         self._check()
         with self._lock:
-            self._rows.append((kind, body, self._now_ms()))
+            self._rows.append((kind.encode(), body, self._now_ms()))
             return str(self._removed + len(self._rows))
 
     def read(self, after: str, limit: int) -> list[Event]:
@@ -53,10 +46,7 @@ class MemoryEventLog:
                 raise TrimmedError(f"learning log in memory: events behind {after} were removed")
             start = first - self._removed
             rows = self._rows[start : start + limit]
-        return [
-            Event(str(first + i), kind, decode_body(body), at_ms)
-            for i, (kind, body, at_ms) in enumerate(rows, start=1)
-        ]
+        return [Event.decoded(str(first + i), *row) for i, row in enumerate(rows, start=1)]
 
     def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
         self._check()
