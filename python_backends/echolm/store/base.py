@@ -137,19 +137,17 @@ _BACKGROUND_ROWS = 8
 
 
 def search_in_background(
-    store: ExampleStore,
-    embeddings: NDArray[np.float32],
-    queries: Sequence[Query],
-    top_n: int,
-    now_ms: int,
+    store: ExampleStore, rows: Sequence[Stored], top_n: int, now_ms: int
 ) -> list[list[Candidate]]:
-    """A fresh search of any number of rows, some at a time, so that requests wait for few.
+    """The nearest stored examples of each example, read afresh, in searches of a few rows each.
 
     Milvus Lite serves one search after the other, and many rows take as long in one search as in
-    several.
+    several; so requests wait for few.
     """
     neighbours: list[list[Candidate]] = []
-    for start in range(0, len(queries), _BACKGROUND_ROWS):
-        rows = slice(start, start + _BACKGROUND_ROWS)
-        neighbours += store.search(embeddings[rows], queries[rows], top_n, now_ms, fresh=True)
+    for start in range(0, len(rows), _BACKGROUND_ROWS):
+        some = rows[start : start + _BACKGROUND_ROWS]
+        queries = [Query(example.tenant, example.scope) for example, _ in some]
+        embeddings = np.stack([embedding for _, embedding in some])
+        neighbours += store.search(embeddings, queries, top_n, now_ms, fresh=True)
     return neighbours
