@@ -49,31 +49,31 @@ class UsageRecorder:
         if not ids or cost >= 1.0:
             return
         quality = served.decision.quality
-        gain = (1.0 - quality) * cost
         no_help = 1.0 - served.retrieved.help_probability  # the probability that none helps
         utilities = {e.id: e.utility for e in served.retrieved.examples}
         for i in ids:
             utility = utilities.get(i, 0.0)
             credit = quality * utility * no_help / max(1.0 - utility, _LEAST_DOUBT)
-            if i not in self._uses and len(self._uses) >= _MOST_IDS:
+            if i in self._uses or len(self._uses) < _MOST_IDS:
+                self._add(i, 1, credit, (1.0 - quality) * cost)
+            else:
                 self.lost += 1
-                continue
-            n, credits, gains = self._uses.get(i, (0, 0.0, 0.0))
-            self._uses[i] = (n + 1, credits + credit, gains + gain)
 
     async def flush(self) -> None:
         """Append what was counted since the last time to the log; kept if the log is away."""
         uses, self._uses = self._uses, {}
         if not uses:
             return
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(None, self._log.append, USAGE, usage(uses))
+            await asyncio.to_thread(self._log.append, USAGE, usage(uses))
         except UnavailableError as error:
             logger.warning("uses of examples not logged, will retry: %s", error)
-            for i, (n, credit, gain) in uses.items():
-                m, credits, gains = self._uses.get(i, (0, 0.0, 0.0))
-                self._uses[i] = (n + m, credit + credits, gain + gains)
+            for i, added in uses.items():
+                self._add(i, *added)
+
+    def _add(self, i: int, n: int, credit: float, gain: float) -> None:
+        m, credits, gains = self._uses.get(i, (0, 0.0, 0.0))
+        self._uses[i] = (m + n, credits + credit, gains + gain)
 
     async def run(self) -> None:
         """Flush again and again."""

@@ -14,6 +14,7 @@ from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.examples.deduplication import NEW, DuplicateFinder, Finding
 from echolm.examples.events import CHANGE, change
+from echolm.examples.statistics_updates import EPOCH_MS
 from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.learning.event_log import EventLog
 from echolm.primitives import Interaction
@@ -22,23 +23,19 @@ from echolm.store.base import FRESH_VALUE, NEVER, Example, ExampleStore, Stored,
 
 logger = logging.getLogger("echolm")
 
-_RETRY_S = 2.0
 
-
+@dataclass(frozen=True)
 class ExampleIds:
     """Unique 63-bit ids, ascending in time: 41 bits of milliseconds, 22 random bits.
 
     Replicas need no coordination, and the order of ids is the order of admission.
     """
 
-    _EPOCH_MS = 1_735_689_600_000  # 2025-01-01
-
-    def __init__(self, now_ms: Callable[[], int] = now_ms) -> None:
-        self._now_ms = now_ms
+    now_ms: Callable[[], int] = now_ms
 
     def next(self) -> int:
         """A new id."""
-        return ((self._now_ms() - self._EPOCH_MS) << 22) | secrets.randbits(22)
+        return ((self.now_ms() - EPOCH_MS) << 22) | secrets.randbits(22)
 
 
 @dataclass
@@ -79,17 +76,14 @@ class ExampleWriter:
         write_ahead_log: WriteAheadLog,
         log: EventLog,
         settings: ExamplesSettings,
-        ids: ExampleIds | None = None,
-        now_ms: Callable[[], int] = now_ms,
-        retry_s: float = _RETRY_S,
+        retry_s: float = 2.0,
     ) -> None:
         self._store = store
         self._write_ahead_log = write_ahead_log
         self._log = log
         self._settings = settings
         self._duplicates = DuplicateFinder(store) if settings.deduplicate else None
-        self._ids = ids or ExampleIds()
-        self._now_ms = now_ms
+        self._ids = ExampleIds()
         self._retry_s = retry_s
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -109,32 +103,28 @@ class ExampleWriter:
         Raises:
             UnavailableError: the write-ahead log cannot be written; none of them was taken.
         """
-        now = self._now_ms()
-        ttl_ms = int(self._settings.ttl_s * 1_000)
-        entries = [
-            (
-                Example(
-                    id=self._ids.next(),
-                    request=interaction.request,
-                    response=interaction.response,
-                    tenant=interaction.tenant,
-                    scope=scope_key(interaction.tenant, interaction.system_prompt),
-                    source_llm=interaction.llm,
-                    quality=interaction.quality,
-                    # It need not do what other examples do already.
-                    value=FRESH_VALUE * (1.0 - interaction.help_probability),
-                    created_at_ms=now,
-                    updated_at_ms=now,
-                    expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
-                ),
-                interaction.embedding,
-            )
-            for interaction in interactions
-        ]
+        entries = [(self._example(new), new.embedding) for new in interactions]
         taken = self._write_ahead_log.append(entries)
         self.counts.dropped += len(entries) - taken
         self._wake.set()
         return [example.id if k < taken else None for k, (example, _) in enumerate(entries)]
+
+    def _example(self, new: Interaction) -> Example:
+        now, ttl_ms = now_ms(), int(self._settings.ttl_s * 1_000)
+        return Example(
+            id=self._ids.next(),
+            request=new.request,
+            response=new.response,
+            tenant=new.tenant,
+            scope=scope_key(new.tenant, new.system_prompt),
+            source_llm=new.llm,
+            quality=new.quality,
+            created_at_ms=now,
+            updated_at_ms=now,
+            expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
+            # It need not do what other examples do already.
+            value=FRESH_VALUE * (1.0 - new.help_probability),
+        )
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what is waiting, if the store takes it at once, and stop."""
@@ -187,23 +177,15 @@ class ExampleWriter:
 
     def _store_batch(self, batch: Sequence[Stored]) -> None:
         # Each step may be the last before a crash, and all are repeated after one.
-        if self._duplicates is None:
-            compared = [NEW] * len(batch)
-        else:
-            compared = self._duplicates.compare(batch, self._now_ms())
-        fresh = [
-            entry
-            for entry, c in zip(batch, compared, strict=True)
-            if c.finding in (Finding.NEW, Finding.BETTER)
-        ]
+        compared = [NEW] * len(batch)
+        if self._duplicates is not None:
+            compared = self._duplicates.compare(batch, now_ms())
+        pairs = list(zip(batch, compared, strict=True))
+        fresh = [entry for entry, c in pairs if c.finding in (Finding.NEW, Finding.BETTER)]
         examples = [example for example, _ in fresh]
         if fresh:
             self._store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
-        replacements = [
-            (c.known, example.id)
-            for (example, _), c in zip(batch, compared, strict=True)
-            if c.finding is Finding.BETTER
-        ]
+        replacements = [(c.known, e.id) for (e, _), c in pairs if c.finding is Finding.BETTER]
         replaced = [old for old, _ in replacements]
         if replaced:
             self._store.delete(replaced)
