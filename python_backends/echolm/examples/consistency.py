@@ -1,11 +1,15 @@
-"""Whether store and statistics agree and no request is stored twice; and what mends it."""
+"""Whether store and statistics agree and no request is stored twice; and what mends it.
+
+All functions raise UnavailableError if store, statistics or log cannot be reached. What mends goes
+on where it ended when it is called again.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from echolm.examples.deduplication import is_better, plain
 from echolm.examples.events import CHANGE, change
@@ -15,7 +19,6 @@ from echolm.examples.transfer import batched
 from echolm.learning.event_log import EventLog
 from echolm.store.base import Example, ExampleStore
 
-_SETTLE_S = 1.0
 # For so long Milvus hides an example at most while it is written once more, as after a crash.
 _HIDDEN_S = 0.25
 # Ids that are looked up in the store at a time: a server may wait 0.2 s before each answer.
@@ -47,18 +50,18 @@ class Findings:
         return self != Findings()
 
 
+@dataclass
 class _Requests:
-    """Ids of the examples of each request."""
+    """Ids of the examples of each request: of the first one, and of all where there are more."""
 
-    def __init__(self) -> None:
-        self._first: dict[int, int] = {}
-        self.repeated: dict[int, list[int]] = {}
+    first: dict[int, int] = field(default_factory=dict)
+    repeated: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, examples: Sequence[Example]) -> None:
         for example in examples:
             # By hash, since there may be a million; whoever removes one must look again.
             key = hash((example.scope, plain(example.request)))
-            first = self._first.setdefault(key, example.id)
+            first = self.first.setdefault(key, example.id)
             if first != example.id:
                 self.repeated.setdefault(key, [first]).append(example.id)
 
@@ -68,16 +71,13 @@ def examine(
     statistics: StatisticsTable,
     log: EventLog,
     on_scanned: OnScanned = lambda examples: None,
-    settle_s: float = _SETTLE_S,
+    settle_s: float = 1.0,
 ) -> Findings:
     """Look, and change nothing.
 
     Args:
         settle_s: seconds after which a difference counts. A running server may just be between a
             change of the store and that of the log.
-
-    Raises:
-        UnavailableError: store, statistics or log cannot be reached.
     """
     statistics.follow(log)
     requests = _Requests()
@@ -114,13 +114,8 @@ def repair(
 
     Interrupted replacements are finished, statistics added and removed. Of examples of one
     request that one stays which would have, had they come one after the other: the first, unless
-    a later answer is better. What the others were used for is credited to it.
-
-    Args:
-        deduplicate: whether a request may be stored but once.
-
-    Raises:
-        UnavailableError: store, statistics or log cannot be reached; calling again goes on.
+    a later answer is better. What the others were used for is credited to it. Without
+    ``deduplicate`` all of them stay.
     """
     requests = _Requests()
 
@@ -147,17 +142,13 @@ def reconcile(
     A store may be older than its statistics, may have been filled by other means, or have been
     restored from a copy. What a process has left half done is finished first. Gives what was
     mended.
-
-    Raises:
-        UnavailableError: store, statistics or log cannot be reached.
     """
     interrupted = finish_interrupted(store, statistics, log)
     added = 0
     for examples, unknown in _scan(store, statistics):
         added += statistics.adopt(change(unknown)["stored"]) if unknown else 0
         on_scanned(examples)
-    lost = _without_example(store, statistics)
-    if lost:
+    if lost := _without_example(store, statistics):
         lost = _still_lost(store, statistics, log, lost, _HIDDEN_S)
     for part in batched(lost, _BATCH):
         log.append(CHANGE, change(removed=part, reason="not_in_store"))

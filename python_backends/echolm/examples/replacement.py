@@ -31,8 +31,7 @@ def replace_example(
 ) -> bool:
     """Replace the example ``old`` by a better one, which replay has found.
 
-    Returns:
-        False if ``old`` is gone, or another process was first; nothing has changed then.
+    Gives False if ``old`` is gone, or another process was first; nothing has changed then.
 
     Raises:
         UnavailableError: store, log or statistics cannot be reached; :func:`finish_interrupted`

@@ -85,9 +85,6 @@ class Replayer:
 
     What was replayed is in the learning log, so a replay that was interrupted goes on where it
     ended, in whatever process; what it had left half done is finished first.
-
-    Attributes:
-        endpoints: the LLMs by name.
     """
 
     store: ExampleStore
@@ -99,7 +96,7 @@ class Replayer:
     _ids: ExampleIds = field(default_factory=ExampleIds, init=False)
 
     async def run(self, limit: int) -> AsyncIterator[Replayed]:
-        """Replay up to ``limit`` examples; ends earlier by the rule above.
+        """Replay up to ``limit`` examples, or fewer by the module's rule.
 
         Raises:
             UnavailableError: store, log or statistics cannot be reached.
@@ -133,9 +130,8 @@ class Replayer:
 
     async def _replay(self, id: int) -> Replayed:
         started = time.perf_counter()
-        stored = self.store.get([id])
         result = Replayed(id, reason="not in the store")
-        if stored:
+        if stored := self.store.get([id]):
             result = await self._improve(stored[0])
         if result.reason in _HOPELESS:  # it leaves the list
             self.log.append(REPLAY, replayed(id, self.settings.replay.max_replays))
@@ -151,27 +147,24 @@ class Replayer:
         if example.scope != scope_key(example.tenant, ""):
             # Only a hash of the system prompt is stored, and another one asks for other answers.
             return Replayed(example.id, reason="system prompt")
-        cost = ReplayCost()
+        cost, improved = ReplayCost(), False
         try:
             best, reason = await self._better(example, endpoint, cost)
         except EchoError as error:
             logger.warning("replay of example %d failed: %s", example.id, error)
-            reason, best = "LLM or judge failed", None
-        if best is None:
-            return Replayed(example.id, False, reason, cost.candidates, cost.tokens)
-        better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now_ms())
-        improved = replace_example(
-            self.store, self.statistics, self.log, example.id, (better, embedding)
-        )
-        reason = "" if improved else "replaced elsewhere"
+            best, reason = None, "LLM or judge failed"
+        if best is not None:
+            better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now_ms())
+            parts = (self.store, self.statistics, self.log)
+            improved = replace_example(*parts, example.id, (better, embedding))
+            reason = "" if improved else "replaced elsewhere"
         return Replayed(example.id, improved, reason, cost.candidates, cost.tokens)
 
     async def _better(
         self, example: Example, endpoint: LLMEndpoint, cost: ReplayCost
     ) -> tuple[str | None, str]:
         """An answer that clearly beats the stored one; or None, and why there is none."""
-        replay, scale = self.settings.replay, self.judge.scale
-        stored = example.response
+        replay, scale, stored = self.settings.replay, self.judge.scale, example.response
         good = 1.0 - replay.margin
         answers: list[str] = []
         before: float | None = 0.5  # of a preference: what a tie with the stored one is worth

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from echolm.examples.events import CHANGE, FORMER_REPLACEMENT, REPLACEMENT, REPLAY, USAGE
@@ -76,16 +77,15 @@ class ForwardDecay:
         return self._rate * (at_ms - EPOCH_MS) / _HOUR_MS
 
 
+@dataclass(frozen=True)
 class StatisticsUpdates:
     """Changes the tables as events say. Each method runs in the caller's transaction.
 
-    Args:
-        costs: relative cost of each LLM, the strongest 1.
+    ``costs`` holds the relative cost of each LLM; that of the strongest is 1.
     """
 
-    def __init__(self, costs: Mapping[str, float], decay: ForwardDecay) -> None:
-        self._costs = dict(costs)
-        self._decay = decay
+    costs: Mapping[str, float]
+    decay: ForwardDecay
 
     def apply(self, db: sqlite3.Connection, event: Event) -> None:
         """Take in one event; others than those about examples change nothing.
@@ -104,7 +104,7 @@ class StatisticsUpdates:
         elif event.kind == REPLAY:
             db.execute(
                 "UPDATE examples SET replays = replays + ?, gain_rank = ? WHERE id = ?",
-                (int(body["times"]), self._decay.rank(0.0, event.at_ms), int(body["id"])),
+                (int(body["times"]), self.decay.rank(0.0, event.at_ms), int(body["id"])),
             )
             db.execute("DELETE FROM replacements WHERE new = ?", (int(body["id"]),))
         elif event.kind in (REPLACEMENT, FORMER_REPLACEMENT):
@@ -119,7 +119,7 @@ class StatisticsUpdates:
         value = float(fields.get("value", FRESH_VALUE))
         if not math.isfinite(value):
             raise ValueError(f"expected a finite value of a new example, got {value}")
-        rank = self._decay.rank(value, at_ms)
+        rank = self.decay.rank(value, at_ms)
         num_bytes = max(1, int(fields["num_bytes"]))
         added = db.execute(
             "INSERT OR IGNORE INTO examples (id, num_bytes, tenant, source_llm, quality,"
@@ -135,7 +135,7 @@ class StatisticsUpdates:
                 int(fields.get("expires_at_ms", NEVER)),
                 rank,
                 rank - math.log(num_bytes),
-                self._decay.rank(0.0, at_ms),
+                self.decay.rank(0.0, at_ms),
             ),
         ).rowcount
         _add_to_totals(db, added, added * num_bytes)
@@ -170,7 +170,7 @@ class StatisticsUpdates:
     def _rate(self, db: sqlite3.Connection, event: Event) -> None:
         """Replace the expected quality of an offload by the rated one."""
         ids, score = event.body["example_ids"], float(event.body["score"])
-        cost = self._costs.get(event.body["llm"], 1.0)
+        cost = self.costs.get(event.body["llm"], 1.0)
         if not ids or cost >= 1.0:
             return
         request_id = str(event.body["request_id"])
@@ -191,8 +191,8 @@ class StatisticsUpdates:
         """Add to the value and to the gain of an example, if it is there."""
         query = "SELECT rank, gain_rank, num_bytes FROM examples WHERE id = ?"
         for rank, gain_rank, num_bytes in db.execute(query, (i,)).fetchall():
-            rank = self._decay.added(rank, credit, at_ms)
-            gain_rank = self._decay.added(gain_rank, gain, at_ms)
+            rank = self.decay.added(rank, credit, at_ms)
+            gain_rank = self.decay.added(gain_rank, gain, at_ms)
             db.execute(
                 "UPDATE examples SET rank = ?, density = ?, gain_rank = ? WHERE id = ?",
                 (rank, rank - math.log(num_bytes), gain_rank, i),

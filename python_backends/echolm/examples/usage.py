@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from echolm.errors import UnavailableError
 from echolm.examples.events import USAGE, usage
@@ -26,26 +27,24 @@ _LEAST_DOUBT = 0.01  # an example that certainly helps counts as if it did with 
 _MOST_IDS = 5_000  # in one event; while the log is away, more are not remembered
 
 
+@dataclass
 class UsageRecorder:
     """An ``AnswerObserver`` that sums up uses. For one event loop.
 
-    Args:
-        costs: relative cost of each LLM, the strongest 1; answers of the strongest are no offloads.
-
     Attributes:
+        costs: relative cost of each LLM, the strongest 1; answers of the strongest are no offloads.
         lost: uses that were not logged, since the log was away for too long.
     """
 
-    def __init__(self, log: EventLog, costs: Mapping[str, float]) -> None:
-        self._log = log
-        self._costs = dict(costs)
-        self._uses: dict[int, tuple[int, float, float]] = {}
-        self.lost = 0
+    log: EventLog
+    costs: Mapping[str, float]
+    lost: int = field(default=0, init=False)
+    _uses: dict[int, tuple[int, float, float]] = field(default_factory=dict, init=False)
 
     def served(self, served: Served) -> None:
         """Take note of an answer; see ``AnswerObserver``."""
         ids = served.decision.example_ids
-        cost = self._costs.get(served.decision.llm, 1.0)
+        cost = self.costs.get(served.decision.llm, 1.0)
         if not ids or cost >= 1.0:
             return
         quality = served.decision.quality
@@ -65,7 +64,7 @@ class UsageRecorder:
         if not uses:
             return
         try:
-            await asyncio.to_thread(self._log.append, USAGE, usage(uses))
+            await asyncio.to_thread(self.log.append, USAGE, usage(uses))
         except UnavailableError as error:
             logger.warning("uses of examples not logged, will retry: %s", error)
             for i, added in uses.items():

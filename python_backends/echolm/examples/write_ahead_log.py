@@ -96,10 +96,8 @@ class WriteAheadLog:
             )
         # Only now, since a crash between the two commits must not lose anything; and the file
         # itself stays, since a server of the earlier version may still write to it.
-        with self._file.transaction() as db:
-            db.execute("DELETE FROM former.pending WHERE id IN (SELECT id FROM main.pending)")
-        with self._file.transaction() as db:
-            db.execute("DETACH former")
+        self._file.rows("DELETE FROM former.pending WHERE id IN (SELECT id FROM main.pending)")
+        self._file.rows("DETACH former")
 
 
 def _count(db: sqlite3.Connection) -> int:

@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -59,43 +59,35 @@ class WriterCounts:
     failures: int = 0
 
 
+@dataclass
 class ExampleWriter:
     """One thread that stores what is put into a write-ahead log.
 
     While the store does not answer, interactions wait in the write-ahead log; when it is full,
     new ones are dropped and counted. What the store refuses for good is dropped, too, and does not
-    hold up the rest of its batch. What is left at the end is written after the next start.
-
-    Args:
-        log: the learning log; it gets events of what was stored and replaced.
+    hold up the rest of its batch. What is left at the end is written after the next start. The
+    learning log gets events of what was stored and replaced.
     """
 
-    def __init__(
-        self,
-        store: ExampleStore,
-        write_ahead_log: WriteAheadLog,
-        log: EventLog,
-        settings: ExamplesSettings,
-        retry_s: float = 2.0,
-    ) -> None:
-        self._store = store
-        self._write_ahead_log = write_ahead_log
-        self._log = log
-        self._settings = settings
-        self._duplicates = DuplicateFinder(store) if settings.deduplicate else None
+    store: ExampleStore
+    write_ahead_log: WriteAheadLog
+    log: EventLog
+    settings: ExamplesSettings
+    retry_s: float = 2.0
+    counts: WriterCounts = field(default_factory=WriterCounts, init=False)
+
+    def __post_init__(self) -> None:
+        self._duplicates = DuplicateFinder(self.store)
         self._ids = ExampleIds()
-        self._retry_s = retry_s
-        self._stopping = threading.Event()
-        self._wake = threading.Event()
+        self._stopping, self._wake = threading.Event(), threading.Event()
         self._wake.set()  # an earlier process may have left something
-        self.counts = WriterCounts()
         self._thread = threading.Thread(target=self._run, name="example-writer", daemon=True)
         self._thread.start()
 
     @property
     def pending(self) -> int:
         """Examples that wait to be written."""
-        return len(self._write_ahead_log)
+        return len(self.write_ahead_log)
 
     def put(self, interactions: Sequence[Interaction]) -> list[int | None]:
         """Take interactions for good; gives their new ids, None where there was no room.
@@ -104,13 +96,13 @@ class ExampleWriter:
             UnavailableError: the write-ahead log cannot be written; none of them was taken.
         """
         entries = [(self._example(new), new.embedding) for new in interactions]
-        taken = self._write_ahead_log.append(entries)
+        taken = self.write_ahead_log.append(entries)
         self.counts.dropped += len(entries) - taken
         self._wake.set()
         return [example.id if k < taken else None for k, (example, _) in enumerate(entries)]
 
     def _example(self, new: Interaction) -> Example:
-        now, ttl_ms = now_ms(), int(self._settings.ttl_s * 1_000)
+        now, ttl_ms = now_ms(), int(self.settings.ttl_s * 1_000)
         return Example(
             id=self._ids.next(),
             request=new.request,
@@ -141,7 +133,7 @@ class ExampleWriter:
             except UnavailableError as error:  # the write-ahead log itself
                 self.counts.failures += 1
                 logger.error("examples not written, will retry: %s", error)
-                self._stopping.wait(self._retry_s)
+                self._stopping.wait(self.retry_s)
                 self._wake.set()
             if self._stopping.is_set():
                 return
@@ -149,9 +141,9 @@ class ExampleWriter:
     def _write_all(self) -> None:
         """Write until the write-ahead log is empty, whole batches at once where there are any."""
         while True:
-            if len(self._write_ahead_log) < self._settings.batch_size:
-                self._stopping.wait(self._settings.flush_interval_s)
-            batch = self._write_ahead_log.oldest(self._settings.batch_size)
+            if len(self.write_ahead_log) < self.settings.batch_size:
+                self._stopping.wait(self.settings.flush_interval_s)
+            batch = self.write_ahead_log.oldest(self.settings.batch_size)
             if not batch or not self._write(batch):
                 return
 
@@ -164,7 +156,7 @@ class ExampleWriter:
             except UnavailableError as error:
                 self.counts.failures += 1
                 logger.warning("examples not written, will retry: %s", error)
-                if self._stopping.is_set() or self._stopping.wait(self._retry_s):
+                if self._stopping.is_set() or self._stopping.wait(self.retry_s):
                     return False
             except Exception as error:  # the thread must outlive any batch
                 self.counts.failures += 1
@@ -172,28 +164,28 @@ class ExampleWriter:
                     return all(self._write([entry]) for entry in batch)
                 logger.error("example %d dropped: %s", batch[0][0].id, error)
                 self.counts.dropped += 1
-                self._write_ahead_log.remove([batch[0][0].id])
+                self.write_ahead_log.remove([batch[0][0].id])
                 return True
 
     def _store_batch(self, batch: Sequence[Stored]) -> None:
         # Each step may be the last before a crash, and all are repeated after one.
         compared = [NEW] * len(batch)
-        if self._duplicates is not None:
+        if self.settings.deduplicate:
             compared = self._duplicates.compare(batch, now_ms())
         pairs = list(zip(batch, compared, strict=True))
         fresh = [entry for entry, c in pairs if c.finding in (Finding.NEW, Finding.BETTER)]
         examples = [example for example, _ in fresh]
         if fresh:
-            self._store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
+            self.store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
         replacements = [(c.known, e.id) for (e, _), c in pairs if c.finding is Finding.BETTER]
         replaced = [old for old, _ in replacements]
         if replaced:
-            self._store.delete(replaced)
+            self.store.delete(replaced)
         repeated = [c.known for c in compared if c.finding is Finding.REPEATED]
         if fresh or repeated:
             reason = "replaced" if replaced else ""
-            self._log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
-        self._write_ahead_log.remove([example.id for example, _ in batch])
+            self.log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
+        self.write_ahead_log.remove([example.id for example, _ in batch])
         self.counts.written += len(fresh)
         self.counts.replaced += len(replaced)
         self.counts.repeated += len(repeated)

@@ -38,12 +38,10 @@ class Judge(Protocol):
     @property
     def kind(self) -> str:
         """Name in the configuration, the metrics and the learning log."""
-        ...
 
     @property
     def scale(self) -> Scale:
         """What its scores mean."""
-        ...
 
     async def judge(self, request: str, answer: str, reference: str | None) -> Judgement:
         """Judge one answer.
@@ -56,7 +54,6 @@ class Judge(Protocol):
             EchoError: a part that the judge needs does not work.
             Exception: the judge is defective; there is no judgement.
         """
-        ...
 
 
 def spent_tokens(counter: TokenCounter, prompt: str, completion: Completion) -> int:

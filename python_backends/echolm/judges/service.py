@@ -49,11 +49,9 @@ class JudgingMetrics(Protocol):
         ``rated``, ``no_preference`` (the judge could not decide), ``failed`` and ``timeout`` are
         results of judgements that were begun, ``load`` and ``busy`` of those given up before.
         """
-        ...
 
     def rated(self, llm: str, score: float, predicted: float) -> None:
         """A rating of an LLM's answer, and what the router had expected of it."""
-        ...
 
 
 class Sampler:

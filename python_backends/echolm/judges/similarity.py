@@ -18,7 +18,6 @@ class TextEmbedder(Protocol):
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """FP32 [n, D], unit length; UnavailableError if that fails. No text is empty."""
-        ...
 
 
 @dataclass(frozen=True)

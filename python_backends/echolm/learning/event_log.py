@@ -78,7 +78,6 @@ class EventLog(Protocol):
 
         UnavailableError leaves open whether it was stored, so what is sent again must count once.
         """
-        ...
 
     def read(self, after: str, limit: int) -> list[Event]:
         """Up to ``limit`` events behind the position ``after``, in order.
@@ -86,7 +85,6 @@ class EventLog(Protocol):
         Raises:
             TrimmedError: some of them are gone. From ``START`` on, those that are left are read.
         """
-        ...
 
     def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
         """Remove the log's oldest events for good; gives how many.
@@ -95,7 +93,6 @@ class EventLog(Protocol):
             before_ms: events from then on stay, and so do all events behind them.
             taken_in: positions, at least one; events behind any of them stay.
         """
-        ...
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
         """Keep what was learnt up to and with ``position``.
@@ -108,30 +105,24 @@ class EventLog(Protocol):
         Returns:
             False if another process has saved since; nothing is kept then.
         """
-        ...
 
     def snapshots(self) -> list[SavedSnapshot]:
         """All snapshots, in any order."""
-        ...
 
     def drop_snapshot(self, name: str) -> None:
         """Remove a snapshot; an unknown name is ignored."""
-        ...
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
         """Position and state that were saved last under the name, if any."""
-        ...
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
         """Whether ``owner`` alone may do the work ``name`` for so many seconds from now on.
 
         The owner may ask again before the time is over, to go on; others are refused until then.
         """
-        ...
 
     def close(self) -> None:
         """Give connections and files back."""
-        ...
 
 
 def encode_body(body: Mapping[str, Any]) -> str:

@@ -35,12 +35,10 @@ class Learnable(Protocol):
     @property
     def name(self) -> str:
         """Unique within a learner."""
-        ...
 
     @property
     def kinds(self) -> frozenset[str]:
         """The kinds of events that :meth:`apply` is given."""
-        ...
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +46,6 @@ class Learnable(Protocol):
 
         Dimensions, names of arms, priors, rates and a version of the algorithm belong in it.
         """
-        ...
 
     def apply(self, event: Event) -> None:
         """Learn from one event.
@@ -57,11 +54,9 @@ class Learnable(Protocol):
             OutdatedError: the event is about something that is no longer there.
             Exception: the event cannot be applied. Nothing has changed in either case.
         """
-        ...
 
     def state(self) -> dict[str, Any]:
         """All that was learnt, in the form that :func:`~echolm.learning.snapshot.pack` takes."""
-        ...
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over a state that :meth:`state` gave under the same fingerprint.
@@ -69,7 +64,6 @@ class Learnable(Protocol):
         Afterwards every event must do exactly what it would have done there. Raises any exception
         if the state is damaged.
         """
-        ...
 
 
 SEPARATOR = "@"
@@ -266,8 +260,14 @@ class Learner:
 
     def _put(self, replaces: str) -> bool:
         """Save a snapshot in the place of another; False if it is no longer there."""
-        name, state = self.snapshot_name, self._packed()
-        saved = self._log.save_snapshot(name, self.position, state, replaces)
+        state = {
+            "format": _FORMAT,
+            "fingerprint": self._fingerprint,
+            **{key: getattr(self, key) for key in _COUNTS},
+            "models": {model.name: model.state() for model in self._learnables},
+        }
+        name = self.snapshot_name
+        saved = self._log.save_snapshot(name, self.position, pack(state), replaces)
         if saved:
             self._anew, self._useless = False, None
             self._saved = self.events
@@ -284,16 +284,6 @@ class Learner:
             return position, sum(self._read(data)[0])
         except (ValueError, KeyError, TypeError):
             return position, 0
-
-    def _packed(self) -> bytes:
-        return pack(
-            {
-                "format": _FORMAT,
-                "fingerprint": self._fingerprint,
-                **{key: getattr(self, key) for key in _COUNTS},
-                "models": {model.name: model.state() for model in self._learnables},
-            }
-        )
 
 
 def _teach(model: Learnable, event: Event) -> str | None:

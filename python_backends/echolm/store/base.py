@@ -101,27 +101,21 @@ class ExampleStore(Protocol):
             embeddings: FP32 [n, D], unit length.
             fresh: waits until all that was written before can be found, which requests do not.
         """
-        ...
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         """Write examples with their embeddings, FP32 [n, D]."""
-        ...
 
     def delete(self, ids: Iterable[int]) -> None:
         """Remove examples; unknown ids are ignored."""
-        ...
 
     def count(self) -> int:
         """Number of stored examples."""
-        ...
 
     def get(self, ids: Sequence[int]) -> list[Stored]:
         """Those of the examples that are stored, in any order."""
-        ...
 
     def present(self, ids: Sequence[int]) -> set[int]:
         """Ids of those that are stored; cheaper than :meth:`get`."""
-        ...
 
     def scan(
         self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
@@ -130,7 +124,6 @@ class ExampleStore(Protocol):
 
         Without ``embeddings``, which is much faster, these are empty.
         """
-        ...
 
 
 _BACKGROUND_ROWS = 8

@@ -29,6 +29,7 @@ _WRITE_TIMEOUT_S = 30.0
 # Consistency levels of a Milvus server: a request does with examples that are a few seconds late,
 # everything else reads what was written before.
 _BOUNDED, _FRESH = "Bounded", "Strong"
+_READ_FRESH: dict[str, Any] = {"timeout": _WRITE_TIMEOUT_S, "consistency_level": _FRESH}
 _BAD_DATA = (1100, 1101, 1102)  # Milvus' codes: parameter invalid, missing, too large
 
 _SCALARS: tuple[tuple[str, DataType, dict[str, int]], ...] = (
@@ -195,17 +196,13 @@ class MilvusStore:
         )
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=self._identity["dimension"])
-        partitioned = self._settings.partition_by_tenant
+        s = self._settings
         for name, datatype, options in _SCALARS:
-            key = {"is_partition_key": True} if partitioned and name == "tenant" else {}
-            schema.add_field(name, datatype, **options, **key)
+            is_key = s.partition_by_tenant and name == "tenant"
+            schema.add_field(name, datatype, is_partition_key=is_key, **options)
         index = client.prepare_index_params()
-        index.add_index(
-            "embedding",
-            index_type=self._settings.index_type,
-            metric_type="COSINE",
-            params=dict(self._settings.index_params),
-        )
+        params = dict(s.index_params)
+        index.add_index("embedding", s.index_type, metric_type="COSINE", params=params)
         client.create_collection(
             self._collection,
             schema=schema,
@@ -227,6 +224,9 @@ class MilvusStore:
         for row, query in enumerate(queries):
             rows_of_scope.setdefault(query.scope, []).append(row)
         not_before = now_ms // _EXPIRY_STEP_MS * _EXPIRY_STEP_MS
+        options = {"timeout": self._settings.search_timeout_s, "consistency_level": _BOUNDED}
+        if fresh:
+            options = _READ_FRESH
         candidates: list[list[Candidate]] = [[] for _ in queries]
         for scope, rows in rows_of_scope.items():
             visible = f"scope == {scope} and expires_at_ms > {not_before}"
@@ -242,8 +242,7 @@ class MilvusStore:
                     limit=top_n,
                     output_fields=_FOUND_FIELDS,
                     search_params={"params": dict(self._settings.search_params)},
-                    timeout=_WRITE_TIMEOUT_S if fresh else self._settings.search_timeout_s,
-                    consistency_level=_FRESH if fresh else _BOUNDED,
+                    **options,
                 )
             for row, row_hits in zip(rows, hits, strict=True):
                 # The scope is a hash; the tenant's name is what must match.
@@ -289,11 +288,7 @@ class MilvusStore:
             return []
         with self._calling("get") as client:
             rows: list[dict[str, Any]] = client.get(
-                self._collection,
-                list(ids),
-                output_fields=fields,
-                timeout=_WRITE_TIMEOUT_S,
-                consistency_level=_FRESH,
+                self._collection, list(ids), output_fields=fields, **_READ_FRESH
             )
         return rows
 
