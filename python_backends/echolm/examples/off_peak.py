@@ -52,7 +52,7 @@ class OffPeakReplay:
             try:
                 await task
             except asyncio.CancelledError:
-                if asyncio.current_task() is not None and not task.cancelled():
+                if not task.cancelled():
                     raise
             except EchoError as error:
                 logger.warning("replay pauses: %s", error)

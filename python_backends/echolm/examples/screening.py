@@ -1,9 +1,8 @@
 """What must not be stored, or not as it is: secrets, injected instructions, personal data.
 
-Screening reads text, so it finds what has a form: a key, a card number, "ignore all previous
-instructions". What has none (a name, a harmful advice) passes; names need an NER model, for
-which ``PersonalData`` is the place, and an example that makes answers worse is dropped by the
-utility model, whatever the reason.
+Screening finds what has a form: a key, a card number, "ignore all previous instructions". What has
+none (a name, a harmful advice) passes; names need an NER model, for which ``PersonalData`` is the
+place, and an example that makes answers worse is dropped by the utility model.
 """
 
 from __future__ import annotations

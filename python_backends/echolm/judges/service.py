@@ -9,9 +9,9 @@ any more can still win them back.
 
 The learning log gets ``rating`` events with ``source`` ``judge:<kind>`` and ``judging``, an
 object: ``tokens`` and ``seconds`` (the whole judgement, second answer included; 0 in the second
-event of one), ``solicited`` (the request was picked because the router was unsure; otherwise
-at random) and ``asked`` (the answer was made for the judgement; its propensity is then that of
-being asked, and off-policy estimates of what was served must drop it).
+event of one), ``solicited`` (the request was picked because the router was unsure; otherwise at
+random) and ``asked`` (the answer was made for the judgement; its propensity is that of being
+asked, and off-policy estimates of what was served must drop it).
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ class JudgingService:
         except Exception as error:  # a defect of a judge or a grader ends one judgement
             result = "failed"
             logger.error("no judgement", exc_info=error)
-        elapsed = time.perf_counter() - started
-        self.metrics.judged(self.judge.kind, result, spent.tokens, elapsed)
+        seconds = time.perf_counter() - started
+        self.metrics.judged(self.judge.kind, result, spent.tokens, seconds)
 
     async def _judge(self, served: Served, reason: str, spent: _Spent) -> bool:
         """Get the second answer, judge, log; whether the judge could decide."""
@@ -172,19 +172,12 @@ class JudgingService:
         if not ratings:
             return False
         cost = {"tokens": spent.tokens, "seconds": round(time.perf_counter() - started, 3)}
-        events = [
-            {
-                **describe(side.decision),
-                "score": score,
-                "source": f"{JUDGE_SOURCE}{self.judge.kind}",
-                "judging": {
-                    **(cost if i == 0 else {"tokens": 0, "seconds": 0.0}),
-                    "solicited": reason == "solicited",
-                    "asked": side.asked,
-                },
-            }
-            for i, (side, score) in enumerate(ratings)
-        ]
+        events = []
+        for side, score in ratings:
+            judging = {**cost, "solicited": reason == "solicited", "asked": side.asked}
+            rating = {"score": score, "source": JUDGE_SOURCE + self.judge.kind, "judging": judging}
+            events.append({**describe(side.decision), **rating})
+            cost = {"tokens": 0, "seconds": 0.0}
         await asyncio.to_thread(self._append, events)
         for side, score in ratings:
             self.metrics.rated(side.decision.llm, score, side.decision.quality)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,13 +70,8 @@ class LoggedDecisions:
 
     def part(self, rows: slice | NDArray[np.int64] | NDArray[np.bool_]) -> LoggedDecisions:
         """Some of the decisions."""
-        return LoggedDecisions(
-            self.arms,
-            self.contexts[rows],
-            self.drawn[rows],
-            self.propensities[rows],
-            self.rewards[rows],
-        )
+        names = ("contexts", "drawn", "propensities", "rewards")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def always(self, arm: str) -> Probabilities:
         """The policy that always draws one arm."""
@@ -97,7 +92,7 @@ class Estimate:
     value: float
     standard_error: float
     effective_sample_size: float
-    clipped: float = 0.0
+    clipped: float
 
 
 def ips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.inf) -> Estimate:

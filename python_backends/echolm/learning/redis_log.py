@@ -54,15 +54,13 @@ class RedisEventLog:
     def __init__(self, url: str, settings: LearningSettings) -> None:
         address = urlsplit(url)
         self._title = f"learning log {address.hostname}:{address.port or 6379}"
-        self._stream = f"{settings.redis_prefix}:events"
-        self._snapshots = f"{settings.redis_prefix}:snapshot"
-        self._leases = f"{settings.redis_prefix}:lease"
-        self._trimmed = f"{settings.redis_prefix}:trimmed"
+        prefix = settings.redis_prefix
+        self._stream, self._trimmed = f"{prefix}:events", f"{prefix}:trimmed"
+        self._snapshots, self._leases = f"{prefix}:snapshot", f"{prefix}:lease"
         self._min_replicas = settings.redis_min_replicas
         self._wait_ms = int(settings.redis_timeout_s * 500)  # less than the socket's timeout
         self._check_lock = threading.Lock()
-        self._checked = False
-        self._closed = False
+        self._checked = self._closed = False
         self._client = redis.Redis.from_url(
             url,
             socket_timeout=settings.redis_timeout_s,

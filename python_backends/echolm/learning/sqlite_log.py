@@ -103,20 +103,12 @@ class SQLiteEventLog:
             return bool(db.execute("PRAGMA page_count").fetchone()[0] < before)
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
-        row = (position, state, now_ms(), name)
         with self._file.transaction() as db:
-            if replaces == START:
-                saved = db.execute(
-                    "INSERT OR IGNORE INTO snapshots (position, state, saved_at_ms, name)"
-                    " VALUES (?, ?, ?, ?)",
-                    row,
-                )
-            else:
-                saved = db.execute(
-                    "UPDATE snapshots SET position = ?, state = ?, saved_at_ms = ?"
-                    " WHERE name = ? AND position = ?",
-                    (*row, replaces),
-                )
+            saved = db.execute(
+                "REPLACE INTO snapshots (name, position, state, saved_at_ms) SELECT ?, ?, ?, ?"
+                " WHERE ? = ifnull((SELECT position FROM snapshots WHERE name = ?), ?)",
+                (name, position, state, now_ms(), replaces, name, START),
+            )
         return saved.rowcount == 1
 
     def snapshots(self) -> list[SavedSnapshot]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from echolm.clock import now_ms
@@ -33,14 +34,12 @@ class MemoryEventLog:
 
     def append_raw(self, kind: str, body: bytes) -> str:
         """Append an event whose body is this, be it JSON or not."""
-        self._check()
-        with self._lock:
+        with self._used():
             self._rows.append((kind.encode(), body, self._now_ms()))
             return str(self._removed + len(self._rows))
 
     def read(self, after: str, limit: int) -> list[Event]:
-        self._check()
-        with self._lock:
+        with self._used():
             first = self._removed if after == START else int(after)
             if first < self._removed:
                 raise TrimmedError(f"learning log in memory: events behind {after} were removed")
@@ -49,8 +48,7 @@ class MemoryEventLog:
         return [Event.decoded(str(first + i), *row) for i, row in enumerate(rows, start=1)]
 
     def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
-        self._check()
-        with self._lock:
+        with self._used():
             young = (k for k, (_, _, at_ms) in enumerate(self._rows) if at_ms >= before_ms)
             old = next(young, len(self._rows))
             number = max(0, min(old, min(map(int, taken_in)) - self._removed))
@@ -59,31 +57,28 @@ class MemoryEventLog:
         return number
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
-        self._check()
-        with self._lock:
+        with self._used():
             if self._snapshots.get(name, (START,))[0] != replaces:
                 return False
             self._snapshots[name] = (position, state, self._now_ms())
         return True
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
-        self._check()
-        snapshot = self._snapshots.get(name)
+        with self._used():
+            snapshot = self._snapshots.get(name)
         return snapshot and snapshot[:2]
 
     def snapshots(self) -> list[SavedSnapshot]:
-        self._check()
-        with self._lock:
+        with self._used():
             return [SavedSnapshot(n, p, at_ms) for n, (p, _, at_ms) in self._snapshots.items()]
 
     def drop_snapshot(self, name: str) -> None:
-        self._check()
-        self._snapshots.pop(name, None)
+        with self._used():
+            self._snapshots.pop(name, None)
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
-        self._check()
         now = time.monotonic()
-        with self._lock:
+        with self._used():
             holder, until = self._leased.get(name, (owner, now))
             if holder != owner and until > now:
                 return False
@@ -93,6 +88,9 @@ class MemoryEventLog:
     def close(self) -> None:
         self.available = False
 
-    def _check(self) -> None:
+    @contextmanager
+    def _used(self) -> Iterator[None]:
         if not self.available:
             raise UnavailableError("learning log in memory: out of reach; try again")
+        with self._lock:
+            yield
