@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from echolm.errors import UnavailableError
 
@@ -23,10 +24,9 @@ class SQLiteFile:
         title: what the file holds; error messages begin with it.
         prepare: creates the tables, in a transaction. It is called again where another process
             held the file for too long.
-        durable: whether a commit survives a crash of the machine, for which it waits for the
-            disk; otherwise it survives a crash of the process only.
+        durable: whether a commit waits for the disk and survives a crash of the machine; otherwise
+            it survives a crash of the process only.
         pragmas: settings of a new file, in effect before its first table.
-        text_factory: converts stored text.
 
     Raises:
         UnavailableError: the file cannot be used. All methods raise it.
@@ -42,8 +42,7 @@ class SQLiteFile:
         pragmas: Sequence[str] = (),
         text_factory: Callable[[bytes], object] = str,
     ) -> None:
-        self._path = path
-        self._title = title
+        self._path, self._title = path, title
         self._lock = threading.Lock()
         with self.reported():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,11 +69,15 @@ class SQLiteFile:
     def transaction(self, advice: str = "") -> Iterator[sqlite3.Connection]:
         """The connection, used by no other thread; commits at the end, or rolls back.
 
-        Args:
-            advice: how to mend a failure; error messages end with it.
+        Error messages end with ``advice``, which says how to mend a failure.
         """
         with self.reported(advice), self._lock, self._db:
             yield self._db
+
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement as a transaction of its own, and give the rows that it returns."""
+        with self.transaction() as db:
+            return db.execute(statement, values).fetchall()
 
     @contextmanager
     def reported(self, advice: str = "") -> Iterator[None]:
@@ -89,6 +92,6 @@ class SQLiteFile:
         return sqlite3.connect(self._path, timeout=_LOCK_WAIT_S, check_same_thread=False)
 
     def close(self) -> None:
-        """Close the connection; the file cannot be used through it any more."""
+        """Close the connection."""
         with self._lock:
             self._db.close()

@@ -18,8 +18,8 @@ class AdmissionResult:
     """What becomes of an interaction.
 
     Attributes:
-        interaction: the interaction as it may be stored; None if it is refused. Where its request
-            was redacted, its embedding still is that of the text before.
+        interaction: as it may be stored; None if it is refused. Where its request was redacted,
+            its embedding still is that of the text before.
         reason: why it is refused: a short word, used as a metric's label.
     """
 
@@ -47,9 +47,8 @@ class AdmissionPolicy:
         self._screens = build_screens(settings.examples) if screens is None else screens
 
     def judge(self, interaction: Interaction) -> AdmissionResult:
-        """Decide on one interaction."""
-        reason = self._refusal(interaction)
-        if reason:
+        """Whether an interaction may become an example, and in which form."""
+        if reason := self._refusal(interaction):
             return AdmissionResult(None, reason)
         screened = screen(self._screens, interaction.request, interaction.response)
         if screened.reason:
@@ -68,9 +67,9 @@ class AdmissionPolicy:
             return "truncated"
         if len(interaction.response.strip()) < settings.min_response_chars:
             return "empty"
-        if sum(map(len, texts)) > settings.max_interaction_chars:
-            return "too_long"
-        if any(len(text.encode("utf-8")) > MAX_TEXT_BYTES for text in texts):
+        if sum(map(len, texts)) > settings.max_interaction_chars or any(
+            len(text.encode()) > MAX_TEXT_BYTES for text in texts
+        ):
             return "too_long"
         if not np.isfinite(interaction.embedding).all():
             return "embedding"

@@ -1,28 +1,32 @@
-"""Whether store and statistics agree and no request is stored twice; and what mends it."""
+"""Whether store and statistics agree and no request is stored twice; and what mends it.
+
+All functions raise UnavailableError if store, statistics or log cannot be reached. What mends goes
+on where it ended when it is called again.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from echolm.examples.deduplication import is_better, plain
 from echolm.examples.events import CHANGE, change
 from echolm.examples.replacement import finish_interrupted
 from echolm.examples.statistics import StatisticsTable
+from echolm.examples.transfer import batched
 from echolm.learning.event_log import EventLog
 from echolm.store.base import Example, ExampleStore
 
-_SETTLE_S = 1.0
+# For so long Milvus hides an example at most while it is written once more, as after a crash.
 _HIDDEN_S = 0.25
-"""For which Milvus hides an example at most while it is written once more, as after a crash."""
+# Ids that are looked up in the store at a time: a server may wait 0.2 s before each answer.
 _PAGE = 4_096
-"""Ids that are looked up in the store at a time: a server may wait 0.2 s before each answer."""
-_BATCH = 2_048
-"""Removals in an event."""
+_BATCH = 2_048  # removals in an event
 
 OnScanned = Callable[[list[Example]], None]
+"""Called with the examples that were looked at, some at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,7 @@ class Findings:
     Attributes:
         without_statistics: stored examples of which there are no statistics.
         without_example: examples of which there are statistics, and which are gone.
-        duplicates: examples whose request is stored already, for the same tenant and system
-            prompt.
+        duplicates: examples whose request is stored already in the same scope.
         interrupted: examples whose replacement by a better answer was begun and has not ended.
     """
 
@@ -47,18 +50,18 @@ class Findings:
         return self != Findings()
 
 
+@dataclass
 class _Requests:
-    """Ids of the examples of each request."""
+    """Ids of the examples of each request: of the first one, and of all where there are more."""
 
-    def __init__(self) -> None:
-        self._first: dict[int, int] = {}
-        self.repeated: dict[int, list[int]] = {}
+    first: dict[int, int] = field(default_factory=dict)
+    repeated: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, examples: Sequence[Example]) -> None:
         for example in examples:
             # By hash, since there may be a million; whoever removes one must look again.
             key = hash((example.scope, plain(example.request)))
-            first = self._first.setdefault(key, example.id)
+            first = self.first.setdefault(key, example.id)
             if first != example.id:
                 self.repeated.setdefault(key, [first]).append(example.id)
 
@@ -68,17 +71,13 @@ def examine(
     statistics: StatisticsTable,
     log: EventLog,
     on_scanned: OnScanned = lambda examples: None,
-    settle_s: float = _SETTLE_S,
+    settle_s: float = 1.0,
 ) -> Findings:
     """Look, and change nothing.
 
     Args:
-        on_scanned: is called with the examples that were looked at.
         settle_s: seconds after which a difference counts. A running server may just be between a
             change of the store and that of the log.
-
-    Raises:
-        UnavailableError: store, statistics or log cannot be reached.
     """
     statistics.follow(log)
     requests = _Requests()
@@ -115,13 +114,8 @@ def repair(
 
     Interrupted replacements are finished, statistics added and removed. Of examples of one
     request that one stays which would have, had they come one after the other: the first, unless
-    a later answer is better. What the others were used for is credited to it.
-
-    Args:
-        deduplicate: whether a request may be stored but once.
-
-    Raises:
-        UnavailableError: store, statistics or log cannot be reached; calling again goes on.
+    a later answer is better. What the others were used for is credited to it. Without
+    ``deduplicate`` all of them stay.
     """
     requests = _Requests()
 
@@ -129,13 +123,12 @@ def repair(
         requests.add(examples)
         on_scanned(examples)
 
-    interrupted = finish_interrupted(store, statistics, log)
-    added, removed = reconcile(store, statistics, log, look)
-    merged = 0
+    found = reconcile(store, statistics, log, look)
     if deduplicate:
         merged = sum(_merge(store, log, ids) for ids in requests.repeated.values())
-    statistics.follow(log)
-    return Findings(added, removed, merged, interrupted)
+        statistics.follow(log)
+        found = replace(found, duplicates=merged)
+    return found
 
 
 def reconcile(
@@ -143,32 +136,25 @@ def reconcile(
     statistics: StatisticsTable,
     log: EventLog,
     on_scanned: OnScanned = lambda examples: None,
-) -> tuple[int, int]:
+) -> Findings:
     """Add statistics of examples that have none, remove those of examples that are gone.
 
     A store may be older than its statistics, may have been filled by other means, or have been
-    restored from a copy. What a process has left half done is finished first.
-
-    Returns:
-        Of how many examples statistics were added and removed.
-
-    Raises:
-        UnavailableError: store, statistics or log cannot be reached.
+    restored from a copy. What a process has left half done is finished first. Gives what was
+    mended.
     """
-    finish_interrupted(store, statistics, log)
+    interrupted = finish_interrupted(store, statistics, log)
     added = 0
     for examples, unknown in _scan(store, statistics):
         added += statistics.adopt(change(unknown)["stored"]) if unknown else 0
         on_scanned(examples)
-    lost = _without_example(store, statistics)
-    if lost:
+    if lost := _without_example(store, statistics):
         lost = _still_lost(store, statistics, log, lost, _HIDDEN_S)
-    for start in range(0, len(lost), _BATCH):
-        part = lost[start : start + _BATCH]
+    for part in batched(lost, _BATCH):
         log.append(CHANGE, change(removed=part, reason="not_in_store"))
     statistics.follow(log)
     statistics.completed()
-    return added, len(lost)
+    return Findings(added, len(lost), interrupted=interrupted)
 
 
 def _scan(
@@ -187,26 +173,20 @@ def _without_example(store: ExampleStore, statistics: StatisticsTable) -> list[i
 
 
 def _still_lost(
-    store: ExampleStore,
-    statistics: StatisticsTable,
-    log: EventLog,
-    lost: Sequence[int],
-    settle_s: float,
+    store: ExampleStore, statistics: StatisticsTable, log: EventLog, lost: list[int], wait_s: float
 ) -> list[int]:
     """Those of the ids that are neither in the store after a while nor removed by the log."""
-    time.sleep(settle_s)
+    time.sleep(wait_s)
     statistics.follow(log)
     return [i for i in _not_in_store(store, lost) if statistics.known([i])]
 
 
 def _not_in_store(store: ExampleStore, ids: Sequence[int]) -> list[int]:
     """Those of the ids that no stored example has."""
-    lost: list[int] = []
-    for start in range(0, len(ids), _PAGE):
-        page = ids[start : start + _PAGE]
-        there = store.present(page)
-        lost += [i for i in page if i not in there]
-    return lost
+    stored: set[int] = set()
+    for page in batched(ids, _PAGE):
+        stored |= store.present(page)
+    return [i for i in ids if i not in stored]
 
 
 def _merge(store: ExampleStore, log: EventLog, ids: Sequence[int]) -> int:
@@ -216,9 +196,8 @@ def _merge(store: ExampleStore, log: EventLog, ids: Sequence[int]) -> int:
         same[example.scope, plain(example.request)].append(example)
     merged = 0
     for examples in same.values():
-        examples.sort(key=lambda e: e.id)
-        kept = examples[0]
-        for example in examples[1:]:
+        kept, *later = sorted(examples, key=lambda e: e.id)
+        for example in later:
             if is_better(example, kept):
                 kept = example
         removed = [example.id for example in examples if example is not kept]

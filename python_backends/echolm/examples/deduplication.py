@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import Enum
 
-import numpy as np
-
 from echolm.primitives import Candidate
-from echolm.store.base import Example, ExampleStore, Query, Stored, search_in_background
+from echolm.store.base import Example, ExampleStore, Stored, search_in_background
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _NEIGHBOURS = 4
@@ -46,8 +44,7 @@ NEW = Comparison(Finding.NEW)
 def same_request(a: str, b: str) -> bool:
     """Whether two requests differ in case, spaces and closing punctuation at most.
 
-    No more than that: requests that differ in one word, or in the order of two, are the
-    look-alikes that a wrong answer comes from.
+    Those that differ in a word, or in the order of two, are look-alikes with other answers.
     """
     return plain(a) == plain(b)
 
@@ -81,11 +78,11 @@ def _numbers(tokens: Sequence[str]) -> list[str]:
     return [token for token in tokens if any(c.isdigit() for c in token)]
 
 
+@dataclass(frozen=True)
 class DuplicateFinder:
     """Compares interactions with their nearest neighbours in the store, and with each other."""
 
-    def __init__(self, store: ExampleStore) -> None:
-        self._store = store
+    store: ExampleStore
 
     def compare(self, entries: Sequence[Stored], now_ms: int) -> list[Comparison]:
         """What each interaction is to the store and to those before it.
@@ -93,40 +90,30 @@ class DuplicateFinder:
         Raises:
             UnavailableError: the store cannot be searched.
         """
-        embeddings = np.stack([embedding for _, embedding in entries])
-        queries = [Query(example.tenant, example.scope) for example, _ in entries]
-        neighbours = search_in_background(self._store, embeddings, queries, _NEIGHBOURS, now_ms)
+        neighbours = search_in_background(self.store, entries, _NEIGHBOURS, now_ms)
         # By scope and request what is new among the entries, since the store does not have it yet.
-        fresh: dict[tuple[int, str], Candidate] = {}
+        fresh: dict[tuple[int, str], Example] = {}
         comparisons = []
         for (example, _), row in zip(entries, neighbours, strict=True):
             key = (example.scope, plain(example.request))
-            known = [fresh[key]] if key in fresh else []
+            known: list[Example | Candidate] = [fresh[key]] if key in fresh else []
             # A writer that crashed after it had stored an interaction finds it there itself.
             known += [
                 c for c in row if c.id != example.id and same_request(c.request, example.request)
             ]
-            candidate = Candidate(
-                example.id,
-                example.request,
-                example.response,
-                example.tenant,
-                example.quality,
-                1.0,
-            )
-            comparison = _compare(candidate, known)
+            comparison = _compare(example, known)
             if comparison.finding in (Finding.NEW, Finding.BETTER):
-                fresh[key] = candidate
+                fresh[key] = example
             comparisons.append(comparison)
         return comparisons
 
 
-def _compare(new: Candidate, known: Sequence[Candidate]) -> Comparison:
+def _compare(new: Example, known: Sequence[Example | Candidate]) -> Comparison:
     if not known:
         return NEW
-    for candidate in known:
-        if same_answer(candidate.response, new.response):
-            return Comparison(Finding.REPEATED, candidate.id)
-    best = max(known, key=lambda c: c.quality)
+    for other in known:
+        if same_answer(other.response, new.response):
+            return Comparison(Finding.REPEATED, other.id)
+    best = max(known, key=lambda other: other.quality)
     better = _is_better(new.quality, best.quality)
     return Comparison(Finding.BETTER if better else Finding.WORSE, best.id)

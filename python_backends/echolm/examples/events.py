@@ -37,23 +37,12 @@ def change(
         removed: ids of examples that it has no more.
         reason: why they were removed.
         repeated: ids of examples whose request was answered the same way again.
-        replacements: pairs of ids: of an example that is removed, and of the stored one that
-            replaces it.
+        replacements: ids of an example that is removed and of the stored one that replaces it.
     """
+    names = ["id", "num_bytes", "tenant", "source_llm", "quality", "value"]
+    names += ["created_at_ms", "expires_at_ms"]
     return {
-        "stored": [
-            {
-                "id": e.id,
-                "num_bytes": e.num_bytes,
-                "tenant": e.tenant,
-                "source_llm": e.source_llm,
-                "quality": e.quality,
-                "value": e.value,
-                "created_at_ms": e.created_at_ms,
-                "expires_at_ms": e.expires_at_ms,
-            }
-            for e in stored
-        ],
+        "stored": [{name: getattr(example, name) for name in names} for example in stored],
         "removed": list(removed),
         "reason": reason,
         "repeated": list(repeated),
@@ -67,19 +56,14 @@ def replayed(id: int, times: int) -> dict[str, Any]:
 
 
 def replacement(old: int, new: int, abandoned: bool = False) -> dict[str, Any]:
-    """The body of a ``REPLACEMENT``: the example ``new`` is about to replace ``old``.
-
-    Args:
-        abandoned: it will not, after all.
-    """
+    """The body of a ``REPLACEMENT``: ``new`` is about to replace ``old``, or will not after all."""
     return {"old": old, "new": new, "abandoned": abandoned}
 
 
 def usage(uses: Mapping[int, tuple[int, float, float]]) -> dict[str, Any]:
     """The body of a ``USAGE``.
 
-    Args:
-        uses: for each example's id the number of prompts that held it, the offloads that it is
-            credited with, and the sum of its gains (see :mod:`echolm.examples.usage`).
+    ``uses`` has for each example's id the number of prompts that held it, the offloads that it is
+    credited with, and the sum of its gains (see :mod:`echolm.examples.usage`).
     """
     return {"uses": [[i, n, round(c, 4), round(g, 4)] for i, (n, c, g) in uses.items()]}

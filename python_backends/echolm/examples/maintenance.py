@@ -14,30 +14,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 
 from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.examples.consistency import reconcile
 from echolm.examples.events import CHANGE, change
 from echolm.examples.statistics import StatisticsTable
+from echolm.examples.transfer import batched
 from echolm.learning.event_log import EventLog
 from echolm.settings import ExamplesSettings
-from echolm.store.base import ExampleStore, Query, search_in_background
+from echolm.store.base import ExampleStore, search_in_background
 
 logger = logging.getLogger("echolm")
 
 _LEASE = "maintenance"
 _BATCH = 2_048
 """Examples that are removed at a time: Milvus Lite takes 0.1 s for each removal, however large."""
-_CHOICE = 8
-"""Examples that are looked at for each one that has to go."""
+_CHOICE = 8  # examples that are looked at for each one that has to go
 _NEIGHBOURS = 8
-_LOOKUPS = 16
-"""Examples whose neighbours are looked up at a time."""
+_LOOKUPS = 16  # examples whose neighbours are looked up at a time
 
 
 def choose_victims(
@@ -53,8 +51,7 @@ def choose_victims(
         candidates: id and bytes of examples, those of least value per byte first.
         neighbours: gives for each of some examples the ids of stored ones that would help with
             its request as well; called for a few at a time, and for no more than needed.
-        count: examples to be freed.
-        num_bytes: bytes to be freed.
+        count, num_bytes: examples and bytes to be freed.
         limit: most ids.
     """
     chosen: dict[int, None] = {}
@@ -62,17 +59,18 @@ def choose_victims(
     def enough() -> bool:
         return (count <= 0 and num_bytes <= 0) or len(chosen) == limit
 
-    for start in range(0, len(candidates), _LOOKUPS):
-        if enough():
-            break
-        some = candidates[start : start + _LOOKUPS]
-        similar = neighbours([i for i, _ in some])
-        for i, size in some:
-            if not enough() and not chosen.keys() >= set(similar.get(i, ())):
-                chosen[i] = None
-                count, num_bytes = count - 1, num_bytes - size
-    for i, size in candidates:
-        if not enough() and i not in chosen:
+    def replaceable() -> Iterator[tuple[int, int]]:
+        """Those of which a neighbour stays."""
+        for some in batched(candidates, _LOOKUPS):
+            similar = neighbours([i for i, _ in some])
+            for i, size in some:
+                if not chosen.keys() >= set(similar.get(i, ())):
+                    yield i, size
+
+    ranked = chain(replaceable(), candidates)
+    while not enough() and (candidate := next(ranked, None)):
+        i, size = candidate
+        if i not in chosen:
             chosen[i] = None
             count, num_bytes = count - 1, num_bytes - size
     return list(chosen)
@@ -86,34 +84,25 @@ class MaintenanceCounts:
     evicted: int = 0
 
 
+@dataclass
 class Maintenance:
     """Removes what is expired or beyond the limits. Only one replica at a time does this.
 
-    Args:
+    Attributes:
         owner: name of this replica, different from all others'.
         similarity_saturation: cosine from which two requests count as the same
             (``routing.similarity_saturation``).
     """
 
-    def __init__(
-        self,
-        store: ExampleStore,
-        statistics: StatisticsTable,
-        log: EventLog,
-        settings: ExamplesSettings,
-        owner: str,
-        similarity_saturation: float = 1.0,
-        now_ms: Callable[[], int] = now_ms,
-    ) -> None:
-        self._store = store
-        self._statistics = statistics
-        self._log = log
-        self._settings = settings
-        self._owner = owner
-        self._similarity_saturation = similarity_saturation
-        self._now_ms = now_ms
-        self._reconciled = False
-        self.counts = MaintenanceCounts()
+    store: ExampleStore
+    statistics: StatisticsTable
+    log: EventLog
+    settings: ExamplesSettings
+    owner: str
+    similarity_saturation: float = 1.0
+    now_ms: Callable[[], int] = now_ms
+    counts: MaintenanceCounts = field(default_factory=MaintenanceCounts, init=False)
+    _reconciled: bool = field(default=False, init=False)
 
     def run(self, going_on: Callable[[], bool] = lambda: True) -> None:
         """Take in new events of the log and remove what must go.
@@ -124,24 +113,24 @@ class Maintenance:
         Raises:
             UnavailableError: store, log or statistics cannot be reached; calling again goes on.
         """
-        self._statistics.follow(self._log)
+        self.statistics.follow(self.log)
         if not self._reconciled:
-            same_number = self._store.count() == self._statistics.totals()[0]
-            if not (same_number and self._statistics.is_complete):
-                added, removed = reconcile(self._store, self._statistics, self._log)
+            same_number = self.store.count() == self.statistics.totals()[0]
+            if not (same_number and self.statistics.is_complete):
+                found = reconcile(self.store, self.statistics, self.log)
+                added, removed = found.without_statistics, found.without_example
                 logger.info("example statistics: %d added, %d removed", added, removed)
             self._reconciled = True
-        if not self._log.lease(_LEASE, self._owner, 4 * self._settings.maintenance_interval_s):
+        if not self.log.lease(_LEASE, self.owner, 4 * self.settings.maintenance_interval_s):
             return
-        while going_on() and (ids := self._statistics.expired(self._now_ms(), _BATCH)):
+        while going_on() and (ids := self.statistics.expired(self.now_ms(), _BATCH)):
             self.counts.expired += self._remove(ids, "expired")
-        over_count, over_bytes = self._excess(1.0)
-        if over_count <= 0 and over_bytes <= 0:
+        if max(self._excess(1.0)) <= 0:
             return
         # Somewhat below the limits, so that it need not be done again for each new example.
         while going_on():
-            over_count, over_bytes = self._excess(self._settings.low_watermark)
-            wanted = self._statistics.least_worth(
+            over_count, over_bytes = self._excess(self.settings.low_watermark)
+            wanted = self.statistics.least_worth(
                 _CHOICE * max(0, over_count), _CHOICE * max(0, over_bytes), _CHOICE * _BATCH
             )
             if not wanted:
@@ -152,41 +141,32 @@ class Maintenance:
     def _neighbours(self, ids: Sequence[int]) -> dict[int, list[int]]:
         """For each example the ids of others of its scope whose requests count as the same."""
         started = time.monotonic()
-        stored = self._store.get(ids)
-        if not stored:
-            return {}
-        queries = [Query(example.tenant, example.scope) for example, _ in stored]
-        embeddings = np.stack([embedding for _, embedding in stored])
-        now_ms = self._now_ms()
-        rows = search_in_background(self._store, embeddings, queries, _NEIGHBOURS, now_ms)
+        stored = self.store.get(ids)
+        rows = search_in_background(self.store, stored, _NEIGHBOURS, self.now_ms())
         # Half of the time at least the store has only requests to serve.
         time.sleep(time.monotonic() - started)
         return {
             example.id: [
                 c.id
                 for c in row
-                if c.id != example.id and c.similarity >= self._similarity_saturation
+                if c.id != example.id and c.similarity >= self.similarity_saturation
             ]
             for (example, _), row in zip(stored, rows, strict=True)
         }
 
     def _excess(self, share: float) -> tuple[int, int]:
         """Examples and bytes beyond a share of the limits."""
-        count, num_bytes = self._statistics.totals()
-        settings = self._settings
-        return (
-            count - int(share * settings.max_stored),
-            num_bytes - int(share * settings.max_stored_bytes),
-        )
+        count, num_bytes = self.statistics.totals()
+        most, most_bytes = self.settings.max_stored, self.settings.max_stored_bytes
+        return count - int(share * most), num_bytes - int(share * most_bytes)
 
     def _remove(self, ids: list[int], reason: str) -> int:
         # Should it end in between, the statistics still name them; they are removed once more.
-        self._store.delete(ids)
-        self._log.append(CHANGE, change(removed=ids, reason=reason))
-        self._statistics.follow(self._log)
-        if left := self._statistics.known(ids):
+        self.store.delete(ids)
+        self.log.append(CHANGE, change(removed=ids, reason=reason))
+        self.statistics.follow(self.log)
+        if left := len(self.statistics.known(ids)):
             raise UnavailableError(
-                f"example statistics: expected {len(ids)} examples gone, "
-                f"got {len(left)} still there"
+                f"example statistics: expected {len(ids)} examples gone, got {left} still there"
             )
         return len(ids)

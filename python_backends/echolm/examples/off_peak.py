@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from echolm.errors import EchoError
 from echolm.examples.replay import Replayed, Replayer
@@ -18,32 +20,24 @@ _LEASE, _LEASE_S = "replay", 300.0
 _ROUND = 100
 
 
+@dataclass
 class OffPeakReplay:
     """Replays while there is no load, and stops at once when there is. For one event loop.
 
     Only one replica at a time does this.
 
-    Args:
+    Attributes:
         in_flight: gives the number of requests that all LLMs are serving now, without replay.
         owner: name of this replica, different from all others'.
         on_replayed: is called after every example.
     """
 
-    def __init__(
-        self,
-        replayer: Replayer,
-        log: EventLog,
-        settings: ReplaySettings,
-        in_flight: Callable[[], int],
-        owner: str,
-        on_replayed: Callable[[Replayed], None] = lambda replayed: None,
-    ) -> None:
-        self._replayer = replayer
-        self._log = log
-        self._settings = settings
-        self._in_flight = in_flight
-        self._owner = owner
-        self._on_replayed = on_replayed
+    replayer: Replayer
+    log: EventLog
+    settings: ReplaySettings
+    in_flight: Callable[[], int]
+    owner: str
+    on_replayed: Callable[[Replayed], None]
 
     async def run(self) -> None:
         """Replay again and again, until cancelled."""
@@ -58,7 +52,7 @@ class OffPeakReplay:
             try:
                 await task
             except asyncio.CancelledError:
-                if asyncio.current_task() is not None and not task.cancelled():
+                if not task.cancelled():
                     raise
             except EchoError as error:
                 logger.warning("replay pauses: %s", error)
@@ -68,17 +62,18 @@ class OffPeakReplay:
     async def _quiet(self) -> None:
         """Wait until there has been no load for the whole of a pause."""
         quiet_s = 0.0
-        while quiet_s < self._settings.pause_s:
+        while quiet_s < self.settings.pause_s:
             await asyncio.sleep(_LOOK_EVERY_S)
             quiet_s = 0.0 if self._busy() else quiet_s + _LOOK_EVERY_S
 
     def _busy(self) -> bool:
-        return self._in_flight() > self._settings.max_in_flight_llm_requests
+        return self.in_flight() > self.settings.max_in_flight_llm_requests
 
     async def _round(self) -> None:
-        if not self._log.lease(_LEASE, self._owner, _LEASE_S):
+        lease = partial(self.log.lease, _LEASE, self.owner, _LEASE_S)
+        if not lease():
             return
-        async for replayed in self._replayer.run(_ROUND):
-            self._on_replayed(replayed)
-            if not self._log.lease(_LEASE, self._owner, _LEASE_S):
+        async for replayed in self.replayer.run(_ROUND):
+            self.on_replayed(replayed)
+            if not lease():
                 return

@@ -3,8 +3,8 @@
 The better answer gets an id of its own. An id stands for one text: processes keep features and
 token counts by id, prompts of the shared prefix index are known by the ids in them, and a rating
 that comes late must not credit a text that was not in the prompt. And to write a row of Milvus
-anew is to delete and to insert it (see ``MilvusStore.upsert``), so a crash in between would lose
-the example, which has its text nowhere else; with two ids one whole answer is there at any time.
+anew is to delete and to insert it, so a crash in between would lose the example, which has its
+text nowhere else; with two ids one whole answer is there at any time.
 
 Store and log cannot be changed at once, and texts must not be in the log. So the log is told
 first which id shall replace which; then the store takes the new example, the log is told that it
@@ -31,8 +31,7 @@ def replace_example(
 ) -> bool:
     """Replace the example ``old`` by a better one, which replay has found.
 
-    Returns:
-        False if ``old`` is gone, or another process was first; nothing has changed then.
+    Gives False if ``old`` is gone, or another process was first; nothing has changed then.
 
     Raises:
         UnavailableError: store, log or statistics cannot be reached; :func:`finish_interrupted`
@@ -67,14 +66,12 @@ def finish_interrupted(store: ExampleStore, statistics: StatisticsTable, log: Ev
         if arrived and not begun.logged and statistics.known([old]):
             _complete(store, log, old, arrived[0])
             continue
-        if arrived and not begun.logged:  # the old one was deleted, and must not come back by this
-            store.delete([new])
-            if statistics.known([new]):
-                log.append(CHANGE, change(removed=[new], reason=_REASON))
-        if begun.logged:
-            store.delete([old])
-            if statistics.known([old]):  # it was seen in the store and adopted since
-                log.append(CHANGE, change(removed=[old], reason=_REASON))
+        if arrived or begun.logged:
+            # If the old one was removed meanwhile, the new one must not bring it back.
+            superfluous = old if begun.logged else new
+            store.delete([superfluous])
+            if statistics.known([superfluous]):  # it was seen in the store and adopted since
+                log.append(CHANGE, change(removed=[superfluous], reason=_REASON))
         if arrived and begun.logged:
             log.append(REPLAY, replayed(new, 1))
         else:

@@ -15,8 +15,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from echolm.clock import now_ms
 from echolm.errors import EchoError
@@ -34,6 +34,9 @@ from echolm.store.base import Example, ExampleStore, Stored, scope_key
 logger = logging.getLogger("echolm")
 
 _PAGE = 50
+# Reasons why nothing was tried, nor ever will be; and why it may still be worth another try.
+_HOPELESS = ("not in the store", "unknown LLM", "system prompt")
+_UNDECIDED = ("LLM or judge failed", "replaced elsewhere")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Replayed:
 
 @dataclass
 class ReplayCost:
-    """Sum over replayed examples."""
+    """Sum over replayed examples; see :class:`Replayed`."""
 
     examples: int = 0
     improved: int = 0
@@ -77,71 +80,46 @@ class ReplayCost:
 
 
 @dataclass
-class _Cost:
-    """What one example has cost so far."""
-
-    answers: int = 0
-    tokens: int = 0
-
-
 class Replayer:
     """Replays examples one after the other, the one with most to gain first.
 
     What was replayed is in the learning log, so a replay that was interrupted goes on where it
     ended, in whatever process; what it had left half done is finished first.
-
-    Args:
-        endpoints: the LLMs by name.
-        judge: compares answers.
-        now_ms: milliseconds since the epoch.
     """
 
-    def __init__(
-        self,
-        store: ExampleStore,
-        statistics: StatisticsTable,
-        log: EventLog,
-        endpoints: Mapping[str, LLMEndpoint],
-        judge: Judge,
-        settings: Settings,
-        now_ms: Callable[[], int] = now_ms,
-    ) -> None:
-        self._store = store
-        self._statistics = statistics
-        self._log = log
-        self._endpoints = endpoints
-        self._judge = judge
-        self._settings = settings
-        self._now_ms = now_ms
-        self._ids = ExampleIds(now_ms)
+    store: ExampleStore
+    statistics: StatisticsTable
+    log: EventLog
+    endpoints: Mapping[str, LLMEndpoint]
+    judge: Judge
+    settings: Settings
+    _ids: ExampleIds = field(default_factory=ExampleIds, init=False)
 
     async def run(self, limit: int) -> AsyncIterator[Replayed]:
-        """Replay up to ``limit`` examples; ends earlier by the rule above.
+        """Replay up to ``limit`` examples, or fewer by the module's rule.
 
         Raises:
             UnavailableError: store, log or statistics cannot be reached.
         """
-        replay = self._settings.replay
-        fruitless = done = 0
+        fruitless = 0
         tried: set[int] = set()
-        finish_interrupted(self._store, self._statistics, self._log)
-        while done < limit and fruitless < replay.patience:
-            self._statistics.follow(self._log)
+        finish_interrupted(self.store, self.statistics, self.log)
+        while len(tried) < limit and fruitless < self.settings.replay.patience:
+            self.statistics.follow(self.log)
             id = self._next(tried)
             if id is None:
                 return
             tried.add(id)
             result = await self._replay(id)
             fruitless = 0 if result.improved else fruitless + 1
-            done += 1
             yield result
 
     def _next(self, tried: set[int]) -> int | None:
         """Id of the example with most to gain of those that may be replayed."""
-        replay = self._settings.replay
+        replay = self.settings.replay
         offset = 0
-        passed = tried | {begun.old for begun in self._statistics.replacements()}
-        while page := self._statistics.ranked("gain", _PAGE, offset):
+        passed = tried | {begun.old for begun in self.statistics.replacements()}
+        while page := self.statistics.ranked("gain", _PAGE, offset):
             for example in page:
                 if example.gain < replay.min_gain:
                     return None
@@ -152,50 +130,41 @@ class Replayer:
 
     async def _replay(self, id: int) -> Replayed:
         started = time.perf_counter()
-        stored = self._store.get([id])
         result = Replayed(id, reason="not in the store")
-        if stored:
+        if stored := self.store.get([id]):
             result = await self._improve(stored[0])
-        if result.reason in ("not in the store", "unknown LLM", "system prompt"):
-            # Nothing was tried, and nothing ever will be: it leaves the list.
-            self._log.append(REPLAY, replayed(id, self._settings.replay.max_replays))
-        elif not result.improved and result.reason not in (
-            "LLM or judge failed",
-            "replaced elsewhere",
-        ):
-            self._log.append(REPLAY, replayed(id, 1))
+        if result.reason in _HOPELESS:  # it leaves the list
+            self.log.append(REPLAY, replayed(id, self.settings.replay.max_replays))
+        elif not result.improved and result.reason not in _UNDECIDED:
+            self.log.append(REPLAY, replayed(id, 1))
         return replace(result, seconds=time.perf_counter() - started)
 
     async def _improve(self, stored: Stored) -> Replayed:
         example, embedding = stored
-        endpoint = self._endpoints.get(example.source_llm)
+        endpoint = self.endpoints.get(example.source_llm)
         if endpoint is None:
             return Replayed(example.id, reason="unknown LLM")
         if example.scope != scope_key(example.tenant, ""):
             # Only a hash of the system prompt is stored, and another one asks for other answers.
             return Replayed(example.id, reason="system prompt")
-        cost = _Cost()
+        cost, improved = ReplayCost(), False
         try:
             best, reason = await self._better(example, endpoint, cost)
         except EchoError as error:
             logger.warning("replay of example %d failed: %s", example.id, error)
-            reason, best = "LLM or judge failed", None
-        if best is None:
-            return Replayed(example.id, False, reason, cost.answers, cost.tokens)
-        now = self._now_ms()
-        better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now)
-        improved = replace_example(
-            self._store, self._statistics, self._log, example.id, (better, embedding)
-        )
-        reason = "" if improved else "replaced elsewhere"
-        return Replayed(example.id, improved, reason, cost.answers, cost.tokens)
+            best, reason = None, "LLM or judge failed"
+        if best is not None:
+            better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now_ms())
+            parts = (self.store, self.statistics, self.log)
+            improved = replace_example(*parts, example.id, (better, embedding))
+            reason = "" if improved else "replaced elsewhere"
+        return Replayed(example.id, improved, reason, cost.candidates, cost.tokens)
 
     async def _better(
-        self, example: Example, endpoint: LLMEndpoint, cost: _Cost
+        self, example: Example, endpoint: LLMEndpoint, cost: ReplayCost
     ) -> tuple[str | None, str]:
         """An answer that clearly beats the stored one; or None, and why there is none."""
-        replay, scale = self._settings.replay, self._judge.scale
-        stored = example.response
+        replay, scale, stored = self.settings.replay, self.judge.scale, example.response
         good = 1.0 - replay.margin
         answers: list[str] = []
         before: float | None = 0.5  # of a preference: what a tie with the stored one is worth
@@ -209,7 +178,7 @@ class Replayer:
                 return None, "good already"
             if answers and (await self._score(example, stored, answers[0], cost) or 0.0) >= good:
                 return None, "good already"
-        answers += await self._sample(example, endpoint, replay.candidates - cost.answers, cost)
+        answers += await self._sample(example, endpoint, replay.candidates - cost.candidates, cost)
         others = [text for text in dict.fromkeys(answers) if text != stored]
         if not others:
             return None, "no other answer"
@@ -230,32 +199,22 @@ class Replayer:
         return (best, "") if best_score > before + replay.margin else (None, "none is better")
 
     async def _sample(
-        self, example: Example, endpoint: LLMEndpoint, n: int, cost: _Cost
+        self, example: Example, endpoint: LLMEndpoint, n: int, cost: ReplayCost
     ) -> list[str]:
         """The complete ones of ``n`` answers to the example's request."""
-        sampling = Sampling(
-            self._settings.limits.default_max_tokens, self._settings.replay.temperature
-        )
+        max_tokens = self.settings.limits.default_max_tokens
+        sampling = Sampling(max_tokens, self.settings.replay.temperature)
         prompt = endpoint.template.render(example.request, [])
-        completions = await asyncio.gather(
-            *(
-                endpoint.client.generate(f"replay-{uuid.uuid4().hex}", prompt, sampling, None)
-                for _ in range(n)
-            )
-        )
-        cost.answers += n
-        cost.tokens += sum(
-            max(0, completion.num_input_tokens) + max(0, completion.num_output_tokens)
-            for completion in completions
-        )
-        return [
-            completion.text
-            for completion in completions
-            if completion.finish_reason == "stop" and completion.text.strip()
-        ]
+        generate = endpoint.client.generate
+        ids = [f"replay-{uuid.uuid4().hex}" for _ in range(n)]
+        completions = await asyncio.gather(*(generate(id, prompt, sampling, None) for id in ids))
+        cost.candidates += n
+        for c in completions:
+            cost.tokens += max(0, c.num_input_tokens) + max(0, c.num_output_tokens)
+        return [c.text for c in completions if c.finish_reason == "stop" and c.text.strip()]
 
     async def _agreement(
-        self, example: Example, voters: Sequence[str], place: int, cost: _Cost
+        self, example: Example, voters: Sequence[str], place: int, cost: ReplayCost
     ) -> float | None:
         """How far the others agree with the answer at ``place`` on average."""
         answer = voters[place]
@@ -268,8 +227,8 @@ class Replayer:
         return sum(known) / len(known) if known else None
 
     async def _score(
-        self, example: Example, answer: str, reference: str | None, cost: _Cost
+        self, example: Example, answer: str, reference: str | None, cost: ReplayCost
     ) -> float | None:
-        judgement = await self._judge.judge(example.request, answer, reference)
+        judgement = await self.judge.judge(example.request, answer, reference)
         cost.tokens += judgement.tokens
         return judgement.score

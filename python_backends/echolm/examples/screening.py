@@ -1,9 +1,8 @@
 """What must not be stored, or not as it is: secrets, injected instructions, personal data.
 
-Screening reads text, so it finds what has a form: a key, a card number, "ignore all previous
-instructions". What has none (a name, a harmful advice) passes; names need an NER model, for
-which ``PersonalData`` is the place, and an example that makes answers worse is dropped by the
-utility model, whatever the reason.
+Screening finds what has a form: a key, a card number, "ignore all previous instructions". What has
+none (a name, a harmful advice) passes; names need an NER model, for which ``PersonalData`` is the
+place, and an example that makes answers worse is dropped by the utility model.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from echolm.errors import ConfigurationError
 from echolm.settings import ExamplesSettings
@@ -31,24 +30,20 @@ class Screened:
     reason: str = ""
 
 
-class Screen(Protocol):
-    """One kind of check. For use by several threads."""
-
-    def __call__(self, request: str, response: str) -> Screened:
-        """Pass, change or refuse an interaction."""
-        ...
+Screen = Callable[[str, str], Screened]
+"""Passes, changes or refuses a request and its response. For use by several threads."""
 
 
+@dataclass(frozen=True)
 class RefuseIf:
     """Refuses an interaction of which one text meets a condition."""
 
-    def __init__(self, matches: Callable[[str], bool], reason: str) -> None:
-        self._matches = matches
-        self._reason = reason
+    matches: Callable[[str], bool]
+    reason: str
 
     def __call__(self, request: str, response: str) -> Screened:
-        refused = self._matches(request) or self._matches(response)
-        return Screened(request, response, self._reason if refused else "")
+        refused = self.matches(request) or self.matches(response)
+        return Screened(request, response, self.reason if refused else "")
 
 
 # What they find has no fixed form, or is no secret.
@@ -109,8 +104,7 @@ class PersonalData:
 
     Args:
         entities: Presidio's names of what is looked for, e.g. ``EMAIL_ADDRESS``.
-        redact: whether found data is replaced by its kind, as in ``<EMAIL_ADDRESS>``; else the
-            interaction is refused.
+        redact: whether it is replaced by its name, as in ``<EMAIL_ADDRESS>``, or refused.
 
     Raises:
         ConfigurationError: Presidio is not installed, or knows no such entity.
@@ -187,9 +181,8 @@ def build_screens(settings: ExamplesSettings) -> list[Screen]:
         screens.append(RefuseIf(secret_finder(), "secret"))
     if settings.injections == "refuse":
         screens.append(RefuseIf(has_injection, "injection"))
-    if settings.personal_data != "keep":
-        redact = settings.personal_data == "redact"
-        screens.append(PersonalData(settings.personal_entities, redact))
+    if (choice := settings.personal_data) != "keep":
+        screens.append(PersonalData(settings.personal_entities, redact=choice == "redact"))
     return screens
 
 

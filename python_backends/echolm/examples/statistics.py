@@ -1,9 +1,8 @@
 """What each stored example is worth, in a file: a view of the learning log.
 
-A snapshot of the file in the log stands for events that were removed from it.
-
-No process holds anything per example in memory. Every replica that keeps such a file reads the
-same events in the same order, so all files hold the same.
+A snapshot of the file in the log stands for events that were removed from it. No process holds
+anything per example in memory. Every replica that keeps such a file reads the same events in the
+same order, so all files hold the same.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ class Replacement:
 
     Attributes:
         old, new: ids of the example and of the better one.
-        logged: whether the log says that the better one is stored; what remains is to delete
-            the old one.
+        logged: whether the log says that the better one is stored; then the old one must go.
     """
 
     old: int
@@ -72,7 +70,7 @@ class ExampleStatistics:
         gain: sum of what a better response could have gained at each use, decayed as the value.
         uses: number of prompts that held the example.
         ratings: number of ratings of answers to those prompts.
-        replays: how often its response was generated anew, or that of an example before it.
+        replays: how often its response, or that of an example before it, was generated anew.
     """
 
     id: int
@@ -93,9 +91,9 @@ class ExampleStatistics:
 class StatisticsTable:
     """Statistics of all stored examples. For several threads and processes of one machine.
 
+    A file of another version is made anew from the log.
+
     Args:
-        path: created where it is missing, with its directory; a file of another version is
-            made anew from the log.
         costs: relative cost of each LLM, the strongest 1.
         decay: share of a value that is left after an hour.
 
@@ -175,24 +173,17 @@ class StatisticsTable:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all examples from before the log's first event are there.
-
-        They are once :meth:`completed` was called, after a look through the whole store.
-        """
+        """Whether examples from before the log's first event are there; see :meth:`completed`."""
         with self._file.transaction() as db:
             return meta(db, "incomplete", "") == ""
 
     def completed(self) -> None:
-        """Take note that there are statistics of every example in the store."""
+        """Take note that there are statistics of all stored examples, after a look at them all."""
         with self._file.transaction() as db:
             set_meta(db, "incomplete", "")
 
     def save(self, log: EventLog) -> None:
-        """Keep a snapshot of the file in the log.
-
-        Raises:
-            UnavailableError: the log cannot be reached, or the file cannot be read.
-        """
+        """Keep a snapshot of the file in the log; UnavailableError if that fails."""
         saved = {snapshot.name: snapshot.position for snapshot in log.snapshots()}
         self.follow(log)
         with (
@@ -210,20 +201,14 @@ class StatisticsTable:
             db.execute("DETACH copy")
             data = zlib.compress(copy.read_bytes(), 1)
         if position != START:
-            log.save_snapshot(
-                self.snapshot_name, position, data, saved.get(self.snapshot_name, START)
-            )
+            name = self.snapshot_name
+            log.save_snapshot(name, position, data, saved.get(name, START))
 
     def adopt(self, stored: Iterable[Mapping[str, Any]]) -> int:
-        """Add stored examples that no event of the log names; gives how many were added.
-
-        Args:
-            stored: fields of them as in a ``CHANGE``.
-        """
+        """Add stored examples, described as in a ``CHANGE``; gives how many were not there yet."""
+        add = self._updates.add
         with self._file.transaction() as db:
-            return sum(
-                self._updates.add(db, fields, int(fields["created_at_ms"])) for fields in stored
-            )
+            return sum(add(db, fields, int(fields["created_at_ms"])) for fields in stored)
 
     def totals(self) -> tuple[int, int]:
         """Number of examples, and the bytes of their texts."""
@@ -232,35 +217,29 @@ class StatisticsTable:
 
     def removals(self) -> dict[str, int]:
         """How many examples were removed, by reason."""
-        with self._file.transaction() as db:
-            return dict(db.execute("SELECT reason, number FROM removals").fetchall())
+        return dict(self._file.rows("SELECT reason, number FROM removals"))
 
     def replacements(self) -> list[Replacement]:
         """Those that were begun and have not ended, of every process that uses the log."""
-        rows = self._rows("SELECT old, new, logged FROM replacements ORDER BY new")
+        rows = self._file.rows("SELECT old, new, logged FROM replacements ORDER BY new")
         return [Replacement(old, new, bool(logged)) for old, new, logged in rows]
 
     def expired(self, now_ms: int, limit: int) -> list[int]:
         """Ids of examples whose time is over."""
-        rows = self._rows(
-            "SELECT id FROM examples WHERE expires_at_ms <= ? ORDER BY expires_at_ms LIMIT ?",
-            (now_ms, limit),
-        )
-        return [i for (i,) in rows]
+        query = "SELECT id FROM examples WHERE expires_at_ms <= ? ORDER BY expires_at_ms LIMIT ?"
+        return [i for (i,) in self._file.rows(query, (now_ms, limit))]
 
     def least_worth(self, count: int, num_bytes: int, limit: int) -> list[tuple[int, int]]:
         """Id and bytes of the examples of least value per byte that free so much together.
 
         Args:
-            count: examples to be freed.
-            num_bytes: bytes to be freed.
+            count, num_bytes: examples and bytes to be freed.
             limit: most ids at a time.
         """
         chosen: list[tuple[int, int]] = []
+        query = "SELECT id, num_bytes FROM examples ORDER BY density, id LIMIT ?"
         with self._file.transaction() as db:
-            for i, size in db.execute(
-                "SELECT id, num_bytes FROM examples ORDER BY density, id LIMIT ?", (limit,)
-            ):
+            for i, size in db.execute(query, (limit,)):
                 if count <= 0 and num_bytes <= 0:
                     break
                 chosen.append((i, size))
@@ -286,20 +265,20 @@ class StatisticsTable:
         """Ids of all examples, ascending, some at a time; others may come and go meanwhile."""
         last = -1
         query = "SELECT id FROM examples WHERE id > ? ORDER BY id LIMIT ?"
-        while rows := self._rows(query, (last, size)):
+        while rows := self._file.rows(query, (last, size)):
             yield [i for (i,) in rows]
             last = rows[-1][0]
 
     def close(self) -> None:
-        """Close the file; the statistics cannot be used any more."""
+        """Close the file."""
         self._file.close()
 
     def _restore(self, log: EventLog, position: str) -> bool:
         """Start from the snapshot in the log, unless the file stands there already."""
         name, former = self.snapshot_name, f"{_FORMER_SNAPSHOT}{SEPARATOR}{self._version}"
         found = log.load_snapshot(name)
-        if found is None and (found := log.load_snapshot(former)):
-            name = former
+        if found is None:
+            name, found = former, log.load_snapshot(former)
         if found is None or found[0] == position:
             return False
         try:
@@ -339,20 +318,14 @@ class StatisticsTable:
             self.skipped += 1
             logger.warning("example statistics: event %s skipped: %s", event.position, error)
 
-    def _rows(self, query: str, values: Sequence[int] = ()) -> list[tuple[Any, ...]]:
-        with self._file.transaction() as db:
-            return db.execute(query, values).fetchall()
-
     def _select(self, clause: str, values: Sequence[int]) -> list[ExampleStatistics]:
-        rows = self._rows(
+        rows = self._file.rows(
             "SELECT id, tenant, source_llm, quality, num_bytes, created_at_ms, expires_at_ms,"
             f" rank, gain_rank, uses, ratings, replays, last_used_ms FROM examples {clause}",
             values,
         )
-        now = self._now_ms()
+        now, value = self._now_ms(), self._decay.value
         return [
-            ExampleStatistics(
-                *row[:7], *(self._decay.value(rank, now) for rank in row[7:9]), *row[9:]
-            )
+            ExampleStatistics(*row[:7], *(value(rank, now) for rank in row[7:9]), *row[9:])
             for row in rows
         ]

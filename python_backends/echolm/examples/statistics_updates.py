@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from echolm.examples.events import CHANGE, FORMER_REPLACEMENT, REPLACEMENT, REPLAY, USAGE
@@ -13,7 +14,7 @@ from echolm.learning.feedback import RATING
 from echolm.store.base import FRESH_VALUE, NEVER
 
 _HOUR_MS = 3_600_000.0
-_EPOCH_MS = 1_735_689_600_000  # 2025-01-01, as in ExampleIds
+EPOCH_MS = 1_735_689_600_000  # 2025-01-01
 _LEAST_VALUE = 1e-9
 _REMEMBERED_MS = 8 * 24 * 3_600_000  # ratings that a later one of the same answer corrects
 
@@ -50,14 +51,11 @@ def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
 
 
 class ForwardDecay:
-    """Values that fade by the same share an hour, kept in a form that need not be updated.
+    """Values that keep the share ``hourly`` each hour, in a form that need not be updated.
 
     Since all values fade at the same rate, their order changes only where one is added to. Each
     is kept as the logarithm of what it would be if it had grown instead (forward decay: Cormode
     et al., ICDE 2009), its *rank*, so that an index can hold the order for good.
-
-    Args:
-        hourly: what a value keeps in an hour.
     """
 
     def __init__(self, hourly: float) -> None:
@@ -67,24 +65,27 @@ class ForwardDecay:
         """The rank of a value at that time; that of nothing is very small."""
         return math.log(max(value, _LEAST_VALUE)) + self._growth(at_ms)
 
+    def added(self, rank: float, value: float, at_ms: float) -> float:
+        """The rank after so much was added to its value at that time."""
+        return rank if value == 0.0 else self.rank(self.value(rank, at_ms) + value, at_ms)
+
     def value(self, rank: float, at_ms: float) -> float:
         """What a rank is worth at that time."""
         return math.exp(min(rank - self._growth(at_ms), 700.0))
 
     def _growth(self, at_ms: float) -> float:
-        return self._rate * (at_ms - _EPOCH_MS) / _HOUR_MS
+        return self._rate * (at_ms - EPOCH_MS) / _HOUR_MS
 
 
+@dataclass(frozen=True)
 class StatisticsUpdates:
     """Changes the tables as events say. Each method runs in the caller's transaction.
 
-    Args:
-        costs: relative cost of each LLM, the strongest 1.
+    ``costs`` holds the relative cost of each LLM; that of the strongest is 1.
     """
 
-    def __init__(self, costs: Mapping[str, float], decay: ForwardDecay) -> None:
-        self._costs = dict(costs)
-        self._decay = decay
+    costs: Mapping[str, float]
+    decay: ForwardDecay
 
     def apply(self, db: sqlite3.Connection, event: Event) -> None:
         """Take in one event; others than those about examples change nothing.
@@ -103,7 +104,7 @@ class StatisticsUpdates:
         elif event.kind == REPLAY:
             db.execute(
                 "UPDATE examples SET replays = replays + ?, gain_rank = ? WHERE id = ?",
-                (int(body["times"]), self._decay.rank(0.0, event.at_ms), int(body["id"])),
+                (int(body["times"]), self.decay.rank(0.0, event.at_ms), int(body["id"])),
             )
             db.execute("DELETE FROM replacements WHERE new = ?", (int(body["id"]),))
         elif event.kind in (REPLACEMENT, FORMER_REPLACEMENT):
@@ -118,7 +119,7 @@ class StatisticsUpdates:
         value = float(fields.get("value", FRESH_VALUE))
         if not math.isfinite(value):
             raise ValueError(f"expected a finite value of a new example, got {value}")
-        rank = self._decay.rank(value, at_ms)
+        rank = self.decay.rank(value, at_ms)
         num_bytes = max(1, int(fields["num_bytes"]))
         added = db.execute(
             "INSERT OR IGNORE INTO examples (id, num_bytes, tenant, source_llm, quality,"
@@ -134,7 +135,7 @@ class StatisticsUpdates:
                 int(fields.get("expires_at_ms", NEVER)),
                 rank,
                 rank - math.log(num_bytes),
-                self._decay.rank(0.0, at_ms),
+                self.decay.rank(0.0, at_ms),
             ),
         ).rowcount
         _add_to_totals(db, added, added * num_bytes)
@@ -155,56 +156,47 @@ class StatisticsUpdates:
                 (str(body["reason"]), removed),
             )
         for i in body["repeated"]:
-            self._credit(db, int(i), FRESH_VALUE, event.at_ms)
+            self._credit(db, int(i), FRESH_VALUE, 0.0, event.at_ms)
 
     def _use(
         self, db: sqlite3.Connection, i: int, n: int, credit: float, gain: float, at_ms: int
     ) -> None:
         if n <= 0 or not (math.isfinite(credit) and math.isfinite(gain)):
             raise ValueError(f"expected uses of an example, got {n}, {credit}, {gain}")
-        self._credit(db, i, credit, at_ms)
-        self._gain(db, i, gain, at_ms)
-        db.execute(
-            "UPDATE examples SET uses = uses + ?, last_used_ms = ? WHERE id = ?", (n, at_ms, i)
-        )
+        self._credit(db, i, credit, gain, at_ms)
+        query = "UPDATE examples SET uses = uses + ?, last_used_ms = ? WHERE id = ?"
+        db.execute(query, (n, at_ms, i))
 
     def _rate(self, db: sqlite3.Connection, event: Event) -> None:
         """Replace the expected quality of an offload by the rated one."""
         ids, score = event.body["example_ids"], float(event.body["score"])
-        cost = self._costs.get(event.body["llm"], 1.0)
+        cost = self.costs.get(event.body["llm"], 1.0)
         if not ids or cost >= 1.0:
             return
         request_id = str(event.body["request_id"])
-        earlier = db.execute(
-            "SELECT score FROM ratings WHERE request_id = ?", (request_id,)
-        ).fetchone()
+        query = "SELECT score FROM ratings WHERE request_id = ?"
+        earlier = db.execute(query, (request_id,)).fetchone()
         before = float(event.body.get("quality", score)) if earlier is None else earlier[0]
         db.execute("REPLACE INTO ratings VALUES (?, ?, ?)", (request_id, score, event.at_ms))
         db.execute("DELETE FROM ratings WHERE at_ms < ?", (event.at_ms - _REMEMBERED_MS,))
-        for i in ids:
-            self._credit(db, int(i), (score - before) / len(ids), event.at_ms)
-            self._gain(db, int(i), (before - score) * cost, event.at_ms)
+        credit, gain = (score - before) / len(ids), (before - score) * cost
+        query = "UPDATE examples SET ratings = ratings + ? WHERE id = ?"
+        for i in map(int, ids):
+            self._credit(db, i, credit, gain, event.at_ms)
+            db.execute(query, (int(earlier is None), i))
+
+    def _credit(
+        self, db: sqlite3.Connection, i: int, credit: float, gain: float, at_ms: int
+    ) -> None:
+        """Add to the value and to the gain of an example, if it is there."""
+        query = "SELECT rank, gain_rank, num_bytes FROM examples WHERE id = ?"
+        for rank, gain_rank, num_bytes in db.execute(query, (i,)).fetchall():
+            rank = self.decay.added(rank, credit, at_ms)
+            gain_rank = self.decay.added(gain_rank, gain, at_ms)
             db.execute(
-                "UPDATE examples SET ratings = ratings + ? WHERE id = ?",
-                (int(earlier is None), int(i)),
+                "UPDATE examples SET rank = ?, density = ?, gain_rank = ? WHERE id = ?",
+                (rank, rank - math.log(num_bytes), gain_rank, i),
             )
-
-    def _credit(self, db: sqlite3.Connection, i: int, credit: float, at_ms: int) -> None:
-        row = db.execute("SELECT rank, num_bytes FROM examples WHERE id = ?", (i,)).fetchone()
-        if row is None or credit == 0.0:
-            return
-        rank = self._decay.rank(self._decay.value(row[0], at_ms) + credit, at_ms)
-        db.execute(
-            "UPDATE examples SET rank = ?, density = ? WHERE id = ?",
-            (rank, rank - math.log(row[1]), i),
-        )
-
-    def _gain(self, db: sqlite3.Connection, i: int, gain: float, at_ms: int) -> None:
-        row = db.execute("SELECT gain_rank FROM examples WHERE id = ?", (i,)).fetchone()
-        if row is None or gain == 0.0:
-            return
-        rank = self._decay.rank(self._decay.value(row[0], at_ms) + gain, at_ms)
-        db.execute("UPDATE examples SET gain_rank = ? WHERE id = ?", (rank, i))
 
 
 def _replace(db: sqlite3.Connection, old: int, new: int) -> None:
@@ -213,10 +205,8 @@ def _replace(db: sqlite3.Connection, old: int, new: int) -> None:
     It may have been used already, where two were stored of one request.
     """
     db.execute("UPDATE replacements SET logged = 1 WHERE old = ? AND new = ?", (old, new))
-    row = db.execute(
-        "SELECT rank, uses, ratings, replays, last_used_ms FROM examples WHERE id = ?", (old,)
-    ).fetchone()
-    if row is not None:
+    query = "SELECT rank, uses, ratings, replays, last_used_ms FROM examples WHERE id = ?"
+    for row in db.execute(query, (old,)).fetchall():
         db.execute(
             "UPDATE examples SET rank = max(rank, ?), uses = uses + ?,"
             " ratings = ratings + ?, replays = max(replays, ?),"

@@ -12,7 +12,8 @@ import base64
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TextIO
+from itertools import islice
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ _FORMAT, _VERSION = "echolm-examples", 1
 _BATCH = 250
 _FIELDS = {field.name for field in fields(Example)}
 
+Row = TypeVar("Row")
 EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to FP32 [n, D], unit length."""
 
@@ -89,28 +91,20 @@ def read(stream: TextIO, header: Header) -> Iterator[Stored]:
         yield example, embedding
 
 
-def batched(rows: Iterable[Stored], size: int = _BATCH) -> Iterator[list[Stored]]:
+def batched(rows: Iterable[Row], size: int = _BATCH) -> Iterator[list[Row]]:
     """The rows, some at a time."""
-    batch: list[Stored] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    remaining = iter(rows)
+    while batch := list(islice(remaining, size)):
         yield batch
 
 
 def copy_into(
     store: ExampleStore, batches: Iterable[Sequence[Stored]], embed: EmbedTexts | None
 ) -> Iterator[list[Example]]:
-    """Write examples into a store; one with the id of a stored example replaces it.
+    """Write examples into a store, over those with the same ids; yields each batch's examples.
 
     Args:
         embed: computes the embeddings anew; None keeps them.
-
-    Yields:
-        After each batch its examples.
 
     Raises:
         UnavailableError: the store cannot be written; all batches before are in it.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from echolm.errors import UnavailableError
 from echolm.examples.events import USAGE, usage
@@ -26,54 +27,52 @@ _LEAST_DOUBT = 0.01  # an example that certainly helps counts as if it did with 
 _MOST_IDS = 5_000  # in one event; while the log is away, more are not remembered
 
 
+@dataclass
 class UsageRecorder:
     """An ``AnswerObserver`` that sums up uses. For one event loop.
 
-    Args:
-        costs: relative cost of each LLM, the strongest 1; answers of the strongest are no offloads.
-
     Attributes:
+        costs: relative cost of each LLM, the strongest 1; answers of the strongest are no offloads.
         lost: uses that were not logged, since the log was away for too long.
     """
 
-    def __init__(self, log: EventLog, costs: Mapping[str, float]) -> None:
-        self._log = log
-        self._costs = dict(costs)
-        self._uses: dict[int, tuple[int, float, float]] = {}
-        self.lost = 0
+    log: EventLog
+    costs: Mapping[str, float]
+    lost: int = field(default=0, init=False)
+    _uses: dict[int, tuple[int, float, float]] = field(default_factory=dict, init=False)
 
     def served(self, served: Served) -> None:
         """Take note of an answer; see ``AnswerObserver``."""
         ids = served.decision.example_ids
-        cost = self._costs.get(served.decision.llm, 1.0)
+        cost = self.costs.get(served.decision.llm, 1.0)
         if not ids or cost >= 1.0:
             return
         quality = served.decision.quality
-        gain = (1.0 - quality) * cost
         no_help = 1.0 - served.retrieved.help_probability  # the probability that none helps
         utilities = {e.id: e.utility for e in served.retrieved.examples}
         for i in ids:
             utility = utilities.get(i, 0.0)
             credit = quality * utility * no_help / max(1.0 - utility, _LEAST_DOUBT)
-            if i not in self._uses and len(self._uses) >= _MOST_IDS:
+            if i in self._uses or len(self._uses) < _MOST_IDS:
+                self._add(i, 1, credit, (1.0 - quality) * cost)
+            else:
                 self.lost += 1
-                continue
-            n, credits, gains = self._uses.get(i, (0, 0.0, 0.0))
-            self._uses[i] = (n + 1, credits + credit, gains + gain)
 
     async def flush(self) -> None:
         """Append what was counted since the last time to the log; kept if the log is away."""
         uses, self._uses = self._uses, {}
         if not uses:
             return
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(None, self._log.append, USAGE, usage(uses))
+            await asyncio.to_thread(self.log.append, USAGE, usage(uses))
         except UnavailableError as error:
             logger.warning("uses of examples not logged, will retry: %s", error)
-            for i, (n, credit, gain) in uses.items():
-                m, credits, gains = self._uses.get(i, (0, 0.0, 0.0))
-                self._uses[i] = (n + m, credit + credits, gain + gains)
+            for i, added in uses.items():
+                self._add(i, *added)
+
+    def _add(self, i: int, n: int, credit: float, gain: float) -> None:
+        m, credits, gains = self._uses.get(i, (0, 0.0, 0.0))
+        self._uses[i] = (m + n, credits + credit, gains + gain)
 
     async def run(self) -> None:
         """Flush again and again."""

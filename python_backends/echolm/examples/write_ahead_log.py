@@ -30,10 +30,6 @@ class WriteAheadLog:
 
     What waits in the file of an earlier version, which had another name, is taken over.
 
-    Args:
-        path: created where it is missing, with its directory.
-        capacity: most entries.
-
     Raises:
         UnavailableError: the file cannot be used; so do all methods.
     """
@@ -56,31 +52,24 @@ class WriteAheadLog:
 
     def append(self, entries: Sequence[Stored]) -> int:
         """Keep entries for good, as many of the first as there is room for; gives how many."""
+        insert = "INSERT INTO pending (id, example, embedding) VALUES (?, ?, ?)"
         with self._file.transaction() as db:
             taken = entries[: max(0, self._capacity - _count(db))]
-            db.executemany(
-                "INSERT INTO pending (id, example, embedding) VALUES (?, ?, ?)",
-                [
-                    (e.id, json.dumps(asdict(e)), np.asarray(v, dtype="<f4").tobytes())
-                    for e, v in taken
-                ],
-            )
+            for example, embedding in taken:
+                vector = np.asarray(embedding, dtype="<f4").tobytes()
+                db.execute(insert, (example.id, json.dumps(asdict(example)), vector))
         return len(taken)
 
     def oldest(self, limit: int) -> list[Stored]:
         """The entries that have waited longest, in order. A damaged one is removed."""
-        with self._file.transaction() as db:
-            rows = db.execute(
-                "SELECT id, example, embedding FROM pending ORDER BY sequence LIMIT ?", (limit,)
-            ).fetchall()
-        entries, damaged = [], []
+        query = "SELECT id, example, embedding FROM pending ORDER BY sequence LIMIT ?"
+        rows = self._file.rows(query, (limit,))
+        entries = []
         for id, example, embedding in rows:
             try:
                 entries.append((Example(**json.loads(example)), np.frombuffer(embedding, "<f4")))
             except (TypeError, ValueError):
-                damaged.append(id)
-        if damaged:
-            self.remove(damaged)
+                self.remove([id])
         return entries
 
     def remove(self, ids: Sequence[int]) -> None:
@@ -95,7 +84,7 @@ class WriteAheadLog:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
-        """Close the file; the log cannot be used any more."""
+        """Close the file."""
         self._file.close()
 
     def _take_over(self, former: Path) -> None:
@@ -107,10 +96,8 @@ class WriteAheadLog:
             )
         # Only now, since a crash between the two commits must not lose anything; and the file
         # itself stays, since a server of the earlier version may still write to it.
-        with self._file.transaction() as db:
-            db.execute("DELETE FROM former.pending WHERE id IN (SELECT id FROM main.pending)")
-        with self._file.transaction() as db:
-            db.execute("DETACH former")
+        self._file.rows("DELETE FROM former.pending WHERE id IN (SELECT id FROM main.pending)")
+        self._file.rows("DETACH former")
 
 
 def _count(db: sqlite3.Connection) -> int:

@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.examples.deduplication import NEW, DuplicateFinder, Finding
 from echolm.examples.events import CHANGE, change
+from echolm.examples.statistics_updates import EPOCH_MS
 from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.learning.event_log import EventLog
 from echolm.primitives import Interaction
@@ -22,23 +23,19 @@ from echolm.store.base import FRESH_VALUE, NEVER, Example, ExampleStore, Stored,
 
 logger = logging.getLogger("echolm")
 
-_RETRY_S = 2.0
 
-
+@dataclass(frozen=True)
 class ExampleIds:
     """Unique 63-bit ids, ascending in time: 41 bits of milliseconds, 22 random bits.
 
     Replicas need no coordination, and the order of ids is the order of admission.
     """
 
-    _EPOCH_MS = 1_735_689_600_000  # 2025-01-01
-
-    def __init__(self, now_ms: Callable[[], int] = now_ms) -> None:
-        self._now_ms = now_ms
+    now_ms: Callable[[], int] = now_ms
 
     def next(self) -> int:
         """A new id."""
-        return ((self._now_ms() - self._EPOCH_MS) << 22) | secrets.randbits(22)
+        return ((self.now_ms() - EPOCH_MS) << 22) | secrets.randbits(22)
 
 
 @dataclass
@@ -62,46 +59,35 @@ class WriterCounts:
     failures: int = 0
 
 
+@dataclass
 class ExampleWriter:
     """One thread that stores what is put into a write-ahead log.
 
     While the store does not answer, interactions wait in the write-ahead log; when it is full,
     new ones are dropped and counted. What the store refuses for good is dropped, too, and does not
-    hold up the rest of its batch. What is left at the end is written after the next start.
-
-    Args:
-        log: the learning log; it gets events of what was stored and replaced.
+    hold up the rest of its batch. What is left at the end is written after the next start. The
+    learning log gets events of what was stored and replaced.
     """
 
-    def __init__(
-        self,
-        store: ExampleStore,
-        write_ahead_log: WriteAheadLog,
-        log: EventLog,
-        settings: ExamplesSettings,
-        ids: ExampleIds | None = None,
-        now_ms: Callable[[], int] = now_ms,
-        retry_s: float = _RETRY_S,
-    ) -> None:
-        self._store = store
-        self._write_ahead_log = write_ahead_log
-        self._log = log
-        self._settings = settings
-        self._duplicates = DuplicateFinder(store) if settings.deduplicate else None
-        self._ids = ids or ExampleIds()
-        self._now_ms = now_ms
-        self._retry_s = retry_s
-        self._stopping = threading.Event()
-        self._wake = threading.Event()
+    store: ExampleStore
+    write_ahead_log: WriteAheadLog
+    log: EventLog
+    settings: ExamplesSettings
+    retry_s: float = 2.0
+    counts: WriterCounts = field(default_factory=WriterCounts, init=False)
+
+    def __post_init__(self) -> None:
+        self._duplicates = DuplicateFinder(self.store)
+        self._ids = ExampleIds()
+        self._stopping, self._wake = threading.Event(), threading.Event()
         self._wake.set()  # an earlier process may have left something
-        self.counts = WriterCounts()
         self._thread = threading.Thread(target=self._run, name="example-writer", daemon=True)
         self._thread.start()
 
     @property
     def pending(self) -> int:
         """Examples that wait to be written."""
-        return len(self._write_ahead_log)
+        return len(self.write_ahead_log)
 
     def put(self, interactions: Sequence[Interaction]) -> list[int | None]:
         """Take interactions for good; gives their new ids, None where there was no room.
@@ -109,32 +95,28 @@ class ExampleWriter:
         Raises:
             UnavailableError: the write-ahead log cannot be written; none of them was taken.
         """
-        now = self._now_ms()
-        ttl_ms = int(self._settings.ttl_s * 1_000)
-        entries = [
-            (
-                Example(
-                    id=self._ids.next(),
-                    request=interaction.request,
-                    response=interaction.response,
-                    tenant=interaction.tenant,
-                    scope=scope_key(interaction.tenant, interaction.system_prompt),
-                    source_llm=interaction.llm,
-                    quality=interaction.quality,
-                    # It need not do what other examples do already.
-                    value=FRESH_VALUE * (1.0 - interaction.help_probability),
-                    created_at_ms=now,
-                    updated_at_ms=now,
-                    expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
-                ),
-                interaction.embedding,
-            )
-            for interaction in interactions
-        ]
-        taken = self._write_ahead_log.append(entries)
+        entries = [(self._example(new), new.embedding) for new in interactions]
+        taken = self.write_ahead_log.append(entries)
         self.counts.dropped += len(entries) - taken
         self._wake.set()
         return [example.id if k < taken else None for k, (example, _) in enumerate(entries)]
+
+    def _example(self, new: Interaction) -> Example:
+        now, ttl_ms = now_ms(), int(self.settings.ttl_s * 1_000)
+        return Example(
+            id=self._ids.next(),
+            request=new.request,
+            response=new.response,
+            tenant=new.tenant,
+            scope=scope_key(new.tenant, new.system_prompt),
+            source_llm=new.llm,
+            quality=new.quality,
+            created_at_ms=now,
+            updated_at_ms=now,
+            expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
+            # It need not do what other examples do already.
+            value=FRESH_VALUE * (1.0 - new.help_probability),
+        )
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what is waiting, if the store takes it at once, and stop."""
@@ -151,7 +133,7 @@ class ExampleWriter:
             except UnavailableError as error:  # the write-ahead log itself
                 self.counts.failures += 1
                 logger.error("examples not written, will retry: %s", error)
-                self._stopping.wait(self._retry_s)
+                self._stopping.wait(self.retry_s)
                 self._wake.set()
             if self._stopping.is_set():
                 return
@@ -159,9 +141,9 @@ class ExampleWriter:
     def _write_all(self) -> None:
         """Write until the write-ahead log is empty, whole batches at once where there are any."""
         while True:
-            if len(self._write_ahead_log) < self._settings.batch_size:
-                self._stopping.wait(self._settings.flush_interval_s)
-            batch = self._write_ahead_log.oldest(self._settings.batch_size)
+            if len(self.write_ahead_log) < self.settings.batch_size:
+                self._stopping.wait(self.settings.flush_interval_s)
+            batch = self.write_ahead_log.oldest(self.settings.batch_size)
             if not batch or not self._write(batch):
                 return
 
@@ -174,7 +156,7 @@ class ExampleWriter:
             except UnavailableError as error:
                 self.counts.failures += 1
                 logger.warning("examples not written, will retry: %s", error)
-                if self._stopping.is_set() or self._stopping.wait(self._retry_s):
+                if self._stopping.is_set() or self._stopping.wait(self.retry_s):
                     return False
             except Exception as error:  # the thread must outlive any batch
                 self.counts.failures += 1
@@ -182,36 +164,28 @@ class ExampleWriter:
                     return all(self._write([entry]) for entry in batch)
                 logger.error("example %d dropped: %s", batch[0][0].id, error)
                 self.counts.dropped += 1
-                self._write_ahead_log.remove([batch[0][0].id])
+                self.write_ahead_log.remove([batch[0][0].id])
                 return True
 
     def _store_batch(self, batch: Sequence[Stored]) -> None:
         # Each step may be the last before a crash, and all are repeated after one.
-        if self._duplicates is None:
-            compared = [NEW] * len(batch)
-        else:
-            compared = self._duplicates.compare(batch, self._now_ms())
-        fresh = [
-            entry
-            for entry, c in zip(batch, compared, strict=True)
-            if c.finding in (Finding.NEW, Finding.BETTER)
-        ]
+        compared = [NEW] * len(batch)
+        if self.settings.deduplicate:
+            compared = self._duplicates.compare(batch, now_ms())
+        pairs = list(zip(batch, compared, strict=True))
+        fresh = [entry for entry, c in pairs if c.finding in (Finding.NEW, Finding.BETTER)]
         examples = [example for example, _ in fresh]
         if fresh:
-            self._store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
-        replacements = [
-            (c.known, example.id)
-            for (example, _), c in zip(batch, compared, strict=True)
-            if c.finding is Finding.BETTER
-        ]
+            self.store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
+        replacements = [(c.known, e.id) for (e, _), c in pairs if c.finding is Finding.BETTER]
         replaced = [old for old, _ in replacements]
         if replaced:
-            self._store.delete(replaced)
+            self.store.delete(replaced)
         repeated = [c.known for c in compared if c.finding is Finding.REPEATED]
         if fresh or repeated:
             reason = "replaced" if replaced else ""
-            self._log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
-        self._write_ahead_log.remove([example.id for example, _ in batch])
+            self.log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
+        self.write_ahead_log.remove([example.id for example, _ in batch])
         self.counts.written += len(fresh)
         self.counts.replaced += len(replaced)
         self.counts.repeated += len(repeated)

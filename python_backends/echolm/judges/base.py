@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from echolm.llm.tokens import TokenCounter
+from echolm.primitives import Completion
+
 Scale = Literal["absolute", "agreement", "preference"]
 """What a judge's score means.
 
@@ -35,12 +38,10 @@ class Judge(Protocol):
     @property
     def kind(self) -> str:
         """Name in the configuration, the metrics and the learning log."""
-        ...
 
     @property
     def scale(self) -> Scale:
         """What its scores mean."""
-        ...
 
     async def judge(self, request: str, answer: str, reference: str | None) -> Judgement:
         """Judge one answer.
@@ -53,4 +54,11 @@ class Judge(Protocol):
             EchoError: a part that the judge needs does not work.
             Exception: the judge is defective; there is no judgement.
         """
-        ...
+
+
+def spent_tokens(counter: TokenCounter, prompt: str, completion: Completion) -> int:
+    """Tokens that an LLM read and wrote; they are counted here where it does not give them."""
+    read, written = completion.num_input_tokens, completion.num_output_tokens
+    return (read if read >= 0 else counter.count(prompt)) + (
+        written if written >= 0 else counter.count(completion.text)
+    )

@@ -7,10 +7,12 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar, cast
 
 from echolm.errors import ConfigurationError
 from echolm.judges.base import Judgement, Scale
@@ -19,18 +21,17 @@ Grader = Callable[[str, str, str | None], float]
 """(request, answer, reference) -> quality in [0, 1]; called in a thread."""
 
 
+@dataclass(frozen=True)
 class GraderJudge:
     """Calls a function: a test suite, a checker, a reward model."""
 
-    kind = "grader"
-    scale: Scale = "absolute"
-
-    def __init__(self, grader: Grader) -> None:
-        self._grader = grader
+    grader: Grader
+    kind: ClassVar[str] = "grader"
+    scale: ClassVar[Scale] = "absolute"
 
     async def judge(self, request: str, answer: str, reference: str | None) -> Judgement:
         started = time.perf_counter()
-        score = float(await asyncio.to_thread(self._grader, request, answer, reference))
+        score = float(await asyncio.to_thread(self.grader, request, answer, reference))
         if not (math.isfinite(score) and 0.0 <= score <= 1.0):
             raise ValueError(f"judging.grader: expected a number in [0, 1], got {score}")
         return Judgement(score, seconds=time.perf_counter() - started)
@@ -65,8 +66,7 @@ def load_grader(name: str) -> Grader:
         raise ConfigurationError(
             f"judging.grader: expected a function, got {name!r}, a {type(grader).__name__}"
         )
-    found: Grader = grader
-    return found
+    return cast(Grader, grader)
 
 
 def absolute_grader(name: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from echolm.errors import ConfigurationError
-from echolm.judges.base import Judgement, Scale
+from echolm.judges.base import Judgement, Scale, spent_tokens
 from echolm.llm.endpoint import LLMClient
 from echolm.llm.templates import PromptTemplate
 from echolm.llm.tokens import TokenCounter
@@ -37,6 +39,7 @@ _PREFERENCE = re.compile(r"\[\[([ABC])\]\]")
 _WORTH = {"A": 1.0, "B": 0.0, "C": 0.5}  # to the answer shown first
 
 
+@dataclass(frozen=True)
 class LLMJudge:
     """Pairwise comparison as in MT-Bench (Zheng et al. 2023), whose marks of a preference it uses.
 
@@ -44,28 +47,19 @@ class LLMJudge:
     orders; the score is the mean of win 1, tie 0.5 and loss 0. A judge that only follows the
     position thus gives 0.5: a tie. A reply without exactly one preference gives no judgement.
 
-    Args:
+    Attributes:
         client, template, tokens: those of the LLM that judges; ``template`` is its turn markup.
         prompt: holds ``{request}``, ``{answer_a}`` and ``{answer_b}``.
         max_tokens: longest reply; more than a few only for prompts that ask for reasons.
     """
 
-    kind = "llm"
-    scale: Scale = "preference"
-
-    def __init__(
-        self,
-        client: LLMClient,
-        template: PromptTemplate,
-        tokens: TokenCounter,
-        prompt: str = DEFAULT_PROMPT,
-        max_tokens: int = 16,
-    ) -> None:
-        self._client = client
-        self._template = template
-        self._tokens = tokens
-        self._prompt = prompt
-        self._sampling = Sampling(max_tokens)
+    client: LLMClient
+    template: PromptTemplate
+    tokens: TokenCounter
+    prompt: str = DEFAULT_PROMPT
+    max_tokens: int = 16
+    kind: ClassVar[str] = "llm"
+    scale: ClassVar[Scale] = "preference"
 
     async def judge(self, request: str, answer: str, reference: str | None) -> Judgement:
         started = time.perf_counter()
@@ -83,16 +77,11 @@ class LLMJudge:
         """What ``a`` wins against ``b``, None without a preference; and the tokens spent."""
         values = dict(zip(_FIELDS, (_quote(request), _quote(a), _quote(b)), strict=True))
         # One pass, so that an answer holding "{request}" stays as it is.
-        text = re.sub("|".join(map(re.escape, _FIELDS)), lambda m: values[m[0]], self._prompt)
-        prompt = self._template.render(text, [])
-        reply = await self._client.generate(
-            f"judge-{uuid.uuid4().hex}", prompt, self._sampling, None
-        )
-        counts = (reply.num_input_tokens, reply.num_output_tokens)
-        spent = sum(
-            count if count >= 0 else self._tokens.count(text)
-            for count, text in zip(counts, (prompt, reply.text), strict=True)
-        )
+        text = re.sub("|".join(map(re.escape, _FIELDS)), lambda m: values[m[0]], self.prompt)
+        prompt = self.template.render(text, [])
+        request_id = f"judge-{uuid.uuid4().hex}"
+        reply = await self.client.generate(request_id, prompt, Sampling(self.max_tokens), None)
+        spent = spent_tokens(self.tokens, prompt, reply)
         preferences = set(_PREFERENCE.findall(reply.text))
         return (_WORTH[preferences.pop()] if len(preferences) == 1 else None), spent
 

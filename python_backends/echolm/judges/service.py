@@ -3,16 +3,15 @@
 A judgement compares two LLMs on one request: the *reference* LLM (the strongest) and a
 *candidate*. If a candidate answered, the reference LLM is asked, too; if the reference LLM
 answered, a candidate drawn by the router's confidence is asked, with the examples that were
-retrieved for the request (paper, §4.2: the top arm and one sampled by confidence). So a
-candidate is judged on every sampled request, whoever answered it: what is learnt of an LLM
-does not depend on where the router sends it, and an LLM that gets no requests any more can
-still win them back.
+retrieved for the request (paper, §4.2: the top arm and one sampled by confidence). So what is
+learnt of an LLM does not depend on where the router sends it, and an LLM that gets no requests
+any more can still win them back.
 
 The learning log gets ``rating`` events with ``source`` ``judge:<kind>`` and ``judging``, an
 object: ``tokens`` and ``seconds`` (the whole judgement, second answer included; 0 in the second
-event of one), ``solicited`` (the request was picked because the router was unsure; otherwise
-at random) and ``asked`` (the answer was made for the judgement; its propensity is then that of
-being asked, and off-policy estimates of what was served must drop it).
+event of one), ``solicited`` (the request was picked because the router was unsure; otherwise at
+random) and ``asked`` (the answer was made for the judgement; its propensity is that of being
+asked, and off-policy estimates of what was served must drop it).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from echolm.errors import EchoError
-from echolm.judges.base import Judge, Judgement
+from echolm.judges.base import Judge, Judgement, spent_tokens
 from echolm.learning.event_log import EventLog
 from echolm.learning.feedback import JUDGE_SOURCE, RATING, describe
 from echolm.llm.endpoint import LLMEndpoint
@@ -45,25 +44,21 @@ class JudgingMetrics(Protocol):
     """Counts what judging does and costs."""
 
     def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
+        """Count a judgement by its result.
+
+        ``rated``, ``no_preference`` (the judge could not decide), ``failed`` and ``timeout`` are
+        results of judgements that were begun, ``load`` and ``busy`` of those given up before.
         """
-        Args:
-            result: ``rated`` | ``no_preference`` (the judge could not decide) | ``failed`` |
-                ``timeout`` for judgements that were begun; ``load`` | ``busy`` for those given up
-                before.
-        """
-        ...
 
     def rated(self, llm: str, score: float, predicted: float) -> None:
         """A rating of an LLM's answer, and what the router had expected of it."""
-        ...
 
 
 class Sampler:
     """Draws the answers to be judged: some at random, some where the router is unsure.
 
-    Both parts are kept apart, so that the random part stays an unbiased sample of the
-    requests. The other part is a budget that grows with every request and is spent on
-    solicited ones.
+    Both parts are kept apart, so that the random part stays an unbiased sample of the requests.
+    The other part is a budget that grows with every request and is spent on solicited ones.
     """
 
     def __init__(self, share: float, solicited_share: float, rng: random.Random) -> None:
@@ -104,10 +99,7 @@ class JudgingService:
     """Judges a share of the answers in the background. An ``AnswerObserver`` of the router.
 
     It never delays or fails a request: it begins after the answer, does nothing while the LLMs
-    are busy, and drops what takes too long.
-
-    Attributes:
-        tasks: judgements that are going on.
+    are busy, and drops what takes too long. ``tasks`` are the judgements that are going on.
     """
 
     settings: Settings
@@ -151,12 +143,10 @@ class JudgingService:
         return "busy" if len(self.tasks) >= s.max_concurrent else ""
 
     async def _run(self, served: Served, reason: str) -> None:
-        started = time.perf_counter()
-        spent = _Spent()
+        started, spent = time.perf_counter(), _Spent()
+        judging = self._judge(served, reason, spent)
         try:
-            rated = await asyncio.wait_for(
-                self._judge(served, reason, spent), self.settings.judging.timeout_s
-            )
+            rated = await asyncio.wait_for(judging, self.settings.judging.timeout_s)
             result = "rated" if rated else "no_preference"
         except asyncio.TimeoutError:
             result = "timeout"
@@ -174,30 +164,21 @@ class JudgingService:
         started = time.perf_counter()
         routed = _Side(served.text, served.decision, asked=False)
         if routed.decision.llm == self._reference:
-            candidate, share = self._draw_candidate(served)
-            other = await self._ask(served, candidate, share, spent)
-            candidate_side, reference_side = other, routed
+            llm, share = self._draw_candidate(served)
+            candidate, reference = await self._ask(served, llm, share, spent), routed
         else:
-            other = await self._ask(served, self._reference, 1.0, spent)
-            candidate_side, reference_side = routed, other
-        ratings = await self._ratings(served, candidate_side, reference_side, spent)
+            candidate, reference = routed, await self._ask(served, self._reference, 1.0, spent)
+        ratings = await self._ratings(served, candidate, reference, spent)
         if not ratings:
             return False
         cost = {"tokens": spent.tokens, "seconds": round(time.perf_counter() - started, 3)}
-        events = [
-            {
-                **describe(side.decision),
-                "score": score,
-                "source": f"{JUDGE_SOURCE}{self.judge.kind}",
-                "judging": {
-                    **(cost if i == 0 else {"tokens": 0, "seconds": 0.0}),
-                    "solicited": reason == "solicited",
-                    "asked": side.asked,
-                },
-            }
-            for i, (side, score) in enumerate(ratings)
-        ]
-        await asyncio.get_running_loop().run_in_executor(None, self._append, events)
+        events = []
+        for side, score in ratings:
+            judging = {**cost, "solicited": reason == "solicited", "asked": side.asked}
+            rating = {"score": score, "source": JUDGE_SOURCE + self.judge.kind, "judging": judging}
+            events.append({**describe(side.decision), **rating})
+            cost = {"tokens": 0, "seconds": 0.0}
+        await asyncio.to_thread(self._append, events)
         for side, score in ratings:
             self.metrics.rated(side.decision.llm, score, side.decision.quality)
         return True
@@ -214,9 +195,8 @@ class JudgingService:
         if judgement.score is None:
             return []
         if self.judge.scale == "preference":
-            scores = pair_scores(
-                judgement.score, candidate.decision.quality, reference.decision.quality
-            )
+            expected = (candidate.decision.quality, reference.decision.quality)
+            scores = pair_scores(judgement.score, *expected)
             return list(zip((candidate, reference), scores, strict=True))
         ratings = [(candidate, judgement.score)]
         if self.judge.scale == "absolute":
@@ -244,36 +224,24 @@ class JudgingService:
     async def _ask(self, served: Served, llm: str, propensity: float, spent: _Spent) -> _Side:
         """Another LLM's answer to the same request, sampled alike."""
         endpoint, request = self.endpoints[llm], served.request
-        examples = served.retrieved.examples if endpoint.settings.takes_examples else ()
-        prompt, used = endpoint.prompt(request, examples)
-        request_id = uuid.uuid4().hex
+        prompt, used = endpoint.prompt(request, served.retrieved.examples)
+        id, retrieved, x = uuid.uuid4().hex, served.retrieved, served.x
         with self.load.serving(llm):
             completion = await endpoint.client.generate(
-                f"judge-{request_id}", prompt, request.sampling, None
+                f"judge-{id}", prompt, request.sampling, None
             )
-        counts = (completion.num_input_tokens, completion.num_output_tokens)
-        spent.tokens += sum(
-            count if count >= 0 else endpoint.tokens.count(text)
-            for count, text in zip(counts, (prompt, completion.text), strict=True)
-        )
-        choice = replace(self.policy.forced_choice(served.x, llm), propensity=propensity)
-        decision = decision_record(
-            request_id,
-            request,
-            served.retrieved,
-            served.x,
-            choice,
-            used,
-            endpoint.settings.revision,
-        )
+        spent.tokens += spent_tokens(endpoint.tokens, prompt, completion)
+        choice = replace(self.policy.forced_choice(x, llm), propensity=propensity)
+        revision = endpoint.settings.revision
+        decision = decision_record(id, request, retrieved, x, choice, used, revision)
         return _Side(completion.text, decision, asked=True)
 
 
 def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
     """Whether an answer may be shown to a judge and to other LLMs, and teaches the router.
 
-    Not if the caller forbids to learn from it (``no-store``), has chosen the LLM, or belongs to
-    an excluded tenant; nor if routing failed, since a rating teaches nothing without a context.
+    Not if the caller forbids to learn from it (``no-store``), has chosen the LLM, or belongs to an
+    excluded tenant; nor if routing failed, since a rating teaches nothing without a context.
     """
     request = served.request
     return (
@@ -288,14 +256,10 @@ def pair_scores(share: float, candidate: float, reference: float) -> tuple[float
     """Ratings of two answers of which one won ``share`` of the comparisons.
 
     A comparison shows how far the answers are apart and not how good they are. So both ratings
-    lie around the middle of what the router expects, ``share`` - 0.5 apart, which is what the
-    comparison adds to the win rate; both are moved alike where one would leave 0..1. A tie
-    teaches that both are equally good, and ratings by callers of one of the two LLMs only do
-    not tilt the balance.
-
-    Args:
-        share: what the candidate won: 1 all, 0.5 a tie, 0 nothing.
-        candidate, reference: qualities that the router expected.
+    lie around the middle of the qualities that the router expected of ``candidate`` and
+    ``reference``, ``share`` - 0.5 apart, which is what the comparison adds to the win rate; both
+    are moved alike where one would leave 0..1. A tie teaches that both are equally good, and
+    ratings by callers of one of the two LLMs only do not tilt the balance.
     """
     middle, half = (candidate + reference) / 2.0, (share - 0.5) / 2.0
     middle = min(1.0 - abs(half), max(abs(half), middle))

@@ -1,9 +1,8 @@
 """The learning log: append only, read by every process that learns.
 
-Its oldest events may be removed once snapshots stand for them (``retention``).
-
-Two implementations keep it for good: :class:`echolm.learning.sqlite_log.SQLiteEventLog` for one
-machine and :class:`echolm.learning.redis_log.RedisEventLog` for many; tests take
+Its oldest events may be removed once snapshots stand for them (``retention``). It is kept by
+:class:`echolm.learning.sqlite_log.SQLiteEventLog` on one machine and by
+:class:`echolm.learning.redis_log.RedisEventLog` on many; tests take
 :class:`echolm.testing.event_log.MemoryEventLog`.
 """
 
@@ -40,14 +39,27 @@ class Event:
     body: Mapping[str, Any]
     at_ms: int
 
+    @classmethod
+    def decoded(cls, position: str, kind: Any, body: Any, at_ms: Any) -> Event:
+        """An event from what a log holds, of which any part may be damaged, even its type.
+
+        Args:
+            kind: UTF-8.
+            body: JSON in UTF-8. If it is damaged, the event has none, so that a reader skips this
+                event and goes on.
+        """
+        kind = kind.decode("utf-8", "replace") if isinstance(kind, bytes) else ""
+        try:
+            value = json.loads(body.decode()) if isinstance(body, bytes) else {}
+        except (ValueError, RecursionError):
+            value = {}
+        value = value if isinstance(value, dict) else {}
+        return cls(position, kind, value, at_ms if isinstance(at_ms, int) else 0)
+
 
 @dataclass(frozen=True)
 class SavedSnapshot:
-    """A snapshot in a log, without its state.
-
-    Attributes:
-        saved_at_ms: milliseconds since the epoch; 0 if an earlier version saved it.
-    """
+    """A snapshot in a log without its state; one of an earlier version has ``saved_at_ms`` 0."""
 
     name: str
     position: str
@@ -64,20 +76,15 @@ class EventLog(Protocol):
     def append(self, kind: str, body: Mapping[str, Any]) -> str:
         """Store an event for good and return its position.
 
-        UnavailableError leaves open whether the event was stored, so what is sent again
-        must be such that it counts once.
+        UnavailableError leaves open whether it was stored, so what is sent again must count once.
         """
-        ...
 
     def read(self, after: str, limit: int) -> list[Event]:
         """Up to ``limit`` events behind the position ``after``, in order.
 
-        From ``START`` on, these are the events that are left.
-
         Raises:
-            TrimmedError: some behind any other position are gone.
+            TrimmedError: some of them are gone. From ``START`` on, those that are left are read.
         """
-        ...
 
     def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
         """Remove the log's oldest events for good; gives how many.
@@ -86,7 +93,6 @@ class EventLog(Protocol):
             before_ms: events from then on stay, and so do all events behind them.
             taken_in: positions, at least one; events behind any of them stay.
         """
-        ...
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
         """Keep what was learnt up to and with ``position``.
@@ -97,43 +103,28 @@ class EventLog(Protocol):
                 state over a newer one, behind which events may be gone already.
 
         Returns:
-            Whether it was kept; if not, another process has saved since.
+            False if another process has saved since; nothing is kept then.
         """
-        ...
 
     def snapshots(self) -> list[SavedSnapshot]:
         """All snapshots, in any order."""
-        ...
 
     def drop_snapshot(self, name: str) -> None:
         """Remove a snapshot; an unknown name is ignored."""
-        ...
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
         """Position and state that were saved last under the name, if any."""
-        ...
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
         """Whether ``owner`` alone may do the work ``name`` for so many seconds from now on.
 
         The owner may ask again before the time is over, to go on; others are refused until then.
         """
-        ...
 
     def close(self) -> None:
-        """Give connections and files back; the log cannot be used any more."""
-        ...
+        """Give connections and files back."""
 
 
 def encode_body(body: Mapping[str, Any]) -> str:
     """The body as JSON."""
     return json.dumps(body, separators=(",", ":"))
-
-
-def decode_body(raw: bytes) -> Mapping[str, Any]:
-    """The body's JSON; empty if it is damaged, so that a reader skips one event and goes on."""
-    try:
-        value = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -2,17 +2,15 @@
 
 - A *rating* is a score of one answer. It counts once per answer: one that comes again changes
   nothing, a different one replaces the earlier.
-- A *preference* names the better of two answers of one tenant. It counts once, too, and never
-  overrides a rating of either answer, which holds more information; a rating that comes later
-  replaces what the preference had taught.
+- A *preference* names the better of two answers of one tenant. It counts once, too, and gives way
+  to a rating of either answer, before or after, which holds more information.
 - A *judge's* rating of an answer (``source`` names the judge) gives way to the caller's feedback
   on it, before or after.
 - *Late* feedback counts as long as its token is valid (``feedback.token_ttl_s``), whatever was
   learnt since. After that it is refused, as are tokens that were forged or changed.
 - A token holds the tenant of its answer. A caller that names a tenant can rate only that tenant's
   answers; a gateway that knows its callers should always name it.
-- Feedback is acknowledged once it is in the log for good. When that fails, sending it again is
-  safe, since it counts once.
+- Feedback is acknowledged once it is in the log for good. It may be sent again when that fails.
 """
 
 from __future__ import annotations
@@ -59,29 +57,22 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Rated:
-    """A rating that was accepted.
-
-    Attributes:
-        predicted: quality that the router had expected.
-    """
+    """A rating that was accepted; ``predicted`` is the quality that the router had expected."""
 
     llm: str
     score: float
     predicted: float
 
 
+@dataclass(frozen=True)
 class FeedbackService:
     """Takes feedback into the learning log."""
 
-    def __init__(self, tokens: FeedbackTokens, log: EventLog) -> None:
-        self._tokens = tokens
-        self._log = log
+    tokens: FeedbackTokens
+    log: EventLog
 
     def accept(self, rows: Sequence[Feedback]) -> list[Rated]:
-        """Log all rows; they are there for good when this returns.
-
-        Returns:
-            The ratings among them; preferences are none.
+        """Log all rows for good; gives the ratings among them.
 
         Raises:
             InvalidRequestError: a row is wrong; none of them is logged.
@@ -89,7 +80,7 @@ class FeedbackService:
         """
         events = [self._event(row) for row in rows]
         for kind, body in events:
-            self._log.append(kind, body)
+            self.log.append(kind, body)
         return [
             Rated(body["llm"], body["score"], body["quality"])
             for kind, body in events
@@ -98,11 +89,9 @@ class FeedbackService:
 
     def _event(self, row: Feedback) -> tuple[str, dict[str, Any]]:
         if (row.score is None) == (row.preferred_over is None):
-            raise InvalidRequestError.of(
-                "feedback",
-                "feedback_token with either score or preferred_over",
-                "neither" if row.score is None else "both",
-            )
+            got = "neither" if row.score is None else "both"
+            expected = "feedback_token with either score or preferred_over"
+            raise InvalidRequestError.of("feedback", expected, got)
         decision = self._decision(row.token, "feedback_token", row.tenant)
         if row.score is not None:
             if not (math.isfinite(row.score) and 0.0 <= row.score <= 1.0):
@@ -111,17 +100,15 @@ class FeedbackService:
         assert row.preferred_over is not None
         other = self._decision(row.preferred_over, "preferred_over", row.tenant)
         if other.request_id == decision.request_id:
-            raise InvalidRequestError.of(
-                "preferred_over", "the token of another answer", "one of the same answer"
-            )
+            expected, got = "the token of another answer", "one of the same answer"
+            raise InvalidRequestError.of("preferred_over", expected, got)
         if other.tenant != decision.tenant:
-            raise InvalidRequestError.of(
-                "preferred_over", "a token of the same tenant", "another tenant's"
-            )
+            expected, got = "a token of the same tenant", "another tenant's"
+            raise InvalidRequestError.of("preferred_over", expected, got)
         return PREFERENCE, {"better": describe(decision), "worse": describe(other)}
 
     def _decision(self, token: str, name: str, tenant: str | None) -> Decision:
-        decision = self._tokens.load(token, name)
+        decision = self.tokens.load(token, name)
         if tenant is not None and decision.tenant != tenant:
             # Whose token it is instead is not for this caller to know.
             raise InvalidRequestError.of(name, "a token of the tenant given", "another tenant's")
@@ -135,14 +122,5 @@ def is_judged(rating: Mapping[str, Any]) -> bool:
 
 def describe(decision: Decision) -> dict[str, Any]:
     """A decision as JSON values, for the log."""
-    return {
-        "request_id": decision.request_id,
-        "tenant": decision.tenant,
-        "llm": decision.llm,
-        "context": [float(v) for v in decision.context],
-        "propensity": decision.propensity,
-        "quality": decision.quality,
-        "example_ids": list(decision.example_ids),
-        "selection": decision.selection,
-        "revision": decision.revision,
-    }
+    context = [float(v) for v in decision.context]
+    return {**vars(decision), "context": context, "example_ids": list(decision.example_ids)}

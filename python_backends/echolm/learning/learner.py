@@ -16,6 +16,7 @@ from echolm.learning.snapshot import fingerprint, pack, unpack
 logger = logging.getLogger("echolm")
 
 _FORMAT = 1
+_COUNTS = ("applied", "skipped", "ignored")
 _RENEW_S = 24 * 3_600.0
 _RENEW_FIRST_S = 600.0
 
@@ -34,21 +35,17 @@ class Learnable(Protocol):
     @property
     def name(self) -> str:
         """Unique within a learner."""
-        ...
 
     @property
     def kinds(self) -> frozenset[str]:
         """The kinds of events that :meth:`apply` is given."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """A text that differs whenever a state of another configuration could not be used.
 
-        See :func:`echolm.learning.snapshot.fingerprint`; dimensions, names of arms, priors,
-        rates and a version of the algorithm belong in it.
+        Dimensions, names of arms, priors, rates and a version of the algorithm belong in it.
         """
-        ...
 
     def apply(self, event: Event) -> None:
         """Learn from one event.
@@ -57,19 +54,16 @@ class Learnable(Protocol):
             OutdatedError: the event is about something that is no longer there.
             Exception: the event cannot be applied. Nothing has changed in either case.
         """
-        ...
 
     def state(self) -> dict[str, Any]:
-        """All that was learnt, as JSON values and numpy arrays, also nested (see ``snapshot``)."""
-        ...
+        """All that was learnt, in the form that :func:`~echolm.learning.snapshot.pack` takes."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over a state that :meth:`state` gave under the same fingerprint.
 
-        Afterwards every event must do exactly what it would have done there. Raises ValueError,
-        or any other exception, if the state is damaged.
+        Afterwards every event must do exactly what it would have done there. Raises any exception
+        if the state is damaged.
         """
-        ...
 
 
 SEPARATOR = "@"
@@ -90,6 +84,10 @@ class Learner:
     over. A snapshot that is in use is saved again every day at least, since retention drops those
     of abandoned configurations.
 
+    Args:
+        snapshot_every: events after which a snapshot is saved; with 0 none is saved or used. Of
+            several processes with the same models, the first to get there saves it.
+
     Attributes:
         snapshot_name: name of the snapshot in the log.
         position: position of the last event that was read.
@@ -103,20 +101,13 @@ class Learner:
     def __init__(
         self, log: EventLog, learnables: Sequence[Learnable], snapshot_every: int = 0
     ) -> None:
-        """
-        Args:
-            snapshot_every: events after which a snapshot is saved; with 0 none is saved or used.
-                Of several processes with the same models, the first to get there saves it.
-        """
         self._log = log
         self._learnables = tuple(learnables)
         self._snapshot_every = snapshot_every
-        self._fingerprint = fingerprint(
-            {model.name: model.fingerprint for model in self._learnables}
-        )
-        names = "+".join(sorted(model.name for model in self._learnables))
+        self._fingerprint = fingerprint({model.name: model.fingerprint for model in learnables})
+        names = "+".join(sorted(model.name for model in learnables))
         self.snapshot_name = f"{names}{SEPARATOR}{self._fingerprint}"
-        self._initial_states: list[dict[str, Any]] = []
+        self._initial_states = [copy.deepcopy(model.state()) for model in learnables]
         self._started = False
         self._anew = True  # whether no snapshot holds what was learnt yet
         self._since_ms = 0
@@ -125,9 +116,7 @@ class Learner:
         self._useless: tuple[str, bytes] | None = None  # a damaged snapshot
         self._foreign: set[str] = set()
         self.position = START
-        self.applied = 0
-        self.skipped = 0
-        self.ignored = 0
+        self.applied = self.skipped = self.ignored = 0
 
     @property
     def events(self) -> int:
@@ -141,8 +130,6 @@ class Learner:
             UnavailableError: the log cannot be read; calling again goes on where it ended.
         """
         if not self._started:
-            if not self._initial_states:
-                self._initial_states = [copy.deepcopy(model.state()) for model in self._learnables]
             self._resume()
             self._started = True
         try:
@@ -196,56 +183,40 @@ class Learner:
         self._anew = True
 
     def _apply(self, event: Event) -> None:
-        takers = [model for model in self._learnables if event.kind in model.kinds]
-        outdated = False
-        if not event.body:
-            problems = ["its body is damaged"]
-        elif takers:
+        results: list[str | None] = ["its body is damaged"]
+        if event.body:
+            takers = [model for model in self._learnables if event.kind in model.kinds]
             results = [_teach(model, event) for model in takers]
-            problems = [result for result in results if result]
-            outdated = all(result is None for result in results)
-        else:
-            self.ignored += 1
-            if event.kind not in self._foreign:
+            if not takers and event.kind not in self._foreign:
                 self._foreign.add(event.kind)
                 logger.info("learning log: no model here learns from %r events", event.kind)
-            return
-        if problems:
+        if problems := "; ".join(filter(None, results)):
             self.skipped += 1
-            logger.warning(
-                "learning log: %r event at %s skipped: %s",
-                event.kind,
-                event.position,
-                "; ".join(problems),
-            )
-        elif outdated:
+            message = "learning log: %r event at %s skipped: %s"
+            logger.warning(message, event.kind, event.position, problems)
+        elif all(result is None for result in results):  # outdated, or no model takes it
             self.ignored += 1
         else:
             self.applied += 1
 
     def _resume(self) -> bool:
         """Start from the newest snapshot; False if there is none that can be used."""
-        if not self._snapshot_every:
-            return False
-        saved = self._log.load_snapshot(self.snapshot_name)
+        saved = self._log.load_snapshot(self.snapshot_name) if self._snapshot_every else None
         if saved is None:
             return False
         position, data = saved
         try:
-            snapshot = self._read(data)
-            counts = [int(snapshot[key]) for key in ("applied", "skipped", "ignored")]
+            counts, states = self._read(data)
             for model in self._learnables:
-                model.restore(snapshot["models"][model.name])
+                model.restore(states[model.name])
         except Exception as error:  # the rest of the log may have to do
             self._forget()
             self._useless = saved
-            logger.warning(
-                "snapshot %s at %s is of no use, what is left of the learning log is learnt "
-                "anew: %s",
-                self.snapshot_name,
-                position,
-                error,
+            message = (
+                "snapshot %s at %s is of no use, what is left of the learning log is learnt anew: "
+                "%s"
             )
+            logger.warning(message, self.snapshot_name, position, error)
             return False
         self.applied, self.skipped, self.ignored = counts
         self.position = position
@@ -255,27 +226,24 @@ class Learner:
         logger.info("snapshot %s stands for %d events", self.snapshot_name, self.events)
         return True
 
-    def _read(self, data: bytes) -> dict[str, Any]:
+    def _read(self, data: bytes) -> tuple[list[int], dict[str, Any]]:
+        """The counts of a snapshot, and the states of the models."""
         snapshot = unpack(data)
         if snapshot.get("format") != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}, got {snapshot.get('format')!r}")
         if snapshot.get("fingerprint") != self._fingerprint:
             raise ValueError("it was made under another configuration")
-        return snapshot
+        return [int(snapshot[key]) for key in _COUNTS], snapshot["models"]
 
     def _save_first(self) -> bool:
         """Save what was learnt without a snapshot; False if another process was faster."""
-        replaces = START if self._useless is None else self._useless[0]
-        saved = self._log.save_snapshot(self.snapshot_name, self.position, self._packed(), replaces)
+        saved = self._put(START if self._useless is None else self._useless[0])
         if saved:
-            self._saved_now()
-            since = datetime.fromtimestamp(self._since_ms / 1_000, timezone.utc)
-            logger.info(
-                "snapshot %s: learnt anew from the %d events that the learning log has, since %s",
-                self.snapshot_name,
-                self.events,
-                since.isoformat(timespec="seconds"),
+            since = datetime.fromtimestamp(self._since_ms // 1_000, timezone.utc).isoformat()
+            message = (
+                "snapshot %s: learnt anew from the %d events that the learning log has, since %s"
             )
+            logger.info(message, self.snapshot_name, self.events, since)
         return saved
 
     def _save(self) -> None:
@@ -285,17 +253,26 @@ class Learner:
             return
         replaces, saved = self._saved_elsewhere()
         if self.events - saved >= self._snapshot_every or (due and self.events >= saved):
-            name = self.snapshot_name
-            if self._log.save_snapshot(name, self.position, self._packed(), replaces):
-                self._saved_now()
+            self._put(replaces)
         else:
             self._saved = saved
             self._renew_at = max(self._renew_at, time.monotonic() + _RENEW_FIRST_S)
 
-    def _saved_now(self) -> None:
-        self._anew, self._useless = False, None
-        self._saved = self.events
-        self._renew_at = time.monotonic() + _RENEW_S
+    def _put(self, replaces: str) -> bool:
+        """Save a snapshot in the place of another; False if it is no longer there."""
+        state = {
+            "format": _FORMAT,
+            "fingerprint": self._fingerprint,
+            **{key: getattr(self, key) for key in _COUNTS},
+            "models": {model.name: model.state() for model in self._learnables},
+        }
+        name = self.snapshot_name
+        saved = self._log.save_snapshot(name, self.position, pack(state), replaces)
+        if saved:
+            self._anew, self._useless = False, None
+            self._saved = self.events
+            self._renew_at = time.monotonic() + _RENEW_S
+        return saved
 
     def _saved_elsewhere(self) -> tuple[str, int]:
         """Position of the log's snapshot, and how many events it stands for; 0 if it is damaged."""
@@ -304,22 +281,9 @@ class Learner:
             return START, 0
         position, data = saved
         try:
-            snapshot = self._read(data)
-            return position, sum(int(snapshot[key]) for key in ("applied", "skipped", "ignored"))
+            return position, sum(self._read(data)[0])
         except (ValueError, KeyError, TypeError):
             return position, 0
-
-    def _packed(self) -> bytes:
-        return pack(
-            {
-                "format": _FORMAT,
-                "fingerprint": self._fingerprint,
-                "applied": self.applied,
-                "skipped": self.skipped,
-                "ignored": self.ignored,
-                "models": {model.name: model.state() for model in self._learnables},
-            }
-        )
 
 
 def _teach(model: Learnable, event: Event) -> str | None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +58,8 @@ class LoggedDecisions:
         n = len(self.rewards)
         sizes = [len(self.contexts), len(self.drawn), len(self.propensities)]
         if n == 0 or self.contexts.ndim != 2 or sizes != [n] * 3:
-            raise InvalidRequestError.of(
-                "decisions", "at least one, with as many values of each kind", f"{[n, *sizes]}"
-            )
+            expected = "at least one, with as many values of each kind"
+            raise InvalidRequestError.of("decisions", expected, [n, *sizes])
         if not ((self.propensities > 0) & (self.propensities <= 1)).all():
             raise InvalidRequestError.of("propensities", "numbers in (0, 1]", "others")
         if not ((self.drawn >= 0) & (self.drawn < len(self.arms))).all():
@@ -71,13 +70,8 @@ class LoggedDecisions:
 
     def part(self, rows: slice | NDArray[np.int64] | NDArray[np.bool_]) -> LoggedDecisions:
         """Some of the decisions."""
-        return LoggedDecisions(
-            self.arms,
-            self.contexts[rows],
-            self.drawn[rows],
-            self.propensities[rows],
-            self.rewards[rows],
-        )
+        names = ("contexts", "drawn", "propensities", "rewards")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def always(self, arm: str) -> Probabilities:
         """The policy that always draws one arm."""
@@ -89,7 +83,7 @@ class Estimate:
     """An estimated mean reward.
 
     Attributes:
-        value, standard_error: NaN error if there is but one decision.
+        standard_error: NaN if there is but one decision.
         effective_sample_size: (sum w)^2 / sum w^2: decisions drawn by the target itself that
             would say as much.
         clipped: share of the weights that were cut to the limit, which makes a bias.
@@ -98,11 +92,11 @@ class Estimate:
     value: float
     standard_error: float
     effective_sample_size: float
-    clipped: float = 0.0
+    clipped: float
 
 
 def ips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.inf) -> Estimate:
-    """Inverse propensity score: unbiased, noisy.
+    """Inverse propensity score.
 
     Args:
         max_weight: larger importance weights are cut to this: less noise, some bias.
@@ -154,9 +148,9 @@ def fit_reward_model(
 ) -> NDArray[np.float64]:
     """q(x, a) by ridge regression per arm, cross-fitted: FP64 [n, arms].
 
-    The values of each fold come from models of the other folds, so no reward is
-    predicted from itself and DR stays unbiased. Decisions go to the folds in turn. An arm without
-    data is taken to earn the mean of all.
+    The values of each fold come from models of the other folds, so no reward is predicted from
+    itself and DR stays unbiased. Decisions go to the folds in turn. An arm without data is taken
+    to earn the mean of all.
     """
     n, k = len(log), len(log.arms)
     q = np.empty((n, k))
@@ -169,9 +163,8 @@ def fit_reward_model(
         mean = float(log.rewards[training].mean()) if training.any() else 0.5
         for arm in range(k):
             rows = training & (log.drawn == arm)
-            A, y = X[rows], log.rewards[rows] - mean
-            weights = np.linalg.solve(A.T @ A + penalty, A.T @ y) if rows.any() else None
-            q[held_out, arm] = mean if weights is None else mean + X[held_out] @ weights
+            A, y = X[rows], log.rewards[rows] - mean  # without rows the weights are 0
+            q[held_out, arm] = mean + X[held_out] @ np.linalg.solve(A.T @ A + penalty, A.T @ y)
     return q
 
 
@@ -219,35 +212,24 @@ def read_ratings(
             dropped["forced"] += 1
         else:
             found[request_id] = (index[llm], x, propensity, score)
-    dimensions = Counter(len(row[1]) for row in found.values())
-    if dimensions:
-        (usual, _), *_ = dimensions.most_common(1)
-        kept = [row for row in found.values() if len(row[1]) == usual]
-        if len(kept) < len(found):
-            dropped["context"] = len(found) - len(kept)
-    if not dimensions:
-        raise InvalidRequestError.of(
-            "learning log", "ratings of answers whose LLM the router drew", "none"
-        )
-    drawn, contexts, propensities, rewards = zip(*kept, strict=True)
-    log = LoggedDecisions(
-        tuple(arms),
-        np.array(contexts),
-        np.array(drawn, dtype=np.int64),
-        np.array(propensities),
-        np.array(rewards),
-    )
-    return log, dict(dropped)
+    if not found:
+        expected = "ratings of answers whose LLM the router drew"
+        raise InvalidRequestError.of("learning log", expected, "none")
+    [(usual, _)] = Counter(len(row[1]) for row in found.values()).most_common(1)
+    kept = [row for row in found.values() if len(row[1]) == usual]
+    if len(kept) < len(found):
+        dropped["context"] = len(found) - len(kept)
+    drawn, contexts, propensities, rewards = map(np.array, zip(*kept, strict=True))
+    return LoggedDecisions(tuple(arms), contexts, drawn, propensities, rewards), dict(dropped)
 
 
 def _weights(
     log: LoggedDecisions, target: Probabilities, max_weight: float
 ) -> tuple[NDArray[np.float64], float]:
     """Importance weights, FP64 [n], and the share that was clipped."""
-    if target.shape != (len(log), len(log.arms)):
-        raise InvalidRequestError.of(
-            "target", f"probabilities of shape {(len(log), len(log.arms))}", target.shape
-        )
+    shape = (len(log), len(log.arms))
+    if target.shape != shape:
+        raise InvalidRequestError.of("target", f"probabilities of shape {shape}", target.shape)
     if (target < 0).any() or not np.allclose(target.sum(axis=1), 1.0, atol=1e-6):
         raise InvalidRequestError.of("target", "probabilities that sum to 1 in each row", "others")
     w = target[np.arange(len(log)), log.drawn] / log.propensities

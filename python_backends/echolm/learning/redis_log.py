@@ -15,14 +15,7 @@ from redis.retry import Retry
 
 from echolm.clock import now_ms
 from echolm.errors import ConfigurationError, UnavailableError
-from echolm.learning.event_log import (
-    START,
-    Event,
-    SavedSnapshot,
-    TrimmedError,
-    decode_body,
-    encode_body,
-)
+from echolm.learning.event_log import START, Event, SavedSnapshot, TrimmedError, encode_body
 from echolm.settings import LearningSettings
 
 logger = logging.getLogger("echolm")
@@ -36,11 +29,10 @@ class RedisEventLog:
     """An :class:`echolm.learning.event_log.EventLog` in Redis Streams.
 
     The server must keep what it acknowledges, which is checked at the first connection:
-    ``appendonly yes``, and no eviction of keys that do not expire. With ``appendfsync always``
-    an acknowledged event survives a crash of the server's machine; with ``everysec`` it
-    survives a crash of the server process, and one of the machine costs up to a second of
-    events. With ``redis_min_replicas`` an event is acknowledged once so many replicas have it,
-    too.
+    ``appendonly yes``, and no eviction of keys that do not expire. An acknowledged event survives
+    a crash of the server process, and with ``appendfsync always`` one of its machine; with
+    ``everysec`` that costs up to a second of events. With ``redis_min_replicas`` an event is
+    acknowledged once so many replicas have it, too.
 
     It connects again by itself when the server is back. Nothing is sent twice: an append that
     timed out may have been stored.
@@ -61,16 +53,14 @@ class RedisEventLog:
 
     def __init__(self, url: str, settings: LearningSettings) -> None:
         address = urlsplit(url)
-        self._address = f"{address.hostname}:{address.port or 6379}"
-        self._stream = f"{settings.redis_prefix}:events"
-        self._snapshots = f"{settings.redis_prefix}:snapshot"
-        self._leases = f"{settings.redis_prefix}:lease"
-        self._trimmed = f"{settings.redis_prefix}:trimmed"
+        self._title = f"learning log {address.hostname}:{address.port or 6379}"
+        prefix = settings.redis_prefix
+        self._stream, self._trimmed = f"{prefix}:events", f"{prefix}:trimmed"
+        self._snapshots, self._leases = f"{prefix}:snapshot", f"{prefix}:lease"
         self._min_replicas = settings.redis_min_replicas
         self._wait_ms = int(settings.redis_timeout_s * 500)  # less than the socket's timeout
         self._check_lock = threading.Lock()
-        self._checked = False
-        self._closed = False
+        self._checked = self._closed = False
         self._client = redis.Redis.from_url(
             url,
             socket_timeout=settings.redis_timeout_s,
@@ -97,8 +87,8 @@ class RedisEventLog:
                 position, replicas = pipeline.execute()
         if replicas < self._min_replicas:
             raise UnavailableError(
-                f"learning log {self._address}: expected {self._min_replicas} replicas to have "
-                f"the event, got {replicas}; try again"
+                f"{self._title}: expected {self._min_replicas} replicas to have the event, got "
+                f"{replicas}; try again"
             )
         return _text(position)
 
@@ -109,9 +99,12 @@ class RedisEventLog:
             # Afterwards, so that nothing can be removed unnoticed in between.
             pipeline.get(self._trimmed)
             entries, trimmed = pipeline.execute()
-        if after != START and trimmed is not None and _numbers(after) < _numbers(_text(trimmed)):
-            raise TrimmedError(f"learning log {self._address}: events behind {after} were removed")
-        return [_event(_text(position), fields) for position, fields in entries]
+        if after != START and trimmed is not None and _numbers(after) < _numbers(trimmed):
+            raise TrimmedError(f"{self._title}: events behind {after} were removed")
+        return [
+            Event.decoded(_text(at), fields.get(b"kind"), fields.get(b"body"), _numbers(at)[0])
+            for at, fields in entries
+        ]
 
     def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
         milliseconds, sequence = min(map(_numbers, taken_in))
@@ -120,9 +113,9 @@ class RedisEventLog:
         with self._used() as client:
             while True:
                 oldest: Any = client.xrange(self._stream, "-", "+", 1)
-                if not oldest or _numbers(_text(oldest[0][0])) >= end:
+                if not oldest or (first := _numbers(oldest[0][0])) >= end:
                     return number
-                step = (_numbers(_text(oldest[0][0]))[0] + _TRIMMED_AT_ONCE_MS, 0)
+                step = (first[0] + _TRIMMED_AT_ONCE_MS, 0)
                 number += self._trim_before(client, min(end, step))
 
     def _trim_before(self, client: redis.Redis, end: tuple[int, int]) -> int:
@@ -139,8 +132,7 @@ class RedisEventLog:
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
         key = f"{self._snapshots}:{name}"
-        fields: Any = {"position": position, "state": state}
-        fields["saved_at_ms"] = now_ms()
+        fields: Any = {"position": position, "state": state, "saved_at_ms": now_ms()}
         with self._used() as client, client.pipeline() as pipeline:
             pipeline.watch(key)  # type: ignore[no-untyped-call]
             saved: Any = pipeline.hget(key, "position")
@@ -192,7 +184,7 @@ class RedisEventLog:
     def _used(self, mend: str = "") -> Iterator[redis.Redis]:
         """The client of a server that was checked."""
         if self._closed:
-            raise UnavailableError(f"learning log {self._address}: it was closed")
+            raise UnavailableError(f"{self._title}: it was closed")
         try:
             with self._check_lock:
                 if not self._checked:
@@ -201,24 +193,28 @@ class RedisEventLog:
             yield self._client
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
             raise ConfigurationError(
-                f"learning log {self._address}: {error}; correct user and password in event_log, "
-                "or let that user use XADD, XRANGE, XREVRANGE, XTRIM, HSET, HGET, HGETALL, "
-                "HMGET, SET, GET, DEL, SCAN, PEXPIRE, WATCH, MULTI, EXEC, WAIT and INFO"
+                f"{self._title}: {error}; correct user and password in event_log, or let that "
+                "user use XADD, XRANGE, XREVRANGE, XTRIM, HSET, HGET, HGETALL, HMGET, SET, GET, "
+                "DEL, SCAN, PEXPIRE, WATCH, MULTI, EXEC, WAIT and INFO"
             ) from error
         except redis.RedisError as error:
-            raise UnavailableError(f"learning log {self._address}: {error}{mend}") from error
+            raise UnavailableError(f"{self._title}: {error}{mend}") from error
 
     def _check(self) -> None:
         """Refuse a server that would lose what it has acknowledged."""
         info: Any = self._client.info("all")
-        self._expect_version(str(info.get("redis_version", "")))
+        version = str(info.get("redis_version", ""))
+        if tuple(int(n) for n in version.split(".")[:2] if n.isdigit()) < _NEEDED_VERSION:
+            needed = ".".join(map(str, _NEEDED_VERSION))
+            raise ConfigurationError(
+                f"{self._title}: expected Redis {needed} or later, got {version}"
+            )
         if not info.get("aof_enabled"):
             raise self._unsafe("appendonly", "yes", "no", "CONFIG SET appendonly yes")
         eviction = str(info.get("maxmemory_policy", ""))
         if info.get("maxmemory") and eviction.startswith("allkeys"):
-            raise self._unsafe(
-                "maxmemory-policy", "noeviction", eviction, "give the log a server of its own"
-            )
+            own_server = "give the log a server of its own"
+            raise self._unsafe("maxmemory-policy", "noeviction", eviction, own_server)
         try:
             config: Any = self._client.config_get("appendfsync")
         except redis.ResponseError:  # managed servers do not allow the command
@@ -228,40 +224,22 @@ class RedisEventLog:
             raise self._unsafe("appendfsync", "always", fsync, "CONFIG SET appendfsync always")
         if fsync != "always":
             logger.warning(
-                "learning log %s: appendfsync is %s, so a crash of the server's machine can lose "
-                "the ratings of its last second; always loses none",
-                self._address,
+                "%s: appendfsync is %s, so a crash of the server's machine can lose the ratings of "
+                "its last second; always loses none",
+                self._title,
                 fsync or "unknown",
-            )
-
-    def _expect_version(self, version: str) -> None:
-        numbers = tuple(int(n) for n in version.split(".")[:2] if n.isdigit())
-        if numbers < _NEEDED_VERSION:
-            needed = ".".join(map(str, _NEEDED_VERSION))
-            raise ConfigurationError(
-                f"learning log {self._address}: expected Redis {needed} or later, got {version}"
             )
 
     def _unsafe(self, key: str, expected: str, got: str, mend: str) -> ConfigurationError:
         return ConfigurationError(
-            f"learning log {self._address}: expected a Redis server with {key} {expected}, got "
-            f"{got}, with which ratings that were acknowledged can be lost; {mend}, and set it "
-            "in redis.conf"
+            f"{self._title}: expected a Redis server with {key} {expected}, got {got}, with which "
+            f"ratings that were acknowledged can be lost; {mend}, and set it in redis.conf"
         )
 
 
-def _event(position: str, fields: Mapping[bytes, bytes]) -> Event:
-    return Event(
-        position,
-        fields.get(b"kind", b"").decode("utf-8", "replace"),
-        decode_body(fields.get(b"body", b"")),
-        int(position.partition("-")[0]),
-    )
-
-
-def _numbers(position: str) -> tuple[int, int]:
+def _numbers(position: Any) -> tuple[int, int]:
     """A position as numbers, which compare as the positions do."""
-    milliseconds, _, sequence = position.partition("-")
+    milliseconds, _, sequence = _text(position).partition("-")
     return int(milliseconds), int(sequence or 0)
 
 

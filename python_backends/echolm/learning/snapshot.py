@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-State = dict[str, Any]
-"""JSON values and numpy arrays, nested in dicts with text keys and in lists."""
-
 _HEADER = "header"
 _ARRAY = "__array__"
 
@@ -23,8 +20,11 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
     Numbers come back bit by bit. Tuples come back as lists.
 
+    Args:
+        state: JSON values and arrays of numbers, nested in dicts with text keys and in lists.
+
     Raises:
-        TypeError: something in it is neither a JSON value nor an array of numbers.
+        TypeError: something else is in it.
     """
     arrays: dict[str, NDArray[Any]] = {}
 
@@ -49,7 +49,7 @@ def pack(state: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def unpack(data: bytes) -> State:
+def unpack(data: bytes) -> dict[str, Any]:
     """The state that :func:`pack` made bytes of; ValueError if they are damaged."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:

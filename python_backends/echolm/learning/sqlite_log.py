@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from echolm.clock import now_ms
-from echolm.learning.event_log import (
-    START,
-    Event,
-    SavedSnapshot,
-    TrimmedError,
-    decode_body,
-    encode_body,
-)
+from echolm.learning.event_log import START, Event, SavedSnapshot, TrimmedError, encode_body
 from echolm.sqlite import SQLiteFile
 
 _TRIMMED_AT_ONCE = 5_000  # events; writers wait meanwhile
@@ -40,11 +33,8 @@ class SQLiteEventLog:
     events become visible. A file of an earlier version does not shrink when events are removed,
     but new ones take their place.
 
-    Args:
-        path: created where it is missing, with its directory.
-
     Raises:
-        UnavailableError: it cannot be used, or is no such log.
+        UnavailableError: the file cannot be used, or is no such log.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,19 +65,18 @@ class SQLiteEventLog:
             # Afterwards, so that nothing can be removed unnoticed in between.
             if after != START and int(after) < _trimmed(db):
                 raise TrimmedError(f"learning log {self._path}: events behind {after} were removed")
-        return [_event(*row) for row in rows]
+        return [Event.decoded(str(sequence), *row) for sequence, *row in rows]
 
     def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
         last = min(map(int, taken_in))
-        with self._file.transaction() as db:
-            # Not the times, the sequence is the order that counts; clocks may jump.
-            young = db.execute(
-                "SELECT sequence FROM events WHERE typeof(at_ms) = 'integer' AND at_ms >= ?"
-                " ORDER BY sequence LIMIT 1",
-                (before_ms,),
-            ).fetchone()
-        if young is not None:
-            last = min(last, young[0] - 1)
+        # Not the times, the sequence is the order that counts; clocks may jump.
+        young = self._file.rows(
+            "SELECT sequence FROM events WHERE typeof(at_ms) = 'integer' AND at_ms >= ?"
+            " ORDER BY sequence LIMIT 1",
+            (before_ms,),
+        )
+        if young:
+            last = min(last, young[0][0] - 1)
         number = 0
         while removed := self._trim_some(last):
             number += removed
@@ -114,37 +103,24 @@ class SQLiteEventLog:
             return bool(db.execute("PRAGMA page_count").fetchone()[0] < before)
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
-        row = (position, state, now_ms(), name)
         with self._file.transaction() as db:
-            if replaces == START:
-                saved = db.execute(
-                    "INSERT OR IGNORE INTO snapshots (position, state, saved_at_ms, name)"
-                    " VALUES (?, ?, ?, ?)",
-                    row,
-                )
-            else:
-                saved = db.execute(
-                    "UPDATE snapshots SET position = ?, state = ?, saved_at_ms = ?"
-                    " WHERE name = ? AND position = ?",
-                    (*row, replaces),
-                )
+            saved = db.execute(
+                "REPLACE INTO snapshots (name, position, state, saved_at_ms) SELECT ?, ?, ?, ?"
+                " WHERE ? = ifnull((SELECT position FROM snapshots WHERE name = ?), ?)",
+                (name, position, state, now_ms(), replaces, name, START),
+            )
         return saved.rowcount == 1
 
     def snapshots(self) -> list[SavedSnapshot]:
-        with self._file.transaction() as db:
-            rows = db.execute("SELECT name, position, saved_at_ms FROM snapshots").fetchall()
+        rows = self._file.rows("SELECT name, position, saved_at_ms FROM snapshots")
         return [SavedSnapshot(name.decode(), at.decode(), ms) for name, at, ms in rows]
 
     def drop_snapshot(self, name: str) -> None:
-        with self._file.transaction() as db:
-            db.execute("DELETE FROM snapshots WHERE name = ?", (name,))
+        self._file.rows("DELETE FROM snapshots WHERE name = ?", (name,))
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
-        with self._file.transaction() as db:
-            row = db.execute(
-                "SELECT position, state FROM snapshots WHERE name = ?", (name,)
-            ).fetchone()
-        return None if row is None else (row[0].decode(), row[1])
+        rows = self._file.rows("SELECT position, state FROM snapshots WHERE name = ?", (name,))
+        return (rows[0][0].decode(), rows[0][1]) if rows else None
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
         now = now_ms()
@@ -179,13 +155,3 @@ def _trimmed(db: sqlite3.Connection) -> int:
     """Sequence of the last event that was removed; 0 if there is none."""
     row = db.execute("SELECT sequence FROM trimmed").fetchone()
     return 0 if row is None else int(row[0])
-
-
-def _event(sequence: int, kind: Any, body: Any, at_ms: Any) -> Event:
-    """A row as an event; SQLite keeps any type in any column, so damage may be of any type."""
-    return Event(
-        str(sequence),
-        kind.decode("utf-8", "replace") if isinstance(kind, bytes) else "",
-        decode_body(body if isinstance(body, bytes) else b""),
-        at_ms if isinstance(at_ms, int) else 0,
-    )

@@ -35,28 +35,14 @@ class FeedbackTokens:
 
     def dump(self, decision: Decision) -> str:
         """The token of an answer."""
-        context = base64.b64encode(decision.context.astype("<f2").tobytes()).decode("ascii")
-        return str(
-            self._serializer.dumps(
-                [
-                    decision.request_id,
-                    decision.tenant,
-                    decision.llm,
-                    context,
-                    round(decision.propensity, 4),
-                    round(decision.quality, 4),
-                    list(decision.example_ids),
-                    decision.selection,
-                    decision.revision,
-                ]
-            )
-        )
+        d = decision
+        context = base64.b64encode(d.context.astype("<f2").tobytes()).decode("ascii")
+        fields = [d.request_id, d.tenant, d.llm, context, round(d.propensity, 4)]
+        fields += [round(d.quality, 4), list(d.example_ids), d.selection, d.revision]
+        return str(self._serializer.dumps(fields))
 
     def load(self, token: str, name: str = "feedback_token") -> Decision:
-        """The decision that a token carries.
-
-        Args:
-            name: the input that holds it, for messages.
+        """The decision that a token carries; messages call the token by ``name``.
 
         Raises:
             InvalidRequestError: it was not signed by us, was changed, or has expired.
@@ -64,21 +50,12 @@ class FeedbackTokens:
         try:
             fields = self._serializer.loads(token, max_age=self._ttl_s)
         except SignatureExpired as error:
-            raise InvalidRequestError.of(
-                name, f"a token at most {self._ttl_s} s old", "an expired one"
-            ) from error
+            expected = f"a token at most {self._ttl_s} s old"
+            raise InvalidRequestError.of(name, expected, "an expired one") from error
         except BadSignature as error:
             raise InvalidRequestError.of(name, "a token that this service signed", token) from error
+        # Tokens of earlier versions have no revision, or no selection either.
         request_id, tenant, llm, context, propensity, quality, example_ids, *later = fields
-        return Decision(
-            request_id=request_id,
-            tenant=tenant,
-            llm=llm,
-            context=np.frombuffer(base64.b64decode(context), dtype="<f2").astype(np.float32),
-            propensity=propensity,
-            quality=quality,
-            example_ids=tuple(example_ids),
-            # Tokens of earlier versions end earlier.
-            selection=later[0] if later else "",
-            revision=later[1] if len(later) > 1 else "",
-        )
+        x = np.frombuffer(base64.b64decode(context), dtype="<f2").astype(np.float32)
+        ids = tuple(example_ids)
+        return Decision(request_id, tenant, llm, x, propensity, quality, ids, *later[:2])

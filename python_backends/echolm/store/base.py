@@ -29,7 +29,7 @@ def scope_key(tenant: str, system_prompt: str) -> int:
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in (tenant, system_prompt):
-        data = part.encode("utf-8")
+        data = part.encode()
         digest.update(len(data).to_bytes(8, "big") + data)
     return int.from_bytes(digest.digest(), "big") >> 1
 
@@ -41,11 +41,10 @@ class Example:
     Attributes:
         scope: :func:`scope_key` of tenant and system prompt.
         quality: rating of the response, 0..1.
-        uses: how often it was put into a prompt.
+        uses: number of prompts that held it.
         value: offloads that it was credited with when it was stored; a new example needs some, or
             it would be the first to be evicted.
         replays: how often its response was regenerated.
-        created_at_ms, updated_at_ms, expires_at_ms: milliseconds since the epoch.
     """
 
     id: int
@@ -65,16 +64,12 @@ class Example:
     @property
     def num_bytes(self) -> int:
         """Size of the plain text: the example's weight in the store's budget."""
-        return len(self.request.encode("utf-8")) + len(self.response.encode("utf-8"))
+        return len(self.request.encode()) + len(self.response.encode())
 
 
 @dataclass(frozen=True)
 class Query:
-    """One row of a search: whose examples may be found.
-
-    Attributes:
-        scope: :func:`scope_key` of tenant and system prompt.
-    """
+    """One row of a search: whose examples may be found; the scope is a :func:`scope_key`."""
 
     tenant: str
     scope: int
@@ -90,7 +85,7 @@ Stored = tuple[Example, NDArray[np.float32]]
 
 
 class ExampleStore(Protocol):
-    """Where examples live. Safe for use by several threads."""
+    """Where examples live. For several threads; UnavailableError if it does not answer in time."""
 
     def search(
         self,
@@ -105,61 +100,47 @@ class ExampleStore(Protocol):
         Args:
             embeddings: FP32 [n, D], unit length.
             fresh: waits until all that was written before can be found, which requests do not.
-
-        Raises:
-            UnavailableError: the store does not answer in time.
         """
-        ...
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
-        """Write examples with their embeddings FP32 [n, D]; UnavailableError if it fails."""
-        ...
+        """Write examples with their embeddings, FP32 [n, D]."""
 
     def delete(self, ids: Iterable[int]) -> None:
         """Remove examples; unknown ids are ignored."""
-        ...
 
     def count(self) -> int:
         """Number of stored examples."""
-        ...
 
     def get(self, ids: Sequence[int]) -> list[Stored]:
         """Those of the examples that are stored, in any order."""
-        ...
 
     def present(self, ids: Sequence[int]) -> set[int]:
         """Ids of those that are stored; cheaper than :meth:`get`."""
-        ...
 
     def scan(
         self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
     ) -> Iterator[list[Stored]]:
         """All examples, or those of a tenant, ascending by id, some at a time.
 
-        Args:
-            embeddings: whether to read the embeddings; without them, which is much faster, they
-                are empty.
+        Without ``embeddings``, which is much faster, these are empty.
         """
-        ...
 
 
 _BACKGROUND_ROWS = 8
 
 
 def search_in_background(
-    store: ExampleStore,
-    embeddings: NDArray[np.float32],
-    queries: Sequence[Query],
-    top_n: int,
-    now_ms: int,
+    store: ExampleStore, rows: Sequence[Stored], top_n: int, now_ms: int
 ) -> list[list[Candidate]]:
-    """A fresh search of any number of rows, some at a time, so that requests wait for few.
+    """The nearest stored examples of each example, read afresh, in searches of a few rows each.
 
     Milvus Lite serves one search after the other, and many rows take as long in one search as in
-    several.
+    several; so requests wait for few.
     """
     neighbours: list[list[Candidate]] = []
-    for start in range(0, len(queries), _BACKGROUND_ROWS):
-        rows = slice(start, start + _BACKGROUND_ROWS)
-        neighbours += store.search(embeddings[rows], queries[rows], top_n, now_ms, fresh=True)
+    for start in range(0, len(rows), _BACKGROUND_ROWS):
+        some = rows[start : start + _BACKGROUND_ROWS]
+        queries = [Query(example.tenant, example.scope) for example, _ in some]
+        embeddings = np.stack([embedding for _, embedding in some])
+        neighbours += store.search(embeddings, queries, top_n, now_ms, fresh=True)
     return neighbours

@@ -6,8 +6,8 @@ import contextlib
 import json
 import logging
 import threading
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -23,13 +23,13 @@ from echolm.store.base import MAX_TEXT_BYTES, Example, Query, Stored
 
 logger = logging.getLogger("echolm")
 
-SCHEMA_VERSION = 1
 _RECOVER_EVERY_S = 1.0
 _CONNECT_TIMEOUT_S = 10.0
 _WRITE_TIMEOUT_S = 30.0
 # Consistency levels of a Milvus server: a request does with examples that are a few seconds late,
 # everything else reads what was written before.
 _BOUNDED, _FRESH = "Bounded", "Strong"
+_READ_FRESH: dict[str, Any] = {"timeout": _WRITE_TIMEOUT_S, "consistency_level": _FRESH}
 _BAD_DATA = (1100, 1101, 1102)  # Milvus' codes: parameter invalid, missing, too large
 
 _SCALARS: tuple[tuple[str, DataType, dict[str, int]], ...] = (
@@ -56,19 +56,14 @@ _EXPIRY_STEP_MS = 60_000  # the filter text changes once a minute, so Milvus can
 class MilvusStore:
     """An :class:`~echolm.store.base.ExampleStore` in one Milvus collection.
 
-    The collection's description holds the embedding model's name, its dimension and the
+    The collection's description holds the embedding model's name, its dimension D and the
     schema's version; a collection made for another model is refused.
 
-    It outlives outages of Milvus. While Milvus does not answer, every call raises
-    UnavailableError at once: a request must not wait for a store that is away. A thread looks
-    meanwhile whether it is back.
+    While Milvus does not answer, every call raises UnavailableError at once: a request must not
+    wait for a store that is away. A thread looks meanwhile whether it is back.
 
     Args:
-        settings: address, collection, index and time limits.
-        embedding_name: name of the embedding model that made the vectors.
-        dimension: its dimension D.
-        wait: whether a Milvus that does not answer now may come later, as in a server;
-            otherwise that is an error.
+        wait: whether a Milvus that does not answer now may come later, as in a server.
 
     Raises:
         ConfigurationError: the collection belongs to another embedding model or schema.
@@ -76,11 +71,7 @@ class MilvusStore:
     """
 
     def __init__(
-        self,
-        settings: RetrievalSettings,
-        embedding_name: str,
-        dimension: int,
-        wait: bool = False,
+        self, settings: RetrievalSettings, embedding_name: str, dimension: int, wait: bool = False
     ) -> None:
         if not settings.milvus_uri:
             raise ConfigurationError(
@@ -89,13 +80,8 @@ class MilvusStore:
             )
         self._settings = settings
         self._collection = settings.collection
-        self._timeout = settings.search_timeout_s
         self.embedding_name, self.dimension = embedding_name, dimension
-        self._identity = {
-            "embedding": embedding_name,
-            "dimension": dimension,
-            "schema": SCHEMA_VERSION,
-        }
+        self._identity = {"embedding": embedding_name, "dimension": dimension, "schema": 1}
         self._client: MilvusClient | None = None
         self._lock = threading.Lock()
         self._problem: Exception | None = None
@@ -115,7 +101,6 @@ class MilvusStore:
 
         Raises:
             ConfigurationError: there is no such collection, or it is not one of ours.
-            UnavailableError: Milvus does not answer.
         """
         with (
             _reported(f"at {settings.milvus_uri}"),
@@ -147,12 +132,12 @@ class MilvusStore:
             self._open_collection(self._client)
 
     def _open_collection(self, client: MilvusClient) -> None:
-        if not client.has_collection(self._collection, timeout=_CONNECT_TIMEOUT_S):
+        exists = partial(client.has_collection, self._collection, timeout=_CONNECT_TIMEOUT_S)
+        if not exists():
             try:
                 self._create(client)
             except MilvusException:
-                # Another process of ours may have created it in the meantime.
-                if not client.has_collection(self._collection, timeout=_CONNECT_TIMEOUT_S):
+                if not exists():  # else another process of ours has just created it
                     raise
         description = _description(client, self._collection)
         try:
@@ -165,11 +150,8 @@ class MilvusStore:
                 f"got {identity or description!r}; set retrieval.collection to another name, or "
                 "configure the embedding model that made it"
             )
-        client.load_collection(
-            self._collection,
-            timeout=_WRITE_TIMEOUT_S,
-            replica_number=self._settings.milvus_replicas,
-        )
+        replicas = self._settings.milvus_replicas
+        client.load_collection(self._collection, timeout=_WRITE_TIMEOUT_S, replica_number=replicas)
 
     def _suspend(self, problem: UnavailableError) -> None:
         """Refuse calls until Milvus is back."""
@@ -184,14 +166,13 @@ class MilvusStore:
         while True:
             try:
                 self._open()
+                self._problem = None
+                logger.warning("example store is back")
+                return
             except Exception as error:  # the store stays suspended whatever it is
                 if isinstance(error, ConfigurationError) and str(error) != str(self._problem):
                     logger.error("example store: %s", error)
                 self._problem = error
-            else:
-                self._problem = None
-                logger.warning("example store is back")
-                return
             if self._closed.wait(_RECOVER_EVERY_S):
                 return
 
@@ -215,17 +196,13 @@ class MilvusStore:
         )
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=self._identity["dimension"])
-        partitioned = self._settings.partition_by_tenant
+        s = self._settings
         for name, datatype, options in _SCALARS:
-            key = {"is_partition_key": True} if partitioned and name == "tenant" else {}
-            schema.add_field(name, datatype, **options, **key)
+            is_key = s.partition_by_tenant and name == "tenant"
+            schema.add_field(name, datatype, is_partition_key=is_key, **options)
         index = client.prepare_index_params()
-        index.add_index(
-            "embedding",
-            index_type=self._settings.index_type,
-            metric_type="COSINE",
-            params=dict(self._settings.index_params),
-        )
+        params = dict(s.index_params)
+        index.add_index("embedding", s.index_type, metric_type="COSINE", params=params)
         client.create_collection(
             self._collection,
             schema=schema,
@@ -243,10 +220,13 @@ class MilvusStore:
         fresh: bool = False,
     ) -> list[list[Candidate]]:
         # Rows of one scope share a search; usually that is the whole batch.
-        rows_of_scope: dict[int, list[int]] = defaultdict(list)
+        rows_of_scope: dict[int, list[int]] = {}
         for row, query in enumerate(queries):
-            rows_of_scope[query.scope].append(row)
+            rows_of_scope.setdefault(query.scope, []).append(row)
         not_before = now_ms // _EXPIRY_STEP_MS * _EXPIRY_STEP_MS
+        options = {"timeout": self._settings.search_timeout_s, "consistency_level": _BOUNDED}
+        if fresh:
+            options = _READ_FRESH
         candidates: list[list[Candidate]] = [[] for _ in queries]
         for scope, rows in rows_of_scope.items():
             visible = f"scope == {scope} and expires_at_ms > {not_before}"
@@ -262,8 +242,7 @@ class MilvusStore:
                     limit=top_n,
                     output_fields=_FOUND_FIELDS,
                     search_params={"params": dict(self._settings.search_params)},
-                    timeout=_WRITE_TIMEOUT_S if fresh else self._timeout,
-                    consistency_level=_FRESH if fresh else _BOUNDED,
+                    **options,
                 )
             for row, row_hits in zip(rows, hits, strict=True):
                 # The scope is a hash; the tenant's name is what must match.
@@ -275,10 +254,7 @@ class MilvusStore:
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if not examples:
             return
-        rows = {
-            example.id: _row(example, embedding)
-            for example, embedding in zip(examples, embeddings, strict=True)
-        }
+        rows = {e.id: _row(e, vector) for e, vector in zip(examples, embeddings, strict=True)}
         # Not Milvus' own upsert: that of Milvus Lite reads the whole collection (80 ms at 100,000
         # rows, in which nothing else is served), and that of Milvus 2.3 no partition key.
         self.delete(self.present(list(rows)))
@@ -286,11 +262,9 @@ class MilvusStore:
             client.insert(self._collection, list(rows.values()), timeout=_WRITE_TIMEOUT_S)
 
     def delete(self, ids: Iterable[int]) -> None:
-        wanted = list(ids)
-        if not wanted:
-            return
-        with self._calling("delete") as client:
-            client.delete(self._collection, ids=wanted, timeout=_WRITE_TIMEOUT_S)
+        if wanted := list(ids):
+            with self._calling("delete") as client:
+                client.delete(self._collection, ids=wanted, timeout=_WRITE_TIMEOUT_S)
 
     def count(self) -> int:
         with self._calling("count") as client:
@@ -314,11 +288,7 @@ class MilvusStore:
             return []
         with self._calling("get") as client:
             rows: list[dict[str, Any]] = client.get(
-                self._collection,
-                list(ids),
-                output_fields=fields,
-                timeout=_WRITE_TIMEOUT_S,
-                consistency_level=_FRESH,
+                self._collection, list(ids), output_fields=fields, **_READ_FRESH
             )
         return rows
 
@@ -353,7 +323,7 @@ class MilvusStore:
             client.compact(self._collection, timeout=_WRITE_TIMEOUT_S)
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection."""
         self._closed.set()
         if self._client is not None:
             self._client.close()
@@ -392,15 +362,9 @@ def _of_tenant(tenant: str) -> str:
 
 
 def _candidate(hit: Any) -> Candidate:
-    entity = hit["entity"]
-    return Candidate(
-        id=int(hit["id"]),
-        request=entity["request"],
-        response=entity["response"],
-        tenant=entity["tenant"],
-        quality=float(entity["quality"]),
-        similarity=float(hit["distance"]),
-    )
+    request, response, tenant, quality = (hit["entity"][name] for name in _FOUND_FIELDS)
+    similarity = float(hit["distance"])
+    return Candidate(int(hit["id"]), request, response, tenant, float(quality), similarity)
 
 
 def _stored(row: Any) -> Stored:
@@ -410,7 +374,5 @@ def _stored(row: Any) -> Stored:
 
 
 def _row(example: Example, embedding: NDArray[np.float32]) -> dict[str, Any]:
-    row: dict[str, Any] = {name: getattr(example, name) for name, _, _ in _SCALARS}
-    row["id"] = example.id
-    row["embedding"] = np.asarray(embedding, dtype=np.float32)
-    return row
+    row = {name: getattr(example, name) for name in _PLAIN_FIELDS}
+    return {**row, "embedding": np.asarray(embedding, dtype=np.float32)}

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from echolm.clock import now_ms
 from echolm.errors import UnavailableError
-from echolm.learning.event_log import (
-    START,
-    Event,
-    SavedSnapshot,
-    TrimmedError,
-    decode_body,
-    encode_body,
-)
+from echolm.learning.event_log import START, Event, SavedSnapshot, TrimmedError, encode_body
 
 
 class MemoryEventLog:
@@ -30,7 +24,7 @@ class MemoryEventLog:
         self.available = True
         self._now_ms = now_ms
         self._lock = threading.Lock()
-        self._rows: list[tuple[str, bytes, int]] = []
+        self._rows: list[tuple[bytes, bytes, int]] = []
         self._removed = 0
         self._snapshots: dict[str, tuple[str, bytes, int]] = {}
         self._leased: dict[str, tuple[str, float]] = {}
@@ -40,27 +34,21 @@ class MemoryEventLog:
 
     def append_raw(self, kind: str, body: bytes) -> str:
         """Append an event whose body is this, be it JSON or not."""
-        self._check()
-        with self._lock:
-            self._rows.append((kind, body, self._now_ms()))
+        with self._used():
+            self._rows.append((kind.encode(), body, self._now_ms()))
             return str(self._removed + len(self._rows))
 
     def read(self, after: str, limit: int) -> list[Event]:
-        self._check()
-        with self._lock:
+        with self._used():
             first = self._removed if after == START else int(after)
             if first < self._removed:
                 raise TrimmedError(f"learning log in memory: events behind {after} were removed")
             start = first - self._removed
             rows = self._rows[start : start + limit]
-        return [
-            Event(str(first + i), kind, decode_body(body), at_ms)
-            for i, (kind, body, at_ms) in enumerate(rows, start=1)
-        ]
+        return [Event.decoded(str(first + i), *row) for i, row in enumerate(rows, start=1)]
 
     def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
-        self._check()
-        with self._lock:
+        with self._used():
             young = (k for k, (_, _, at_ms) in enumerate(self._rows) if at_ms >= before_ms)
             old = next(young, len(self._rows))
             number = max(0, min(old, min(map(int, taken_in)) - self._removed))
@@ -69,31 +57,28 @@ class MemoryEventLog:
         return number
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
-        self._check()
-        with self._lock:
+        with self._used():
             if self._snapshots.get(name, (START,))[0] != replaces:
                 return False
             self._snapshots[name] = (position, state, self._now_ms())
         return True
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
-        self._check()
-        snapshot = self._snapshots.get(name)
+        with self._used():
+            snapshot = self._snapshots.get(name)
         return snapshot and snapshot[:2]
 
     def snapshots(self) -> list[SavedSnapshot]:
-        self._check()
-        with self._lock:
+        with self._used():
             return [SavedSnapshot(n, p, at_ms) for n, (p, _, at_ms) in self._snapshots.items()]
 
     def drop_snapshot(self, name: str) -> None:
-        self._check()
-        self._snapshots.pop(name, None)
+        with self._used():
+            self._snapshots.pop(name, None)
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
-        self._check()
         now = time.monotonic()
-        with self._lock:
+        with self._used():
             holder, until = self._leased.get(name, (owner, now))
             if holder != owner and until > now:
                 return False
@@ -103,6 +88,9 @@ class MemoryEventLog:
     def close(self) -> None:
         self.available = False
 
-    def _check(self) -> None:
+    @contextmanager
+    def _used(self) -> Iterator[None]:
         if not self.available:
             raise UnavailableError("learning log in memory: out of reach; try again")
+        with self._lock:
+            yield

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,15 @@ from echolm.primitives import Candidate
 from echolm.store.base import Example, Query, Stored
 
 
+@dataclass
 class InMemoryStore:
     """An exact ExampleStore in a dictionary, for unit tests."""
 
-    def __init__(self, dimension: int, embedding_name: str = "fake") -> None:
-        self.embedding_name = embedding_name
-        self.dimension = dimension
-        self.rows: dict[int, tuple[Example, NDArray[np.float32]]] = {}
-        self.error: Exception | None = None
-        self._lock = threading.Lock()
+    dimension: int
+    embedding_name: str = "fake"
+    rows: dict[int, Stored] = field(default_factory=dict)
+    error: Exception | None = None
+    _lock: Lock = field(default_factory=Lock, init=False)
 
     def search(
         self,
