@@ -8,9 +8,4 @@ from echolm.embedding.embedder import OnnxEmbedder
 from echolm.embedding.spec import EmbedderSpec
 from echolm.embedding.tokenizer import TextTokenizer, TokenBatch
 
-__all__ = [
-    "EmbedderSpec",
-    "OnnxEmbedder",
-    "TextTokenizer",
-    "TokenBatch",
-]
+__all__ = ["EmbedderSpec", "OnnxEmbedder", "TextTokenizer", "TokenBatch"]

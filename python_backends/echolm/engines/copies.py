@@ -11,13 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from echolm.engines.base import (
-    EngineStats,
-    GenerationChunk,
-    GenerationRequest,
-    LLMEngine,
-    OnChunk,
-)
+from echolm.engines.base import EngineStats, GenerationChunk, GenerationRequest, LLMEngine, OnChunk
 from echolm.errors import InvalidRequestError, UnavailableError
 
 

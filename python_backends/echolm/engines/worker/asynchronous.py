@@ -259,9 +259,7 @@ class AsyncWorker:
 
 
 def run(
-    make: Callable[[], Awaitable[AsyncBackend]],
-    connection: Connection,
-    ready: Callable[[], None],
+    make: Callable[[], Awaitable[AsyncBackend]], connection: Connection, ready: Callable[[], None]
 ) -> str | None:
     """Start the backend and serve until the other side has closed.
 
