@@ -1,25 +1,21 @@
-"""The interface of every engine.
+"""The interface of every engine, which runs one LLM.
 
-An engine runs one LLM. It is asynchronous: :meth:`LLMEngine.submit` returns at once, and the
-engine calls back with text from its thread, so that hundreds of requests in flight
-cost no thread each.
+It is asynchronous: :meth:`LLMEngine.submit` returns at once, and the engine calls back with text
+from its thread, so that hundreds of requests in flight cost no thread each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from echolm.errors import ContextLengthError, InvalidRequestError
 from echolm.primitives import Sampling
 
-FINISH_STOP = "stop"
-"""The model ended its answer, or a stop word was generated."""
-FINISH_LENGTH = "length"
-"""The answer reached ``max_tokens``."""
-FINISH_CANCELLED = "cancelled"
-"""The request was cancelled; the text is what there was until then."""
+FINISH_STOP = "stop"  # The model ended its answer, or a stop word was generated.
+FINISH_LENGTH = "length"  # The answer reached ``max_tokens``.
+FINISH_CANCELLED = "cancelled"  # The text is what there was until then.
 
 
 @dataclass(frozen=True)
@@ -113,12 +109,16 @@ class LLMEngine(Protocol):
         """Fail what is in flight, stop, release everything; may be repeated."""
 
 
+def check_request_id(request_id: str, in_flight: Container[str]) -> None:
+    """InvalidRequestError if a request with this id is in flight."""
+    if request_id in in_flight:
+        raise InvalidRequestError.of("request_id", "an id that is not in flight", request_id)
+
+
 def check_context_length(limit: int, max_tokens: int, prompt_tokens: int | None = None) -> None:
-    """Check that a prompt and its answer fit into the LLM's context.
+    """Check that a prompt and its answer fit into the LLM's context of ``limit`` tokens.
 
     Args:
-        limit: the LLM's context in tokens.
-        max_tokens: most tokens of the answer.
         prompt_tokens: tokens of the prompt; None: not known yet, but at least one.
 
     Raises:

@@ -11,8 +11,15 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from echolm.engines.base import EngineStats, GenerationChunk, GenerationRequest, LLMEngine, OnChunk
-from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.engines.base import (
+    EngineStats,
+    GenerationChunk,
+    GenerationRequest,
+    LLMEngine,
+    OnChunk,
+    check_request_id,
+)
+from echolm.errors import UnavailableError
 
 
 def start_copies(makers: Sequence[Callable[[], LLMEngine]]) -> LLMEngine:
@@ -36,14 +43,11 @@ def start_copies(makers: Sequence[Callable[[], LLMEngine]]) -> LLMEngine:
 class EngineCopies:
     """:class:`~echolm.engines.base.LLMEngine` over copies, of which the least busy answers.
 
-    A copy that is starting anew gets nothing; while any takes requests, so does the whole.
+    A copy that is starting anew gets nothing; while any takes requests, so does the whole. All
+    copies, at least one, are closed with this.
     """
 
     def __init__(self, copies: Sequence[LLMEngine]) -> None:
-        """
-        Args:
-            copies: at least one; closed with this.
-        """
         self._copies = tuple(copies)
         self._lock = threading.Lock()
         self._owners: dict[str, int] = {}
@@ -94,10 +98,7 @@ class EngineCopies:
     def _claim(self, request_id: str, tried: set[int]) -> int:
         """The least busy copy except those tried; the request is counted as in flight there."""
         with self._lock:
-            if request_id in self._owners:
-                raise InvalidRequestError.of(
-                    "request_id", "an id that is not in flight", request_id
-                )
+            check_request_id(request_id, self._owners)
             untried = [k for k in range(len(self._copies)) if k not in tried]
             k = min(untried, key=lambda k: self._in_flight[k])
             self._owners[request_id] = k

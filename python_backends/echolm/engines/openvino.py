@@ -6,6 +6,7 @@ keeps Python's global lock.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -32,13 +33,10 @@ from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableEr
 
 logger = logging.getLogger("echolm")
 
-MODEL_FILES = (
-    "openvino_model.xml",
-    "openvino_model.bin",
-    "openvino_tokenizer.xml",
-    "openvino_tokenizer.bin",
-    "openvino_detokenizer.xml",
-    "openvino_detokenizer.bin",
+MODEL_FILES = tuple(
+    f"openvino_{part}.{ending}"
+    for part in ("model", "tokenizer", "detokenizer")
+    for ending in ("xml", "bin")
 )
 
 
@@ -78,10 +76,8 @@ class OpenVINOOptions:
     nice: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "num_kv_blocks", "threads", "nice"):
-            at_least("openvino", name, getattr(self, name), 0)
-        for name in ("cache_size_gb", "max_num_batched_tokens", "max_num_seqs"):
-            at_least("openvino", name, getattr(self, name), 1)
+        at_least("openvino", self, 0, "context_length", "num_kv_blocks", "threads", "nice")
+        at_least("openvino", self, 1, "cache_size_gb", "max_num_batched_tokens", "max_num_seqs")
 
 
 @dataclass
@@ -103,14 +99,9 @@ class _Active:
     finish: Any = None
 
     def chunk(self, text: str, finish_reason: str | None) -> GenerationChunk:
-        return GenerationChunk(
-            text=text,
-            finish_reason=finish_reason,
-            num_input_tokens=len(self.prompt_tokens),
-            num_output_tokens=len(self.tokens),
-            cumulative_logprob=self.logprob if self.request.logprobs else None,
-            stop_reason=self.stop.matched,
-        )
+        logprob = self.logprob if self.request.logprobs else None
+        counts = len(self.prompt_tokens), len(self.tokens)
+        return GenerationChunk(text, finish_reason, *counts, logprob, self.stop.matched)
 
 
 class OpenVINOStepper:
@@ -131,14 +122,13 @@ class OpenVINOStepper:
         scheduler.enable_prefix_caching = options.prefix_caching
         scheduler.dynamic_split_fuse = True
         threads = options.threads or len(os.sched_getaffinity(0))
-        properties: dict[str, Any] = {
+        properties = {
             "INFERENCE_NUM_THREADS": threads,
             "sampler_num_threads": threads,
+            "INFERENCE_PRECISION_HINT": options.inference_precision,
+            "KV_CACHE_PRECISION": options.kv_cache_precision,
         }
-        if options.inference_precision:
-            properties["INFERENCE_PRECISION_HINT"] = options.inference_precision
-        if options.kv_cache_precision:
-            properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
+        properties = {name: value for name, value in properties.items() if value}
         try:
             self._pipeline = genai.ContinuousBatchingPipeline(
                 model_dir, scheduler, "CPU", properties, {}
@@ -153,7 +143,7 @@ class OpenVINOStepper:
         blocks = options.num_kv_blocks or read_cache_blocks(model_dir, options)
         self._prefixes = PrefixCacheEstimate(blocks) if options.prefix_caching and blocks else None
         self._active: dict[str, _Active] = {}
-        self._numbers = 0
+        self._numbers = itertools.count(1)
         self._running = genai.GenerationStatus.RUNNING
         self._ignored = genai.GenerationStatus.IGNORED
         self._length = genai.GenerationFinishReason.LENGTH
@@ -168,22 +158,18 @@ class OpenVINOStepper:
         check_context_length(limit, sampling.max_tokens)  # Don't tokenize for nothing.
         ids = self._tokenizer.encode(request.prompt).input_ids
         check_context_length(limit, sampling.max_tokens, ids.shape[1])
-        self._numbers += 1
         try:
-            handle = self._pipeline.add_request(self._numbers, ids, generation_config(request))
+            config = generation_config(request)
+            handle = self._pipeline.add_request(next(self._numbers), ids, config)
         except RuntimeError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
-        follow = request.streaming or bool(sampling.stop)
         prompt_tokens = ids.data.reshape(-1).tolist()
         if self._prefixes is not None:
             self._prefixes.prompt(prompt_tokens)
-        self._active[request.request_id] = _Active(
-            request,
-            handle,
-            prompt_tokens,
-            IncrementalDecoder(self._decode) if follow else None,
-            StopWords(sampling.stop),
-        )
+        follow = request.streaming or sampling.stop
+        decoder = IncrementalDecoder(self._decode) if follow else None
+        stop = StopWords(sampling.stop)
+        self._active[request.request_id] = _Active(request, handle, prompt_tokens, decoder, stop)
 
     def cancel(self, request_id: str) -> Event | None:
         active = self._active.pop(request_id, None)
@@ -235,24 +221,19 @@ class OpenVINOStepper:
         text = active.stop.push(active.decoder.push(new))
         if ended and active.stop.matched is None:
             text += active.stop.push(active.decoder.flush())
+        reason: str | None = None
         if active.stop.matched is not None:
             if not ended:
                 handle.stop()
-            reason: str | None = FINISH_STOP
+            reason = FINISH_STOP
         elif ended:
             text += active.stop.flush()
             reason = self._reason(active)
-        else:
-            reason = None
         if not active.request.streaming:
             # Only the stop words are wanted before the end.
             active.pieces.append(text)
-            if reason is None:
-                return None
-            text = "".join(active.pieces)
-        elif reason is None and not text:
-            return None
-        return active.chunk(text, reason)
+            text = "" if reason is None else "".join(active.pieces)
+        return active.chunk(text, reason) if text or reason is not None else None
 
     def _take_tokens(self, active: _Active) -> list[int]:
         """Read the tokens that the pipeline has made since the last time.

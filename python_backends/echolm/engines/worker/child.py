@@ -22,6 +22,9 @@ from echolm.errors import ConfigurationError, EchoError
 logger = logging.getLogger("echolm")
 
 Run = Callable[[Callable[[], Any], Connection, Callable[[], None]], "str | None"]
+"""Makes an engine and serves it until the other side has closed. It takes what gives the engine
+with its model loaded, or raises what is wrong with it; the connection; and what it calls once the
+model is loaded. It gives why the engine has failed; None if it has not."""
 _RUN: Mapping[Mode, Run] = {"stepper": stepper.run, "async": asynchronous.run}
 
 

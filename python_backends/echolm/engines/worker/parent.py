@@ -22,9 +22,15 @@ from typing import Any
 import psutil
 
 import echolm
-from echolm.engines.base import EngineStats, GenerationChunk, GenerationRequest, OnChunk
-from echolm.engines.worker.messages import Event, Failed, Mode
-from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+from echolm.engines.base import (
+    EngineStats,
+    GenerationChunk,
+    GenerationRequest,
+    OnChunk,
+    check_request_id,
+)
+from echolm.engines.worker.messages import Event, Events, Failed, Mode
+from echolm.errors import ConfigurationError, UnavailableError
 
 logger = logging.getLogger("echolm")
 
@@ -80,12 +86,13 @@ class WorkerEngine:
             UnavailableError: the worker ended or did not get ready in time.
         """
         self._name = name
-        self._mode = mode
-        self._factory = factory
-        self._arguments = json.dumps(dict(arguments))
-        self._nice = nice
-        self._python = python
-        self._environment = dict(environment or {})
+        root = str(Path(echolm.__file__).parent.parent)
+        self._command = [python or _python(), "-c", _BOOTSTRAP, root, f"--mode={mode}"]
+        self._command += [f"--factory={factory}", f"--arguments={json.dumps(dict(arguments))}"]
+        self._command += [f"--nice={nice}"]
+        self._environment = {**os.environ, **(environment or {})}
+        if (libraries := self._environment.pop(ENV_LIBRARY_PATH, None)) is not None:
+            self._environment["LD_LIBRARY_PATH"] = libraries
         self._children: list[psutil.Process] = []
         self._start_timeout_s = start_timeout_s
         self._lock = threading.Lock()
@@ -109,10 +116,7 @@ class WorkerEngine:
                 raise UnavailableError(f"engine {self._name}: it is closed")
             if not self._stats.ready:
                 raise UnavailableError(f"engine {self._name}: it is starting anew; try again soon")
-            if request.request_id in self._callbacks:
-                raise InvalidRequestError.of(
-                    "request_id", "an id that is not in flight", request.request_id
-                )
+            check_request_id(request.request_id, self._callbacks)
             self._callbacks[request.request_id] = on_chunk
             self._outbox.put(request)
 
@@ -146,16 +150,12 @@ class WorkerEngine:
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, theirs = socket.socketpair()
-        root = str(Path(echolm.__file__).parent.parent)
-        command = [self._python or _python(), "-c", _BOOTSTRAP, root, f"--fd={theirs.fileno()}"]
-        command += [f"--mode={self._mode}", f"--factory={self._factory}"]
-        command += [f"--arguments={self._arguments}", f"--nice={self._nice}"]
-        environment = {**os.environ, **self._environment}
-        if (libraries := environment.pop(ENV_LIBRARY_PATH, None)) is not None:
-            environment["LD_LIBRARY_PATH"] = libraries
         with theirs:
             process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+                [*self._command, f"--fd={theirs.fileno()}"],
+                pass_fds=[theirs.fileno()],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
             )
         connection = Connection(ours.detach())
         try:
@@ -181,13 +181,12 @@ class WorkerEngine:
                     f"engine {self._name}: expected its model loaded within "
                     f"{self._start_timeout_s:g} s, got nothing"
                 )
-        try:
-            message = connection.recv()
-        except (EOFError, OSError):
+        message = _receive(connection)
+        if message is None:
             raise UnavailableError(
                 f"engine {self._name}: its process ended while loading the model, exit status "
                 f"{process.wait()}; see the log"
-            ) from None
+            )
         if isinstance(message, Failed):
             kind = ConfigurationError if message.configuration else UnavailableError
             raise kind(message.message)
@@ -255,38 +254,29 @@ class WorkerEngine:
     def _read(self) -> str:
         """Pass events on until the worker is gone; gives the reason."""
         while True:
-            try:
-                message = self._connection.recv()
-            except (EOFError, OSError):
-                return "its process ended"
-            if isinstance(message, Failed):
-                return message.message
+            message = _receive(self._connection)
             # Under load, what has come meanwhile goes out as one piece per request: sending a
             # piece costs more than generating it.
-            events = list(message.events)
-            try:
-                while len(events) < _MAX_JOINED and self._connection.poll(0):
-                    message = self._connection.recv()
-                    if isinstance(message, Failed):
-                        break
-                    events += message.events
-            except (EOFError, OSError):
-                message = None
+            events: list[Event] = []
+            hits: int | None = None
+            while isinstance(message, Events):
+                events += message.events
+                hits = message.prefix_hit_tokens
+                if len(events) >= _MAX_JOINED or not self._connection.poll(0):
+                    break
+                message = _receive(self._connection)
+            if hits is not None:
+                with self._lock:
+                    self._stats = replace(self._stats, prefix_hit_tokens=hits)
             for request_id, event in join_pieces(events):
-                last = isinstance(event, Exception) or event.is_last
                 with self._lock:
                     callback = self._callbacks.get(request_id)
-                    if last:
+                    if isinstance(event, Exception) or event.is_last:
                         self._callbacks.pop(request_id, None)
                 if callback is not None:
                     self._call(callback, event)
-            if message is None:
-                return "its process ended"
-            if isinstance(message, Failed):
-                return message.message
-            if message.prefix_hit_tokens is not None:
-                with self._lock:
-                    self._stats = replace(self._stats, prefix_hit_tokens=message.prefix_hit_tokens)
+            if not isinstance(message, Events):
+                return "its process ended" if message is None else message.message
 
     def _fail_all(self, problem: Exception) -> None:
         with self._lock:
@@ -299,6 +289,15 @@ class WorkerEngine:
             callback(event)
         except Exception:
             logger.exception("engine %s: a callback failed", self._name)
+
+
+def _receive(connection: Connection) -> Events | Failed | None:
+    """The worker's next message; None if it is gone."""
+    try:
+        message: Events | Failed = connection.recv()
+    except (EOFError, OSError):
+        return None
+    return message
 
 
 def join_pieces(events: list[Event]) -> list[Event]:

@@ -37,15 +37,7 @@ class Stepper(Protocol):
 def run(
     make: Callable[[], Stepper], connection: Connection, ready: Callable[[], None]
 ) -> str | None:
-    """Make the stepper and serve until the other side has closed.
-
-    Args:
-        make: gives the stepper with its model loaded, or raises what is wrong with it.
-        ready: called when the model is loaded.
-
-    Returns:
-        Why the stepper has failed; None if it has not.
-    """
+    """Make the stepper and serve; as :data:`~echolm.engines.worker.child.Run` describes it."""
     stepper = make()
     ready()
     try:
@@ -63,7 +55,7 @@ def _serve(connection: Connection, stepper: Stepper) -> None:
     while True:
         events: list[Event] = []
         # Sleep in poll() while there is nothing to do: a message wakes it at once.
-        while connection.poll(None if not stepper.busy and not events else 0):
+        while connection.poll(0 if stepper.busy or events else None):
             try:
                 batch = connection.recv()
             except EOFError:
@@ -74,10 +66,8 @@ def _serve(connection: Connection, stepper: Stepper) -> None:
                         stepper.add(item)
                     except EchoError as problem:
                         events.append((item.request_id, problem))
-                else:
-                    event = stepper.cancel(item)
-                    if event is not None:
-                        events.append(event)
+                elif (event := stepper.cancel(item)) is not None:
+                    events.append(event)
         if stepper.busy:
             events += stepper.step()
         if events:
