@@ -8,14 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from echolm.embedding.runtimes import (
-    CPU_CALL_TOKENS,
-    Ids,
-    Session,
-    Vectors,
-    default_threads,
-    open_session,
-)
+from echolm.embedding.runtimes import Ids, Session, Vectors, default_threads, open_session
 from echolm.embedding.spec import MODEL_FILE, EmbedderSpec
 from echolm.errors import ConfigurationError, InvalidRequestError
 
@@ -101,40 +94,34 @@ class OnnxEmbedder:
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def check(self, input_ids: Ids, attention_mask: Ids) -> npt.NDArray[np.int64]:
+    def check(self, input_ids: Ids, attention_mask: Ids) -> Ids:
         """The length of each row up to its last token; InvalidRequestError as :meth:`embed`."""
         for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask)):
-            if not isinstance(tensor, np.ndarray) or tensor.dtype != np.int64 or tensor.ndim != 2:
-                got = (
-                    f"{tensor.dtype} {list(tensor.shape)}"
-                    if isinstance(tensor, np.ndarray)
-                    else type(tensor).__name__
-                )
+            if not isinstance(tensor, np.ndarray):
+                raise InvalidRequestError.of(name, "INT64 [n, seq]", type(tensor).__name__)
+            if tensor.dtype != np.int64 or tensor.ndim != 2:
+                got = f"{tensor.dtype} {list(tensor.shape)}"
                 raise InvalidRequestError.of(name, "INT64 [n, seq]", got)
         if input_ids.shape != attention_mask.shape:
             expected = f"the shape of input_ids, {list(input_ids.shape)}"
             raise InvalidRequestError.of("attention_mask", expected, list(attention_mask.shape))
         if input_ids.size == 0:
-            raise InvalidRequestError.of(
-                "input_ids", "at least one row and one token", list(input_ids.shape)
-            )
+            expected = "at least one row and one token"
+            raise InvalidRequestError.of("input_ids", expected, list(input_ids.shape))
         present = attention_mask == 1
         if not (present | (attention_mask == 0)).all() or not present.any(axis=1).all():
-            raise InvalidRequestError.of(
-                "attention_mask", "0 and 1, with a 1 in each row", "something else"
-            )
+            expected = "0 and 1, with a 1 in each row"
+            raise InvalidRequestError.of("attention_mask", expected, "something else")
         after = np.argmax(present[:, ::-1], axis=1)  # padding behind the last token
-        lengths: npt.NDArray[np.int64] = (attention_mask.shape[1] - after).astype(np.int64)
-        if lengths.max() > self.spec.max_tokens:
-            raise InvalidRequestError.of(
-                "input_ids", f"at most {self.spec.max_tokens} tokens", int(lengths.max())
-            )
+        lengths: Ids = (attention_mask.shape[1] - after).astype(np.int64)
+        if (longest := int(lengths.max())) > self.spec.max_tokens:
+            expected = f"at most {self.spec.max_tokens} tokens"
+            raise InvalidRequestError.of("input_ids", expected, longest)
         limit = self.spec.vocabulary
         if input_ids.min() < 0 or (limit is not None and input_ids.max() >= limit):
+            expected = f"ids from 0 to below {limit or 'the vocabulary size'}"
             got = f"{input_ids.min()} to {input_ids.max()}"
-            raise InvalidRequestError.of(
-                "input_ids", f"ids from 0 to below {limit or 'the vocabulary size'}", got
-            )
+            raise InvalidRequestError.of("input_ids", expected, got)
         return lengths
 
     def _probe(self, model: Path) -> None:
@@ -158,13 +145,10 @@ class OnnxEmbedder:
             )
 
 
-def length_groups(
-    lengths: npt.NDArray[np.int64], call_tokens: int = CPU_CALL_TOKENS
-) -> Iterator[npt.NDArray[np.intp]]:
-    """Split a batch where the padding saved is worth another call.
+def length_groups(lengths: Ids, call_tokens: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Split a batch of rows with these lengths where the padding saved is worth another call.
 
     Args:
-        lengths: tokens of each row.
         call_tokens: what a call costs by itself, in tokens.
 
     Yields:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -53,9 +52,8 @@ class Checkpoint:
             raise ConfigurationError(
                 f"embedder: the package {DISTRIBUTION} is not installed; {_INSTALL}"
             ) from None
-        located = {
-            file.name: Path(str(file.locate())) for file in files if file.parent.name == "model"
-        }
+        files = [file for file in files if file.parent.name == "model"]
+        located = {file.name: Path(str(file.locate())) for file in files}
         names = ("model.safetensors", "config.json", "tokenizer.json")
         missing = [name for name in names if name not in located or not located[name].is_file()]
         if missing:
@@ -112,7 +110,7 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
         return False
     directory.mkdir(parents=True, exist_ok=True)
     (directory / SPEC_FILE).unlink(missing_ok=True)
-    for name in [*(name for name in stale if name != SPEC_FILE), SPEC_FILE]:
+    for name in dict.fromkeys([*stale, SPEC_FILE]):  # SPEC_FILE is the last in either case.
         _replace(directory / name, contents[name])
     return True
 
@@ -129,9 +127,8 @@ def _graph(checkpoint: Checkpoint, config: dict[str, int | float]) -> bytes:
         heads=int(config["num_attention_heads"]),
         layer_norm_eps=float(config["layer_norm_eps"]),
     )
-    return sentence_encoder(load_file(checkpoint.weights), shape).SerializeToString(
-        deterministic=True
-    )
+    model = sentence_encoder(load_file(checkpoint.weights), shape)
+    return model.SerializeToString(deterministic=True)
 
 
 def _holds(path: Path, content: bytes) -> bool:
@@ -140,12 +137,10 @@ def _holds(path: Path, content: bytes) -> bool:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all, readable by all as any built file."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.write_bytes(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

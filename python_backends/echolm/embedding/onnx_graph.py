@@ -162,30 +162,23 @@ def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
     for index in range(shape.layers):
         x = bert.layer(x, bias, f"encoder.layer.{index}")
 
-    total = g.op(
-        "ReduceSum", g.op("Mul", x, g.op("Unsqueeze", mask, g.ints(2))), g.ints(1), keepdims=0
-    )
+    kept = g.op("Mul", x, g.op("Unsqueeze", mask, g.ints(2)))
+    total = g.op("ReduceSum", kept, g.ints(1), keepdims=0)
     count = g.op("Max", g.op("ReduceSum", mask, g.ints(1), keepdims=1), g.scalar(1e-9))
     mean = g.op("Div", total, count)  # [b, h]
     length = g.op("Max", g.op("ReduceL2", mean, axes=[1], keepdims=1), g.scalar(1e-12))
     g.nodes.append(helper.make_node("Div", [mean, length], ["embedding"], name="normalise"))
 
-    int64, axes = TensorProto.INT64, ["batch", "seq"]
-    graph = helper.make_graph(
-        g.nodes,
-        "sentence_encoder",
-        [
-            helper.make_tensor_value_info(name, int64, axes)
-            for name in ("input_ids", "attention_mask")
-        ],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", shape.hidden])],
-        list(g.constants.values()),
-    )
+    info = helper.make_tensor_value_info
+    inputs = [
+        info(name, TensorProto.INT64, ["batch", "seq"]) for name in ("input_ids", "attention_mask")
+    ]
+    outputs = [info("embedding", TensorProto.FLOAT, ["batch", shape.hidden])]
+    constants = list(g.constants.values())
+    graph = helper.make_graph(g.nodes, "sentence_encoder", inputs, outputs, constants)
+    opsets = [helper.make_opsetid("", _OPSET)]
     model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_IR_VERSION,
-        producer_name="echolm",
+        graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="echolm"
     )
     onnx.checker.check_model(model)
     return model
