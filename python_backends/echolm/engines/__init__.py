@@ -22,9 +22,7 @@ def create_engine(
 ) -> LLMEngine:
     """Load the model of a directory and start its engine; returns when it is ready.
 
-    Args:
-        name: one of :data:`ENGINES`.
-        options: options of the engine; text is converted to their types.
+    Options that are text are converted to their types.
 
     Raises:
         ConfigurationError: the engine is unknown or not installed, an option is wrong, or
@@ -36,9 +34,8 @@ def create_engine(
     try:
         module = import_module(f"echolm.engines.{name}")
     except ImportError as error:
-        raise ConfigurationError(
-            f"engine {name}: expected its packages to be installed, got: {error}"
-        ) from error
+        message = f"engine {name}: expected its packages to be installed, got: {error}"
+        raise ConfigurationError(message) from error
     engine: LLMEngine = module.create(Path(model_dir), dict(options or {}))
     return engine
 

@@ -32,12 +32,12 @@ def start_copies(makers: Sequence[Callable[[], LLMEngine]]) -> LLMEngine:
     with ThreadPoolExecutor(len(makers)) as threads:
         starting = [threads.submit(make) for make in makers]
     problems = [error for future in starting if (error := future.exception()) is not None]
-    if problems:
-        for future in starting:
-            if future.exception() is None:
-                future.result().close()
-        raise problems[0]
-    return EngineCopies([future.result() for future in starting])
+    started = [future.result() for future in starting if future.exception() is None]
+    if not problems:
+        return EngineCopies(started)
+    for engine in started:
+        engine.close()
+    raise problems[0]
 
 
 class EngineCopies:

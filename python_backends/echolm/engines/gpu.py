@@ -94,8 +94,7 @@ class GPUOptions:
     def more_arguments(self) -> dict[str, Any]:
         """``engine_args`` as a dictionary.
 
-        Raises:
-            ConfigurationError: it is no JSON object, or names an argument that has an option.
+        Raises ConfigurationError if it is no JSON object, or names an argument that has an option.
         """
         try:
             more = json.loads(self.engine_args or "{}")
@@ -116,11 +115,7 @@ class GPUOptions:
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     def split(self: _Options, memory: str) -> list[_Options]:
-        """The options of each copy, which share the GPUs and their memory.
-
-        Args:
-            memory: name of the option for the share of each GPU's memory.
-        """
+        """The options of each copy; copies share the GPUs and, by the option ``memory``, theirs."""
         if self.copies == 1:
             return [self]
         gpus = self.gpus.split(",") if self.gpus else []
@@ -136,10 +131,7 @@ class GPUOptions:
         ]
 
     def library_arguments(self, model: str, **more: Any) -> dict[str, Any]:
-        """The library's arguments: those that both have by the same names, and ``more``.
-
-        One that is None is left to the library.
-        """
+        """Those that both libraries have by the same names, and ``more``; without what is None."""
         arguments = {
             "model": model,
             "tokenizer": self.tokenizer or None,
@@ -161,8 +153,7 @@ class GPUOptions:
 def check_model(engine: str, model_dir: Path, options: GPUOptions) -> str:
     """The model that the library is to load: a folder, or a name on the hub.
 
-    Raises:
-        ConfigurationError: there is no such folder or no checkpoint in it.
+    Raises ConfigurationError if there is no such folder or no checkpoint in it.
     """
     if options.model and not options.model.startswith(("/", ".", "~")):
         return options.model
@@ -180,7 +171,7 @@ def start(model_dir: Path, options: GPUOptions, memory: str, install: str) -> LL
     """Check what can be checked here, then start the worker of an engine, or those of its copies.
 
     Args:
-        memory: name of the option for the share of each GPU's memory.
+        memory: name of the option for the share of each GPU's memory, which copies divide.
         install: how to get the library.
 
     Raises:
@@ -190,9 +181,8 @@ def start(model_dir: Path, options: GPUOptions, memory: str, install: str) -> LL
     engine = options.engine
     model = check_model(engine, model_dir, options)
     if not options.python and find_spec(engine) is None:
-        raise ConfigurationError(
-            f"engine {engine}: expected the package {engine}, got none; {install}"
-        )
+        message = f"engine {engine}: expected the package {engine}, got none; {install}"
+        raise ConfigurationError(message)
     makers = [
         partial(
             WorkerEngine,

@@ -1,7 +1,6 @@
 """The engine on CPUs: OpenVINO GenAI's continuous batching, with prefix caching.
 
-The pipeline lives in a worker process (:mod:`~echolm.engines.worker`), since its ``step()``
-keeps Python's global lock.
+The pipeline lives in a worker process; :mod:`~echolm.engines.worker` says why.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ class OpenVINOOptions:
         context_length: most tokens of prompt and answer together; 0: the model's
             ``max_position_embeddings`` in ``config.json``.
         cache_size_gb: memory for the KV cache, shared by all requests and cached prefixes.
-        num_kv_blocks: size of the KV cache in blocks of 32 tokens, in place of ``cache_size_gb``;
-            0: as that says. Set it for a small LLM: a gigabyte holds so many of its blocks that
-            OpenVINO takes several times as long for each request once the cache is full.
+        num_kv_blocks: size of the KV cache in blocks of 32 tokens; 0: as ``cache_size_gb`` says.
+            Set it for a small LLM: a gigabyte holds so many of its blocks that OpenVINO takes
+            several times as long for each request once the cache is full.
         max_num_batched_tokens: most tokens in one step. Larger makes long prompts faster and
             the answers that are being generated meanwhile stutter more.
         max_num_seqs: most requests in one step; more wait.
@@ -82,15 +81,12 @@ class OpenVINOOptions:
 
 @dataclass
 class _Active:
-    """A request in flight.
-
-    ``decoder`` is None for requests whose text nobody looks at before the end: they cost no
-    detokenization per token.
-    """
+    """A request in flight."""
 
     request: GenerationRequest
     handle: Any
     prompt_tokens: list[int]
+    # None where nobody looks at the text before the end: no detokenization per token then.
     decoder: IncrementalDecoder | None
     stop: StopWords
     tokens: list[int] = field(default_factory=list)
@@ -129,10 +125,9 @@ class OpenVINOStepper:
             "KV_CACHE_PRECISION": options.kv_cache_precision,
         }
         properties = {name: value for name, value in properties.items() if value}
+        pipeline = genai.ContinuousBatchingPipeline
         try:
-            self._pipeline = genai.ContinuousBatchingPipeline(
-                model_dir, scheduler, "CPU", properties, {}
-            )
+            self._pipeline = pipeline(model_dir, scheduler, "CPU", properties, {})
         except RuntimeError as error:
             raise ConfigurationError(
                 f"engine openvino: expected a language model that OpenVINO can load in "
@@ -240,15 +235,14 @@ class OpenVINOStepper:
 
         Only while ``can_read()``: ``read()`` on an empty queue waits for ever.
         """
-        new: list[int] = []
+        before = len(active.tokens)
         while active.handle.can_read():
             for output in active.handle.read().values():
-                new.extend(output.generated_ids)
+                active.tokens += output.generated_ids
                 active.finish = output.finish_reason
                 if active.request.logprobs:
                     active.logprob += sum(output.generated_log_probs)
-        active.tokens.extend(new)
-        return new
+        return active.tokens[before:]
 
     def _reason(self, active: _Active) -> str:
         return FINISH_LENGTH if active.finish == self._length else FINISH_STOP
@@ -277,11 +271,7 @@ def generation_config(request: GenerationRequest) -> Any:
 
 
 def read_context_length(model_dir: Path) -> int:
-    """``max_position_embeddings`` of the model's ``config.json``.
-
-    Raises:
-        ConfigurationError: it is not there.
-    """
+    """``max_position_embeddings`` of ``config.json``; ConfigurationError if it is not there."""
     path = model_dir / "config.json"
     try:
         length = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
@@ -307,17 +297,6 @@ def read_cache_blocks(model_dir: Path, options: OpenVINOOptions) -> int:
     # OpenVINO keeps 2 bytes a number on CPUs whatever the precision of inference.
     num_bytes = {"u8": 1, "f32": 4}.get(options.kv_cache_precision, 2)
     return options.cache_size_gb * 2**30 // (numbers * num_bytes)
-
-
-def check_model_files(model_dir: Path) -> None:
-    """ConfigurationError that names the files of the model that are missing."""
-    missing = [name for name in MODEL_FILES if not (model_dir / name).is_file()]
-    if missing:
-        raise ConfigurationError(
-            f"engine openvino: expected an OpenVINO language model in {model_dir}, "
-            f"got no {', '.join(missing)}; make one from a Hugging Face checkpoint: "
-            "`python scripts/convert_model.py --help`"
-        )
 
 
 def _decoder(model_dir: Path, tokenizer: Any) -> Callable[[Sequence[int]], str]:
@@ -348,7 +327,12 @@ def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
             "engine openvino: expected the package openvino-genai, got none; "
             "`pip install openvino-genai`"
         )
-    check_model_files(model_dir)
+    if missing := [name for name in MODEL_FILES if not (model_dir / name).is_file()]:
+        raise ConfigurationError(
+            f"engine openvino: expected an OpenVINO language model in {model_dir}, "
+            f"got no {', '.join(missing)}; make one from a Hugging Face checkpoint: "
+            "`python scripts/convert_model.py --help`"
+        )
     return WorkerEngine(
         "openvino",
         "stepper",

@@ -15,8 +15,7 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 def read_options(kind: type[T], values: Mapping[str, Any], engine: str) -> T:
     """Build the options object ``kind`` (a dataclass of str, int, float and bool fields).
 
-    Raises:
-        ConfigurationError: a key is unknown, or a value does not have its field's type.
+    Raises ConfigurationError if a key is unknown, or a value does not have its field's type.
     """
     types = get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]

@@ -178,7 +178,7 @@ def llm_arguments(
 
     Args:
         built: whether the model is an engine that was built.
-        cache_bytes: most memory of each GPU for the KV cache; 0: no limit.
+        cache_bytes: as :func:`cache_bytes` gives it.
     """
     cache: dict[str, Any] = {"enable_block_reuse": options.enable_block_reuse}
     if cache_bytes:
@@ -200,8 +200,7 @@ def llm_arguments(
 def cache_bytes(model: str, options: TensorRTLLMOptions) -> int:
     """Most memory of each GPU for the KV cache, so that all stays within the share; 0: no limit.
 
-    Raises:
-        ConfigurationError: the weights leave none of the share, or the GPUs' memory is unknown.
+    Raises ConfigurationError if the weights leave none, or the GPUs' memory is unknown.
     """
     if not options.gpu_memory_share:
         return 0
@@ -216,12 +215,9 @@ def cache_bytes(model: str, options: TensorRTLLMOptions) -> int:
 
 
 def gpu_memory(gpus: str) -> int:
-    """Bytes of the smallest of these GPUs (empty: of all).
+    """Bytes of the smallest of these GPUs (empty: of all); ConfigurationError if it is unknown.
 
     Asked of ``nvidia-smi``: CUDA, once used in this process, would be inherited by the library's.
-
-    Raises:
-        ConfigurationError: ``nvidia-smi`` does not report it.
     """
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     command += [f"--id={gpus}"] if gpus else []

@@ -56,9 +56,7 @@ class AsyncBackend(Protocol):
     def generate(self, request: GenerationRequest, prompt: list[int]) -> AsyncIterator[Output]:
         """Generate one answer; unless the request is streaming, one output at the end will do.
 
-        Raises:
-            EchoError: fails this request only, as every other exception does while
-                :meth:`failure` gives None.
+        An exception fails this request only, while :meth:`failure` gives None.
         """
 
     async def abort(self, request_id: str) -> None:

@@ -73,10 +73,8 @@ class WorkerEngine:
 
         Args:
             name: what messages call the engine.
-            mode: what the factory makes.
-            factory: ``module:function`` that the worker calls.
+            factory: ``module:function`` that the worker calls, to make what ``mode`` says.
             arguments: its keyword arguments, which JSON can hold.
-            start_timeout_s: time for the model to load.
             nice: the worker's priority is lower by this.
             python: the worker's interpreter; empty: that of this process.
             environment: variables that the worker gets besides this process's.
