@@ -22,6 +22,11 @@ class OnnxEmbedder:
 
     May be called from several threads. Rows of similar length run together, so that a
     long text in the batch does not make the short ones pay for its padding.
+
+    Attributes:
+        name: identity of the model; vectors of different names must not be mixed.
+        dimension: length D of a vector.
+        precision: of the matrix products on this CPU: ``fp32``, ``bf16`` or ``int8``.
     """
 
     def __init__(
@@ -31,7 +36,6 @@ class OnnxEmbedder:
 
         Args:
             model: the ONNX file.
-            spec: its name, dimension, token limit and runtime.
             threads: for one call; 0: as many as the process has cores, at most 4.
             session: a loaded model in place of ``model``, for tests.
 
@@ -40,36 +44,18 @@ class OnnxEmbedder:
                 give unit vectors of ``spec.dimension``.
         """
         if threads < 0:
-            raise ConfigurationError(
-                f"embedder: threads: expected 0 (automatic) or more, got {threads}"
-            )
+            message = f"embedder: threads: expected 0 (automatic) or more, got {threads}"
+            raise ConfigurationError(message)
         self.spec = spec
         self._session = session or open_session(model, spec, threads or default_threads())
+        self.name, self.dimension = spec.name, spec.dimension
+        self.precision = self._session.precision
         self._probe(model)
 
     @classmethod
     def load(cls, directory: Path, *, threads: int = 0) -> OnnxEmbedder:
-        """The model of a directory that ``scripts/build_embedder.py`` wrote.
-
-        Raises:
-            ConfigurationError: as the constructor, or ``embedder.json`` is wrong.
-        """
+        """The model of a directory that ``scripts/build_embedder.py`` wrote; errors as above."""
         return cls(directory / MODEL_FILE, EmbedderSpec.read(directory), threads=threads)
-
-    @property
-    def name(self) -> str:
-        """Identity of the model; vectors of different names must not be mixed."""
-        return self.spec.name
-
-    @property
-    def dimension(self) -> int:
-        """Length D of a vector."""
-        return self.spec.dimension
-
-    @property
-    def precision(self) -> str:
-        """Of the matrix products on this CPU: ``fp32`` or ``bf16``."""
-        return self._session.precision
 
     def embed(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
         """Embed n ≥ 1 texts.
@@ -129,9 +115,8 @@ class OnnxEmbedder:
         try:
             vectors = self._session.run(ids, np.ones_like(ids))
         except Exception as error:  # whatever the runtime raises means the same here
-            raise ConfigurationError(
-                f"embedder: {model} fails on two rows of four tokens: {error}"
-            ) from error
+            message = f"embedder: {model} fails on two rows of four tokens: {error}"
+            raise ConfigurationError(message) from error
         if vectors.shape != (2, self.dimension):
             raise ConfigurationError(
                 f"embedder: {model}: expected {self.dimension} dimensions, as embedder.json or the "

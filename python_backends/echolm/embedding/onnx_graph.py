@@ -1,12 +1,11 @@
 """Writes a BERT sentence encoder as an ONNX graph, without torch.
 
-The graph takes ``input_ids`` and ``attention_mask`` (INT64 ``[batch, seq]``, both axes
-dynamic) and gives ``embedding`` (FP32 ``[batch, hidden]``): the encoder, the mean of the
-token vectors under the mask, and L2 normalisation. Token types are zero.
+The graph takes ``input_ids`` and ``attention_mask`` (INT64 ``[batch, seq]``, both axes dynamic)
+and gives ``embedding`` (FP32 ``[batch, hidden]``): the encoder, the mean of the token vectors
+under the mask, and L2 normalisation. Token types are zero.
 
-Only standard operators of opset 17: ONNX Runtime (alone and as Triton's backend, CPU
-and GPU) and OpenVINO take the file, and each fuses it in its own way. Writing ONNX
-Runtime's fused operators here by hand was slower on a CPU.
+All operators are standard ones of opset 17, which ONNX Runtime (alone and in Triton, CPU and GPU)
+and OpenVINO fuse in their own ways. Its fused operators, written by hand, were slower on a CPU.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _MASKED = -10000.0
 
 @dataclass(frozen=True)
 class BertShape:
-    """Shape of a BERT encoder, as in the checkpoint's ``config.json``."""
+    """As in the checkpoint's ``config.json``."""
 
     layers: int
     hidden: int
@@ -57,8 +56,7 @@ class _Graph:
         return name
 
     def ints(self, *values: int) -> str:
-        name = "ints_" + "_".join(map(str, values))
-        return self.constant(name, np.asarray(values, np.int64))
+        return self.constant("_".join(map(str, ("ints", *values))), np.asarray(values, np.int64))
 
     def scalar(self, value: float) -> str:
         return self.constant(f"scalar_{value!r}", np.asarray(value, np.float32))
@@ -139,18 +137,11 @@ class _Bert:
 
 
 def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
-    """Build the graph.
+    """Build the graph, a checked model. A row whose mask is all zero gives a zero vector.
 
     Args:
         weights: FP32 arrays under the names of Hugging Face's ``BertModel``; matrices
-            are ``[outputs, inputs]``.
-        shape: must fit ``weights``.
-
-    Returns:
-        A checked model. A row whose mask is all zero gives a zero vector.
-
-    Raises:
-        KeyError: ``weights`` lacks a tensor that ``shape`` asks for.
+            are ``[outputs, inputs]``. KeyError if a tensor that ``shape`` asks for is not there.
     """
     g = _Graph()
     bert = _Bert(g, weights, shape)

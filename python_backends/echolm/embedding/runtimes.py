@@ -22,9 +22,8 @@ Vectors = npt.NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
 
-CPU_CALL_TOKENS = 32
-"""What one more call of the model costs on a CPU, in tokens: 8 to 64 were tried, and from 32 on
-mixed batches of 32 took least CPU time in both runtimes."""
+_CPU_CALL_TOKENS = 32
+"""Of 8 to 64, from 32 on mixed batches of 32 took least CPU time in both runtimes."""
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "embedding"
@@ -46,13 +45,11 @@ class Session(Protocol):
 
     Attributes:
         call_tokens: what one more call costs, in tokens that a batch could have padded instead.
+        precision: of the matrix products, as they really are: ``fp32``, ``bf16`` or ``int8``.
     """
 
     call_tokens: int
-
-    @property
-    def precision(self) -> str:
-        """Of the matrix products, as they really are: ``fp32``, ``bf16`` or ``int8``."""
+    precision: str
 
     def run(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
         """``[n, seq]`` twice to ``[n, D]``."""
@@ -61,9 +58,8 @@ class Session(Protocol):
 def open_session(model: Path, spec: EmbedderSpec, threads: int) -> Session:
     """Load ``model`` with ``spec.runtime``.
 
-    Raises:
-        ConfigurationError: the file or the library is missing, or the model's tensors
-            are not ``input_ids``, ``attention_mask`` and ``embedding``.
+    Raises ConfigurationError if the file or the library is missing, or the model's tensors are
+    not ``input_ids``, ``attention_mask`` and ``embedding``.
     """
     check_built(model)
     try:
@@ -83,7 +79,7 @@ class OnnxRuntimeSession:
     """ONNX Runtime on the CPU, FP32."""
 
     precision = "fp32"
-    call_tokens = CPU_CALL_TOKENS
+    call_tokens = _CPU_CALL_TOKENS
 
     def __init__(self, model: Path, threads: int) -> None:
         import onnxruntime
@@ -143,7 +139,7 @@ def _load(onnxruntime: Any, model: Path, options: Any, providers: list[Any]) -> 
 class OpenVinoSession:
     """OpenVINO on the CPU; BF16 or INT8 products where the CPU has instructions for them."""
 
-    call_tokens = CPU_CALL_TOKENS
+    call_tokens = _CPU_CALL_TOKENS
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
         import openvino

@@ -66,11 +66,7 @@ class EmbedderSpec:
 
     @classmethod
     def read(cls, directory: Path) -> EmbedderSpec:
-        """Read ``embedder.json``.
-
-        Raises:
-            ConfigurationError: the file is missing, is not JSON, or has a wrong key or value.
-        """
+        """Read ``embedder.json``; ConfigurationError if it is missing or wrong."""
         path = directory / SPEC_FILE
         check_built(path)
         try:

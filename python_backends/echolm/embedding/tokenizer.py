@@ -33,8 +33,7 @@ class TextTokenizer:
     def __init__(self, path: Path, max_tokens: int) -> None:
         """Load ``path``, a ``tokenizer.json`` of the tokenizers library.
 
-        Args:
-            max_tokens: longer text is cut to this, special tokens included.
+        Text longer than ``max_tokens``, special tokens included, will be cut.
 
         Raises:
             ConfigurationError: the file is missing or is not a tokenizer, or
@@ -44,14 +43,12 @@ class TextTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ConfigurationError(
-                f"tokenizer: {path} is not a tokenizer.json: {error}"
-            ) from error
+            message = f"tokenizer: {path} is not a tokenizer.json: {error}"
+            raise ConfigurationError(message) from error
         special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= special:
-            raise ConfigurationError(
-                f"tokenizer: max_tokens: expected more than {special}, got {max_tokens}"
-            )
+            message = f"tokenizer: max_tokens: expected more than {special}, got {max_tokens}"
+            raise ConfigurationError(message)
         self.max_tokens = max_tokens
         known = [pad for pad in _PADS if self._tokenizer.token_to_id(pad) is not None]
         pad = (self._tokenizer.padding or {}).get("pad_token") or (known or [""])[0]

@@ -56,11 +56,16 @@ class EngineCopies:
         self._former_hits = 0
 
     def submit(self, request: GenerationRequest, on_chunk: OnChunk) -> None:
+        def watched(event: GenerationChunk | Exception) -> None:
+            if isinstance(event, Exception) or event.is_last:
+                self._release(request.request_id)
+            on_chunk(event)
+
         tried: set[int] = set()
         while True:
             k = self._claim(request.request_id, tried)
             try:
-                self._copies[k].submit(request, self._watched(request.request_id, on_chunk))
+                self._copies[k].submit(request, watched)
                 return
             except BaseException as problem:
                 self._release(request.request_id)
@@ -109,11 +114,3 @@ class EngineCopies:
         with self._lock:
             if (k := self._owners.pop(request_id, None)) is not None:
                 self._in_flight[k] -= 1
-
-    def _watched(self, request_id: str, on_chunk: OnChunk) -> OnChunk:
-        def watched(event: GenerationChunk | Exception) -> None:
-            if isinstance(event, Exception) or event.is_last:
-                self._release(request_id)
-            on_chunk(event)
-
-        return watched

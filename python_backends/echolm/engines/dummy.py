@@ -166,13 +166,11 @@ class DummyEngine:
                     return
                 _, _, request_id = heapq.heappop(self._due)
             try:
-                last = self._advance(request_id)
+                if not self._advance(request_id):
+                    with self._changed:
+                        self._schedule(request_id)
             except Exception:
                 logger.exception("engine dummy: a callback failed")
-                continue
-            if not last:
-                with self._changed:
-                    self._schedule(request_id)
 
 
 def create(model_dir: Path, options: Mapping[str, Any]) -> DummyEngine:

@@ -27,12 +27,9 @@ from echolm.errors import ConfigurationError, UnavailableError
 from echolm.primitives import Sampling
 
 _GPUS = re.compile(r"[0-9]+(,[0-9]+)*|")
-_FINISH = {
-    "stop": FINISH_STOP,
-    "length": FINISH_LENGTH,
-    "abort": FINISH_CANCELLED,  # as vLLM says it
-    "cancelled": FINISH_CANCELLED,  # as TensorRT-LLM says it
-}
+_FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH}
+# The word of vLLM, and that of TensorRT-LLM.
+_FINISH |= {"abort": FINISH_CANCELLED, "cancelled": FINISH_CANCELLED}
 _Options = TypeVar("_Options", bound="GPUOptions")
 
 
@@ -115,7 +112,7 @@ class GPUOptions:
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     def split(self: _Options, memory: str) -> list[_Options]:
-        """The options of each copy; copies share the GPUs and, by the option ``memory``, theirs."""
+        """The options of each copy; those on the same GPUs divide the share named ``memory``."""
         if self.copies == 1:
             return [self]
         gpus = self.gpus.split(",") if self.gpus else []
@@ -132,16 +129,10 @@ class GPUOptions:
 
     def library_arguments(self, model: str, **more: Any) -> dict[str, Any]:
         """Those that both libraries have by the same names, and ``more``; without what is None."""
-        arguments = {
-            "model": model,
-            "tokenizer": self.tokenizer or None,
-            "trust_remote_code": self.trust_remote_code,
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "pipeline_parallel_size": self.pipeline_parallel_size,
-            "dtype": self.dtype,
-            "load_format": self.load_format,
-            **more,
-        }
+        names = ["trust_remote_code", "dtype", "load_format"]
+        names += ["tensor_parallel_size", "pipeline_parallel_size"]
+        arguments = {"model": model, "tokenizer": self.tokenizer or None, **more}
+        arguments |= {name: getattr(self, name) for name in names}
         return {name: value for name, value in arguments.items() if value is not None}
 
     @property
@@ -197,15 +188,6 @@ def start(model_dir: Path, options: GPUOptions, memory: str, install: str) -> LL
         for copy in options.split(memory)
     ]
     return start_copies(makers)
-
-
-def read_model_config(model: str) -> dict[str, Any]:
-    """The ``config.json`` of a folder; an empty one for a name on the hub."""
-    file = Path(model) / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not isinstance(config, dict):
-        raise ConfigurationError(f"{file}: expected a JSON object, got {type(config).__name__}")
-    return config
 
 
 @contextlib.contextmanager

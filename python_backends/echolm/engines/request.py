@@ -55,14 +55,9 @@ def parse_request(request_id: str, inputs: Inputs) -> LLMRequest:
             "sampling_param_best_of", "1 (one sequence per request)", best_of, "leave it out"
         )
     logprobs = _flag(inputs, "return_cumulative_logprob")
+    sampling, streaming = _sampling(inputs), _flag(inputs, "streaming")
     return LLMRequest(
-        generation=GenerationRequest(
-            request_id=request_id,
-            prompt=prompt,
-            sampling=_sampling(inputs),
-            streaming=_flag(inputs, "streaming"),
-            logprobs=logprobs,
-        ),
+        generation=GenerationRequest(request_id, prompt, sampling, streaming, logprobs),
         echo=not _flag(inputs, "sampling_param_exclude_input_from_output"),
         return_finish_reason=_flag(inputs, "return_finish_reason"),
         return_stop_reason=_flag(inputs, "return_stop_reason"),

@@ -7,27 +7,21 @@ backend). Written for TensorRT-LLM 1.x.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from echolm.engines.base import FINISH_STOP, GenerationChunk, GenerationRequest, LLMEngine
-from echolm.engines.gpu import (
-    GPUOptions,
-    finish_reason,
-    loading,
-    read_model_config,
-    sampling_arguments,
-    start,
-)
+from echolm.engines.gpu import GPUOptions, finish_reason, loading, sampling_arguments, start
 from echolm.engines.options import at_least, read_options, wrong_option
 from echolm.engines.text import StopWords
-from echolm.engines.worker.asynchronous import Output
+from echolm.engines.worker.asynchronous import Outputs
 from echolm.errors import ConfigurationError, InvalidRequestError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.engine")
@@ -88,9 +82,7 @@ class TensorRTLLMBackend:
         self.tokenizer = llm.tokenizer
         self.context_length = context_length
 
-    async def generate(
-        self, request: GenerationRequest, prompt: list[int]
-    ) -> AsyncIterator[Output]:
+    async def generate(self, request: GenerationRequest, prompt: list[int]) -> Outputs:
         # The library matches stop words by tokens, and so misses those that begin or end inside
         # of a token; and it does not hold back text that may become a stop word.
         stop = StopWords(request.sampling.stop)
@@ -128,8 +120,7 @@ class TensorRTLLMBackend:
                 result.abort()
 
     async def abort(self, request_id: str) -> None:
-        result = self._results.get(request_id)
-        if result is not None:
+        if (result := self._results.get(request_id)) is not None:
             result.abort()
 
     def failure(self) -> str | None:
@@ -234,7 +225,7 @@ async def make_backend(model: str, options: Mapping[str, Any]) -> TensorRTLLMBac
     for name in filter(_MPI_JOB.match, list(os.environ)):
         del os.environ[name]
     checked = TensorRTLLMOptions(**options)
-    config = read_model_config(model)
+    config = _read_config(model)
     built = "build_config" in config
     context_length = checked.max_seq_len or _context_length(model, config)
     if built:
@@ -253,10 +244,18 @@ async def make_backend(model: str, options: Mapping[str, Any]) -> TensorRTLLMBac
         # In a thread, as the library's own Triton model does it.
         llm = await asyncio.get_running_loop().run_in_executor(None, load)
     except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
-        raise ConfigurationError(
-            f"engine tensorrt_llm: {model}: TensorRT-LLM refused it: {error}"
-        ) from error
+        message = f"engine tensorrt_llm: {model}: TensorRT-LLM refused it: {error}"
+        raise ConfigurationError(message) from error
     return TensorRTLLMBackend(llm, context_length)
+
+
+def _read_config(model: str) -> dict[str, Any]:
+    """The ``config.json`` of a folder; an empty one for a name on the hub."""
+    file = Path(model) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{file}: expected a JSON object, got {type(config).__name__}")
+    return config
 
 
 def _context_length(model: str, config: Mapping[str, Any]) -> int:

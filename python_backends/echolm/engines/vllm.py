@@ -6,22 +6,25 @@ Written for vLLM 0.20.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from echolm.engines.base import GenerationChunk, GenerationRequest, LLMEngine
 from echolm.engines.gpu import GPUOptions, finish_reason, loading, sampling_arguments, start
 from echolm.engines.options import at_least, read_options, wrong_option
-from echolm.engines.worker.asynchronous import Output
+from echolm.engines.worker.asynchronous import Outputs
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+
+_SIZES = ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens")
+"""Options with which 0 leaves it to vLLM."""
 
 
 @dataclass(frozen=True)
 class VLLMOptions(GPUOptions):
-    """Options of the engine, in addition to those of :class:`GPUOptions`; by vLLM's names.
+    """Options of the engine, in addition to those of :class:`GPUOptions`; all by vLLM's names.
 
     Attributes:
         max_model_len: most tokens of prompt and answer together; 0: what the model can.
@@ -53,8 +56,7 @@ class VLLMOptions(GPUOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens")
-        at_least(self.engine, self, 0, *sizes)
+        at_least(self.engine, self, 0, *_SIZES)
         at_least(self.engine, self, 1, "max_num_seqs")
         share = self.gpu_memory_utilization
         if not 0 < share <= 1:
@@ -71,17 +73,15 @@ class VLLMBackend:
         self.tokenizer = engine.get_tokenizer()
         self.context_length = int(engine.model_config.max_model_len)
 
-    async def generate(
-        self, request: GenerationRequest, prompt: list[int]
-    ) -> AsyncIterator[Output]:
+    async def generate(self, request: GenerationRequest, prompt: list[int]) -> Outputs:
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         num_tokens = 0
+        generate = self._engine.generate
         try:
             params = sampling_params(request)
-            outputs = self._engine.generate(tokens_input(prompt), params, request.request_id)
-            async for output in outputs:
+            async for output in generate(tokens_input(prompt), params, request.request_id):
                 answer = output.outputs[0]
                 num_tokens += len(answer.token_ids)
                 reason, stop = answer.finish_reason, answer.stop_reason
@@ -130,22 +130,13 @@ def sampling_params(request: GenerationRequest) -> Any:
 
 def engine_arguments(model: str, options: VLLMOptions) -> dict[str, Any]:
     """Arguments for ``AsyncEngineArgs``."""
-    return options.library_arguments(
-        model,
-        max_model_len=options.max_model_len or None,
-        gpu_memory_utilization=options.gpu_memory_utilization,
-        kv_cache_memory_bytes=options.kv_cache_memory_bytes or None,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens or None,
-        quantization=options.quantization or None,
-        kv_cache_dtype=options.kv_cache_dtype,
-        enable_prefix_caching=options.enable_prefix_caching,
-        enforce_eager=options.enforce_eager,
-        seed=options.seed,
-        # Their own endpoint would not be seen, and requests hold users' text.
-        disable_log_stats=True,
-        enable_log_requests=False,
-    )
+    shared = {field.name for field in fields(GPUOptions)}
+    own = {name: value for name, value in asdict(options).items() if name not in shared}
+    for name in (*_SIZES, "quantization"):
+        own[name] = own[name] or None
+    # Their own endpoint would not be seen, and requests hold users' text.
+    logs = {"disable_log_stats": True, "enable_log_requests": False}
+    return options.library_arguments(model, **own, **logs)
 
 
 async def make_backend(model: str, options: Mapping[str, Any]) -> VLLMBackend:

@@ -33,9 +33,8 @@ _ABORT_S = 2.0
 """An aborted request that has not ended by then is abandoned."""
 _WRITE_S = 5.0
 
-
-Output = tuple[GenerationChunk, "int | None"]
-"""What a library has generated for a request since its last output, and how many tokens of the
+Outputs = AsyncIterator[tuple[GenerationChunk, "int | None"]]
+"""What a library generates for a request, each time since the last, and how many tokens of the
 prompt were in the prefix cache; None if the library does not say, or not yet."""
 
 
@@ -53,7 +52,7 @@ class AsyncBackend(Protocol):
     context_length: int
     tokenizer: Any
 
-    def generate(self, request: GenerationRequest, prompt: list[int]) -> AsyncIterator[Output]:
+    def generate(self, request: GenerationRequest, prompt: list[int]) -> Outputs:
         """Generate one answer; unless the request is streaming, one output at the end will do.
 
         An exception fails this request only, while :meth:`failure` gives None.
@@ -100,10 +99,9 @@ class AsyncWorker:
 
     async def run(self) -> str | None:
         """Serve until the other side has closed; gives why the backend has failed, if it has."""
-        reader = threading.Thread(target=self._read, name="reader", daemon=True)
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
         writer = threading.Thread(target=self._write, name="writer", daemon=True)
-        for thread in (reader, writer):
-            thread.start()
+        writer.start()
         reason: str | None = None
         while reason is None and not self._ended.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
@@ -117,22 +115,17 @@ class AsyncWorker:
 
     def _read(self) -> None:
         """Runs in a thread: passes what comes to the loop."""
-        while True:
-            try:
-                batch = self._connection.recv()
-            except (EOFError, OSError):
-                break
-            self._loop.call_soon_threadsafe(self._take, batch)
         with contextlib.suppress(RuntimeError):  # the loop has ended already
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    self._loop.call_soon_threadsafe(self._take, self._connection.recv())
             self._loop.call_soon_threadsafe(self._ended.set)
 
     def _write(self) -> None:
         """Runs in a thread, since a slow reader must not stop the loop."""
-        while (message := self._outbox.get()) is not None:
-            try:
+        with contextlib.suppress(OSError):  # The reader's thread sees it too.
+            while (message := self._outbox.get()) is not None:
                 self._connection.send(message)
-            except OSError:  # The reader's thread sees it too.
-                return
 
     def _take(self, batch: list[GenerationRequest | str]) -> None:
         for item in batch:

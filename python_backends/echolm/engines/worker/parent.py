@@ -97,9 +97,7 @@ class WorkerEngine:
         self._callbacks: dict[str, OnChunk] = {}
         self._stats = EngineStats(ready=False, in_flight=0)
         self._closed = threading.Event()
-        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._process, self._connection = self._spawn()
-        self._writer = self._start_writer()
+        self._spawn()
         self._reader = threading.Thread(target=self._run, name=f"{name}-reader", daemon=True)
         self._reader.start()
 
@@ -146,7 +144,8 @@ class WorkerEngine:
             self._reader.join(_STOP_TIMEOUT_S)
         self._fail_all(UnavailableError(f"engine {self._name}: it was closed"))
 
-    def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection]:
+    def _spawn(self, restarts: int = 0) -> None:
+        """Start a worker, wait until its model is loaded, and start to write to it."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
@@ -163,11 +162,17 @@ class WorkerEngine:
             self._kill(process)
             raise
         self._children = _descendants(process.pid)
+        self._process, self._connection = process, connection
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._writer = threading.Thread(
+            target=_write, args=(self._outbox, connection), name=f"{self._name}-writer", daemon=True
+        )
+        self._writer.start()
         with self._lock:
-            self._stats = replace(
-                self._stats, ready=not self._closed.is_set(), prefix_hit_tokens=None
-            )
-        return process, connection
+            ready = not self._closed.is_set()
+            self._stats = EngineStats(ready, in_flight=0, restarts=restarts)
+            if not ready:
+                self._outbox.put(None)
 
     def _wait_ready(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
         deadline = time.monotonic() + self._start_timeout_s
@@ -203,14 +208,6 @@ class WorkerEngine:
         self._children = []
         return status
 
-    def _start_writer(self) -> threading.Thread:
-        arguments = (self._outbox, self._connection)
-        writer = threading.Thread(
-            target=_write, args=arguments, name=f"{self._name}-writer", daemon=True
-        )
-        writer.start()
-        return writer
-
     def _run(self) -> None:
         """Read until closed; start a new worker when one has failed."""
         started = time.monotonic()
@@ -232,8 +229,7 @@ class WorkerEngine:
             while quick <= _MAX_QUICK_RESTARTS and not self._closed.is_set():
                 started = time.monotonic()
                 try:
-                    self._outbox = queue.SimpleQueue()
-                    self._process, self._connection = self._spawn()
+                    self._spawn(self._stats.restarts + 1)
                     break
                 except Exception as error:
                     logger.error("engine %s: cannot start anew: %s", self._name, error)
@@ -242,11 +238,6 @@ class WorkerEngine:
             else:
                 logger.error("engine %s: no more restarts; reload the model", self._name)
                 return
-            with self._lock:
-                self._stats = replace(self._stats, restarts=self._stats.restarts + 1)
-            self._writer = self._start_writer()
-            if self._closed.is_set():
-                self._outbox.put(None)
             logger.warning("engine %s: started anew", self._name)
 
     def _read(self) -> str:
@@ -329,17 +320,15 @@ def _write(outbox: queue.SimpleQueue[Any], connection: Connection) -> None:
 
 def _descendants(pid: int) -> list[psutil.Process]:
     """The processes that a process has started, and theirs."""
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+    return []
 
 
 def _python() -> str:
     """The interpreter; inside Triton's stub, which embeds Python, the one that the stub follows."""
     if Path(sys.executable or "").name.startswith("python"):
         return sys.executable
-    python = shutil.which("python3")
-    if python is None:
+    if (python := shutil.which("python3")) is None:
         raise ConfigurationError("engine: expected python3 on PATH, got none")
     return python
