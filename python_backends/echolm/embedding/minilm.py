@@ -75,11 +75,8 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
     ``scripts/bench_embedder.py`` whose cosine to fp32 stays above 0.99 and recall@10 above
     0.98. ``embedder.json`` is written last, so that a reader never meets half a model.
 
-    Returns:
-        False if ``directory`` held exactly this already and was left alone.
-
-    Raises:
-        ConfigurationError: the weights are missing or are not the published ones.
+    Returns False if ``directory`` held exactly this already and was left alone. Raises
+    ConfigurationError if the weights are missing or are not the published ones.
     """
     checkpoint = checkpoint or Checkpoint.installed()
     checkpoint.check()

@@ -36,10 +36,6 @@ class BertShape:
     heads: int
     layer_norm_eps: float
 
-    @property
-    def head_size(self) -> int:
-        return self.hidden // self.heads
-
 
 class _Graph:
     """Collects nodes and constants; each method returns the name of the value that it added."""
@@ -113,20 +109,19 @@ class _Bert:
 
     def attention(self, x: str, bias: str, name: str) -> str:
         """Self-attention of [b, s, h]; ``bias`` [b, 1, 1, s] hides the padding."""
-        g, shape = self.graph, self.shape
+        g, heads = self.graph, self.shape.heads
+        head_size = self.shape.hidden // heads
         qkv = self.linear(x, f"{name}.query", f"{name}.key", f"{name}.value")
-        query, key, value = (
-            g.op("Reshape", part, g.ints(0, 0, shape.heads, shape.head_size))
-            for part in g.split(qkv, 3)
-        )
+        split = g.ints(0, 0, heads, head_size)
+        query, key, value = (g.op("Reshape", part, split) for part in g.split(qkv, 3))
         query = g.op("Transpose", query, perm=[0, 2, 1, 3])  # [b, heads, s, head]
         key = g.op("Transpose", key, perm=[0, 2, 3, 1])  # [b, heads, head, s]
         value = g.op("Transpose", value, perm=[0, 2, 1, 3])
-        scale = g.scalar(float(1 / np.sqrt(shape.head_size)))
+        scale = g.scalar(float(1 / np.sqrt(head_size)))
         scores = g.op("Add", g.op("Mul", g.op("MatMul", query, key), scale), bias)
         context = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
         context = g.op("Transpose", context, perm=[0, 2, 1, 3])
-        return g.op("Reshape", context, g.ints(0, 0, shape.hidden))
+        return g.op("Reshape", context, g.ints(0, 0, self.shape.hidden))
 
     def layer(self, x: str, bias: str, name: str) -> str:
         context = self.attention(x, bias, f"{name}.attention.self")

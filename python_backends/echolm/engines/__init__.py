@@ -22,11 +22,8 @@ def create_engine(
 ) -> LLMEngine:
     """Load the model of a directory and start its engine; returns when it is ready.
 
-    Options that are text are converted to their types.
-
-    Raises:
-        ConfigurationError: the engine is unknown or not installed, an option is wrong, or
-            model files are missing.
+    Options that are text are converted to their types. Raises ConfigurationError if the engine is
+    unknown or not installed, an option is wrong, or model files are missing.
     """
     if name not in ENGINES:
         expected = ", ".join(sorted(ENGINES))

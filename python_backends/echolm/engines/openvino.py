@@ -44,8 +44,7 @@ class OpenVINOOptions:
     """Options of the engine.
 
     Attributes:
-        context_length: most tokens of prompt and answer together; 0: the model's
-            ``max_position_embeddings`` in ``config.json``.
+        context_length: most tokens of prompt and answer together; 0: as ``config.json`` says.
         cache_size_gb: memory for the KV cache, shared by all requests and cached prefixes.
         num_kv_blocks: size of the KV cache in blocks of 32 tokens; 0: as ``cache_size_gb`` says.
             Set it for a small LLM: a gigabyte holds so many of its blocks that OpenVINO takes
@@ -181,18 +180,18 @@ class OpenVINOStepper:
     def step(self) -> list[Event]:
         self._pipeline.step()
         events: list[Event] = []
-        for request_id, active in self._active.items():
+        for request_id, active in list(self._active.items()):
             try:
                 event = self._look(active)
             except Exception as problem:
                 logger.exception("engine openvino: a request failed")
                 active.handle.cancel()
                 event = UnavailableError(f"engine openvino: {type(problem).__name__}")
-            if event is not None:
-                events.append((request_id, event))
-        for request_id, event in events:
+            if event is None:
+                continue
+            events.append((request_id, event))
             if isinstance(event, Exception) or event.is_last:
-                active = self._active.pop(request_id)
+                del self._active[request_id]
                 if self._prefixes is not None:
                     self._prefixes.answered(active.prompt_tokens + active.tokens)
         return events

@@ -133,14 +133,11 @@ class AsyncWorker:
                 active = self._active[item.request_id] = _Active(item)
                 active.task = self._loop.create_task(self._serve(active))
             elif (cancelled := self._active.get(item)) is not None:
-                self._cancel(cancelled)
-
-    def _cancel(self, active: _Active) -> None:
-        active.cancelled = True
-        if active.prompt_tokens:  # else it is not with the library yet
-            abort = self._loop.create_task(self._abort(active))
-            self._aborts.add(abort)
-            abort.add_done_callback(self._aborts.discard)
+                cancelled.cancelled = True
+                if cancelled.prompt_tokens:  # else it is not with the library yet
+                    abort = self._loop.create_task(self._abort(cancelled))
+                    self._aborts.add(abort)
+                    abort.add_done_callback(self._aborts.discard)
 
     async def _abort(self, active: _Active) -> None:
         try:
@@ -157,15 +154,16 @@ class AsyncWorker:
             active.prompt_tokens = len(prompt)
             last = active.cancelled
             if not last:
-                async for chunk, cached_tokens in self._backend.generate(request, prompt):
-                    self._report(active, chunk, cached_tokens)
+                async for chunk, cached in self._backend.generate(request, prompt):
+                    self._report(active, chunk, cached)
                     last = chunk.is_last
             if not last:
                 raise UnavailableError(f"engine {name}: ended without an answer")
             if active.cancelled and request.request_id in self._active:
-                self._report_cancelled(active)
+                raise asyncio.CancelledError
         except asyncio.CancelledError:
-            self._report_cancelled(active)
+            tokens = active.prompt_tokens, active.num_tokens
+            self._report(active, GenerationChunk("", FINISH_CANCELLED, *tokens))
         except EchoError as problem:
             self._end(active, problem)
         except Exception as problem:
@@ -180,18 +178,11 @@ class AsyncWorker:
         check_context_length(limit, max_tokens, len(ids))
         return ids
 
-    def _report_cancelled(self, active: _Active) -> None:
-        chunk = GenerationChunk("", FINISH_CANCELLED, active.prompt_tokens, active.num_tokens)
-        self._report(active, chunk)
-
-    def _report(
-        self, active: _Active, chunk: GenerationChunk, cached_tokens: int | None = None
-    ) -> None:
+    def _report(self, active: _Active, chunk: GenerationChunk, cached: int | None = None) -> None:
         active.num_tokens = chunk.num_output_tokens
-        if cached_tokens is not None:
-            new = cached_tokens - active.cached_tokens
-            active.cached_tokens = cached_tokens
-            self._prefix_hits = (self._prefix_hits or 0) + new
+        if cached is not None:
+            self._prefix_hits = (self._prefix_hits or 0) + cached - active.cached_tokens
+            active.cached_tokens = cached
         if not active.request.streaming:
             active.pieces.append(chunk.text)
             chunk = replace(chunk, text="".join(active.pieces) if chunk.is_last else "")

@@ -63,7 +63,7 @@ class WorkerEngine:
         name: str,
         mode: Mode,
         factory: str,
-        arguments: Mapping[str, Any],
+        arguments: dict[str, Any],
         start_timeout_s: float = 300.0,
         nice: int = 0,
         python: str = "",
@@ -85,9 +85,9 @@ class WorkerEngine:
         """
         self._name = name
         root = str(Path(echolm.__file__).parent.parent)
-        self._command = [python or _python(), "-c", _BOOTSTRAP, root, f"--mode={mode}"]
-        self._command += [f"--factory={factory}", f"--arguments={json.dumps(dict(arguments))}"]
-        self._command += [f"--nice={nice}"]
+        self._command = [python or _python(), "-c", _BOOTSTRAP, root, f"--nice={nice}"]
+        self._command += [f"--mode={mode}", f"--factory={factory}"]
+        self._command.append(f"--arguments={json.dumps(arguments)}")
         self._environment = {**os.environ, **(environment or {})}
         if (libraries := self._environment.pop(ENV_LIBRARY_PATH, None)) is not None:
             self._environment["LD_LIBRARY_PATH"] = libraries
@@ -302,20 +302,15 @@ def join_pieces(events: list[Event]) -> list[Event]:
 
 def _write(outbox: queue.SimpleQueue[Any], connection: Connection) -> None:
     """Send what is queued, as one message where several wait; None ends it."""
-    while True:
-        batch = [outbox.get()]
-        while not outbox.empty():
-            batch.append(outbox.get())
-        ended = None in batch
-        try:
+    batch: list[Any] = []
+    with contextlib.suppress(OSError):  # The reader sees it too and deals with it.
+        while None not in batch:
+            batch = [outbox.get()]
+            while not outbox.empty():
+                batch.append(outbox.get())
             connection.send([item for item in batch if item is not None])
-            if ended:
-                with socket.socket(fileno=os.dup(connection.fileno())) as half:
-                    half.shutdown(socket.SHUT_WR)
-        except OSError:
-            ended = True  # The reader sees it too and deals with it.
-        if ended:
-            return
+        with socket.socket(fileno=os.dup(connection.fileno())) as half:
+            half.shutdown(socket.SHUT_WR)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
