@@ -35,7 +35,6 @@ class OnnxEmbedder:
         """Load and try the model.
 
         Args:
-            model: the ONNX file.
             threads: for one call; 0: as many as the process has cores, at most 4.
             session: a loaded model in place of ``model``, for tests.
 
@@ -83,8 +82,6 @@ class OnnxEmbedder:
     def check(self, input_ids: Ids, attention_mask: Ids) -> Ids:
         """The length of each row up to its last token; InvalidRequestError as :meth:`embed`."""
         for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask)):
-            if not isinstance(tensor, np.ndarray):
-                raise InvalidRequestError.of(name, "INT64 [n, seq]", type(tensor).__name__)
             if tensor.dtype != np.int64 or tensor.ndim != 2:
                 got = f"{tensor.dtype} {list(tensor.shape)}"
                 raise InvalidRequestError.of(name, "INT64 [n, seq]", got)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +93,7 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
     contents = {
         MODEL_FILE: _graph(checkpoint, config),
         TOKENIZER_FILE: checkpoint.tokenizer.read_bytes(),
-        SPEC_FILE: spec.to_json().encode(),
+        SPEC_FILE: f"{json.dumps(asdict(spec), indent=2)}\n".encode(),
     }
     stale = [name for name, content in contents.items() if not _holds(directory / name, content)]
     if not stale:

@@ -28,15 +28,12 @@ both runtimes."""
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "embedding"
-
 _SHAPE_STEP = 8
 """OpenVINO prepares itself anew, for milliseconds, at the first call of each shape; padding to
 a multiple of this many tokens keeps the shapes few."""
-
 _INT8_GROUP = 64
 """Inputs of a product that share a scale, in weights and activations: with 32 it is slower, with
 128 recall@10 falls under 0.98."""
-
 _INT8_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Flags of ``/proc/cpuinfo``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -60,9 +60,6 @@ class EmbedderSpec:
         if not good:
             got = getattr(self, key)
             raise ConfigurationError(f"embedder: {key}: expected {expected}, got {got!r}")
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def read(cls, directory: Path) -> EmbedderSpec:

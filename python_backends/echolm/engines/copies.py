@@ -105,7 +105,7 @@ class EngineCopies:
         with self._lock:
             check_request_id(request_id, self._owners)
             untried = [k for k in range(len(self._copies)) if k not in tried]
-            k = min(untried, key=lambda k: self._in_flight[k])
+            k = min(untried, key=self._in_flight.__getitem__)
             self._owners[request_id] = k
             self._in_flight[k] += 1
             return k

@@ -212,7 +212,6 @@ def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
         "max_tokens": sampling.max_tokens,
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
-        "stop": list(sampling.stop) or None,
         # Of 64 bits, both take those that a signed number holds.
         "seed": None if sampling.seed is None else sampling.seed & (2**63 - 1),
     }

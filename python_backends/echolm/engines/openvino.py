@@ -148,10 +148,9 @@ class OpenVINOStepper:
 
     def add(self, request: GenerationRequest) -> None:
         sampling = request.sampling
-        limit = self._context_length
-        check_context_length(limit, sampling.max_tokens)  # Don't tokenize for nothing.
+        check_context_length(self._context_length, sampling.max_tokens)  # before the tokenizer runs
         ids = self._tokenizer.encode(request.prompt).input_ids
-        check_context_length(limit, sampling.max_tokens, ids.shape[1])
+        check_context_length(self._context_length, sampling.max_tokens, ids.shape[1])
         try:
             config = generation_config(request)
             handle = self._pipeline.add_request(next(self._numbers), ids, config)
@@ -160,8 +159,7 @@ class OpenVINOStepper:
         prompt_tokens = ids.data.reshape(-1).tolist()
         if self._prefixes is not None:
             self._prefixes.prompt(prompt_tokens)
-        follow = request.streaming or sampling.stop
-        decoder = IncrementalDecoder(self._decode) if follow else None
+        decoder = IncrementalDecoder(self._decode) if request.streaming or sampling.stop else None
         stop = StopWords(sampling.stop)
         self._active[request.request_id] = _Active(request, handle, prompt_tokens, decoder, stop)
 
@@ -202,8 +200,7 @@ class OpenVINOStepper:
 
     def _look(self, active: _Active) -> GenerationChunk | Exception | None:
         """What is new about a request after a step; None if nothing is."""
-        handle = active.handle
-        status = handle.get_status()
+        status = active.handle.get_status()
         if active.decoder is None and status == self._running:
             return None
         if status == self._ignored:
@@ -218,7 +215,7 @@ class OpenVINOStepper:
         reason: str | None = None
         if active.stop.matched is not None:
             if not ended:
-                handle.stop()
+                active.handle.stop()
             reason = FINISH_STOP
         elif ended:
             text += active.stop.flush()
@@ -308,8 +305,7 @@ def _decoder(model_dir: Path, tokenizer: Any) -> Callable[[Sequence[int]], str]:
     if path.is_file():
         from tokenizers import Tokenizer
 
-        fast = Tokenizer.from_file(str(path))
-        return lambda ids: str(fast.decode(list(ids), skip_special_tokens=True))
+        tokenizer = Tokenizer.from_file(str(path))
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
 
 

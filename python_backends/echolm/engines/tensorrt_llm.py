@@ -1,7 +1,7 @@
-"""The engine over TensorRT-LLM: ``tensorrt_llm.LLM``, with in-flight batching and block reuse.
+"""The engine over TensorRT-LLM 1.x: its ``LLM``, with in-flight batching and block reuse.
 
 Takes a Hugging Face checkpoint (PyTorch backend) or an engine that ``trtllm-build`` made (TensorRT
-backend). Written for TensorRT-LLM 1.x.
+backend).
 """
 
 from __future__ import annotations
@@ -138,7 +138,6 @@ def sampling_params(request: GenerationRequest) -> Any:
 
     sampling = request.sampling
     arguments = sampling_arguments(sampling)
-    del arguments["stop"]
     if sampling.temperature == 0:
         arguments["top_k"] = 1  # greedy in both backends; one of them refuses a temperature of 0
     else:
@@ -167,9 +166,7 @@ def llm_arguments(
 ) -> dict[str, Any]:
     """Arguments for ``LLM``; the KV cache's configuration is a dictionary in them.
 
-    Args:
-        built: whether the model is an engine that was built.
-        cache_bytes: as :func:`cache_bytes` gives it.
+    ``built`` says whether the model is an engine that was built.
     """
     cache: dict[str, Any] = {"enable_block_reuse": options.enable_block_reuse}
     if cache_bytes:
@@ -216,8 +213,10 @@ def gpu_memory(gpus: str) -> int:
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         return min(int(line) for line in run.stdout.split()) << 20
     except (OSError, ValueError) as error:
-        expected = f"nvidia-smi to tell the memory of the GPUs {gpus or '(all)'}"
-        raise _wrong_share(expected, error) from error
+        raise ConfigurationError(
+            "engine tensorrt_llm: option gpu_memory_share: expected nvidia-smi to tell the memory "
+            f"of the GPUs {gpus or '(all)'}, got: {error}"
+        ) from error
 
 
 async def make_backend(model: str, options: Mapping[str, Any]) -> TensorRTLLMBackend:

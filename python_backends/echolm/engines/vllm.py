@@ -1,7 +1,4 @@
-"""The engine over vLLM: ``AsyncLLM``, with continuous batching and prefix caching.
-
-Written for vLLM 0.20.
-"""
+"""The engine over vLLM 0.20: ``AsyncLLM``, with continuous batching and prefix caching."""
 
 from __future__ import annotations
 
@@ -120,6 +117,7 @@ def sampling_params(request: GenerationRequest) -> Any:
     sampling = request.sampling
     return SamplingParams(
         **sampling_arguments(sampling),
+        stop=list(sampling.stop) or None,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,

@@ -127,12 +127,11 @@ class WorkerEngine:
 
     def close(self) -> None:
         with self._lock:
-            first = not self._closed.is_set()
+            if self._closed.is_set():
+                return
             self._closed.set()
             self._stats = replace(self._stats, ready=False)
             self._outbox.put(None)
-        if not first:
-            return
         # The worker ends when its socket does, after the step that it is in.
         self._writer.join(_STOP_TIMEOUT_S)
         try:

@@ -42,8 +42,8 @@ def run(
     ready()
     try:
         _serve(connection, stepper)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # The other side has closed.
     except Exception as error:
         logger.exception("engine: a step failed")
         return f"a step failed: {type(error).__name__}: {error}"
@@ -51,16 +51,12 @@ def run(
 
 
 def _serve(connection: Connection, stepper: Stepper) -> None:
-    """Take what has come, step, send what is new; until the other side has closed."""
+    """Take what has come, step, send what is new; an EOFError or OSError ends it."""
     while True:
         events: list[Event] = []
         # Sleep in poll() while there is nothing to do: a message wakes it at once.
         while connection.poll(0 if stepper.busy or events else None):
-            try:
-                batch = connection.recv()
-            except EOFError:
-                return
-            for item in batch:
+            for item in connection.recv():
                 if isinstance(item, GenerationRequest):
                     try:
                         stepper.add(item)
