@@ -6,11 +6,6 @@ imported here; they need ``onnx`` and ``safetensors``, which a running model doe
 
 from echolm.embedding.embedder import OnnxEmbedder
 from echolm.embedding.spec import EmbedderSpec
-from echolm.embedding.tokenizer import TextTokenizer, TokenBatch
+from echolm.embedding.tokenizer import TextTokenizer
 
-__all__ = [
-    "EmbedderSpec",
-    "OnnxEmbedder",
-    "TextTokenizer",
-    "TokenBatch",
-]
+__all__ = ["EmbedderSpec", "OnnxEmbedder", "TextTokenizer"]

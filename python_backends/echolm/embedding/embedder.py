@@ -8,14 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from echolm.embedding.runtimes import (
-    CPU_CALL_TOKENS,
-    Ids,
-    Session,
-    Vectors,
-    default_threads,
-    open_session,
-)
+from echolm.embedding.runtimes import Ids, Session, Vectors, default_threads, open_session
 from echolm.embedding.spec import MODEL_FILE, EmbedderSpec
 from echolm.errors import ConfigurationError, InvalidRequestError
 
@@ -29,6 +22,11 @@ class OnnxEmbedder:
 
     May be called from several threads. Rows of similar length run together, so that a
     long text in the batch does not make the short ones pay for its padding.
+
+    Attributes:
+        name: identity of the model; vectors of different names must not be mixed.
+        dimension: length D of a vector.
+        precision: of the matrix products on this CPU: ``fp32``, ``bf16`` or ``int8``.
     """
 
     def __init__(
@@ -37,8 +35,6 @@ class OnnxEmbedder:
         """Load and try the model.
 
         Args:
-            model: the ONNX file.
-            spec: its name, dimension, token limit and runtime.
             threads: for one call; 0: as many as the process has cores, at most 4.
             session: a loaded model in place of ``model``, for tests.
 
@@ -47,36 +43,18 @@ class OnnxEmbedder:
                 give unit vectors of ``spec.dimension``.
         """
         if threads < 0:
-            raise ConfigurationError(
-                f"embedder: threads: expected 0 (automatic) or more, got {threads}"
-            )
+            message = f"embedder: threads: expected 0 (automatic) or more, got {threads}"
+            raise ConfigurationError(message)
         self.spec = spec
         self._session = session or open_session(model, spec, threads or default_threads())
+        self.name, self.dimension = spec.name, spec.dimension
+        self.precision = self._session.precision
         self._probe(model)
 
     @classmethod
     def load(cls, directory: Path, *, threads: int = 0) -> OnnxEmbedder:
-        """The model of a directory that ``scripts/build_embedder.py`` wrote.
-
-        Raises:
-            ConfigurationError: as the constructor, or ``embedder.json`` is wrong.
-        """
+        """The model of a directory that ``scripts/build_embedder.py`` wrote; errors as above."""
         return cls(directory / MODEL_FILE, EmbedderSpec.read(directory), threads=threads)
-
-    @property
-    def name(self) -> str:
-        """Identity of the model; vectors of different names must not be mixed."""
-        return self.spec.name
-
-    @property
-    def dimension(self) -> int:
-        """Length D of a vector."""
-        return self.spec.dimension
-
-    @property
-    def precision(self) -> str:
-        """Of the matrix products on this CPU: ``fp32`` or ``bf16``."""
-        return self._session.precision
 
     def embed(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
         """Embed n ≥ 1 texts.
@@ -101,40 +79,32 @@ class OnnxEmbedder:
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def check(self, input_ids: Ids, attention_mask: Ids) -> npt.NDArray[np.int64]:
+    def check(self, input_ids: Ids, attention_mask: Ids) -> Ids:
         """The length of each row up to its last token; InvalidRequestError as :meth:`embed`."""
         for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask)):
-            if not isinstance(tensor, np.ndarray) or tensor.dtype != np.int64 or tensor.ndim != 2:
-                got = (
-                    f"{tensor.dtype} {list(tensor.shape)}"
-                    if isinstance(tensor, np.ndarray)
-                    else type(tensor).__name__
-                )
+            if tensor.dtype != np.int64 or tensor.ndim != 2:
+                got = f"{tensor.dtype} {list(tensor.shape)}"
                 raise InvalidRequestError.of(name, "INT64 [n, seq]", got)
         if input_ids.shape != attention_mask.shape:
             expected = f"the shape of input_ids, {list(input_ids.shape)}"
             raise InvalidRequestError.of("attention_mask", expected, list(attention_mask.shape))
         if input_ids.size == 0:
-            raise InvalidRequestError.of(
-                "input_ids", "at least one row and one token", list(input_ids.shape)
-            )
+            expected = "at least one row and one token"
+            raise InvalidRequestError.of("input_ids", expected, list(input_ids.shape))
         present = attention_mask == 1
         if not (present | (attention_mask == 0)).all() or not present.any(axis=1).all():
-            raise InvalidRequestError.of(
-                "attention_mask", "0 and 1, with a 1 in each row", "something else"
-            )
+            expected = "0 and 1, with a 1 in each row"
+            raise InvalidRequestError.of("attention_mask", expected, "something else")
         after = np.argmax(present[:, ::-1], axis=1)  # padding behind the last token
-        lengths: npt.NDArray[np.int64] = (attention_mask.shape[1] - after).astype(np.int64)
-        if lengths.max() > self.spec.max_tokens:
-            raise InvalidRequestError.of(
-                "input_ids", f"at most {self.spec.max_tokens} tokens", int(lengths.max())
-            )
+        lengths: Ids = (attention_mask.shape[1] - after).astype(np.int64)
+        if (longest := int(lengths.max())) > self.spec.max_tokens:
+            expected = f"at most {self.spec.max_tokens} tokens"
+            raise InvalidRequestError.of("input_ids", expected, longest)
         limit = self.spec.vocabulary
         if input_ids.min() < 0 or (limit is not None and input_ids.max() >= limit):
+            expected = f"ids from 0 to below {limit or 'the vocabulary size'}"
             got = f"{input_ids.min()} to {input_ids.max()}"
-            raise InvalidRequestError.of(
-                "input_ids", f"ids from 0 to below {limit or 'the vocabulary size'}", got
-            )
+            raise InvalidRequestError.of("input_ids", expected, got)
         return lengths
 
     def _probe(self, model: Path) -> None:
@@ -142,9 +112,8 @@ class OnnxEmbedder:
         try:
             vectors = self._session.run(ids, np.ones_like(ids))
         except Exception as error:  # whatever the runtime raises means the same here
-            raise ConfigurationError(
-                f"embedder: {model} fails on two rows of four tokens: {error}"
-            ) from error
+            message = f"embedder: {model} fails on two rows of four tokens: {error}"
+            raise ConfigurationError(message) from error
         if vectors.shape != (2, self.dimension):
             raise ConfigurationError(
                 f"embedder: {model}: expected {self.dimension} dimensions, as embedder.json or the "
@@ -158,13 +127,10 @@ class OnnxEmbedder:
             )
 
 
-def length_groups(
-    lengths: npt.NDArray[np.int64], call_tokens: int = CPU_CALL_TOKENS
-) -> Iterator[npt.NDArray[np.intp]]:
-    """Split a batch where the padding saved is worth another call.
+def length_groups(lengths: Ids, call_tokens: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Split a batch of rows with these lengths where the padding saved is worth another call.
 
     Args:
-        lengths: tokens of each row.
         call_tokens: what a call costs by itself, in tokens.
 
     Yields:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, EmbedderSpec, Runtime
 from echolm.errors import ConfigurationError
@@ -42,34 +41,27 @@ class Checkpoint:
 
     @classmethod
     def installed(cls) -> Checkpoint:
-        """The files of the installed package.
-
-        Raises:
-            ConfigurationError: the package is not installed or lacks a file.
-        """
+        """The installed package's; ConfigurationError if it is not there or lacks a file."""
         try:
             files = metadata.files(DISTRIBUTION) or []
         except metadata.PackageNotFoundError:
-            raise ConfigurationError(
-                f"embedder: the package {DISTRIBUTION} is not installed; {_INSTALL}"
-            ) from None
-        located = {
-            file.name: Path(str(file.locate())) for file in files if file.parent.name == "model"
-        }
+            message = f"embedder: the package {DISTRIBUTION} is not installed; {_INSTALL}"
+            raise ConfigurationError(message) from None
+        files = [file for file in files if file.parent.name == "model"]
+        located = {file.name: Path(str(file.locate())) for file in files}
         names = ("model.safetensors", "config.json", "tokenizer.json")
         missing = [name for name in names if name not in located or not located[name].is_file()]
         if missing:
-            raise ConfigurationError(
-                f"embedder: the package {DISTRIBUTION} lacks {missing}; re{_INSTALL}"
-            )
+            message = f"embedder: the package {DISTRIBUTION} lacks {missing}; re{_INSTALL}"
+            raise ConfigurationError(message)
         return cls(*(located[name] for name in names))
 
-    def check(self, sha256: str = SHA256) -> None:
+    def check(self) -> None:
         """Raises ConfigurationError if the weights are not the published ones."""
         actual = hashlib.sha256(self.weights.read_bytes()).hexdigest()
-        if actual != sha256:
+        if actual != SHA256:
             raise ConfigurationError(
-                f"embedder: {self.weights} has sha256 {actual}, expected {sha256}: "
+                f"embedder: {self.weights} has sha256 {actual}, expected {SHA256}: "
                 f"the file is damaged or another model; re{_INSTALL} --force-reinstall"
             )
 
@@ -81,14 +73,10 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
     reference within 1e-5; ``cuda`` does so on a GPU. ``fast`` runs it in OpenVINO with the
     products that suit the CPU (``EmbedderSpec.precision``): the fastest of the forms in
     ``scripts/bench_embedder.py`` whose cosine to fp32 stays above 0.99 and recall@10 above
-    0.98. Files are written beside their place and renamed, ``embedder.json`` last: a reader
-    never meets half a model.
+    0.98. ``embedder.json`` is written last, so that a reader never meets half a model.
 
-    Returns:
-        False if ``directory`` held exactly this already and was left alone.
-
-    Raises:
-        ConfigurationError: the weights are missing or are not the published ones.
+    Returns False if ``directory`` held exactly this already and was left alone. Raises
+    ConfigurationError if the weights are missing or are not the published ones.
     """
     checkpoint = checkpoint or Checkpoint.installed()
     checkpoint.check()
@@ -105,33 +93,28 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
     contents = {
         MODEL_FILE: _graph(checkpoint, config),
         TOKENIZER_FILE: checkpoint.tokenizer.read_bytes(),
-        SPEC_FILE: spec.to_json().encode(),
+        SPEC_FILE: f"{json.dumps(asdict(spec), indent=2)}\n".encode(),
     }
     stale = [name for name, content in contents.items() if not _holds(directory / name, content)]
     if not stale:
         return False
     directory.mkdir(parents=True, exist_ok=True)
     (directory / SPEC_FILE).unlink(missing_ok=True)
-    for name in [*(name for name in stale if name != SPEC_FILE), SPEC_FILE]:
+    for name in dict.fromkeys([*stale, SPEC_FILE]):  # SPEC_FILE is the last in either case.
         _replace(directory / name, contents[name])
     return True
 
 
-def _graph(checkpoint: Checkpoint, config: dict[str, int | float]) -> bytes:
+def _graph(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bytes:
     # Build-time only: a server that loads a built model needs neither library.
     from safetensors.numpy import load_file
 
     from echolm.embedding.onnx_graph import BertShape, sentence_encoder
 
-    shape = BertShape(
-        layers=int(config["num_hidden_layers"]),
-        hidden=int(config["hidden_size"]),
-        heads=int(config["num_attention_heads"]),
-        layer_norm_eps=float(config["layer_norm_eps"]),
-    )
-    return sentence_encoder(load_file(checkpoint.weights), shape).SerializeToString(
-        deterministic=True
-    )
+    keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "layer_norm_eps")
+    shape = BertShape(*(config[key] for key in keys))
+    model = sentence_encoder(load_file(checkpoint.weights), shape)
+    return model.SerializeToString(deterministic=True)
 
 
 def _holds(path: Path, content: bytes) -> bool:
@@ -140,12 +123,10 @@ def _holds(path: Path, content: bytes) -> bool:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all, readable by all as any built file."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.write_bytes(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,12 +1,11 @@
 """Writes a BERT sentence encoder as an ONNX graph, without torch.
 
-The graph takes ``input_ids`` and ``attention_mask`` (INT64 ``[batch, seq]``, both axes
-dynamic) and gives ``embedding`` (FP32 ``[batch, hidden]``): the encoder, the mean of the
-token vectors under the mask, and L2 normalisation. Token types are zero.
+The graph takes ``input_ids`` and ``attention_mask`` (INT64 ``[batch, seq]``, both axes dynamic)
+and gives ``embedding`` (FP32 ``[batch, hidden]``): the encoder, the mean of the token vectors
+under the mask, and L2 normalisation. Token types are zero.
 
-Only standard operators of opset 17: ONNX Runtime (alone and as Triton's backend, CPU
-and GPU) and OpenVINO take the file, and each fuses it in its own way. Writing ONNX
-Runtime's fused operators here by hand was slower on a CPU.
+All operators are standard ones of opset 17, which ONNX Runtime (alone and in Triton, CPU and GPU)
+and OpenVINO fuse in their own ways. Its fused operators, written by hand, were slower on a CPU.
 """
 
 from __future__ import annotations
@@ -30,16 +29,12 @@ _MASKED = -10000.0
 
 @dataclass(frozen=True)
 class BertShape:
-    """Shape of a BERT encoder, as in the checkpoint's ``config.json``."""
+    """As in the checkpoint's ``config.json``."""
 
     layers: int
     hidden: int
     heads: int
     layer_norm_eps: float
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden // self.heads
 
 
 class _Graph:
@@ -57,8 +52,7 @@ class _Graph:
         return name
 
     def ints(self, *values: int) -> str:
-        name = "ints_" + "_".join(map(str, values))
-        return self.constant(name, np.asarray(values, np.int64))
+        return self.constant("_".join(map(str, ("ints", *values))), np.asarray(values, np.int64))
 
     def scalar(self, value: float) -> str:
         return self.constant(f"scalar_{value!r}", np.asarray(value, np.float32))
@@ -115,20 +109,19 @@ class _Bert:
 
     def attention(self, x: str, bias: str, name: str) -> str:
         """Self-attention of [b, s, h]; ``bias`` [b, 1, 1, s] hides the padding."""
-        g, shape = self.graph, self.shape
+        g, heads = self.graph, self.shape.heads
+        head_size = self.shape.hidden // heads
         qkv = self.linear(x, f"{name}.query", f"{name}.key", f"{name}.value")
-        query, key, value = (
-            g.op("Reshape", part, g.ints(0, 0, shape.heads, shape.head_size))
-            for part in g.split(qkv, 3)
-        )
+        split = g.ints(0, 0, heads, head_size)
+        query, key, value = (g.op("Reshape", part, split) for part in g.split(qkv, 3))
         query = g.op("Transpose", query, perm=[0, 2, 1, 3])  # [b, heads, s, head]
         key = g.op("Transpose", key, perm=[0, 2, 3, 1])  # [b, heads, head, s]
         value = g.op("Transpose", value, perm=[0, 2, 1, 3])
-        scale = g.scalar(float(1 / np.sqrt(shape.head_size)))
+        scale = g.scalar(float(1 / np.sqrt(head_size)))
         scores = g.op("Add", g.op("Mul", g.op("MatMul", query, key), scale), bias)
         context = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
         context = g.op("Transpose", context, perm=[0, 2, 1, 3])
-        return g.op("Reshape", context, g.ints(0, 0, shape.hidden))
+        return g.op("Reshape", context, g.ints(0, 0, self.shape.hidden))
 
     def layer(self, x: str, bias: str, name: str) -> str:
         context = self.attention(x, bias, f"{name}.attention.self")
@@ -139,18 +132,11 @@ class _Bert:
 
 
 def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
-    """Build the graph.
+    """Build the graph, a checked model. A row whose mask is all zero gives a zero vector.
 
     Args:
         weights: FP32 arrays under the names of Hugging Face's ``BertModel``; matrices
-            are ``[outputs, inputs]``.
-        shape: must fit ``weights``.
-
-    Returns:
-        A checked model. A row whose mask is all zero gives a zero vector.
-
-    Raises:
-        KeyError: ``weights`` lacks a tensor that ``shape`` asks for.
+            are ``[outputs, inputs]``. KeyError if a tensor that ``shape`` asks for is not there.
     """
     g = _Graph()
     bert = _Bert(g, weights, shape)
@@ -162,30 +148,23 @@ def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
     for index in range(shape.layers):
         x = bert.layer(x, bias, f"encoder.layer.{index}")
 
-    total = g.op(
-        "ReduceSum", g.op("Mul", x, g.op("Unsqueeze", mask, g.ints(2))), g.ints(1), keepdims=0
-    )
+    kept = g.op("Mul", x, g.op("Unsqueeze", mask, g.ints(2)))
+    total = g.op("ReduceSum", kept, g.ints(1), keepdims=0)
     count = g.op("Max", g.op("ReduceSum", mask, g.ints(1), keepdims=1), g.scalar(1e-9))
     mean = g.op("Div", total, count)  # [b, h]
     length = g.op("Max", g.op("ReduceL2", mean, axes=[1], keepdims=1), g.scalar(1e-12))
     g.nodes.append(helper.make_node("Div", [mean, length], ["embedding"], name="normalise"))
 
-    int64, axes = TensorProto.INT64, ["batch", "seq"]
-    graph = helper.make_graph(
-        g.nodes,
-        "sentence_encoder",
-        [
-            helper.make_tensor_value_info(name, int64, axes)
-            for name in ("input_ids", "attention_mask")
-        ],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", shape.hidden])],
-        list(g.constants.values()),
-    )
+    info = helper.make_tensor_value_info
+    inputs = [
+        info(name, TensorProto.INT64, ["batch", "seq"]) for name in ("input_ids", "attention_mask")
+    ]
+    outputs = [info("embedding", TensorProto.FLOAT, ["batch", shape.hidden])]
+    constants = list(g.constants.values())
+    graph = helper.make_graph(g.nodes, "sentence_encoder", inputs, outputs, constants)
+    opsets = [helper.make_opsetid("", _OPSET)]
     model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_IR_VERSION,
-        producer_name="echolm",
+        graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="echolm"
     )
     onnx.checker.check_model(model)
     return model

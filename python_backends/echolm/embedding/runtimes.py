@@ -1,7 +1,6 @@
 """The libraries that run ``model.onnx``, behind one narrow interface.
 
-Each is imported when it is asked for: a GPU server needs neither here, since Triton's
-own backend runs the file.
+Each is imported when it is asked for: where Triton's own backend runs the file, none is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from echolm.embedding.spec import EmbedderSpec
+from echolm.embedding.spec import EmbedderSpec, check_built
 from echolm.errors import ConfigurationError
 
 Ids = npt.NDArray[np.int64]
@@ -23,22 +22,18 @@ Vectors = npt.NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
 
-CPU_CALL_TOKENS = 32
-"""What one more call of the model costs on a CPU, in tokens: 8 to 64 were tried, and from 32 on
-mixed batches of 32 took least CPU time in both runtimes."""
+_CPU_CALL_TOKENS = 32
+"""Of 8 to 64 tokens, 32 was the least with which mixed batches of 32 texts took least CPU time, in
+both runtimes."""
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "embedding"
-
 _SHAPE_STEP = 8
 """OpenVINO prepares itself anew, for milliseconds, at the first call of each shape; padding to
 a multiple of this many tokens keeps the shapes few."""
-
 _INT8_GROUP = 64
 """Inputs of a product that share a scale, in weights and activations: with 32 it is slower, with
 128 recall@10 falls under 0.98."""
-
-
 _INT8_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Flags of ``/proc/cpuinfo``."""
 
@@ -48,13 +43,11 @@ class Session(Protocol):
 
     Attributes:
         call_tokens: what one more call costs, in tokens that a batch could have padded instead.
+        precision: of the matrix products, as they really are: ``fp32``, ``bf16`` or ``int8``.
     """
 
     call_tokens: int
-
-    @property
-    def precision(self) -> str:
-        """Of the matrix products, as they really are: ``fp32``, ``bf16`` or ``int8``."""
+    precision: str
 
     def run(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
         """``[n, seq]`` twice to ``[n, D]``."""
@@ -63,15 +56,10 @@ class Session(Protocol):
 def open_session(model: Path, spec: EmbedderSpec, threads: int) -> Session:
     """Load ``model`` with ``spec.runtime``.
 
-    Raises:
-        ConfigurationError: the file or the library is missing, or the model's tensors
-            are not ``input_ids``, ``attention_mask`` and ``embedding``.
+    Raises ConfigurationError if the file or the library is missing, or the model's tensors are
+    not ``input_ids``, ``attention_mask`` and ``embedding``.
     """
-    if not model.is_file():
-        raise ConfigurationError(
-            f"embedder: {model} is missing; build it with scripts/build_embedder.py "
-            f"--output {model.parent}"
-        )
+    check_built(model)
     try:
         if spec.runtime == "openvino":
             return OpenVinoSession(model, spec.precision, threads)
@@ -89,7 +77,7 @@ class OnnxRuntimeSession:
     """ONNX Runtime on the CPU, FP32."""
 
     precision = "fp32"
-    call_tokens = CPU_CALL_TOKENS
+    call_tokens = _CPU_CALL_TOKENS
 
     def __init__(self, model: Path, threads: int) -> None:
         import onnxruntime
@@ -117,13 +105,12 @@ class CudaSession(OnnxRuntimeSession):
 
         name = "CUDAExecutionProvider"
         available = onnxruntime.get_available_providers()
-        if name in available and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA and cuDNN of the nvidia-… wheels, if there are any
-        # TF32 would move the vectors away from those that a CPU computes.
-        cuda = (name, {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
         if name in available:
-            options = onnxruntime.SessionOptions()
-            self._session = _load(onnxruntime, model, options, [cuda])
+            if hasattr(onnxruntime, "preload_dlls"):
+                onnxruntime.preload_dlls()  # CUDA and cuDNN of the nvidia-… wheels, if any
+            # TF32 would move the vectors away from those that a CPU computes.
+            cuda = (name, {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
+            self._session = _load(onnxruntime, model, onnxruntime.SessionOptions(), [cuda])
             available = self._session.get_providers()
         # Without its libraries or a GPU, ONNX Runtime takes the CPU and only logs it.
         if name not in available:
@@ -141,16 +128,15 @@ def _load(onnxruntime: Any, model: Path, options: Any, providers: list[Any]) -> 
         session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # the library's exceptions have no public base
         raise ConfigurationError(f"embedder: ONNX Runtime cannot load {model}: {error}") from error
-    _check_names(
-        model, [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
-    )
+    inputs = {tensor.name for tensor in session.get_inputs()}
+    _check_names(model, inputs, {tensor.name for tensor in session.get_outputs()})
     return session
 
 
 class OpenVinoSession:
     """OpenVINO on the CPU; BF16 or INT8 products where the CPU has instructions for them."""
 
-    call_tokens = CPU_CALL_TOKENS
+    call_tokens = _CPU_CALL_TOKENS
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
         import openvino
@@ -166,21 +152,20 @@ class OpenVinoSession:
             # With AMX, BF16 takes about half of INT8's time, which rounds activations first.
             precision = "bf16" if "amx_bf16" in cpu_flags() else "int8"
         self.precision = precision if capable[precision] else "fp32"
-        try:
+        self._lock = threading.Lock()
+        if self.precision != "fp32":
             try:
                 self._request = _compile(core, model, self.precision, threads)
+                return
             except RuntimeError as error:
-                if self.precision == "fp32":
-                    raise
                 # A capable CPU whose instruction set was limited by the environment.
-                _log.warning(
-                    "embedder: %s does not work on this CPU, using fp32: %s", self.precision, error
-                )
+                message = "embedder: %s does not work on this CPU, using fp32: %s"
+                _log.warning(message, self.precision, error)
                 self.precision = "fp32"
-                self._request = _compile(core, model, self.precision, threads)
+        try:
+            self._request = _compile(core, model, "fp32", threads)
         except RuntimeError as error:
             raise ConfigurationError(f"embedder: OpenVINO cannot load {model}: {error}") from error
-        self._lock = threading.Lock()
 
     def run(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
         missing = -input_ids.shape[1] % _SHAPE_STEP
@@ -216,13 +201,11 @@ def _compile(core: Any, model: Path, precision: str, threads: int) -> Any:
         _compress_weights(network)
         options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _INT8_GROUP
     compiled = core.compile_model(network, "CPU", options)
-    _check_names(
-        model, [i.any_name for i in compiled.inputs], [o.any_name for o in compiled.outputs]
-    )
+    inputs = {tensor.any_name for tensor in compiled.inputs}
+    _check_names(model, inputs, {tensor.any_name for tensor in compiled.outputs})
     request = compiled.create_infer_request()
     # Kernels are made at the first call, and only then does a missing instruction show.
-    one = np.ones((1, 1), np.int64)
-    request.infer(dict.fromkeys(INPUTS, one))
+    request.infer(dict.fromkeys(INPUTS, np.ones((1, 1), np.int64)))
     return request
 
 
@@ -234,24 +217,22 @@ def _compress_weights(network: Any) -> None:
     """
     from openvino import opset13 as ops
 
-    for op in network.get_ops():
-        if op.get_type_name() != "MatMul":
-            continue
+    products = [op for op in network.get_ops() if op.get_type_name() == "MatMul"]
+    for op in products:
         constant = op.input_value(1).get_node()
         if constant.get_type_name() != "Constant" or len(constant.get_output_shape(0)) != 2:
             continue
         weight = constant.data  # [outputs, inputs] from here on
         if not op.get_attributes()["transpose_b"]:
             weight = weight.T
-        group = _INT8_GROUP if weight.shape[1] % _INT8_GROUP == 0 else weight.shape[1]
+        group = weight.shape[1] if weight.shape[1] % _INT8_GROUP else _INT8_GROUP
         grouped = weight.reshape(weight.shape[0], -1, group)
         scales = np.maximum(np.abs(grouped).max(axis=2, keepdims=True), 1e-12) / 127
         rounded = ops.constant(np.rint(grouped / scales).astype(np.int8))
         scaled = ops.multiply(ops.convert(rounded, "f32"), ops.constant(scales))
         shape = ops.constant(np.array(weight.shape, np.int64))
-        product = ops.matmul(
-            op.input_value(0), ops.reshape(scaled, shape, False), False, transpose_b=True
-        )
+        weights = ops.reshape(scaled, shape, False)
+        product = ops.matmul(op.input_value(0), weights, False, transpose_b=True)
         for reader in op.output(0).get_target_inputs():
             reader.replace_source_output(product.output(0))
 
@@ -261,8 +242,8 @@ def default_threads() -> int:
     return min(4, len(os.sched_getaffinity(0)))
 
 
-def _check_names(model: Path, inputs: list[str], outputs: list[str]) -> None:
-    if sorted(inputs) != sorted(INPUTS) or OUTPUT not in outputs:
+def _check_names(model: Path, inputs: set[str], outputs: set[str]) -> None:
+    if inputs != set(INPUTS) or OUTPUT not in outputs:
         raise ConfigurationError(
             f"embedder: {model}: expected inputs {sorted(INPUTS)} and output {OUTPUT!r}, got "
             f"inputs {sorted(inputs)} and outputs {sorted(outputs)}; pooling and normalisation "

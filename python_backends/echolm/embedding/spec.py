@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -47,64 +46,48 @@ class EmbedderSpec:
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError for a value that cannot work."""
-        self._expect("name", self.name, isinstance(self.name, str) and self.name != "", "a name")
+        self._expect("name", isinstance(self.name, str) and self.name != "", "a name")
         for key in ("dimension", "max_tokens", "vocabulary"):
             value = getattr(self, key)
-            good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            self._expect(
-                key, value, good or (key == "vocabulary" and value is None), "an integer > 0"
-            )
-        self._expect(
-            "runtime",
-            self.runtime,
-            self.runtime in get_args(Runtime),
-            f"one of {get_args(Runtime)}",
-        )
-        self._expect(
-            "precision",
-            self.precision,
-            self.precision in get_args(Precision),
-            f"one of {get_args(Precision)}",
-        )
+            good = type(value) is int and value > 0  # A bool is no number here.
+            self._expect(key, good or (key == "vocabulary" and value is None), "an integer > 0")
+        for key, known in (("runtime", get_args(Runtime)), ("precision", get_args(Precision))):
+            self._expect(key, getattr(self, key) in known, f"one of {known}")
         fits = self.precision == "fp32" or self.runtime == "openvino"
-        self._expect("precision", self.precision, fits, f"'fp32', as the runtime is {self.runtime}")
+        self._expect("precision", fits, f"'fp32', as the runtime is {self.runtime}")
 
-    def _expect(self, key: str, value: object, good: bool, expected: str) -> None:
+    def _expect(self, key: str, good: bool, expected: str) -> None:
         if not good:
-            raise ConfigurationError(f"embedder: {key}: expected {expected}, got {value!r}")
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+            got = getattr(self, key)
+            raise ConfigurationError(f"embedder: {key}: expected {expected}, got {got!r}")
 
     @classmethod
     def read(cls, directory: Path) -> EmbedderSpec:
-        """Read ``embedder.json``.
-
-        Raises:
-            ConfigurationError: the file is missing, is not JSON, or has a wrong key or value.
-        """
+        """Read ``embedder.json``; ConfigurationError if it is missing or wrong."""
         path = directory / SPEC_FILE
+        check_built(path)
         try:
             values: Any = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigurationError(
-                f"embedder: {path} is missing; build it with scripts/build_embedder.py "
-                f"--output {directory}"
-            ) from None
         except ValueError as error:
             raise ConfigurationError(f"embedder: {path} is not JSON: {error}") from None
-        keys = {
-            field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)
-        }
         if not isinstance(values, dict):
-            raise ConfigurationError(
-                f"embedder: {path}: expected an object, got {type(values).__name__}"
-            )
-        unknown = sorted(values.keys() - keys.keys())
-        missing = sorted(key for key, required in keys.items() if required and key not in values)
+            got = type(values).__name__
+            raise ConfigurationError(f"embedder: {path}: expected an object, got {got}")
+        keys = {field.name for field in fields(cls)}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        unknown, missing = sorted(values.keys() - keys), sorted(required - values.keys())
         if unknown or missing:
             raise ConfigurationError(
                 f"embedder: {path}: unknown keys {unknown}, missing keys {missing}; "
                 f"the keys are {sorted(keys)}"
             )
         return cls(**values)
+
+
+def check_built(path: Path, part: str = "embedder") -> None:
+    """ConfigurationError if a file of the embedder is missing; ``part`` is who misses it."""
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{part}: {path} is missing; build it with scripts/build_embedder.py "
+            f"--output {path.parent}"
+        )

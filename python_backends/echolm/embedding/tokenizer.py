@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
-from echolm.embedding.spec import TOKENIZER_FILE, EmbedderSpec
+from echolm.embedding.runtimes import Ids
+from echolm.embedding.spec import TOKENIZER_FILE, EmbedderSpec, check_built
 from echolm.errors import ConfigurationError, InvalidRequestError
 
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>")
@@ -19,15 +18,13 @@ _PADS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Tokens of n texts, padded on the right to the longest.
+    """Tokens of n texts, padded on the right to the longest: both INT64 ``[n, seq]``.
 
-    Attributes:
-        input_ids: INT64 ``[n, seq]``.
-        attention_mask: INT64 ``[n, seq]``; 1 for a token, 0 for padding.
+    ``attention_mask`` is 1 for a token and 0 for padding.
     """
 
-    input_ids: npt.NDArray[np.int64]
-    attention_mask: npt.NDArray[np.int64]
+    input_ids: Ids
+    attention_mask: Ids
 
 
 class TextTokenizer:
@@ -36,34 +33,25 @@ class TextTokenizer:
     def __init__(self, path: Path, max_tokens: int) -> None:
         """Load ``path``, a ``tokenizer.json`` of the tokenizers library.
 
-        Args:
-            max_tokens: longer text is cut to this, special tokens included.
+        Text longer than ``max_tokens``, special tokens included, will be cut.
 
         Raises:
             ConfigurationError: the file is missing or is not a tokenizer, or
                 ``max_tokens`` leaves no room beside the special tokens.
         """
-        if not path.is_file():
-            raise ConfigurationError(
-                f"tokenizer: {path} is missing; build it with scripts/build_embedder.py "
-                f"--output {path.parent}"
-            )
+        check_built(path, "tokenizer")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ConfigurationError(
-                f"tokenizer: {path} is not a tokenizer.json: {error}"
-            ) from error
+            message = f"tokenizer: {path} is not a tokenizer.json: {error}"
+            raise ConfigurationError(message) from error
         special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= special:
-            raise ConfigurationError(
-                f"tokenizer: max_tokens: expected more than {special}, got {max_tokens}"
-            )
+            message = f"tokenizer: max_tokens: expected more than {special}, got {max_tokens}"
+            raise ConfigurationError(message)
         self.max_tokens = max_tokens
-        padding: dict[str, Any] = self._tokenizer.padding or {}
-        pad = padding.get("pad_token") or next(
-            (p for p in _PADS if self._tokenizer.token_to_id(p) is not None), ""
-        )
+        known = [pad for pad in _PADS if self._tokenizer.token_to_id(pad) is not None]
+        pad = (self._tokenizer.padding or {}).get("pad_token") or (known or [""])[0]
         # Set once: afterwards the object is only read, which is what makes it thread-safe.
         self._tokenizer.enable_truncation(max_tokens)
         self._tokenizer.enable_padding(pad_id=self._tokenizer.token_to_id(pad) or 0, pad_token=pad)

@@ -5,7 +5,7 @@ An engine's package is imported only when that engine is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,45 +13,28 @@ from typing import Any
 from echolm.engines.base import LLMEngine
 from echolm.errors import ConfigurationError
 
-ENGINES: Mapping[str, str] = {
-    "openvino": "echolm.engines.openvino:create",
-    "tensorrt_llm": "echolm.engines.tensorrt_llm:create",
-    "vllm": "echolm.engines.vllm:create",
-    "dummy": "echolm.engines.dummy:create",
-}
-"""Where each engine's ``create(model_dir, options)`` is, by the engine's name."""
+ENGINES = ("openvino", "tensorrt_llm", "vllm", "dummy")
+"""The engines' names, and those of their modules, each with a ``create(model_dir, options)``."""
 
 
 def create_engine(
     name: str, model_dir: Path | str, options: Mapping[str, Any] | None = None
 ) -> LLMEngine:
-    """Load a model and start its engine; returns when it is ready.
+    """Load the model of a directory and start its engine; returns when it is ready.
 
-    Args:
-        name: one of :data:`ENGINES`.
-        model_dir: the model's files.
-        options: options of the engine; text is converted to their types.
-
-    Raises:
-        ConfigurationError: the engine is unknown or not installed, an option is wrong, or
-            model files are missing.
+    Options that are text are converted to their types. Raises ConfigurationError if the engine is
+    unknown or not installed, an option is wrong, or model files are missing.
     """
+    if name not in ENGINES:
+        expected = ", ".join(sorted(ENGINES))
+        raise ConfigurationError(f"engine: expected one of {expected}, got {name!r}")
     try:
-        factory = ENGINES[name]
-    except KeyError:
-        raise ConfigurationError(
-            f"engine: expected one of {', '.join(sorted(ENGINES))}, got {name!r}"
-        ) from None
-    module, _, attribute = factory.partition(":")
-    try:
-        create: Callable[[Path, Mapping[str, Any]], LLMEngine] = getattr(
-            import_module(module), attribute
-        )
+        module = import_module(f"echolm.engines.{name}")
     except ImportError as error:
-        raise ConfigurationError(
-            f"engine {name}: expected its packages to be installed, got: {error}"
-        ) from error
-    return create(Path(model_dir), dict(options or {}))
+        message = f"engine {name}: expected its packages to be installed, got: {error}"
+        raise ConfigurationError(message) from error
+    engine: LLMEngine = module.create(Path(model_dir), dict(options or {}))
+    return engine
 
 
 __all__ = ["ENGINES", "LLMEngine", "create_engine"]

@@ -1,25 +1,21 @@
-"""The interface of every engine.
+"""The interface of every engine, which runs one LLM.
 
-An engine runs one LLM. It is asynchronous: :meth:`LLMEngine.submit` returns at once, and the
-engine calls back with text from its thread, so that hundreds of requests in flight
-cost no thread each.
+It is asynchronous: :meth:`LLMEngine.submit` returns at once, and the engine calls back with text
+from its thread, so that hundreds of requests in flight cost no thread each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from echolm.errors import ContextLengthError, InvalidRequestError
 from echolm.primitives import Sampling
 
-FINISH_STOP = "stop"
-"""The model ended its answer, or a stop word was generated."""
-FINISH_LENGTH = "length"
-"""The answer reached ``max_tokens``."""
-FINISH_CANCELLED = "cancelled"
-"""The request was cancelled; the text is what there was until then."""
+FINISH_STOP = "stop"  # The model ended its answer, or a stop word was generated.
+FINISH_LENGTH = "length"  # The answer reached ``max_tokens``.
+FINISH_CANCELLED = "cancelled"  # The text is what there was until then.
 
 
 @dataclass(frozen=True)
@@ -29,8 +25,7 @@ class GenerationRequest:
     Attributes:
         request_id: unique among the requests in flight.
         prompt: the whole prompt; the engine applies no template.
-        streaming: whether the text shall come in pieces as it is generated; otherwise there
-            is exactly one chunk, at the end.
+        streaming: whether the text comes in pieces; otherwise there is one chunk, at the end.
         logprobs: whether the caller wants ``cumulative_logprob``, which costs a softmax per token.
     """
 
@@ -48,7 +43,6 @@ class GenerationChunk:
     Attributes:
         text: the new text, always whole characters; may be empty.
         finish_reason: None until the last chunk, then one of ``FINISH_*``.
-        num_input_tokens: tokens of the prompt.
         num_output_tokens: tokens generated so far, an end-of-text token included.
         cumulative_logprob: natural log of the probability of the tokens so far; None unless
             the request asked for it and the engine gives it.
@@ -81,8 +75,8 @@ class EngineStats:
         ready: whether it takes requests now.
         in_flight: number of requests submitted and not answered.
         restarts: how often the engine had to start anew after a failure.
-        prefix_hit_tokens: prompt tokens found in the prefix cache since the start; None where
-            the engine does not report it. OpenVINO's is an estimate, see ``PrefixCacheEstimate``.
+        prefix_hit_tokens: prompt tokens found in the prefix cache; None where the engine does not
+            report it. OpenVINO's is an estimate, see ``PrefixCacheEstimate``.
     """
 
     ready: bool
@@ -113,13 +107,16 @@ class LLMEngine(Protocol):
         """Fail what is in flight, stop, release everything; may be repeated."""
 
 
-def check_context_length(limit: int, max_tokens: int, prompt_tokens: int | None = None) -> None:
-    """Check that a prompt and its answer fit into the LLM's context.
+def check_request_id(request_id: str, in_flight: Container[str]) -> None:
+    """InvalidRequestError if a request with this id is in flight."""
+    if request_id in in_flight:
+        raise InvalidRequestError.of("request_id", "an id that is not in flight", request_id)
 
-    Args:
-        limit: the LLM's context in tokens.
-        max_tokens: most tokens of the answer.
-        prompt_tokens: tokens of the prompt; None: not known yet, but at least one.
+
+def check_context_length(limit: int, max_tokens: int, prompt_tokens: int | None = None) -> None:
+    """Check that a prompt and its answer fit into the LLM's context of ``limit`` tokens.
+
+    Without ``prompt_tokens``, which is then not known yet, the prompt counts as one token.
 
     Raises:
         ContextLengthError: they do not fit.

@@ -17,8 +17,9 @@ from echolm.engines.base import (
     GenerationRequest,
     LLMEngine,
     OnChunk,
+    check_request_id,
 )
-from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.errors import UnavailableError
 
 
 def start_copies(makers: Sequence[Callable[[], LLMEngine]]) -> LLMEngine:
@@ -31,25 +32,22 @@ def start_copies(makers: Sequence[Callable[[], LLMEngine]]) -> LLMEngine:
     with ThreadPoolExecutor(len(makers)) as threads:
         starting = [threads.submit(make) for make in makers]
     problems = [error for future in starting if (error := future.exception()) is not None]
-    if problems:
-        for future in starting:
-            if future.exception() is None:
-                future.result().close()
-        raise problems[0]
-    return EngineCopies([future.result() for future in starting])
+    started = [future.result() for future in starting if future.exception() is None]
+    if not problems:
+        return EngineCopies(started)
+    for engine in started:
+        engine.close()
+    raise problems[0]
 
 
 class EngineCopies:
     """:class:`~echolm.engines.base.LLMEngine` over copies, of which the least busy answers.
 
-    A copy that is starting anew gets nothing; while any takes requests, so does the whole.
+    A copy that is starting anew gets nothing; while any takes requests, so does the whole. All
+    copies, at least one, are closed with this.
     """
 
     def __init__(self, copies: Sequence[LLMEngine]) -> None:
-        """
-        Args:
-            copies: at least one; closed with this.
-        """
         self._copies = tuple(copies)
         self._lock = threading.Lock()
         self._owners: dict[str, int] = {}
@@ -58,11 +56,16 @@ class EngineCopies:
         self._former_hits = 0
 
     def submit(self, request: GenerationRequest, on_chunk: OnChunk) -> None:
+        def watched(event: GenerationChunk | Exception) -> None:
+            if isinstance(event, Exception) or event.is_last:
+                self._release(request.request_id)
+            on_chunk(event)
+
         tried: set[int] = set()
         while True:
             k = self._claim(request.request_id, tried)
             try:
-                self._copies[k].submit(request, self._watched(request.request_id, on_chunk))
+                self._copies[k].submit(request, watched)
                 return
             except BaseException as problem:
                 self._release(request.request_id)
@@ -100,12 +103,9 @@ class EngineCopies:
     def _claim(self, request_id: str, tried: set[int]) -> int:
         """The least busy copy except those tried; the request is counted as in flight there."""
         with self._lock:
-            if request_id in self._owners:
-                raise InvalidRequestError.of(
-                    "request_id", "an id that is not in flight", request_id
-                )
+            check_request_id(request_id, self._owners)
             untried = [k for k in range(len(self._copies)) if k not in tried]
-            k = min(untried, key=lambda k: self._in_flight[k])
+            k = min(untried, key=self._in_flight.__getitem__)
             self._owners[request_id] = k
             self._in_flight[k] += 1
             return k
@@ -114,11 +114,3 @@ class EngineCopies:
         with self._lock:
             if (k := self._owners.pop(request_id, None)) is not None:
                 self._in_flight[k] -= 1
-
-    def _watched(self, request_id: str, on_chunk: OnChunk) -> OnChunk:
-        def watched(event: GenerationChunk | Exception) -> None:
-            if isinstance(event, Exception) or event.is_last:
-                self._release(request_id)
-            on_chunk(event)
-
-        return watched

@@ -20,10 +20,11 @@ from echolm.engines.base import (
     GenerationChunk,
     GenerationRequest,
     OnChunk,
+    check_request_id,
 )
 from echolm.engines.options import read_options
 from echolm.engines.text import StopWords
-from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.errors import UnavailableError
 
 logger = logging.getLogger("echolm")
 
@@ -49,6 +50,8 @@ class DummyOptions:
 
 @dataclass
 class _Active:
+    """A request in flight."""
+
     request: GenerationRequest
     on_chunk: OnChunk
     pieces: list[str]
@@ -73,17 +76,13 @@ class DummyEngine:
             self._thread.start()
 
     def submit(self, request: GenerationRequest, on_chunk: OnChunk) -> None:
-        options = self._options
         active = self._prepare(request, on_chunk)
         with self._changed:
             if self._closed:
                 raise UnavailableError("engine dummy: it is closed")
-            if request.request_id in self._active:
-                raise InvalidRequestError.of(
-                    "request_id", "an id that is not in flight", request.request_id
-                )
+            check_request_id(request.request_id, self._active)
             self._active[request.request_id] = active
-            if options.delay_s > 0:
+            if self._thread is not None:
                 self._schedule(request.request_id)
                 return
         while not self._advance(request.request_id):
@@ -112,17 +111,12 @@ class DummyEngine:
     def _prepare(self, request: GenerationRequest, on_chunk: OnChunk) -> _Active:
         text = request.prompt if self._options.echo_prompt else self._options.text
         stop = StopWords(request.sampling.stop)
-        text = stop.push(text) + stop.flush()
-        words = text.split(" ")
-        pieces = [word if i == 0 else f" {word}" for i, word in enumerate(words)]
-        cut = len(pieces) > request.sampling.max_tokens
-        return _Active(
-            request,
-            on_chunk,
-            pieces[: request.sampling.max_tokens],
-            FINISH_LENGTH if cut else FINISH_STOP,
-            None if cut else stop.matched,
-        )
+        first, *others = (stop.push(text) + stop.flush()).split(" ")
+        pieces = [first, *(f" {word}" for word in others)]
+        limit = request.sampling.max_tokens
+        if len(pieces) > limit:
+            return _Active(request, on_chunk, pieces[:limit], FINISH_LENGTH, None)
+        return _Active(request, on_chunk, pieces, FINISH_STOP, stop.matched)
 
     def _schedule(self, request_id: str) -> None:
         due = time.monotonic() + self._options.delay_s
@@ -136,20 +130,18 @@ class DummyEngine:
             active = self._active.get(request_id)
             if active is None:
                 return True
+            needle = options.fail_if_contains
+            failed = bool(options.fail or (needle and needle in active.request.prompt))
             step = 1 if active.request.streaming else len(active.pieces)
             text = "".join(active.pieces[active.sent : active.sent + step])
             active.sent += step
-            last = active.sent >= len(active.pieces)
+            last = failed or active.sent >= len(active.pieces)
             if last:
                 del self._active[request_id]
-        needle = options.fail_if_contains
-        failure = options.fail or (needle and needle in active.request.prompt)
-        if failure:
-            with self._changed:
-                self._active.pop(request_id, None)
+        if failed:
             active.on_chunk(UnavailableError(options.fail or "engine dummy: told to fail"))
-            return True
-        active.on_chunk(self._chunk(active, text, active.finish_reason if last else None))
+        else:
+            active.on_chunk(self._chunk(active, text, active.finish_reason if last else None))
         return last
 
     @staticmethod
@@ -174,13 +166,11 @@ class DummyEngine:
                     return
                 _, _, request_id = heapq.heappop(self._due)
             try:
-                last = self._advance(request_id)
+                if not self._advance(request_id):
+                    with self._changed:
+                        self._schedule(request_id)
             except Exception:
                 logger.exception("engine dummy: a callback failed")
-                continue
-            if not last:
-                with self._changed:
-                    self._schedule(request_id)
 
 
 def create(model_dir: Path, options: Mapping[str, Any]) -> DummyEngine:

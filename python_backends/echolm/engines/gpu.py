@@ -1,6 +1,6 @@
 """What the engines on GPUs share: their options, and how their workers are started.
 
-vLLM and TensorRT-LLM live in worker processes (:mod:`~echolm.engines.worker`), whose event loop is
+vLLM and TensorRT-LLM live in worker processes with the event loop of
 :mod:`~echolm.engines.worker.asynchronous`.
 """
 
@@ -12,21 +12,24 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from echolm.engines.base import LLMEngine
+from echolm.engines.base import FINISH_CANCELLED, FINISH_LENGTH, FINISH_STOP, LLMEngine
 from echolm.engines.copies import start_copies
-from echolm.engines.options import at_least
+from echolm.engines.options import at_least, wrong_option
 from echolm.engines.worker.parent import WorkerEngine
-from echolm.errors import ConfigurationError
+from echolm.errors import ConfigurationError, UnavailableError
 from echolm.primitives import Sampling
 
 _GPUS = re.compile(r"[0-9]+(,[0-9]+)*|")
+_FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH}
+# The word of vLLM, and that of TensorRT-LLM.
+_FINISH |= {"abort": FINISH_CANCELLED, "cancelled": FINISH_CANCELLED}
 _Options = TypeVar("_Options", bound="GPUOptions")
 
 
@@ -35,6 +38,8 @@ class GPUOptions:
     """Options of every engine on GPUs.
 
     Attributes:
+        engine: no option: name of the engine, of its library and of its module here, whose
+            ``make_backend`` the worker calls.
         model: a folder with a Hugging Face checkpoint, or its name on the hub, in place of the
             model's ``model_dir``.
         tokenizer: a folder, or a name on the hub, with another tokenizer; empty: the model's.
@@ -54,6 +59,7 @@ class GPUOptions:
         engine_args: more arguments for the library, as a JSON object.
     """
 
+    engine: ClassVar[str]
     model: str = ""
     tokenizer: str = ""
     trust_remote_code: bool = False
@@ -67,49 +73,37 @@ class GPUOptions:
     copies: int = 1
     engine_args: str = ""
 
-    def check(self, engine: str) -> None:
+    def __post_init__(self) -> None:
         """Raises ConfigurationError for a value that cannot work."""
-        for name in ("tensor_parallel_size", "pipeline_parallel_size", "copies"):
-            at_least(engine, name, getattr(self, name), 1)
+        at_least(self.engine, self, 1, "tensor_parallel_size", "pipeline_parallel_size", "copies")
         if not self.start_timeout_s > 0:
-            at_least(engine, "start_timeout_s", self.start_timeout_s, 1)
+            at_least(self.engine, self, 1, "start_timeout_s")
         if not _GPUS.fullmatch(self.gpus):
-            raise ConfigurationError(
-                f"engine {engine}: option gpus: expected numbers as 0,1, got {self.gpus!r}"
-            )
+            raise wrong_option(self.engine, "gpus", "numbers as 0,1", repr(self.gpus))
         if self.gpus and len(set(self.gpus.split(","))) < self.gpus_each:
-            raise ConfigurationError(
-                f"engine {engine}: option gpus: expected {self.gpus_each} of them "
-                f"(tensor_parallel_size times pipeline_parallel_size), got {self.gpus!r}"
-            )
+            product = "tensor_parallel_size times pipeline_parallel_size"
+            expected = f"{self.gpus_each} of them ({product})"
+            raise wrong_option(self.engine, "gpus", expected, repr(self.gpus))
         if self.python and not os.access(self.python, os.X_OK):
-            raise ConfigurationError(
-                f"engine {engine}: option python: expected a Python interpreter, got "
-                f"{self.python!r}"
-            )
+            raise wrong_option(self.engine, "python", "a Python interpreter", repr(self.python))
+        self.more_arguments()
 
-    def more_arguments(self, engine: str) -> dict[str, Any]:
+    def more_arguments(self) -> dict[str, Any]:
         """``engine_args`` as a dictionary.
 
-        Raises:
-            ConfigurationError: it is no JSON object, or names an argument that has an option.
+        Raises ConfigurationError if it is no JSON object, or names an argument that has an option.
         """
-        if not self.engine_args:
-            return {}
         try:
-            more = json.loads(self.engine_args)
+            more = json.loads(self.engine_args or "{}")
         except ValueError as error:
             more = error
         if not isinstance(more, dict):
-            raise ConfigurationError(
-                f"engine {engine}: option engine_args: expected a JSON object, got {more!r}"
-            )
-        options = sorted(set(more) & {*self.__dataclass_fields__})
+            raise wrong_option(self.engine, "engine_args", "a JSON object", repr(more))
+        options = sorted(set(more) & {field.name for field in fields(self)})
         if options:
-            raise ConfigurationError(
-                f"engine {engine}: option engine_args: expected only arguments without an option, "
-                f"got {', '.join(options)}; set that as an option"
-            )
+            got = f"{', '.join(options)}; set that as an option"
+            expected = "only arguments without an option"
+            raise wrong_option(self.engine, "engine_args", expected, got)
         return more
 
     @property
@@ -118,11 +112,7 @@ class GPUOptions:
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     def split(self: _Options, memory: str) -> list[_Options]:
-        """The options of each copy, which share the GPUs and their memory.
-
-        Args:
-            memory: name of the option for the share of each GPU's memory.
-        """
+        """The options of each copy; those on the same GPUs divide the share named ``memory``."""
         if self.copies == 1:
             return [self]
         gpus = self.gpus.split(",") if self.gpus else []
@@ -131,24 +121,19 @@ class GPUOptions:
             for start in range(0, len(gpus) - self.gpus_each + 1, self.gpus_each)
         ] or [""]
         taken = [places[k % len(places)] for k in range(self.copies)]
+        share = getattr(self, memory)
         return [
-            replace(
-                self, copies=1, gpus=place, **{memory: getattr(self, memory) / taken.count(place)}
-            )
+            replace(self, copies=1, gpus=place, **{memory: share / taken.count(place)})
             for place in taken
         ]
 
-    def common_arguments(self, model: str) -> dict[str, Any]:
-        """Arguments that both libraries have, by the same names."""
-        return {
-            "model": model,
-            "tokenizer": self.tokenizer or None,
-            "trust_remote_code": self.trust_remote_code,
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "pipeline_parallel_size": self.pipeline_parallel_size,
-            "dtype": self.dtype,
-            "load_format": self.load_format,
-        }
+    def library_arguments(self, model: str, **more: Any) -> dict[str, Any]:
+        """Those that both libraries have by the same names, and ``more``; without what is None."""
+        names = ["trust_remote_code", "dtype", "load_format"]
+        names += ["tensor_parallel_size", "pipeline_parallel_size"]
+        arguments = {"model": model, "tokenizer": self.tokenizer or None, **more}
+        arguments |= {name: getattr(self, name) for name in names}
+        return {name: value for name, value in arguments.items() if value is not None}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -159,8 +144,7 @@ class GPUOptions:
 def check_model(engine: str, model_dir: Path, options: GPUOptions) -> str:
     """The model that the library is to load: a folder, or a name on the hub.
 
-    Raises:
-        ConfigurationError: there is no such folder or no checkpoint in it.
+    Raises ConfigurationError if there is no such folder or no checkpoint in it.
     """
     if options.model and not options.model.startswith(("/", ".", "~")):
         return options.model
@@ -174,48 +158,36 @@ def check_model(engine: str, model_dir: Path, options: GPUOptions) -> str:
     return str(directory.resolve())
 
 
-def start(
-    engine: str, model_dir: Path, options: GPUOptions, memory: str, install: str
-) -> LLMEngine:
+def start(model_dir: Path, options: GPUOptions, memory: str, install: str) -> LLMEngine:
     """Check what can be checked here, then start the worker of an engine, or those of its copies.
 
     Args:
-        engine: its name, and that of its library and of its module, whose ``make_backend`` the
-            worker calls.
-        memory: name of the option for the share of each GPU's memory.
+        memory: name of the option for the share of each GPU's memory, which copies divide.
         install: how to get the library.
 
     Raises:
         ConfigurationError: the library or the model is not there, or cannot be loaded.
         UnavailableError: a worker ended or did not get ready in time.
     """
+    engine = options.engine
     model = check_model(engine, model_dir, options)
     if not options.python and find_spec(engine) is None:
-        raise ConfigurationError(
-            f"engine {engine}: expected the package {engine}, got none; {install}"
+        message = f"engine {engine}: expected the package {engine}, got none; {install}"
+        raise ConfigurationError(message)
+    makers = [
+        partial(
+            WorkerEngine,
+            engine,
+            "async",
+            f"echolm.engines.{engine}:make_backend",
+            {"model": model, "options": asdict(copy)},
+            start_timeout_s=copy.start_timeout_s,
+            python=copy.python,
+            environment=copy.environment,
         )
-    return start_copies([partial(_start, engine, model, copy) for copy in options.split(memory)])
-
-
-def _start(engine: str, model: str, options: GPUOptions) -> WorkerEngine:
-    return WorkerEngine(
-        engine,
-        "async",
-        f"echolm.engines.{engine}:make_backend",
-        {"model": model, "options": asdict(options)},
-        start_timeout_s=options.start_timeout_s,
-        python=options.python,
-        environment=options.environment,
-    )
-
-
-def read_model_config(model: str) -> dict[str, Any]:
-    """The ``config.json`` of a folder; an empty one for a name on the hub."""
-    file = Path(model) / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not isinstance(config, dict):
-        raise ConfigurationError(f"{file}: expected a JSON object, got {type(config).__name__}")
-    return config
+        for copy in options.split(memory)
+    ]
+    return start_copies(makers)
 
 
 @contextlib.contextmanager
@@ -240,18 +212,13 @@ def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
         "max_tokens": sampling.max_tokens,
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
-        "stop": list(sampling.stop) or None,
         # Of 64 bits, both take those that a signed number holds.
         "seed": None if sampling.seed is None else sampling.seed & (2**63 - 1),
     }
 
 
-def checked_arguments(engine: str, arguments: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """``engine_args`` that the library knows; ConfigurationError names the others."""
-    unknown = sorted(set(arguments) - known)
-    if unknown:
-        raise ConfigurationError(
-            f"engine {engine}: option engine_args: expected arguments that the library knows, got "
-            f"{', '.join(unknown)}"
-        )
-    return dict(arguments)
+def finish_reason(engine: str, reason: str | None) -> str:
+    """Why an answer has ended; UnavailableError if that is no answer."""
+    if reason not in _FINISH:
+        raise UnavailableError(f"engine {engine}: the answer ended with {reason!r}; try again")
+    return _FINISH[reason]

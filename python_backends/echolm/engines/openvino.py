@@ -1,11 +1,11 @@
 """The engine on CPUs: OpenVINO GenAI's continuous batching, with prefix caching.
 
-The pipeline lives in a worker process (:mod:`~echolm.engines.worker`), since its ``step()``
-keeps Python's global lock.
+The pipeline lives in a worker process; :mod:`~echolm.engines.worker` says why.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -32,13 +32,10 @@ from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableEr
 
 logger = logging.getLogger("echolm")
 
-MODEL_FILES = (
-    "openvino_model.xml",
-    "openvino_model.bin",
-    "openvino_tokenizer.xml",
-    "openvino_tokenizer.bin",
-    "openvino_detokenizer.xml",
-    "openvino_detokenizer.bin",
+MODEL_FILES = tuple(
+    f"openvino_{part}.{ending}"
+    for part in ("model", "tokenizer", "detokenizer")
+    for ending in ("xml", "bin")
 )
 
 
@@ -47,12 +44,11 @@ class OpenVINOOptions:
     """Options of the engine.
 
     Attributes:
-        context_length: most tokens of prompt and answer together; 0: the model's
-            ``max_position_embeddings`` in ``config.json``.
+        context_length: most tokens of prompt and answer together; 0: as ``config.json`` says.
         cache_size_gb: memory for the KV cache, shared by all requests and cached prefixes.
-        num_kv_blocks: size of the KV cache in blocks of 32 tokens, in place of ``cache_size_gb``;
-            0: as that says. Set it for a small LLM: a gigabyte holds so many of its blocks that
-            OpenVINO takes several times as long for each request once the cache is full.
+        num_kv_blocks: size of the KV cache in blocks of 32 tokens; 0: as ``cache_size_gb`` says.
+            Set it for a small LLM: a gigabyte holds so many of its blocks that OpenVINO takes
+            several times as long for each request once the cache is full.
         max_num_batched_tokens: most tokens in one step. Larger makes long prompts faster and
             the answers that are being generated meanwhile stutter more.
         max_num_seqs: most requests in one step; more wait.
@@ -78,23 +74,18 @@ class OpenVINOOptions:
     nice: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "num_kv_blocks", "threads", "nice"):
-            at_least("openvino", name, getattr(self, name), 0)
-        for name in ("cache_size_gb", "max_num_batched_tokens", "max_num_seqs"):
-            at_least("openvino", name, getattr(self, name), 1)
+        at_least("openvino", self, 0, "context_length", "num_kv_blocks", "threads", "nice")
+        at_least("openvino", self, 1, "cache_size_gb", "max_num_batched_tokens", "max_num_seqs")
 
 
 @dataclass
 class _Active:
-    """A request in flight.
-
-    ``decoder`` is None for requests whose text nobody looks at before the end: they cost no
-    detokenization per token.
-    """
+    """A request in flight."""
 
     request: GenerationRequest
     handle: Any
     prompt_tokens: list[int]
+    # None where nobody looks at the text before the end: no detokenization per token then.
     decoder: IncrementalDecoder | None
     stop: StopWords
     tokens: list[int] = field(default_factory=list)
@@ -103,14 +94,9 @@ class _Active:
     finish: Any = None
 
     def chunk(self, text: str, finish_reason: str | None) -> GenerationChunk:
-        return GenerationChunk(
-            text=text,
-            finish_reason=finish_reason,
-            num_input_tokens=len(self.prompt_tokens),
-            num_output_tokens=len(self.tokens),
-            cumulative_logprob=self.logprob if self.request.logprobs else None,
-            stop_reason=self.stop.matched,
-        )
+        logprob = self.logprob if self.request.logprobs else None
+        counts = len(self.prompt_tokens), len(self.tokens)
+        return GenerationChunk(text, finish_reason, *counts, logprob, self.stop.matched)
 
 
 class OpenVINOStepper:
@@ -131,18 +117,16 @@ class OpenVINOStepper:
         scheduler.enable_prefix_caching = options.prefix_caching
         scheduler.dynamic_split_fuse = True
         threads = options.threads or len(os.sched_getaffinity(0))
-        properties: dict[str, Any] = {
+        properties = {
             "INFERENCE_NUM_THREADS": threads,
             "sampler_num_threads": threads,
+            "INFERENCE_PRECISION_HINT": options.inference_precision,
+            "KV_CACHE_PRECISION": options.kv_cache_precision,
         }
-        if options.inference_precision:
-            properties["INFERENCE_PRECISION_HINT"] = options.inference_precision
-        if options.kv_cache_precision:
-            properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
+        properties = {name: value for name, value in properties.items() if value}
+        pipeline = genai.ContinuousBatchingPipeline
         try:
-            self._pipeline = genai.ContinuousBatchingPipeline(
-                model_dir, scheduler, "CPU", properties, {}
-            )
+            self._pipeline = pipeline(model_dir, scheduler, "CPU", properties, {})
         except RuntimeError as error:
             raise ConfigurationError(
                 f"engine openvino: expected a language model that OpenVINO can load in "
@@ -153,7 +137,7 @@ class OpenVINOStepper:
         blocks = options.num_kv_blocks or read_cache_blocks(model_dir, options)
         self._prefixes = PrefixCacheEstimate(blocks) if options.prefix_caching and blocks else None
         self._active: dict[str, _Active] = {}
-        self._numbers = 0
+        self._numbers = itertools.count(1)
         self._running = genai.GenerationStatus.RUNNING
         self._ignored = genai.GenerationStatus.IGNORED
         self._length = genai.GenerationFinishReason.LENGTH
@@ -164,26 +148,20 @@ class OpenVINOStepper:
 
     def add(self, request: GenerationRequest) -> None:
         sampling = request.sampling
-        limit = self._context_length
-        check_context_length(limit, sampling.max_tokens)  # Don't tokenize for nothing.
+        check_context_length(self._context_length, sampling.max_tokens)  # before the tokenizer runs
         ids = self._tokenizer.encode(request.prompt).input_ids
-        check_context_length(limit, sampling.max_tokens, ids.shape[1])
-        self._numbers += 1
+        check_context_length(self._context_length, sampling.max_tokens, ids.shape[1])
         try:
-            handle = self._pipeline.add_request(self._numbers, ids, generation_config(request))
+            config = generation_config(request)
+            handle = self._pipeline.add_request(next(self._numbers), ids, config)
         except RuntimeError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
-        follow = request.streaming or bool(sampling.stop)
         prompt_tokens = ids.data.reshape(-1).tolist()
         if self._prefixes is not None:
             self._prefixes.prompt(prompt_tokens)
-        self._active[request.request_id] = _Active(
-            request,
-            handle,
-            prompt_tokens,
-            IncrementalDecoder(self._decode) if follow else None,
-            StopWords(sampling.stop),
-        )
+        decoder = IncrementalDecoder(self._decode) if request.streaming or sampling.stop else None
+        stop = StopWords(sampling.stop)
+        self._active[request.request_id] = _Active(request, handle, prompt_tokens, decoder, stop)
 
     def cancel(self, request_id: str) -> Event | None:
         active = self._active.pop(request_id, None)
@@ -200,18 +178,18 @@ class OpenVINOStepper:
     def step(self) -> list[Event]:
         self._pipeline.step()
         events: list[Event] = []
-        for request_id, active in self._active.items():
+        for request_id, active in list(self._active.items()):
             try:
                 event = self._look(active)
             except Exception as problem:
                 logger.exception("engine openvino: a request failed")
                 active.handle.cancel()
                 event = UnavailableError(f"engine openvino: {type(problem).__name__}")
-            if event is not None:
-                events.append((request_id, event))
-        for request_id, event in events:
+            if event is None:
+                continue
+            events.append((request_id, event))
             if isinstance(event, Exception) or event.is_last:
-                active = self._active.pop(request_id)
+                del self._active[request_id]
                 if self._prefixes is not None:
                     self._prefixes.answered(active.prompt_tokens + active.tokens)
         return events
@@ -222,8 +200,7 @@ class OpenVINOStepper:
 
     def _look(self, active: _Active) -> GenerationChunk | Exception | None:
         """What is new about a request after a step; None if nothing is."""
-        handle = active.handle
-        status = handle.get_status()
+        status = active.handle.get_status()
         if active.decoder is None and status == self._running:
             return None
         if status == self._ignored:
@@ -235,39 +212,33 @@ class OpenVINOStepper:
         text = active.stop.push(active.decoder.push(new))
         if ended and active.stop.matched is None:
             text += active.stop.push(active.decoder.flush())
+        reason: str | None = None
         if active.stop.matched is not None:
             if not ended:
-                handle.stop()
-            reason: str | None = FINISH_STOP
+                active.handle.stop()
+            reason = FINISH_STOP
         elif ended:
             text += active.stop.flush()
             reason = self._reason(active)
-        else:
-            reason = None
         if not active.request.streaming:
             # Only the stop words are wanted before the end.
             active.pieces.append(text)
-            if reason is None:
-                return None
-            text = "".join(active.pieces)
-        elif reason is None and not text:
-            return None
-        return active.chunk(text, reason)
+            text = "" if reason is None else "".join(active.pieces)
+        return active.chunk(text, reason) if text or reason is not None else None
 
     def _take_tokens(self, active: _Active) -> list[int]:
         """Read the tokens that the pipeline has made since the last time.
 
         Only while ``can_read()``: ``read()`` on an empty queue waits for ever.
         """
-        new: list[int] = []
+        before = len(active.tokens)
         while active.handle.can_read():
             for output in active.handle.read().values():
-                new.extend(output.generated_ids)
+                active.tokens += output.generated_ids
                 active.finish = output.finish_reason
                 if active.request.logprobs:
                     active.logprob += sum(output.generated_log_probs)
-        active.tokens.extend(new)
-        return new
+        return active.tokens[before:]
 
     def _reason(self, active: _Active) -> str:
         return FINISH_LENGTH if active.finish == self._length else FINISH_STOP
@@ -296,11 +267,7 @@ def generation_config(request: GenerationRequest) -> Any:
 
 
 def read_context_length(model_dir: Path) -> int:
-    """``max_position_embeddings`` of the model's ``config.json``.
-
-    Raises:
-        ConfigurationError: it is not there.
-    """
+    """``max_position_embeddings`` of ``config.json``; ConfigurationError if it is not there."""
     path = model_dir / "config.json"
     try:
         length = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
@@ -328,17 +295,6 @@ def read_cache_blocks(model_dir: Path, options: OpenVINOOptions) -> int:
     return options.cache_size_gb * 2**30 // (numbers * num_bytes)
 
 
-def check_model_files(model_dir: Path) -> None:
-    """ConfigurationError that names the files of the model that are missing."""
-    missing = [name for name in MODEL_FILES if not (model_dir / name).is_file()]
-    if missing:
-        raise ConfigurationError(
-            f"engine openvino: expected an OpenVINO language model in {model_dir}, "
-            f"got no {', '.join(missing)}; make one from a Hugging Face checkpoint: "
-            "`python scripts/convert_model.py --help`"
-        )
-
-
 def _decoder(model_dir: Path, tokenizer: Any) -> Callable[[Sequence[int]], str]:
     """Token ids to text without special tokens.
 
@@ -349,8 +305,7 @@ def _decoder(model_dir: Path, tokenizer: Any) -> Callable[[Sequence[int]], str]:
     if path.is_file():
         from tokenizers import Tokenizer
 
-        fast = Tokenizer.from_file(str(path))
-        return lambda ids: str(fast.decode(list(ids), skip_special_tokens=True))
+        tokenizer = Tokenizer.from_file(str(path))
     return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
 
 
@@ -367,7 +322,12 @@ def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
             "engine openvino: expected the package openvino-genai, got none; "
             "`pip install openvino-genai`"
         )
-    check_model_files(model_dir)
+    if missing := [name for name in MODEL_FILES if not (model_dir / name).is_file()]:
+        raise ConfigurationError(
+            f"engine openvino: expected an OpenVINO language model in {model_dir}, "
+            f"got no {', '.join(missing)}; make one from a Hugging Face checkpoint: "
+            "`python scripts/convert_model.py --help`"
+        )
     return WorkerEngine(
         "openvino",
         "stepper",

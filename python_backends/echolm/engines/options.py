@@ -9,14 +9,13 @@ from typing import Any, TypeVar, get_type_hints
 from echolm.errors import ConfigurationError
 
 T = TypeVar("T")
-_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def read_options(kind: type[T], values: Mapping[str, Any], engine: str) -> T:
     """Build the options object ``kind`` (a dataclass of str, int, float and bool fields).
 
-    Raises:
-        ConfigurationError: a key is unknown, or a value does not have its field's type.
+    Raises ConfigurationError if a key is unknown, or a value does not have its field's type.
     """
     types = get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -28,27 +27,24 @@ def read_options(kind: type[T], values: Mapping[str, Any], engine: str) -> T:
             )
         try:
             converted[key] = _convert(types[key], value)
-        except ValueError as error:
-            raise ConfigurationError(
-                f"engine {engine}: option {key}: expected {types[key].__name__}, got {value!r}"
-            ) from error
+        except (KeyError, ValueError) as error:
+            raise wrong_option(engine, key, types[key].__name__, repr(value)) from error
     return kind(**converted)
 
 
 def _convert(kind: Any, value: Any) -> Any:
     if kind is bool and isinstance(value, str):
-        lowered = value.strip().lower()
-        if lowered in _TRUE:
-            return True
-        if lowered in _FALSE:
-            return False
-        raise ValueError(value)
+        return _BOOLEANS[value.strip().lower()]
     return kind(value)
 
 
-def at_least(engine: str, name: str, value: float, least: float) -> None:
-    """Raises ConfigurationError if an option is too small."""
-    if value < least:
-        raise ConfigurationError(
-            f"engine {engine}: option {name}: expected at least {least}, got {value}"
-        )
+def wrong_option(engine: str, name: str, expected: str, got: object) -> ConfigurationError:
+    """The error of an option whose value cannot work."""
+    return ConfigurationError(f"engine {engine}: option {name}: expected {expected}, got {got}")
+
+
+def at_least(engine: str, options: object, least: float, *names: str) -> None:
+    """Raises ConfigurationError if one of the named options is smaller."""
+    for name in names:
+        if (value := getattr(options, name)) < least:
+            raise wrong_option(engine, name, f"at least {least}", value)

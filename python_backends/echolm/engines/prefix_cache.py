@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import takewhile
 
 BLOCK_TOKENS = 32
 """Tokens of a block of OpenVINO's KV cache on CPUs."""
 
 
 class PrefixCacheEstimate:
-    """Mirrors a cache of whole blocks, each known by its tokens and all before them.
+    """Mirrors a cache of ``blocks`` whole blocks, each known by its tokens and all before them.
 
     The least recently used block is forgotten first. It differs from the engine's cache where
     that also keeps a block filled in part, which makes this a low estimate, and where blocks
     are forgotten in another order.
-
-    Args:
-        blocks: how many the cache holds.
     """
 
     def __init__(self, blocks: int, block_tokens: int = BLOCK_TOKENS) -> None:
@@ -31,31 +29,29 @@ class PrefixCacheEstimate:
 
         The last token is never taken from a cache: the engine needs it to go on.
         """
-        hit = 0
-        unbroken = True
-        for key, end in self._keys(tokens):
-            unbroken = unbroken and key in self._held and end < len(tokens)
-            if unbroken:
-                hit = end
-            self._hold(key)
+        keys = self._keys(tokens)
+        usable = keys[: (len(tokens) - 1) // self._block_tokens]
+        found = list(takewhile(self._held.__contains__, usable))
+        self._hold(keys)
+        hit = len(found) * self._block_tokens
         self.hit_tokens += hit
         return hit
 
     def answered(self, tokens: Sequence[int]) -> None:
         """Take in a prompt with its answer, which takes up blocks as well."""
-        for key, _ in self._keys(tokens):
-            self._hold(key)
+        self._hold(self._keys(tokens))
 
-    def _keys(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
-        """A key of each whole block, and where it ends."""
+    def _keys(self, tokens: Sequence[int]) -> list[int]:
+        """A key of each whole block."""
         keys, key = [], 0
         for end in range(self._block_tokens, len(tokens) + 1, self._block_tokens):
             key = hash((key, tuple(tokens[end - self._block_tokens : end])))
-            keys.append((key, end))
+            keys.append(key)
         return keys
 
-    def _hold(self, key: int) -> None:
-        self._held[key] = None
-        self._held.move_to_end(key)
+    def _hold(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            self._held[key] = None
+            self._held.move_to_end(key)
         while len(self._held) > self._blocks:
             self._held.popitem(last=False)

@@ -26,8 +26,7 @@ class LLMRequest:
     Attributes:
         generation: for the engine.
         echo: whether the answer starts with the prompt.
-        return_finish_reason: whether this output is wanted besides the text; as the other
-            ``return_*``.
+        return_finish_reason, …: whether this output is wanted besides the text.
     """
 
     generation: GenerationRequest
@@ -43,19 +42,12 @@ def is_stop(inputs: Inputs) -> bool:
 
 
 def parse_request(request_id: str, inputs: Inputs) -> LLMRequest:
-    """Check all inputs.
-
-    Args:
-        request_id: unique id for the engine.
-        inputs: the elements of each input that the caller sent.
+    """Check the elements of each input that the caller sent; ``request_id`` is for the engine.
 
     Raises:
         InvalidRequestError: names the tensor, what was expected and what came.
     """
-    text_inputs = inputs.get("text_input", ())
-    if len(text_inputs) != 1:
-        raise InvalidRequestError.of("text_input", "one element", f"{len(text_inputs)} elements")
-    prompt = _text(text_inputs[0], "text_input")
+    prompt = _text(_scalar({"text_input": (), **inputs}, "text_input"), "text_input")
     if not prompt:
         raise InvalidRequestError.of("text_input", "text that is not empty", "empty text")
     if (best_of := _scalar(inputs, "sampling_param_best_of", 1)) != 1:
@@ -63,14 +55,9 @@ def parse_request(request_id: str, inputs: Inputs) -> LLMRequest:
             "sampling_param_best_of", "1 (one sequence per request)", best_of, "leave it out"
         )
     logprobs = _flag(inputs, "return_cumulative_logprob")
+    sampling, streaming = _sampling(inputs), _flag(inputs, "streaming")
     return LLMRequest(
-        generation=GenerationRequest(
-            request_id=request_id,
-            prompt=prompt,
-            sampling=_sampling(inputs),
-            streaming=_flag(inputs, "streaming"),
-            logprobs=logprobs,
-        ),
+        generation=GenerationRequest(request_id, prompt, sampling, streaming, logprobs),
         echo=not _flag(inputs, "sampling_param_exclude_input_from_output"),
         return_finish_reason=_flag(inputs, "return_finish_reason"),
         return_stop_reason=_flag(inputs, "return_stop_reason"),

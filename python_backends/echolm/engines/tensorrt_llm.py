@@ -1,35 +1,29 @@
-"""The engine over TensorRT-LLM: ``tensorrt_llm.LLM``, with in-flight batching and block reuse.
+"""The engine over TensorRT-LLM 1.x: its ``LLM``, with in-flight batching and block reuse.
 
 Takes a Hugging Face checkpoint (PyTorch backend) or an engine that ``trtllm-build`` made (TensorRT
-backend). Written for TensorRT-LLM 1.x.
+backend).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echolm.engines.base import (
-    FINISH_CANCELLED,
-    FINISH_LENGTH,
-    FINISH_STOP,
-    GenerationRequest,
-    LLMEngine,
-)
-from echolm.engines.gpu import GPUOptions, loading, read_model_config, sampling_arguments, start
-from echolm.engines.options import at_least, read_options
+from echolm.engines.base import FINISH_STOP, GenerationChunk, GenerationRequest, LLMEngine
+from echolm.engines.gpu import GPUOptions, finish_reason, loading, sampling_arguments, start
+from echolm.engines.options import at_least, read_options, wrong_option
 from echolm.engines.text import StopWords
-from echolm.engines.worker.asynchronous import Output
-from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+from echolm.engines.worker.asynchronous import Outputs
+from echolm.errors import ConfigurationError, InvalidRequestError
 
-_FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "cancelled": FINISH_CANCELLED}
 _WEIGHTS = ("*.safetensors", "*.bin", "*.engine")
 _ACTIVATIONS = 0.1
 """Part of a share of memory that is left for activations, CUDA graphs and libraries."""
@@ -53,6 +47,7 @@ class TensorRTLLMOptions(GPUOptions):
         enable_block_reuse: keep the KV cache of prompts for prompts that start alike.
     """
 
+    engine = "tensorrt_llm"
     max_seq_len: int = 0
     max_batch_size: int = 256
     max_num_tokens: int = 0
@@ -61,20 +56,19 @@ class TensorRTLLMOptions(GPUOptions):
     enable_block_reuse: bool = True
 
     def __post_init__(self) -> None:
-        self.check("tensorrt_llm")
-        for name, least in (("max_seq_len", 0), ("max_batch_size", 1), ("max_num_tokens", 0)):
-            at_least("tensorrt_llm", name, getattr(self, name), least)
-        if not 0 <= self.gpu_memory_share <= 1:
-            raise ConfigurationError(
-                "engine tensorrt_llm: option gpu_memory_share: expected a share in [0, 1], got "
-                f"{self.gpu_memory_share}"
-            )
-        if self.copies > 1 and not self.gpu_memory_share:
-            raise ConfigurationError(
-                "engine tensorrt_llm: option gpu_memory_share: expected a share for the copies "
-                "to divide, got 0, with which each would take 90% of what is free"
-            )
-        self.more_arguments("tensorrt_llm")
+        super().__post_init__()
+        at_least(self.engine, self, 0, "max_seq_len", "max_num_tokens")
+        at_least(self.engine, self, 1, "max_batch_size")
+        share = self.gpu_memory_share
+        if not 0 <= share <= 1:
+            raise _wrong_share("a share in [0, 1]", share)
+        if self.copies > 1 and not share:
+            got = "0, with which each would take 90% of what is free"
+            raise _wrong_share("a share for the copies to divide", got)
+
+
+def _wrong_share(expected: str, got: object) -> ConfigurationError:
+    return wrong_option("tensorrt_llm", "gpu_memory_share", expected, got)
 
 
 class TensorRTLLMBackend:
@@ -84,16 +78,11 @@ class TensorRTLLMBackend:
 
     def __init__(self, llm: Any, context_length: int) -> None:
         self._llm = llm
-        self._tokenizer = llm.tokenizer
         self._results: dict[str, Any] = {}
+        self.tokenizer = llm.tokenizer
         self.context_length = context_length
 
-    def encode(self, prompt: str) -> Sequence[int]:
-        return list(self._tokenizer.encode(prompt))
-
-    async def generate(
-        self, request: GenerationRequest, prompt: list[int]
-    ) -> AsyncIterator[Output]:
+    async def generate(self, request: GenerationRequest, prompt: list[int]) -> Outputs:
         # The library matches stop words by tokens, and so misses those that begin or end inside
         # of a token; and it does not hold back text that may become a stop word.
         stop = StopWords(request.sampling.stop)
@@ -113,15 +102,16 @@ class TensorRTLLMBackend:
                 num_chars = len(answer.text)
                 if ended and stop.matched is None:
                     text += stop.flush()
-                reason = _finish_reason(answer.finish_reason) if ended else None
-                yield Output(
-                    text=text,
-                    num_tokens=len(answer.token_ids),
-                    finish_reason=FINISH_STOP if stop.matched is not None else reason,
-                    stop_reason=stop.matched,
-                    cumulative_logprob=_logprob(answer) if request.logprobs else None,
-                    cached_tokens=getattr(result, "cached_tokens", None),
+                reason = finish_reason("tensorrt_llm", answer.finish_reason) if ended else None
+                chunk = GenerationChunk(
+                    text,
+                    FINISH_STOP if stop.matched is not None else reason,
+                    len(prompt),
+                    len(answer.token_ids),
+                    _logprob(answer) if request.logprobs else None,
+                    stop.matched,
                 )
+                yield chunk, getattr(result, "cached_tokens", None)
                 if stop.matched is not None:
                     return
         finally:
@@ -130,8 +120,7 @@ class TensorRTLLMBackend:
                 result.abort()
 
     async def abort(self, request_id: str) -> None:
-        result = self._results.get(request_id)
-        if result is not None:
+        if (result := self._results.get(request_id)) is not None:
             result.abort()
 
     def failure(self) -> str | None:
@@ -149,7 +138,6 @@ def sampling_params(request: GenerationRequest) -> Any:
 
     sampling = request.sampling
     arguments = sampling_arguments(sampling)
-    del arguments["stop"]
     if sampling.temperature == 0:
         arguments["top_k"] = 1  # greedy in both backends; one of them refuses a temperature of 0
     else:
@@ -159,12 +147,6 @@ def sampling_params(request: GenerationRequest) -> Any:
         if sampling.seed is None:  # The library's default is a fixed seed.
             arguments["seed"] = secrets.randbits(63)
     return SamplingParams(**arguments, logprobs=1 if request.logprobs else None)
-
-
-def _finish_reason(reason: str | None) -> str:
-    if reason not in _FINISH:
-        raise UnavailableError(f"engine tensorrt_llm: the answer ended with {reason!r}; try again")
-    return _FINISH[reason]
 
 
 def _logprob(answer: Any) -> float | None:
@@ -184,56 +166,46 @@ def llm_arguments(
 ) -> dict[str, Any]:
     """Arguments for ``LLM``; the KV cache's configuration is a dictionary in them.
 
-    Args:
-        built: whether the model is an engine that was built.
-        cache_bytes: most memory of each GPU for the KV cache; 0: no limit.
+    ``built`` says whether the model is an engine that was built.
     """
     cache: dict[str, Any] = {"enable_block_reuse": options.enable_block_reuse}
     if cache_bytes:
         cache["max_gpu_total_bytes"] = cache_bytes
     if options.kv_cache_dtype != "auto":
         cache["dtype"] = options.kv_cache_dtype
-    arguments = {
-        **options.common_arguments(model),
-        "max_batch_size": options.max_batch_size,
-        "max_seq_len": options.max_seq_len or None,
-        "max_num_tokens": options.max_num_tokens or None,
-        "kv_cache_config": cache,
-    }
+    arguments = options.library_arguments(
+        model,
+        max_batch_size=options.max_batch_size,
+        max_seq_len=options.max_seq_len or None,
+        max_num_tokens=options.max_num_tokens or None,
+        kv_cache_config=cache,
+    )
     if built:  # It has its weights and their type.
         del arguments["dtype"], arguments["load_format"]
-    return {name: value for name, value in arguments.items() if value is not None}
+    return arguments
 
 
 def cache_bytes(model: str, options: TensorRTLLMOptions) -> int:
     """Most memory of each GPU for the KV cache, so that all stays within the share; 0: no limit.
 
-    Raises:
-        ConfigurationError: the weights leave none of the share, or the GPUs' memory is unknown.
+    Raises ConfigurationError if the weights leave none, or the GPUs' memory is unknown.
     """
     if not options.gpu_memory_share:
         return 0
     files = [file for pattern in _WEIGHTS for file in Path(model).glob(pattern)]
-    parts = options.tensor_parallel_size * options.pipeline_parallel_size
-    weights = sum(file.stat().st_size for file in files) // parts
+    weights = sum(file.stat().st_size for file in files) // options.gpus_each
     total = gpu_memory(options.gpus)
     room = int(total * options.gpu_memory_share * (1 - _ACTIVATIONS)) - weights
     if room <= 0:
-        raise ConfigurationError(
-            f"engine tensorrt_llm: option gpu_memory_share: expected room for the weights of "
-            f"{weights >> 20} MiB on each GPU, got {options.gpu_memory_share:g} of "
-            f"{total >> 20} MiB; give more, or more GPUs"
-        )
+        got = f"{options.gpu_memory_share:g} of {total >> 20} MiB; give more, or more GPUs"
+        raise _wrong_share(f"room for the weights of {weights >> 20} MiB on each GPU", got)
     return room
 
 
 def gpu_memory(gpus: str) -> int:
-    """Bytes of the smallest of these GPUs (empty: of all).
+    """Bytes of the smallest of these GPUs (empty: of all); ConfigurationError if it is unknown.
 
     Asked of ``nvidia-smi``: CUDA, once used in this process, would be inherited by the library's.
-
-    Raises:
-        ConfigurationError: ``nvidia-smi`` does not report it.
     """
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     command += [f"--id={gpus}"] if gpus else []
@@ -242,7 +214,7 @@ def gpu_memory(gpus: str) -> int:
         return min(int(line) for line in run.stdout.split()) << 20
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"engine tensorrt_llm: option gpu_memory_share: expected nvidia-smi to tell the memory "
+            "engine tensorrt_llm: option gpu_memory_share: expected nvidia-smi to tell the memory "
             f"of the GPUs {gpus or '(all)'}, got: {error}"
         ) from error
 
@@ -252,7 +224,7 @@ async def make_backend(model: str, options: Mapping[str, Any]) -> TensorRTLLMBac
     for name in filter(_MPI_JOB.match, list(os.environ)):
         del os.environ[name]
     checked = TensorRTLLMOptions(**options)
-    config = read_model_config(model)
+    config = _read_config(model)
     built = "build_config" in config
     context_length = checked.max_seq_len or _context_length(model, config)
     if built:
@@ -265,16 +237,24 @@ async def make_backend(model: str, options: Mapping[str, Any]) -> TensorRTLLMBac
         with loading(checked.gpus):
             arguments = llm_arguments(model, checked, built, cache_bytes(model, checked))
             arguments["kv_cache_config"] = KvCacheConfig(**arguments["kv_cache_config"])
-            return LLM(**arguments, **checked.more_arguments("tensorrt_llm"))
+            return LLM(**arguments, **checked.more_arguments())
 
     try:
         # In a thread, as the library's own Triton model does it.
         llm = await asyncio.get_running_loop().run_in_executor(None, load)
     except (ValueError, OSError) as error:  # pydantic's errors are ValueErrors
-        raise ConfigurationError(
-            f"engine tensorrt_llm: {model}: TensorRT-LLM refused it: {error}"
-        ) from error
+        message = f"engine tensorrt_llm: {model}: TensorRT-LLM refused it: {error}"
+        raise ConfigurationError(message) from error
     return TensorRTLLMBackend(llm, context_length)
+
+
+def _read_config(model: str) -> dict[str, Any]:
+    """The ``config.json`` of a folder; an empty one for a name on the hub."""
+    file = Path(model) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{file}: expected a JSON object, got {type(config).__name__}")
+    return config
 
 
 def _context_length(model: str, config: Mapping[str, Any]) -> int:
@@ -296,4 +276,4 @@ def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
         "run in NVIDIA's image nvcr.io/nvidia/tritonserver:<release>-trtllm-python-py3, or name "
         "the interpreter of an environment that has it with the option python"
     )
-    return start("tensorrt_llm", model_dir, checked, "gpu_memory_share", install)
+    return start(model_dir, checked, "gpu_memory_share", install)

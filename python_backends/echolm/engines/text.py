@@ -56,11 +56,7 @@ class IncrementalDecoder:
 
 
 class StopWords:
-    """Cuts a text that comes in pieces at the first stop word.
-
-    Attributes:
-        matched: the stop word that was found; None before.
-    """
+    """Cuts a text that comes in pieces at the first stop word, which ``matched`` then is."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = tuple(word for word in words if word)
@@ -79,9 +75,9 @@ class StopWords:
             at, _, self.matched = min(matches)
             self._held = ""
             return buffer[:at]
-        keep = self._possible_start(buffer)
-        self._held = buffer[len(buffer) - keep :]
-        return buffer[: len(buffer) - keep]
+        certain = len(buffer) - self._possible_start(buffer)
+        self._held = buffer[certain:]
+        return buffer[:certain]
 
     def flush(self) -> str:
         """What was held back, when no more text comes."""
@@ -92,6 +88,6 @@ class StopWords:
         """Length of the longest end of ``buffer`` that is the start of a stop word."""
         longest = max(map(len, self._words)) - 1
         for length in range(min(longest, len(buffer)), 0, -1):
-            if any(word.startswith(buffer[len(buffer) - length :]) for word in self._words):
+            if any(word.startswith(buffer[-length:]) for word in self._words):
                 return length
         return 0

@@ -1,35 +1,27 @@
-"""The engine over vLLM: ``AsyncLLM``, with continuous batching and prefix caching.
-
-Written for vLLM 0.20.
-"""
+"""The engine over vLLM 0.20: ``AsyncLLM``, with continuous batching and prefix caching."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from echolm.engines.base import (
-    FINISH_CANCELLED,
-    FINISH_LENGTH,
-    FINISH_STOP,
-    GenerationRequest,
-    LLMEngine,
-)
-from echolm.engines.gpu import GPUOptions, checked_arguments, loading, sampling_arguments, start
-from echolm.engines.options import at_least, read_options
-from echolm.engines.worker.asynchronous import Output
+from echolm.engines.base import GenerationChunk, GenerationRequest, LLMEngine
+from echolm.engines.gpu import GPUOptions, finish_reason, loading, sampling_arguments, start
+from echolm.engines.options import at_least, read_options, wrong_option
+from echolm.engines.worker.asynchronous import Outputs
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 
-_FINISH = {"stop": FINISH_STOP, "length": FINISH_LENGTH, "abort": FINISH_CANCELLED}
+_SIZES = ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens")
+"""Options with which 0 leaves it to vLLM."""
 
 
 @dataclass(frozen=True)
 class VLLMOptions(GPUOptions):
-    """Options of the engine, in addition to those of :class:`GPUOptions`; by vLLM's names.
+    """Options of the engine, in addition to those of :class:`GPUOptions`; all by vLLM's names.
 
     Attributes:
         max_model_len: most tokens of prompt and answer together; 0: what the model can.
@@ -47,6 +39,7 @@ class VLLMOptions(GPUOptions):
         seed: what requests without a seed are sampled with.
     """
 
+    engine = "vllm"
     max_model_len: int = 0
     gpu_memory_utilization: float = 0.9
     kv_cache_memory_bytes: int = 0
@@ -59,16 +52,12 @@ class VLLMOptions(GPUOptions):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.check("vllm")
-        for name in ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens"):
-            at_least("vllm", name, getattr(self, name), 0)
-        at_least("vllm", "max_num_seqs", self.max_num_seqs, 1)
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigurationError(
-                "engine vllm: option gpu_memory_utilization: expected a share in (0, 1], got "
-                f"{self.gpu_memory_utilization}"
-            )
-        self.more_arguments("vllm")
+        super().__post_init__()
+        at_least(self.engine, self, 0, *_SIZES)
+        at_least(self.engine, self, 1, "max_num_seqs")
+        share = self.gpu_memory_utilization
+        if not 0 < share <= 1:
+            raise wrong_option("vllm", "gpu_memory_utilization", "a share in (0, 1]", share)
 
 
 class VLLMBackend:
@@ -78,35 +67,31 @@ class VLLMBackend:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._tokenizer = engine.get_tokenizer()
+        self.tokenizer = engine.get_tokenizer()
         self.context_length = int(engine.model_config.max_model_len)
 
-    def encode(self, prompt: str) -> Sequence[int]:
-        return list(self._tokenizer.encode(prompt))
-
-    async def generate(
-        self, request: GenerationRequest, prompt: list[int]
-    ) -> AsyncIterator[Output]:
+    async def generate(self, request: GenerationRequest, prompt: list[int]) -> Outputs:
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         num_tokens = 0
+        generate = self._engine.generate
         try:
             params = sampling_params(request)
-            outputs = self._engine.generate(tokens_input(prompt), params, request.request_id)
-            async for output in outputs:
+            async for output in generate(tokens_input(prompt), params, request.request_id):
                 answer = output.outputs[0]
                 num_tokens += len(answer.token_ids)
-                stop = answer.stop_reason
-                yield Output(
-                    text=answer.text,
-                    num_tokens=num_tokens,
-                    finish_reason=_finish_reason(answer.finish_reason),
+                reason, stop = answer.finish_reason, answer.stop_reason
+                chunk = GenerationChunk(
+                    answer.text,
+                    None if reason is None else finish_reason("vllm", reason),
+                    len(prompt),
+                    num_tokens,
+                    answer.cumulative_logprob,
                     # A number is the id of a token that ends every answer.
-                    stop_reason=stop if isinstance(stop, str) else None,
-                    cumulative_logprob=answer.cumulative_logprob,
-                    cached_tokens=output.num_cached_tokens,
+                    stop if isinstance(stop, str) else None,
                 )
+                yield chunk, output.num_cached_tokens
         except ValueError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
         except EngineDeadError as error:
@@ -132,6 +117,7 @@ def sampling_params(request: GenerationRequest) -> Any:
     sampling = request.sampling
     return SamplingParams(
         **sampling_arguments(sampling),
+        stop=list(sampling.stop) or None,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -140,31 +126,15 @@ def sampling_params(request: GenerationRequest) -> Any:
     )
 
 
-def _finish_reason(reason: str | None) -> str | None:
-    if reason is not None and reason not in _FINISH:
-        raise UnavailableError(f"engine vllm: the answer ended with {reason!r}; try again")
-    return None if reason is None else _FINISH[reason]
-
-
 def engine_arguments(model: str, options: VLLMOptions) -> dict[str, Any]:
     """Arguments for ``AsyncEngineArgs``."""
-    arguments = {
-        **options.common_arguments(model),
-        "max_model_len": options.max_model_len or None,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "kv_cache_memory_bytes": options.kv_cache_memory_bytes or None,
-        "max_num_seqs": options.max_num_seqs,
-        "max_num_batched_tokens": options.max_num_batched_tokens or None,
-        "quantization": options.quantization or None,
-        "kv_cache_dtype": options.kv_cache_dtype,
-        "enable_prefix_caching": options.enable_prefix_caching,
-        "enforce_eager": options.enforce_eager,
-        "seed": options.seed,
-        # Their own endpoint would not be seen, and requests hold users' text.
-        "disable_log_stats": True,
-        "enable_log_requests": False,
-    }
-    return {name: value for name, value in arguments.items() if value is not None}
+    shared = {field.name for field in fields(GPUOptions)}
+    own = {name: value for name, value in asdict(options).items() if name not in shared}
+    for name in (*_SIZES, "quantization"):
+        own[name] = own[name] or None
+    # Their own endpoint would not be seen, and requests hold users' text.
+    logs = {"disable_log_stats": True, "enable_log_requests": False}
+    return options.library_arguments(model, **own, **logs)
 
 
 async def make_backend(model: str, options: Mapping[str, Any]) -> VLLMBackend:
@@ -176,8 +146,11 @@ async def make_backend(model: str, options: Mapping[str, Any]) -> VLLMBackend:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     checked = VLLMOptions(**options)
-    known = {field.name for field in fields(AsyncEngineArgs)}
-    more = checked_arguments("vllm", checked.more_arguments("vllm"), known)
+    more = checked.more_arguments()
+    unknown = sorted(set(more) - {field.name for field in fields(AsyncEngineArgs)})
+    if unknown:
+        expected = "arguments that the library knows"
+        raise wrong_option("vllm", "engine_args", expected, ", ".join(unknown))
     try:
         arguments = AsyncEngineArgs(**engine_arguments(model, checked), **more)
         with nullcontext() if checked.kv_cache_memory_bytes else loading(checked.gpus):
@@ -193,4 +166,4 @@ def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
         "`pip install vllm==0.20.0`, best into an environment of its own, whose interpreter the "
         "option python names"
     )
-    return start("vllm", model_dir, checked, "gpu_memory_utilization", install)
+    return start(model_dir, checked, "gpu_memory_utilization", install)

@@ -6,20 +6,14 @@ A process of its own costs one message per step instead; and when it dies, of me
 example, the model does not: requests in flight fail, and a new process takes over.
 
 vLLM and TensorRT-LLM start processes of their own through ``sys.executable``, which in Triton's
-stub, which embeds Python, is no Python. They also want another environment than Triton's stub,
-which may need numpy 1: ``python`` names the interpreter that has them. What the worker imports of
+stub, which embeds Python, is no Python. They also want another environment than the stub, which
+may need numpy 1: ``python`` names the interpreter that has them. What the worker imports of
 EchoLM therefore needs nothing but the standard library, numpy and psutil.
 
 ::
 
-    WorkerEngine (caller's process)              worker process (child)
+    WorkerEngine (parent)                        worker process (child)
       submit, cancel ─▶ writer thread ─ socket ─▶ mode "stepper": Stepper.add, cancel
                                                   mode "async": AsyncBackend.generate, abort
       on_chunk  ◀────── reader thread ◀ socket ── one message per step or turn of the event loop
-
-- :mod:`~echolm.engines.worker.parent`: the caller's side, which starts and restarts the worker;
-- :mod:`~echolm.engines.worker.child`: the worker's entry;
-- :mod:`~echolm.engines.worker.stepper`: the worker's loop for an engine that is stepped;
-- :mod:`~echolm.engines.worker.asynchronous`: that for a library that batches by itself;
-- :mod:`~echolm.engines.worker.messages`: what goes over the socket.
 """

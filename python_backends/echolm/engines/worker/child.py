@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any, get_args
+from typing import Any
 
 from echolm.engines.worker import asynchronous, stepper
 from echolm.engines.worker.messages import Failed, Mode, Ready
@@ -22,6 +22,9 @@ from echolm.errors import ConfigurationError, EchoError
 logger = logging.getLogger("echolm")
 
 Run = Callable[[Callable[[], Any], Connection, Callable[[], None]], "str | None"]
+"""Makes an engine and serves it until the other side has closed. It takes what gives the engine
+with its model loaded, or raises what is wrong with it; the connection; and what it calls once the
+model is loaded. It gives why the engine has failed; None if it has not."""
 _RUN: Mapping[Mode, Run] = {"stepper": stepper.run, "async": asynchronous.run}
 
 
@@ -29,19 +32,17 @@ def main() -> int:
     """Entry of the worker process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="socket to the engine's caller")
-    parser.add_argument("--mode", choices=get_args(Mode), required=True, help="kind of engine")
+    parser.add_argument("--mode", choices=list(_RUN), required=True, help="kind of engine")
     parser.add_argument("--factory", required=True, help="module:function that makes the engine")
-    parser.add_argument("--arguments", required=True, help="its keyword arguments as JSON")
+    parser.add_argument("--arguments", type=json.loads, required=True, help="its arguments as JSON")
     parser.add_argument("--nice", type=int, default=0, help="lower the priority by this")
     options = parser.parse_args()
     # The caller decides when to end, by closing the socket: a signal to the whole process group
     # must not take the engine away while the server still answers what is in flight.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    if options.nice:
-        os.nice(options.nice)
-    connection = Connection(options.fd)
-    status = _work(connection, options.mode, options.factory, json.loads(options.arguments))
+    os.nice(options.nice)
+    status = _work(Connection(options.fd), options.mode, options.factory, options.arguments)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -55,17 +56,17 @@ def _work(connection: Connection, mode: Mode, factory: str, arguments: Mapping[s
     try:
         make = partial(getattr(import_module(module), function), **arguments)
         reason = _RUN[mode](make, connection, partial(connection.send, Ready()))
+        failed = None if reason is None else Failed(reason)
     except ImportError as error:
-        return _fail(connection, f"engine: expected its packages installed, got: {error}", True)
+        failed = Failed(f"engine: expected its packages installed, got: {error}", True)
+    except EchoError as error:
+        logger.error("engine: cannot load the model")
+        failed = Failed(str(error), isinstance(error, ConfigurationError))
     except Exception as error:
-        known = isinstance(error, EchoError)
-        logger.error("engine: cannot load the model", exc_info=None if known else error)
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        return _fail(connection, text, isinstance(error, ConfigurationError))
-    return 0 if reason is None else _fail(connection, reason, False)
-
-
-def _fail(connection: Connection, message: str, configuration: bool) -> int:
+        logger.exception("engine: cannot load the model")
+        failed = Failed(f"{type(error).__name__}: {error}")
+    if failed is None:
+        return 0
     with contextlib.suppress(OSError):
-        connection.send(Failed(message, configuration))
+        connection.send(failed)
     return 1

@@ -26,23 +26,15 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failed:
-    """The worker cannot load its model, or has failed and ends.
-
-    Attributes:
-        configuration: whether the configuration is to blame, so that a new worker would fail too.
-    """
+    """The worker cannot load its model, or has failed and ends."""
 
     message: str
-    configuration: bool = False
+    configuration: bool = False  # whether it is to blame, so that a new worker would fail too
 
 
 @dataclass(frozen=True)
 class Events:
-    """What has happened to the worker's requests.
-
-    Attributes:
-        prefix_hit_tokens: as in :class:`~echolm.engines.base.EngineStats`.
-    """
+    """What has happened to the worker's requests."""
 
     events: list[Event]
-    prefix_hit_tokens: int | None
+    prefix_hit_tokens: int | None  # as in :class:`~echolm.engines.base.EngineStats`

@@ -22,9 +22,15 @@ from typing import Any
 import psutil
 
 import echolm
-from echolm.engines.base import EngineStats, GenerationChunk, GenerationRequest, OnChunk
-from echolm.engines.worker.messages import Event, Failed, Mode
-from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+from echolm.engines.base import (
+    EngineStats,
+    GenerationChunk,
+    GenerationRequest,
+    OnChunk,
+    check_request_id,
+)
+from echolm.engines.worker.messages import Event, Events, Failed, Mode
+from echolm.errors import ConfigurationError, UnavailableError
 
 logger = logging.getLogger("echolm")
 
@@ -57,7 +63,7 @@ class WorkerEngine:
         name: str,
         mode: Mode,
         factory: str,
-        arguments: Mapping[str, Any],
+        arguments: dict[str, Any],
         start_timeout_s: float = 300.0,
         nice: int = 0,
         python: str = "",
@@ -67,10 +73,8 @@ class WorkerEngine:
 
         Args:
             name: what messages call the engine.
-            mode: what the factory makes.
-            factory: ``module:function`` that the worker calls.
+            factory: ``module:function`` that the worker calls, to make what ``mode`` says.
             arguments: its keyword arguments, which JSON can hold.
-            start_timeout_s: time for the model to load.
             nice: the worker's priority is lower by this.
             python: the worker's interpreter; empty: that of this process.
             environment: variables that the worker gets besides this process's.
@@ -80,21 +84,20 @@ class WorkerEngine:
             UnavailableError: the worker ended or did not get ready in time.
         """
         self._name = name
-        self._mode = mode
-        self._factory = factory
-        self._arguments = json.dumps(dict(arguments))
-        self._nice = nice
-        self._python = python
-        self._environment = dict(environment or {})
+        root = str(Path(echolm.__file__).parent.parent)
+        self._command = [python or _python(), "-c", _BOOTSTRAP, root, f"--nice={nice}"]
+        self._command += [f"--mode={mode}", f"--factory={factory}"]
+        self._command.append(f"--arguments={json.dumps(arguments)}")
+        self._environment = {**os.environ, **(environment or {})}
+        if (libraries := self._environment.pop(ENV_LIBRARY_PATH, None)) is not None:
+            self._environment["LD_LIBRARY_PATH"] = libraries
         self._children: list[psutil.Process] = []
         self._start_timeout_s = start_timeout_s
         self._lock = threading.Lock()
         self._callbacks: dict[str, OnChunk] = {}
         self._stats = EngineStats(ready=False, in_flight=0)
         self._closed = threading.Event()
-        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._process, self._connection = self._spawn()
-        self._writer = self._start_writer()
+        self._spawn()
         self._reader = threading.Thread(target=self._run, name=f"{name}-reader", daemon=True)
         self._reader.start()
 
@@ -109,10 +112,7 @@ class WorkerEngine:
                 raise UnavailableError(f"engine {self._name}: it is closed")
             if not self._stats.ready:
                 raise UnavailableError(f"engine {self._name}: it is starting anew; try again soon")
-            if request.request_id in self._callbacks:
-                raise InvalidRequestError.of(
-                    "request_id", "an id that is not in flight", request.request_id
-                )
+            check_request_id(request.request_id, self._callbacks)
             self._callbacks[request.request_id] = on_chunk
             self._outbox.put(request)
 
@@ -127,12 +127,11 @@ class WorkerEngine:
 
     def close(self) -> None:
         with self._lock:
-            first = not self._closed.is_set()
+            if self._closed.is_set():
+                return
             self._closed.set()
             self._stats = replace(self._stats, ready=False)
             self._outbox.put(None)
-        if not first:
-            return
         # The worker ends when its socket does, after the step that it is in.
         self._writer.join(_STOP_TIMEOUT_S)
         try:
@@ -144,18 +143,15 @@ class WorkerEngine:
             self._reader.join(_STOP_TIMEOUT_S)
         self._fail_all(UnavailableError(f"engine {self._name}: it was closed"))
 
-    def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection]:
+    def _spawn(self, restarts: int = 0) -> None:
+        """Start a worker, wait until its model is loaded, and start to write to it."""
         ours, theirs = socket.socketpair()
-        root = str(Path(echolm.__file__).parent.parent)
-        command = [self._python or _python(), "-c", _BOOTSTRAP, root, f"--fd={theirs.fileno()}"]
-        command += [f"--mode={self._mode}", f"--factory={self._factory}"]
-        command += [f"--arguments={self._arguments}", f"--nice={self._nice}"]
-        environment = {**os.environ, **self._environment}
-        if (libraries := environment.pop(ENV_LIBRARY_PATH, None)) is not None:
-            environment["LD_LIBRARY_PATH"] = libraries
         with theirs:
             process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+                [*self._command, f"--fd={theirs.fileno()}"],
+                pass_fds=[theirs.fileno()],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
             )
         connection = Connection(ours.detach())
         try:
@@ -165,11 +161,17 @@ class WorkerEngine:
             self._kill(process)
             raise
         self._children = _descendants(process.pid)
+        self._process, self._connection = process, connection
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._writer = threading.Thread(
+            target=_write, args=(self._outbox, connection), name=f"{self._name}-writer", daemon=True
+        )
+        self._writer.start()
         with self._lock:
-            self._stats = replace(
-                self._stats, ready=not self._closed.is_set(), prefix_hit_tokens=None
-            )
-        return process, connection
+            ready = not self._closed.is_set()
+            self._stats = EngineStats(ready, in_flight=0, restarts=restarts)
+            if not ready:
+                self._outbox.put(None)
 
     def _wait_ready(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
         deadline = time.monotonic() + self._start_timeout_s
@@ -181,13 +183,12 @@ class WorkerEngine:
                     f"engine {self._name}: expected its model loaded within "
                     f"{self._start_timeout_s:g} s, got nothing"
                 )
-        try:
-            message = connection.recv()
-        except (EOFError, OSError):
+        message = _receive(connection)
+        if message is None:
             raise UnavailableError(
                 f"engine {self._name}: its process ended while loading the model, exit status "
                 f"{process.wait()}; see the log"
-            ) from None
+            )
         if isinstance(message, Failed):
             kind = ConfigurationError if message.configuration else UnavailableError
             raise kind(message.message)
@@ -205,14 +206,6 @@ class WorkerEngine:
         psutil.wait_procs(children, timeout=_STOP_TIMEOUT_S)
         self._children = []
         return status
-
-    def _start_writer(self) -> threading.Thread:
-        arguments = (self._outbox, self._connection)
-        writer = threading.Thread(
-            target=_write, args=arguments, name=f"{self._name}-writer", daemon=True
-        )
-        writer.start()
-        return writer
 
     def _run(self) -> None:
         """Read until closed; start a new worker when one has failed."""
@@ -235,8 +228,7 @@ class WorkerEngine:
             while quick <= _MAX_QUICK_RESTARTS and not self._closed.is_set():
                 started = time.monotonic()
                 try:
-                    self._outbox = queue.SimpleQueue()
-                    self._process, self._connection = self._spawn()
+                    self._spawn(self._stats.restarts + 1)
                     break
                 except Exception as error:
                     logger.error("engine %s: cannot start anew: %s", self._name, error)
@@ -245,48 +237,34 @@ class WorkerEngine:
             else:
                 logger.error("engine %s: no more restarts; reload the model", self._name)
                 return
-            with self._lock:
-                self._stats = replace(self._stats, restarts=self._stats.restarts + 1)
-            self._writer = self._start_writer()
-            if self._closed.is_set():
-                self._outbox.put(None)
             logger.warning("engine %s: started anew", self._name)
 
     def _read(self) -> str:
         """Pass events on until the worker is gone; gives the reason."""
         while True:
-            try:
-                message = self._connection.recv()
-            except (EOFError, OSError):
-                return "its process ended"
-            if isinstance(message, Failed):
-                return message.message
+            message = _receive(self._connection)
             # Under load, what has come meanwhile goes out as one piece per request: sending a
             # piece costs more than generating it.
-            events = list(message.events)
-            try:
-                while len(events) < _MAX_JOINED and self._connection.poll(0):
-                    message = self._connection.recv()
-                    if isinstance(message, Failed):
-                        break
-                    events += message.events
-            except (EOFError, OSError):
-                message = None
+            events: list[Event] = []
+            hits: int | None = None
+            while isinstance(message, Events):
+                events += message.events
+                hits = message.prefix_hit_tokens
+                if len(events) >= _MAX_JOINED or not self._connection.poll(0):
+                    break
+                message = _receive(self._connection)
+            if hits is not None:
+                with self._lock:
+                    self._stats = replace(self._stats, prefix_hit_tokens=hits)
             for request_id, event in join_pieces(events):
-                last = isinstance(event, Exception) or event.is_last
                 with self._lock:
                     callback = self._callbacks.get(request_id)
-                    if last:
+                    if isinstance(event, Exception) or event.is_last:
                         self._callbacks.pop(request_id, None)
                 if callback is not None:
                     self._call(callback, event)
-            if message is None:
-                return "its process ended"
-            if isinstance(message, Failed):
-                return message.message
-            if message.prefix_hit_tokens is not None:
-                with self._lock:
-                    self._stats = replace(self._stats, prefix_hit_tokens=message.prefix_hit_tokens)
+            if not isinstance(message, Events):
+                return "its process ended" if message is None else message.message
 
     def _fail_all(self, problem: Exception) -> None:
         with self._lock:
@@ -299,6 +277,15 @@ class WorkerEngine:
             callback(event)
         except Exception:
             logger.exception("engine %s: a callback failed", self._name)
+
+
+def _receive(connection: Connection) -> Events | Failed | None:
+    """The worker's next message; None if it is gone."""
+    try:
+        message: Events | Failed = connection.recv()
+    except (EOFError, OSError):
+        return None
+    return message
 
 
 def join_pieces(events: list[Event]) -> list[Event]:
@@ -314,35 +301,28 @@ def join_pieces(events: list[Event]) -> list[Event]:
 
 def _write(outbox: queue.SimpleQueue[Any], connection: Connection) -> None:
     """Send what is queued, as one message where several wait; None ends it."""
-    while True:
-        batch = [outbox.get()]
-        while not outbox.empty():
-            batch.append(outbox.get())
-        ended = None in batch
-        try:
+    batch: list[Any] = []
+    with contextlib.suppress(OSError):  # The reader sees it too and deals with it.
+        while None not in batch:
+            batch = [outbox.get()]
+            while not outbox.empty():
+                batch.append(outbox.get())
             connection.send([item for item in batch if item is not None])
-            if ended:
-                with socket.socket(fileno=os.dup(connection.fileno())) as half:
-                    half.shutdown(socket.SHUT_WR)
-        except OSError:
-            ended = True  # The reader sees it too and deals with it.
-        if ended:
-            return
+        with socket.socket(fileno=os.dup(connection.fileno())) as half:
+            half.shutdown(socket.SHUT_WR)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
     """The processes that a process has started, and theirs."""
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+    return []
 
 
 def _python() -> str:
     """The interpreter; inside Triton's stub, which embeds Python, the one that the stub follows."""
     if Path(sys.executable or "").name.startswith("python"):
         return sys.executable
-    python = shutil.which("python3")
-    if python is None:
+    if (python := shutil.which("python3")) is None:
         raise ConfigurationError("engine: expected python3 on PATH, got none")
     return python

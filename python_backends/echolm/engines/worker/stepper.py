@@ -37,21 +37,13 @@ class Stepper(Protocol):
 def run(
     make: Callable[[], Stepper], connection: Connection, ready: Callable[[], None]
 ) -> str | None:
-    """Make the stepper and serve until the other side has closed.
-
-    Args:
-        make: gives the stepper with its model loaded, or raises what is wrong with it.
-        ready: called when the model is loaded.
-
-    Returns:
-        Why the stepper has failed; None if it has not.
-    """
+    """Make the stepper and serve; as :data:`~echolm.engines.worker.child.Run` describes it."""
     stepper = make()
     ready()
     try:
         _serve(connection, stepper)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # The other side has closed.
     except Exception as error:
         logger.exception("engine: a step failed")
         return f"a step failed: {type(error).__name__}: {error}"
@@ -59,25 +51,19 @@ def run(
 
 
 def _serve(connection: Connection, stepper: Stepper) -> None:
-    """Take what has come, step, send what is new; until the other side has closed."""
+    """Take what has come, step, send what is new; an EOFError or OSError ends it."""
     while True:
         events: list[Event] = []
         # Sleep in poll() while there is nothing to do: a message wakes it at once.
-        while connection.poll(None if not stepper.busy and not events else 0):
-            try:
-                batch = connection.recv()
-            except EOFError:
-                return
-            for item in batch:
+        while connection.poll(0 if stepper.busy or events else None):
+            for item in connection.recv():
                 if isinstance(item, GenerationRequest):
                     try:
                         stepper.add(item)
                     except EchoError as problem:
                         events.append((item.request_id, problem))
-                else:
-                    event = stepper.cancel(item)
-                    if event is not None:
-                        events.append(event)
+                elif (event := stepper.cancel(item)) is not None:
+                    events.append(event)
         if stepper.busy:
             events += stepper.step()
         if events:
