@@ -183,7 +183,7 @@ class LearningSettings(Section):
     then no event is removed from the log."""
     retention_days: float = Field(90.0, ge=0)
     """Days after which events are removed from the log, once snapshots contain them; a changed
-    model and scripts/estimate_policy.py see only what is left. 0 keeps all."""
+    model and `echolm estimate` see only what is left. 0 keeps all."""
     redis_prefix: str = Field("echolm", pattern=r"^[A-Za-z0-9_.:{}-]{1,64}$")
     """Text with which every key in Redis begins."""
     redis_timeout_s: float = Field(5.0, gt=0)
