@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
+from echolm.settings.schema import Settings
+from echolm.settings.sections import LLMSettings
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-
-from echolm.settings.schema import Settings
-from echolm.settings.sections import LLMSettings
 
 FILE = Path(__file__).parents[1] / "python_backends" / "SETTINGS.md"
 

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from echolm.learning.off_policy import doubly_robust, fit_reward_model, ips, read_ratings, snips
     from echolm.learning.sqlite_log import SQLiteEventLog
-    from echolm.wiring import build_bandit
+    from echolm.wiring.routing import build_bandit
 
     if not 0 < args.holdout < 1:
         raise ConfigurationError(
@@ -158,7 +158,7 @@ def _greedy(settings: Settings, older: LoggedDecisions, newer: LoggedDecisions) 
     """What a bandit that has learnt from older decisions would draw without exploring."""
     import numpy as np
 
-    from echolm.wiring import build_bandit
+    from echolm.wiring.routing import build_bandit
 
     _, bandit = build_bandit(settings)
     for x, drawn, reward in zip(older.contexts, older.drawn, older.rewards, strict=True):

@@ -23,19 +23,19 @@ from echolm.triton.batched import BatchedModel
 from echolm.triton.bls import BLSTextEmbedder
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
-from echolm.wiring import (
+from echolm.wiring.examples import (
     build_admission,
     build_maintenance,
     build_off_peak_replay,
     build_replayer,
     build_retention,
     build_writer,
-    open_event_log,
-    open_load_table,
     open_statistics,
-    open_store,
     open_write_ahead_log,
 )
+from echolm.wiring.learning import open_event_log
+from echolm.wiring.retrieval import open_store
+from echolm.wiring.routing import open_load_table
 
 logger = logging.getLogger("echolm")
 

@@ -24,11 +24,10 @@ from echolm.triton.batched import BatchedModel
 from echolm.triton.learning import keep_learning, learn_at_start
 from echolm.triton.metrics import Metrics, process_label
 from echolm.triton.runtime import Runtime
-from echolm.wiring import (
-    build_learner,
+from echolm.wiring.learning import build_learner, open_event_log
+from echolm.wiring.retrieval import (
     build_selector,
     example_token_counter,
-    open_event_log,
     open_prefix_index,
     open_store,
 )

@@ -32,7 +32,7 @@ from echolm.triton.metrics import (
 )
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
-from echolm.wiring import build_router, open_load_table
+from echolm.wiring.routing import build_router, open_load_table
 
 _SHOW_LOAD_EVERY_S = 0.2
 _SPECS = {t.name: t for t in contracts.ECHOLM_OUTPUTS}

@@ -69,7 +69,9 @@ def open_examples(settings: Settings) -> Iterator[ExampleData]:
         ConfigurationError, UnavailableError: a part cannot be used.
     """
     from echolm.serving.attach import attached
-    from echolm.wiring import open_event_log, open_statistics, open_store, open_write_ahead_log
+    from echolm.wiring.examples import open_statistics, open_write_ahead_log
+    from echolm.wiring.learning import open_event_log
+    from echolm.wiring.retrieval import open_store
 
     with ExitStack() as closing:
         settings = closing.enter_context(attached(settings))

@@ -64,7 +64,7 @@ def copy_into(
 
     embed = None
     if (header.embedding, header.dimension) != (data.store.embedding_name, data.store.dimension):
-        from echolm.wiring import build_text_embedder
+        from echolm.wiring.retrieval import build_text_embedder
 
         embed = build_text_embedder(data.settings)
     done = 0

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 async def _replay(data: ExampleData, args: argparse.Namespace) -> int:
     from echolm.examples.replay import ReplayCost
-    from echolm.wiring import build_replayer, build_text_embedder
+    from echolm.wiring.examples import build_replayer
+    from echolm.wiring.retrieval import build_text_embedder
 
     class Embedder:
         """The embedder of this process, as judges want it."""
