@@ -112,10 +112,7 @@ class StartInterruptedError(EchoError):
 
 @contextlib.contextmanager
 def running_server(
-    settings: Settings,
-    options: ServeOptions | None = None,
-    *,
-    progress: Progress | None = None,
+    settings: Settings, options: ServeOptions | None = None, *, progress: Progress | None = None
 ) -> Iterator[Endpoints]:
     """A server that runs as long as the ``with`` block.
 

@@ -18,13 +18,7 @@ from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
 from echolm.load.tracker import ServingLoad
 from echolm.router.policy import Policy
-from echolm.router.ports import (
-    AnswerObserver,
-    InteractionSink,
-    Observers,
-    Retriever,
-    RouterMetrics,
-)
+from echolm.router.ports import AnswerObserver, InteractionSink, Observers, Retriever, RouterMetrics
 from echolm.router.service import RouterService
 from echolm.settings import Settings
 from echolm.wiring.learning import build_feedback_tokens, build_learner, open_event_log
@@ -58,11 +52,7 @@ def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
     }
     costs = {llm.name: llm.cost for llm in settings.llms}
     return featurizer, ThompsonSampling(
-        arms,
-        costs,
-        routing.cost_weight,
-        routing.exploration_floor,
-        routing.exploration,
+        arms, costs, routing.cost_weight, routing.exploration_floor, routing.exploration
     )
 
 
