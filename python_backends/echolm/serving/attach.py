@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from echolm.serving.data_dir import DataDir, running_configuration
-from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.serving.milvus_lite import MilvusLite
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
 
@@ -30,14 +30,7 @@ def attached(settings: Settings) -> Iterator[Settings]:
         return
     data = DataDir(settings.data_dir)
     try:
-        milvus = MilvusLite(
-            MilvusLiteOptions(
-                database=data.milvus_db,
-                run_dir=data.run,
-                log_file=data.logs / "milvus.log",
-                keep_open=(data.lock_fd,),
-            )
-        )
+        milvus = MilvusLite.over(data)
         try:
             milvus.start()
             retrieval = settings.retrieval.model_copy(update={"milvus_uri": milvus.uri})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,15 @@ from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE
 from echolm.errors import ConfigurationError, EchoError, UnavailableError
 from echolm.serving import preflight
 from echolm.serving.data_dir import CONFIGURATION, DataDir, resolve
-from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.serving.milvus_lite import MilvusLite
 from echolm.serving.triton_installation import find_triton
-from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host
-from echolm.settings import ENV_CONFIG, ENV_PREFIX, Settings
+from echolm.serving.triton_server import (
+    SHM_BYTE_SIZE,
+    TritonOptions,
+    TritonServer,
+    connect_host,
+)
+from echolm.settings import ENV_CONFIG, Settings
 
 Progress = Callable[[str], None]
 
@@ -57,7 +61,6 @@ class ServeOptions:
         ready_timeout_s: seconds for all models to load; None: five minutes on CPUs, half an hour
             on GPUs.
         verbose: show Triton's log on stderr, and log more.
-        triton_args: more arguments for ``tritonserver``.
     """
 
     profile: str | None = "local"
@@ -69,7 +72,6 @@ class ServeOptions:
     metrics_port: int = 8002
     ready_timeout_s: float | None = None
     verbose: bool = False
-    triton_args: tuple[str, ...] = ()
 
     @property
     def on_gpus(self) -> bool:
@@ -192,19 +194,11 @@ class LocalServer:
             grpc_port=options.grpc_port,
             metrics_port=options.metrics_port,
             environment={**_thread_limits(options), ENV_CONFIG: str(configuration)},
-            # Their values are in the resolved configuration already.
-            drop_environment=(ENV_PREFIX,),
-            extra_args=(
-                *(_CPU_ARGS if options.profile in _CPU_PROFILES else ()),
-                *options.triton_args,
-            ),
+            extra_args=_CPU_ARGS if options.profile in _CPU_PROFILES else (),
             keep_open=(data.lock_fd,),
             verbose=options.verbose,
-            echo=sys.stderr if options.verbose else None,
         )
-        preflight.check_shared_memory(
-            preflight.python_instances(models), triton_options.shm_byte_size
-        )
+        preflight.check_shared_memory(preflight.python_instances(models), SHM_BYTE_SIZE)
         self._triton = triton = TritonServer(triton_options, installation)
         preflight.check_stub_python(triton.environment())
         _check(stop)
@@ -233,8 +227,11 @@ class LocalServer:
         Raises:
             UnavailableError: Triton has ended by itself.
         """
-        if self._triton is not None and self._triton.poll() is not None:
-            raise UnavailableError(self._triton.death_notice())
+        triton = self._triton
+        if triton is not None and (status := triton.poll()) is not None:
+            raise UnavailableError(
+                f"Triton ended by itself, exit status {status}; {triton.log_excerpt()}"
+            )
         milvus = self._milvus
         if milvus is None or milvus.poll() is None or self._milvus_restarts >= _MILVUS_RESTARTS:
             return
@@ -268,14 +265,7 @@ class LocalServer:
 
     def _start_milvus(self, data: DataDir, stop: threading.Event) -> str:
         self._report("starting Milvus Lite")
-        self._milvus = milvus = MilvusLite(
-            MilvusLiteOptions(
-                database=data.milvus_db,
-                run_dir=data.run,
-                log_file=data.logs / "milvus.log",
-                keep_open=(data.lock_fd,),
-            )
-        )
+        self._milvus = milvus = MilvusLite.over(data)
         milvus.start(stop=stop)
         _check(stop)
         return milvus.uri
