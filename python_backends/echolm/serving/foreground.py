@@ -15,9 +15,7 @@ from echolm.settings import Settings
 
 
 def serve_forever(settings: Settings, options: ServeOptions) -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP.
-
-    A second signal ends everything at once.
+    """Serve until SIGINT, SIGTERM or SIGHUP; a second signal ends everything at once.
 
     Returns:
         The exit status: 0 after a clean stop, 1 when Triton ended by itself.

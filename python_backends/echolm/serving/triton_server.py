@@ -189,7 +189,6 @@ class TritonServer(GuardedServer):
             *(f"--model-repository={path}" for path in options.model_repositories),
             f"--backend-directory={self._backend_directory()}",
             *(f"--backend-config=python,{key}={value}" for key, value in python_backend.items()),
-            "--model-control-mode=none",
             # Loading is CPU-bound, but models wait for each other's stubs to start.
             f"--model-load-thread-count={max(4, os.cpu_count() or 1)}",
             *(f"--{service}-address={options.host}" for service in ("http", "grpc", "metrics")),
