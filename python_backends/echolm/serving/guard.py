@@ -106,8 +106,7 @@ def _watch(child: int, parent: int, grace_s: float) -> int:
     deadline = float("inf")
     terminating = False
     while True:
-        status = _reap(child)
-        if status is not None:
+        if (status := _reap(child)) is not None:
             return status
         now = time.monotonic()
         taken = signal.sigtimedwait(_WATCHED, min(_POLL_S, max(deadline - now, 0.01)))
@@ -153,17 +152,13 @@ def _kill_orphans() -> None:
 
 
 def _children() -> list[int]:
-    me = os.getpid()
     children = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = Path("/proc", entry, "stat").read_text()
-            except OSError:
-                continue
+    for file in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             # "pid (name) state ppid …": the name may hold blanks and brackets.
-            if int(stat.rpartition(")")[2].split()[1]) == me:
-                children.append(int(entry))
+            parent = Path(file).read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                children.append(int(file.split("/")[2]))
     return children
 
 

@@ -20,14 +20,11 @@ _FILE_SUFFIX = "_FILE"
 
 
 def check_names(variables: Iterable[str], sections: Collection[str]) -> None:
-    """Every variable with EchoLM's prefix names a section, so that a mistyped one is noticed.
+    """Raise a ConfigurationError if a variable with EchoLM's prefix names no section.
 
     Args:
         variables: names of environment variables, EchoLM's and others.
         sections: the sections and single keys at the top of ``echolm.toml``.
-
-    Raises:
-        ConfigurationError: one names something else.
     """
     known = {name.upper() for name in sections}
     for name in variables:
@@ -65,15 +62,11 @@ def with_values_of_files(variables: Mapping[str, str | None]) -> dict[str, str |
             value = Path(file or "").read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             problem = error.strerror if isinstance(error, OSError) else "no UTF-8"
-            raise ConfigurationError(
-                f"environment variable {name.upper()}: expected a readable file, got {file!r}: "
-                f"{problem}"
-            ) from None
+            expected = f"expected a readable file, got {file!r}: {problem}"
+            raise ConfigurationError(f"environment variable {name.upper()}: {expected}") from None
         if not value:
-            raise ConfigurationError(
-                f"environment variable {name.upper()}: expected a value in {file}, got an empty "
-                "file"
-            )
+            expected = f"expected a value in {file}, got an empty file"
+            raise ConfigurationError(f"environment variable {name.upper()}: {expected}")
         del values[name]
         values[key] = value
     return values

@@ -319,9 +319,6 @@ class ReplaySettings(Section):
     of it."""
 
 
-_REVISED_PRIOR_RATINGS = 3.0
-
-
 class LLMSettings(Section):
     """One LLM behind the router, which is an arm of the bandit."""
 
@@ -365,14 +362,8 @@ class LLMSettings(Section):
         return self.triton_model or self.name
 
     def prior_weight(self, default: float) -> float:
-        """How many ratings ``prior_quality`` is worth.
-
-        The prior quality of an LLM that replaced another was seldom measured, so it is worth
-        little.
-
-        Args:
-            default: ``routing.prior_ratings``.
-        """
+        """How many ratings ``prior_quality`` is worth; ``default`` is ``routing.prior_ratings``."""
         if self.prior_ratings is not None:
             return self.prior_ratings
-        return min(default, _REVISED_PRIOR_RATINGS) if self.revision else default
+        # The prior quality of an LLM that replaced another was seldom measured.
+        return min(default, 3.0) if self.revision else default

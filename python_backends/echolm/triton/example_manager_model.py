@@ -13,7 +13,7 @@ from typing import Any
 
 from echolm import contracts
 from echolm.errors import EchoError, InvalidRequestError
-from echolm.examples.admission import AdmissionResult
+from echolm.examples.admission import AdmissionPolicy, AdmissionResult
 from echolm.examples.replay import Replayed
 from echolm.load.table import LoadTable
 from echolm.primitives import Interaction
@@ -24,7 +24,6 @@ from echolm.triton.bls import BLSTextEmbedder
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
 from echolm.wiring.examples import (
-    build_admission,
     build_maintenance,
     build_off_peak_replay,
     build_replayer,
@@ -52,7 +51,7 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         os.nice(_NICENESS)
         self._settings = settings = load_settings()
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._policy = build_admission(settings)
+        self._policy = AdmissionPolicy(settings)
         self._store = open_store(settings, wait=True)
         self._log = open_event_log(settings)
         self._write_ahead_log = open_write_ahead_log(settings)

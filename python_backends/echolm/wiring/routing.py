@@ -27,11 +27,8 @@ from echolm.wiring.llms import build_endpoints, build_judge
 
 def open_load_table(settings: Settings) -> LoadTable:
     """The load of all routers on this machine, counted together."""
-    return LoadTable(
-        settings.load_table_path,
-        [llm.name for llm in settings.llms],
-        settings.routing.load_half_life_s,
-    )
+    names = [llm.name for llm in settings.llms]
+    return LoadTable(settings.load_table_path, names, settings.routing.load_half_life_s)
 
 
 def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
@@ -63,7 +60,6 @@ class Router:
     Attributes:
         learner: teaches the bandit what is in the learning log; it has not learnt anything yet.
         bias: what the load takes off each LLM's score now.
-        usage: records how examples were used.
     """
 
     service: RouterService
