@@ -17,6 +17,7 @@ def add_subcommand(subparsers: Subparsers) -> None:
     """Add ``check``."""
     parser = add_example_verb(
         subparsers,
+        run,
         "check",
         "compare store and statistics, and look for requests that are stored twice",
         "The exit code is 1 if anything is found that --repair would mend.",
@@ -26,14 +27,10 @@ def add_subcommand(subparsers: Subparsers) -> None:
         action="store_true",
         help="mend what differs; of a request that is stored twice the better answer stays",
     )
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Every example must have statistics, all statistics an example, and no request two answers.
-
-    Returns the exit code.
-    """
+    """Every example must have statistics, all statistics an example, and no request two answers."""
     from echolm.examples.consistency import examine, repair
 
     with opened(args) as data:

@@ -24,6 +24,7 @@ def add_subcommand(subparsers: Subparsers) -> None:
     """Add ``delete``."""
     parser = add_example_verb(
         subparsers,
+        run,
         "delete",
         "delete examples for good",
         "Those are deleted to which all of --id, --tenant and --match apply that are given.",
@@ -38,7 +39,6 @@ def add_subcommand(subparsers: Subparsers) -> None:
     parser.add_argument("--tenant", help="all of this tenant")
     parser.add_argument("--match", metavar="REGEX", help="whose request or response contains this")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:

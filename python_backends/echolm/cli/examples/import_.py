@@ -23,13 +23,13 @@ def add_subcommand(subparsers: Subparsers) -> None:
     """Add ``import``."""
     parser = add_example_verb(
         subparsers,
+        run,
         "import",
         "put in examples from a file that export wrote",
         "Those that another embedding model had embedded are embedded anew. A data directory that "
         "does not exist is made.",
     )
     parser.add_argument("file", help="the file; - for standard input")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def copy_into(
     """Copy examples into the store, embedded anew where another model had embedded them.
 
     Args:
-        title: title of the progress bar.
+        title: of the progress bar.
         header: what made the embeddings of the examples.
         total: how many there are; None: not known.
 

@@ -14,7 +14,7 @@ from echolm.cli.examples.import_ import copy_into
 def add_subcommand(subparsers: Subparsers) -> None:
     """Add ``reembed``."""
     parser = add_example_verb(
-        subparsers, "reembed", "copy the examples of another collection, embedded anew"
+        subparsers, run, "reembed", "copy the examples of another collection, embedded anew"
     )
     parser.add_argument(
         "--from",
@@ -23,7 +23,6 @@ def add_subcommand(subparsers: Subparsers) -> None:
         metavar="COLLECTION",
         help="the other collection, which stays as it is",
     )
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
