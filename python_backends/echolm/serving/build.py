@@ -175,7 +175,11 @@ def build(options: BuildOptions, say: Progress) -> Path:
     _copy(root / options.profile, output / options.profile)
     for llm in llms:
         model = output / options.profile / f"{llm.role}_llm"
-        _set_parameters(model, {"engine": profile.engine, **llm.values})
+        config = model_config.read(model)
+        config.parameters.clear()
+        for key, value in {"engine": profile.engine, **llm.values}.items():
+            config.parameters[key].string_value = value
+        model_config.write(model, config)
     _embedder(options, output, in_backend, say)
     file = output / CONFIGURATION
     file.write_text(_HEADER.format(profile=options.profile, file=file) + tomli_w.dumps(settings))
@@ -188,15 +192,6 @@ _HEADER = """\
 #   echolm serve --profile {profile} --config {file}
 # cost: relative, from the LLMs' sizes. prior_quality: a guess until there are ratings.
 """
-
-
-def _set_parameters(model: Path, values: Mapping[str, str]) -> None:
-    """Give a model these parameters in place of its own."""
-    config = model_config.read(model)
-    config.parameters.clear()
-    for key, value in values.items():
-        config.parameters[key].string_value = value
-    model_config.write(model, config)
 
 
 def _set_processes(model: Path, number: int) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import time
@@ -103,7 +104,9 @@ class DataDir:
         file = self.run / CONFIGURATION
         file.unlink(missing_ok=True)
         with _private(file) as stream:
-            tomli_w.dump(_plain(settings.model_dump(mode="python")), stream)
+            # Through JSON, since TOML's writer takes neither paths nor secrets.
+            values = json.dumps(settings.model_dump(exclude_none=True), default=_plain)
+            tomli_w.dump(json.loads(values), stream)
         return file
 
     def _lock(self) -> None:
@@ -185,14 +188,5 @@ def running_configuration(path: Path) -> Path | None:
     return None
 
 
-def _plain(value: Any) -> Any:
-    """The value as TOML can express it: paths as text, secrets in clear, keys without None."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, Path):
-        return str(value)
-    return value
+def _plain(value: SecretStr | Path) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

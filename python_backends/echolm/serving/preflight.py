@@ -258,7 +258,6 @@ def check_backends(models: Mapping[str, Path], backends: Path) -> None:
 def check_host(with_wheel: bool = True) -> None:
     """All that does not depend on the configuration; the Triton of the wheel asks for more."""
     check_machine()
-    check_python()
     if with_wheel:
         check_glibc()
         check_numpy()

@@ -16,12 +16,7 @@ from echolm.serving import preflight
 from echolm.serving.data_dir import CONFIGURATION, DataDir, resolve
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.serving.triton_installation import find_triton
-from echolm.serving.triton_server import (
-    SHM_BYTE_SIZE,
-    TritonOptions,
-    TritonServer,
-    connect_host,
-)
+from echolm.serving.triton_server import SHM_BYTE_SIZE, TritonOptions, TritonServer, connect_host
 from echolm.settings import ENV_CONFIG, Settings
 
 Progress = Callable[[str], None]
@@ -167,7 +162,13 @@ class LocalServer:
             prepare_embedder(settings, self._report)
         _check(stop)
 
-        milvus_uri = settings.retrieval.milvus_uri or self._start_milvus(data, stop)
+        milvus_uri = settings.retrieval.milvus_uri
+        if not milvus_uri:
+            self._report("starting Milvus Lite")
+            self._milvus = milvus = MilvusLite.over(data)
+            milvus.start(stop=stop)
+            _check(stop)
+            milvus_uri = milvus.uri
         host = connect_host(options.host)
         host = f"[{host}]" if ":" in host else host
         grpc_url = f"{host}:{options.grpc_port}"
@@ -192,8 +193,8 @@ class LocalServer:
         _check(stop)
         self._report(f"starting Triton with {len(models)} models (log: {triton_options.log_file})")
         triton.start()
-        if not triton.wait_ready(options.load_s, stop):
-            raise StartInterruptedError("stopped before all models were ready")
+        triton.wait_ready(options.load_s, stop)
+        _check(stop)
         self._ready = True
 
         pids = {"triton": triton.process.pid() or 0}
@@ -247,13 +248,6 @@ class LocalServer:
         """Stop everything at once, without waiting; may be called from a signal handler."""
         for server in filter(None, (self._triton, self._milvus)):
             server.kill()
-
-    def _start_milvus(self, data: DataDir, stop: threading.Event) -> str:
-        self._report("starting Milvus Lite")
-        self._milvus = milvus = MilvusLite.over(data)
-        milvus.start(stop=stop)
-        _check(stop)
-        return milvus.uri
 
 
 def model_repositories(options: ServeOptions) -> tuple[Path, ...]:

@@ -99,8 +99,8 @@ class TritonServer(GuardedServer):
             )
         )
 
-    def wait_ready(self, timeout_s: float, stop: threading.Event | None = None) -> bool:
-        """Wait until all models can be used; False if ``stop`` was set before.
+    def wait_ready(self, timeout_s: float, stop: threading.Event | None = None) -> None:
+        """Wait until all models can be used, or ``stop`` is set.
 
         Raises:
             UnavailableError: the server ended or was not ready in time; with its last log lines.
@@ -113,14 +113,13 @@ class TritonServer(GuardedServer):
                     f"Triton: expected it to start, got exit status {status}; {self.log_excerpt()}"
                 )
             if self.is_ready():
-                return True
+                return
             if time.monotonic() > deadline:
                 raise UnavailableError(
                     f"Triton: expected all models ready within {timeout_s:g} s, got none; give it "
                     f"longer with --ready-timeout; {self.log_excerpt()}"
                 )
             stop.wait(0.1)
-        return False
 
     def is_ready(self) -> bool:
         """Whether all models are ready and the metrics, which Triton opens last, are served."""

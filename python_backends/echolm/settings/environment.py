@@ -28,10 +28,8 @@ def check_names(variables: Iterable[str], sections: Collection[str]) -> None:
     """
     known = {name.upper() for name in sections}
     for name in variables:
-        if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG:
-            continue
-        section = name[len(ENV_PREFIX) :].removesuffix(_FILE_SUFFIX).split("__")[0]
-        if section not in known:
+        section = name.removeprefix(ENV_PREFIX).removesuffix(_FILE_SUFFIX).split("__")[0]
+        if name.startswith(ENV_PREFIX) and name != ENV_CONFIG and section not in known:
             raise ConfigurationError(
                 f"environment variable {name}: expected ECHOLM_<SECTION>__<KEY> with a section "
                 f"among {sorted(known)}, got {section!r}; correct or unset it"
@@ -39,10 +37,7 @@ def check_names(variables: Iterable[str], sections: Collection[str]) -> None:
 
 
 def with_values_of_files(variables: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Environment variables, those that name a file replaced by that file's content.
-
-    Args:
-        variables: values by name; names in small letters, as pydantic-settings has them.
+    """The variables (names in small letters), those that name a file replaced by its content.
 
     Raises:
         ConfigurationError: a file cannot be read or is empty, or a value comes in both ways.
@@ -55,8 +50,8 @@ def with_values_of_files(variables: Mapping[str, str | None]) -> dict[str, str |
         key = name[: -len(suffix)]
         if key in variables:
             raise ConfigurationError(
-                f"environment variables {key.upper()} and {name.upper()}: expected one of "
-                "them, got both; unset one"
+                f"environment variables {key.upper()} and {name.upper()}: expected one of them, "
+                "got both; unset one"
             )
         try:
             value = Path(file or "").read_text(encoding="utf-8").strip()

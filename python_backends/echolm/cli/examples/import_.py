@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def copy_into(
     data: ExampleData,
     title: str,
-    batches: Iterator[Sequence[Stored]] | Iterator[list[Stored]],
+    batches: Iterator[Sequence[Stored]],
     header: Header,
     total: int | None,
 ) -> int:
@@ -56,9 +56,6 @@ def copy_into(
         title: of the progress bar.
         header: what made the embeddings of the examples.
         total: how many there are; None: not known.
-
-    Returns:
-        The exit code.
     """
     from echolm.examples import transfer
 
