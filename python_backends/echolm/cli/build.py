@@ -11,7 +11,6 @@ from echolm_client.cli.exit_codes import OK
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``build``."""
     parser = add_verb(
         subparsers,
         "build",

@@ -13,12 +13,7 @@ from echolm.settings.loading import load_settings
 
 
 def add_options(parser: argparse.ArgumentParser, default: Any = None) -> None:
-    """Add ``--config`` and ``--data-dir``.
-
-    Args:
-        default: ``argparse.SUPPRESS`` for a subcommand, so that the options may stand before and
-            behind its name.
-    """
+    """Add both; ``argparse.SUPPRESS`` lets them stand before and behind a subcommand's name."""
     parser.add_argument(
         "--config",
         type=Path,

@@ -34,7 +34,6 @@ _COLUMNS = (Column("policy", is_text=True), *map(Column, _FIGURES))
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``estimate``."""
     parser = add_verb(
         subparsers,
         "estimate",
@@ -63,13 +62,7 @@ def add_subcommand(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the estimates; returns the exit code.
-
-    Raises:
-        ConfigurationError: an option is out of range, or the log is missing, too short or of
-            another configuration.
-        InvalidRequestError: the log holds no usable rating.
-    """
+    """Print the estimates; returns the exit code."""
     from echolm.learning.off_policy import doubly_robust, fit_reward_model, ips, snips
 
     if not 0 < args.holdout < 1:

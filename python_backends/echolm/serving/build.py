@@ -25,7 +25,6 @@ from typing import Any
 import tomli_w
 
 from echolm.embedding import minilm
-from echolm.embedding.minilm import Form
 from echolm.embedding.spec import MODEL_FILE
 from echolm.engines.gpu import GPUOptions
 from echolm.engines.options import read_options
@@ -56,7 +55,6 @@ class Profile:
     """What differs between the libraries.
 
     Attributes:
-        options: the engine's options.
         context, batch, memory: names of the options for the context length, for requests in one
             step, and for the share of each GPU's memory.
     """
@@ -114,7 +112,7 @@ class BuildOptions:
     profile: str
     llms: Mapping[str, LLMChoice]
     output: Path
-    embedder: Form | None = None
+    embedder: minilm.Form | None = None
     processes: int = 1
     repository_root: Path | None = None
     force: bool = False
@@ -337,7 +335,7 @@ def _embedder(options: BuildOptions, output: Path, in_backend: bool, say: Progre
         shutil.copyfile(folder / MODEL_FILE, model / MODEL_FILE)
 
 
-def _best_form() -> Form:
+def _best_form() -> minilm.Form:
     """The embedding model's fastest form that this environment has the packages for."""
     if find_spec("onnxruntime") is not None:
         import onnxruntime
@@ -349,7 +347,6 @@ def _best_form() -> Form:
 
 def built_root(configuration: Path | None, profile: str) -> Path | None:
     """The folder of a configuration, if ``echolm build`` has put the profile's models there."""
-    if configuration is None:
-        return None
-    folder = configuration.resolve().parent
-    return folder if (folder / "core").is_dir() and (folder / profile).is_dir() else None
+    folder = configuration.resolve().parent if configuration else None
+    built = folder and (folder / "core").is_dir() and (folder / profile).is_dir()
+    return folder if built else None

@@ -83,11 +83,10 @@ class Checkpoint:
         )
 
     def template(self, name: str, option: str) -> str:
-        """The name of the prompt template.
+        """The prompt template of that name, or the first whose tokens the tokenizer has.
 
         Args:
-            name: the template to take; empty: the first whose tokens the tokenizer has.
-            option: the option that sets it, for messages.
+            option: the option that sets the name, for messages.
 
         Raises:
             ConfigurationError: there is no such template, or none that suits the tokenizer.

@@ -33,11 +33,7 @@ _VACUUM_WAIT_S = 30.0
 
 
 def find_milvus_lite() -> Path:
-    """Directory of Milvus Lite's server program and its libraries.
-
-    Raises:
-        ConfigurationError: the package is missing, or is a version without the program.
-    """
+    """Directory of the server program and its libraries; ConfigurationError if there is none."""
     package = package_directory("milvus_lite")
     if package is None:
         raise ConfigurationError(
@@ -80,7 +76,6 @@ class MilvusLiteOptions:
     Attributes:
         database: the file; made if missing.
         run_dir: for process files.
-        log_file: its log.
         keep_open: file descriptors to hold until the server has gone.
     """
 
@@ -152,7 +147,7 @@ class MilvusLite(GuardedServer):
             stop.wait(0.05)
 
     def _accepts(self) -> bool:
-        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
                 probe.connect(str(self._socket))
             except OSError:

@@ -159,12 +159,7 @@ def _probe(host: str) -> socket.socket:
 
 
 def models_in(repositories: Iterable[Path]) -> dict[str, Path]:
-    """Models by name, with their directories.
-
-    Raises:
-        ConfigurationError: a repository is missing or empty, or a model is in two of them
-            (Triton would serve neither).
-    """
+    """Directories of models by name; of two models of one name Triton would serve neither."""
     models: dict[str, Path] = {}
     for repository in repositories:
         if not repository.is_dir():

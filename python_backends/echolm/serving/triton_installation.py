@@ -85,7 +85,7 @@ def find_libpython(candidates: Iterable[Path] | None = None) -> Path:
 
     A statically linked Python runs everything but the backend stub.
     """
-    directories = list(dict.fromkeys(libpython_candidates() if candidates is None else candidates))
+    directories = list(dict.fromkeys(candidates or libpython_candidates()))
     for directory in directories:
         if (directory / libpython_name()).is_file():
             return directory
@@ -99,10 +99,7 @@ def find_libpython(candidates: Iterable[Path] | None = None) -> Path:
 
 
 def find_triton(*, prefer_system: bool = False) -> TritonInstallation:
-    """Find Triton: in the installed wheel, without importing it, or in an image of NVIDIA's.
-
-    Args:
-        prefer_system: the image's is taken if both are there; else the wheel's.
+    """The Triton of the installed wheel; an image's if there is no wheel, or it is preferred.
 
     Raises:
         ConfigurationError: there is none, or its stub for this Python or libpython is missing.

@@ -1,8 +1,4 @@
-"""The Triton Inference Server as a process, over several model repositories.
-
-The ``nvidia-pytriton`` wheel holds the server, the python backend and one backend stub for each
-Python version; the matching ones are put together in a private directory.
-"""
+"""The Triton Inference Server as a process, over several model repositories."""
 
 from __future__ import annotations
 
@@ -45,7 +41,6 @@ class TritonOptions:
     Attributes:
         model_repositories: directories of models; no model name may be in two of them.
         run_dir: private directory for the backend and process files.
-        log_file: log of the server and of all models.
         environment: what the processes get on top of this process's environment, of which they
             do not get EchoLM's variables.
         extra_args: more arguments for ``tritonserver``.
@@ -153,10 +148,10 @@ class TritonServer(GuardedServer):
             guard.remove(f"{SHM_DIR}/{prefix}*")
 
     def _backend_directory(self) -> Path:
-        """Put the python backend and the stub of this Python version into one directory.
+        """A private directory with the python backend and the wheel's stub of this Python version.
 
-        Nothing is written to site-packages, which may be shared or read-only. In an image they
-        are in one directory already.
+        Nothing is written to site-packages, which may be shared or read-only. In an image both are
+        in one directory already.
         """
         installation = self._installation
         if not installation.from_wheel:

@@ -164,7 +164,4 @@ class Settings(BaseSettings):
 
     def llm(self, name: str) -> LLMSettings:
         """The LLM of that name; KeyError if it is not configured."""
-        for llm in self.llms:
-            if llm.name == name:
-                return llm
-        raise KeyError(name)
+        return {llm.name: llm for llm in self.llms}[name]

@@ -78,11 +78,7 @@ def build_router(
     metrics: RouterMetrics,
     judging_metrics: JudgingMetrics,
 ) -> Router:
-    """The router, with a judge of a share of its answers if one is configured.
-
-    Args:
-        embedder: for the judge.
-        sink: takes the interactions that may become examples.
+    """The router, with a judge (which gets the embedder) of answers if one is configured.
 
     Raises:
         ConfigurationError: the judge, the log or the signing key cannot be used as configured.

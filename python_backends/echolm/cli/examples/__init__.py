@@ -12,7 +12,6 @@ from echolm.cli.examples import check, delete, export, import_, reembed, replay,
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``examples`` with its own subcommands."""
     parser = add_verb(
         subparsers,
         "examples",

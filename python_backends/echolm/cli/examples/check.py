@@ -14,7 +14,6 @@ from echolm.store.base import Example
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``check``."""
     parser = add_example_verb(
         subparsers,
         run,

@@ -96,11 +96,7 @@ def write_report(args: argparse.Namespace, figures: dict[str, Any], lines: Seque
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; gives a function that takes how many more are done.
-
-    Args:
-        total: how many there are to do; None: not known.
-    """
+    """A progress bar on standard error; gives a function that takes how many more are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

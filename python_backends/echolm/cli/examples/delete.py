@@ -21,7 +21,6 @@ _SETTLE_S = 1.0
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``delete``."""
     parser = add_example_verb(
         subparsers,
         run,

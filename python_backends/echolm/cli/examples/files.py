@@ -13,11 +13,7 @@ from echolm_client.cli.console import CommandError, unwritable
 
 @contextmanager
 def writing(file: str) -> Iterator[TextIO]:
-    """The file, to write text in UTF-8.
-
-    Raises:
-        CommandError: it cannot be opened, or not take all of the text.
-    """
+    """The file, to write text in UTF-8; CommandError if it cannot take all of it."""
     try:
         with _opened(file, "w") as stream:
             yield stream
@@ -30,11 +26,7 @@ def writing(file: str) -> Iterator[TextIO]:
 
 @contextmanager
 def reading(file: str) -> Iterator[TextIO]:
-    """The file, to read text in UTF-8.
-
-    Raises:
-        CommandError: it cannot be opened or read, or is not UTF-8.
-    """
+    """The file, to read text in UTF-8; CommandError if that is impossible."""
     try:
         with _opened(file, "r") as stream:
             yield stream

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``import``."""
     parser = add_example_verb(
         subparsers,
         run,
@@ -53,9 +52,8 @@ def copy_into(
     """Copy examples into the store, embedded anew where another model had embedded them.
 
     Args:
-        title: of the progress bar.
+        title, total: for the progress bar.
         header: what made the embeddings of the examples.
-        total: how many there are; None: not known.
     """
     from echolm.examples import transfer
 

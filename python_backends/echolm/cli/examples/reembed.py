@@ -12,7 +12,6 @@ from echolm.cli.examples.import_ import copy_into
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``reembed``."""
     parser = add_example_verb(
         subparsers, run, "reembed", "copy the examples of another collection, embedded anew"
     )

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``replay``."""
     parser = add_example_verb(
         subparsers,
         run,

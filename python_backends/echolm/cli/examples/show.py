@@ -16,7 +16,6 @@ from echolm.store.base import NEVER
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``show``."""
     parser = add_example_verb(
         subparsers,
         run,

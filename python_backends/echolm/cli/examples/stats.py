@@ -10,7 +10,6 @@ from echolm.cli.examples.data import add_example_verb, opened, write_report
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``stats``."""
     parser = add_example_verb(
         subparsers, run, "stats", "show how many examples there are, and what became of the others"
     )

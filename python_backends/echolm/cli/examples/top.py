@@ -22,7 +22,6 @@ _COLUMNS = (
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``top``."""
     parser = add_example_verb(subparsers, run, "top", "list examples, the first of an order")
     parser.add_argument(
         "--by",
