@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # what is slow to import is imported when the command runs
     from echolm.learning.off_policy import LoggedDecisions, Probabilities
     from echolm.settings import Settings
 
-_BATCH = 1_000
 _FIGURES = ("ratings", "ESS", "IPS", "SNIPS", "doubly robust")
 _COLUMNS = (Column("policy", is_text=True), *map(Column, _FIGURES))
 
@@ -131,7 +130,7 @@ def _events(log: EventLog) -> Iterator[Event]:
     from echolm.learning.event_log import START
 
     position = START
-    while batch := log.read(position, _BATCH):
+    while batch := log.read(position, 1_000):
         yield from batch
         position = batch[-1].position
 

@@ -208,7 +208,6 @@ def _set_processes(model: Path, number: int) -> None:
 
 def _llm(role: str, profile: Profile, options: BuildOptions) -> _LLM:
     choice = options.llms[role]
-    engine = _engine(profile, role, options)
     checkpoint = Checkpoint.read(choice.model, choice.tokenizer)
     directory, tokenizer = checkpoint.directory, checkpoint.tokenizer.parent
     if checkpoint.built and profile.engine != "tensorrt_llm":
@@ -217,7 +216,8 @@ def _llm(role: str, profile: Profile, options: BuildOptions) -> _LLM:
             "TensorRT-LLM; serve it with --profile tensorrt_llm"
         )
     context = _context(role, choice, checkpoint, profile)
-    values = {**engine, profile.context: str(context), "model": str(directory)}
+    values = _engine(profile, role, options)
+    values |= {profile.context: str(context), "model": str(directory)}
     if tokenizer != directory:
         values["tokenizer"] = str(tokenizer)
     parsed = read_options(profile.options, values, profile.engine)
@@ -233,16 +233,15 @@ def _engine(profile: Profile, role: str, options: BuildOptions) -> dict[str, str
     memory = choice.memory
     if memory is None:
         memory = _SHARES[role] if set(gpus) & set(other.gpus.split(",")) else _SHARE_ALONE
-    given = dict(choice.options)
     # What is no number is refused later, by its own name.
-    counts = [given.get(name, "1") for name in ("pipeline_parallel_size", "copies")]
+    counts = [choice.options.get(name, "1") for name in ("pipeline_parallel_size", "copies")]
     groups = math.prod(max(1, int(count)) for count in counts if count.isdigit())
     return {
         "gpus": choice.gpus,
         "tensor_parallel_size": str(max(1, len(gpus) // groups)),
         profile.batch: "256",
         profile.memory: f"{memory:g}",
-        **given,
+        **choice.options,
     }
 
 

@@ -40,7 +40,7 @@ def check_machine(system: str | None = None, machine: str | None = None) -> None
 
 def check_python(version: tuple[int, int] | None = None) -> None:
     """The Python version is one that EchoLM is tested with."""
-    version = version or (sys.version_info.major, sys.version_info.minor)
+    version = version or sys.version_info[:2]
     if version not in PYTHONS:
         wanted = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
         raise ConfigurationError(
@@ -96,8 +96,7 @@ def check_stub_python(environment: Mapping[str, str]) -> None:
         capture_output=True,
         text=True,
     )
-    expected = f"{sys.version_info.major}.{sys.version_info.minor}"
-    got = probe.stdout.strip()
+    expected, got = "{}.{}".format(*sys.version_info), probe.stdout.strip()
     if got and got != expected:
         raise ConfigurationError(
             f"python3 of the model processes: expected Python {expected}, got {got} ({program}); "

@@ -21,7 +21,7 @@ SYSTEM_ROOT = Path("/opt/tritonserver")
 """Where NVIDIA's images have Triton."""
 STUB = "triton_python_backend_stub"
 """Name of the program in which the python backend runs a model."""
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_PYTHON = "{}.{}".format(*sys.version_info)
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,7 @@ def build_maintenance(
 def build_retention(
     settings: Settings, statistics: StatisticsTable, log: EventLog, owner: str
 ) -> Retention:
-    """What removes old events from the log; where no snapshots are made it removes none.
-
-    A snapshot of the statistics is saved before.
-    """
+    """What removes old events from the log; where no snapshots are made it removes none."""
     days = settings.learning.retention_days if settings.learning.snapshot_every else 0.0
     return Retention(log, days, needed_snapshots(settings), lambda: statistics.save(log), owner)
 

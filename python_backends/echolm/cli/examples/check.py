@@ -10,7 +10,6 @@ from echolm_client.cli.console import complain, write
 from echolm_client.cli.exit_codes import FAILED, OK
 
 from echolm.cli.examples.data import add_example_verb, opened, progress
-from echolm.store.base import Example
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
@@ -36,14 +35,10 @@ def run(args: argparse.Namespace) -> int:
         parts = (data.store, data.statistics, data.log)
         deduplicate = data.settings.examples.deduplicate
         with progress("checking", data.store.count()) as advance:
-
-            def scanned(examples: list[Example]) -> None:
-                advance(len(examples))
-
             if args.repair:
-                findings = repair(*parts, deduplicate, scanned)
+                findings = repair(*parts, deduplicate, lambda scanned: advance(len(scanned)))
             else:
-                findings = examine(*parts, scanned)
+                findings = examine(*parts, lambda scanned: advance(len(scanned)))
         rows = (
             ("examples", data.store.count(), False),
             ("without statistics", findings.without_statistics, args.repair),

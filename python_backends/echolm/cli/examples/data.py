@@ -57,11 +57,7 @@ def add_example_verb(
 def opened(
     args: argparse.Namespace, *, must_exist: bool = True
 ) -> AbstractContextManager[ExampleData]:
-    """The examples of the data directory that the options name; errors as of both that it calls.
-
-    Args:
-        must_exist: whether the subcommand reads what is in the directory.
-    """
+    """The examples of the data directory that the options name, which ``import`` may make."""
     return open_examples(settings_from(args, must_exist=must_exist))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 
 from echolm_client.cli.arguments import Subparsers
 from echolm_client.cli.console import CommandError
@@ -36,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
                 "reembed: --from: expected another collection than retrieval.collection, got "
                 f"{args.source!r}; give the new embeddings a collection of their own"
             )
-        source = MilvusStore.existing(retrieval.model_copy(update={"collection": args.source}))
-        try:
+        other = retrieval.model_copy(update={"collection": args.source})
+        with closing(MilvusStore.existing(other)) as source:
             header = transfer.Header(source.embedding_name, source.dimension)
             return copy_into(data, "embedding", source.scan(), header, source.count())
-        finally:
-            source.close()
