@@ -14,11 +14,7 @@ CONFIG_FILE = "config.pbtxt"
 
 
 def read(model: Path) -> Any:
-    """The ``ModelConfig`` of a model's folder, without fields that only a newer Triton knows.
-
-    Raises:
-        ConfigurationError: the file is missing, or is not in protobuf's text format.
-    """
+    """A model's configuration without a newer Triton's fields; ConfigurationError if unreadable."""
     file, config = model / CONFIG_FILE, model_config_pb2.ModelConfig()
     try:
         return text_format.Parse(file.read_text("utf-8"), config, allow_unknown_field=True)

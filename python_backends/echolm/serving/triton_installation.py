@@ -101,8 +101,7 @@ def find_libpython(candidates: Iterable[Path] | None = None) -> Path:
 def find_triton(*, prefer_system: bool = False) -> TritonInstallation:
     """The Triton of the installed wheel; an image's if there is no wheel, or it is preferred.
 
-    Raises:
-        ConfigurationError: there is none, or its stub for this Python or libpython is missing.
+    ConfigurationError if there is none, or its stub for this Python or libpython is missing.
     """
     package = package_directory("pytriton")
     system = _system_triton()

@@ -39,8 +39,7 @@ def check_names(variables: Iterable[str], sections: Collection[str]) -> None:
 def with_values_of_files(variables: Mapping[str, str | None]) -> dict[str, str | None]:
     """The variables (names in small letters), those that name a file replaced by its content.
 
-    Raises:
-        ConfigurationError: a file cannot be read or is empty, or a value comes in both ways.
+    ConfigurationError if a file cannot be read or is empty, or a value comes in both ways.
     """
     prefix, suffix = ENV_PREFIX.lower(), _FILE_SUFFIX.lower()
     values = dict(variables)

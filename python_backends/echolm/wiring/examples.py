@@ -66,11 +66,7 @@ def build_replayer(
     log: EventLog,
     embedder: TextEmbedder,
 ) -> Replayer:
-    """What improves examples, with LLM endpoints and a judge (which gets the embedder) of its own.
-
-    Raises:
-        ConfigurationError: no judge is configured, or it cannot be used.
-    """
+    """What improves examples, with a judge of its own; ConfigurationError if there is none."""
     endpoints = build_endpoints(settings)
     # What replay asks of the LLMs is no load that replay has to make room for.
     judge = build_judge(settings, endpoints, embedder, LoadTracker())

@@ -66,8 +66,7 @@ def build_judge(
 ) -> Judge | None:
     """The judge of ``judging.kind``, whose LLM counts as load; None for ``none``.
 
-    Raises:
-        ConfigurationError: the grader or the prompt cannot be used.
+    ConfigurationError if the grader or the prompt cannot be used.
     """
     judging = settings.judging
     if judging.kind == "similarity":
