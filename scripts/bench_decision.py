@@ -29,7 +29,8 @@ from echolm.retrieval.features import ExampleTexts, featurize
 from echolm.retrieval.selector import Selection
 from echolm.retrieval.utility import LearnedUtility
 from echolm.settings.loading import load_settings
-from echolm.wiring import build_bandit, build_selector
+from echolm.wiring.retrieval import build_selector
+from echolm.wiring.routing import build_bandit
 from echolm_lab.tasks import WorkItem, Workload
 
 _STORED = 4_000

@@ -22,7 +22,8 @@ from echolm.learning.feedback import PREFERENCE, RATING, describe
 from echolm.learning.learner import Learner
 from echolm.primitives import Decision
 from echolm.settings import Settings
-from echolm.wiring import build_bandit, open_event_log
+from echolm.wiring.learning import open_event_log
+from echolm.wiring.routing import build_bandit
 
 DIMENSION = build_bandit(Settings())[0].dimension
 

@@ -26,7 +26,8 @@ from echolm.primitives import Completion, OnText, Sampling
 from echolm.settings import ExamplesSettings, JudgingSettings, ReplaySettings, Settings
 from echolm.store.base import Example, scope_key
 from echolm.store.milvus import MilvusStore
-from echolm.wiring import build_endpoints, open_event_log
+from echolm.wiring.learning import open_event_log
+from echolm.wiring.llms import build_endpoints
 from numpy.typing import NDArray
 from writing_process import DIMENSION, retrieval
 

@@ -19,7 +19,7 @@ from echolm.examples.writer import ExampleWriter
 from echolm.primitives import Interaction
 from echolm.settings import ExamplesSettings, RetrievalSettings, Settings
 from echolm.store.milvus import MilvusStore
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 
 DIMENSION = 8
 LIMIT = 120

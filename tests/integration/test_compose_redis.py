@@ -12,7 +12,7 @@ import yaml
 from echolm.errors import ConfigurationError
 from echolm.learning.event_log import START
 from echolm.settings import Settings
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 from event_log_contract import FOR_EVER
 from redis_server import RedisServer
 

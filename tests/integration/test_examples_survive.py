@@ -16,7 +16,7 @@ from echolm.learning.event_log import START
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.store.base import Example
 from echolm.store.milvus import MilvusStore
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 from writing_process import DIMENSION, LIMIT, interaction, retrieval, settings
 
 pytestmark = pytest.mark.timeout(240)

@@ -16,7 +16,7 @@ from echolm.learning.tokens import FeedbackTokens
 from echolm.primitives import Decision
 from echolm.serving.serve import Endpoints, LocalServer, ServeOptions
 from echolm.settings import FeedbackSettings, LearningSettings, Settings
-from echolm.wiring import build_bandit
+from echolm.wiring.routing import build_bandit
 from learning_process import put_damaged
 from pydantic import SecretStr
 from redis_server import RedisServer

@@ -20,7 +20,7 @@ from echolm.learning.retention import Retention
 from echolm.settings import Settings
 from echolm.store.base import Example
 from echolm.testing.event_log import MemoryEventLog
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 from event_log_contract import FOR_EVER
 from learning_process import BanditLearning, build_bandit, digest, feedback, put_damaged
 from redis_server import RedisServer

@@ -13,7 +13,7 @@ from echolm.errors import ConfigurationError, UnavailableError
 from echolm.learning.event_log import START
 from echolm.learning.redis_log import RedisEventLog
 from echolm.settings import LearningSettings, Settings
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 from event_log_contract import Damage, DurableEventLogContract, OpenLog
 from redis_server import RedisServer
 from triton_calls import eventually

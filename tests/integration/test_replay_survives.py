@@ -26,7 +26,7 @@ from echolm.learning.event_log import EventLog
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.store.base import Stored
 from echolm.store.milvus import MilvusStore
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 from replaying_process import (
     answer,
     embedding,

@@ -11,7 +11,6 @@ from echolm_client.cli.exit_codes import OK
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``build``."""
     parser = add_verb(
         subparsers,
         "build",
@@ -28,14 +27,7 @@ def add_subcommand(subparsers: Subparsers) -> None:
     )
     for role in ("small", "large"):
         _add_llm(parser, role)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        type=key_value,
-        metavar="KEY=VALUE",
-        help="an option of both engines; may be given several times",
-    )
+    _add_set(parser, "--set", "both engines")
     parser.add_argument(
         "--embedder",
         choices=("cuda", "fast", "fp32"),
@@ -92,13 +84,13 @@ def _add_llm(parser: argparse.ArgumentParser, role: str) -> None:
         metavar="NAME",
         help="prompt template (default: by the tokenizer)",
     )
+    _add_set(group, f"--{role}-set", "the engine")
+
+
+def _add_set(group: argparse._ActionsContainer, name: str, whose: str) -> None:
+    text = f"an option of {whose}; may be given several times"
     group.add_argument(
-        f"--{role}-set",
-        action="append",
-        default=[],
-        type=key_value,
-        metavar="KEY=VALUE",
-        help="an option of the engine; may be given several times",
+        name, action="append", default=[], type=key_value, metavar="KEY=VALUE", help=text
     )
 
 

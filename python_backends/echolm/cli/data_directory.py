@@ -13,12 +13,7 @@ from echolm.settings.loading import load_settings
 
 
 def add_options(parser: argparse.ArgumentParser, default: Any = None) -> None:
-    """Add ``--config`` and ``--data-dir``.
-
-    Args:
-        default: ``argparse.SUPPRESS`` for a subcommand, so that the options may stand before and
-            behind its name.
-    """
+    """Add both; ``argparse.SUPPRESS`` lets them stand before and behind a subcommand's name."""
     parser.add_argument(
         "--config",
         type=Path,
@@ -48,8 +43,7 @@ def settings_from(args: argparse.Namespace, *, must_exist: bool) -> Settings:
         must_exist: whether the verb reads what is in the data directory.
 
     Raises:
-        ConfigurationError: the configuration is wrong; or there is no such data directory, or
-            it is one of something else.
+        ConfigurationError: the configuration is wrong, or the data directory is not EchoLM's.
     """
     settings = load_settings(configuration_file(args))
     if args.data_dir is not None:
@@ -63,29 +57,19 @@ def settings_from(args: argparse.Namespace, *, must_exist: bool) -> Settings:
 
 
 def _check(settings: Settings) -> None:
+    """A data directory that has been used has at least one of its files."""
+    from echolm.serving.data_dir import milvus_database
+
     path = settings.data_dir
+    files = [path / "lock", milvus_database(path), settings.event_log_path]
+    files += [settings.statistics_path, settings.write_ahead_log_path]
     if not path.is_dir():
         got = "a file" if path.exists() else "nothing there"
-    elif any(file.exists() for file in _contents(settings)):
+    elif any(file and file.exists() for file in files):
         return
     else:
         got = "a directory with none of its files"
     raise ConfigurationError(
         f"data directory {path}: expected that of an EchoLM server, got {got}; give the right one "
         "with --data-dir, or data_dir in the configuration"
-    )
-
-
-def _contents(settings: Settings) -> tuple[Path, ...]:
-    """Files of which a data directory that has been used has at least one."""
-    from echolm.serving.data_dir import milvus_database
-
-    path = settings.data_dir
-    log = settings.event_log_path
-    return (
-        path / "lock",
-        milvus_database(path),
-        settings.statistics_path,
-        settings.write_ahead_log_path,
-        *((log,) if log else ()),
     )

@@ -1,9 +1,8 @@
 """``echolm estimate``: what other routing policies would have scored, from the learning log.
 
-Reads the ratings of answers whose LLM the router drew, with the probability of the draw, and
-estimates the mean rating of always each LLM, and of the bandit's greedy policy. For the latter,
-the bandit learns from the older ratings and is evaluated on the newest ones (``--holdout``),
-since a policy looks better than it is on what it has learnt from.
+It reads the ratings of answers whose LLM the router drew, with the probability of the draw. For
+the greedy policy, the bandit learns from the older ratings and is evaluated on the newest ones
+(``--holdout``), since a policy looks better than it is on what it has learnt from.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +28,11 @@ if TYPE_CHECKING:  # what is slow to import is imported when the command runs
     from echolm.learning.off_policy import LoggedDecisions, Probabilities
     from echolm.settings import Settings
 
-_BATCH = 1_000
-_COLUMNS = (
-    Column("policy", is_text=True),
-    *(Column(title) for title in ("ratings", "ESS", "IPS", "SNIPS", "doubly robust")),
-)
+_FIGURES = ("ratings", "ESS", "IPS", "SNIPS", "doubly robust")
+_COLUMNS = (Column("policy", is_text=True), *map(Column, _FIGURES))
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``estimate``."""
     parser = add_verb(
         subparsers,
         "estimate",
@@ -65,16 +61,8 @@ def add_subcommand(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the estimates.
-
-    Raises:
-        ConfigurationError: an option is out of range, or the log is missing, too short or of
-            another configuration.
-        InvalidRequestError: the log holds no usable rating.
-    """
-    from echolm.learning.off_policy import doubly_robust, fit_reward_model, ips, read_ratings, snips
-    from echolm.learning.sqlite_log import SQLiteEventLog
-    from echolm.wiring import build_bandit
+    """Print the estimates; returns the exit code."""
+    from echolm.learning.off_policy import doubly_robust, fit_reward_model, ips, snips
 
     if not 0 < args.holdout < 1:
         raise ConfigurationError(
@@ -83,34 +71,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.max_weight > 0:
         raise ConfigurationError(f"--max-weight: expected a number above 0, got {args.max_weight}")
     settings = settings_from(args, must_exist=args.log is None)
-    path = args.log or settings.event_log_path
-    if path is None or not path.is_file():
-        raise ConfigurationError(
-            f"learning log: expected a SQLite file, got {path or settings.event_log}; name it, or "
-            "give --data-dir"
-        )
-    source = SQLiteEventLog(path)
-    try:
-        log, dropped = read_ratings(
-            _events(source),
-            [llm.name for llm in settings.llms],
-            {llm.name: llm.revision for llm in settings.llms},
-        )
-    finally:
-        source.close()
+    log, dropped = _read(settings, args.log)
     first = len(log) - max(1, round(args.holdout * len(log)))
-    dimension = build_bandit(settings)[0].dimension
     if first < 1:
         raise ConfigurationError(
             f"learning log: expected ratings older than the newest {args.holdout:.0%}, got "
             f"{len(log)} usable ratings in all"
         )
-    if log.contexts.shape[1] != dimension:
-        raise ConfigurationError(
-            f"learning log: expected contexts of {dimension} elements as configured "
-            f"(routing.projection_dim), got {log.contexts.shape[1]}"
-        )
-
     rewards, newest = fit_reward_model(log), log.part(slice(first, None))
     greedy = _greedy(settings, log.part(slice(first)), newest)
     policies = {f"always {arm}": (log, log.always(arm), rewards) for arm in log.arms}
@@ -124,19 +91,17 @@ def run(args: argparse.Namespace) -> int:
         }
         for name, (part, target, model) in policies.items()
     }
-    logged = {
-        "value": float(log.rewards.mean()),
-        "standard_error": float(log.rewards.std(ddof=1)) / math.sqrt(len(log)),
-    }
+    error = float(log.rewards.std(ddof=1)) / math.sqrt(len(log))
+    logged = {"value": float(log.rewards.mean()), "standard_error": error}
     if args.json:
         report = {"ratings": len(log), "dropped": dropped, "logged": logged, "policies": rows}
         write(json.dumps(_rounded({"benchmark": "estimate_policy", **report})) + "\n")
         return OK
-    lines = [("as logged", str(len(log)), str(len(log)), *[_shown(logged)] * 3)]
+    lines = [["as logged", str(len(log)), str(len(log)), *[_shown(logged)] * 3]]
     for name, row in rows.items():
         effective = f"{row['ips']['effective_sample_size']:.0f}"
-        ips_shown, snips_shown, dr_shown = (_shown(row[kind]) for kind in ("ips", "snips", "dr"))
-        lines.append((name, str(row["ratings"]), effective, ips_shown, snips_shown, dr_shown))
+        estimates = [_shown(row[kind]) for kind in ("ips", "snips", "dr")]
+        lines.append([name, str(row["ratings"]), effective, *estimates])
     write(f"Mean rating by policy, from {len(log)} ratings\n")
     write(table(_COLUMNS, lines, terminal_width()))
     if dropped:
@@ -145,11 +110,27 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
+def _read(settings: Settings, path: Path | None) -> tuple[LoggedDecisions, dict[str, int]]:
+    """The usable ratings, and how many others there are by reason."""
+    from echolm.learning.off_policy import read_ratings
+    from echolm.learning.sqlite_log import SQLiteEventLog
+
+    path = path or settings.event_log_path
+    if path is None or not path.is_file():
+        raise ConfigurationError(
+            f"learning log: expected a SQLite file, got {path or settings.event_log}; name it, or "
+            "give --data-dir"
+        )
+    revisions = {llm.name: llm.revision for llm in settings.llms}
+    with closing(SQLiteEventLog(path)) as log:
+        return read_ratings(_events(log), list(revisions), revisions)
+
+
 def _events(log: EventLog) -> Iterator[Event]:
     from echolm.learning.event_log import START
 
     position = START
-    while batch := log.read(position, _BATCH):
+    while batch := log.read(position, 1_000):
         yield from batch
         position = batch[-1].position
 
@@ -158,9 +139,14 @@ def _greedy(settings: Settings, older: LoggedDecisions, newer: LoggedDecisions) 
     """What a bandit that has learnt from older decisions would draw without exploring."""
     import numpy as np
 
-    from echolm.wiring import build_bandit
+    from echolm.wiring.routing import build_bandit
 
-    _, bandit = build_bandit(settings)
+    featurizer, bandit = build_bandit(settings)
+    if older.contexts.shape[1] != featurizer.dimension:
+        raise ConfigurationError(
+            f"learning log: expected contexts of {featurizer.dimension} elements as configured "
+            f"(routing.projection_dim), got {older.contexts.shape[1]}"
+        )
     for x, drawn, reward in zip(older.contexts, older.drawn, older.rewards, strict=True):
         bandit.learn(older.arms[drawn], x, float(reward))
     costs = {llm.name: settings.routing.cost_weight * llm.cost for llm in settings.llms}

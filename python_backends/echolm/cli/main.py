@@ -22,11 +22,7 @@ ERRORS: Mapping[type[Exception], int] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code.
-
-    Raises:
-        SystemExit: the command line is wrong, or asks for help.
-    """
+    """Run one verb; returns the exit code. SystemExit if the command line is wrong."""
 
     def command() -> int:
         args = build_parser().parse_args(argv)

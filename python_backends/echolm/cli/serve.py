@@ -11,7 +11,6 @@ from echolm.cli.data_directory import add_options, configuration_file, settings_
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``serve``."""
     parser = add_verb(
         subparsers,
         "serve",

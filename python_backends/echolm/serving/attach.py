@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from echolm.serving.data_dir import DataDir, running_configuration
-from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.serving.milvus_lite import MilvusLite
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
 
 
-@contextmanager
+@contextlib.contextmanager
 def attached(settings: Settings) -> Iterator[Settings]:
     """The settings with the address of a Milvus that answers, as long as the context lasts.
 
-    It is the configured Milvus; or that of the server that runs on ``data_dir``; or a Milvus Lite
+    It is the configured one; or that of the server that runs on ``data_dir``; or a Milvus Lite
     that is started here, and then no server can start on ``data_dir`` meanwhile.
 
     Raises:
@@ -28,21 +28,10 @@ def attached(settings: Settings) -> Iterator[Settings]:
     if running := running_configuration(settings.data_dir):
         yield load_settings(running)
         return
-    data = DataDir(settings.data_dir)
-    try:
-        milvus = MilvusLite(
-            MilvusLiteOptions(
-                database=data.milvus_db,
-                run_dir=data.run,
-                log_file=data.logs / "milvus.log",
-                keep_open=(data.lock_fd,),
-            )
-        )
-        try:
-            milvus.start()
-            retrieval = settings.retrieval.model_copy(update={"milvus_uri": milvus.uri})
-            yield settings.model_copy(update={"retrieval": retrieval})
-        finally:
-            milvus.stop()
-    finally:
-        data.close()
+    with contextlib.ExitStack() as closing:
+        data = closing.enter_context(contextlib.closing(DataDir(settings.data_dir)))
+        milvus = MilvusLite.over(data)
+        closing.callback(milvus.stop)
+        milvus.start()
+        retrieval = settings.retrieval.model_copy(update={"milvus_uri": milvus.uri})
+        yield settings.model_copy(update={"retrieval": retrieval})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,6 @@ from typing import Any
 import tomli_w
 
 from echolm.embedding import minilm
-from echolm.embedding.minilm import Form
 from echolm.embedding.spec import MODEL_FILE
 from echolm.engines.gpu import GPUOptions
 from echolm.engines.options import read_options
@@ -34,14 +33,15 @@ from echolm.engines.vllm import VLLMOptions
 from echolm.errors import ConfigurationError
 from echolm.serving import model_config
 from echolm.serving.checkpoint import Checkpoint
-from echolm.serving.serve import model_repository_root
+from echolm.serving.serve import Progress, model_repository_root
 from echolm.settings.loading import load_settings
 
 CONFIGURATION = "echolm.toml"
 DEFAULT_CONTEXT = 8_192
 """Tokens, if the model can take as many: a longer context takes memory from the batch."""
 _ROLES = ("small", "large")
-_SHARES = {"alone": {"small": 0.9, "large": 0.9}, "together": {"small": 0.3, "large": 0.6}}
+_SHARE_ALONE, _SHARES = 0.9, {"small": 0.3, "large": 0.6}
+"""Shares of a GPU's memory: of an LLM that has it for itself, and of two on the same."""
 _PRIORS = {"small": 0.7, "large": 0.9}
 _SCALED = ("echolm", "echolm_stream", "retriever")
 """Models of one python process each, which is one core at most."""
@@ -49,16 +49,12 @@ _PAD = 32
 """Tokens to a multiple of which texts are padded for the ONNX Runtime backend, which batches only
 what has the same length."""
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Profile:
     """What differs between the libraries.
 
     Attributes:
-        engine: name of the engine.
-        options: its options.
         context, batch, memory: names of the options for the context length, for requests in one
             step, and for the share of each GPU's memory.
     """
@@ -87,7 +83,7 @@ class LLMChoice:
         tokenizer: folder of the tokenizer, if it is another one.
         gpus: numbers of the GPUs, as ``0,1``.
         memory: share of each GPU's memory; None: 0.9 alone on a GPU; together 0.3 and 0.6.
-        context: context length in tokens; None: what the model can, at most 8,192.
+        context: in tokens; None: what the model can, at most 8,192.
         template: prompt template; empty: by the tokenizer.
         options: more options of the engine.
     """
@@ -116,13 +112,34 @@ class BuildOptions:
     profile: str
     llms: Mapping[str, LLMChoice]
     output: Path
-    embedder: Form | None = None
+    embedder: minilm.Form | None = None
     processes: int = 1
     repository_root: Path | None = None
     force: bool = False
 
 
-def build(options: BuildOptions, say: Say) -> Path:
+@dataclass(frozen=True)
+class _LLM:
+    """One LLM as it is served.
+
+    Attributes:
+        values: parameters of its Triton model.
+        parsed: the same as the engine reads them.
+    """
+
+    role: str
+    checkpoint: Checkpoint
+    context: int
+    template: str
+    values: Mapping[str, str]
+    parsed: GPUOptions
+
+    @property
+    def gpus(self) -> set[str]:
+        return set(self.parsed.gpus.split(","))
+
+
+def build(options: BuildOptions, say: Progress) -> Path:
     """Check everything, then write the repository; returns its ``echolm.toml``.
 
     Raises:
@@ -142,34 +159,26 @@ def build(options: BuildOptions, say: Say) -> Path:
             "another, or replace an earlier build with --force"
         )
     root = model_repository_root(options.repository_root)
-    engines = {role: _engine(profile, role, options) for role in _ROLES}
-    checkpoints = {role: _checkpoint(options.llms[role], profile) for role in _ROLES}
-    contexts = {
-        role: _context(role, options.llms[role], checkpoints[role], profile) for role in _ROLES
-    }
-    values = {
-        role: {
-            **engines[role],
-            profile.context: str(contexts[role]),
-            "model": str(checkpoints[role].directory),
-            **_tokenizer(checkpoints[role]),
-        }
-        for role in _ROLES
-    }
-    parsed = {role: read_options(profile.options, values[role], profile.engine) for role in _ROLES}
-    _check_memory(profile, parsed)
-    in_backend = _runs_in_backend(root / options.profile / "embedder")
-    settings = _settings(options, profile, checkpoints, contexts, parsed, in_backend, say)
+    llms = [_llm(role, profile, options) for role in _ROLES]
+    _check_memory(profile, llms)
+    # Whether Triton's ONNX Runtime backend runs the embedder, not our python model.
+    embedder = model_config.read(root / options.profile / "embedder")
+    in_backend = embedder.backend == "onnxruntime"
+    settings = _settings(profile, llms, in_backend, say)
 
     output.mkdir(parents=True, exist_ok=True)
     _copy(root / "core", output / "core")
     for name in _SCALED:
         _set_processes(output / "core" / name, options.processes)
     _copy(root / options.profile, output / options.profile)
-    for role in _ROLES:
-        model = output / options.profile / f"{role}_llm"
-        _set_parameters(model, {"engine": profile.engine, **values[role]})
-    _embedder(options, output, say)
+    for llm in llms:
+        model = output / options.profile / f"{llm.role}_llm"
+        config = model_config.read(model)
+        config.parameters.clear()
+        for key, value in {"engine": profile.engine, **llm.values}.items():
+            config.parameters[key].string_value = value
+        model_config.write(model, config)
+    _embedder(options, output, in_backend, say)
     file = output / CONFIGURATION
     file.write_text(_HEADER.format(profile=options.profile, file=file) + tomli_w.dumps(settings))
     load_settings(file)  # It must be what `echolm serve` takes.
@@ -183,26 +192,37 @@ _HEADER = """\
 """
 
 
-def _set_parameters(model: Path, values: Mapping[str, str]) -> None:
-    """Give a model these parameters in place of its own."""
-    config = model_config.read(model)
-    config.parameters.clear()
-    for key, value in values.items():
-        config.parameters[key].string_value = value
-    model_config.write(model, config)
-
-
 def _set_processes(model: Path, number: int) -> None:
     """Give a model so many instances; Triton gives each python instance a process."""
     config = model_config.read(model)
-    if len(config.instance_group) != 1:
+    groups = config.instance_group
+    if len(groups) != 1:
         raise ConfigurationError(
             f"model {model.name}: expected one instance_group in its configuration, got "
-            f"{len(config.instance_group)}"
+            f"{len(groups)}"
         )
-    if config.instance_group[0].count != number:
-        config.instance_group[0].count = number
+    if groups[0].count != number:
+        groups[0].count = number
         model_config.write(model, config)
+
+
+def _llm(role: str, profile: Profile, options: BuildOptions) -> _LLM:
+    choice = options.llms[role]
+    checkpoint = Checkpoint.read(choice.model, choice.tokenizer)
+    directory, tokenizer = checkpoint.directory, checkpoint.tokenizer.parent
+    if checkpoint.built and profile.engine != "tensorrt_llm":
+        raise ConfigurationError(
+            f"checkpoint {directory}: expected a Hugging Face checkpoint, got an engine built for "
+            "TensorRT-LLM; serve it with --profile tensorrt_llm"
+        )
+    context = _context(role, choice, checkpoint, profile)
+    values = _engine(profile, role, options)
+    values |= {profile.context: str(context), "model": str(directory)}
+    if tokenizer != directory:
+        values["tokenizer"] = str(tokenizer)
+    parsed = read_options(profile.options, values, profile.engine)
+    template = checkpoint.template(choice.template, f"--{role}-template")
+    return _LLM(role, checkpoint, context, template, values, parsed)
 
 
 def _engine(profile: Profile, role: str, options: BuildOptions) -> dict[str, str]:
@@ -210,36 +230,19 @@ def _engine(profile: Profile, role: str, options: BuildOptions) -> dict[str, str
     choice = options.llms[role]
     gpus = [gpu for gpu in choice.gpus.split(",") if gpu]
     other = options.llms["large" if role == "small" else "small"]
-    shared = set(gpus) & set(other.gpus.split(","))
     memory = choice.memory
     if memory is None:
-        memory = _SHARES["together" if shared else "alone"][role]
-    given = dict(choice.options)
+        memory = _SHARES[role] if set(gpus) & set(other.gpus.split(",")) else _SHARE_ALONE
     # What is no number is refused later, by its own name.
-    counts = [given.get(name, "1") for name in ("pipeline_parallel_size", "copies")]
+    counts = [choice.options.get(name, "1") for name in ("pipeline_parallel_size", "copies")]
     groups = math.prod(max(1, int(count)) for count in counts if count.isdigit())
     return {
         "gpus": choice.gpus,
         "tensor_parallel_size": str(max(1, len(gpus) // groups)),
         profile.batch: "256",
         profile.memory: f"{memory:g}",
-        **given,
+        **choice.options,
     }
-
-
-def _checkpoint(choice: LLMChoice, profile: Profile) -> Checkpoint:
-    found = Checkpoint.read(choice.model, choice.tokenizer)
-    if found.built and profile.engine != "tensorrt_llm":
-        raise ConfigurationError(
-            f"checkpoint {found.directory}: expected a Hugging Face checkpoint, got an engine "
-            "built for TensorRT-LLM; serve it with --profile tensorrt_llm"
-        )
-    return found
-
-
-def _tokenizer(checkpoint: Checkpoint) -> dict[str, str]:
-    folder = checkpoint.tokenizer.parent
-    return {} if folder == checkpoint.directory else {"tokenizer": str(folder)}
 
 
 def _context(role: str, choice: LLMChoice, checkpoint: Checkpoint, profile: Profile) -> int:
@@ -258,14 +261,11 @@ def _context(role: str, choice: LLMChoice, checkpoint: Checkpoint, profile: Prof
     return choice.context
 
 
-def _check_memory(profile: Profile, parsed: Mapping[str, GPUOptions]) -> None:
+def _check_memory(profile: Profile, llms: Sequence[_LLM]) -> None:
     """The LLMs' shares of each GPU's memory fit."""
-    for gpu in sorted({gpu for one in parsed.values() for gpu in one.gpus.split(",")}):
-        shares = {
-            role: float(getattr(one, profile.memory))
-            for role, one in parsed.items()
-            if gpu in one.gpus.split(",")
-        }
+    for gpu in sorted(set.union(*(llm.gpus for llm in llms))):
+        on_it = [llm for llm in llms if gpu in llm.gpus]
+        shares = {llm.role: float(getattr(llm.parsed, profile.memory)) for llm in on_it}
         if sum(shares.values()) > 1:
             got = " and ".join(f"{share:g} ({role})" for role, share in shares.items())
             raise ConfigurationError(
@@ -276,53 +276,46 @@ def _check_memory(profile: Profile, parsed: Mapping[str, GPUOptions]) -> None:
 
 
 def _settings(
-    options: BuildOptions,
-    profile: Profile,
-    checkpoints: Mapping[str, Checkpoint],
-    contexts: Mapping[str, int],
-    parsed: Mapping[str, GPUOptions],
-    in_backend: bool,
-    say: Say,
+    profile: Profile, llms: Sequence[_LLM], in_backend: bool, say: Progress
 ) -> dict[str, Any]:
-    sizes = {role: checkpoints[role].num_parameters for role in _ROLES}
-    ratio = sizes["small"] / sizes["large"] if all(sizes.values()) else 0.1
+    """What ``echolm.toml`` holds."""
+    small, large = (llm.checkpoint.num_parameters for llm in llms)
+    ratio = small / large if small and large else 0.1
     if ratio >= 1:
         say("warning: the small LLM is no smaller than the large one: it will save nothing")
     costs = {"small": round(min(max(ratio, 0.01), 1.0), 3), "large": 1.0}
-    shared = set(parsed["small"].gpus.split(",")) & set(parsed["large"].gpus.split(","))
+    shared = set.intersection(*(llm.gpus for llm in llms))
     if shared:
         say(
             "note: both LLMs run on the same GPU, and take turns there unless NVIDIA's MPS runs "
             "(`nvidia-cuda-mps-control -d`, before the server)"
         )
-    llms = []
-    for role in _ROLES:
-        checkpoint = checkpoints[role]
-        template = checkpoint.template(options.llms[role].template, f"--{role}-template")
-        if end := checkpoint.missing_end(template):
+    for llm in llms:
+        if end := llm.checkpoint.missing_end(llm.template):
             say(
-                f"warning: {end} ends a turn in the prompt template {template}, but is no "
-                f"eos_token_id of {checkpoint.directory}: answers of the {role} LLM may go on "
-                "after it"
+                f"warning: {end} ends a turn in the prompt template {llm.template}, but is no "
+                f"eos_token_id of {llm.checkpoint.directory}: answers of the {llm.role} LLM may go "
+                "on after it"
             )
-        llms.append(
-            {
-                "name": f"{role}_llm",
-                "revision": checkpoint.directory.name[:128],
-                "cost": costs[role],
-                "takes_examples": role == "small",
-                "prior_quality": _PRIORS[role],
-                "capacity": float(getattr(parsed[role], profile.batch) * parsed[role].copies),
-                "pool": "gpus" if shared else "",
-                "context_length": contexts[role],
-                "prompt_template": template,
-                "tokenizer": str(checkpoint.tokenizer),
-            }
-        )
     embedding: dict[str, Any] = {"model_dir": "embedder"}
     if in_backend:
         embedding["pad_to_multiple_of"] = _PAD
-    return {"data_dir": "data", "embedding": embedding, "llms": llms}
+    sections = [
+        {
+            "name": f"{llm.role}_llm",
+            "revision": llm.checkpoint.directory.name[:128],
+            "cost": costs[llm.role],
+            "takes_examples": llm.role == "small",
+            "prior_quality": _PRIORS[llm.role],
+            "capacity": float(getattr(llm.parsed, profile.batch) * llm.parsed.copies),
+            "pool": "gpus" if shared else "",
+            "context_length": llm.context,
+            "prompt_template": llm.template,
+            "tokenizer": str(llm.checkpoint.tokenizer),
+        }
+        for llm in llms
+    ]
+    return {"data_dir": "data", "embedding": embedding, "llms": sections}
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -330,25 +323,18 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def _embedder(options: BuildOptions, output: Path, say: Say) -> None:
-    model = output / options.profile / "embedder"
-    in_backend = _runs_in_backend(model)
-    form = options.embedder or _best_form()
-    if in_backend:
-        form = "fp32"  # Only the tokenizer model reads that folder then.
+def _embedder(options: BuildOptions, output: Path, in_backend: bool, say: Progress) -> None:
+    # In the backend only the tokenizer model reads the folder.
+    form = "fp32" if in_backend else options.embedder or _best_form()
     say(f"building the embedding model ({'ONNX Runtime backend' if in_backend else form})")
     folder = output / "embedder"
     minilm.build(folder, form)
     if in_backend:
-        shutil.copyfile(folder / MODEL_FILE, model / "1" / MODEL_FILE)
+        model = output / options.profile / "embedder" / "1"
+        shutil.copyfile(folder / MODEL_FILE, model / MODEL_FILE)
 
 
-def _runs_in_backend(model: Path) -> bool:
-    """Whether Triton's ONNX Runtime backend runs the embedder, not our python model."""
-    return bool(model_config.read(model).backend == "onnxruntime")
-
-
-def _best_form() -> Form:
+def _best_form() -> minilm.Form:
     """The embedding model's fastest form that this environment has the packages for."""
     if find_spec("onnxruntime") is not None:
         import onnxruntime
@@ -360,7 +346,6 @@ def _best_form() -> Form:
 
 def built_root(configuration: Path | None, profile: str) -> Path | None:
     """The folder of a configuration, if ``echolm build`` has put the profile's models there."""
-    if configuration is None:
-        return None
-    folder = configuration.resolve().parent
-    return folder if (folder / "core").is_dir() and (folder / profile).is_dir() else None
+    folder = configuration.resolve().parent if configuration else None
+    built = folder and (folder / "core").is_dir() and (folder / profile).is_dir()
+    return folder if built else None

@@ -11,19 +11,13 @@ from echolm.errors import ConfigurationError
 from echolm.llm.templates import TEMPLATES
 
 _SIGNS = {
-    "echolm": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"),
+    "echolm": ("<|system|>", "<|user|>", "<|assistant|>", "<|pad|>", "<|end|>"),
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
 }
-"""Tokens by which a prompt template is recognised: all of them are in the tokenizer."""
-_ENDS = {
-    "echolm": "<|end|>",
-    "chatml": "<|im_end|>",
-    "llama3": "<|eot_id|>",
-    "gemma": "<end_of_turn>",
-}
-"""The token that ends the LLM's turn in each template."""
+"""Tokens by which a prompt template is recognised: the tokenizer has all of them. The last ends
+the LLM's turn."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +25,11 @@ class Checkpoint:
     """A checkpoint on disk.
 
     Attributes:
-        directory: its folder.
         tokenizer: its ``tokenizer.json``.
         built: whether it is an engine that TensorRT-LLM built.
         context_length: most tokens that the model can take.
         num_parameters: approximate number of parameters that are active for a token; 0 if the
-            configuration does not contain it.
+            configuration does not tell.
         templates: prompt templates whose tokens its tokenizer has.
         end_ids: ids of the tokens that end an answer.
         token_ids: ids of the tokenizer's added tokens by their text.
@@ -53,13 +46,10 @@ class Checkpoint:
 
     @classmethod
     def read(cls, directory: Path, tokenizer: Path | None = None) -> Checkpoint:
-        """Read a folder.
+        """Read a folder; ConfigurationError if a file is missing or unusable.
 
         Args:
             tokenizer: folder of the tokenizer; None: the checkpoint's folder.
-
-        Raises:
-            ConfigurationError: a file is missing or unusable.
         """
         directory = directory.expanduser().resolve()
         if not directory.is_dir():
@@ -93,11 +83,10 @@ class Checkpoint:
         )
 
     def template(self, name: str, option: str) -> str:
-        """The name of the prompt template.
+        """The prompt template of that name, or the first whose tokens the tokenizer has.
 
         Args:
-            name: the template to take; empty: the first whose tokens the tokenizer has.
-            option: the option that sets it, for messages.
+            option: the option that sets the name, for messages.
 
         Raises:
             ConfigurationError: there is no such template, or none that suits the tokenizer.
@@ -116,22 +105,17 @@ class Checkpoint:
 
     def missing_end(self, template: str) -> str:
         """The token that ends a turn in the template, if no answer ends with it; else empty."""
-        end = _ENDS[template]
+        end = _SIGNS[template][-1]
         return "" if self.token_ids.get(end) in self.end_ids else end
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ConfigurationError: it is missing or is no JSON object.
-    """
+    """A JSON object; ConfigurationError if it is missing or is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(
-            f"{file}: expected a readable file, got: {error.strerror}"
-        ) from error
+        got = error.strerror
+        raise ConfigurationError(f"{file}: expected a readable file, got: {got}") from error
     except ValueError as error:
         raise ConfigurationError(f"{file}: expected JSON, got: {error}") from error
     if not isinstance(value, dict):
@@ -168,16 +152,16 @@ def _num_parameters(model: dict[str, Any]) -> int:
 
 
 def _end_ids(folder: Path, config: dict[str, Any], added: dict[str, int]) -> frozenset[int]:
-    generation = folder / "generation_config.json"
-    tokenizer = folder / "tokenizer_config.json"
-    sources = [config, *(read_json(file) for file in (generation,) if file.is_file())]
+    def optional(name: str) -> dict[str, Any]:
+        file = folder / f"{name}_config.json"
+        return read_json(file) if file.is_file() else {}
+
     ids: set[int] = set()
-    for source in sources:
+    for source in (config, optional("generation")):
         value = source.get("eos_token_id")
         ids.update(value if isinstance(value, list) else [value] if value is not None else [])
-    if tokenizer.is_file():
-        token = read_json(tokenizer).get("eos_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if text in added:
-            ids.add(added[text])
+    token = optional("tokenizer").get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    if text in added:
+        ids.add(added[text])
     return frozenset(ids)

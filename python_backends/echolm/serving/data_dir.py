@@ -18,15 +18,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import os
 import secrets
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import tomli_w
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from echolm.errors import ConfigurationError
 from echolm.judges.grader import absolute_grader
@@ -37,9 +39,15 @@ CONFIGURATION = "echolm.toml"
 
 _SHUTDOWN_S = 30.0
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
 
 class DataDir:
-    """A data directory in exclusive use by this process, until :meth:`close`."""
+    """A data directory in exclusive use by this process, until :meth:`close`.
+
+    Attributes:
+        lock_fd: descriptor of the lock; a process that inherits it keeps the directory in use.
+    """
 
     def __init__(self, path: Path) -> None:
         """Create the directory where it is missing, and lock it.
@@ -56,7 +64,7 @@ class DataDir:
                 directory.mkdir(parents=True, exist_ok=True)
             # The resolved configuration holds the signing key.
             self.run.chmod(0o700)
-            self._fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self.lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise ConfigurationError(
                 f"data directory {self.path}: expected a directory that can be written, got: "
@@ -65,37 +73,27 @@ class DataDir:
         try:
             self._lock()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
-
-    @property
-    def lock_fd(self) -> int:
-        """Descriptor of the lock; a process that inherits it keeps the directory in use."""
-        return self._fd
 
     def close(self) -> None:
         """Let other servers use the directory."""
-        if self._fd >= 0:
+        if self.lock_fd >= 0:
             # Not unlocked: guards that inherited the descriptor keep the lock until they end.
-            os.close(self._fd)
-            self._fd = -1
+            os.close(self.lock_fd)
+            self.lock_fd = -1
 
     def signing_key(self) -> SecretStr:
         """The key in ``signing.key``, which the first start writes."""
         file = self.path / "signing.key"
-        try:
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            key = file.read_text().strip()
-            if not key:
-                raise ConfigurationError(
-                    f"signing key {file}: expected a key, got an empty file; remove it to have a "
-                    "new one made (ratings of earlier answers will then be refused)"
-                ) from None
-            return SecretStr(key)
-        with os.fdopen(descriptor, "w") as stream:
-            key = secrets.token_urlsafe(32)
-            stream.write(key + "\n")
+        with contextlib.suppress(FileExistsError), _private(file) as stream:
+            stream.write(f"{secrets.token_urlsafe(32)}\n".encode())
+        key = file.read_text().strip()
+        if not key:
+            raise ConfigurationError(
+                f"signing key {file}: expected a key, got an empty file; remove it to have a new "
+                "one made (ratings of earlier answers will then be refused)"
+            )
         return SecretStr(key)
 
     def write_configuration(self, settings: Settings) -> Path:
@@ -105,20 +103,22 @@ class DataDir:
         """
         file = self.run / CONFIGURATION
         file.unlink(missing_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            tomli_w.dump(_plain(settings.model_dump(mode="python")), stream)
+        with _private(file) as stream:
+            # Through JSON, since TOML's writer takes neither paths nor secrets.
+            values = json.dumps(settings.model_dump(exclude_none=True), default=_plain)
+            tomli_w.dump(json.loads(values), stream)
         return file
 
     def _lock(self) -> None:
         deadline = time.monotonic() + _SHUTDOWN_S
         while True:
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                owner = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+                owner = os.pread(self.lock_fd, 32, 0).decode(errors="replace").strip()
                 # The owner may have died while its guards still clean up: they get some time.
-                if _alive(owner) or time.monotonic() > deadline:
+                alive = owner.isdigit() and Path("/proc", owner).exists()
+                if alive or time.monotonic() > deadline:
                     raise ConfigurationError(
                         f"data directory {self.path}: expected it to be free, got it in use by a "
                         f"running server (process {owner or 'unknown'}); stop that server, or "
@@ -126,8 +126,8 @@ class DataDir:
                     ) from None
                 time.sleep(0.1)
             else:
-                os.ftruncate(self._fd, 0)
-                os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+                os.ftruncate(self.lock_fd, 0)
+                os.pwrite(self.lock_fd, f"{os.getpid()}\n".encode(), 0)
                 return
 
 
@@ -135,31 +135,36 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
     """The settings with absolute paths, both addresses and a signing key."""
     log, feedback = settings.event_log_path, settings.feedback
     if not feedback.signing_key.get_secret_value():
-        feedback = feedback.model_copy(update={"signing_key": data.signing_key()})
-    changed: dict[str, Any] = {
-        "grpc_url": grpc_url,
-        "data_dir": data.path,
-        "event_log": str(log.resolve()) if log else settings.event_log,
-        "embedding": settings.embedding.model_copy(
-            update={"model_dir": settings.embedding.model_dir.resolve()}
+        feedback = _changed(feedback, signing_key=data.signing_key())
+    judging, embedding = settings.judging, settings.embedding
+    return _changed(
+        settings,
+        grpc_url=grpc_url,
+        data_dir=data.path,
+        event_log=str(log.resolve()) if log else settings.event_log,
+        embedding=_changed(embedding, model_dir=embedding.model_dir.resolve()),
+        retrieval=_changed(settings.retrieval, milvus_uri=milvus_uri),
+        routing=_changed(settings.routing, load_table=str(settings.load_table_path.resolve())),
+        feedback=feedback,
+        judging=_changed(
+            judging,
+            prompt=judging.prompt and judging.prompt.resolve(),
+            grader=absolute_grader(judging.grader),
         ),
-        "retrieval": settings.retrieval.model_copy(update={"milvus_uri": milvus_uri}),
-        "routing": settings.routing.model_copy(
-            update={"load_table": str(settings.load_table_path.resolve())}
-        ),
-        "feedback": feedback,
-        "judging": settings.judging.model_copy(
-            update={
-                "prompt": settings.judging.prompt and settings.judging.prompt.resolve(),
-                "grader": absolute_grader(settings.judging.grader),
-            }
-        ),
-        "llms": tuple(
-            llm.model_copy(update={"tokenizer": llm.tokenizer and llm.tokenizer.resolve()})
+        llms=tuple(
+            _changed(llm, tokenizer=llm.tokenizer and llm.tokenizer.resolve())
             for llm in settings.llms
         ),
-    }
-    return settings.model_copy(update=changed)
+    )
+
+
+def _changed(model: _Model, **values: Any) -> _Model:
+    return model.model_copy(update=values)
+
+
+def _private(file: Path) -> BinaryIO:
+    """A new file that only its owner may read."""
+    return open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 def milvus_database(path: Path) -> Path:
@@ -183,18 +188,5 @@ def running_configuration(path: Path) -> Path | None:
     return None
 
 
-def _alive(pid: str) -> bool:
-    return pid.isdigit() and Path("/proc", pid).exists()
-
-
-def _plain(value: Any) -> Any:
-    """The value as TOML can express it: paths as text, secrets in clear, keys without None."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, Path):
-        return str(value)
-    return value
+def _plain(value: SecretStr | Path) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -15,12 +15,9 @@ from echolm.settings import Settings
 
 
 def serve_forever(settings: Settings, options: ServeOptions) -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP.
+    """Serve until SIGINT, SIGTERM or SIGHUP; a second signal ends everything at once.
 
-    A second signal ends everything at once.
-
-    Returns:
-        The exit status: 0 after a clean stop, 1 when Triton ended by itself.
+    Returns the exit status: 0 after a clean stop, 1 when Triton ended by itself.
     """
     stop = threading.Event()
     server = LocalServer(settings, options, progress=_print_progress)
@@ -47,7 +44,7 @@ def serve_forever(settings: Settings, options: ServeOptions) -> int:
     except StartInterruptedError:
         return 0
     except UnavailableError as error:
-        print(f"echolm serve: {error}", file=sys.stderr)
+        _print_progress(str(error))
         return 1
     finally:
         server.stop()

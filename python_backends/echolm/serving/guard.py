@@ -1,17 +1,16 @@
 """Runs one program so that nothing of it outlives the process that asked for it.
 
-Triton starts a stub process per model instance, and a parent killed with SIGKILL can
-clean up nothing. This small process sits between::
+Triton starts a stub process per model instance, and a parent killed with SIGKILL can clean up
+nothing. This small process sits between::
 
     echolm serve ── guard ── tritonserver ── stub, stub, …
 
-It passes SIGTERM on, and acts as if it had got one when its parent dies. When the program
-has ended it kills what the program left behind (orphans are re-parented to the guard, a
-"child subreaper") and removes the files named by ``--cleanup``. Should the guard itself be
-killed, the kernel kills the program (``PR_SET_PDEATHSIG``), and stubs end when Triton does.
+It passes SIGTERM on, and acts as if it had got one when its parent dies. When the program has
+ended it kills what the program left behind (orphans are re-parented to the guard, a "child
+subreaper") and removes the files named by ``--cleanup``. Should the guard itself be killed, the
+kernel kills the program (``PR_SET_PDEATHSIG``), and stubs end when Triton does.
 
-Run as a script with ``python -I -S``: standard library only, so that it starts in
-milliseconds and needs no installed package.
+Run as a script with ``python -I -S``: only with the standard library it starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program to its end; returns its exit status (128 + n if signal n ended it)."""
     parser = argparse.ArgumentParser(description="run a program that must not outlive its parent")
     parser.add_argument("--parent", type=int, required=True, help="stop when this is not my parent")
-    parser.add_argument("--grace", type=float, default=15.0, help="seconds from SIGTERM to SIGKILL")
-    parser.add_argument("--pid-file", type=Path, help="where to write the program's process id")
+    parser.add_argument("--grace", type=float, required=True, help="from SIGTERM to SIGKILL, in s")
+    parser.add_argument("--pid-file", type=Path, required=True, help="gets the program's id")
     parser.add_argument("--lock", type=Path, help="POSIX lock to hold while the program runs")
-    parser.add_argument("--library-path", help="the program's LD_LIBRARY_PATH")
+    parser.add_argument("--library-path", required=True, help="the program's LD_LIBRARY_PATH")
     parser.add_argument("--cleanup", action="append", default=[], help="files to remove (pattern)")
     parser.add_argument("program", nargs=argparse.REMAINDER, help="-- program and its arguments")
     args = parser.parse_args(argv)
@@ -76,22 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             preexec_fn=in_child,  # Safe: this process has one thread.
             stdin=subprocess.DEVNULL,
             # Only here: the programs' private libraries can be too old for this Python.
-            env={**os.environ, "LD_LIBRARY_PATH": args.library_path or ""},
+            env={**os.environ, "LD_LIBRARY_PATH": args.library_path},
         )
     except OSError as error:
         print(f"cannot run {program[0]}: {error.strerror}", file=sys.stderr)
         return 126
-    if args.pid_file is not None:
-        args.pid_file.write_text(f"{started.pid}\n")
-
+    args.pid_file.write_text(f"{started.pid}\n")
     try:
         status = _watch(started.pid, args.parent, args.grace)
         _kill_orphans()
     finally:
         for pattern in args.cleanup:
             remove(pattern)
-        if args.pid_file is not None:
-            args.pid_file.unlink(missing_ok=True)
+        args.pid_file.unlink(missing_ok=True)
     return status
 
 
@@ -106,8 +102,7 @@ def _watch(child: int, parent: int, grace_s: float) -> int:
     deadline = float("inf")
     terminating = False
     while True:
-        status = _reap(child)
-        if status is not None:
+        if (status := _reap(child)) is not None:
             return status
         now = time.monotonic()
         taken = signal.sigtimedwait(_WATCHED, min(_POLL_S, max(deadline - now, 0.01)))
@@ -153,17 +148,13 @@ def _kill_orphans() -> None:
 
 
 def _children() -> list[int]:
-    me = os.getpid()
     children = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = Path("/proc", entry, "stat").read_text()
-            except OSError:
-                continue
+    for file in glob.glob("/proc/[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             # "pid (name) state ppid …": the name may hold blanks and brackets.
-            if int(stat.rpartition(")")[2].split()[1]) == me:
-                children.append(int(entry))
+            parent = Path(file).read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                children.append(int(file.split("/")[2]))
     return children
 
 

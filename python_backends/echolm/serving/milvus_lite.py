@@ -8,8 +8,6 @@ locks it, so that no process can open it in the usual way meanwhile.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
 import secrets
 import socket
 import sqlite3
@@ -17,29 +15,32 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from echolm.errors import ConfigurationError, UnavailableError
+from echolm.serving.data_dir import DataDir
 from echolm.serving.guard import EXIT_LOCKED
-from echolm.serving.process import Command, GuardedProcess
+from echolm.serving.process import (
+    Command,
+    GuardedProcess,
+    GuardedServer,
+    foreign_environment,
+    package_directory,
+)
 
 _VACUUM_WAIT_S = 30.0
 
 
 def find_milvus_lite() -> Path:
-    """Directory of Milvus Lite's server program and its libraries, without importing it.
-
-    Raises:
-        ConfigurationError: the package is missing, or is a version without the program.
-    """
-    spec = importlib.util.find_spec("milvus_lite")
-    if spec is None or not spec.submodule_search_locations:
+    """Directory of the server program and its libraries; ConfigurationError if there is none."""
+    package = package_directory("milvus_lite")
+    if package is None:
         raise ConfigurationError(
             f"Milvus Lite: expected the package milvus-lite in {sys.prefix}, got none; install "
             "it: `pip install milvus-lite==2.5.1`, or set retrieval.milvus_uri to a Milvus server"
         )
-    directory = Path(spec.submodule_search_locations[0]) / "lib"
+    directory = package / "lib"
     if not (directory / "milvus").is_file():
         raise ConfigurationError(
             f"Milvus Lite: expected the server program {directory / 'milvus'}, got none (3.x has "
@@ -75,7 +76,6 @@ class MilvusLiteOptions:
     Attributes:
         database: the file; made if missing.
         run_dir: for process files.
-        log_file: its log.
         keep_open: file descriptors to hold until the server has gone.
     """
 
@@ -85,47 +85,43 @@ class MilvusLiteOptions:
     keep_open: tuple[int, ...] = ()
 
 
-class MilvusLite:
+class MilvusLite(GuardedServer):
     """One Milvus Lite server process over one file."""
+
+    @classmethod
+    def over(cls, data: DataDir) -> MilvusLite:
+        """The server of a data directory, which stays in use until the server has gone."""
+        log_file = data.logs / "milvus.log"
+        return cls(MilvusLiteOptions(data.milvus_db, data.run, log_file, (data.lock_fd,)))
 
     def __init__(self, options: MilvusLiteOptions) -> None:
         self.options = options
         # Outside of the data directory, because a socket's path may have at most 107 bytes.
         self._socket = Path(tempfile.gettempdir()) / f"echolm-{secrets.token_hex(8)}.sock"
         directory = find_milvus_lite()
-        program = str(directory / "milvus")
-        lock = options.database.parent / f".{options.database.name}.lock"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ECHOLM_")}
+        database = options.database
         self._command = Command(
             name="Milvus Lite",
-            program=[program, str(options.database), self.uri, "ERROR"],
-            environment=environment,
+            program=[str(directory / "milvus"), str(database), self.uri, "ERROR"],
+            environment=foreign_environment(),
             library_path=(directory,),
             log_file=options.log_file,
             pid_file=options.run_dir / "milvus.pid",
             cleanup=(str(self._socket),),
-            lock=lock,
+            lock=database.with_name(f".{database.name}.lock"),
             keep_open=options.keep_open,
             grace_s=5.0,
         )
-        self._process: GuardedProcess | None = None
 
     @property
     def uri(self) -> str:
         """Address for clients in any process."""
         return f"unix:{self._socket}"
 
-    @property
-    def process(self) -> GuardedProcess:
-        """The running (or ended) process; only after :meth:`start`."""
-        if self._process is None:
-            raise RuntimeError("MilvusLite.start() has not been called")
-        return self._process
-
     def start(self, timeout_s: float = 30.0, stop: threading.Event | None = None) -> None:
         """Start the server and wait until it takes connections, or ``stop`` is set.
 
-        May be called again, when the server has ended by itself: the address stays.
+        A server that has ended by itself may be started again: the address stays.
 
         Raises:
             ConfigurationError: another program has the file open.
@@ -133,7 +129,7 @@ class MilvusLite:
         """
         stop = stop or threading.Event()
         self.options.database.parent.mkdir(parents=True, exist_ok=True)
-        self._process = GuardedProcess(replace(self._command))
+        self._process = GuardedProcess(self._command)
         deadline = time.monotonic() + timeout_s
         while not stop.is_set() and not self._accepts():
             status = self._process.poll()
@@ -146,26 +142,12 @@ class MilvusLite:
                 got = "no answer" if status is None else f"exit status {status}"
                 raise UnavailableError(
                     f"Milvus Lite: expected it to start within {timeout_s:g} s, got {got}; "
-                    f"last lines of {self.options.log_file}:\n{self._process.log_tail()}"
+                    f"{self.log_excerpt()}"
                 )
             stop.wait(0.05)
 
-    def poll(self) -> int | None:
-        """Exit status of a server that has ended, else None."""
-        return self.process.poll()
-
-    def stop(self) -> None:
-        """Stop the server; may be repeated."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """As :meth:`stop`, at once."""
-        if self._process is not None:
-            self._process.kill()
-
     def _accepts(self) -> bool:
-        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
                 probe.connect(str(self._socket))
             except OSError:

@@ -14,18 +14,10 @@ CONFIG_FILE = "config.pbtxt"
 
 
 def read(model: Path) -> Any:
-    """The ``ModelConfig`` of a model's folder.
-
-    Fields that only a newer Triton knows are passed over.
-
-    Raises:
-        ConfigurationError: the file is missing, or is not in protobuf's text format.
-    """
-    file = model / CONFIG_FILE
+    """A model's configuration without a newer Triton's fields; ConfigurationError if unreadable."""
+    file, config = model / CONFIG_FILE, model_config_pb2.ModelConfig()
     try:
-        text = file.read_text(encoding="utf-8")
-        config = model_config_pb2.ModelConfig()
-        return text_format.Parse(text, config, allow_unknown_field=True)
+        return text_format.Parse(file.read_text("utf-8"), config, allow_unknown_field=True)
     except (OSError, ValueError, text_format.ParseError) as error:
         raise ConfigurationError(
             f"model {model.name}: expected a model configuration in {file}, got: {error}; "

@@ -1,11 +1,11 @@
 """Checks before anything is started, so that a wrong installation fails at once and clearly.
 
-Each check raises :class:`~echolm.errors.ConfigurationError` that says what was expected,
-what was found and how to mend it.
+Each check raises a ConfigurationError.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.metadata
 import os
@@ -40,7 +40,7 @@ def check_machine(system: str | None = None, machine: str | None = None) -> None
 
 def check_python(version: tuple[int, int] | None = None) -> None:
     """The Python version is one that EchoLM is tested with."""
-    version = version or (sys.version_info.major, sys.version_info.minor)
+    version = version or sys.version_info[:2]
     if version not in PYTHONS:
         wanted = ", ".join(f"{major}.{minor}" for major, minor in PYTHONS)
         raise ConfigurationError(
@@ -52,16 +52,14 @@ def check_python(version: tuple[int, int] | None = None) -> None:
 def check_glibc(version: str | None = None) -> None:
     """The C library is one that the Triton wheel needs; ``version`` is a text like ``2.36``."""
     if version is None:
-        try:
-            version = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
-        except (OSError, ValueError):
-            version = ""
+        name, version = platform.libc_ver()
+        version = version if name == "glibc" else ""
     match = re.match(r"(\d+)\.(\d+)", version)
     if match is None or (int(match[1]), int(match[2])) < GLIBC:
+        got = f"glibc {version}" if version else "another C library"
         raise ConfigurationError(
-            f"C library: expected glibc {GLIBC[0]}.{GLIBC[1]} or newer, got "
-            f"{'glibc ' + version if version else 'another C library'}; use a newer distribution "
-            "(Ubuntu 22.04, Debian 12, RHEL 10 or later)"
+            f"C library: expected glibc {GLIBC[0]}.{GLIBC[1]} or newer, got {got}; use a newer "
+            "distribution (Ubuntu 22.04, Debian 12, RHEL 10 or later)"
         )
 
 
@@ -79,10 +77,10 @@ def check_numpy(version: str | None = None) -> None:
 
 
 def check_stub_python(environment: Mapping[str, str]) -> None:
-    """The ``python3`` from which model processes take their packages has ``echolm``.
+    """The ``python3`` on PATH has ``echolm``.
 
-    The stub embeds Python and takes site-packages from the ``python3`` on PATH. It ignores
-    PYTHONPATH, so the package must be installed.
+    The stub embeds Python and takes site-packages from there. It ignores PYTHONPATH, so the
+    package must be installed.
     """
     program = shutil.which("python3", path=environment.get("PATH"))
     if program is None:
@@ -97,10 +95,8 @@ def check_stub_python(environment: Mapping[str, str]) -> None:
         cwd="/",
         capture_output=True,
         text=True,
-        check=False,
     )
-    expected = f"{sys.version_info.major}.{sys.version_info.minor}"
-    got = probe.stdout.strip()
+    expected, got = "{}.{}".format(*sys.version_info), probe.stdout.strip()
     if got and got != expected:
         raise ConfigurationError(
             f"python3 of the model processes: expected Python {expected}, got {got} ({program}); "
@@ -124,54 +120,45 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
                 f"port {port}: expected {taken[port]} and {option} to differ, got the same"
             )
         taken[port] = option
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        with _probe(host) as probe:
             # As for Triton, connections of a server that has just ended do not matter.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OSError as error:
-                problem = error.strerror or str(error)
                 if error.errno == errno.EADDRINUSE:
                     raise ConfigurationError(
                         f"port {port} on {host}: expected it to be free, got it in use by another "
                         f"program; stop that, or choose another port with {option}"
                     ) from error
                 raise ConfigurationError(
-                    f"port {port} on {host}: expected to listen there, got: {problem}; "
-                    f"choose other values for --host and {option}"
+                    f"port {port} on {host}: expected to listen there, got: "
+                    f"{error.strerror or error}; choose other values for --host and {option}"
                 ) from error
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports that are free now.
-
-    Raises:
-        ConfigurationError: the host is no address of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    probes = [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((host, 0))
+    """Ports that are free now; ConfigurationError if the host is no address of this machine."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(_probe(host)) for _ in range(count)]
+        try:
+            for probe in probes:
+                probe.bind((host, 0))
+        except OSError as error:
+            raise ConfigurationError(
+                f"address {host}: expected to listen there, got: {error.strerror or error}; "
+                "choose another one with --host"
+            ) from error
         return [probe.getsockname()[1] for probe in probes]
-    except OSError as error:
-        raise ConfigurationError(
-            f"address {host}: expected to listen there, got: {error.strerror or error}; choose "
-            "another one with --host"
-        ) from error
-    finally:
-        for probe in probes:
-            probe.close()
+
+
+def _probe(host: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.socket(family, socket.SOCK_STREAM)
 
 
 def models_in(repositories: Iterable[Path]) -> dict[str, Path]:
-    """Models by name, with their directories.
-
-    Raises:
-        ConfigurationError: a repository is missing or empty, or a model is in two of them
-            (Triton would serve neither).
-    """
+    """Directories of models by name; of two models of one name Triton would serve neither."""
     models: dict[str, Path] = {}
     for repository in repositories:
         if not repository.is_dir():
@@ -179,7 +166,7 @@ def models_in(repositories: Iterable[Path]) -> dict[str, Path]:
                 f"model repository {repository}: expected a directory, got none; give the right "
                 "one with --model-repository or --repository-root"
             )
-        here = [entry for entry in sorted(repository.iterdir()) if _is_model(entry)]
+        here = sorted(file.parent for file in repository.glob(f"*/{model_config.CONFIG_FILE}"))
         if not here:
             raise ConfigurationError(
                 f"model repository {repository}: expected models (a directory with config.pbtxt "
@@ -206,26 +193,32 @@ def check_models(models: Mapping[str, Path], settings: Settings) -> None:
             )
     for name, directory in models.items():
         weights = directory / "1" / "openvino"
-        # An LLM of the openvino engine keeps its weights here, unless its configuration
-        # names another folder.
-        if weights.is_dir() or _uses_default_weights(directory):
-            for file in ("openvino_model.xml", "openvino_model.bin"):
-                if not _has_content(weights / file):
-                    raise ConfigurationError(
-                        f"model {name}: expected {weights / file}, got no such file or an empty "
-                        "one; restore it (`git checkout -- model_repository`), or convert a "
-                        "checkpoint with scripts/convert_model.py"
-                    )
+        if not (weights.is_dir() or _uses_default_weights(directory)):
+            continue
+        for file in (weights / "openvino_model.xml", weights / "openvino_model.bin"):
+            if not file.is_file() or file.stat().st_size == 0:
+                raise ConfigurationError(
+                    f"model {name}: expected {file}, got no such file or an empty one; restore it "
+                    "(`git checkout -- model_repository`), or convert a checkpoint with "
+                    "scripts/convert_model.py"
+                )
+
+
+def _uses_default_weights(directory: Path) -> bool:
+    """Whether it is an LLM of the engine openvino whose configuration names no other folder."""
+    parameters = model_config.read(directory).parameters
+    engine = parameters["engine"].string_value if "engine" in parameters else ""
+    return engine == "openvino" and "model_dir" not in parameters
 
 
 def python_instances(models: Mapping[str, Path]) -> int:
     """Processes that Triton will start for models of the python backend."""
-    total = 0
-    for directory in models.values():
-        config = model_config.read(directory)
-        if config.backend == "python":
-            total += sum(group.count or 1 for group in config.instance_group) or 1
-    return total
+    configs = [model_config.read(directory) for directory in models.values()]
+    return sum(
+        sum(group.count or 1 for group in config.instance_group) or 1
+        for config in configs
+        if config.backend == "python"
+    )
 
 
 def check_shared_memory(
@@ -257,27 +250,8 @@ def check_backends(models: Mapping[str, Path], backends: Path) -> None:
 
 
 def check_host(with_wheel: bool = True) -> None:
-    """All that does not depend on the configuration.
-
-    Args:
-        with_wheel: whether Triton is that of the wheel, which asks for more.
-    """
+    """All that does not depend on the configuration; the Triton of the wheel asks for more."""
     check_machine()
-    check_python()
     if with_wheel:
         check_glibc()
         check_numpy()
-
-
-def _is_model(entry: Path) -> bool:
-    return (entry / model_config.CONFIG_FILE).is_file()
-
-
-def _uses_default_weights(directory: Path) -> bool:
-    parameters = model_config.read(directory).parameters
-    engine = parameters["engine"].string_value if "engine" in parameters else ""
-    return engine == "openvino" and "model_dir" not in parameters
-
-
-def _has_content(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -16,8 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from echolm.serving import guard
-
-LOG_TAIL_LINES = 25
+from echolm.settings import ENV_PREFIX
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Command:
     Attributes:
         name: what messages call it.
         program: the program and its arguments.
-        environment: the whole environment of the program, but for LD_LIBRARY_PATH.
-        library_path: directories in which the program finds shared libraries first; those of
-            this process's LD_LIBRARY_PATH follow.
+        environment: its whole environment, but for LD_LIBRARY_PATH.
+        library_path: where it finds shared libraries first; this process's LD_LIBRARY_PATH
+            follows.
         log_file: gets its standard output and error; the last run's log moves to ``.1``.
         pid_file: holds the program's process id while it runs.
         cleanup: patterns of files that it may leave behind.
         lock: file whose POSIX lock is held while it runs.
         keep_open: file descriptors that the guard keeps open (locks of the caller).
-        grace_s: time from SIGTERM to SIGKILL.
+        grace_s: from SIGTERM to SIGKILL.
         echo: stream that gets a copy of the log.
     """
 
@@ -62,12 +62,14 @@ class GuardedProcess:
         command.pid_file.unlink(missing_ok=True)
         if command.log_file.exists():
             command.log_file.replace(command.log_file.with_name(command.log_file.name + ".1"))
-        options = [f"--parent={os.getpid()}", f"--grace={command.grace_s}"]
-        options.append(f"--pid-file={command.pid_file}")
-        inherited = os.environ.get("LD_LIBRARY_PATH", "")
-        libraries = [*map(str, command.library_path), *filter(None, [inherited])]
-        options.append(f"--library-path={os.pathsep.join(libraries)}")
-        options += [f"--cleanup={pattern}" for pattern in command.cleanup]
+        libraries = [*map(str, command.library_path), os.environ.get("LD_LIBRARY_PATH", "")]
+        options = [
+            f"--parent={os.getpid()}",
+            f"--grace={command.grace_s}",
+            f"--pid-file={command.pid_file}",
+            f"--library-path={os.pathsep.join(filter(None, libraries))}",
+            *(f"--cleanup={pattern}" for pattern in command.cleanup),
+        ]
         if command.lock is not None:
             options.append(f"--lock={command.lock}")
         with open(command.log_file, "ab") as log:
@@ -105,7 +107,7 @@ class GuardedProcess:
         """The exit status, once the program and all it started are gone; until then None."""
         return self._guard.poll()
 
-    def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
+    def log_tail(self, lines: int = 25) -> str:
         """The last lines of the log."""
         try:
             with open(self.command.log_file, encoding="utf-8", errors="replace") as log:
@@ -147,3 +149,47 @@ class GuardedProcess:
                 if ended:
                     return
                 time.sleep(0.2)
+
+
+class GuardedServer:
+    """A server of another project, each of whose starts is a :class:`GuardedProcess`."""
+
+    _process: GuardedProcess | None = None
+
+    @property
+    def process(self) -> GuardedProcess:
+        """The running (or ended) process; RuntimeError before the first start."""
+        if self._process is None:
+            raise RuntimeError(f"{type(self).__name__}.start() has not been called")
+        return self._process
+
+    def poll(self) -> int | None:
+        """Exit status of a server that has ended, else None."""
+        return self.process.poll()
+
+    def stop(self) -> None:
+        """Stop the server; may be repeated."""
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """As :meth:`stop`, at once: requests in flight are lost."""
+        if self._process is not None:
+            self._process.kill()
+
+    def log_excerpt(self) -> str:
+        """The last lines of the log, for a message."""
+        tail = self.process.log_tail() or "(empty)"
+        return f"last lines of {self.process.command.log_file}:\n{tail}"
+
+
+def foreign_environment() -> dict[str, str]:
+    """This process's environment without what is EchoLM's."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
+def package_directory(name: str) -> Path | None:
+    """Directory of an installed package, which is not imported; None if there is none."""
+    spec = importlib.util.find_spec(name)
+    locations = spec.submodule_search_locations if spec else None
+    return Path(locations[0]) if locations else None

@@ -1,14 +1,9 @@
-"""EchoLM on one machine: Milvus Lite and Triton, started and stopped as one.
-
-:func:`running_server` is for programs (tests, demo, benchmarks), ``foreground`` is
-``echolm serve``; both run the same :class:`LocalServer`.
-"""
+"""EchoLM on one machine: Milvus Lite and Triton, started and stopped as one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,20 +14,19 @@ from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE
 from echolm.errors import ConfigurationError, EchoError, UnavailableError
 from echolm.serving import preflight
 from echolm.serving.data_dir import CONFIGURATION, DataDir, resolve
-from echolm.serving.milvus_lite import MilvusLite, MilvusLiteOptions
+from echolm.serving.milvus_lite import MilvusLite
 from echolm.serving.triton_installation import find_triton
-from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host
-from echolm.settings import ENV_CONFIG, ENV_PREFIX, Settings
+from echolm.serving.triton_server import SHM_BYTE_SIZE, TritonOptions, TritonServer, connect_host
+from echolm.settings import ENV_CONFIG, Settings
 
 Progress = Callable[[str], None]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""Set to 1 for the model processes of a CPU profile.
+"""Set to 1 for the model processes of a CPU profile, unless the user has set them.
 
-Otherwise each of them would start a thread per core for vectors of a few hundred numbers, and
+Otherwise each process would start a thread per core for vectors of a few hundred numbers, and
 together they would push the LLM engines off the cores. The engines do not use OpenMP (OpenVINO
-has threads of its own, ONNX Runtime takes ``embedding.threads``). A value that the user has set
-is kept.
+has threads of its own, ONNX Runtime takes ``embedding.threads``).
 """
 
 _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
@@ -52,12 +46,10 @@ class ServeOptions:
             serves only ``model_repositories``.
         repository_root: holds ``core`` and the profiles; None finds that of this checkout.
         model_repositories: more directories of models.
-        host: address to listen on.
         http_port, grpc_port, metrics_port: 0 takes a free port.
         ready_timeout_s: seconds for all models to load; None: five minutes on CPUs, half an hour
             on GPUs.
         verbose: show Triton's log on stderr, and log more.
-        triton_args: more arguments for ``tritonserver``.
     """
 
     profile: str | None = "local"
@@ -69,7 +61,11 @@ class ServeOptions:
     metrics_port: int = 8002
     ready_timeout_s: float | None = None
     verbose: bool = False
-    triton_args: tuple[str, ...] = ()
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """Of HTTP, gRPC and metrics."""
+        return self.http_port, self.grpc_port, self.metrics_port
 
     @property
     def on_gpus(self) -> bool:
@@ -90,7 +86,6 @@ class Endpoints:
         grpc_url: ``host:port``, as ``tritonclient.grpc`` wants it.
         http_url: ``http://host:port``; ``tritonclient.http`` wants :attr:`http_address`.
         metrics_url: the page with Prometheus metrics.
-        data_dir: everything the server writes; its logs are in ``logs``.
         pids: process ids by name: ``triton``, and ``milvus`` if it was started here.
     """
 
@@ -112,12 +107,9 @@ class StartInterruptedError(EchoError):
 
 @contextlib.contextmanager
 def running_server(
-    settings: Settings,
-    options: ServeOptions | None = None,
-    *,
-    progress: Progress | None = None,
+    settings: Settings, options: ServeOptions | None = None, *, progress: Progress | None = None
 ) -> Iterator[Endpoints]:
-    """A server that runs as long as the ``with`` block.
+    """A server that runs as long as the ``with`` block, for programs.
 
     Raises:
         ConfigurationError: something that is needed is missing or wrong.
@@ -148,15 +140,12 @@ class LocalServer:
     def start(self, stop: threading.Event | None = None) -> Endpoints:
         """Check, prepare and start everything; returns when all models are ready.
 
-        Args:
-            stop: the start is given up once this is set.
-
         Raises:
-            StartInterruptedError: ``stop`` was set.
+            StartInterruptedError: ``stop`` was set meanwhile.
             ConfigurationError, UnavailableError: as :func:`running_server`.
         """
         stop = stop or threading.Event()
-        options = _with_ports(self._options)
+        settings, options = self._settings, _with_ports(self._options)
         repositories = model_repositories(options)
 
         preflight.check_python()
@@ -165,26 +154,25 @@ class LocalServer:
         models = preflight.models_in(repositories)
         preflight.check_backends(models, installation.backends)
         if options.profile is not None:
-            preflight.check_models(models, self._settings)
-        preflight.check_ports(
-            options.host,
-            {
-                "--http-port": options.http_port,
-                "--grpc-port": options.grpc_port,
-                "--metrics-port": options.metrics_port,
-            },
-        )
-        self._data = data = DataDir(self._settings.data_dir)
+            preflight.check_models(models, settings)
+        ports = zip(("--http-port", "--grpc-port", "--metrics-port"), options.ports, strict=True)
+        preflight.check_ports(options.host, dict(ports))
+        self._data = data = DataDir(settings.data_dir)
         if options.profile is not None:
-            prepare_embedder(self._settings, self._report)
+            prepare_embedder(settings, self._report)
         _check(stop)
 
-        milvus_uri = self._settings.retrieval.milvus_uri or self._start_milvus(data, stop)
+        milvus_uri = settings.retrieval.milvus_uri
+        if not milvus_uri:
+            self._report("starting Milvus Lite")
+            self._milvus = milvus = MilvusLite.over(data)
+            milvus.start(stop=stop)
+            _check(stop)
+            milvus_uri = milvus.uri
         host = connect_host(options.host)
         host = f"[{host}]" if ":" in host else host
         grpc_url = f"{host}:{options.grpc_port}"
-        resolved = resolve(self._settings, data, milvus_uri, grpc_url)
-        configuration = data.write_configuration(resolved)
+        configuration = data.write_configuration(resolve(settings, data, milvus_uri, grpc_url))
 
         triton_options = TritonOptions(
             model_repositories=repositories,
@@ -195,26 +183,18 @@ class LocalServer:
             grpc_port=options.grpc_port,
             metrics_port=options.metrics_port,
             environment={**_thread_limits(options), ENV_CONFIG: str(configuration)},
-            # Their values are in the resolved configuration already.
-            drop_environment=(ENV_PREFIX,),
-            extra_args=(
-                *(_CPU_ARGS if options.profile in _CPU_PROFILES else ()),
-                *options.triton_args,
-            ),
+            extra_args=_CPU_ARGS if options.profile in _CPU_PROFILES else (),
             keep_open=(data.lock_fd,),
             verbose=options.verbose,
-            echo=sys.stderr if options.verbose else None,
         )
-        preflight.check_shared_memory(
-            preflight.python_instances(models), triton_options.shm_byte_size
-        )
+        preflight.check_shared_memory(preflight.python_instances(models), SHM_BYTE_SIZE)
         self._triton = triton = TritonServer(triton_options, installation)
         preflight.check_stub_python(triton.environment())
         _check(stop)
         self._report(f"starting Triton with {len(models)} models (log: {triton_options.log_file})")
         triton.start()
-        if not triton.wait_ready(options.load_s, stop):
-            raise StartInterruptedError("stopped before all models were ready")
+        triton.wait_ready(options.load_s, stop)
+        _check(stop)
         self._ready = True
 
         pids = {"triton": triton.process.pid() or 0}
@@ -236,8 +216,11 @@ class LocalServer:
         Raises:
             UnavailableError: Triton has ended by itself.
         """
-        if self._triton is not None and self._triton.poll() is not None:
-            raise UnavailableError(self._triton.death_notice())
+        triton = self._triton
+        if triton is not None and (status := triton.poll()) is not None:
+            raise UnavailableError(
+                f"Triton ended by itself, exit status {status}; {triton.log_excerpt()}"
+            )
         milvus = self._milvus
         if milvus is None or milvus.poll() is None or self._milvus_restarts >= _MILVUS_RESTARTS:
             return
@@ -257,39 +240,18 @@ class LocalServer:
             if self._data is not None:
                 last_to_first.callback(self._data.close)
                 last_to_first.callback((self._data.run / CONFIGURATION).unlink, missing_ok=True)
-            if self._milvus is not None:
-                last_to_first.callback(self._milvus.stop)
-            if self._triton is not None:
-                # Triton stops before Milvus, since its models write what they still hold.
-                last_to_first.callback(self._triton.stop)
+            # Triton stops before Milvus, since its models write what they still hold.
+            for server in filter(None, (self._milvus, self._triton)):
+                last_to_first.callback(server.stop)
 
     def kill(self) -> None:
         """Stop everything at once, without waiting; may be called from a signal handler."""
-        for part in (self._triton, self._milvus):
-            if part is not None:
-                part.kill()
-
-    def _start_milvus(self, data: DataDir, stop: threading.Event) -> str:
-        self._report("starting Milvus Lite")
-        self._milvus = milvus = MilvusLite(
-            MilvusLiteOptions(
-                database=data.milvus_db,
-                run_dir=data.run,
-                log_file=data.logs / "milvus.log",
-                keep_open=(data.lock_fd,),
-            )
-        )
-        milvus.start(stop=stop)
-        _check(stop)
-        return milvus.uri
+        for server in filter(None, (self._triton, self._milvus)):
+            server.kill()
 
 
 def model_repositories(options: ServeOptions) -> tuple[Path, ...]:
-    """The directories of models that the options name.
-
-    Raises:
-        ConfigurationError: the repository root or the profile does not exist.
-    """
+    """The directories of models that the options name; ConfigurationError if one is missing."""
     more = tuple(path.resolve() for path in options.model_repositories)
     if options.profile is None:
         return more
@@ -304,13 +266,10 @@ def model_repositories(options: ServeOptions) -> tuple[Path, ...]:
 
 
 def model_repository_root(path: Path | None) -> Path:
-    """The directory of ``core`` and the profiles.
+    """The directory of ``core`` and the profiles; ConfigurationError if there is none.
 
     Args:
         path: that directory or the checkout it is in; None: this package's checkout.
-
-    Raises:
-        ConfigurationError: there is none.
     """
     # Installed in editable mode, the package lies in <checkout>/python_backends/echolm.
     root = path or Path(echolm.__file__).resolve().parents[2]
@@ -329,8 +288,7 @@ def prepare_embedder(settings: Settings, progress: Progress) -> None:
     """Build the default embedding model, if there is none in ``embedding.model_dir``.
 
     Raises:
-        ConfigurationError: the directory holds a part of a model only. It may be the user's
-            model, so nothing is written over it.
+        ConfigurationError: a part of a model is there, perhaps the user's; it is left as it is.
     """
     directory = settings.embedding.model_dir.resolve()
     files = (MODEL_FILE, TOKENIZER_FILE, SPEC_FILE)
@@ -350,9 +308,8 @@ def prepare_embedder(settings: Settings, progress: Progress) -> None:
 
 
 def _with_ports(options: ServeOptions) -> ServeOptions:
-    wanted = (options.http_port, options.grpc_port, options.metrics_port)
-    free = preflight.free_ports(options.host, len(wanted))
-    http, grpc, metrics = (port or new for port, new in zip(wanted, free, strict=True))
+    free = preflight.free_ports(options.host, len(options.ports))
+    http, grpc, metrics = (port or new for port, new in zip(options.ports, free, strict=True))
     return replace(options, http_port=http, grpc_port=grpc, metrics_port=metrics)
 
 

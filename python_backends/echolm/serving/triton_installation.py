@@ -5,7 +5,6 @@ The wheel is only the carrier: its Python code is never imported.
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import re
 import shutil
@@ -16,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echolm.errors import ConfigurationError
+from echolm.serving.process import package_directory
 
 SYSTEM_ROOT = Path("/opt/tritonserver")
 """Where NVIDIA's images have Triton."""
 STUB = "triton_python_backend_stub"
 """Name of the program in which the python backend runs a model."""
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_PYTHON = "{}.{}".format(*sys.version_info)
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class TritonInstallation:
 
     Attributes:
         root: ``pytriton/tritonserver`` in site-packages, or where an image has Triton.
-        libraries: the shared libraries that the wheel brings along; None: those of the system.
-        libpython_dir: holds ``libpython3.x.so.1.0``, which the wheel's backend stub is linked
-            to; None: where the system finds it.
+        libraries: the shared libraries that the wheel brings along; None: the system's.
+        libpython_dir: holds the libpython to which the wheel's backend stub is linked; None: the
+            system finds it.
     """
 
     root: Path
@@ -81,13 +81,11 @@ def libpython_candidates() -> Iterable[Path]:
 
 
 def find_libpython(candidates: Iterable[Path] | None = None) -> Path:
-    """Directory of the shared libpython.
+    """Directory of the shared libpython; ConfigurationError if there is none.
 
-    Raises:
-        ConfigurationError: there is none; a statically linked Python runs everything but
-            the backend stub.
+    A statically linked Python runs everything but the backend stub.
     """
-    directories = list(dict.fromkeys(libpython_candidates() if candidates is None else candidates))
+    directories = list(dict.fromkeys(candidates or libpython_candidates()))
     for directory in directories:
         if (directory / libpython_name()).is_file():
             return directory
@@ -101,42 +99,30 @@ def find_libpython(candidates: Iterable[Path] | None = None) -> Path:
 
 
 def find_triton(*, prefer_system: bool = False) -> TritonInstallation:
-    """Find Triton: in the installed wheel, without importing it, or in an image of NVIDIA's.
+    """The Triton of the installed wheel; an image's if there is no wheel, or it is preferred.
 
-    Args:
-        prefer_system: the image's is taken if both are there; else the wheel's.
-
-    Raises:
-        ConfigurationError: there is none, or its stub for this Python or libpython is missing.
+    ConfigurationError if there is none, or its stub for this Python or libpython is missing.
     """
-    spec = importlib.util.find_spec("pytriton")
+    package = package_directory("pytriton")
     system = _system_triton()
-    if system is not None and (prefer_system or spec is None):
+    if system is not None and (prefer_system or package is None):
         return system
-    if spec is None or not spec.submodule_search_locations:
+    if package is None:
         raise ConfigurationError(
             f"Triton: expected the package nvidia-pytriton in {sys.prefix}, or tritonserver in "
             f"{SYSTEM_ROOT} or on the path, got none; install it: `pip install nvidia-pytriton`, "
             "or run in an image of NVIDIA's (nvcr.io/nvidia/tritonserver)"
         )
-    package = Path(spec.submodule_search_locations[0])
-    installation = TritonInstallation(
-        root=package / "tritonserver",
-        libraries=package.parent / "nvidia_pytriton.libs",
-        libpython_dir=find_libpython(),
-    )
-    for part in (
-        installation.server,
-        installation.backends / "python",
-        package.parent / "nvidia_pytriton.libs",
-    ):
+    libraries = package.parent / "nvidia_pytriton.libs"
+    installation = TritonInstallation(package / "tritonserver", libraries, find_libpython())
+    for part in (installation.server, installation.backends / "python", libraries):
         if not part.exists():
             raise ConfigurationError(
                 f"Triton: expected {part}, which nvidia-pytriton carries, got nothing there; "
                 "install it again: `pip install --force-reinstall nvidia-pytriton`"
             )
     if not installation.stub.is_file():
-        versions = sorted(path.name for path in installation.stub.parent.parent.glob("*"))
+        versions = sorted(path.name for path in installation.stub.parents[1].glob("*"))
         raise ConfigurationError(
             f"Triton's python backend: expected a stub for Python {_PYTHON}, got stubs for "
             f"{', '.join(versions)}; use one of these Python versions"
@@ -145,13 +131,9 @@ def find_triton(*, prefer_system: bool = False) -> TritonInstallation:
 
 
 def _system_triton() -> TritonInstallation | None:
-    """The Triton of an image: a directory with ``bin/tritonserver`` and ``backends``.
-
-    Raises:
-        ConfigurationError: its python backend is missing or is for another Python version.
-    """
-    program = shutil.which("tritonserver", path=str(SYSTEM_ROOT / "bin"))
-    program = program or shutil.which("tritonserver")
+    """The Triton of an image: a directory with ``bin/tritonserver`` and ``backends``."""
+    in_image = shutil.which("tritonserver", path=str(SYSTEM_ROOT / "bin"))
+    program = in_image or shutil.which("tritonserver")
     if program is None:
         return None
     installation = TritonInstallation(Path(program).resolve().parent.parent)

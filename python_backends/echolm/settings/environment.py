@@ -20,21 +20,16 @@ _FILE_SUFFIX = "_FILE"
 
 
 def check_names(variables: Iterable[str], sections: Collection[str]) -> None:
-    """Every variable with EchoLM's prefix names a section, so that a mistyped one is noticed.
+    """Raise a ConfigurationError if a variable with EchoLM's prefix names no section.
 
     Args:
         variables: names of environment variables, EchoLM's and others.
         sections: the sections and single keys at the top of ``echolm.toml``.
-
-    Raises:
-        ConfigurationError: one names something else.
     """
     known = {name.upper() for name in sections}
     for name in variables:
-        if not name.startswith(ENV_PREFIX) or name == ENV_CONFIG:
-            continue
-        section = name[len(ENV_PREFIX) :].removesuffix(_FILE_SUFFIX).split("__")[0]
-        if section not in known:
+        section = name.removeprefix(ENV_PREFIX).removesuffix(_FILE_SUFFIX).split("__")[0]
+        if name.startswith(ENV_PREFIX) and name != ENV_CONFIG and section not in known:
             raise ConfigurationError(
                 f"environment variable {name}: expected ECHOLM_<SECTION>__<KEY> with a section "
                 f"among {sorted(known)}, got {section!r}; correct or unset it"
@@ -42,13 +37,9 @@ def check_names(variables: Iterable[str], sections: Collection[str]) -> None:
 
 
 def with_values_of_files(variables: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Environment variables, those that name a file replaced by that file's content.
+    """The variables (names in small letters), those that name a file replaced by its content.
 
-    Args:
-        variables: values by name; names in small letters, as pydantic-settings has them.
-
-    Raises:
-        ConfigurationError: a file cannot be read or is empty, or a value comes in both ways.
+    ConfigurationError if a file cannot be read or is empty, or a value comes in both ways.
     """
     prefix, suffix = ENV_PREFIX.lower(), _FILE_SUFFIX.lower()
     values = dict(variables)
@@ -58,22 +49,18 @@ def with_values_of_files(variables: Mapping[str, str | None]) -> dict[str, str |
         key = name[: -len(suffix)]
         if key in variables:
             raise ConfigurationError(
-                f"environment variables {key.upper()} and {name.upper()}: expected one of "
-                "them, got both; unset one"
+                f"environment variables {key.upper()} and {name.upper()}: expected one of them, "
+                "got both; unset one"
             )
         try:
             value = Path(file or "").read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             problem = error.strerror if isinstance(error, OSError) else "no UTF-8"
-            raise ConfigurationError(
-                f"environment variable {name.upper()}: expected a readable file, got {file!r}: "
-                f"{problem}"
-            ) from None
+            expected = f"expected a readable file, got {file!r}: {problem}"
+            raise ConfigurationError(f"environment variable {name.upper()}: {expected}") from None
         if not value:
-            raise ConfigurationError(
-                f"environment variable {name.upper()}: expected a value in {file}, got an empty "
-                "file"
-            )
+            expected = f"expected a value in {file}, got an empty file"
+            raise ConfigurationError(f"environment variable {name.upper()}: {expected}")
         del values[name]
         values[key] = value
     return values

@@ -1,8 +1,7 @@
 """Reading ``echolm.toml`` and the environment into one validated object.
 
-Every process reads them once, at start, through :func:`load_settings`; no other module looks at
-the environment. Environment variables override the file, which overrides the defaults of the
-schema. An unknown key or a wrong value stops the start.
+Every process reads them once, at start; no other module looks at the environment. Environment
+variables override the file, which overrides the defaults of the schema.
 """
 
 from __future__ import annotations
@@ -47,15 +46,11 @@ RENAMED_KEYS = {
 
 
 def load_settings(path: Path | str | None = None) -> Settings:
-    """Read and validate the configuration.
+    """Read and validate the configuration; ConfigurationError if anything in it is wrong.
 
     Args:
         path: an ``echolm.toml``; None takes ``ECHOLM_CONFIG``, and without that the defaults.
             Relative paths in the file are relative to the file.
-
-    Raises:
-        ConfigurationError: the file is missing or a key or value in it, or in the
-            environment, is wrong.
     """
     path = path or os.environ.get(ENV_CONFIG) or None
     values: dict[str, Any] = {}
@@ -68,7 +63,7 @@ def load_settings(path: Path | str | None = None) -> Settings:
                 f"configuration {path}: expected a readable file, got: {error.strerror}; "
                 f"give --config or set {ENV_CONFIG}"
             ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # neither TOML nor UTF-8
             raise ConfigurationError(
                 f"configuration {path}: expected TOML, got: {error}"
             ) from error

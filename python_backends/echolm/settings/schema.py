@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from echolm.settings import sections
 from echolm.settings.environment import ENV_PREFIX, with_values_of_files
-from echolm.settings.sections import (
-    EmbeddingSettings,
-    ExamplesSettings,
-    FeedbackSettings,
-    JudgingSettings,
-    LearningSettings,
-    Limits,
-    LLMSettings,
-    ReplaySettings,
-    RetrievalSettings,
-    RoutingSettings,
-)
-
-_REDIS_SCHEMES = ("redis", "rediss")
+from echolm.settings.sections import LLMSettings
 
 _DEFAULT_LLMS = (
     LLMSettings(name="small_llm", cost=0.1, takes_examples=True, prior_quality=0.97),
@@ -55,15 +39,15 @@ class Settings(BaseSettings):
     event_log: str = ""
     """The learning log: a SQLite file, or for several machines a Redis server, redis:// or
     rediss://[user:password@]host[:port][/database]. Empty means a SQLite file in data_dir."""
-    limits: Limits = Limits()
-    embedding: EmbeddingSettings = EmbeddingSettings()
-    retrieval: RetrievalSettings = RetrievalSettings()
-    routing: RoutingSettings = RoutingSettings()
-    feedback: FeedbackSettings = FeedbackSettings()
-    learning: LearningSettings = LearningSettings()
-    judging: JudgingSettings = JudgingSettings()
-    examples: ExamplesSettings = ExamplesSettings()
-    replay: ReplaySettings = ReplaySettings()
+    limits: sections.Limits = sections.Limits()
+    embedding: sections.EmbeddingSettings = sections.EmbeddingSettings()
+    retrieval: sections.RetrievalSettings = sections.RetrievalSettings()
+    routing: sections.RoutingSettings = sections.RoutingSettings()
+    feedback: sections.FeedbackSettings = sections.FeedbackSettings()
+    learning: sections.LearningSettings = sections.LearningSettings()
+    judging: sections.JudgingSettings = sections.JudgingSettings()
+    examples: sections.ExamplesSettings = sections.ExamplesSettings()
+    replay: sections.ReplaySettings = sections.ReplaySettings()
     llms: tuple[LLMSettings, ...] = Field(_DEFAULT_LLMS, min_length=1)
 
     @field_validator("event_log")
@@ -73,7 +57,7 @@ class Settings(BaseSettings):
             return value
         try:
             url = urlsplit(value)
-            usable = url.scheme in _REDIS_SCHEMES and url.hostname and url.port != 0
+            usable = url.scheme in ("redis", "rediss") and url.hostname and url.port != 0
         except ValueError:  # the port is no number
             usable = False
         if not usable or not re.fullmatch(r"/?|/[0-9]+", url.path):
@@ -99,14 +83,13 @@ class Settings(BaseSettings):
             raise ValueError("routing.similarity_saturation must exceed retrieval.min_similarity")
         if self.routing.exploration_floor * len(names) > 1:
             raise ValueError("routing.exploration_floor must be at most 1 / number of llms")
-        if self.routing.default_llm and self.routing.default_llm not in names:
-            raise ValueError(
-                f"routing.default_llm: expected one of {names}, got {self.routing.default_llm!r}"
-            )
-        for key in ("reference_llm", "judge_llm"):
-            name = getattr(self.judging, key)
+        for key, name in (
+            ("routing.default_llm", self.routing.default_llm),
+            ("judging.reference_llm", self.judging.reference_llm),
+            ("judging.judge_llm", self.judging.judge_llm),
+        ):
             if name and name not in names:
-                raise ValueError(f"judging.{key}: expected one of {names}, got {name!r}")
+                raise ValueError(f"{key}: expected one of {names}, got {name!r}")
         if self.judging.kind != "none" and len(names) < 2:
             raise ValueError(
                 f"judging.kind: expected 'none' with a single LLM, got {self.judging.kind!r}: "
@@ -124,24 +107,17 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        cls, settings_cls: Any, init_settings: Any, env_settings: Any, *more: Any, **others: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The environment overrides the file, which arrives as init arguments.
-        assert isinstance(env_settings, EnvSettingsSource)
         env_settings.env_vars = with_values_of_files(env_settings.env_vars)
         return env_settings, init_settings
 
     @property
     def default_llm(self) -> LLMSettings:
         """The LLM that answers when routing fails: the configured one, else the strongest."""
-        if self.routing.default_llm:
-            return self.llm(self.routing.default_llm)
-        return self.strongest_llm
+        name = self.routing.default_llm
+        return self.llm(name) if name else self.strongest_llm
 
     @property
     def strongest_llm(self) -> LLMSettings:
@@ -156,9 +132,8 @@ class Settings(BaseSettings):
     @property
     def event_log_path(self) -> Path | None:
         """File of the learning log; None if ``event_log`` is the URL of a Redis server."""
-        if "://" in self.event_log:
-            return None
-        return Path(self.event_log) if self.event_log else self.data_dir / "events.sqlite"
+        is_url = "://" in self.event_log
+        return None if is_url else Path(self.event_log or self.data_dir / "events.sqlite")
 
     @property
     def relative_costs(self) -> dict[str, float]:
@@ -179,8 +154,7 @@ class Settings(BaseSettings):
     @property
     def load_table_path(self) -> Path:
         """Shared-memory file of all routers' load."""
-        configured = self.routing.load_table
-        return Path(configured) if configured else self.data_dir / "load.table"
+        return Path(self.routing.load_table or self.data_dir / "load.table")
 
     @property
     def prefix_index_path(self) -> Path:
@@ -190,7 +164,4 @@ class Settings(BaseSettings):
 
     def llm(self, name: str) -> LLMSettings:
         """The LLM of that name; KeyError if it is not configured."""
-        for llm in self.llms:
-            if llm.name == name:
-                return llm
-        raise KeyError(name)
+        return {llm.name: llm for llm in self.llms}[name]

@@ -34,8 +34,7 @@ class Limits(Section):
     max_in_flight: int = Field(2_048, gt=0)
     """Requests that one router process answers at a time; more are refused as UNAVAILABLE."""
     request_timeout_s: float = Field(120.0, gt=0)
-    """Seconds in which an LLM must have answered; after them it counts as failed and another LLM is
-    asked."""
+    """Seconds after which an LLM that has not answered counts as failed and another is asked."""
 
     @model_validator(mode="after")
     def _default_within_limit(self) -> Limits:
@@ -96,8 +95,7 @@ class RetrievalSettings(Section):
     """How candidates are scored: `learned` estimates from ratings how probably an example helps,
     `similarity` takes the cosine similarity and learns nothing."""
     utility_discount: float = Field(0.999, gt=0, le=1)
-    """Share of its earlier ratings' weight that the utility model keeps at each new rating; 1
-    forgets nothing."""
+    """Share of its ratings' weight that the utility model keeps at each new one; 1 keeps all."""
     leave_one_out: float = Field(0.05, ge=0, le=1)
     """Share of the requests with several examples in which one of them is dropped at random, to
     learn what it contributes."""
@@ -106,8 +104,7 @@ class RetrievalSettings(Section):
     adaptive_utility_threshold: bool = True
     """Whether ratings move the utility threshold to the value that pays most."""
     utility_threshold_exploration: float = Field(0.05, ge=0, le=1)
-    """Share of requests served under another utility threshold, drawn at random, to compare them.
-    """
+    """Share of requests served under another, random utility threshold, to compare them."""
     token_price: float = Field(0.02, ge=0)
     """Quality (0 to 1) that 1,000 tokens of examples must gain to be worth their cost."""
     order: Literal["prefix", "similarity"] = "prefix"
@@ -118,8 +115,7 @@ class RetrievalSettings(Section):
     """Marginal relevance, for each example, that a set of examples may lack of the best set's and
     still be taken because an earlier prompt began with it."""
     diversity: float = Field(0.3, ge=0, le=1)
-    """Weight of redundancy against utility where maximal marginal relevance chooses examples; 0
-    ignores redundancy."""
+    """Weight of redundancy against utility in maximal marginal relevance; 0 ignores redundancy."""
     max_example_tokens: int = Field(1_024, ge=0)
     """Largest number of tokens that all examples of a prompt may have."""
 
@@ -137,21 +133,18 @@ class RoutingSettings(Section):
     """Cosine similarity from which an example counts as fully relevant; between
     retrieval.min_similarity and this, relevance grows from 0 to 1."""
     prior_ratings: float = Field(20.0, gt=0)
-    """Number of ratings that an LLM's prior quality is worth, unless the LLM has a number of its
-    own."""
+    """Ratings that an LLM's prior quality is worth, unless the LLM has a number of its own."""
     exploration: float = Field(0.25, ge=0)
     """Factor on the uncertainty of an LLM's quality when an LLM is drawn; 1 is Thompson sampling, 0
     always takes the best estimate."""
     noise: float = Field(0.15, gt=0)
     """Standard deviation of a rating (0 to 1) around the quality that it rates."""
     discount: float = Field(0.999, gt=0, le=1)
-    """Share of its earlier ratings' weight that the bandit keeps at each new rating; 1 forgets
-    nothing."""
+    """Share of its ratings' weight that the bandit keeps at each new one; 1 keeps all."""
     exploration_floor: float = Field(0.01, ge=0, lt=1)
     """Least probability with which each LLM is drawn."""
     solicit_share: float = Field(0.05, ge=0, le=1)
-    """Share of answers for which a rating is asked for: those whose rating would improve routing
-    most."""
+    """Share of answers whose rating is asked for, since it would improve routing most."""
     load_table: str = ""
     """File on a local disk in which all routers of a machine share their load; the retrievers'
     shared prefix index lies beside it. Empty means a file in data_dir."""
@@ -183,7 +176,7 @@ class LearningSettings(Section):
     then no event is removed from the log."""
     retention_days: float = Field(90.0, ge=0)
     """Days after which events are removed from the log, once snapshots contain them; a changed
-    model and scripts/estimate_policy.py see only what is left. 0 keeps all."""
+    model and `echolm estimate` see only what is left. 0 keeps all."""
     redis_prefix: str = Field("echolm", pattern=r"^[A-Za-z0-9_.:{}-]{1,64}$")
     """Text with which every key in Redis begins."""
     redis_timeout_s: float = Field(5.0, gt=0)
@@ -251,8 +244,7 @@ class ExamplesSettings(Section):
     min_quality: float = Field(0.0, ge=0, le=1)
     """Least quality, as the bandit expects it, of an answer that may become an example."""
     secrets: Literal["refuse", "keep"] = "refuse"
-    """Whether an interaction that contains a key, token or password is refused as an example or
-    kept."""
+    """Whether an interaction with a key, token or password is refused as an example or kept."""
     injections: Literal["refuse", "keep"] = "refuse"
     """Whether an interaction that contains instructions to ignore instructions is refused as an
     example or kept."""
@@ -278,8 +270,7 @@ class ExamplesSettings(Section):
     """Whether a request that is stored already becomes an example again only with a better answer,
     in place of the first."""
     max_stored: int = Field(1_000_000, ge=1)
-    """Largest number of examples in the store; above it those that help least per byte are evicted.
-    """
+    """Most examples in the store; above it those that help least per byte are evicted."""
     max_stored_bytes: int = Field(2**30, ge=1)
     """Largest size of all stored requests and answers together, in bytes of UTF-8; above it those
     that help least per byte are evicted."""
@@ -315,11 +306,7 @@ class ReplaySettings(Section):
     max_in_flight_llm_requests: int = Field(0, ge=0)
     """Requests in flight to all LLMs above which off-peak replay stops."""
     pause_s: float = Field(10.0, gt=0)
-    """Seconds for which the LLMs must be idle before off-peak replay begins, and between two rounds
-    of it."""
-
-
-_REVISED_PRIOR_RATINGS = 3.0
+    """Seconds that the LLMs must be idle before off-peak replay begins, and between two rounds."""
 
 
 class LLMSettings(Section):
@@ -339,8 +326,7 @@ class LLMSettings(Section):
     takes_examples: bool
     """Whether examples are put into the LLM's prompts; yes for the weaker LLMs."""
     prior_quality: float = Field(0.5, ge=0, le=1)
-    """Quality that is expected before any rating; with relevant examples, if the LLM takes
-    examples."""
+    """Quality expected before any rating; with relevant examples, if the LLM takes examples."""
     prior_ratings: float | None = Field(None, gt=0)
     """Number of ratings that prior_quality is worth; without it routing.prior_ratings holds, and at
     most 3 if the LLM has a revision."""
@@ -365,14 +351,8 @@ class LLMSettings(Section):
         return self.triton_model or self.name
 
     def prior_weight(self, default: float) -> float:
-        """How many ratings ``prior_quality`` is worth.
-
-        The prior quality of an LLM that replaced another was seldom measured, so it is worth
-        little.
-
-        Args:
-            default: ``routing.prior_ratings``.
-        """
+        """How many ratings ``prior_quality`` is worth; ``default`` is ``routing.prior_ratings``."""
         if self.prior_ratings is not None:
             return self.prior_ratings
-        return min(default, _REVISED_PRIOR_RATINGS) if self.revision else default
+        # The prior quality of an LLM that replaced another was seldom measured.
+        return min(default, 3.0) if self.revision else default

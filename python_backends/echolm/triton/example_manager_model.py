@@ -11,9 +11,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from echolm import contracts, wiring
+from echolm import contracts
 from echolm.errors import EchoError
-from echolm.examples.admission import AdmissionResult
+from echolm.examples.admission import AdmissionPolicy, AdmissionResult
 from echolm.examples.replay import Replayed
 from echolm.primitives import Interaction
 from echolm.settings.loading import load_settings
@@ -22,6 +22,18 @@ from echolm.triton.batched import BatchedModel
 from echolm.triton.bls import BLSTextEmbedder
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
+from echolm.wiring.examples import (
+    build_maintenance,
+    build_off_peak_replay,
+    build_replayer,
+    build_retention,
+    build_writer,
+    open_statistics,
+    open_write_ahead_log,
+)
+from echolm.wiring.learning import open_event_log
+from echolm.wiring.retrieval import open_store
+from echolm.wiring.routing import open_load_table
 
 logger = logging.getLogger("echolm")
 
@@ -37,17 +49,17 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         os.nice(_NICENESS)
         self._settings = settings = load_settings()
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._policy = wiring.build_admission(settings)
-        self._store = wiring.open_store(settings, wait=True)
-        self._log = wiring.open_event_log(settings)
-        self._write_ahead_log = wiring.open_write_ahead_log(settings)
-        self._writer = wiring.build_writer(settings, self._store, self._write_ahead_log, self._log)
-        self._statistics = wiring.open_statistics(settings)
+        self._policy = AdmissionPolicy(settings)
+        self._store = open_store(settings, wait=True)
+        self._log = open_event_log(settings)
+        self._write_ahead_log = open_write_ahead_log(settings)
+        self._writer = build_writer(settings, self._store, self._write_ahead_log, self._log)
+        self._statistics = open_statistics(settings)
         parts = (self._store, self._statistics, self._log)
-        self._maintenance = wiring.build_maintenance(settings, *parts, owner)
-        self._retention = wiring.build_retention(settings, self._statistics, self._log, owner)
+        self._maintenance = build_maintenance(settings, *parts, owner)
+        self._retention = build_retention(settings, self._statistics, self._log, owner)
         self._stopping = threading.Event()
-        self._load = wiring.open_load_table(settings) if settings.replay.off_peak else None
+        self._load = open_load_table(settings) if settings.replay.off_peak else None
         self._embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
         self._runtime = runtime = Runtime(args["model_name"])
         self._metrics = Metrics(runtime)
@@ -58,8 +70,8 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         # Not at the start: what uses a snapshot saves it within 10 minutes, and shows that by it.
         runtime.repeat(self._trim, _TRIM_EVERY_S, "the learning log is not trimmed", _FIRST_TRIM_S)
         if self._load is not None:
-            replayer = wiring.build_replayer(settings, *parts, self._embedder)
-            replay = wiring.build_off_peak_replay(
+            replayer = build_replayer(settings, *parts, self._embedder)
+            replay = build_off_peak_replay(
                 settings, replayer, self._log, self._load, owner, self._count_replay
             )
             runtime.spawn(replay.run())

@@ -11,7 +11,7 @@ from echolm.learning.feedback import Feedback, FeedbackService
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.metrics import Metrics
-from echolm.wiring import build_feedback_tokens, open_event_log
+from echolm.wiring.learning import build_feedback_tokens, open_event_log
 
 _ACCEPTED = contracts.FEEDBACK.outputs[0]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm import contracts, wiring
+from echolm import contracts
 from echolm.clock import now_ms
 from echolm.errors import UnavailableError
 from echolm.primitives import DEFAULT_TENANT, Candidate
@@ -24,6 +24,13 @@ from echolm.triton.batched import BatchedModel
 from echolm.triton.learning import follow_log
 from echolm.triton.metrics import Metrics, process_label
 from echolm.triton.runtime import Runtime
+from echolm.wiring.learning import build_learner, open_event_log
+from echolm.wiring.retrieval import (
+    build_selector,
+    example_token_counter,
+    open_prefix_index,
+    open_store,
+)
 
 logger = logging.getLogger("echolm")
 
@@ -51,14 +58,14 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
 
     def initialize(self, args: dict[str, str]) -> None:
         self._settings = settings = load_settings()
-        self._store = wiring.open_store(settings, wait=True)
-        self._prefix_index = wiring.open_prefix_index(settings)
-        count_tokens, rng = wiring.example_token_counter(settings), np.random.default_rng()
-        self._selector = wiring.build_selector(settings, count_tokens, rng, self._prefix_index)
+        self._store = open_store(settings, wait=True)
+        self._prefix_index = open_prefix_index(settings)
+        count_tokens, rng = example_token_counter(settings), np.random.default_rng()
+        self._selector = build_selector(settings, count_tokens, rng, self._prefix_index)
         self._runtime = Runtime(args["model_name"])
         self._metrics = Metrics(self._runtime)
         if learnables := self._selector.learnables:
-            learner = wiring.build_learner(settings, wiring.open_event_log(settings), learnables)
+            learner = build_learner(settings, open_event_log(settings), learnables)
             follow_log(learner, self._runtime, self._metrics, process_label(args))
 
     def read(self, request: Any) -> list[_Row]:

@@ -26,7 +26,7 @@ from echolm.triton.learning import follow_log
 from echolm.triton.metrics import RouterMetrics, process_label
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime, cancel
-from echolm.wiring import build_router, open_load_table
+from echolm.wiring.routing import build_router, open_load_table
 
 _SHOW_LOAD_EVERY_S = 0.2
 _TEXT_OUTPUT = contracts.ECHOLM_OUTPUTS[0]

@@ -1,11 +1,13 @@
-"""What is known of examples, and what adds, removes and improves them."""
+"""What is known of examples, and what adds, removes and improves them.
+
+``owner`` is the name of this replica, different from all others'.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from echolm.errors import ConfigurationError
-from echolm.examples.admission import AdmissionPolicy
 from echolm.examples.maintenance import Maintenance
 from echolm.examples.off_peak import OffPeakReplay
 from echolm.examples.replay import Replayed, Replayer
@@ -34,15 +36,6 @@ def open_write_ahead_log(settings: Settings) -> WriteAheadLog:
     return WriteAheadLog(settings.write_ahead_log_path, settings.examples.max_pending)
 
 
-def build_admission(settings: Settings) -> AdmissionPolicy:
-    """What decides which interactions may become examples.
-
-    Raises:
-        ConfigurationError: a configured screen needs a package that is not installed.
-    """
-    return AdmissionPolicy(settings)
-
-
 def build_writer(
     settings: Settings, store: ExampleStore, write_ahead_log: WriteAheadLog, log: EventLog
 ) -> ExampleWriter:
@@ -53,11 +46,7 @@ def build_writer(
 def build_maintenance(
     settings: Settings, store: ExampleStore, statistics: StatisticsTable, log: EventLog, owner: str
 ) -> Maintenance:
-    """What keeps the store within its limits.
-
-    Args:
-        owner: name of this replica, different from all others'.
-    """
+    """What keeps the store within its limits."""
     saturation = settings.routing.similarity_saturation
     return Maintenance(store, statistics, log, settings.examples, owner, saturation)
 
@@ -65,12 +54,7 @@ def build_maintenance(
 def build_retention(
     settings: Settings, statistics: StatisticsTable, log: EventLog, owner: str
 ) -> Retention:
-    """What removes old events from the log; where no snapshots are made it removes none.
-
-    Args:
-        statistics: their snapshot is saved before events are removed.
-        owner: name of this replica, different from all others'.
-    """
+    """What removes old events from the log; where no snapshots are made it removes none."""
     days = settings.learning.retention_days if settings.learning.snapshot_every else 0.0
     return Retention(log, days, needed_snapshots(settings), lambda: statistics.save(log), owner)
 
@@ -82,14 +66,7 @@ def build_replayer(
     log: EventLog,
     embedder: TextEmbedder,
 ) -> Replayer:
-    """What improves examples, with LLM endpoints and a judge for itself.
-
-    Args:
-        embedder: for the judge.
-
-    Raises:
-        ConfigurationError: no judge is configured, or it cannot be used.
-    """
+    """What improves examples, with a judge of its own; ConfigurationError if there is none."""
     endpoints = build_endpoints(settings)
     # What replay asks of the LLMs is no load that replay has to make room for.
     judge = build_judge(settings, endpoints, embedder, LoadTracker())
@@ -113,7 +90,6 @@ def build_off_peak_replay(
 
     Args:
         load: what all LLMs are serving now, replay not counted.
-        owner: name of this replica, different from all others'.
         on_replayed: is called with the result for each example.
     """
 

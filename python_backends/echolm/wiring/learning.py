@@ -17,14 +17,13 @@ def open_event_log(settings: Settings) -> EventLog:
         ConfigurationError: the Redis server would lose what it has acknowledged.
         UnavailableError: the SQLite file cannot be used.
     """
-    path = settings.event_log_path
-    if path is None:
-        from echolm.learning.redis_log import RedisEventLog
+    if path := settings.event_log_path:
+        from echolm.learning.sqlite_log import SQLiteEventLog
 
-        return RedisEventLog(settings.event_log, settings.learning)
-    from echolm.learning.sqlite_log import SQLiteEventLog
+        return SQLiteEventLog(path)
+    from echolm.learning.redis_log import RedisEventLog
 
-    return SQLiteEventLog(path)
+    return RedisEventLog(settings.event_log, settings.learning)
 
 
 def build_learner(settings: Settings, log: EventLog, learnables: Sequence[Learnable]) -> Learner:

@@ -14,7 +14,7 @@ from echolm.llm.templates import template
 from echolm.llm.tokens import token_counter
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import Completion, OnText, Sampling
-from echolm.settings import LLMSettings, Settings
+from echolm.settings import Settings
 
 
 def build_llm_clients(settings: Settings) -> dict[str, LLMClient]:
@@ -23,21 +23,16 @@ def build_llm_clients(settings: Settings) -> dict[str, LLMClient]:
     from echolm.llm.triton_client import Channels
 
     channels = Channels()
-
-    def client(llm: LLMSettings) -> LLMClient:
-        return CONTRACTS[llm.contract](channels, llm.url or settings.grpc_url, llm.model)
-
-    return {llm.name: client(llm) for llm in settings.llms}
+    return {
+        llm.name: CONTRACTS[llm.contract](channels, llm.url or settings.grpc_url, llm.model)
+        for llm in settings.llms
+    }
 
 
 def build_endpoints(
     settings: Settings, clients: Mapping[str, LLMClient] | None = None
 ) -> dict[str, LLMEndpoint]:
-    """The endpoint of each configured LLM, by its name.
-
-    Args:
-        clients: a client for each LLM; None: those of :func:`build_llm_clients`.
-    """
+    """The endpoint of each configured LLM, by its name; clients by default as built above."""
     clients = build_llm_clients(settings) if clients is None else clients
     return {
         llm.name: LLMEndpoint(
@@ -68,13 +63,9 @@ def build_judge(
     embedder: TextEmbedder,
     load: ServingLoad,
 ) -> Judge | None:
-    """The judge of ``judging.kind``; None for ``none``.
+    """The judge of ``judging.kind``, whose LLM counts as load; None for ``none``.
 
-    Args:
-        load: counts what the judging LLM does.
-
-    Raises:
-        ConfigurationError: the grader or the prompt cannot be used.
+    ConfigurationError if the grader or the prompt cannot be used.
     """
     judging = settings.judging
     if judging.kind == "similarity":

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def open_store(settings: Settings, wait: bool = False) -> MilvusStore:
-    """The example store.
-
-    Args:
-        wait: whether a Milvus that does not answer now may come later, as in a server; for a
-            command that is an error.
+    """The example store; ``wait`` says that a Milvus that does not answer now may come later.
 
     Raises:
         ConfigurationError: the embedding model is missing, or the collection is another model's.
@@ -68,18 +64,12 @@ def build_selector(
         prefix_index: shared with other processes; None: that of this process only.
     """
     retrieval = settings.retrieval
-    return ExampleSelector(
-        retrieval,
-        LearnedUtility(retrieval.utility_discount)
-        if retrieval.utility == "learned"
-        else SimilarityUtility(),
-        AdaptiveThreshold(
-            retrieval.utility_threshold,
-            retrieval.utility_threshold_exploration,
-            {llm.name: settings.routing.cost_weight * llm.cost for llm in settings.llms},
-            retrieval.token_price,
-        ),
-        tokens,
-        rng,
-        prefix_index,
+    learned = retrieval.utility == "learned"
+    utility = LearnedUtility(retrieval.utility_discount) if learned else SimilarityUtility()
+    threshold = AdaptiveThreshold(
+        retrieval.utility_threshold,
+        retrieval.utility_threshold_exploration,
+        {llm.name: settings.routing.cost_weight * llm.cost for llm in settings.llms},
+        retrieval.token_price,
     )
+    return ExampleSelector(retrieval, utility, threshold, tokens, rng, prefix_index)

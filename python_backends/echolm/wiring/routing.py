@@ -18,13 +18,7 @@ from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
 from echolm.load.tracker import ServingLoad
 from echolm.router.policy import Policy
-from echolm.router.ports import (
-    AnswerObserver,
-    InteractionSink,
-    Observers,
-    Retriever,
-    RouterMetrics,
-)
+from echolm.router.ports import AnswerObserver, InteractionSink, Observers, Retriever, RouterMetrics
 from echolm.router.service import RouterService
 from echolm.settings import Settings
 from echolm.wiring.learning import build_feedback_tokens, build_learner, open_event_log
@@ -33,11 +27,8 @@ from echolm.wiring.llms import build_endpoints, build_judge
 
 def open_load_table(settings: Settings) -> LoadTable:
     """The load of all routers on this machine, counted together."""
-    return LoadTable(
-        settings.load_table_path,
-        [llm.name for llm in settings.llms],
-        settings.routing.load_half_life_s,
-    )
+    names = [llm.name for llm in settings.llms]
+    return LoadTable(settings.load_table_path, names, settings.routing.load_half_life_s)
 
 
 def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
@@ -58,11 +49,7 @@ def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
     }
     costs = {llm.name: llm.cost for llm in settings.llms}
     return featurizer, ThompsonSampling(
-        arms,
-        costs,
-        routing.cost_weight,
-        routing.exploration_floor,
-        routing.exploration,
+        arms, costs, routing.cost_weight, routing.exploration_floor, routing.exploration
     )
 
 
@@ -73,7 +60,6 @@ class Router:
     Attributes:
         learner: teaches the bandit what is in the learning log; it has not learnt anything yet.
         bias: what the load takes off each LLM's score now.
-        usage: records how examples were used.
     """
 
     service: RouterService
@@ -92,11 +78,7 @@ def build_router(
     metrics: RouterMetrics,
     judging_metrics: JudgingMetrics,
 ) -> Router:
-    """The router, with a judge of a share of its answers if one is configured.
-
-    Args:
-        embedder: for the judge.
-        sink: takes the interactions that may become examples.
+    """The router, with a judge (which gets the embedder) of answers if one is configured.
 
     Raises:
         ConfigurationError: the judge, the log or the signing key cannot be used as configured.

@@ -14,7 +14,7 @@ from echolm.primitives import Candidate
 from echolm.retrieval.features import ExampleTexts, featurize
 from echolm.retrieval.utility import LearnedUtility
 from echolm.settings import Settings
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 
 from echolm_lab.experiments.bench import Bench, RatedRun
 from echolm_lab.experiments.load import scores

@@ -11,7 +11,7 @@ from echolm.examples.statistics import StatisticsTable
 from echolm.settings import Settings
 from echolm.store.base import Example, Query
 from echolm.store.milvus import MilvusStore
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 from numpy.typing import NDArray
 from pymilvus import MilvusClient
 from rich.console import Console

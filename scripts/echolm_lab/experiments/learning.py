@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from echolm.llm.templates import template
-from echolm.wiring import build_llm_clients
+from echolm.wiring.llms import build_llm_clients
 
 from echolm_lab.experiments.baselines import static_routing, sweep
 from echolm_lab.experiments.bench import Bench, RatedRun, Site

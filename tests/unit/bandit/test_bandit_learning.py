@@ -13,7 +13,7 @@ from echolm.learning.learner import Learner
 from echolm.primitives import Decision
 from echolm.settings import Settings
 from echolm.testing.event_log import MemoryEventLog
-from echolm.wiring import build_bandit
+from echolm.wiring.routing import build_bandit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

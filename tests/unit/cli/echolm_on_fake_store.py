@@ -21,7 +21,7 @@ from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.settings import Settings
 from echolm.store.base import Example, scope_key
 from echolm.testing.store import InMemoryStore
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 
 FIRST_ID = 9_007_199_254_740_993
 DIMENSION = 4

@@ -13,7 +13,7 @@ from echolm.learning.feedback import RATING, describe
 from echolm.learning.sqlite_log import SQLiteEventLog
 from echolm.primitives import Decision
 from echolm.settings import Settings
-from echolm.wiring import build_bandit
+from echolm.wiring.routing import build_bandit
 
 
 def estimate(*arguments: str) -> subprocess.CompletedProcess[str]:

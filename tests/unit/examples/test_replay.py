@@ -22,7 +22,7 @@ from echolm.testing.event_log import MemoryEventLog
 from echolm.testing.judge import FakeJudge
 from echolm.testing.llm import FakeLLM
 from echolm.testing.store import InMemoryStore
-from echolm.wiring import build_endpoints
+from echolm.wiring.llms import build_endpoints
 
 GAIN = 0.05
 

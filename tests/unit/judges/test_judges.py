@@ -17,7 +17,7 @@ from echolm.load.tracker import LoadTracker
 from echolm.primitives import Sampling
 from echolm.settings import Settings
 from echolm.testing.llm import FakeLLM
-from echolm.wiring import build_endpoints, build_judge
+from echolm.wiring.llms import build_endpoints, build_judge
 from numpy.typing import NDArray
 
 

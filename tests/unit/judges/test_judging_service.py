@@ -26,7 +26,8 @@ from echolm.settings import LLMSettings, Settings
 from echolm.testing.event_log import MemoryEventLog
 from echolm.testing.judge import FakeJudge
 from echolm.testing.llm import FakeLLM
-from echolm.wiring import build_bandit, build_endpoints
+from echolm.wiring.llms import build_endpoints
+from echolm.wiring.routing import build_bandit
 
 EMBEDDING = np.full(8, 8**-0.5, dtype=np.float32)
 EXAMPLES = (Selected(11, "past request", "past answer", 0.9, 0.8),)

@@ -14,7 +14,7 @@ from echolm.learning.event_log import START
 from echolm.learning.sqlite_log import SQLiteEventLog
 from echolm.settings import Settings
 from echolm.testing.event_log import MemoryEventLog
-from echolm.wiring import open_event_log
+from echolm.wiring.learning import open_event_log
 from event_log_contract import (
     FOR_EVER,
     Damage,

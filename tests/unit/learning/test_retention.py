@@ -13,7 +13,8 @@ from echolm.learning.retention import Retention
 from echolm.settings import Settings
 from echolm.store.base import Example
 from echolm.testing.event_log import MemoryEventLog
-from echolm.wiring import build_bandit, needed_snapshots
+from echolm.wiring.learning import needed_snapshots
+from echolm.wiring.routing import build_bandit
 from learning_process import BanditLearning, digest, feedback
 
 DAY = 24 * 3_600_000

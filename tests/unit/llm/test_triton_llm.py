@@ -18,7 +18,7 @@ from echolm.llm.llmapi import LLMAPIClient
 from echolm.llm.triton_client import Channels, remote_error
 from echolm.primitives import Completion, Sampling
 from echolm.settings import LLMSettings, Settings
-from echolm.wiring import build_llm_clients
+from echolm.wiring.llms import build_llm_clients
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 

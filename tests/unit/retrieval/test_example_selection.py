@@ -14,7 +14,7 @@ from echolm.retrieval.selector import ExampleSelector, Selection
 from echolm.retrieval.threshold import GRID
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
 from echolm.settings import RetrievalSettings, Settings
-from echolm.wiring import build_selector
+from echolm.wiring.retrieval import build_selector
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

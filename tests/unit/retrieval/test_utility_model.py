@@ -22,7 +22,7 @@ from echolm.retrieval.threshold import AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility
 from echolm.settings import RetrievalSettings, Settings
 from echolm.testing.event_log import MemoryEventLog
-from echolm.wiring import build_selector
+from echolm.wiring.retrieval import build_selector
 from hypothesis import given
 from hypothesis import strategies as st
 from selection_world import World, auc, rating

@@ -23,7 +23,8 @@ from echolm.router.service import RouterService
 from echolm.router.validation import build_request
 from echolm.settings import LLMSettings, Settings
 from echolm.testing.llm import FakeLLM, failing_llm
-from echolm.wiring import build_bandit, build_endpoints
+from echolm.wiring.llms import build_endpoints
+from echolm.wiring.routing import build_bandit
 
 EMBEDDING = np.full(8, 8**-0.5, dtype=np.float32)
 EXAMPLES = (

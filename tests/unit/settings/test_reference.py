@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from echolm.settings import Settings
-from echolm.settings.reference import SECTIONS, settings_reference
+from generate_settings_reference import SECTIONS, settings_reference
 
 FILE = Path(__file__).parents[3] / "python_backends" / "SETTINGS.md"
 

@@ -8,21 +8,10 @@ from __future__ import annotations
 from echolm_client.cli.arguments import Subparsers, add_verb
 
 from echolm.cli.data_directory import add_options
-from echolm.cli.examples import (
-    check,
-    delete,
-    export,
-    import_,
-    reembed,
-    replay,
-    show,
-    stats,
-    top,
-)
+from echolm.cli.examples import check, delete, export, import_, reembed, replay, show, stats, top
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``examples`` with its own subcommands."""
     parser = add_verb(
         subparsers,
         "examples",

@@ -10,13 +10,12 @@ from echolm_client.cli.console import complain, write
 from echolm_client.cli.exit_codes import FAILED, OK
 
 from echolm.cli.examples.data import add_example_verb, opened, progress
-from echolm.store.base import Example
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``check``."""
     parser = add_example_verb(
         subparsers,
+        run,
         "check",
         "compare store and statistics, and look for requests that are stored twice",
         "The exit code is 1 if anything is found that --repair would mend.",
@@ -26,28 +25,20 @@ def add_subcommand(subparsers: Subparsers) -> None:
         action="store_true",
         help="mend what differs; of a request that is stored twice the better answer stays",
     )
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Every example must have statistics, all statistics an example, and no request two answers.
-
-    Returns the exit code.
-    """
+    """Every example must have statistics, all statistics an example, and no request two answers."""
     from echolm.examples.consistency import examine, repair
 
     with opened(args) as data:
         parts = (data.store, data.statistics, data.log)
         deduplicate = data.settings.examples.deduplicate
         with progress("checking", data.store.count()) as advance:
-
-            def scanned(examples: list[Example]) -> None:
-                advance(len(examples))
-
             if args.repair:
-                findings = repair(*parts, deduplicate, scanned)
+                findings = repair(*parts, deduplicate, lambda scanned: advance(len(scanned)))
             else:
-                findings = examine(*parts, scanned)
+                findings = examine(*parts, lambda scanned: advance(len(scanned)))
         rows = (
             ("examples", data.store.count(), False),
             ("without statistics", findings.without_statistics, args.repair),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from echolm_client.cli.arguments import Subparsers, add_verb
+from echolm_client.cli.console import write
+from echolm_client.cli.exit_codes import OK
 
 from echolm.cli.data_directory import add_options, settings_from
 from echolm.settings import Settings
@@ -32,7 +35,11 @@ class ExampleData:
 
 
 def add_example_verb(
-    subparsers: Subparsers, name: str, text: str, details: str = ""
+    subparsers: Subparsers,
+    run: Callable[[argparse.Namespace], int],
+    name: str,
+    text: str,
+    details: str = "",
 ) -> argparse.ArgumentParser:
     """The parser of a subcommand, with the options of the data directory.
 
@@ -43,22 +50,15 @@ def add_example_verb(
     description = f"{text[0].upper()}{text[1:]}. {details}".strip()
     parser = add_verb(subparsers, name, help=text, description=description)
     add_options(parser, default=argparse.SUPPRESS)
+    parser.set_defaults(func=run)
     return parser
 
 
-@contextmanager
-def opened(args: argparse.Namespace, *, must_exist: bool = True) -> Iterator[ExampleData]:
-    """The examples of the data directory that the options name.
-
-    Args:
-        must_exist: whether the subcommand reads what is in the directory.
-
-    Raises:
-        ConfigurationError: there is no such data directory.
-        ConfigurationError, UnavailableError: as :func:`open_examples`.
-    """
-    with open_examples(settings_from(args, must_exist=must_exist)) as data:
-        yield data
+def opened(
+    args: argparse.Namespace, *, must_exist: bool = True
+) -> AbstractContextManager[ExampleData]:
+    """The examples of the data directory that the options name, which ``import`` may make."""
+    return open_examples(settings_from(args, must_exist=must_exist))
 
 
 @contextmanager
@@ -69,32 +69,30 @@ def open_examples(settings: Settings) -> Iterator[ExampleData]:
         ConfigurationError, UnavailableError: a part cannot be used.
     """
     from echolm.serving.attach import attached
-    from echolm.wiring import open_event_log, open_statistics, open_store, open_write_ahead_log
+    from echolm.wiring.examples import open_statistics, open_write_ahead_log
+    from echolm.wiring.learning import open_event_log
+    from echolm.wiring.retrieval import open_store
 
-    with ExitStack() as closing:
-        settings = closing.enter_context(attached(settings))
-        store = open_store(settings)
-        closing.callback(store.close)
-        log = open_event_log(settings)
-        closing.callback(log.close)
-        statistics = open_statistics(settings)
-        closing.callback(statistics.close)
+    with (
+        attached(settings) as settings,
+        closing(open_store(settings)) as store,
+        closing(open_event_log(settings)) as log,
+        closing(open_statistics(settings)) as statistics,
+        closing(open_write_ahead_log(settings)) as write_ahead_log,
+    ):
         statistics.follow(log)
-        write_ahead_log = open_write_ahead_log(settings)
-        closing.callback(write_ahead_log.close)
         yield ExampleData(settings, store, statistics, log, write_ahead_log)
+
+
+def write_report(args: argparse.Namespace, figures: dict[str, Any], lines: Sequence[str]) -> int:
+    """Print figures, with ``--json`` as one object, else as lines; returns the exit code."""
+    write((json.dumps(figures) if args.json else "\n".join(lines)) + "\n")
+    return OK
 
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error.
-
-    Args:
-        total: how many there are to do; None: not known.
-
-    Returns:
-        A function that takes how many more have been done.
-    """
+    """A progress bar on standard error; gives a function that takes how many more are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 from echolm_client.cli.arguments import Subparsers
 from echolm_client.cli.console import CommandError, note, write
@@ -14,16 +14,16 @@ from echolm_client.cli.exit_codes import FAILED, OK
 
 from echolm.cli.examples.data import ExampleData, add_example_verb, opened
 from echolm.examples.events import CHANGE, change
-from echolm.store.base import Example, Stored
+from echolm.store.base import Example
 
 _BATCH = 250
 _SETTLE_S = 1.0
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``delete``."""
     parser = add_example_verb(
         subparsers,
+        run,
         "delete",
         "delete examples for good",
         "Those are deleted to which all of --id, --tenant and --match apply that are given.",
@@ -38,7 +38,6 @@ def add_subcommand(subparsers: Subparsers) -> None:
     parser.add_argument("--tenant", help="all of this tenant")
     parser.add_argument("--match", metavar="REGEX", help="whose request or response contains this")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,9 +92,8 @@ def _find(
     data: ExampleData, args: argparse.Namespace, applies: Callable[[Example], bool]
 ) -> tuple[list[int], list[int]]:
     """Ids in the store and in the write-ahead log."""
-    candidates: Iterator[Sequence[Stored]]
-    candidates = iter([data.store.get(args.id)]) if args.id else data.store.scan(args.tenant)
-    ids = [e.id for batch in candidates for e, _ in batch if applies(e)]
+    batches = [data.store.get(args.id)] if args.id else data.store.scan(args.tenant)
+    ids = [e.id for batch in batches for e, _ in batch if applies(e)]
     waiting = data.write_ahead_log.oldest(data.settings.examples.max_pending)
     return ids, [e.id for e, _ in waiting if applies(e)]
 

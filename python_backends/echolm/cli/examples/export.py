@@ -13,11 +13,9 @@ from echolm.cli.examples.files import writing
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``export``."""
-    parser = add_example_verb(subparsers, "export", "write examples to a file of JSON lines")
+    parser = add_example_verb(subparsers, run, "export", "write examples to a file of JSON lines")
     parser.add_argument("file", help="the file, which is overwritten; - for standard output")
     parser.add_argument("--tenant", help="only this tenant's")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:

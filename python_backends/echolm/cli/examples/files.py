@@ -13,18 +13,11 @@ from echolm_client.cli.console import CommandError, unwritable
 
 @contextmanager
 def writing(file: str) -> Iterator[TextIO]:
-    """The file, to write text in UTF-8.
-
-    Raises:
-        CommandError: it cannot be opened, or not take all of the text.
-    """
+    """The file, to write text in UTF-8; CommandError if it cannot take all of it."""
     try:
-        if file == "-":
-            yield _standard(sys.stdout)
-            sys.stdout.flush()
-        else:
-            with _opened(file, "w", "write") as stream:
-                yield stream
+        with _opened(file, "w") as stream:
+            yield stream
+            stream.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -33,32 +26,29 @@ def writing(file: str) -> Iterator[TextIO]:
 
 @contextmanager
 def reading(file: str) -> Iterator[TextIO]:
-    """The file, to read text in UTF-8.
-
-    Raises:
-        CommandError: it cannot be opened or read, or is not UTF-8.
-    """
-    stream = _standard(sys.stdin) if file == "-" else _opened(file, "r", "read")
+    """The file, to read text in UTF-8; CommandError if that is impossible."""
     try:
-        yield stream
+        with _opened(file, "r") as stream:
+            yield stream
     except UnicodeDecodeError as error:
         raise CommandError(f"{file}: expected text in UTF-8, got: {error}") from error
-    finally:
-        if file != "-":
-            stream.close()
 
 
-def _opened(file: str, mode: Literal["r", "w"], purpose: str) -> TextIO:
+@contextmanager
+def _opened(file: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
+    """The file or standard stream, in UTF-8 whatever the locale says."""
+    if file == "-":
+        stream = sys.stdin if mode == "r" else sys.stdout
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")
+        yield stream
+        return
     try:
-        return open(file, mode, encoding="utf-8")
+        opened = open(file, mode, encoding="utf-8")  # noqa: SIM115 - closed below
     except OSError as error:
+        purpose = "read" if mode == "r" else "write"
         raise CommandError(
             f"{file}: expected a file to {purpose}, got: {error.strerror}; give another path, or -"
         ) from error
-
-
-def _standard(stream: TextIO) -> TextIO:
-    """A standard stream, in UTF-8 whatever the locale says."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(encoding="utf-8")
-    return stream
+    with opened:
+        yield opened

@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``import``."""
     parser = add_example_verb(
         subparsers,
+        run,
         "import",
         "put in examples from a file that export wrote",
         "Those that another embedding model had embedded are embedded anew. A data directory that "
         "does not exist is made.",
     )
     parser.add_argument("file", help="the file; - for standard input")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,25 +45,21 @@ def run(args: argparse.Namespace) -> int:
 def copy_into(
     data: ExampleData,
     title: str,
-    batches: Iterator[Sequence[Stored]] | Iterator[list[Stored]],
+    batches: Iterator[Sequence[Stored]],
     header: Header,
     total: int | None,
 ) -> int:
     """Copy examples into the store, embedded anew where another model had embedded them.
 
     Args:
-        title: title of the progress bar.
+        title, total: for the progress bar.
         header: what made the embeddings of the examples.
-        total: how many there are; None: not known.
-
-    Returns:
-        The exit code.
     """
     from echolm.examples import transfer
 
     embed = None
     if (header.embedding, header.dimension) != (data.store.embedding_name, data.store.dimension):
-        from echolm.wiring import build_text_embedder
+        from echolm.wiring.retrieval import build_text_embedder
 
         embed = build_text_embedder(data.settings)
     done = 0

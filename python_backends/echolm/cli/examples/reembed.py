@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 
 from echolm_client.cli.arguments import Subparsers
 from echolm_client.cli.console import CommandError
@@ -12,9 +13,8 @@ from echolm.cli.examples.import_ import copy_into
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``reembed``."""
     parser = add_example_verb(
-        subparsers, "reembed", "copy the examples of another collection, embedded anew"
+        subparsers, run, "reembed", "copy the examples of another collection, embedded anew"
     )
     parser.add_argument(
         "--from",
@@ -23,7 +23,6 @@ def add_subcommand(subparsers: Subparsers) -> None:
         metavar="COLLECTION",
         help="the other collection, which stays as it is",
     )
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
                 "reembed: --from: expected another collection than retrieval.collection, got "
                 f"{args.source!r}; give the new embeddings a collection of their own"
             )
-        source = MilvusStore.existing(retrieval.model_copy(update={"collection": args.source}))
-        try:
+        other = retrieval.model_copy(update={"collection": args.source})
+        with closing(MilvusStore.existing(other)) as source:
             header = transfer.Header(source.embedding_name, source.dimension)
             return copy_into(data, "embedding", source.scan(), header, source.count())
-        finally:
-            source.close()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from echolm_client.cli.arguments import Subparsers, positive
-from echolm_client.cli.console import write
-from echolm_client.cli.exit_codes import OK
 
-from echolm.cli.examples.data import ExampleData, add_example_verb, opened, progress
+from echolm.cli.examples.data import ExampleData, add_example_verb, opened, progress, write_report
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``replay``."""
     parser = add_example_verb(
         subparsers,
+        run,
         "replay",
         "improve the examples that have most to gain",
         "The LLMs of a running server answer the requests of those examples again, and what the "
@@ -39,7 +36,6 @@ def add_subcommand(subparsers: Subparsers) -> None:
         help="most examples to replay (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 async def _replay(data: ExampleData, args: argparse.Namespace) -> int:
     from echolm.examples.replay import ReplayCost
-    from echolm.wiring import build_replayer, build_text_embedder
+    from echolm.wiring.examples import build_replayer
+    from echolm.wiring.retrieval import build_text_embedder
 
     class Embedder:
         """The embedder of this process, as judges want it."""
@@ -69,13 +66,9 @@ async def _replay(data: ExampleData, args: argparse.Namespace) -> int:
             if replayed.reason:
                 reasons[replayed.reason] += 1
             advance(1)
-    if args.json:
-        write(json.dumps({**asdict(cost), "not_improved": dict(reasons)}) + "\n")
-        return OK
     lines = [
         f"replayed    {cost.examples} examples, {cost.improved} improved",
         *(f"            {number} {reason}" for reason, number in reasons.most_common()),
         f"cost        {cost.candidates} answers, {cost.tokens} tokens, {cost.seconds:.0f} s",
     ]
-    write("\n".join(lines) + "\n")
-    return OK
+    return write_report(args, {**asdict(cost), "not_improved": dict(reasons)}, lines)

@@ -16,12 +16,14 @@ from echolm.store.base import NEVER
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``show``."""
     parser = add_example_verb(
-        subparsers, "show", "show examples whole, as JSON", "The exit code is 1 if one is missing."
+        subparsers,
+        run,
+        "show",
+        "show examples whole, as JSON",
+        "The exit code is 1 if one is missing.",
     )
     parser.add_argument("id", type=int, nargs="+", help="as in example_ids of an answer")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:

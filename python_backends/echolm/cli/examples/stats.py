@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from echolm_client.cli.arguments import Subparsers
-from echolm_client.cli.console import write
-from echolm_client.cli.exit_codes import OK
 
-from echolm.cli.examples.data import add_example_verb, opened
+from echolm.cli.examples.data import add_example_verb, opened, write_report
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``stats``."""
     parser = add_example_verb(
-        subparsers, "stats", "show how many examples there are, and what became of the others"
+        subparsers, run, "stats", "show how many examples there are, and what became of the others"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,14 +31,10 @@ def run(args: argparse.Namespace) -> int:
             "pending": len(data.write_ahead_log),
             "removed": removals,
         }
-    if args.json:
-        write(json.dumps(figures) + "\n")
-        return OK
     lines = [
         f"stored    {figures['stored']} of at most {limits.max_stored}",
         f"bytes     {num_bytes} of at most {limits.max_stored_bytes}",
         f"pending   {figures['pending']} admitted, not stored yet",
         *(f"removed   {number} {reason}" for reason, number in sorted(removals.items())),
     ]
-    write("\n".join(lines) + "\n")
-    return OK
+    return write_report(args, figures, lines)

@@ -22,8 +22,7 @@ _COLUMNS = (
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
-    """Add ``top``."""
-    parser = add_example_verb(subparsers, "top", "list examples, the first of an order")
+    parser = add_example_verb(subparsers, run, "top", "list examples, the first of an order")
     parser.add_argument(
         "--by",
         choices=get_args(Order),
@@ -39,7 +38,6 @@ def add_subcommand(subparsers: Subparsers) -> None:
         help="how many to list (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
