@@ -225,16 +225,14 @@ class StatisticsTable:
         return [Replacement(old, new, bool(logged)) for old, new, logged in rows]
 
     def expired(self, now_ms: int, limit: int) -> list[int]:
-        """Ids of examples whose time is over."""
+        """Ids of examples whose time is over, ``limit`` at most."""
         query = "SELECT id FROM examples WHERE expires_at_ms <= ? ORDER BY expires_at_ms LIMIT ?"
         return [i for (i,) in self._file.rows(query, (now_ms, limit))]
 
     def least_worth(self, count: int, num_bytes: int, limit: int) -> list[tuple[int, int]]:
         """Id and bytes of the examples of least value per byte that free so much together.
 
-        Args:
-            count, num_bytes: examples and bytes to be freed.
-            limit: most ids at a time.
+        There are ``limit`` at most.
         """
         chosen: list[tuple[int, int]] = []
         query = "SELECT id, num_bytes FROM examples ORDER BY density, id LIMIT ?"

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +93,7 @@ class FeedbackService:
             raise InvalidRequestError.of("feedback", expected, got)
         decision = self._decision(row.token, "feedback_token", row.tenant)
         if row.score is not None:
-            if not (math.isfinite(row.score) and 0.0 <= row.score <= 1.0):
+            if not 0.0 <= row.score <= 1.0:
                 raise InvalidRequestError.of("score", "a number in [0, 1]", row.score)
             return RATING, {**describe(decision), "score": row.score}
         assert row.preferred_over is not None
