@@ -48,7 +48,6 @@ class Replayed:
         reason: why nothing was tried, or nothing came of it; empty otherwise.
         candidates: answers that were generated.
         tokens: read and written by the LLM and the judge.
-        seconds: that it took.
     """
 
     id: int

@@ -49,11 +49,9 @@ _ORDERS: Mapping[Order, str] = {
 
 @dataclass(frozen=True)
 class Replacement:
-    """A replacement of an example that was begun and has not ended.
+    """Ids of an example and of a better one whose replacement of it was begun and has not ended.
 
-    Attributes:
-        old, new: ids of the example and of the better one.
-        logged: whether the log says that the better one is stored; then the old one must go.
+    Once it is ``logged`` that the better one is stored, the old one must go.
     """
 
     old: int
@@ -250,8 +248,7 @@ class StatisticsTable:
 
     def get(self, id: int) -> ExampleStatistics | None:
         """Statistics of one example; None if there are none."""
-        rows = self._select("WHERE id = ?", (id,))
-        return rows[0] if rows else None
+        return next(iter(self._select("WHERE id = ?", (id,))), None)
 
     def known(self, ids: Sequence[int]) -> set[int]:
         """Those of the ids of which there are statistics."""

@@ -80,11 +80,8 @@ class FeedbackService:
         events = [self._event(row) for row in rows]
         for kind, body in events:
             self.log.append(kind, body)
-        return [
-            Rated(body["llm"], body["score"], body["quality"])
-            for kind, body in events
-            if kind == RATING
-        ]
+        ratings = [body for kind, body in events if kind == RATING]
+        return [Rated(r["llm"], r["score"], r["quality"]) for r in ratings]
 
     def _event(self, row: Feedback) -> tuple[str, dict[str, Any]]:
         if (row.score is None) == (row.preferred_over is None):

@@ -96,11 +96,7 @@ class MilvusStore:
 
     @classmethod
     def existing(cls, settings: RetrievalSettings) -> MilvusStore:
-        """A collection whatever embedding model made it.
-
-        Raises:
-            ConfigurationError: there is no such collection, or it is not one of ours.
-        """
+        """A collection whatever model made it; ConfigurationError if there is none of ours."""
         collection = settings.collection
         with _reported(f"at {settings.milvus_uri}"), closing(_connect(settings)) as client:
             collections = client.list_collections(timeout=_CONNECT_TIMEOUT_S)
