@@ -13,7 +13,6 @@ from typing import Any
 from echolm.errors import UnavailableError
 
 _LOCK_WAIT_S = 10.0
-_RETRY_S = 0.02
 
 
 class SQLiteFile:
@@ -63,7 +62,7 @@ class SQLiteFile:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     self._db.close()
                     raise
-                time.sleep(_RETRY_S)
+                time.sleep(0.02)
 
     @contextmanager
     def transaction(self, advice: str = "") -> Iterator[sqlite3.Connection]:

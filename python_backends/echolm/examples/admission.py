@@ -67,9 +67,9 @@ class AdmissionPolicy:
             return "truncated"
         if len(interaction.response.strip()) < settings.min_response_chars:
             return "empty"
-        if sum(map(len, texts)) > settings.max_interaction_chars or any(
-            len(text.encode()) > MAX_TEXT_BYTES for text in texts
-        ):
+        if sum(map(len, texts)) > settings.max_interaction_chars:
+            return "too_long"
+        if max(len(text.encode()) for text in texts) > MAX_TEXT_BYTES:
             return "too_long"
         if not np.isfinite(interaction.embedding).all():
             return "embedding"

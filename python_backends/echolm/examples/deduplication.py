@@ -22,12 +22,9 @@ class Finding(Enum):
     """What an interaction is to the store."""
 
     NEW = "new"
-    REPEATED = "repeated"
-    """Request and answer are known."""
-    WORSE = "worse"
-    """The request is known, with an answer that is no worse."""
-    BETTER = "better"
-    """The request is known; this answer shall take the place of the known one."""
+    REPEATED = "repeated"  # request and answer are known
+    WORSE = "worse"  # the request is known, with an answer that is no worse
+    BETTER = "better"  # the request is known; this answer shall replace the known one
 
 
 @dataclass(frozen=True)

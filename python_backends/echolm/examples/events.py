@@ -7,20 +7,12 @@ from typing import Any
 
 from echolm.store.base import Example
 
-CHANGE = "examples"
-"""Kind of an event that says what was stored and what was removed; see :func:`change`."""
-
-REPLAY = "replay"
-"""Kind of an event that says that an example was replayed; see :func:`replayed`."""
-
-REPLACEMENT = "replacement"
-"""Kind of an event that says which example is about to replace which; see :func:`replacement`."""
-
-FORMER_REPLACEMENT = "succession"
-"""Kind of the same event in logs that an earlier version wrote."""
-
-USAGE = "usage"
-"""Kind of an event that says which examples were used in prompts; see :func:`usage`."""
+# Kinds of events, whose bodies the functions below make.
+CHANGE = "examples"  # what was stored and what was removed
+REPLAY = "replay"  # an example was replayed
+REPLACEMENT = "replacement"  # an example is about to replace another
+FORMER_REPLACEMENT = "succession"  # the same in logs that an earlier version wrote
+USAGE = "usage"  # examples were used in prompts
 
 
 def change(

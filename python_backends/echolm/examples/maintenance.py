@@ -4,10 +4,9 @@ Eviction is a 0/1 knapsack (paper, §4.3): the weight of an example is the bytes
 its value the offloads that it enabled, decayed. The examples of least value per byte go first,
 which is the greedy solution; it misses the best one by less than the value of a single example.
 
-That takes the values for independent, which they are not: of several examples that help with the
-same requests, one does the work of all, and the last one's loss costs all offloads. So of the
-examples that are worth little those go first whose request another one is similar enough to.
-``scripts/bench_eviction.py`` compares.
+But of several examples that help with the same requests, one does the work of all, and the last
+one's loss costs all offloads. So of the examples that are worth little those go first whose
+request another one is similar enough to. ``scripts/bench_eviction.py`` compares.
 """
 
 from __future__ import annotations
@@ -90,8 +89,7 @@ class Maintenance:
 
     Attributes:
         owner: name of this replica, different from all others'.
-        similarity_saturation: cosine from which two requests count as the same
-            (``routing.similarity_saturation``).
+        similarity_saturation: cosine from which two requests count as the same.
     """
 
     store: ExampleStore
@@ -105,10 +103,7 @@ class Maintenance:
     _reconciled: bool = field(default=False, init=False)
 
     def run(self, going_on: Callable[[], bool] = lambda: True) -> None:
-        """Take in new events of the log and remove what must go.
-
-        Args:
-            going_on: called between batches; False ends it early.
+        """Take in new events of the log and remove what must go, while ``going_on`` says so.
 
         Raises:
             UnavailableError: store, log or statistics cannot be reached; calling again goes on.
@@ -145,12 +140,9 @@ class Maintenance:
         rows = search_in_background(self.store, stored, _NEIGHBOURS, self.now_ms())
         # Half of the time at least the store has only requests to serve.
         time.sleep(time.monotonic() - started)
+        least = self.similarity_saturation
         return {
-            example.id: [
-                c.id
-                for c in row
-                if c.id != example.id and c.similarity >= self.similarity_saturation
-            ]
+            example.id: [c.id for c in row if c.id != example.id and c.similarity >= least]
             for (example, _), row in zip(stored, rows, strict=True)
         }
 

@@ -1,10 +1,9 @@
 """A better answer replaces an example, at whatever moment the process may end.
 
 The better answer gets an id of its own. An id stands for one text: processes keep features and
-token counts by id, prompts of the shared prefix index are known by the ids in them, and a rating
-that comes late must not credit a text that was not in the prompt. And to write a row of Milvus
-anew is to delete and to insert it, so a crash in between would lose the example, which has its
-text nowhere else; with two ids one whole answer is there at any time.
+token counts by id, the shared prefix index knows prompts by the ids in them, and a late rating
+must not credit a text that was not in the prompt. And a row of Milvus is written anew by a
+deletion and an insertion, so a crash in between would lose the example's only copy.
 
 Store and log cannot be changed at once, and texts must not be in the log. So the log is told
 first which id shall replace which; then the store takes the new example, the log is told that it

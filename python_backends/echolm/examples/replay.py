@@ -5,8 +5,7 @@ An example whose many uses ended in poor answers of a costly LLM has much to gai
 the stored request some times more, a judge picks the best answer, and if that beats the stored
 one, it replaces it. Most stored answers are good: the judge finds them good, or a first sample
 agrees with them, and no more is spent on them. Replay ends where the next example has too little
-to gain, or where the last ones were replayed without any improvement: then more replay buys no
-more offloading.
+to gain, or where the last ones were replayed without any improvement.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ class Replayed:
         reason: why nothing was tried, or nothing came of it; empty otherwise.
         candidates: answers that were generated.
         tokens: read and written by the LLM and the judge.
-        seconds: that it took.
     """
 
     id: int
@@ -116,8 +114,7 @@ class Replayer:
 
     def _next(self, tried: set[int]) -> int | None:
         """Id of the example with most to gain of those that may be replayed."""
-        replay = self.settings.replay
-        offset = 0
+        replay, offset = self.settings.replay, 0
         passed = tried | {begun.old for begun in self.statistics.replacements()}
         while page := self.statistics.ranked("gain", _PAGE, offset):
             for example in page:
@@ -186,9 +183,8 @@ class Replayer:
             # Of samples of one LLM, the one that the others agree with most is the likeliest to
             # be right (minimum Bayes risk decoding: Kumar and Byrne 2004).
             voters = [stored, *answers]
-            before = await self._agreement(example, voters, 0, cost)
-            places = [voters.index(text) for text in others]
-            after = [await self._agreement(example, voters, place, cost) for place in places]
+            before = await self._agreement(example, stored, voters, cost)
+            after = [await self._agreement(example, text, voters, cost) for text in others]
         else:
             reference = stored if scale == "preference" else None
             after = [await self._score(example, text, reference, cost) for text in others]
@@ -214,14 +210,14 @@ class Replayer:
         return [c.text for c in completions if c.finish_reason == "stop" and c.text.strip()]
 
     async def _agreement(
-        self, example: Example, voters: Sequence[str], place: int, cost: ReplayCost
+        self, example: Example, answer: str, voters: Sequence[str], cost: ReplayCost
     ) -> float | None:
-        """How far the others agree with the answer at ``place`` on average."""
-        answer = voters[place]
+        """How far the others agree with one of the voters' answers on average."""
+        others = list(voters)
+        others.remove(answer)
         scores = [
             1.0 if other == answer else await self._score(example, answer, other, cost)
-            for k, other in enumerate(voters)
-            if k != place
+            for other in others
         ]
         known = [score for score in scores if score is not None]
         return sum(known) / len(known) if known else None

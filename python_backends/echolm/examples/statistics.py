@@ -49,11 +49,9 @@ _ORDERS: Mapping[Order, str] = {
 
 @dataclass(frozen=True)
 class Replacement:
-    """A replacement of an example that was begun and has not ended.
+    """Ids of an example and of a better one whose replacement of it was begun and has not ended.
 
-    Attributes:
-        old, new: ids of the example and of the better one.
-        logged: whether the log says that the better one is stored; then the old one must go.
+    Once it is ``logged`` that the better one is stored, the old one must go.
     """
 
     old: int
@@ -225,16 +223,14 @@ class StatisticsTable:
         return [Replacement(old, new, bool(logged)) for old, new, logged in rows]
 
     def expired(self, now_ms: int, limit: int) -> list[int]:
-        """Ids of examples whose time is over."""
+        """Ids of examples whose time is over, ``limit`` at most."""
         query = "SELECT id FROM examples WHERE expires_at_ms <= ? ORDER BY expires_at_ms LIMIT ?"
         return [i for (i,) in self._file.rows(query, (now_ms, limit))]
 
     def least_worth(self, count: int, num_bytes: int, limit: int) -> list[tuple[int, int]]:
         """Id and bytes of the examples of least value per byte that free so much together.
 
-        Args:
-            count, num_bytes: examples and bytes to be freed.
-            limit: most ids at a time.
+        There are ``limit`` at most.
         """
         chosen: list[tuple[int, int]] = []
         query = "SELECT id, num_bytes FROM examples ORDER BY density, id LIMIT ?"
@@ -252,8 +248,7 @@ class StatisticsTable:
 
     def get(self, id: int) -> ExampleStatistics | None:
         """Statistics of one example; None if there are none."""
-        rows = self._select("WHERE id = ?", (id,))
-        return rows[0] if rows else None
+        return next(iter(self._select("WHERE id = ?", (id,))), None)
 
     def known(self, ids: Sequence[int]) -> set[int]:
         """Those of the ids of which there are statistics."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from sqlite3 import Connection
 from typing import Any
 
 from echolm.examples.events import CHANGE, FORMER_REPLACEMENT, REPLACEMENT, REPLAY, USAGE
@@ -39,13 +39,13 @@ TABLES = (
 TABLE_NAMES = ("examples", "ratings", "removals", "replacements", "meta")
 
 
-def meta(db: sqlite3.Connection, key: str, default: str, table: str = "meta") -> str:
+def meta(db: Connection, key: str, default: str, table: str = "meta") -> str:
     """A value of the table ``meta``."""
     row = db.execute(f"SELECT value FROM {table} WHERE key = ?", (key,)).fetchone()
     return default if row is None else str(row[0])
 
 
-def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
+def set_meta(db: Connection, key: str, value: str) -> None:
     """Write a value of the table ``meta``."""
     db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))
 
@@ -87,7 +87,7 @@ class StatisticsUpdates:
     costs: Mapping[str, float]
     decay: ForwardDecay
 
-    def apply(self, db: sqlite3.Connection, event: Event) -> None:
+    def apply(self, db: Connection, event: Event) -> None:
         """Take in one event; others than those about examples change nothing.
 
         Raises:
@@ -114,7 +114,7 @@ class StatisticsUpdates:
             else:  # of several that want the same place the first one has it
                 db.execute("INSERT OR IGNORE INTO replacements (old, new) VALUES (?, ?)", pair)
 
-    def add(self, db: sqlite3.Connection, fields: Mapping[str, Any], at_ms: int) -> int:
+    def add(self, db: Connection, fields: Mapping[str, Any], at_ms: int) -> int:
         """Add an example, described as in a ``CHANGE``; gives 0 if it is there already, else 1."""
         value = float(fields.get("value", FRESH_VALUE))
         if not math.isfinite(value):
@@ -141,7 +141,7 @@ class StatisticsUpdates:
         _add_to_totals(db, added, added * num_bytes)
         return added
 
-    def _change(self, db: sqlite3.Connection, event: Event) -> None:
+    def _change(self, db: Connection, event: Event) -> None:
         body = event.body
         for fields in body["stored"]:
             self.add(db, fields, event.at_ms)
@@ -158,16 +158,14 @@ class StatisticsUpdates:
         for i in body["repeated"]:
             self._credit(db, int(i), FRESH_VALUE, 0.0, event.at_ms)
 
-    def _use(
-        self, db: sqlite3.Connection, i: int, n: int, credit: float, gain: float, at_ms: int
-    ) -> None:
+    def _use(self, db: Connection, i: int, n: int, credit: float, gain: float, at_ms: int) -> None:
         if n <= 0 or not (math.isfinite(credit) and math.isfinite(gain)):
             raise ValueError(f"expected uses of an example, got {n}, {credit}, {gain}")
         self._credit(db, i, credit, gain, at_ms)
         query = "UPDATE examples SET uses = uses + ?, last_used_ms = ? WHERE id = ?"
         db.execute(query, (n, at_ms, i))
 
-    def _rate(self, db: sqlite3.Connection, event: Event) -> None:
+    def _rate(self, db: Connection, event: Event) -> None:
         """Replace the expected quality of an offload by the rated one."""
         ids, score = event.body["example_ids"], float(event.body["score"])
         cost = self.costs.get(event.body["llm"], 1.0)
@@ -185,9 +183,7 @@ class StatisticsUpdates:
             self._credit(db, i, credit, gain, event.at_ms)
             db.execute(query, (int(earlier is None), i))
 
-    def _credit(
-        self, db: sqlite3.Connection, i: int, credit: float, gain: float, at_ms: int
-    ) -> None:
+    def _credit(self, db: Connection, i: int, credit: float, gain: float, at_ms: int) -> None:
         """Add to the value and to the gain of an example, if it is there."""
         query = "SELECT rank, gain_rank, num_bytes FROM examples WHERE id = ?"
         for rank, gain_rank, num_bytes in db.execute(query, (i,)).fetchall():
@@ -199,7 +195,7 @@ class StatisticsUpdates:
             )
 
 
-def _replace(db: sqlite3.Connection, old: int, new: int) -> None:
+def _replace(db: Connection, old: int, new: int) -> None:
     """Let an example go on with what the replaced one was worth; its gain has to show anew.
 
     It may have been used already, where two were stored of one request.
@@ -216,7 +212,7 @@ def _replace(db: sqlite3.Connection, old: int, new: int) -> None:
         )
 
 
-def _remove(db: sqlite3.Connection, i: int) -> int:
+def _remove(db: Connection, i: int) -> int:
     row = db.execute("SELECT num_bytes FROM examples WHERE id = ?", (i,)).fetchone()
     if row is None:
         return 0
@@ -225,6 +221,6 @@ def _remove(db: sqlite3.Connection, i: int) -> int:
     return 1
 
 
-def _add_to_totals(db: sqlite3.Connection, count: int, num_bytes: int) -> None:
+def _add_to_totals(db: Connection, count: int, num_bytes: int) -> None:
     set_meta(db, "count", str(int(meta(db, "count", "0")) + count))
     set_meta(db, "bytes", str(int(meta(db, "bytes", "0")) + num_bytes))

@@ -22,7 +22,6 @@ from echolm.errors import InvalidRequestError
 from echolm.store.base import Example, ExampleStore, Stored
 
 _FORMAT, _VERSION = "echolm-examples", 1
-_BATCH = 250
 _FIELDS = {field.name for field in fields(Example)}
 
 Row = TypeVar("Row")
@@ -91,7 +90,7 @@ def read(stream: TextIO, header: Header) -> Iterator[Stored]:
         yield example, embedding
 
 
-def batched(rows: Iterable[Row], size: int = _BATCH) -> Iterator[list[Row]]:
+def batched(rows: Iterable[Row], size: int = 250) -> Iterator[list[Row]]:
     """The rows, some at a time."""
     remaining = iter(rows)
     while batch := list(islice(remaining, size)):

@@ -1,8 +1,7 @@
 """What was admitted and is not in the store yet, in a file.
 
-An interaction is in the log before its admission is acknowledged and leaves it when the store
-has it, so no crash loses it; what a crash makes the writer store twice has the same id, and
-counts once.
+An interaction is in the log from before its admission is acknowledged until the store has it, so
+no crash loses it; what a crash makes the writer store twice has the same id, and counts once.
 """
 
 from __future__ import annotations

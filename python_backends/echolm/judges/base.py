@@ -24,7 +24,6 @@ class Judgement:
     Attributes:
         score: 0..1 on the judge's scale; None if the judge could not decide.
         tokens: tokens that an LLM read and wrote for it.
-        seconds: time that it took.
     """
 
     score: float | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ class GraderJudge:
     async def judge(self, request: str, answer: str, reference: str | None) -> Judgement:
         started = time.perf_counter()
         score = float(await asyncio.to_thread(self.grader, request, answer, reference))
-        if not (math.isfinite(score) and 0.0 <= score <= 1.0):
+        if not 0.0 <= score <= 1.0:
             raise ValueError(f"judging.grader: expected a number in [0, 1], got {score}")
         return Judgement(score, seconds=time.perf_counter() - started)
 
@@ -41,9 +40,8 @@ def load_grader(name: str) -> Grader:
     """The function that ``judging.grader`` names.
 
     Args:
-        name: ``module:function``, or ``path/to/file.py:function``. The file need not be
-            installed: what it can import is as if it was run as a script, or, if it is in a
-            package, as if that package's folder was.
+        name: ``module:function``, or ``path/to/file.py:function``. The file can import what it
+            could as a script; or, if it is in a package, what one beside that package could.
 
     Raises:
         ConfigurationError: there is no such file, module or function.

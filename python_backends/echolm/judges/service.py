@@ -54,6 +54,7 @@ class JudgingMetrics(Protocol):
         """A rating of an LLM's answer, and what the router had expected of it."""
 
 
+@dataclass
 class Sampler:
     """Draws the answers to be judged: some at random, some where the router is unsure.
 
@@ -61,16 +62,15 @@ class Sampler:
     The other part is a budget that grows with every request and is spent on solicited ones.
     """
 
-    def __init__(self, share: float, solicited_share: float, rng: random.Random) -> None:
-        self._at_random = share * (1.0 - solicited_share)
-        self._solicited = share * solicited_share
-        self._budget = 0.0
-        self._rng = rng
+    share: float
+    solicited_share: float
+    rng: random.Random
+    _budget: float = field(default=0.0, init=False)
 
     def draw(self, solicited: bool) -> str:
         """Why this answer is judged: ``random`` | ``solicited`` | empty (it is not)."""
-        self._budget = min(_MOST_SAVED, self._budget + self._solicited)
-        if self._rng.random() < self._at_random:
+        self._budget = min(_MOST_SAVED, self._budget + self.share * self.solicited_share)
+        if self.rng.random() < self.share * (1.0 - self.solicited_share):
             return "random"
         if solicited and self._budget >= 1.0 - 1e-9:  # a sum of shares
             self._budget -= 1.0

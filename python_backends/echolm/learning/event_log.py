@@ -41,12 +41,10 @@ class Event:
 
     @classmethod
     def decoded(cls, position: str, kind: Any, body: Any, at_ms: Any) -> Event:
-        """An event from what a log holds, of which any part may be damaged, even its type.
+        """An event from what a log holds: a kind in UTF-8 and a body in JSON.
 
-        Args:
-            kind: UTF-8.
-            body: JSON in UTF-8. If it is damaged, the event has none, so that a reader skips this
-                event and goes on.
+        Any part may be damaged, even its type. An event whose body is damaged gets an empty one,
+        so that a reader skips it and goes on.
         """
         kind = kind.decode("utf-8", "replace") if isinstance(kind, bytes) else ""
         try:
@@ -95,15 +93,12 @@ class EventLog(Protocol):
         """
 
     def save_snapshot(self, name: str, position: str, state: bytes, replaces: str = START) -> bool:
-        """Keep what was learnt up to and with ``position``.
+        """Keep what was learnt up to and with ``position``; False if another process was faster.
 
         Args:
             replaces: the position of the snapshot of this name that is replaced, as the caller
                 last saw it; ``START`` if there is none. A slow process must not put an older
                 state over a newer one, behind which events may be gone already.
-
-        Returns:
-            False if another process has saved since; nothing is kept then.
         """
 
     def snapshots(self) -> list[SavedSnapshot]:

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,11 +80,8 @@ class FeedbackService:
         events = [self._event(row) for row in rows]
         for kind, body in events:
             self.log.append(kind, body)
-        return [
-            Rated(body["llm"], body["score"], body["quality"])
-            for kind, body in events
-            if kind == RATING
-        ]
+        ratings = [body for kind, body in events if kind == RATING]
+        return [Rated(r["llm"], r["score"], r["quality"]) for r in ratings]
 
     def _event(self, row: Feedback) -> tuple[str, dict[str, Any]]:
         if (row.score is None) == (row.preferred_over is None):
@@ -94,7 +90,7 @@ class FeedbackService:
             raise InvalidRequestError.of("feedback", expected, got)
         decision = self._decision(row.token, "feedback_token", row.tenant)
         if row.score is not None:
-            if not (math.isfinite(row.score) and 0.0 <= row.score <= 1.0):
+            if not 0.0 <= row.score <= 1.0:
                 raise InvalidRequestError.of("score", "a number in [0, 1]", row.score)
             return RATING, {**describe(decision), "score": row.score}
         assert row.preferred_over is not None

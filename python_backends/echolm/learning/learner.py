@@ -73,11 +73,10 @@ SEPARATOR = "@"
 class Learner:
     """Applies the log's events to models.
 
-    Every process applies the same events in the same order, so all reach the same state. An
-    event that cannot be applied is skipped, counted and logged, never fatal. Snapshots shorten
-    the replay at start, and stand for events that were removed from the log since. Each
-    configuration has its own. Where there is none, or a damaged one, what is left of the log is
-    learnt anew.
+    Every process applies the same events in the same order, so all reach the same state. An event
+    that cannot be applied is skipped, counted and logged. Snapshots shorten the replay at start,
+    and stand for events that were removed from the log since. Each configuration has its own.
+    Where there is none, or a damaged one, what is left of the log is learnt anew.
 
     What is left of the log differs from time to time. So a process that has learnt anew saves a
     snapshot at once; of several processes the first one's snapshot counts, and the others take it
@@ -89,8 +88,7 @@ class Learner:
             several processes with the same models, the first to get there saves it.
 
     Attributes:
-        snapshot_name: name of the snapshot in the log.
-        position: position of the last event that was read.
+        position: that of the last event that was read.
         applied: events that every model which takes their kind could use.
         skipped: damaged events, and events that a model could not use.
         ignored: events of kinds that no model takes, and outdated events.

@@ -131,9 +131,8 @@ def doubly_robust(
 ) -> Estimate:
     """Doubly robust estimate; other arguments as in :func:`ips`.
 
-    Args:
-        reward_model: q(x, a) at the logged contexts, FP64 [n, arms]; each row from a model that
-            has not learnt from that row's reward (see :func:`fit_reward_model`).
+    ``reward_model`` is q(x, a) at the logged contexts, FP64 [n, arms]; each row from a model that
+    has not learnt from that row's reward (see :func:`fit_reward_model`).
     """
     if reward_model.shape != target.shape:
         raise InvalidRequestError.of("reward_model", f"shape {target.shape}", reward_model.shape)

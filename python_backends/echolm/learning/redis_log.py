@@ -21,7 +21,6 @@ from echolm.settings import LearningSettings
 logger = logging.getLogger("echolm")
 
 _NEEDED_VERSION = (6, 2)  # XRANGE with an exclusive start
-_CHECK_CONNECTION_AFTER_S = 30
 _TRIMMED_AT_ONCE_MS = 6 * 3_600_000  # time span of events; the server answers nobody meanwhile
 
 
@@ -34,8 +33,8 @@ class RedisEventLog:
     ``everysec`` that costs up to a second of events. With ``redis_min_replicas`` an event is
     acknowledged once so many replicas have it, too.
 
-    It connects again by itself when the server is back. Nothing is sent twice: an append that
-    timed out may have been stored.
+    It connects again by itself when the server is back. It sends nothing twice, since an append
+    that timed out may have been stored.
 
     Keys: ``<prefix>:events``, a stream with the fields ``kind`` and ``body``;
     ``<prefix>:snapshot:<name>``, a hash with ``position``, ``state`` and ``saved_at_ms``;
@@ -65,7 +64,7 @@ class RedisEventLog:
             url,
             socket_timeout=settings.redis_timeout_s,
             socket_connect_timeout=settings.redis_timeout_s,
-            health_check_interval=_CHECK_CONNECTION_AFTER_S,
+            health_check_interval=30,
             retry=Retry(NoBackoff(), 0),
             client_name="echolm",
         )

@@ -49,9 +49,8 @@ class Retention:
         if not keep_ms or now < self._not_before_ms:
             return 0
         oldest = self.log.read(START, 1)
-        if not oldest or oldest[0].at_ms >= now - keep_ms:
-            return 0
-        if not self.log.lease(_LEASE, self.owner, _LEASE_S):
+        has_old_events = bool(oldest) and oldest[0].at_ms < now - keep_ms
+        if not has_old_events or not self.log.lease(_LEASE, self.owner, _LEASE_S):
             return 0
         self.save()
         positions, taken_in = [], set()

@@ -44,7 +44,6 @@ class Example:
         uses: number of prompts that held it.
         value: offloads that it was credited with when it was stored; a new example needs some, or
             it would be the first to be evicted.
-        replays: how often its response was regenerated.
     """
 
     id: int

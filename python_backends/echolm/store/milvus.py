@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,7 @@ logger = logging.getLogger("echolm")
 _RECOVER_EVERY_S = 1.0
 _CONNECT_TIMEOUT_S = 10.0
 _WRITE_TIMEOUT_S = 30.0
-# Consistency levels of a Milvus server: a request does with examples that are a few seconds late,
-# everything else reads what was written before.
+# Consistency levels of a Milvus server: requests do with examples that are a few seconds late.
 _BOUNDED, _FRESH = "Bounded", "Strong"
 _READ_FRESH: dict[str, Any] = {"timeout": _WRITE_TIMEOUT_S, "consistency_level": _FRESH}
 _BAD_DATA = (1100, 1101, 1102)  # Milvus' codes: parameter invalid, missing, too large
@@ -97,29 +96,22 @@ class MilvusStore:
 
     @classmethod
     def existing(cls, settings: RetrievalSettings) -> MilvusStore:
-        """A collection whatever embedding model made it.
-
-        Raises:
-            ConfigurationError: there is no such collection, or it is not one of ours.
-        """
-        with (
-            _reported(f"at {settings.milvus_uri}"),
-            contextlib.closing(_connect(settings)) as client,
-        ):
+        """A collection whatever model made it; ConfigurationError if there is none of ours."""
+        collection = settings.collection
+        with _reported(f"at {settings.milvus_uri}"), closing(_connect(settings)) as client:
             collections = client.list_collections(timeout=_CONNECT_TIMEOUT_S)
-            if settings.collection not in collections:
+            if collection not in collections:
                 raise ConfigurationError(
-                    f"Milvus collection: expected one of {sorted(collections)}, got "
-                    f"{settings.collection!r}"
+                    f"Milvus collection: expected one of {sorted(collections)}, got {collection!r}"
                 )
-            description = _description(client, settings.collection)
+            description = _description(client, collection)
         try:
             identity = json.loads(description)
             name, dimension = str(identity["embedding"]), int(identity["dimension"])
         except (ValueError, KeyError, TypeError):
             raise ConfigurationError(
-                f"Milvus collection {settings.collection!r}: expected one that EchoLM made, got "
-                f"the description {description!r}"
+                f"Milvus collection {collection!r}: expected one that EchoLM made, got the "
+                f"description {description!r}"
             ) from None
         return cls(settings, name, dimension)
 
@@ -176,7 +168,7 @@ class MilvusStore:
             if self._closed.wait(_RECOVER_EVERY_S):
                 return
 
-    @contextlib.contextmanager
+    @contextmanager
     def _calling(self, what: str) -> Iterator[MilvusClient]:
         """The client for one call; one that Milvus does not answer suspends the store."""
         if self._problem is not None or self._client is None:
@@ -189,10 +181,9 @@ class MilvusStore:
             raise
 
     def _create(self, client: MilvusClient) -> None:
+        description = json.dumps(self._identity, sort_keys=True)
         schema = client.create_schema(
-            auto_id=False,
-            enable_dynamic_field=False,
-            description=json.dumps(self._identity, sort_keys=True),
+            auto_id=False, enable_dynamic_field=False, description=description
         )
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=self._identity["dimension"])
@@ -330,11 +321,8 @@ class MilvusStore:
 
 
 def _connect(settings: RetrievalSettings) -> MilvusClient:
-    return MilvusClient(
-        uri=settings.milvus_uri,
-        token=settings.milvus_token.get_secret_value(),
-        timeout=_CONNECT_TIMEOUT_S,
-    )
+    token = settings.milvus_token.get_secret_value()
+    return MilvusClient(uri=settings.milvus_uri, token=token, timeout=_CONNECT_TIMEOUT_S)
 
 
 def _description(client: MilvusClient, collection: str) -> str:
@@ -342,7 +330,7 @@ def _description(client: MilvusClient, collection: str) -> str:
     return str(described.get("description", ""))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _reported(what: str) -> Iterator[None]:
     """Errors of pymilvus as ours. A deadline reaches us as gRPC's own exception."""
     try:
