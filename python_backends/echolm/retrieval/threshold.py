@@ -69,7 +69,6 @@ class AdaptiveThreshold:
     Attributes:
         current: index in :data:`GRID` of the adopted threshold.
         updates: number of ratings seen; each is a step of forgetting.
-        fingerprint: differs if the grid, the start or the parts of a value differ.
     """
 
     name = "threshold"

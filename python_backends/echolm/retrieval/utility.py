@@ -91,7 +91,6 @@ class LearnedUtility:
         A: precision of the weights, FP64 [d, d]; requests' features come before examples'.
         b: A @ mean, FP64 [d].
         updates: number of ratings seen; each is a step of forgetting.
-        fingerprint: differs if features, prior or rates differ; see ``Learnable``.
     """
 
     name = "utility"
