@@ -64,7 +64,6 @@ class Sampling:
         Args:
             values: by field; None, as a missing one, stands for the field's default.
             names: what the caller calls a field, where that is not the field's name.
-            max_stop_words: most elements of ``stop``.
             most_tokens: limit of ``max_tokens``; None: no limit.
             padded: whether empty stop words are padding, which is dropped; else they are refused.
 

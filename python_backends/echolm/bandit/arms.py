@@ -128,13 +128,8 @@ class BayesianLinearArm:
     @property
     def configuration(self) -> dict[str, Any]:
         """All values that decide what a rating does to the posterior."""
-        return {
-            "A0": self._A0,
-            "b0": self._b0,
-            "inverse_variance": self._inverse_variance,
-            "discount": self._discount,
-            "revision": self.revision,
-        }
+        prior = {"A0": self._A0, "b0": self._b0, "revision": self.revision}
+        return {**prior, "inverse_variance": self._inverse_variance, "discount": self._discount}
 
     def state(self) -> dict[str, Any]:
         """The posterior, for :meth:`restore`; later ratings do not change what is returned."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,7 @@ _REMEMBERED = 100_000  # most ratings that can still be replaced by a later one
 _VERSION = 2  # raised whenever events do something else, so that old snapshots are not used
 
 
-@dataclass(frozen=True)
-class _Answer:
+class _Answer(NamedTuple):
     """A rated answer; x is the context, FP32 [d]."""
 
     request_id: str
@@ -39,8 +37,7 @@ class _Answer:
     x: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class _Learned:
+class _Learned(NamedTuple):
     """What an answer has taught.
 
     Attributes:
@@ -68,14 +65,9 @@ class BanditLearning:
         self._bandit = bandit
         self._learned: OrderedDict[str, _Learned] = OrderedDict()
         self._other_revisions: set[tuple[str, str]] = set()
-        self.fingerprint = fingerprint(
-            {
-                "version": _VERSION,
-                "margin": PREFERENCE_MARGIN,
-                "remembered": _REMEMBERED,
-                "arms": {name: arm.configuration for name, arm in bandit.arms.items()},
-            }
-        )
+        arms = {name: arm.configuration for name, arm in bandit.arms.items()}
+        limits = {"margin": PREFERENCE_MARGIN, "remembered": _REMEMBERED}
+        self.fingerprint = fingerprint({"version": _VERSION, "arms": arms, **limits})
 
     def apply(self, event: Event) -> None:
         if event.kind == RATING:

@@ -28,9 +28,8 @@ class ThompsonSampling:
         costs: relative cost of each arm.
         cost_weight: quality that one unit of cost is worth.
         exploration_floor: least probability of any eligible arm.
-        exploration: scales the posterior's standard deviations when an arm is drawn. 1 is
-            Thompson sampling; less explores less, which suits arms whose qualities differ
-            by little and ratings that come for few answers.
+        exploration: scales the posterior's standard deviations when an arm is drawn. 1 is Thompson
+            sampling; less suits arms whose qualities differ by little, and few ratings.
     """
 
     def __init__(

@@ -165,7 +165,7 @@ class TritonLLMClient:
         self, request: service_pb2.ModelInferRequest, decoupled: bool
     ) -> AsyncGenerator[RawOutputs, None]:
         stub = self._channels.stub(self._url)
-        call = stub.ModelStreamInfer(_once(request)) if decoupled else stub.ModelInfer(request)
+        call = stub.ModelStreamInfer([request]) if decoupled else stub.ModelInfer(request)
         try:
             if not decoupled:
                 yield _outputs(await call)
@@ -202,8 +202,7 @@ class ResponseReader:
         self._pieces: list[str] = []
         self.begun = False
         self.finish_reason = ""
-        self.num_input_tokens = -1
-        self.num_output_tokens = -1
+        self.num_input_tokens = self.num_output_tokens = -1
 
     @property
     def stopped(self) -> bool:
@@ -259,10 +258,6 @@ def sampling_values(sampling: Sampling) -> dict[str, Any]:
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
     values = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
     return {**values, "top_k": sampling.top_k} if sampling.top_k else values
-
-
-async def _once(request: service_pb2.ModelInferRequest) -> Any:
-    yield request
 
 
 def _outputs(response: service_pb2.ModelInferResponse) -> RawOutputs:

@@ -13,7 +13,8 @@ class LoadBias:
     """What load takes off each LLM's score.
 
     LLMs that share hardware are one pool. Its load is the sum of their smoothed requests in flight,
-    each divided by the LLM's ``capacity``. At 1 the pool is full, and more requests only wait.
+    each divided by the LLM's ``capacity``, which is what it serves at once when it has the hardware
+    to itself. At 1 the pool is full, and more requests only wait.
 
     Whichever LLM fills a pool, a request of the most expensive one relieves it most by going
     elsewhere, so the bias follows cost: this is the paper's formula, with the paper's single load.

@@ -123,10 +123,9 @@ class _File:
     def is_current(self) -> bool:
         """Whether the path still names this file."""
         try:
-            named, opened = os.stat(self._path), os.fstat(self._fd)
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
         except OSError:
             return False
-        return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
     def publish(self, llm: int, count: Count) -> None:
         """Write the count of the LLM with that index. Not for several threads at once."""

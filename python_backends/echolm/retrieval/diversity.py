@@ -29,8 +29,7 @@ class MarginalRelevance:
         worth: the worth of each candidate by itself, by its column, the best first.
         overlap: what a candidate loses beside another, FP32 [n, n]; None if it loses nothing.
         tokens: gives the number of tokens of a column's candidate.
-        most: most candidates in a set.
-        budget: most tokens in a set.
+        most, budget: most candidates, and most tokens, in a set.
     """
 
     def __init__(

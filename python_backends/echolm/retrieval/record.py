@@ -61,12 +61,9 @@ class SelectionRecord:
     def of_used(self, ids: Collection[int]) -> SelectionRecord:
         """The record of those examples that came into the prompt."""
         kept = [k for k, i in enumerate(self.ids) if i in ids]
-        return replace(
-            self,
-            ids=tuple(self.ids[k] for k in kept),
-            features=self.features[kept],
-            tokens=tuple(self.tokens[k] for k in kept),
-        )
+        used = tuple(self.ids[k] for k in kept)
+        tokens = tuple(self.tokens[k] for k in kept)
+        return replace(self, ids=used, features=self.features[kept], tokens=tokens)
 
     def dump(self) -> str:
         """The record as URL-safe text, about 45 characters an example."""

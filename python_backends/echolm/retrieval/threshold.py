@@ -69,7 +69,6 @@ class AdaptiveThreshold:
     Attributes:
         current: index in :data:`GRID` of the adopted threshold.
         updates: number of ratings seen; each is a step of forgetting.
-        fingerprint: differs if the grid, the start or the parts of a value differ.
     """
 
     name = "threshold"
@@ -94,16 +93,9 @@ class AdaptiveThreshold:
         # many ratings told a from b; discounted.
         self._difference, self._square, self._compared = np.zeros((3, len(GRID), len(GRID)))
         self._learned: OrderedDict[str, _Learned] = OrderedDict()
-        self.fingerprint = fingerprint(
-            {
-                "version": _VERSION,
-                "grid": list(GRID),
-                "start": self.current,
-                "costs": self._costs,
-                "price": price_per_1k_tokens,
-                "discount": discount,
-            }
-        )
+        configuration = {"version": _VERSION, "grid": list(GRID), "start": self.current}
+        configuration |= {"costs": self._costs, "price": self._price, "discount": discount}
+        self.fingerprint = fingerprint(configuration)
 
     @property
     def value(self) -> float:
@@ -117,12 +109,7 @@ class AdaptiveThreshold:
         return self.current
 
     def stands_for(self, drawn: int, utilities: Sequence[float]) -> ThresholdDraw:
-        """All thresholds under which the same candidates would have been kept.
-
-        Args:
-            drawn: index in :data:`GRID`.
-            utilities: those of the candidates before any was dropped.
-        """
+        """All thresholds that keep the same candidates as ``GRID[drawn]``, by their utilities."""
         t = GRID[drawn]
         dropped = max([u for u in utilities if u < t], default=-1.0)
         kept = min([u for u in utilities if u >= t], default=math.inf)

@@ -49,7 +49,7 @@ class SimilarityUtility:
 
 
 class Effect(NamedTuple):
-    """An example's effect on the log-odds, N(mean, variance), learnt at the model's ``updates``."""
+    """An example's effect on the log-odds, N(mean, variance), when ``updates`` was ``updated``."""
 
     mean: float
     variance: float
@@ -72,14 +72,6 @@ class _Learned(NamedTuple):
     effect_gains: tuple[float, ...]
 
 
-class _Weights(NamedTuple):
-    """What scoring reads; learning replaces it as a whole."""
-
-    request: NDArray[np.float32]
-    example: NDArray[np.float32]
-    updates: int
-
-
 class LearnedUtility:
     """Bayesian logistic regression with an effect of each example, online and with forgetting.
 
@@ -99,7 +91,6 @@ class LearnedUtility:
         A: precision of the weights, FP64 [d, d]; requests' features come before examples'.
         b: A @ mean, FP64 [d].
         updates: number of ratings seen; each is a step of forgetting.
-        fingerprint: differs if features, prior or rates differ; see ``Learnable``.
     """
 
     name = "utility"
@@ -117,28 +108,23 @@ class LearnedUtility:
         self.updates = 0
         self._effects: OrderedDict[int, Effect] = OrderedDict()
         self._learned: OrderedDict[str, _Learned] = OrderedDict()
-        self.fingerprint = fingerprint(
-            {
-                "version": _VERSION,
-                "features": features,
-                "A0": self._A0,
-                "effect_variance": _EFFECT_VARIANCE,
-                "discount": discount,
-            }
-        )
+        configuration = {"version": _VERSION, "features": features, "A0": self._A0}
+        configuration |= {"effect_variance": _EFFECT_VARIANCE, "discount": discount}
+        self.fingerprint = fingerprint(configuration)
         self._solve()
 
     def _solve(self) -> None:
         self._covariance = np.linalg.inv(self.A)
         self._mean = self._covariance @ self.b
         of_requests, of_examples = np.split(self._mean.astype(np.float32), [len(REQUEST_FEATURES)])
-        self._weights = _Weights(of_requests, of_examples, self.updates)
+        # What scoring reads is replaced as a whole.
+        self._weights = (of_requests, of_examples, self.updates)
 
     def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
         """Utilities FP32 [B, n]: P(the LLM answers well | request, this example alone)."""
-        weights = self._weights
-        logits = batch.example @ weights.example
-        logits += (batch.request @ weights.request)[:, None]
+        of_requests, of_examples, updates = self._weights
+        logits = batch.example @ of_examples
+        logits += (batch.request @ of_requests)[:, None]
         if self._effects:
             # A dictionary's get() is atomic, so learning may go on meanwhile.
             get = self._effects.get
@@ -148,7 +134,7 @@ class LearnedUtility:
             # Each column is read from a list, since numpy is slow at reading tuples.
             mean = np.array([e.mean for e in known])
             variance = np.array([e.variance for e in known])
-            age = np.array([weights.updates - e.updated for e in known])
+            age = np.array([updates - e.updated for e in known])
             kept = self._discount ** np.maximum(0.0, age)
             # The same as in effect(), for all at once.
             precision = kept / variance + (1.0 - kept) / _EFFECT_VARIANCE
@@ -256,7 +242,8 @@ class LearnedUtility:
             (i, Effect(mean, variance, int(updated))) for i, (mean, variance, updated) in rows
         )
         learned = OrderedDict(
-            (key, _Learned(*rest, tuple(gains))) for key, *rest, gains in state["learned"]
+            (key, _Learned(score, updated, gain, tuple(gains)))
+            for key, score, updated, gain, gains in state["learned"]
         )
         self.A, self.b, self.updates = A, b, int(state["updates"])
         self._effects, self._learned = effects, learned

@@ -73,9 +73,8 @@ def decision_record(
 
     Args:
         x: the bandit's context, FP32 [d].
-        choice: the choice of the LLM that gave the answer.
+        choice, revision: of the LLM that gave the answer.
         used: the examples in its prompt.
-        revision: that LLM's.
     """
     ids = tuple(e.id for e in used)
     try:

@@ -115,9 +115,8 @@ class RouterService:
         )
         self.metrics.answered(answer, chosen, self.clock() - started)
         self._submit(request, retrieved, answer)
-        self.observer.served(
-            Served(request, retrieved, x, choice, decision, answer.text, solicited)
-        )
+        served = Served(request, retrieved, x, choice, decision, answer.text, solicited)
+        self.observer.served(served)
         return answer
 
     async def _retrieve(self, request: Request, notes: list[str]) -> Retrieved:
@@ -202,6 +201,7 @@ class RouterService:
         """
         refused: InvalidRequestError | None = None
         problem: Exception
+        timeout_s = self.settings.limits.request_timeout_s
         sent = False
 
         def forward(piece: str) -> None:
@@ -222,9 +222,7 @@ class RouterService:
                     answering = endpoint.client.generate(
                         f"{request_id}-{attempt}", prompt, request.sampling, on_piece
                     )
-                    completion = await asyncio.wait_for(
-                        answering, self.settings.limits.request_timeout_s
-                    )
+                    completion = await asyncio.wait_for(answering, timeout_s)
                 self.metrics.took("generation", self.clock() - generation_started, name)
                 return name, used, completion
             except InvalidRequestError as error:

@@ -63,13 +63,11 @@ def build_request(
     if llm != AUTO and llm not in names:
         raise InvalidRequestError.of("llm", f"{AUTO!r} or one of {names}", llm)
     if cache_control not in CACHE_CONTROL:
-        raise InvalidRequestError.of(
-            "cache_control", f"one of {list(CACHE_CONTROL)}", cache_control
-        )
+        expected = f"one of {list(CACHE_CONTROL)}"
+        raise InvalidRequestError.of("cache_control", expected, cache_control)
     use_examples, store = CACHE_CONTROL[cache_control]
     tenant_bytes = len(tenant.encode("utf-8"))
     if not 0 < tenant_bytes <= _MAX_TENANT_BYTES:
-        raise InvalidRequestError.of(
-            "tenant", f"a name of 1 to {_MAX_TENANT_BYTES} bytes", f"{tenant_bytes} bytes"
-        )
+        expected = f"a name of 1 to {_MAX_TENANT_BYTES} bytes"
+        raise InvalidRequestError.of("tenant", expected, f"{tenant_bytes} bytes")
     return Request(text, checked, system_prompt, tenant, use_examples, store, llm, stream)

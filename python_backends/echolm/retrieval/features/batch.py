@@ -113,26 +113,24 @@ def featurize(
         eligible, valid, ids, slots, similarity, quality, request, example, *stored
     )
     if n:
-        bitmaps, sketches = bitmaps_and_sketches([p[0] for p in parsed])
-        _pair_features(batch, texts, bitmaps, sketches, lengths, literals)
+        _pair_features(batch, texts, [p[0] for p in parsed], lengths, literals)
     return batch
 
 
 def _pair_features(
     batch: FeatureBatch,
     texts: ExampleTexts,
-    bitmaps: NDArray[np.uint16],
-    sketches: NDArray[np.float32],
+    words: Sequence[set[str]],
     lengths: NDArray[np.float32],
     literals: NDArray[np.float32],
 ) -> None:
-    """Fill in the features of pairs.
+    """Fill in the features of pairs, from the requests' words.
 
     Args:
-        bitmaps, sketches: of the requests' words, see :func:`bitmaps_and_sketches`.
         lengths: log(1 + characters) of the requests, FP32 [B, 1].
         literals: how many literals each request has, FP32 [B, 1].
     """
+    bitmaps, sketches = bitmaps_and_sketches(words)
     valid, slots, responses = batch.valid, batch.slots, batch.response_sketches
     # Candidates whose requests are like this one show what a response should be like.
     consistency = texts["consistency"][slots]

@@ -22,20 +22,8 @@ from echolm.retrieval.features.texts import (
 )
 from echolm.words import words_of
 
-_COLUMNS = np.dtype(
-    [
-        ("request_bitmap", np.uint16, (BITMAP_BITS // 16,)),
-        ("request_sketch", np.float32, (SKETCH_SIZE,)),
-        ("response_sketch", np.float32, (SKETCH_SIZE,)),
-        ("num_request_words", np.float32),
-        ("num_response_words", np.float32),
-        ("num_literals", np.float32),
-        ("consistency", np.float32),
-        ("request_length", np.float32),
-        ("response_length", np.float32),
-    ]
-)
-"""What is kept of an example's texts. Lengths are log(1 + characters)."""
+_NUMBERS = ("num_request_words", "num_response_words", "num_literals", "consistency")
+_LENGTHS = ("request_length", "response_length")  # log(1 + characters)
 
 
 class ExampleTexts:
@@ -57,13 +45,15 @@ class ExampleTexts:
         self._looked_up = np.zeros(capacity, dtype=np.int64)
         self._lookups = 0
         # Gathering whole rows of a structured array is several times slower.
-        self._columns = {
-            name: np.zeros((capacity, *_COLUMNS[name].shape), _COLUMNS[name].base)
-            for name in _COLUMNS.names or ()
+        self._columns: dict[str, NDArray[Any]] = {
+            "request_bitmap": np.zeros((capacity, BITMAP_BITS // 16), np.uint16),
+            "request_sketch": np.zeros((capacity, SKETCH_SIZE), np.float32),
+            "response_sketch": np.zeros((capacity, SKETCH_SIZE), np.float32),
+            **{name: np.zeros(capacity, np.float32) for name in (*_NUMBERS, *_LENGTHS)},
         }
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """One of ``_COLUMNS`` for all slots, [capacity, …]."""
+        """What is kept of texts under this name, for all slots, [capacity, …]."""
         return self._columns[name]
 
     def slots(self, candidates: Sequence[Candidate]) -> NDArray[np.intp]:
