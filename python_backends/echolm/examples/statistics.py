@@ -307,11 +307,16 @@ class StatisticsTable:
                 set_meta(db, "version", self._version)
 
     def _apply(self, db: sqlite3.Connection, event: Event) -> None:
+        db.execute("SAVEPOINT event")
         try:
             self._updates.apply(db, event)
-        except (KeyError, TypeError, ValueError) as error:
+        except sqlite3.Error:  # the file is at fault and not the event
+            raise
+        except Exception as error:  # one bad event must not end all maintenance
+            db.execute("ROLLBACK TO event")
             self.skipped += 1
-            logger.warning("example statistics: event %s skipped: %s", event.position, error)
+            logger.warning("example statistics: event %s skipped: %r", event.position, error)
+        db.execute("RELEASE event")
 
     def _select(self, clause: str, values: Sequence[int]) -> list[ExampleStatistics]:
         rows = self._file.rows(

@@ -91,7 +91,7 @@ class StatisticsUpdates:
         """Take in one event; others than those about examples change nothing.
 
         Raises:
-            KeyError, TypeError, ValueError: the event is damaged.
+            Exception: the event is damaged; what it has changed so far is the caller's to undo.
         """
         body = event.body
         if event.kind == CHANGE:

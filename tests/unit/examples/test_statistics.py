@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from echolm.errors import UnavailableError
-from echolm.examples.events import CHANGE, REPLACEMENT, USAGE, change, replacement, usage
+from echolm.examples.events import CHANGE, REPLACEMENT, REPLAY, USAGE, change, replacement, usage
 from echolm.examples.statistics import ExampleStatistics, Replacement, StatisticsTable
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
@@ -257,6 +257,9 @@ def test_another_decay_makes_the_table_anew(log: ScriptedLog, open_table: Open) 
         (USAGE, {"uses": [[1, 0, 1.0, 0.0]]}),
         (USAGE, {"uses": [[1, 1, math.nan, 0.0]]}),
         (USAGE, {"uses": "none"}),
+        (USAGE, {"uses": [[1, 1, 1.0, 0.0], [1, math.inf, 1.0, 0.0]]}),
+        (CHANGE, {"stored": [[1]], "removed": [], "reason": "", "repeated": []}),
+        (REPLAY, {"id": 2**70, "times": 1}),
         (RATING, {"score": 1.0}),
     ],
 )
