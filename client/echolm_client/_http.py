@@ -152,6 +152,9 @@ class _Connection(HTTPConnection):
 
     response_socket: socket.socket | None = None
 
+    def __str__(self) -> str:  # urllib3 puts it into its messages
+        return f"{self.host}:{self.port}"
+
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
         self.response_socket = self.sock
         return super().getresponse()

@@ -75,8 +75,10 @@ class CancelledError(EchoError):
 
 _ALL: list[type[EchoError]] = [EchoError, *EchoError.__subclasses__(), ContextLengthError]
 _KINDS = {kind.code: kind for kind in _ALL}
-# An ensemble puts its name in front of what its step said.
-_CODED = re.compile(rf"(?:in ensemble '[^']*', )?\[({'|'.join(_KINDS)})\] ")
+# Triton puts the request's id and the names of ensembles in front of what a step said.
+_CODED = re.compile(
+    rf"(?:\[request id: [^\]]*\] )?(?:in ensemble '[^']*', )*\[({'|'.join(_KINDS)})\] "
+)
 
 
 def coded(code: str, message: str) -> str:

@@ -6,7 +6,7 @@ which is the greedy solution; it misses the best one by less than the value of a
 
 But of several examples that help with the same requests, one does the work of all, and the last
 one's loss costs all offloads. So of the examples that are worth little those go first whose
-request another one is similar enough to. ``scripts/bench_eviction.py`` compares.
+request another one is similar enough to.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from echolm.sqlite import SQLiteFile
 logger = logging.getLogger("echolm")
 
 _VERSION = 2
+_FORMER_FILE = "examples.ledger.sqlite"  # of an earlier version; its log has all that it had
 _FORMER_SNAPSHOT = "ledger"
 _FORMER_TABLE = "successions"
 
@@ -116,6 +117,9 @@ class StatisticsTable:
         self.skipped = 0
         # It can be made again from the log, so a crash of the machine may cost the last events.
         self._file = SQLiteFile(path, "example statistics", self._prepare, durable=False)
+        with self._file.reported():
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(_FORMER_FILE + suffix).unlink(missing_ok=True)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")  # another process may open it, too

@@ -7,6 +7,7 @@ no crash loses it; what a crash makes the writer store twice has the same id, an
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from echolm.errors import UnavailableError
 from echolm.sqlite import SQLiteFile
 from echolm.store.base import Example, Stored
+
+logger = logging.getLogger("echolm")
 
 _FORMER_NAME = "examples.journal.sqlite"
 _TABLE = (
@@ -87,12 +91,15 @@ class WriteAheadLog:
         self._file.close()
 
     def _take_over(self, former: Path) -> None:
-        with self._file.transaction() as db:
-            db.execute("ATTACH ? AS former", (str(former),))
-            db.execute(
+        try:
+            self._file.rows("ATTACH ? AS former", (str(former),))
+            self._file.rows(
                 "INSERT OR IGNORE INTO pending (id, example, embedding)"
                 " SELECT id, example, embedding FROM former.pending ORDER BY sequence"
             )
+        except UnavailableError as error:  # it has no such table, or is no database
+            logger.warning("%s is left aside: %s", former, error)
+            return
         # Only now, since a crash between the two commits must not lose anything; and the file
         # itself stays, since a server of the earlier version may still write to it.
         self._file.rows("DELETE FROM former.pending WHERE id IN (SELECT id FROM main.pending)")

@@ -26,7 +26,7 @@ def read(model: Path) -> Any:
 
 
 def write(model: Path, config: Any) -> None:
-    """Replace the configuration in a model's folder."""
+    """Replace the configuration in a model's folder; its comments and unknown fields go."""
     text = text_format.MessageToString(config, as_utf8=True)
     header = "# Written by `echolm build`; engine options: python_backends/echolm/engines.\n"
     (model / CONFIG_FILE).write_text(header + text, encoding="utf-8")

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from echolm.contracts import CORE_MODELS, ModelContract
 from echolm.errors import ConfigurationError
 from echolm.serving import model_config
 from echolm.settings import Settings
@@ -191,6 +192,9 @@ def check_models(models: Mapping[str, Path], settings: Settings) -> None:
                 f"got only {', '.join(sorted(models))}; add its directory with --model-repository, "
                 "or correct llms.triton_model in the configuration"
             )
+    for contract in CORE_MODELS:
+        if contract.name in models:
+            _check_tensors(contract, models[contract.name])
     for name, directory in models.items():
         weights = directory / "1" / "openvino"
         if not (weights.is_dir() or _uses_default_weights(directory)):
@@ -202,6 +206,22 @@ def check_models(models: Mapping[str, Path], settings: Settings) -> None:
                     "(`git checkout -- model_repository`), or convert a checkpoint with "
                     "scripts/convert_model.py"
                 )
+
+
+def _check_tensors(contract: ModelContract, directory: Path) -> None:
+    """The model has the tensors that this version speaks."""
+    config = model_config.read(directory)
+    for kind, expected, got in (
+        ("inputs", contract.inputs, config.input),
+        ("outputs", contract.outputs, config.output),
+    ):
+        names, found = sorted(t.name for t in expected), sorted(t.name for t in got)
+        if names != found:
+            raise ConfigurationError(
+                f"model {contract.name}: expected the {kind} {', '.join(names)} in "
+                f"{directory / model_config.CONFIG_FILE}, got {', '.join(found) or 'none'}; if "
+                "another version built it, build it anew: `echolm build --force`"
+            )
 
 
 def _uses_default_weights(directory: Path) -> bool:

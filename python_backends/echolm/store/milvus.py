@@ -58,11 +58,10 @@ class MilvusStore:
     The collection's description holds the embedding model's name, its dimension D and the
     schema's version; a collection made for another model is refused.
 
-    While Milvus does not answer, every call raises UnavailableError at once: a request must not
-    wait for a store that is away. A thread looks meanwhile whether it is back.
-
     Args:
-        wait: whether a Milvus that does not answer now may come later, as in a server.
+        wait: whether a Milvus that does not answer may come back, as in a server. Every call then
+            raises UnavailableError at once, since no request must wait for a store that is away,
+            and a thread looks whether it is back. Otherwise each call tries Milvus anew.
 
     Raises:
         ConfigurationError: the collection belongs to another embedding model or schema.
@@ -83,6 +82,7 @@ class MilvusStore:
         self._identity = {"embedding": embedding_name, "dimension": dimension, "schema": 1}
         self._client: MilvusClient | None = None
         self._lock = threading.Lock()
+        self._wait = wait
         self._problem: Exception | None = None
         self._closed = threading.Event()
         # It logs several tracebacks for each failed call, which we raise and report ourselves.
@@ -177,7 +177,8 @@ class MilvusStore:
             with _reported(what):
                 yield self._client
         except UnavailableError as error:
-            self._suspend(error)
+            if self._wait:
+                self._suspend(error)
             raise
 
     def _create(self, client: MilvusClient) -> None:

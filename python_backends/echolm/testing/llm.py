@@ -15,7 +15,7 @@ class FakeLLM:
     """An LLM for unit tests: answers with ``reply(prompt)`` after ``delay_s``, or fails.
 
     Attributes:
-        fail_after: pieces it streams before ``error`` is raised; None never fails.
+        fail_after: pieces it streams before ``error`` is raised, if there is one.
     """
 
     reply: Callable[[str], str] = lambda prompt: "ok"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from echolm import contracts
 from echolm.clock import now_ms
-from echolm.errors import UnavailableError
+from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.primitives import DEFAULT_TENANT, Candidate
 from echolm.retrieval.record import NONE
 from echolm.retrieval.selector import Selection
@@ -99,7 +99,8 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
                 )
                 for i, result in zip(searched, results, strict=True):
                     found[i] = result
-            except UnavailableError as error:
+            # What Milvus refuses is the fault of its settings: embeddings were checked before.
+            except (UnavailableError, InvalidRequestError) as error:
                 logger.warning("no examples: %s", error)
                 degraded = "example store unavailable"
             self._metrics.observe("echolm_search_seconds", time.perf_counter() - started)

@@ -67,16 +67,17 @@ class Runtime:
         """
 
         async def rounds() -> None:
-            pause_s = every_s if first_s is None else first_s
+            pause_s, known = every_s if first_s is None else first_s, ""
             while True:
                 await asyncio.sleep(pause_s)
                 pause_s = every_s
                 try:
                     await self.loop.run_in_executor(None, work)
-                except EchoError as error:
-                    logger.warning("%s: %s", failure, error)
                 except Exception as error:
-                    logger.error(failure, exc_info=error)
+                    # A defect shows where it is once, and not in each round.
+                    defect = not isinstance(error, EchoError) and repr(error) != known
+                    known = repr(error)
+                    logger.warning("%s: %s", failure, error, exc_info=defect)
 
         self.spawn(rounds())
 

@@ -22,12 +22,16 @@ class TritonPythonModel(BatchedModel[str, _Tokens]):
     """Tokenizes the texts of a batch together."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        embedding = load_settings().embedding
+        settings = load_settings()
+        embedding = settings.embedding
+        # The router refuses longer texts; what others send must not keep everybody waiting.
+        self._max_chars = settings.limits.max_input_chars
         self._multiple = embedding.pad_to_multiple_of
         self._tokenizer = TextTokenizer.load(embedding.model_dir)
 
     def read(self, request: Any) -> list[str]:
-        return [row["text_input"] for row in codec.read_rows(request, contracts.TOKENIZER.inputs)]
+        rows = codec.read_rows(request, contracts.TOKENIZER.inputs)
+        return [row["text_input"][: self._max_chars] for row in rows]
 
     def run(self, rows: Sequence[str]) -> list[_Tokens]:
         batch = self._tokenizer.encode(rows)

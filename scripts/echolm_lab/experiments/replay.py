@@ -110,7 +110,7 @@ async def replay(data_dir: Path, most: int) -> dict[str, Any]:
     """
     command = (*("-m", "echolm", "examples", "replay", "--json"), f"--data-dir={data_dir}")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, f"--max-examples={most}", stdout=asyncio.subprocess.PIPE
+        sys.executable, *command, f"--number={most}", stdout=asyncio.subprocess.PIPE
     )
     out, _ = await process.communicate()
     if process.returncode != 0:

@@ -116,7 +116,7 @@ def test_options_of_the_data_directory_stand_before_and_behind_the_subcommand() 
         "examples top -n 0",
         "serve --host=",
         "examples show one",
-        "examples replay --max-examples none",
+        "examples replay --number none",
         "build --profile p --small s --large l --set nothing",
     ],
 )

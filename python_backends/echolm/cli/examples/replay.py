@@ -29,7 +29,8 @@ def add_subcommand(subparsers: Subparsers) -> None:
         "where it ended.",
     )
     parser.add_argument(
-        "--max-examples",
+        "-n",
+        "--number",
         type=positive,
         default=100,
         metavar="N",
@@ -60,8 +61,8 @@ async def _replay(data: ExampleData, args: argparse.Namespace) -> int:
     replayer = build_replayer(data.settings, data.store, data.statistics, data.log, Embedder())
     cost = ReplayCost()
     reasons: Counter[str] = Counter()
-    with progress("replaying", args.max_examples) as advance:
-        async for replayed in replayer.run(args.max_examples):
+    with progress("replaying", args.number) as advance:
+        async for replayed in replayer.run(args.number):
             cost.add(replayed)
             if replayed.reason:
                 reasons[replayed.reason] += 1

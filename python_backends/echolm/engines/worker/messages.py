@@ -29,7 +29,7 @@ class Failed:
     """The worker cannot load its model, or has failed and ends."""
 
     message: str
-    configuration: bool = False  # whether it is to blame, so that a new worker would fail too
+    configuration: bool = False  # whether it is to blame, which decides the class of the error
 
 
 @dataclass(frozen=True)
