@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import triton_python_backend_utils as pb_utils
 
 from echolm.triton import codec
-
-Row = TypeVar("Row")
-Result = TypeVar("Result")
+from echolm.triton.rows import Result, Row, answer_together
 
 
 class BatchedModel(Generic[Row, Result]):
     """A model's ``execute``, around what the model does with the rows of all requests.
 
-    A bad request fails alone. A failure of the shared call is an error of each request, since none
-    is to blame more than another.
+    For which request an error counts is told in :func:`echolm.triton.rows.answer_together`.
     """
 
     def read(self, request: Any) -> list[Row]:
@@ -34,24 +31,12 @@ class BatchedModel(Generic[Row, Result]):
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Triton's entry: one response for each request, in order."""
-        responses: list[Any] = [None] * len(requests)
-        rows: list[Row] = []
-        parts: dict[int, slice] = {}
-        for i, request in enumerate(requests):
+        return [self._response(a) for a in answer_together(requests, self.read, self.run)]
+
+    def _response(self, answer: Sequence[Result] | Exception) -> Any:
+        if not isinstance(answer, Exception):
             try:
-                request_rows = self.read(request)
+                return pb_utils.InferenceResponse(self.tensors(answer))
             except Exception as problem:
-                responses[i] = codec.error_response(problem)
-                continue
-            parts[i] = slice(len(rows), len(rows) + len(request_rows))
-            rows += request_rows
-        if not rows:
-            return responses
-        try:
-            results = self.run(rows)
-            for i, part in parts.items():
-                responses[i] = pb_utils.InferenceResponse(self.tensors(results[part]))
-        except Exception as problem:
-            for i in parts:
-                responses[i] = codec.error_response(problem)
-        return responses
+                answer = problem
+        return codec.error_response(answer)

@@ -23,6 +23,7 @@ from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 from echolm.triton.learning import follow_log
 from echolm.triton.metrics import Metrics, process_label
+from echolm.triton.rows import padded
 from echolm.triton.runtime import Runtime
 from echolm.wiring.learning import build_learner, open_event_log
 from echolm.wiring.retrieval import (
@@ -114,7 +115,7 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
         records = [selection.record for selection in chosen]
 
         def of_examples(field: str, fill: Any) -> list[Any]:
-            return codec.padded([[getattr(e, field) for e in s.examples] for s in chosen], fill)
+            return padded([[getattr(e, field) for e in s.examples] for s in chosen], fill)
 
         columns = {
             "example_ids": of_examples("id", contracts.PAD_ID),

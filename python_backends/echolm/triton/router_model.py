@@ -25,6 +25,7 @@ from echolm.triton.bls import BLSExampleManager, BLSRetriever, BLSTextEmbedder
 from echolm.triton.learning import follow_log
 from echolm.triton.metrics import RouterMetrics, process_label
 from echolm.triton.responder import Responder
+from echolm.triton.rows import padded
 from echolm.triton.runtime import Runtime, cancel
 from echolm.wiring.routing import build_router, open_load_table
 
@@ -142,5 +143,5 @@ def output_tensors(answers: list[Answer], text_sent: bool) -> list[Any]:
     """
     columns = {f.name: [getattr(answer, f.name) for answer in answers] for f in fields(Answer)}
     columns["text_output"] = ["" if text_sent else answer.text for answer in answers]
-    columns["example_ids"] = codec.padded(columns["example_ids"], contracts.PAD_ID)
+    columns["example_ids"] = padded(columns["example_ids"], contracts.PAD_ID)
     return codec.tensors(contracts.ECHOLM_OUTPUTS, len(answers), columns)

@@ -90,3 +90,16 @@ def test_what_waits_in_the_file_of_an_earlier_version_is_taken_over(
     log.remove([1])
     assert [example.id for example, _ in open_log().oldest(10)] == [2, 3]
     assert [example.id for example, _ in open_log().oldest(10)] == [2, 3]
+
+
+@pytest.mark.parametrize("content", [b"", b"no database" * 100])
+def test_an_unusable_file_of_an_earlier_version_is_left_aside(
+    open_log: Open, tmp_path: Path, content: bytes
+) -> None:
+    former = tmp_path / "data" / "examples.journal.sqlite"
+    former.parent.mkdir()
+    former.write_bytes(content)
+    log = open_log()
+    assert log.append([entry(1)]) == 1
+    assert [example.id for example, _ in log.oldest(10)] == [1]
+    assert former.exists()

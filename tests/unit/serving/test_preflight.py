@@ -183,6 +183,16 @@ def test_llm_without_its_weights_folder_is_refused(tmp_path: Path, parameter: st
         preflight.check_models(preflight.models_in([tmp_path]), Settings())
 
 
+def test_a_model_that_another_version_built_is_refused(tmp_path: Path) -> None:
+    for name in ("small_llm", "large_llm"):
+        add_model(tmp_path, name)
+    add_model(tmp_path, "tokenizer", 'backend: "python"\ninput [{ name: "text" }]')
+    with pytest.raises(
+        ConfigurationError, match=r"tokenizer: expected the inputs text_input .*got text; .*--force"
+    ):
+        preflight.check_models(preflight.models_in([tmp_path]), Settings())
+
+
 def test_instances_of_python_models_are_counted(tmp_path: Path) -> None:
     add_model(tmp_path, "one")
     add_model(tmp_path, "three", 'backend: "python"\ninstance_group [{ count: 3 kind: KIND_CPU }]')

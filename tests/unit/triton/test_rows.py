@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from echolm.contracts import Tensor
 from echolm.errors import InvalidRequestError, UnavailableError
-from fake_pb_utils import Request, texts
+from echolm.triton.rows import (
+    answer_together,
+    check_embeddings,
+    error_text,
+    padded,
+    read_rows,
+    to_array,
+)
+from numpy.typing import NDArray
 
 SPECS = (
     Tensor("text", "BYTES", (1,)),
@@ -19,18 +27,18 @@ SPECS = (
 )
 
 
-def read_rows(**arrays: Any) -> list[dict[str, Any]]:
-    from echolm.triton import codec
-
-    return codec.read_rows(Request(arrays), SPECS)
+def texts(*rows: bytes) -> NDArray[np.object_]:
+    """BYTES [n, 1]."""
+    return np.array([[row] for row in rows], dtype=np.object_)
 
 
 def test_rows_have_the_values_of_the_inputs_that_came() -> None:
-    rows = read_rows(
-        text=texts(b"a", "é".encode()),
-        count=np.array([[1], [2]], np.int32),
-        words=np.array([[b"x", b""], [b"y", b"z"]], np.object_),
-    )
+    arrays = {
+        "text": texts(b"a", "é".encode()),
+        "count": np.array([[1], [2]], np.int32),
+        "words": np.array([[b"x", b""], [b"y", b"z"]], np.object_),
+    }
+    rows = read_rows(arrays, SPECS)
     assert rows == [
         {"text": "a", "count": 1, "words": ["x", ""]},
         {"text": "é", "count": 2, "words": ["y", "z"]},
@@ -39,7 +47,7 @@ def test_rows_have_the_values_of_the_inputs_that_came() -> None:
 
 def test_an_array_outlives_its_request() -> None:
     memory = np.ones((1, 3), np.float32)
-    [row] = read_rows(text=texts(b"a"), vector=memory)
+    [row] = read_rows({"text": texts(b"a"), "vector": memory}, SPECS)
     memory[:] = 0
     assert row["vector"].tolist() == [1, 1, 1]
 
@@ -68,35 +76,24 @@ def test_what_does_not_keep_the_contract_is_refused_by_name(
     arrays: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        read_rows(**arrays)
+        read_rows(arrays, SPECS)
 
 
 def execute(
     run: Callable[[Sequence[str]], Sequence[str]], *requests: Sequence[bytes]
 ) -> tuple[list[Any], list[list[str]]]:
-    """The responses (a text each row, or the error), and the batches that were run."""
-    from echolm.triton import codec
-    from echolm.triton.batched import BatchedModel
-
+    """For each request its results, or status and text of its error; and the batches run."""
     batches: list[list[str]] = []
 
-    class Model(BatchedModel[str, str]):
-        def read(self, request: Any) -> list[str]:
-            return [row["text"] for row in codec.read_rows(request, SPECS)]
+    def read(request: Sequence[bytes]) -> list[str]:
+        return [row["text"] for row in read_rows({"text": texts(*request)}, SPECS)]
 
-        def run(self, rows: Sequence[str]) -> Sequence[str]:
-            batches.append(list(rows))
-            return run(rows)
+    def run_batch(rows: Sequence[str]) -> Sequence[str]:
+        batches.append(list(rows))
+        return run(rows)
 
-        def tensors(self, results: Sequence[str]) -> list[Any]:
-            return [codec.tensor(SPECS[0], results, (len(results), 1))]
-
-    responses = Model().execute([Request({"text": texts(*rows)}) for rows in requests])
-    shown = [
-        (r.error.status, r.error.text) if r.error else r.output_tensors[0].array[:, 0].tolist()
-        for r in responses
-    ]
-    return shown, batches
+    answers = answer_together(requests, read, run_batch)
+    return [error_text(a) if isinstance(a, Exception) else a for a in answers], batches
 
 
 def upper(rows: Sequence[str]) -> list[str]:
@@ -105,13 +102,13 @@ def upper(rows: Sequence[str]) -> list[str]:
 
 def test_all_rows_go_through_one_call_and_back_to_their_requests() -> None:
     responses, batches = execute(upper, [b"a"], [b"b", b"c"], [b"d"])
-    assert responses == [[b"A"], [b"B", b"C"], [b"D"]]
+    assert responses == [["A"], ["B", "C"], ["D"]]
     assert batches == [["a", "b", "c", "d"]]
 
 
 def test_a_bad_request_fails_alone() -> None:
     responses, batches = execute(upper, [b"a"], [b"b", b"\xff"], [], [b"c"])
-    assert (responses[0], responses[3]) == ([b"A"], [b"C"])
+    assert (responses[0], responses[3]) == (["A"], ["C"])
     status, message = responses[1]
     assert status == "INVALID_ARG"
     assert message.startswith("[invalid_request] text: expected UTF-8 text")
@@ -154,18 +151,14 @@ def test_a_failure_of_the_shared_call_is_every_requests_error(
     ],
 )
 def test_an_embedding_that_the_store_would_refuse_is_refused(embedding: Any, message: str) -> None:
-    from echolm.triton import codec
-
-    specs = (Tensor("embedding", "FP32", (-1,)),)
+    rows = read_rows({"embedding": embedding}, (Tensor("embedding", "FP32", (-1,)),))
     with pytest.raises(InvalidRequestError, match=message):
-        codec.read_embedded(Request({"embedding": embedding}), specs, 2)
+        check_embeddings(rows, 2)
 
 
-def test_rows_of_different_lengths_become_one_tensor() -> None:
-    from echolm.triton import codec
-
+def test_rows_of_different_lengths_become_one_array() -> None:
     words, vector = SPECS[2:]
-    columns = {"words": codec.padded([["a", "b"], []], ""), "vector": codec.padded([[], []], 0.0)}
-    first, second = codec.tensors((words, vector, SPECS[1]), 2, columns)
-    assert first.array.tolist() == [[b"a", b"b"], [b"", b""]]
-    assert (second.array.shape, second.array.dtype) == ((2, 0), np.float32)
+    first = to_array(words, padded([["a", "b"], []], ""), (2, -1))
+    second = to_array(vector, padded([[], []], 0.0), (2, -1))
+    assert first.tolist() == [[b"a", b"b"], [b"", b""]]
+    assert (second.shape, second.dtype) == ((2, 0), np.float32)
