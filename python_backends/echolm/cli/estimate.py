@@ -149,7 +149,7 @@ def _greedy(settings: Settings, older: LoggedDecisions, newer: LoggedDecisions) 
         )
     for x, drawn, reward in zip(older.contexts, older.drawn, older.rewards, strict=True):
         bandit.learn(older.arms[drawn], x, float(reward))
-    costs = {llm.name: settings.routing.cost_weight * llm.cost for llm in settings.llms}
+    costs = {n: settings.routing.cost_weight * c for n, c in settings.relative_costs.items()}
     scores = [newer.contexts @ bandit.arms[arm].mean - costs[arm] for arm in newer.arms]
     return np.asarray(np.eye(len(newer.arms))[np.argmax(scores, axis=0)])
 

@@ -126,7 +126,7 @@ class RoutingSettings(Section):
     default_llm: str = ""
     """Name of the LLM that answers when routing fails; empty means the strongest."""
     cost_weight: float = Field(0.05, ge=0)
-    """Quality (0 to 1) that one unit of an LLM's relative cost is worth."""
+    """Quality (0 to 1) that the cost of an answer of the strongest LLM is worth."""
     projection_dim: int = Field(16, ge=0)
     """Dimensions to which the request's embedding is projected for the bandit."""
     similarity_saturation: float = Field(0.7, gt=-1, le=1)

@@ -69,7 +69,7 @@ def build_selector(
     threshold = AdaptiveThreshold(
         retrieval.utility_threshold,
         retrieval.utility_threshold_exploration,
-        {llm.name: settings.routing.cost_weight * llm.cost for llm in settings.llms},
+        {n: settings.routing.cost_weight * c for n, c in settings.relative_costs.items()},
         retrieval.token_price,
     )
     return ExampleSelector(retrieval, utility, threshold, tokens, rng, prefix_index)

@@ -47,7 +47,7 @@ def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
         )
         for llm in settings.llms
     }
-    costs = {llm.name: llm.cost for llm in settings.llms}
+    costs = settings.relative_costs
     return featurizer, ThompsonSampling(
         arms, costs, routing.cost_weight, routing.exploration_floor, routing.exploration
     )

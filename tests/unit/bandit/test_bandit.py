@@ -111,7 +111,7 @@ def test_it_loses_little_against_the_oracle_and_beats_the_best_fixed_arm(
 
 
 @pytest.mark.parametrize("broken", ["random", "unlearning", "ignores-context"])
-def test_a_broken_learner_fails_the_same_bar(broken: str) -> None:
+def test_a_broken_learner_misses_the_same_target(broken: str) -> None:
     names = ("small", "large")
 
     def make(seed: int) -> tuple[Policy, Callable[..., None] | None]:
