@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +140,9 @@ class World:
         """Exit status of ``echolm examples check``."""
         folder = tmp_path / "embedder"
         folder.mkdir()
-        (folder / "embedder.json").write_text(EmbedderSpec("fake", DIMENSION, 16).to_json())
+        (folder / "embedder.json").write_text(
+            json.dumps(asdict(EmbedderSpec("fake", DIMENSION, 16)))
+        )
         config = tmp_path / "echolm.toml"
         config.write_text(
             f'data_dir = "{self.data_dir}"\n[embedding]\nmodel_dir = "{folder}"\n[retrieval]\n'
