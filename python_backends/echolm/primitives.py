@@ -25,6 +25,17 @@ OnText = Callable[[str], None]
 """Called with each new piece of an answer's text."""
 
 
+def decode(value: bytes | str, name: str) -> str:
+    """A text that a caller has sent; InvalidRequestError, which names it, if it is not UTF-8."""
+    if isinstance(value, str):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{value[error.start]:02x} at offset {error.start}"
+        raise InvalidRequestError.of(name, "UTF-8 text", got) from error
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to sample one answer.

@@ -11,7 +11,7 @@ from typing import Any
 
 from echolm.engines.base import GenerationRequest
 from echolm.errors import InvalidRequestError
-from echolm.primitives import Sampling
+from echolm.primitives import Sampling, decode
 
 Inputs = Mapping[str, Sequence[Any]]
 _SAMPLING = {field.name: f"sampling_param_{field.name}" for field in fields(Sampling)}
@@ -47,7 +47,7 @@ def parse_request(request_id: str, inputs: Inputs) -> LLMRequest:
     Raises:
         InvalidRequestError: names the tensor, what was expected and what came.
     """
-    prompt = _text(_scalar({"text_input": (), **inputs}, "text_input"), "text_input")
+    prompt = decode(_scalar({"text_input": (), **inputs}, "text_input"), "text_input")
     if not prompt:
         raise InvalidRequestError.of("text_input", "text that is not empty", "empty text")
     if (best_of := _scalar(inputs, "sampling_param_best_of", 1)) != 1:
@@ -67,7 +67,7 @@ def parse_request(request_id: str, inputs: Inputs) -> LLMRequest:
 
 def _sampling(inputs: Inputs) -> Sampling:
     values = {field: _scalar(inputs, name) for field, name in _SAMPLING.items() if field != "stop"}
-    stop = tuple(_text(word, _SAMPLING["stop"]) for word in inputs.get(_SAMPLING["stop"], ()))
+    stop = tuple(decode(word, _SAMPLING["stop"]) for word in inputs.get(_SAMPLING["stop"], ()))
     return Sampling.checked({**values, "stop": stop}, _SAMPLING, max_stop_words=_MAX_STOP_WORDS)
 
 
@@ -82,14 +82,3 @@ def _scalar(inputs: Inputs, name: str, default: Any = None) -> Any:
 
 def _flag(inputs: Inputs, name: str) -> bool:
     return bool(_scalar(inputs, name, False))
-
-
-def _text(value: bytes | str, name: str) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError.of(
-            name, "UTF-8 text", f"byte 0x{value[error.start]:02x} at offset {error.start}"
-        ) from error

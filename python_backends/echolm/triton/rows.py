@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from echolm.contracts import Tensor
 from echolm.errors import EchoError, InvalidRequestError, coded
+from echolm.primitives import decode
 
 logger = logging.getLogger("echolm")
 
@@ -64,20 +65,12 @@ def _cell(cell: NDArray[Any], spec: Tensor) -> Any:
     """One input's value in one row."""
     if -1 in spec.dims:
         if spec.datatype == "BYTES":
-            return [_text(value, spec.name) for value in cell.reshape(-1)]
+            return [decode(value, spec.name) for value in cell.reshape(-1)]
         return np.array(cell)  # a copy, since Triton's memory goes with the request
     if cell.size != 1:
         raise InvalidRequestError.of(spec.name, "one element", f"shape {list(cell.shape)}")
     value = cell.reshape(-1)[0]
-    return _text(value, spec.name) if spec.datatype == "BYTES" else value.item()
-
-
-def _text(value: bytes, name: str) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        got = f"byte 0x{value[error.start]:02x} at offset {error.start}"
-        raise InvalidRequestError.of(name, "UTF-8 text", got) from error
+    return decode(value, spec.name) if spec.datatype == "BYTES" else value.item()
 
 
 def to_array(spec: Tensor, values: Any, shape: Sequence[int] | None = None) -> NDArray[Any]:
