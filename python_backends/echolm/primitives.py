@@ -253,6 +253,10 @@ class Decision:
         example_ids: ids of the examples in the prompt, in its order.
         selection: see :class:`Retrieved`.
         revision: the LLM's ``llms.revision``.
+        statistics: version of the :class:`~echolm.learning.request_statistics.RequestStatistics`
+            by which the context was made.
+        solicited: why a rating was asked for: ``random`` or ``value``; empty if none was.
+        solicit_probability: the probability with which it was asked for, 0..1.
     """
 
     request_id: str
@@ -264,6 +268,9 @@ class Decision:
     example_ids: tuple[int, ...]
     selection: str = ""
     revision: str = ""
+    statistics: int = 0
+    solicited: str = ""
+    solicit_probability: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class FeedbackTokens:
         context = base64.b64encode(d.context.astype("<f2").tobytes()).decode("ascii")
         fields = [d.request_id, d.tenant, d.llm, context, round(d.propensity, 4)]
         fields += [round(d.quality, 4), list(d.example_ids), d.selection, d.revision]
+        fields += [d.statistics, d.solicited, round(d.solicit_probability, 5)]
         return str(self._serializer.dumps(fields))
 
     def load(self, token: str, name: str = "feedback_token") -> Decision:
@@ -54,8 +55,8 @@ class FeedbackTokens:
             raise InvalidRequestError.of(name, expected, "an expired one") from error
         except BadSignature as error:
             raise InvalidRequestError.of(name, "a token that this service signed", token) from error
-        # Tokens of earlier versions have no revision, or no selection either.
+        # Tokens of earlier versions end earlier; what they lack has its default.
         request_id, tenant, llm, context, propensity, quality, example_ids, *later = fields
         x = np.frombuffer(base64.b64decode(context), dtype="<f2").astype(np.float32)
         ids = tuple(example_ids)
-        return Decision(request_id, tenant, llm, x, propensity, quality, ids, *later[:2])
+        return Decision(request_id, tenant, llm, x, propensity, quality, ids, *later[:5])
