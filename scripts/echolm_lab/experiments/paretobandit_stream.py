@@ -57,7 +57,9 @@ def main() -> None:
             for k, row in enumerate(order):
                 model, log = router.route(x[row])
                 chosen[seed, w, k] = names.index(model)
-                router.process_feedback(log.request_id, reward=float(scores[row, chosen[seed, w, k]]))
+                router.process_feedback(
+                    log.request_id, reward=float(scores[row, chosen[seed, w, k]])
+                )
     np.save(target, chosen)
 
 

@@ -7,10 +7,15 @@ the cost. No request gets examples, and a rating is learnt before the next reque
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from echolm.bandit.learning import BanditLearning
+from echolm.errors import ConfigurationError
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING, describe
 from echolm.learning.request_statistics import REQUEST_STATISTICS, fit
@@ -23,7 +28,9 @@ from numpy.typing import NDArray
 from echolm_lab.experiments.routing_measures import (
     apgr,
     calibration_error,
+    cost_weights,
     frozen_apgr,
+    regret,
 )
 from echolm_lab.policies.linucb import LinUCB
 from echolm_lab.policies.static_router import StaticRouter
@@ -35,6 +42,7 @@ SWEEP = tuple(np.linspace(0.0, 0.6, 25).tolist())
 MEASURED_AT = (64, 256, 1_024)
 """Requests after which the statistics of requests are measured."""
 
+_PARETOBANDIT = Path(__file__).with_name("paretobandit_stream.py")
 _START_MS = 1_790_000_000_000
 _EVERY_MS = 1_000  # between two requests
 
@@ -77,7 +85,7 @@ class OnlineRouter:
         self._data = data
         self._embeddings = embeddings
         self._featurizer, self.bandit = build_bandit(settings)
-        self._learning = BanditLearning(self.bandit)
+        self._learning = BanditLearning(self.bandit, self._featurizer)
         self._rng = np.random.default_rng(seed)
         self._events = 0
         self._version = 0
@@ -155,25 +163,27 @@ def online(
 
 def online_apgr(
     data: RoutingSet, embeddings: NDArray[np.float32], seed: int, rated: str
-) -> tuple[float, float, float]:
+) -> dict[str, float]:
     """APGR of a router that learns, over a sweep of the cost weight; the set has two LLMs.
 
     The LLMs alone, which need no router, are the ends of the curve.
 
     Returns:
-        The APGR, the mean calibration error, and the mean share of rated requests.
+        ``apgr``, and means over the sweep: ``calibration_error`` and the share ``rated``.
     """
     shares, qualities, errors, ratings = [0.0, 1.0], data.means.tolist(), [], []
-    rows = np.arange(len(data))
     for cost_weight in SWEEP:
         run = online(data, embeddings, settings_for(data, cost_weight), seed, rated)
-        scores = data.scores[rows, run.chosen]
+        scores = data.scores_of(run.chosen)
         shares.append(float(run.chosen.mean()))
         qualities.append(float(scores.mean()))
         errors.append(calibration_error(run.predicted, scores))
         ratings.append(float(run.rated.mean()))
-    curve = apgr(np.array(shares), np.array(qualities), *data.means.tolist())
-    return curve, float(np.mean(errors)), float(np.mean(ratings))
+    return {
+        "apgr": apgr(np.array(shares), np.array(qualities), *data.means.tolist()),
+        "calibration_error": float(np.mean(errors)),
+        "rated": float(np.mean(ratings)),
+    }
 
 
 def labelled_apgr(
@@ -206,15 +216,75 @@ def labelled_apgr(
     }
 
 
-def linucb(
-    data: RoutingSet, embeddings: NDArray[np.float32], cost_weight: float, alpha: float
-) -> NDArray[np.intp]:
-    """The LLMs that LinUCB chooses, INT [n]; its features are a PCA of the whole set."""
+def online_regrets(
+    data: RoutingSet, embeddings: NDArray[np.float32], seed: int
+) -> tuple[list[float], float]:
+    """Regret at each of the set's cost weights, and the mean calibration error."""
+    regrets, errors = [], []
+    for cost_weight in cost_weights(data):
+        run = online(data, embeddings, settings_for(data, cost_weight), seed)
+        regrets.append(regret(data, run.chosen, cost_weight))
+        errors.append(calibration_error(run.predicted, data.scores_of(run.chosen)))
+    return regrets, float(np.mean(errors))
+
+
+def linucb_regrets(data: RoutingSet, embeddings: NDArray[np.float32], alpha: float) -> list[float]:
+    """LinUCB's regret at each cost weight; its features are a PCA of the whole set."""
     components = fit(embeddings, np.zeros(0, np.float32), 1).project(embeddings)
     x = np.column_stack([np.ones(len(data)), components]).astype(np.float64)
-    bandit = LinUCB(len(data.llms), x.shape[1], alpha, cost_weight * data.costs)
-    chosen = np.zeros(len(data), dtype=np.intp)
-    for k in range(len(data)):
-        chosen[k] = bandit.choose(x[k])
-        bandit.learn(int(chosen[k]), x[k], float(data.scores[k, chosen[k]]))
-    return chosen
+    regrets = []
+    for cost_weight in cost_weights(data):
+        bandit = LinUCB(len(data.llms), x.shape[1], alpha, cost_weight * data.costs)
+        chosen = np.zeros(len(data), dtype=np.intp)
+        for k in range(len(data)):
+            chosen[k] = bandit.choose(x[k])
+            bandit.learn(int(chosen[k]), x[k], float(data.scores[k, chosen[k]]))
+        regrets.append(regret(data, chosen, cost_weight))
+    return regrets
+
+
+def paretobandit_regrets(
+    data: RoutingSet,
+    embeddings: NDArray[np.float32],
+    orders: Sequence[NDArray[np.intp]],
+    python: Path,
+    priors: str,
+) -> NDArray[np.float64]:
+    """The regret of ParetoBandit's own code, FP64 [orders, cost weights].
+
+    Args:
+        data, embeddings: in their own order; each of ``orders`` is one stream.
+        python: interpreter in which ``pareto_bandit`` can be imported.
+        priors: ``none``; or ``warmup``: those that it ships, of offline ratings of three of the
+            LLMs on other requests of this kind.
+
+    Raises:
+        ConfigurationError: the interpreter fails.
+    """
+    weights = cost_weights(data)
+    with tempfile.TemporaryDirectory() as directory:
+        given, chosen = Path(directory) / "given.npz", Path(directory) / "chosen.npy"
+        np.savez(
+            given,
+            prompts=np.array(data.prompts),
+            llms=np.array(data.llms),
+            embeddings=embeddings,
+            scores=data.scores,
+            costs=data.costs,
+            cost_weights=np.array(weights),
+            orders=np.stack(orders),
+        )
+        command = [str(python), str(_PARETOBANDIT), str(given), str(chosen), priors]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
+            expected = "an interpreter with pareto_bandit"
+            raise ConfigurationError(f"{python}: expected {expected}, got: {said}") from error
+        choices = np.load(chosen)
+    return np.array(
+        [
+            [regret(data.take(order), row[w], weight) for w, weight in enumerate(weights)]
+            for order, row in zip(orders, choices, strict=True)
+        ]
+    )

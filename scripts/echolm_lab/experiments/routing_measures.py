@@ -65,8 +65,8 @@ def regret(data: RoutingSet, chosen: NDArray[np.intp], cost_weight: float) -> fl
     Args:
         chosen: index of the LLM that answered each request.
     """
-    values = data.scores - cost_weight * data.costs
-    return float(values.mean(axis=0).max() - values[np.arange(len(data)), chosen].mean())
+    best = (data.means - cost_weight * data.costs).max()
+    return float(best - (data.scores_of(chosen) - cost_weight * data.costs[chosen]).mean())
 
 
 def cost_weights(data: RoutingSet) -> list[float]:

@@ -43,6 +43,10 @@ class RoutingSet:
         """Mean score of each LLM, FP64 [k]."""
         return np.asarray(self.scores.mean(axis=0))
 
+    def scores_of(self, chosen: NDArray[np.intp]) -> NDArray[np.float64]:
+        """The score of the chosen LLM's answer to each request, FP64 [n]."""
+        return np.asarray(self.scores[np.arange(len(self)), chosen])
+
     def take(self, rows: NDArray[np.intp]) -> RoutingSet:
         """The requests at these indices."""
         prompts = tuple(self.prompts[row] for row in rows)
@@ -93,8 +97,9 @@ def _routing_set(
     scores: list[list[float]],
     costs: list[float],
 ) -> RoutingSet:
-    if not prompts:
-        raise ConfigurationError(f"{path}: expected at least one request, got none")
+    if not prompts or not llms:
+        expected = "at least one request and one LLM"
+        raise ConfigurationError(f"{path}: expected {expected}, got {len(prompts)}, {len(llms)}")
     order = np.argsort(costs, kind="stable")
     relative = np.array(costs)[order] / max(costs)
     names = tuple(llms[column] for column in order)
