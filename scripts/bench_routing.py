@@ -57,10 +57,7 @@ def gsm8k(data: RoutingSet, embeddings: Embeddings, options: argparse.Namespace)
     checks, rows = [], []
     for seed, order in enumerate(track(orders(data, options.seeds), "GSM8K", transient=True), 1):
         stream, vectors = data.take(order), embeddings[order]
-        row = {
-            rated: online_apgr(stream, vectors, seed, rated)
-            for rated in ("all", "solicited", "random")
-        }
+        row = {rated: online_apgr(stream, vectors, seed, rated) for rated in ("all", "solicited")}
         frozen = labelled_apgr(stream, vectors, options.labels, seed)
         rows.append({**row, "frozen": frozen})
         checks.append(
