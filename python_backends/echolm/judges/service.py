@@ -9,9 +9,10 @@ any more can still win them back.
 
 The learning log gets ``rating`` events with ``source`` ``judge:<kind>`` and ``judging``, an
 object: ``tokens`` and ``seconds`` (the whole judgement, second answer included; 0 in the second
-event of one), ``solicited`` (the request was picked because the router was unsure; otherwise at
-random) and ``asked`` (the answer was made for the judgement; its propensity is that of being
-asked, and off-policy estimates of what was served must drop it).
+event of one), ``request_id`` (of the answer that was served), ``solicited`` (the request was picked because the router was unsure; otherwise at
+random), ``asked`` (the answer was made for the judgement; its own propensity is that of being
+asked), and for off-policy estimates ``probability`` and ``propensity``, see
+:meth:`JudgingService.sampling`.
 """
 
 from __future__ import annotations
@@ -67,10 +68,15 @@ class Sampler:
     rng: random.Random
     _budget: float = field(default=0.0, init=False)
 
+    @property
+    def random_share(self) -> float:
+        """Share of all answers that is judged whatever they are."""
+        return self.share * (1.0 - self.solicited_share)
+
     def draw(self, solicited: bool) -> str:
         """Why this answer is judged: ``random`` | ``solicited`` | empty (it is not)."""
         self._budget = min(_MOST_SAVED, self._budget + self.share * self.solicited_share)
-        if self.rng.random() < self.share * (1.0 - self.solicited_share):
+        if self.rng.random() < self.random_share:
             return "random"
         if solicited and self._budget >= 1.0 - 1e-9:  # a sum of shares
             self._budget -= 1.0
@@ -175,6 +181,8 @@ class JudgingService:
         events = []
         for side, score in ratings:
             judging = {**cost, "solicited": reason == "solicited", "asked": side.asked}
+            judging |= {"request_id": routed.decision.request_id}
+            judging |= self.sampling(served, side.decision.llm, reason)
             rating = {"score": score, "source": JUDGE_SOURCE + self.judge.kind, "judging": judging}
             events.append({**describe(side.decision), **rating})
             cost = {"tokens": 0, "seconds": 0.0}
@@ -220,6 +228,26 @@ class JudgingService:
             weights = [1.0] * len(names)
         drawn = self.rng.choices(range(len(names)), weights)[0]
         return names[drawn], weights[drawn] / sum(weights)
+
+    def sampling(self, served: Served, llm: str, reason: str) -> dict[str, float]:
+        """How probable a rating is, as ``probability`` and ``propensity`` of its event.
+
+        ``probability`` is that with which such an answer is judged; 0 unless it was picked at
+        random and its rating says what its LLM is worth: a judge who only compares says how far
+        two answers are apart, and one who measures agreement does not rate the reference.
+        ``propensity`` is the probability that of the two answers in a judgement, one drawn evenly
+        is by ``llm``: half the probability that ``llm`` was routed to, or asked beside.
+        """
+        routed = served.choice.probabilities
+        others = sum(routed.get(n, 0.0) for n in self.endpoints if n != self._reference)
+        known = reason == "random" and self.judge.scale == "absolute" and len(routed) > 1
+        if not known or others <= 0.0:
+            return {"probability": 0.0, "propensity": 0.0}
+        if llm == self._reference:
+            rated = 1.0
+        else:
+            rated = routed.get(llm, 0.0) * (1.0 + routed.get(self._reference, 0.0) / others)
+        return {"probability": self.sampler.random_share, "propensity": rated / 2.0}
 
     async def _ask(self, served: Served, llm: str, propensity: float, spent: _Spent) -> _Side:
         """Another LLM's answer to the same request, sampled alike."""

@@ -7,23 +7,19 @@ rule never asks, and what the router wrongly believes is never put to the test.
 
 Here the question is by how much a rating of this answer can be expected to improve the decision for
 requests like this one (:func:`echolm.bandit.rating_value.value_of_rating`). That grows with the
-posterior's width at this context and the nearness of the arms.
-
-Ratings until 95% of what random rating gains in the end, in the simulation of
-``tests/unit/router/test_solicitation.py`` (mean of 12 seeds; 40% of the requests are clear cases,
-as requests without examples are; if there are none, this rule saves less than half)::
-
-    prior confidences                       at random   this rule   the paper
-    close for some requests                       350         100          80
-    close for none                                330          80       never
-    close for none, no clear cases at all         310         230       never
+posterior's width at this context and the nearness of the arms. A share of the ratings is asked for
+at random, whatever they are worth and whichever arm was drawn: they tell what the posterior is
+wrong about, and of what happens to all requests they are a fair sample. Each answer's probability
+of being asked for is recorded, so that estimates can weigh its rating (``learning.off_policy``).
 """
 
 from __future__ import annotations
 
 import math
+import random
 from bisect import bisect_left, insort
 from collections import deque
+from dataclasses import dataclass
 
 # A value is compared with those of this many requests at least, and of so many that this number
 # of ratings is asked for among them.
@@ -31,27 +27,56 @@ _MIN_WINDOW, _RATINGS_IN_WINDOW = 200, 10.0
 _MAX_BUDGET = 10.0  # ratings that a time without valuable requests leaves for later
 
 
-class Solicitor:
-    """Picks the most valuable share of a stream of requests. For use by one thread.
+@dataclass(frozen=True)
+class Solicitation:
+    """Whether a rating of an answer is asked for.
 
-    A rating is asked for if its value is in the top ``share`` of the values seen lately. The
-    window is short, since values fall by orders of magnitude as the router learns. If many values
-    are equal that would be too many, so a budget grows by ``share`` with each request.
-
-    Args:
-        share: the share, in [0, 1], of those requests whose rating is worth anything.
+    Attributes:
+        reason: ``random`` (it was drawn, valuable or not) or ``value``; empty if none is asked for.
+        probability: the probability, before the draw, that it would be asked for. 1 where the
+            value alone decides.
     """
 
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._window = max(_MIN_WINDOW, math.ceil(_RATINGS_IN_WINDOW / share)) if share > 0.0 else 1
+    reason: str = ""
+    probability: float = 0.0
+
+
+class Solicitor:
+    """Picks a share of a stream of requests, partly at random and else the most valuable ones.
+
+    For use by one thread. A rating is asked for if its value is in the top of the values seen
+    lately. The window is short, since values fall by orders of magnitude as the router learns. If
+    many values are equal that would be too many, so a budget grows with each request. Whether the
+    value asks is decided without regard to the draw, so that its probability is known.
+
+    Args:
+        share: the share of all requests that is picked, in [0, 1].
+        random_part: the part of that share that is drawn at random, in [0, 1].
+    """
+
+    def __init__(self, share: float, random_part: float, rng: random.Random | None = None) -> None:
+        self._rng = rng or random.Random()
+        self._random = share * random_part
+        # Requests that both the draw and the value pick count once.
+        self._share = (share - self._random) / (1.0 - self._random) if self._random < 1.0 else 0.0
+        wanted = _RATINGS_IN_WINDOW / self._share if self._share > 0.0 else 1.0
+        self._window = max(_MIN_WINDOW, math.ceil(wanted))
         self._recent: deque[float] = deque()
         self._ranked: list[float] = []
         self._budget = 1.0
 
-    def should_solicit(self, value: float) -> bool:
-        """Whether a rating is asked for that is worth ``value``, in quality."""
-        if value <= 0.0:
+    def should_solicit(self, value: float) -> Solicitation:
+        """Whether a rating is asked for that is worth ``value``, the logarithm of quality."""
+        if self._is_valuable(value):
+            probability, reason = 1.0, "value"
+        else:
+            probability, reason = self._random, ""
+        if self._rng.random() < self._random:
+            reason = "random"
+        return Solicitation(reason, probability)
+
+    def _is_valuable(self, value: float) -> bool:
+        if self._share <= 0.0 or value == -math.inf:
             return False
         self._budget = min(_MAX_BUDGET, self._budget + self._share)
         insort(self._ranked, value)
@@ -62,4 +87,4 @@ class Solicitor:
         if self._budget < 1.0 or value < self._ranked[first]:
             return False
         self._budget -= 1.0
-        return self._share > 0.0
+        return True
