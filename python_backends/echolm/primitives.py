@@ -193,6 +193,7 @@ class Choice:
         quality: the bandit's estimate of the answer's quality, clipped to 0..1.
         rating_value: see :func:`echolm.bandit.rating_value.value_of_rating`; minus infinity where
             nothing was drawn.
+        statistics: see :class:`Decision`.
     """
 
     arm: str
@@ -200,6 +201,7 @@ class Choice:
     probabilities: Mapping[str, float]
     quality: float
     rating_value: float = -math.inf
+    statistics: int = 0
 
 
 @dataclass(frozen=True)

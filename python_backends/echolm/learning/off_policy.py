@@ -56,7 +56,7 @@ care.
 Convert = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 """A context of some version of the request statistics as one of the present version.
 
-KeyError or ValueError if that version is not known.
+ValueError if it cannot be converted.
 """
 
 
@@ -245,8 +245,7 @@ def read_ratings(
     - ``judged, no sample``: the judge's rating is no sample of known probability.
     - ``asked``, ``judged``, ``volunteered``: of a kind that ``ratings`` excludes.
     - ``damaged``: a field is missing or out of range.
-    - ``statistics``: the context was made by request statistics that are not known.
-    - ``context``: it has another dimension than most have.
+    - ``context``: it has another dimension than most have, or cannot be converted.
 
     Args:
         arms: names of the LLMs, in the order of the policies' columns.
@@ -353,11 +352,11 @@ def _converted(
             elif rating.statistics != usual:
                 raise ValueError("context: of other request statistics")
             kept.append(rating)
-        except (KeyError, ValueError):
-            dropped["statistics"] += 1
+        except ValueError:
+            dropped["context"] += 1
     [(size, _)] = Counter(len(r.context) for r in kept).most_common(1) or [(0, 0)]
     if others := sum(len(r.context) != size for r in kept):
-        dropped["context"] = others
+        dropped["context"] += others
     return [r for r in kept if len(r.context) == size]
 
 
