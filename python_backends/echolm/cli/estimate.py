@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echolm_client.cli.arguments import Subparsers, add_verb
@@ -22,13 +21,14 @@ from echolm_client.cli.exit_codes import OK
 from echolm_client.cli.table import Column, table
 
 from echolm.cli.data_directory import add_options, configuration_file, settings_from
-from echolm.errors import ConfigurationError, EchoError
+from echolm.errors import ConfigurationError
 
 if TYPE_CHECKING:  # what is slow to import is imported when the command runs
     import numpy as np
     from numpy.typing import NDArray
 
     from echolm.bandit.features import Featurizer
+    from echolm.bandit.thompson import ThompsonSampling
     from echolm.learning.event_log import Event, EventLog
     from echolm.learning.off_policy import LoggedDecisions, Probabilities, Ratings
     from echolm.settings import Settings
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     settings = _settings(args)
     with closing(_open(settings)) as events:
-        log, dropped = _read(settings, events, args.ratings)
+        log, dropped = read_decisions(settings, events, args.ratings)
         first = len(log) - max(1, round(args.holdout * len(log)))
         if first < 1:
             raise ConfigurationError(
@@ -106,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
                 f"{len(log)} usable ratings in all"
             )
         rewards, newest = fit_reward_model(log), log.part(slice(first, None))
-        learnt = _policies(settings, events, newest, args.cost_weight)
+        bandit = learnt_bandit(settings, events, int(newest.order.min()))
+    learnt = bandit_policies(bandit, newest.contexts, log.arms, args.cost_weight)
     policies = {f"always {arm}": (log, log.always(arm), rewards) for arm in log.arms}
     policies |= {name: (newest, target, rewards[first:]) for name, target in learnt.items()}
     costs = [settings.relative_costs[arm] for arm in log.arms]
@@ -122,14 +123,14 @@ def run(args: argparse.Namespace) -> int:
     }
     logged = vars(logged_mean(log))
     if args.json:
-        report = {"ratings": len(log), "sources": log.sources, "dropped": dropped}
+        report = {"ratings": len(log), "sources": log.sources(), "dropped": dropped}
         write(json.dumps(_rounded({**report, "logged": logged, "policies": rows})) + "\n")
         return OK
     lines = [["as logged", "", f"{logged['effective_sample_size']:.0f}", *[_shown(logged)] * 3]]
     for name, row in rows.items():
         figures = [f"{row['cost']:.2f}", f"{row['ips']['effective_sample_size']:.0f}"]
         lines.append([name, *figures, *(_shown(row[kind]) for kind in ("ips", "snips", "dr"))])
-    used = ", ".join(f"{number} {source}" for source, number in log.sources.items())
+    used = ", ".join(f"{number} {source}" for source, number in log.sources().items())
     write(f"Mean rating by policy, from {len(log)} ratings ({used})\n")
     write(table(_COLUMNS, lines, terminal_width()))
     write(f"from the newest {len(newest)}: {', '.join(learnt)}\n")
@@ -177,8 +178,8 @@ def _open(settings: Settings) -> EventLog:
     return open_event_log(settings)
 
 
-def _read(
-    settings: Settings, log: EventLog, ratings: Ratings
+def read_decisions(
+    settings: Settings, log: EventLog, ratings: Ratings = "sampled"
 ) -> tuple[LoggedDecisions, dict[str, int]]:
     """The usable ratings with contexts by the newest statistics, and how many others there are."""
     from echolm.bandit.features import DIMENSION, Featurizer
@@ -218,43 +219,58 @@ def _adopting(featurizer: Featurizer, events: Iterable[Event]) -> Iterator[Event
         yield event
 
 
-def _policies(
-    settings: Settings, log: EventLog, newest: LoggedDecisions, cost_weights: Sequence[float]
-) -> dict[str, Probabilities]:
-    """What a bandit would draw that has learnt from all that is older than the newest ratings."""
-    import numpy as np
+def learnt_bandit(settings: Settings, log: EventLog, events: int) -> ThompsonSampling:
+    """A bandit that has learnt from the log's first events as a server does.
 
+    Request statistics are adopted from all of the log, since the newest contexts are made by them.
+
+    Args:
+        events: how many, other ones than ratings and preferences included.
+    """
     from echolm.bandit.learning import BanditLearning
-    from echolm.learning.feedback import PREFERENCE, RATING
+    from echolm.learning.request_statistics import REQUEST_STATISTICS
     from echolm.wiring.routing import build_bandit
 
     featurizer, bandit = build_bandit(settings)
     learning = BanditLearning(bandit, featurizer)
-    first = int(newest.order.min())
     for number, event in enumerate(_events(log)):
-        # Later statistics are adopted all the same: the newest contexts are made by them.
-        if event.kind in learning.kinds and (
-            number < first or event.kind not in (RATING, PREFERENCE)
-        ):
-            with suppress(EchoError, KeyError, TypeError, ValueError):  # as a server skips it
+        known = event.kind in learning.kinds and number < events
+        if known or event.kind == REQUEST_STATISTICS:
+            with suppress(Exception):  # one bad event ends nothing in a server, either
                 learning.apply(event)
-    contexts, rng = newest.contexts, np.random.default_rng(0)  # what it draws is not used
-    arms, names = newest.arms, list(bandit.arms)
+    return bandit
+
+
+def bandit_policies(
+    bandit: ThompsonSampling,
+    contexts: NDArray[np.float64],
+    arms: Sequence[str],
+    cost_weights: Sequence[float],
+) -> dict[str, Probabilities]:
+    """What a bandit would draw, without load: greedy; and exploring and greedy at cost weights."""
+    import numpy as np
+
+    names, own = list(bandit.arms), bandit.cost_weight
     columns = [names.index(arm) for arm in arms]
-    eligible = np.tile([name in arms for name in names], (len(newest), 1))
+    eligible = np.tile([name in arms for name in names], (len(contexts), 1))
+    qualities = bandit.qualities(contexts)[:, columns]
+    relative_costs = np.array([bandit.costs[arm] for arm in arms])
 
     def greedy(cost_weight: float) -> Probabilities:
-        costs = [cost_weight * bandit.costs[arm] for arm in arms]
-        best = (bandit.qualities(contexts)[:, columns] - costs).argmax(axis=1)
+        best = (qualities - cost_weight * relative_costs).argmax(axis=1)
         return np.asarray(np.eye(len(arms))[best])
 
-    policies = {"greedy": greedy(bandit.cost_weight)}
-    for weight in cost_weights:
-        bandit.cost_weight = weight
-        choices = bandit.choose_many(contexts, {}, rng, eligible)
-        drawn = np.array([[choice.probabilities[arm] for arm in arms] for choice in choices])
-        policies[f"cost weight {weight:g}"] = drawn
-        policies[f"{weight:g}, greedy"] = greedy(weight)
+    policies = {"greedy": greedy(own)}
+    try:
+        for weight in cost_weights:
+            bandit.cost_weight = weight
+            # Only the probabilities are used, and not what is drawn.
+            choices = bandit.choose_many(contexts, {}, np.random.default_rng(0), eligible)
+            drawn = [[choice.probabilities[arm] for arm in arms] for choice in choices]
+            policies[f"cost weight {weight:g}"] = np.array(drawn)
+            policies[f"{weight:g}, greedy"] = greedy(weight)
+    finally:
+        bandit.cost_weight = own
     return policies
 
 

@@ -9,10 +9,10 @@ any more can still win them back.
 
 The learning log gets ``rating`` events with ``source`` ``judge:<kind>`` and ``judging``, an
 object: ``tokens`` and ``seconds`` (the whole judgement, second answer included; 0 in the second
-event of one), ``request_id`` (of the answer that was served), ``solicited`` (the request was picked because the router was unsure; otherwise at
-random), ``asked`` (the answer was made for the judgement; its own propensity is that of being
-asked), and for off-policy estimates ``probability`` and ``propensity``, see
-:meth:`JudgingService.sampling`.
+event of one), ``request_id`` (of the answer that was served), ``solicited`` (the request was picked
+because the router was unsure; otherwise at random), ``asked`` (the answer was made for the
+judgement; its own propensity is that of being asked), and for off-policy estimates ``probability``
+and ``propensity``, see :meth:`JudgingService.sampling`.
 """
 
 from __future__ import annotations
@@ -235,19 +235,13 @@ class JudgingService:
         ``probability`` is that with which such an answer is judged; 0 unless it was picked at
         random and its rating says what its LLM is worth: a judge who only compares says how far
         two answers are apart, and one who measures agreement does not rate the reference.
-        ``propensity`` is the probability that of the two answers in a judgement, one drawn evenly
-        is by ``llm``: half the probability that ``llm`` was routed to, or asked beside.
+        ``propensity`` is :func:`rated_propensity`.
         """
         routed = served.choice.probabilities
-        others = sum(routed.get(n, 0.0) for n in self.endpoints if n != self._reference)
-        known = reason == "random" and self.judge.scale == "absolute" and len(routed) > 1
-        if not known or others <= 0.0:
+        propensity = rated_propensity(routed, llm, self._reference, list(self.endpoints))
+        if reason != "random" or self.judge.scale != "absolute" or propensity <= 0.0:
             return {"probability": 0.0, "propensity": 0.0}
-        if llm == self._reference:
-            rated = 1.0
-        else:
-            rated = routed.get(llm, 0.0) * (1.0 + routed.get(self._reference, 0.0) / others)
-        return {"probability": self.sampler.random_share, "propensity": rated / 2.0}
+        return {"probability": self.sampler.random_share, "propensity": propensity}
 
     async def _ask(self, served: Served, llm: str, propensity: float, spent: _Spent) -> _Side:
         """Another LLM's answer to the same request, sampled alike."""
@@ -279,6 +273,30 @@ def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
         and request.tenant not in settings.exclude_tenants
         and bool(served.x.any())
     )
+
+
+def rated_propensity(
+    routed: Mapping[str, float], llm: str, reference: str, llms: Sequence[str]
+) -> float:
+    """The probability that of the two answers in a judgement, one drawn evenly is by ``llm``.
+
+    That is half the probability that ``llm`` was routed to, or was asked beside the reference.
+    The propensities of all arms sum to 1.
+
+    Args:
+        routed: the probabilities of the router's draw.
+        llms: those that may be asked.
+
+    Returns:
+        0 where nothing was drawn, or no candidate could have been.
+    """
+    candidates = sum(routed.get(name, 0.0) for name in llms if name != reference)
+    if len(routed) < 2 or candidates <= 0.0:
+        return 0.0
+    if llm == reference:
+        return 0.5
+    asked = routed.get(reference, 0.0) / candidates if llm in llms else 0.0
+    return routed.get(llm, 0.0) * (1.0 + asked) / 2.0
 
 
 def pair_scores(share: float, candidate: float, reference: float) -> tuple[float, float]:

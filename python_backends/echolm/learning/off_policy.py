@@ -70,11 +70,14 @@ class LoggedDecisions:
         drawn: index of the arm that was drawn, INT64 [n]; -1 for one that is not in ``arms``.
         propensities: probability with which it was drawn, FP64 [n], in (0, 1].
         rewards: FP64 [n].
-        weights: decisions that each stands for, up to a common factor, FP64 [n]; 1 by default.
+        weights: decisions that each stands for, up to a factor common to its kind, FP64 [n]; 1 by
+            default.
         requests: number of the request, INT64 [n]: answers of one request are not independent. By
             default each row is a request.
         order: when each was rated first, as the number of the event in the log, INT64 [n].
-        sources: how many ratings are of which kind (see ``Ratings``).
+        kinds: which of the kinds of ratings each is, as an index, INT64 [n]. Each kind is a sample
+            of all decisions, of its own unknown size. By default there is one.
+        kind_names: of the kinds; see ``Ratings``.
 
     Raises:
         InvalidRequestError: sizes do not fit, or a value is out of range.
@@ -88,11 +91,14 @@ class LoggedDecisions:
     weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     requests: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     order: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    sources: Mapping[str, int] = field(default_factory=dict)
+    kinds: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    kind_names: tuple[str, ...] = ("",)
 
     def __post_init__(self) -> None:
         n = len(self.rewards)
-        defaults = {"weights": np.ones(n), "requests": np.arange(n), "order": np.arange(n)}
+        numbers = np.arange(n)
+        defaults = {"weights": np.ones(n), "requests": numbers, "order": numbers}
+        defaults["kinds"] = np.zeros(n, dtype=np.int64)
         for name, default in defaults.items():
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, default)
@@ -115,12 +121,17 @@ class LoggedDecisions:
         """Some of the decisions."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
 
+    def sources(self) -> dict[str, int]:
+        """How many ratings are of which kind."""
+        found = Counter(self.kind_names[k] for k in self.kinds.tolist())
+        return dict(found)
+
     def always(self, arm: str) -> Probabilities:
         """The policy that always draws one arm."""
         return np.tile(np.eye(len(self.arms))[self.arms.index(arm)], (len(self), 1))
 
 
-_COLUMNS = [f.name for f in fields(LoggedDecisions) if f.name not in ("arms", "sources")]
+_COLUMNS = [f.name for f in fields(LoggedDecisions) if f.name not in ("arms", "kind_names")]
 
 
 @dataclass(frozen=True)
@@ -129,8 +140,8 @@ class Estimate:
 
     Attributes:
         standard_error: NaN if there is but one request.
-        effective_sample_size: (sum s w)^2 / sum (s w)^2: decisions drawn by the target itself
-            that would say as much.
+        effective_sample_size: (sum s w)^2 / sum (s w)^2, of all kinds together: decisions drawn by
+            the target itself that would say as much.
         clipped: share of the importance weights that were cut to the limit, which makes a bias.
     """
 
@@ -146,7 +157,7 @@ def logged_mean(log: LoggedDecisions) -> Estimate:
 
 
 def ips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.inf) -> Estimate:
-    """Inverse propensity score.
+    """Inverse propensity score; NaN if the log holds nothing that the target would draw.
 
     Args:
         max_weight: larger importance weights are cut to this: less noise, some bias.
@@ -159,10 +170,7 @@ def ips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.in
 
 
 def snips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.inf) -> Estimate:
-    """Self-normalised inverse propensity score; arguments as in :func:`ips`.
-
-    NaN if the log holds nothing that the target would draw.
-    """
+    """Self-normalised inverse propensity score; see :func:`ips`."""
     w, clipped = _importance(log, target, max_weight)
     return _ratio(log, w * log.rewards, w, w, clipped)
 
@@ -272,10 +280,10 @@ def read_ratings(
         current = revisions is None or body.get("revision", "") == revisions.get(llm, "")
         if llm in index and not current:
             dropped["revision"] += 1
-        elif rating.propensity >= 1.0 and len(arms) > 1:
-            dropped["forced"] += 1
         elif rating.weight == 0.0:
             dropped["judged, no sample"] += 1
+        elif rating.propensity >= 1.0 and len(arms) > 1:
+            dropped["forced"] += 1
         else:
             key = (is_judged(body), str(body["request_id"]))
             if key in found:
@@ -287,17 +295,21 @@ def read_ratings(
         expected = "ratings of answers whose LLM the router drew"
         others = f"; others: {dict(dropped)}" if dropped else ""
         raise InvalidRequestError.of("learning log", expected, f"none{others}")
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(r.request for r in kept))}
+    requests, kinds = (
+        {name: i for i, name in enumerate(dict.fromkeys(names))}
+        for names in ([r.request for r in kept], [r.kind for r in kept])
+    )
     log = LoggedDecisions(
         tuple(arms),
         np.stack([r.context for r in kept]).astype(np.float64),
         np.array([r.drawn for r in kept]),
         np.array([r.propensity for r in kept]),
         np.array([r.score for r in kept]),
-        _pooled_weights(kept),
-        np.array([numbers[r.request] for r in kept]),
+        np.array([r.weight for r in kept]),
+        np.array([requests[r.request] for r in kept]),
         np.array([r.order for r in kept]),
-        dict(Counter(r.kind for r in kept)),
+        np.array([kinds[r.kind] for r in kept]),
+        tuple(kinds),
     )
     return log, dict(dropped)
 
@@ -360,20 +372,6 @@ def _converted(
     return [r for r in kept if len(r.context) == size]
 
 
-def _pooled_weights(found: list[_Rating]) -> NDArray[np.float64]:
-    """Weights of ratings of several kinds, FP64 [n].
-
-    Each kind is a sample of all decisions, of its own unknown size, and gives an estimate of its
-    own. The mean of these estimates errs least if each counts by its effective sample size.
-    """
-    weights = np.array([r.weight for r in found])
-    kinds = np.array([r.kind for r in found])
-    for kind in set(kinds):
-        own = weights[kinds == kind]
-        weights[kinds == kind] *= own.sum() / (own**2).sum()
-    return weights
-
-
 def _importance(
     log: LoggedDecisions, target: Probabilities, max_weight: float
 ) -> tuple[NDArray[np.float64], float]:
@@ -397,16 +395,25 @@ def _ratio(
 ) -> Estimate:
     """Sum of the weighted terms over that of the weighted units.
 
-    The standard error is the delta method's, over requests.
+    Each kind of ratings gives an estimate of its own, and their mean errs least if each counts by
+    its effective sample size. The standard error is the delta method's, over requests.
     """
-    s = log.weights
-    total = float(s @ units)
-    if total == 0.0:
+    value = effective = 0.0
+    errors = np.zeros(len(log))
+    for kind in np.unique(log.kinds):
+        rows = log.kinds == kind
+        s, sw = log.weights[rows], log.weights[rows] * w[rows]
+        if not sw.any():
+            continue  # it says nothing about the target
+        size = float(sw.sum() ** 2 / (sw**2).sum())
+        total = float(s @ units[rows])
+        own = float(s @ terms[rows]) / total
+        errors[rows] = size / total * s * (terms[rows] - own * units[rows])
+        value += size * own
+        effective += size
+    if effective == 0.0:
         return Estimate(math.nan, math.nan, 0.0, clipped)
-    value = float(s @ terms) / total
-    errors = np.bincount(log.requests, s * (terms - value * units))
     n = len(np.unique(log.requests))
-    variance = float((errors**2).sum()) * n / (n - 1) if n > 1 else math.nan
-    squares = float(((s * w) ** 2).sum())
-    effective = float(s @ w) ** 2 / squares if squares else 0.0
-    return Estimate(value, math.sqrt(variance) / total, effective, clipped)
+    squares = float((np.bincount(log.requests, errors) ** 2).sum())
+    error = math.sqrt(squares * n / (n - 1)) / effective if n > 1 else math.nan
+    return Estimate(value / effective, error, effective, clipped)
