@@ -273,7 +273,7 @@ def read_ratings(
         body = event.body
         try:
             rating = _read(body, index, order)
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):
             dropped["damaged"] += 1
             continue
         llm = str(body["llm"])
@@ -315,7 +315,7 @@ def read_ratings(
 
 
 def _read(body: Mapping[str, Any], index: Mapping[str, int], order: int) -> _Rating:
-    """A rating from an event's body; ValueError, KeyError or TypeError if it is damaged."""
+    """A rating from an event's body; any of several errors if it is damaged."""
     kind, request, propensity = "volunteered", str(body["request_id"]), float(body["propensity"])
     weight = 1.0
     if is_judged(body):

@@ -104,8 +104,9 @@ class RouterService:
             choice = self._stand_in_choice(x, llm, choice.statistics)
         revision = self.endpoints[llm].settings.revision
         decision = decision_record(request_id, request, retrieved, x, choice, used, revision)
-        if len(choice.probabilities) > 1:  # nobody is asked about an LLM of their own choice
-            ask = self.solicitor.should_solicit(choice.rating_value)
+        arms = sum(p > 0.0 for p in choice.probabilities.values())
+        if arms > 1:  # nobody is asked about an LLM of their own choice
+            ask = self.solicitor.should_solicit(choice.rating_value, choice.propensity, arms)
             decision = replace(decision, solicited=ask.reason, solicit_probability=ask.probability)
         answer = Answer(
             **vars(completion),

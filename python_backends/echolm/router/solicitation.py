@@ -7,10 +7,12 @@ rule never asks, and what the router wrongly believes is never put to the test.
 
 Here the question is by how much a rating of this answer can be expected to improve the decision for
 requests like this one (:func:`echolm.bandit.rating_value.value_of_rating`). That grows with the
-posterior's width at this context and the nearness of the arms. A share of the ratings is asked for
-at random, whatever they are worth and whichever arm was drawn: they tell what the posterior is
-wrong about, and of what happens to all requests they are a fair sample. Each answer's probability
-of being asked for is recorded, so that estimates can weigh its rating (``learning.off_policy``).
+posterior's width at this context and the nearness of the arms. Other ratings are asked for at
+random, whatever they are worth: they tell what the posterior is wrong about, and are a fair sample
+of what happens. Half of them are spread evenly over the draws, half over the arms: an arm that is
+drawn once in 200 times would otherwise be rated once in 200 ratings, and nothing could be told of
+a policy that draws it more often. Each answer's probability of being asked for is recorded, so that
+estimates can weigh its rating (:mod:`echolm.learning.off_policy`).
 """
 
 from __future__ import annotations
@@ -65,15 +67,21 @@ class Solicitor:
         self._ranked: list[float] = []
         self._budget = 1.0
 
-    def should_solicit(self, value: float) -> Solicitation:
-        """Whether a rating is asked for that is worth ``value``, the logarithm of quality."""
-        if self._is_valuable(value):
-            probability, reason = 1.0, "value"
-        else:
-            probability, reason = self._random, ""
-        if self._rng.random() < self._random:
+    def should_solicit(self, value: float, propensity: float, arms: int) -> Solicitation:
+        """Whether a rating of an answer is asked for.
+
+        Args:
+            value: what it is worth, the logarithm of quality.
+            propensity: the probability with which the answer's arm was drawn.
+            arms: how many arms could have been drawn.
+        """
+        # Its mean over the draws is the random share, as far as it is not cut at 1.
+        at_random = min(1.0, self._random * (1.0 + 1.0 / (arms * propensity)) / 2.0)
+        valuable = self._is_valuable(value)
+        reason = "value" if valuable else ""
+        if self._rng.random() < at_random:
             reason = "random"
-        return Solicitation(reason, probability)
+        return Solicitation(reason, 1.0 if valuable else at_random)
 
     def _is_valuable(self, value: float) -> bool:
         if self._share <= 0.0 or value == -math.inf:

@@ -137,7 +137,7 @@ def serve(
         for k, (x, choice) in enumerate(zip(X, bandit.choose_many(X, {}, rng), strict=True)):
             now[0] += _MS_PER_REQUEST
             right = rng.random(len(names)) < requests.qualities[start + k]
-            ask = solicitor.should_solicit(choice.rating_value)
+            ask = solicitor.should_solicit(choice.rating_value, choice.propensity, len(names))
             request_id = str(start + k)
             decision = Decision(
                 request_id, "t", choice.arm, x, choice.propensity, choice.quality, (), "", "",
