@@ -9,9 +9,10 @@ any more can still win them back.
 
 The learning log gets ``rating`` events with ``source`` ``judge:<kind>`` and ``judging``, an
 object: ``tokens`` and ``seconds`` (the whole judgement, second answer included; 0 in the second
-event of one), ``solicited`` (the request was picked because the router was unsure; otherwise at
-random) and ``asked`` (the answer was made for the judgement; its propensity is that of being
-asked, and off-policy estimates of what was served must drop it).
+event of one), ``request_id`` (of the answer that was served), ``solicited`` (the request was picked
+because the router was unsure; otherwise at random), ``asked`` (the answer was made for the
+judgement; its own propensity is that of being asked), and for off-policy estimates ``probability``
+and ``propensity``, see :meth:`JudgingService.sampling`.
 """
 
 from __future__ import annotations
@@ -67,10 +68,15 @@ class Sampler:
     rng: random.Random
     _budget: float = field(default=0.0, init=False)
 
+    @property
+    def random_share(self) -> float:
+        """Share of all answers that is judged whatever they are."""
+        return self.share * (1.0 - self.solicited_share)
+
     def draw(self, solicited: bool) -> str:
         """Why this answer is judged: ``random`` | ``solicited`` | empty (it is not)."""
         self._budget = min(_MOST_SAVED, self._budget + self.share * self.solicited_share)
-        if self.rng.random() < self.share * (1.0 - self.solicited_share):
+        if self.rng.random() < self.random_share:
             return "random"
         if solicited and self._budget >= 1.0 - 1e-9:  # a sum of shares
             self._budget -= 1.0
@@ -175,6 +181,8 @@ class JudgingService:
         events = []
         for side, score in ratings:
             judging = {**cost, "solicited": reason == "solicited", "asked": side.asked}
+            judging |= {"request_id": routed.decision.request_id}
+            judging |= self.sampling(served, side.decision.llm, reason)
             rating = {"score": score, "source": JUDGE_SOURCE + self.judge.kind, "judging": judging}
             events.append({**describe(side.decision), **rating})
             cost = {"tokens": 0, "seconds": 0.0}
@@ -221,6 +229,20 @@ class JudgingService:
         drawn = self.rng.choices(range(len(names)), weights)[0]
         return names[drawn], weights[drawn] / sum(weights)
 
+    def sampling(self, served: Served, llm: str, reason: str) -> dict[str, float]:
+        """How probable a rating is, as ``probability`` and ``propensity`` of its event.
+
+        ``probability`` is that with which such an answer is judged; 0 unless it was picked at
+        random and its rating says what its LLM is worth: a judge who only compares says how far
+        two answers are apart, and one who measures agreement does not rate the reference.
+        ``propensity`` is :func:`rated_propensity`.
+        """
+        routed = served.choice.probabilities
+        propensity = rated_propensity(routed, llm, self._reference, list(self.endpoints))
+        if reason != "random" or self.judge.scale != "absolute" or propensity <= 0.0:
+            return {"probability": 0.0, "propensity": 0.0}
+        return {"probability": self.sampler.random_share, "propensity": propensity}
+
     async def _ask(self, served: Served, llm: str, propensity: float, spent: _Spent) -> _Side:
         """Another LLM's answer to the same request, sampled alike."""
         endpoint, request = self.endpoints[llm], served.request
@@ -251,6 +273,30 @@ def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
         and request.tenant not in settings.exclude_tenants
         and bool(served.x.any())
     )
+
+
+def rated_propensity(
+    routed: Mapping[str, float], llm: str, reference: str, llms: Sequence[str]
+) -> float:
+    """The probability that of the two answers in a judgement, one drawn evenly is by ``llm``.
+
+    That is half the probability that ``llm`` was routed to, or was asked beside the reference.
+    The propensities of all arms sum to 1.
+
+    Args:
+        routed: the probabilities of the router's draw.
+        llms: those that may be asked.
+
+    Returns:
+        0 where nothing was drawn, or no candidate could have been.
+    """
+    candidates = sum(routed.get(name, 0.0) for name in llms if name != reference)
+    if len(routed) < 2 or candidates <= 0.0:
+        return 0.0
+    if llm == reference:
+        return 0.5
+    asked = routed.get(reference, 0.0) / candidates if llm in llms else 0.0
+    return routed.get(llm, 0.0) * (1.0 + asked) / 2.0
 
 
 def pair_scores(share: float, candidate: float, reference: float) -> tuple[float, float]:
