@@ -104,6 +104,15 @@ class WarmUp:
         ready = self._ready()[int(has_examples)]
         return [name for name, known in zip(self._names, ready, strict=True) if not known]
 
+    def evidence(self) -> list[tuple[str, str, float, bool]]:
+        """For each LLM and cell: their names, the evidence, and whether the LLM is held back."""
+        ready = self._ready()
+        return [
+            (name, cell, self._bandit.arms[name].evidence[k], not ready[k, arm])
+            for arm, name in enumerate(self._names)
+            for k, cell in enumerate(CELLS)
+        ]
+
     def judged(self, decided: bool) -> None:
         """Take note of whether the judge could decide which of two answers is better."""
         self._decided += decided
@@ -121,7 +130,8 @@ class WarmUp:
         """
         held = ~self._ready()
         if held.any():
-            logger.warning("LLMs are tried without a warm-up (routing.warm_up_ratings): %s", why)
+            level = logging.INFO if reason == "no_judge" else logging.WARNING
+            logger.log(level, "LLMs are tried without a warm-up: %s", why)
         for _ in range(int(held.sum())):
             self._on_given_up(reason)
         self._free[:] = True
