@@ -44,7 +44,7 @@ from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import AUTO, Decision, Served
 from echolm.router.policy import Policy, decision_record
-from echolm.router.warm_up import WarmUp
+from echolm.router.warm_up import GivenUp, WarmUp
 from echolm.settings import JudgingSettings, Settings
 
 logger = logging.getLogger("echolm")
@@ -74,6 +74,9 @@ class JudgingMetrics(Protocol):
 
     def compared(self, llm: str, reason: Reason, share: float) -> None:
         """The share that an LLM's answer has won against another LLM's."""
+
+    def warm_up_given_up(self, reason: GivenUp) -> None:
+        """An LLM is tried without a warm-up for requests of one kind."""
 
 
 @dataclass
