@@ -104,6 +104,13 @@ class WarmUp:
         ready = self._ready()[int(has_examples)]
         return [name for name, known in zip(self._names, ready, strict=True) if not known]
 
+    def share(self, has_examples: bool) -> float:
+        """Wanted evidence over what there is of the least known LLM, at most 1; 0 if given up."""
+        cell = int(has_examples)
+        ready = self._ready()
+        known = self._evidence[cell][~self._free[cell]]
+        return 0.0 if not known.size else min(1.0, self._ratings / max(1.0, known.min()))
+
     def evidence(self) -> list[tuple[str, str, float, bool]]:
         """For each LLM and cell: their names, the evidence, and whether the LLM is held back."""
         ready = self._ready()
