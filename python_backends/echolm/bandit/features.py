@@ -46,7 +46,7 @@ _BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the
 # Standard deviations of the weights before any evidence. The constant's is that of
 # ``prior_ratings``. Examples may change everything for an LLM that sees them; to one that does not,
 # they only say that there were such requests before.
-_DEVIATIONS = {"log_length": 1.0, "components": 0.5}
+_DEVIATIONS = {"log_length": 1.5, "components": 0.5}
 _EXAMPLES_SEEN = {"has_examples": 1.5, "best_similarity": 1.0, "best_utility": 1.0, "others": 0.5}
 _EXAMPLES_UNSEEN = {"others": 0.25}
 _GAIN = 0.5  # log-odds that examples are expected to add, and a typical step in similarity
