@@ -141,9 +141,7 @@ async def test_a_good_small_llm_gets_what_it_can_serve_within_1000_requests(seed
     service = Service(without=0.3, with_examples=0.92, seed=seed)
     answers = await service.run()
     assert [llm for llm, _, _ in answers[:60]] == ["large"] * 60
-    assert {had for llm, _, had in answers if llm == "small"} == {True} or (
-        sum(llm == "small" and not had for llm, _, had in answers) < 20
-    )
+    assert sum(llm == "small" and not had for llm, _, had in answers) < 20
     # Those for which there are examples, less the warm-up.
     assert offloaded(answers[500:]) > 0.75 * service.known
     assert sum(right for _, right, _ in answers) / len(answers) > 0.9
@@ -164,4 +162,4 @@ async def test_with_a_judge_that_never_decides_the_bandit_decides_alone() -> Non
             return Judgement(None)
 
     answers = await Silent(without=0.9, with_examples=0.9, seed=0).run(200)
-    assert 0.05 < offloaded(answers[20:])
+    assert offloaded(answers[20:]) > 0.05
