@@ -27,8 +27,8 @@ LLMS = tuple(
 
 def contexts(*with_examples: bool) -> NDArray[np.float32]:
     X = np.zeros((len(with_examples), DIMENSION), dtype=np.float32)
-    X[:, 0] = 1.0
     X[:, HAS_EXAMPLES] = with_examples
+    X[:, 0] = 1.0 - X[:, HAS_EXAMPLES]
     return X
 
 
