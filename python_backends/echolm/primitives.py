@@ -192,6 +192,7 @@ class Choice:
         probabilities: the probability of every eligible LLM, by name.
         quality: the bandit's estimate of the answer's quality, clipped to 0..1.
         rating_value: see :func:`echolm.bandit.rating_value.value_of_rating`.
+        statistics: see :class:`Decision`.
     """
 
     arm: str
@@ -199,6 +200,7 @@ class Choice:
     probabilities: Mapping[str, float]
     quality: float
     rating_value: float = 0.0
+    statistics: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,143 +1,120 @@
-"""One arm of the bandit: a Bayesian linear model of an LLM's quality (paper, §4.2)."""
+"""One arm of the bandit: Bayesian logistic regression of an LLM's quality (paper, §4.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.bandit.features import HAS_EXAMPLES
+from echolm.learning.logistic import GaussianWeights, Site, quality_moments
+
 Context = NDArray[np.float32] | NDArray[np.float64]
 """The context x, [d]."""
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """What an arm has learnt. It is never changed, only replaced, so any thread may read it.
+class LogisticArm:
+    """One arm: quality = sigma(theta . x), theta ~ N(mean, covariance).
 
-    Attributes:
-        A: precision matrix, FP64 [d, d].
-        b: A @ mean, FP64 [d].
-        updates: number of ratings of any arm so far; each is a step of the discount.
-    """
-
-    A: NDArray[np.float64]
-    b: NDArray[np.float64]
-    updates: int
-
-
-@dataclass(frozen=True)
-class SolvedPosterior:
-    """A posterior in the form that predictions need.
-
-    Attributes:
-        mean: mean of the weights, FP64 [d].
-        W: FP64 [d, d] with W.T @ W = A^-1, so that the variance at x is |W @ x|^2.
-    """
-
-    posterior: Posterior
-    mean: NDArray[np.float64]
-    W: NDArray[np.float64]
-
-
-class BayesianLinearArm:
-    """One arm: quality = theta . x + noise, theta ~ N(mean, A^-1).
-
-    A rating costs O(d^2). The O(d^3) solution waits until a prediction needs it, so that one
-    solution serves all ratings that came in between. It is a Cholesky factor of A and not a rank-1
-    update of A^-1 (Sherman-Morrison): forgetting adds a part of the prior to all of A at each step,
-    which is not of rank 1, and without that part A^-1 would drift away from the true inverse.
+    The posterior is replaced and never changed, so any thread may read it while one learns.
 
     Args:
-        prior_mean: mean of the weights before any rating, FP64 [d].
-        prior_precision: inverse variance of every weight before any rating.
-        noise: standard deviation of a rating around the model.
-        discount: weight that the past keeps at each rating, in (0, 1]. What is forgotten is
-            replaced by the prior, so an arm that drifts is explored again.
+        prior: the weights before any evidence.
+        half_life_ms: time in which evidence loses half of its weight.
+        least_kept: pieces of evidence that an arm keeps however old they are, by their weight.
         revision: the LLM's revision; ratings of another one teach nothing about this one.
+
+    Attributes:
+        weights: the posterior.
+        evidence: pieces of evidence so far, about answers without and with examples.
+        decay: what is left of evidence from the start; that of a later piece is what is left of
+            the start now, divided by what was left then.
     """
 
     def __init__(
-        self,
-        prior_mean: NDArray[np.float64],
-        prior_precision: float,
-        noise: float,
-        discount: float,
-        revision: str = "",
+        self, prior: GaussianWeights, half_life_ms: float, least_kept: float, revision: str = ""
     ) -> None:
+        self.prior = self.weights = prior
         self.revision = revision
-        self._A0 = prior_precision * np.eye(len(prior_mean))
-        self._b0 = self._A0 @ prior_mean
-        self.noise = noise
-        self._inverse_variance = 1.0 / noise**2
-        self._discount = discount
-        self.posterior = Posterior(self._A0, self._b0, 0)
-        self._solved: SolvedPosterior | None = None
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        """Posterior mean of the weights, FP64 [d]."""
-        return self.solved().mean
-
-    @property
-    def updates(self) -> int:
-        """Number of ratings of any arm so far."""
-        return self.posterior.updates
-
-    def solved(self) -> SolvedPosterior:
-        """The present posterior, solved."""
-        solved, posterior = self._solved, self.posterior
-        if solved is None or solved.posterior is not posterior:
-            W = np.linalg.inv(np.linalg.cholesky(posterior.A))
-            self._solved = solved = SolvedPosterior(posterior, W.T @ (W @ posterior.b), W)
-        return solved
+        self.evidence = (0.0, 0.0)
+        self.decay = 1.0
+        self._half_life_ms, self._least_kept = half_life_ms, least_kept
+        self._kept = 0.0  # the evidence by its weight
+        self._at_ms = 0  # when evidence was last forgotten
 
     def predict(self, x: Context) -> tuple[float, float]:
-        """Mean and standard deviation of the expected quality at context x."""
-        x = x.astype(np.float64)
-        solved = self.solved()
-        return float(solved.mean @ x), float(np.linalg.norm(solved.W @ x))
+        """Mean and standard deviation of the log-odds at context x."""
+        mean, variance = self.weights.at(x.astype(np.float64))
+        return mean, variance**0.5
 
-    def learn(self, x: Context, reward: float) -> None:
-        """Take in one rating in [0, 1]."""
-        x = x.astype(np.float64)
-        kept = self._kept()
-        A = kept.A + self._inverse_variance * np.outer(x, x)
-        b = kept.b + self._inverse_variance * reward * x
-        self.posterior = Posterior(A, b, kept.updates)
+    def quality(self, x: Context) -> float:
+        """The expected quality at context x, in (0, 1)."""
+        mean, std = self.predict(x)
+        return float(quality_moments(np.array([mean]), np.array([std]))[0][0])
 
-    def forget(self) -> None:
-        """Take the step of the discount that another arm's rating means for this one."""
-        self.posterior = self._kept()
+    def learn(self, x: Context, site: Site) -> None:
+        """Take in a piece of evidence."""
+        self._take(x, site, 1.0)
 
-    def _kept(self) -> Posterior:
-        keep, old = self._discount, self.posterior
-        A = keep * old.A + (1 - keep) * self._A0
-        b = keep * old.b + (1 - keep) * self._b0
-        return Posterior(A, b, old.updates + 1)
+    def unlearn(self, x: Context, site: Site) -> None:
+        """Take out a piece of evidence, which has its present weight."""
+        self._take(x, site.scaled(-1.0), -1.0)
 
-    def correct(self, x: Context, old: float, new: float, learned_at: int) -> None:
-        """Replace the reward of a rating learnt when ``updates`` became ``learned_at``."""
-        p = self.posterior
-        weight = self._inverse_variance * self._discount ** (p.updates - learned_at)
-        b = p.b + weight * (new - old) * x.astype(np.float64)
-        self.posterior = Posterior(p.A, b, p.updates)
+    def _take(self, x: Context, site: Site, pieces: float) -> None:
+        self.weights = self.weights.updated(x.astype(np.float64), site)
+        self._kept = max(0.0, self._kept + pieces)
+        without, with_examples = self.evidence
+        if x[HAS_EXAMPLES]:
+            with_examples += pieces
+        else:
+            without += pieces
+        self.evidence = (without, with_examples)
+
+    def forget(self, now_ms: int) -> None:
+        """Let time pass. It is taken in steps, since forgetting costs O(d^3)."""
+        if not self._at_ms:
+            self._at_ms = now_ms
+        keep = 0.5 ** (max(0, now_ms - self._at_ms) / self._half_life_ms)
+        if keep > 0.99:
+            return
+        self._at_ms = now_ms
+        if self._kept <= self._least_kept:
+            return
+        keep = max(keep, self._least_kept / self._kept)
+        self.weights = self.weights.widened(self.prior, keep)
+        self._kept *= keep
+        self.decay *= keep
+
+    def transform(self, old_from_new: NDArray[np.float64]) -> None:
+        """Go over to other features; see :meth:`GaussianWeights.transformed`."""
+        self.weights = self.weights.transformed(self.prior, old_from_new)
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """All values that decide what a rating does to the posterior."""
-        prior = {"A0": self._A0, "b0": self._b0, "revision": self.revision}
-        return {**prior, "inverse_variance": self._inverse_variance, "discount": self._discount}
+        """All values that decide what evidence does to the posterior."""
+        prior = {"mean": self.prior.mean, "covariance": self.prior.covariance}
+        forgetting = {"half_life_ms": self._half_life_ms, "least_kept": self._least_kept}
+        return {**prior, **forgetting, "revision": self.revision}
 
     def state(self) -> dict[str, Any]:
-        """The posterior, for :meth:`restore`; later ratings do not change what is returned."""
-        return dict(vars(self.posterior))
+        """What was learnt, for :meth:`restore`; later evidence does not change it."""
+        return {
+            **vars(self.weights),
+            "evidence": list(self.evidence),
+            "decay": self.decay,
+            "kept": self._kept,
+            "at_ms": self._at_ms,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a :meth:`state`; ValueError if it has another number of weights."""
-        A, b, updates = state["A"], state["b"], state["updates"]
-        if A.shape != self._A0.shape or b.shape != self._b0.shape:
-            raise ValueError(f"posterior: expected {len(self._b0)} weights, got {b.shape[0]}")
-        self.posterior = Posterior(A, b, int(updates))
+        mean, covariance = state["mean"], state["covariance"]
+        if mean.shape != self.prior.mean.shape or covariance.shape != self.prior.covariance.shape:
+            raise ValueError(f"arm: expected {self.prior.mean.shape} weights, got {mean.shape}")
+        without, with_examples = map(float, state["evidence"])
+        self.weights = GaussianWeights(mean, covariance)
+        self.evidence = (without, with_examples)
+        self.decay, self._kept = float(state["decay"]), float(state["kept"])
+        self._at_ms = int(state["at_ms"])

@@ -4,64 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.learning.logistic import GaussianWeights, logit
+from echolm.learning.request_statistics import NUM_COMPONENTS, RequestStatistics
 from echolm.primitives import Selected
 from echolm.settings import LLMSettings
 from echolm.words import hash_word, words_of
 
 SCALARS = (
-    "irrelevance",
-    "relevance",
+    "constant",
+    "has_examples",
+    "log_length",
     "best_similarity",
     "mean_similarity",
-    "best_utility",
     "similarity_margin",
+    "best_utility",
     "num_examples",
     "request_overlap",
     "response_agreement",
-    "log_length",
 )
-"""Names of the context's first elements; the embedding's projection follows.
+"""Names of the context's first elements; the embedding's principal components follow.
 
-``relevance`` says how relevant the best example is, 0..1, and ``irrelevance`` is the rest to 1:
-two weights instead of a constant and a slope, so that what an LLM does without examples says
-nothing of what it does with them. The others are centred and, except for ``log_length``, multiplied
-by the relevance.
+All but the first three are centred, and 0 for a request without examples. Similarities are
+relative to what is typical of this service's requests.
 """
 
-_TYPICAL_SIMILARITY = 0.8
-# Before any rating, the topic and the length matter less than the examples. They are also what
-# requests with and without examples share, so that with a larger scale poor answers without
-# examples would count against requests with examples, too.
-_PROJECTION_SCALE = 0.25
-_LENGTH_SCALE = 0.25
+HAS_EXAMPLES = SCALARS.index("has_examples")
+DIMENSION = len(SCALARS) + NUM_COMPONENTS
+"""Length d of a context."""
+
+_SIMILARITIES = tuple(SCALARS.index(f"{name}_similarity") for name in ("best", "mean"))
+_MARGIN = SCALARS.index("similarity_margin")
+_MOST = 2.0  # a feature of examples is cut to this, so that no odd one decides alone
+_KEPT_VERSIONS = 4  # of the statistics, for contexts that were made some time ago
 _BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the index of its bit
 
+# Standard deviations of the weights before any evidence. The constant's is that of
+# ``prior_ratings``. Examples may change everything for an LLM that sees them; to one that does not,
+# they only say that there were such requests before.
+_DEVIATIONS = {"log_length": 1.0, "components": 0.5}
+_EXAMPLES_SEEN = {"has_examples": 1.5, "best_similarity": 1.0, "best_utility": 1.0, "others": 0.5}
+_EXAMPLES_UNSEEN = {"others": 0.25}
+_GAIN = 0.5  # log-odds that examples are expected to add, and a typical step in similarity
 
-@dataclass(frozen=True)
+
 class Featurizer:
-    """Turns a request into the context vector x, FP32 [len(SCALARS) + projection_dim].
+    """Turns a request into the context vector x, FP32 [d].
 
     Attributes:
-        projection_dim: dimensions of the fixed random projection of the embedding, which
-            lets the bandit learn that one topic suits an LLM and another does not.
-        min_similarity: cosine up to which an example is not relevant at all.
-        similarity_saturation: cosine from which on an example is fully relevant.
+        statistics: by which contexts are made; replaced as a whole by :meth:`adopt`.
     """
 
-    projection_dim: int
-    min_similarity: float = 0.6
-    similarity_saturation: float = 0.85
-
-    @property
-    def dimension(self) -> int:
-        """Length of the context vector."""
-        return len(SCALARS) + self.projection_dim
+    def __init__(self) -> None:
+        self.statistics = RequestStatistics.none()
+        self._earlier: dict[int, RequestStatistics] = {0: self.statistics}
 
     def __call__(
         self, text: str, embedding: NDArray[np.float32] | None, examples: Sequence[Selected]
@@ -75,65 +75,133 @@ class Featurizer:
         texts: Sequence[str],
         embeddings: Sequence[NDArray[np.float32] | None],
         examples: Sequence[Sequence[Selected]],
+        statistics: RequestStatistics | None = None,
     ) -> NDArray[np.float32]:
-        """The contexts of several requests, FP32 [n, dimension].
+        """The contexts of several requests, FP32 [n, d].
 
         Args:
-            embeddings: FP32 [D] each; for None the projection is zero.
+            embeddings: FP32 [D] each; for None the components are zero.
             examples: those that are selected for each request.
+            statistics: by which they are made; None: the present ones.
         """
-        x = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        statistics = statistics or self.statistics
+        x = np.zeros((len(texts), DIMENSION), dtype=np.float32)
         rows = zip(texts, examples, strict=True)
-        x[:, : len(SCALARS)] = [self._scalars(text, chosen) for text, chosen in rows]
+        x[:, : len(SCALARS)] = [_scalars(text, chosen, statistics) for text, chosen in rows]
         embedded = [k for k, e in enumerate(embeddings) if e is not None]
-        if embedded and self.projection_dim:
+        if embedded and len(statistics.components):
             vectors = np.stack([e for e in embeddings if e is not None])
-            projection = _projection(vectors.shape[-1], self.projection_dim)
-            x[embedded, len(SCALARS) :] = _PROJECTION_SCALE * (vectors @ projection.T)
+            end = len(SCALARS) + len(statistics.components)
+            x[embedded, len(SCALARS) : end] = statistics.project(vectors)
         return x
 
-    def _scalars(self, text: str, examples: Sequence[Selected]) -> tuple[float, ...]:
-        """The elements named in ``SCALARS``; in plain Python, since they are few."""
-        length = _LENGTH_SCALE * (math.log1p(len(text)) / 10.0 - 0.45)
-        if not examples:
-            return (1.0, *(0.0,) * (len(SCALARS) - 2), length)
-        ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
-        similarities = [e.similarity for e in ranked]
-        span = self.similarity_saturation - self.min_similarity
-        relevance = min(1.0, max(0.0, (similarities[0] - self.min_similarity) / span))
-        return (
-            1.0 - relevance,
-            relevance,
-            relevance * (similarities[0] - _TYPICAL_SIMILARITY),
-            relevance * (sum(similarities) / len(similarities) - _TYPICAL_SIMILARITY),
-            relevance * (max(e.utility for e in examples) - _TYPICAL_SIMILARITY),
-            relevance * (similarities[0] - similarities[1]) if len(similarities) > 1 else 0.0,
-            relevance * (len(examples) / 4.0 - 0.5),
-            relevance * (_overlap(_bitmap(text), _example_bitmap(ranked[0].request)) - 0.5),
-            relevance * (_agreement([_example_bitmap(e.response) for e in ranked]) - 0.5),
-            length,
-        )
+    def adopt(self, statistics: RequestStatistics) -> NDArray[np.float64]:
+        """Make contexts by newer statistics from now on.
 
-    def prior_mean(self, llm: LLMSettings) -> NDArray[np.float64]:
-        """Prior weights of an LLM's quality, FP64 [dimension].
-
-        An LLM that takes examples is expected to reach its ``prior_quality`` with a relevant
-        example and to be poor without; any other LLM reaches it always.
+        Returns:
+            By which the former contexts follow from the new ones, FP64 [d, d].
         """
-        mean = np.zeros(self.dimension)
-        without_examples = llm.prior_quality / 3.0 if llm.takes_examples else llm.prior_quality
-        mean[SCALARS.index("irrelevance")] = without_examples
-        mean[SCALARS.index("relevance")] = llm.prior_quality
-        return mean
+        former, self.statistics = self.statistics, statistics
+        self._earlier[statistics.version] = statistics
+        while len(self._earlier) > _KEPT_VERSIONS:
+            del self._earlier[min(self._earlier)]
+        return _between(statistics, former)
+
+    @property
+    def versions(self) -> list[RequestStatistics]:
+        """The statistics that are known, oldest first."""
+        return [self._earlier[version] for version in sorted(self._earlier)]
+
+    def reset(self, versions: Sequence[RequestStatistics]) -> None:
+        """Know these statistics and no others, and make contexts by the newest."""
+        self._earlier = {s.version: s for s in versions or [RequestStatistics.none()]}
+        self.statistics = self._earlier[max(self._earlier)]
+
+    def convert(self, x: NDArray[np.float32], version: int) -> NDArray[np.float32]:
+        """A context as the present statistics would have made it, as far as can be told.
+
+        Args:
+            x: FP32 [d] or [n, d].
+            version: that of the statistics by which it was made.
+        """
+        if version == self.statistics.version:
+            return x
+        # Of a version that is not known any more the principal components say nothing.
+        former = self._earlier.get(version, RequestStatistics.none())
+        converted = x.astype(np.float64) @ _between(former, self.statistics).T
+        return np.asarray(converted, dtype=np.float32)
+
+    def prior(self, llm: LLMSettings, quality: float, ratings: float) -> GaussianWeights:
+        """The weights of an LLM's quality before any evidence.
+
+        Args:
+            quality: what is expected of its answers, in (0, 1).
+            ratings: how many ratings that is worth.
+        """
+        seen = _EXAMPLES_SEEN if llm.takes_examples else _EXAMPLES_UNSEEN
+        deviations = {name: seen.get(name, seen["others"]) for name in SCALARS}
+        # A rating's information about the log-odds is q (1 - q).
+        deviations["constant"] = (ratings * quality * (1.0 - quality)) ** -0.5
+        deviations["log_length"] = _DEVIATIONS["log_length"]
+        mean = np.zeros(DIMENSION)
+        mean[0] = logit(quality)
+        if llm.takes_examples:
+            mean[[HAS_EXAMPLES, _SIMILARITIES[0]]] = _GAIN
+        components = [_DEVIATIONS["components"]] * NUM_COMPONENTS
+        return GaussianWeights.independent(mean, np.array([*deviations.values(), *components]))
 
 
-@lru_cache
-def _projection(dimension: int, projected: int) -> NDArray[np.float32]:
-    """A random matrix, FP32 [projected, dimension], the same in every process and replica."""
-    rng = np.random.default_rng(20250107)
-    matrix = rng.standard_normal((projected, dimension)).astype(np.float32)
-    matrix /= math.sqrt(projected)
-    return matrix
+def _scalars(
+    text: str, examples: Sequence[Selected], statistics: RequestStatistics
+) -> tuple[float, ...]:
+    """The elements named in ``SCALARS``; in plain Python, since they are few."""
+    length = math.log1p(len(text)) - 5.0
+    if not examples:
+        return (1.0, 0.0, length, *(0.0,) * (len(SCALARS) - 3))
+    ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
+    similarities = [e.similarity for e in ranked]
+    low, typical, high = statistics.nearest
+    per_step = 1.0 / max(high - low, 0.02)
+    margin = similarities[0] - similarities[1] if len(similarities) > 1 else 0.0
+    return (
+        1.0,
+        1.0,
+        length,
+        _cut((similarities[0] - typical) * per_step),
+        _cut((sum(similarities) / len(similarities) - typical) * per_step),
+        _cut(margin * per_step),
+        _cut((logit(max(e.utility for e in examples)) - 1.4) / 2.0),
+        _cut(len(examples) / 2.0 - 1.0),
+        _overlap(_bitmap(text), _example_bitmap(ranked[0].request)) - 0.5,
+        _agreement([_example_bitmap(e.response) for e in ranked]) - 0.5,
+    )
+
+
+def _cut(value: float) -> float:
+    return min(_MOST, max(-_MOST, value))
+
+
+def _between(source: RequestStatistics, target: RequestStatistics) -> NDArray[np.float64]:
+    """By which contexts of ``target`` follow from those of ``source``, FP64 [d, d].
+
+    What the source's principal components do not hold of a request is taken to be average. That a
+    feature may have been cut is not considered.
+    """
+    T = np.eye(DIMENSION)
+    widths = [max(s.nearest[2] - s.nearest[0], 0.02) for s in (source, target)]
+    scale = widths[0] / widths[1]
+    for k in _SIMILARITIES:
+        T[k, k] = scale
+        T[k, HAS_EXAMPLES] = (source.nearest[1] - target.nearest[1]) / widths[1]
+    T[_MARGIN, _MARGIN] = scale
+    first = len(SCALARS)
+    T[first:, first:] = 0.0
+    k, m = len(target.components), len(source.components)
+    if k and m:
+        P, Q = target.components.astype(np.float64), source.components.astype(np.float64)
+        T[first : first + k, first : first + m] = P @ Q.T * (source.scale / target.scale)
+        T[first : first + k, 0] = P @ (source.mean - target.mean) / target.scale
+    return T
 
 
 def _bitmap(text: str) -> int:

@@ -10,91 +10,118 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm.bandit.arms import BayesianLinearArm
+from echolm.bandit.arms import LogisticArm
+from echolm.bandit.features import Featurizer
 from echolm.bandit.thompson import ThompsonSampling
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import PREFERENCE, RATING, is_judged
 from echolm.learning.learner import OutdatedError
+from echolm.learning.logistic import Site
+from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatistics
 from echolm.learning.snapshot import fingerprint
 from echolm.retrieval.record import remember
 
 logger = logging.getLogger("echolm")
 
-PREFERENCE_MARGIN = 0.2
-"""How much better than the other an answer must be, in quality, that a caller prefers it."""
-
-_JUDGED = "(judged)"  # stands in place of a preference; no pair of request ids has this form
-_REMEMBERED = 100_000  # most ratings that can still be replaced by a later one
-_VERSION = 2  # raised whenever events do something else, so that old snapshots are not used
+_REMEMBERED = 100_000  # most answers of which what was learnt can still be replaced
+_VERSION = 3  # raised whenever events do something else, so that old snapshots are not used
+# What says more of an answer takes the place of what says less.
+_JUDGED, _PREFERRED, _RATED = range(3)
 
 
 class _Answer(NamedTuple):
-    """A rated answer; x is the context, FP32 [d]."""
+    """An answer that there is feedback on; x is the context, FP32 [d]."""
 
     request_id: str
     llm: str
-    arm: BayesianLinearArm
+    arm: LogisticArm
     x: NDArray[np.float32]
 
 
 class _Learned(NamedTuple):
-    """What an answer has taught.
+    """What one piece of feedback has taught.
 
     Attributes:
-        learned_at: the arm's ``updates`` after it was learnt.
-        preference: empty for a caller's rating, ``_JUDGED`` for a judge's; otherwise the ids of
-            the two answers that were compared.
+        value: the score, or the share that the better answer won.
+        rank: of its kind; what ranks lower gives way.
+        key: whose feedback it is: empty for a rating, otherwise the ids of the two answers that
+            were compared.
+        decay: the arm's when it was learnt.
     """
 
-    score: float
-    learned_at: int
-    preference: str
+    value: float
+    rank: int
+    key: str
+    site: Site
+    decay: float
 
 
 class BanditLearning:
     """Teaches a bandit ratings and preferences (:mod:`echolm.learning.feedback`).
 
     Feedback on another revision of an LLM is skipped: an LLM that was replaced is learnt anew,
-    from its prior.
+    from its prior. New request statistics change the features; what was learnt is carried over.
     """
 
     name = "bandit"
-    kinds = frozenset({RATING, PREFERENCE})
+    kinds = frozenset({RATING, PREFERENCE, REQUEST_STATISTICS})
 
-    def __init__(self, bandit: ThompsonSampling) -> None:
-        self._bandit = bandit
-        self._learned: OrderedDict[str, _Learned] = OrderedDict()
+    def __init__(self, bandit: ThompsonSampling, featurizer: Featurizer) -> None:
+        self._bandit, self._featurizer = bandit, featurizer
+        self._learned: OrderedDict[str, tuple[_Learned, ...]] = OrderedDict()
         self._other_revisions: set[tuple[str, str]] = set()
         arms = {name: arm.configuration for name, arm in bandit.arms.items()}
-        limits = {"margin": PREFERENCE_MARGIN, "remembered": _REMEMBERED}
-        self.fingerprint = fingerprint({"version": _VERSION, "arms": arms, **limits})
+        self.fingerprint = fingerprint(
+            {"version": _VERSION, "arms": arms, "remembered": _REMEMBERED}
+        )
 
     def apply(self, event: Event) -> None:
+        if event.kind == REQUEST_STATISTICS:
+            self._adopt(RequestStatistics.read(event.body))
+            return
         if event.kind == RATING:
-            judged = is_judged(event.body)
-            self._rate(self._answer(event.body), float(event.body["score"]), judged)
-        else:
-            better, worse = (self._answer(event.body[key]) for key in ("better", "worse"))
-            self._prefer(better, worse)
+            answer, score = self._answer(event.body), float(event.body["score"])
+            if not 0.0 <= score <= 1.0:
+                raise ValueError(f"score: expected a number in [0, 1], got {score}")
+            self._bandit.forget(event.at_ms)
+            self._rate(answer, score, _JUDGED if is_judged(event.body) else _RATED)
+            return
+        better, worse = (self._answer(event.body[key]) for key in ("better", "worse"))
+        share = float(event.body.get("share", 1.0))
+        if better.request_id == worse.request_id:
+            raise ValueError("preference: expected two answers, got the same one twice")
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"share: expected a number in [0, 1], got {share}")
+        self._bandit.forget(event.at_ms)
+        self._prefer(better, worse, share, _JUDGED if is_judged(event.body) else _PREFERRED)
 
     def state(self) -> dict[str, Any]:
-        arms = {name: arm.state() for name, arm in self._bandit.arms.items()}
-        entries = self._learned.values()
-        learned = {
-            "request_ids": list(self._learned),
-            "scores": np.array([entry.score for entry in entries], dtype=np.float64),
-            "learned_at": np.array([entry.learned_at for entry in entries], dtype=np.int64),
-            "preferences": [entry.preference for entry in entries],
+        entries = [(id, entry) for id, known in self._learned.items() for entry in known]
+        numbers = [(e.value, e.rank, *e.site, e.decay) for _, e in entries]
+        return {
+            "bandit": self._bandit.state(),
+            "statistics": [s.body() for s in self._featurizer.versions if s.version],
+            "request_ids": [id for id, _ in entries],
+            "keys": [entry.key for _, entry in entries],
+            "numbers": np.array(numbers, dtype=np.float64).reshape(-1, 5),
         }
-        return {"arms": arms, "learned": learned}
 
     def restore(self, state: dict[str, Any]) -> None:
-        for name, arm in self._bandit.arms.items():
-            arm.restore(state["arms"][name])
-        learned = state["learned"]
-        columns = (learned["scores"].tolist(), learned["learned_at"].tolist())
-        rows = zip(learned["request_ids"], *columns, learned["preferences"], strict=True)
-        self._learned = OrderedDict((request_id, _Learned(*row)) for request_id, *row in rows)
+        self._featurizer.reset([RequestStatistics.read(body) for body in state["statistics"]])
+        self._bandit.restore(state["bandit"])
+        learned: OrderedDict[str, tuple[_Learned, ...]] = OrderedDict()
+        rows = zip(state["request_ids"], state["keys"], state["numbers"].tolist(), strict=True)
+        for request_id, key, (value, rank, precision, shift, decay) in rows:
+            entry = _Learned(value, int(rank), key, Site(precision, shift), decay)
+            learned[request_id] = (*learned.get(request_id, ()), entry)
+        self._learned = learned
+
+    def _adopt(self, statistics: RequestStatistics) -> None:
+        if statistics.version <= self._featurizer.statistics.version:
+            raise OutdatedError(f"request statistics: version {statistics.version}")
+        old_from_new = self._featurizer.adopt(statistics)
+        for arm in self._bandit.arms.values():
+            arm.transform(old_from_new)
 
     def _answer(self, decision: Mapping[str, Any]) -> _Answer:
         request_id = decision["request_id"]
@@ -108,41 +135,42 @@ class BanditLearning:
                 logger.info("%s: ratings skipped as of another revision, %r", llm, revision)
             raise OutdatedError(f"{llm}: of revision {revision!r}, now {arm.revision!r}")
         x = np.asarray(decision["context"], dtype=np.float32)
-        if x.shape != arm.mean.shape:
-            raise ValueError(f"context: expected shape {arm.mean.shape}, got {x.shape}")
+        if x.shape != arm.prior.mean.shape:
+            raise ValueError(f"context: expected shape {arm.prior.mean.shape}, got {x.shape}")
         if not np.isfinite(x).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
+        x = self._featurizer.convert(x, int(decision.get("statistics", 0)))
         return _Answer(request_id, llm, arm, x)
 
-    def _rate(self, answer: _Answer, score: float, judged: bool) -> None:
-        if not 0.0 <= score <= 1.0:
-            raise ValueError(f"score: expected a number in [0, 1], got {score}")
-        earlier = self._learned.get(answer.request_id)
-        if judged and earlier is not None and earlier.preference != _JUDGED:
-            return  # the caller has said what the answer is worth to them
-        self._learn(answer, score, _JUDGED if judged else "")
+    def _rate(self, answer: _Answer, score: float, rank: int) -> None:
+        if self._counts(answer, score, rank, ""):
+            site = self._bandit.learn(answer.llm, answer.x, score)
+            self._remember(answer, score, rank, "", site)
 
-    def _prefer(self, better: _Answer, worse: _Answer) -> None:
-        """Move both estimates apart, each by half of what their difference lacks to the margin."""
-        if better.request_id == worse.request_id:
-            raise ValueError("preference: expected two answers, got the same one twice")
-        preference = f"{better.request_id}>{worse.request_id}"
-        high, low = (answer.arm.predict(answer.x)[0] for answer in (better, worse))
-        half = max(0.0, PREFERENCE_MARGIN - (high - low)) / 2
-        for answer, score in ((better, high + half), (worse, low - half)):
-            earlier = self._learned.get(answer.request_id)
-            # A rating says more than a preference, and the same preference counts once.
-            if earlier is None or earlier.preference not in ("", preference):
-                self._learn(answer, min(1.0, max(0.0, score)), preference)
+    def _prefer(self, better: _Answer, worse: _Answer, share: float, rank: int) -> None:
+        key = f"{better.request_id}>{worse.request_id}"
+        counts = [self._counts(answer, share, rank, key) for answer in (better, worse)]
+        sites = self._bandit.compare(better.llm, better.x, worse.llm, worse.x, share)
+        for answer, site, taken in zip((better, worse), sites, counts, strict=True):
+            if taken:
+                answer.arm.learn(answer.x, site)
+                self._remember(answer, share, rank, key, site)
 
-    def _learn(self, answer: _Answer, score: float, preference: str) -> None:
-        earlier = self._learned.get(answer.request_id)
-        if earlier is None:
-            self._bandit.learn(answer.llm, answer.x, score)
-            learned_at = answer.arm.updates
-        else:
-            # What is said later of the same answer replaces what was said before.
-            learned_at = earlier.learned_at
-            answer.arm.correct(answer.x, earlier.score, score, learned_at)
-        learned = _Learned(score, learned_at, preference)
-        remember(self._learned, answer.request_id, learned, _REMEMBERED)
+    def _counts(self, answer: _Answer, value: float, rank: int, key: str) -> bool:
+        """Whether feedback says anything new; if so, what it replaces is taken out."""
+        known = self._learned.get(answer.request_id, ())
+        same = [entry for entry in known if (entry.rank, entry.key) == (rank, key)]
+        if any(e.rank > rank for e in known) or any(e.value == value for e in same):
+            return False
+        replaced = [entry for entry in known if entry.rank < rank] + same
+        for entry in replaced:
+            answer.arm.unlearn(answer.x, entry.site.scaled(answer.arm.decay / entry.decay))
+        if replaced:
+            kept = tuple(entry for entry in known if entry not in replaced)
+            self._learned[answer.request_id] = kept
+        return True
+
+    def _remember(self, answer: _Answer, value: float, rank: int, key: str, site: Site) -> None:
+        entry = _Learned(value, rank, key, site, answer.arm.decay)
+        known = self._learned.get(answer.request_id, ())
+        remember(self._learned, answer.request_id, (*known, entry), _REMEMBERED)

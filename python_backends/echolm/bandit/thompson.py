@@ -1,24 +1,36 @@
-"""Thompson sampling on Bayesian linear models: the Request Router of the paper (§4.2).
+"""Thompson sampling on Bayesian logistic models: the Request Router of the paper (§4.2).
 
-One linear model per LLM (arm) predicts the quality of its answer from the context x. An arm is
-drawn with the probability that it is the best, after cost and load are charged. The probability is
-computed, not only sampled, so that logged decisions can be evaluated off-policy.
+One model per LLM (arm) predicts the quality of its answer from the context x. An arm is drawn with
+the probability that it is the best, after cost and load are charged. The probability is computed,
+not only sampled, so that logged decisions can be evaluated off-policy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm.bandit.arms import BayesianLinearArm, Context, SolvedPosterior
+from echolm.bandit.arms import Context, LogisticArm
 from echolm.bandit.rating_value import value_of_rating
+from echolm.learning.logistic import (
+    GaussianWeights,
+    Site,
+    comparison_sites,
+    quality_moments,
+    rating_site,
+    sigmoids,
+)
 from echolm.primitives import Choice
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # type: ignore[no-untyped-call]
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+# How far ratings lie from what is expected is learnt from about this many of them, by its weight
+# against that of a coin's ratings; less than a tenth of a coin's variance is not believed.
+_DISPERSION_MEMORY, _DISPERSION_PRIOR, _LEAST_DISPERSION = 2_000.0, 2.0, 0.1
 
 
 class ThompsonSampling:
@@ -34,7 +46,7 @@ class ThompsonSampling:
 
     def __init__(
         self,
-        arms: Mapping[str, BayesianLinearArm],
+        arms: Mapping[str, LogisticArm],
         costs: Mapping[str, float],
         cost_weight: float,
         exploration_floor: float,
@@ -44,123 +56,193 @@ class ThompsonSampling:
             most = f"1/{len(arms)} with {len(arms)} arms"
             raise ValueError(f"exploration_floor: expected at most {most}, got {exploration_floor}")
         self.arms = dict(arms)
-        self._costs = dict(costs)
-        self._cost_weight = cost_weight
+        self.costs = dict(costs)
+        self.cost_weight = cost_weight
         self._floor = exploration_floor
         self._exploration = exploration
-        self._stacked: tuple[list[SolvedPosterior], NDArray[np.float64]] = ([], np.empty(0))
+        self._squares = self._expected = _DISPERSION_PRIOR
+        self._stacked: tuple[list[GaussianWeights], NDArray[np.float64], NDArray[np.float64]]
+        self._stacked = ([], np.empty(0), np.empty(0))
 
-    def choose(self, x: Context, biases: Mapping[str, float], rng: np.random.Generator) -> Choice:
+    @property
+    def dispersion(self) -> float:
+        """Variance of a rating over that of a coin of the same mean, in (0, 1].
+
+        Ratings of right and wrong have 1; graded ones lie nearer to what is expected, so each of
+        them says more.
+        """
+        return min(1.0, max(_LEAST_DISPERSION, self._squares / self._expected))
+
+    def choose(
+        self,
+        x: Context,
+        biases: Mapping[str, float],
+        rng: np.random.Generator,
+        eligible: NDArray[np.bool_] | None = None,
+    ) -> Choice:
         """Draw an arm for one context, [d], as in :meth:`choose_many`."""
-        return self.choose_many(x[None], biases, rng)[0]
+        rows = None if eligible is None else eligible[None]
+        return self.choose_many(x[None], biases, rng, rows)[0]
 
     def choose_many(
-        self, X: Context, biases: Mapping[str, float], rng: np.random.Generator
+        self,
+        X: Context,
+        biases: Mapping[str, float],
+        rng: np.random.Generator,
+        eligible: NDArray[np.bool_] | None = None,
     ) -> list[Choice]:
         """Draw an arm for each of several requests.
 
         Args:
             X: the contexts, [n, d].
             biases: what load takes off each arm's score; a missing arm has no bias.
+            eligible: which arms may be drawn, BOOL [n, arms], at least one in each row; None: all.
 
         Raises:
             ValueError: a context is not finite.
         """
-        means, stds = self._predict(X)
-        penalties = [self._cost_weight * self._costs[n] + biases.get(n, 0.0) for n in self.arms]
-        scores = means - np.array(penalties)
-        if not np.isfinite(scores).all():
+        means, stds = self.predict(X)
+        if not np.isfinite(means).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
-        best = probability_of_best(scores, self._exploration * stds)
-        columns = (best, means, scores, stds, rng.random(len(X)))
+        penalties = np.array(
+            [self.cost_weight * self.costs[n] + biases.get(n, 0.0) for n in self.arms]
+        )
+        if eligible is None:
+            eligible = np.ones(means.shape, dtype=np.bool_)
+        best = probability_of_best(means, self._exploration * stds, penalties, eligible)
+        # Mixing with a uniform draw keeps every eligible arm's propensity above the floor.
+        best = best * (1.0 - self._floor * eligible.sum(axis=1, keepdims=True))
+        best += self._floor * eligible
+        qualities, spreads = quality_moments(means, stds)
+        columns = (best, qualities, qualities - penalties, spreads, rng.random(len(X)))
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [self._draw(*row) for row in rows]
 
     def _draw(
         self,
-        best: list[float],
-        means: list[float],
+        probabilities: list[float],
+        qualities: list[float],
         scores: list[float],
-        stds: list[float],
+        spreads: list[float],
         uniform: float,
     ) -> Choice:
         """One decision; in plain Python, which for a handful of arms is faster than numpy."""
-        names, n = list(self.arms), len(best)
-        # Mixing with a uniform draw keeps every arm's propensity above the floor.
-        probabilities = [(1 - self._floor * n) * p + self._floor for p in best]
-        drawn, below = 0, probabilities[0]
-        while drawn < n - 1 and uniform >= below:
-            drawn += 1
-            below += probabilities[drawn]
+        below, drawn = 0.0, 0
+        for k, probability in enumerate(probabilities):
+            if probability > 0.0:
+                drawn = k
+                below += probability
+                if uniform < below:
+                    break
+        quality = qualities[drawn]
+        noise = math.sqrt(quality * (1.0 - quality) * self.dispersion)
         return Choice(
-            arm=names[drawn],
+            arm=list(self.arms)[drawn],
             propensity=probabilities[drawn],
-            probabilities=dict(zip(names, probabilities, strict=True)),
-            quality=min(1.0, max(0.0, means[drawn])),
-            rating_value=value_of_rating(scores, stds, drawn, self.arms[names[drawn]].noise),
+            probabilities=dict(zip(self.arms, probabilities, strict=True)),
+            quality=quality,
+            rating_value=value_of_rating(scores, spreads, drawn, noise),
         )
 
-    def _predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Means and standard deviations of all arms' qualities, FP64 [n, arms] each."""
-        solved = [arm.solved() for arm in self.arms.values()]
-        # Solutions are replaced as a whole, so the same ones mean the same posteriors.
-        if list(map(id, solved)) != list(map(id, self._stacked[0])):
-            rows = np.concatenate([np.vstack([arm.W, arm.mean]) for arm in solved])
-            self._stacked = (solved, rows)
-        k, d = len(solved), X.shape[1]
-        # One product for all arms and requests gives W @ x and the mean at x of each arm.
-        products = (self._stacked[1] @ X.T.astype(np.float64)).reshape(k, d + 1, len(X))
-        deviations = products[:, :d]
-        variances = np.einsum("kdn,kdn->nk", deviations, deviations)
-        return products[:, d].T, np.sqrt(variances)
+    def predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Means and standard deviations of all arms' log-odds, FP64 [n, arms] each."""
+        weights = [arm.weights for arm in self.arms.values()]
+        # Posteriors are replaced as a whole, so the same objects hold the same numbers.
+        if list(map(id, weights)) != list(map(id, self._stacked[0])):
+            means = np.stack([w.mean for w in weights])
+            covariances = np.concatenate([w.covariance for w in weights], axis=1)
+            self._stacked = (weights, means, covariances)
+        _, means, covariances = self._stacked
+        X = X.astype(np.float64)
+        # One product for all arms and requests.
+        products = (X @ covariances).reshape(len(X), len(weights), X.shape[1])
+        variances = np.einsum("nkd,nd->nk", products, X)
+        return X @ means.T, np.sqrt(np.maximum(variances, 0.0))
 
-    def learn(self, arm: str, x: Context, reward: float) -> None:
-        """Take in a rating of an arm's answer; KeyError if there is no such arm.
+    def qualities(self, X: Context) -> NDArray[np.float64]:
+        """The expected quality of all arms' answers, FP64 [n, arms]."""
+        return quality_moments(*self.predict(X))[0]
 
-        Time passes for the other arms, too: they forget a step, so that an arm that was poor
-        and is seldom drawn widens again, and is found to be better if it has become so
-        (weighted linear bandits: Russac, Vernade and Cappé 2019).
+    def learn(self, arm: str, x: Context, score: float) -> Site:
+        """Take in a rating of an arm's answer, 0..1; KeyError if there is no such arm.
+
+        Returns:
+            What it has added to the arm.
         """
-        self.arms[arm].learn(x, reward)
-        for name, other in self.arms.items():
-            if name != arm:
-                other.forget()
+        rated = self.arms[arm]
+        expected = rated.quality(x)
+        keep = 1.0 - 1.0 / _DISPERSION_MEMORY
+        self._squares = keep * self._squares + (score - expected) ** 2
+        self._expected = keep * self._expected + expected * (1.0 - expected)
+        mean, std = rated.predict(x)
+        site = rating_site(mean, max(std**2, 1e-9), score, 1.0 / self.dispersion)
+        rated.learn(x, site)
+        return site
+
+    def compare(
+        self, better: str, x_better: Context, worse: str, x_worse: Context, share: float
+    ) -> tuple[Site, Site]:
+        """What a comparison of two answers says about each; see :func:`comparison_sites`.
+
+        Nothing is learnt yet.
+        """
+        sides = []
+        for name, x in ((better, x_better), (worse, x_worse)):
+            mean, std = self.arms[name].predict(x)
+            sides.append((mean, max(std**2, 1e-9)))
+        return comparison_sites(sides[0], sides[1], share)
+
+    def forget(self, now_ms: int) -> None:
+        """Let time pass for all arms."""
+        for arm in self.arms.values():
+            arm.forget(now_ms)
+
+    def state(self) -> dict[str, Any]:
+        """What was learnt, for :meth:`restore`."""
+        arms = {name: arm.state() for name, arm in self.arms.items()}
+        return {"arms": arms, "squares": self._squares, "expected": self._expected}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a :meth:`state`; ValueError if an arm has another number of weights."""
+        for name, arm in self.arms.items():
+            arm.restore(state["arms"][name])
+        self._squares, self._expected = float(state["squares"]), float(state["expected"])
 
 
 def probability_of_best(
-    means: Sequence[float] | NDArray[np.float64], stds: NDArray[np.float64]
+    means: NDArray[np.float64],
+    stds: NDArray[np.float64],
+    penalties: NDArray[np.float64],
+    eligible: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """P(arm i has the largest value) for independent normal values.
+    """P(arm i has the largest sigma(eta) - penalty) for independent eta ~ N(mean, std^2).
 
-    For two arms it is exact. For more it is computed by Gauss-Hermite quadrature, over each arm's
-    value, of the product of the other arms' distribution functions.
+    It is computed by Gauss-Hermite quadrature, over each arm's eta, of the product of the other
+    arms' distribution functions.
 
-    All are FP64 [n], or [..., n] for several draws; the result's last axis sums to 1.
+    Args:
+        means, stds, eligible: [n, arms]; of each row at least one arm is eligible.
+        penalties: [arms].
+
+    Returns:
+        FP64 [n, arms]; each row sums to 1 and is 0 where an arm is not eligible.
     """
-    means = np.asarray(means, dtype=np.float64)
-    stds = np.maximum(np.asarray(stds, dtype=np.float64), 1e-9)
-    n = means.shape[-1]
-    if n == 1:
-        return np.ones_like(means)
-    if n == 2:
-        gap = means[..., 0] - means[..., 1]
-        z = gap / np.hypot(stds[..., 0], stds[..., 1])
-        # With one number for each draw, the exact function is fast enough.
-        exact = [0.5 * math.erfc(v) for v in (z.ravel() / -math.sqrt(2.0)).tolist()]
-        result = np.empty_like(means)
-        result[..., 0] = np.array(exact).reshape(z.shape)
-        result[..., 1] = 1.0 - result[..., 0]
-        return result
-    # [..., arm i, node, arm j]: where a value of arm i stands in arm j's distribution.
-    values = means[..., :, None] + stds[..., :, None] * _NODES
-    z = (values[..., None] - means[..., None, None, :]) / stds[..., None, None, :]
-    below = _normal_cdf(z)
-    itself = np.arange(n)
-    below[..., itself, :, itself] = 1.0
-    result = below.prod(axis=-1) @ _WEIGHTS
+    stds = np.maximum(stds, 1e-6)
+    # [n, arm i, node, arm j]: where a value of arm i stands in arm j's distribution.
+    etas = means[..., None] + stds[..., None] * _NODES
+    values = sigmoids(etas) - penalties[:, None]
+    reach = values[..., None] + penalties  # what arm j's quality must stay below
+    inside = np.clip(reach, 1e-12, 1.0 - 1e-12)
+    z = (np.log(inside) - np.log1p(-inside) - means[:, None, None, :]) / stds[:, None, None, :]
+    below = np.where(reach <= 0.0, 0.0, np.where(reach >= 1.0, 1.0, _normal_cdf(z)))
+    itself = np.arange(means.shape[1])
+    below[:, itself, :, itself] = 1.0
+    below = np.where(eligible[:, None, None, :], below, 1.0)
+    result = (below.prod(axis=-1) @ _WEIGHTS) * eligible
     total = result.sum(axis=-1, keepdims=True)
     # Far-apart narrow arms can fall between the nodes; the largest mean wins then.
-    largest = np.eye(n)[means.argmax(axis=-1)]
+    scores = np.where(eligible, sigmoids(means) - penalties, -np.inf)
+    largest = np.eye(means.shape[1])[scores.argmax(axis=-1)]
     return np.where(total > 1e-9, result / np.maximum(total, 1e-9), largest)
 
 

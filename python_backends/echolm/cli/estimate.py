@@ -139,19 +139,20 @@ def _greedy(settings: Settings, older: LoggedDecisions, newer: LoggedDecisions) 
     """What a bandit that has learnt from older decisions would draw without exploring."""
     import numpy as np
 
+    from echolm.bandit.features import DIMENSION
     from echolm.wiring.routing import build_bandit
 
-    featurizer, bandit = build_bandit(settings)
-    if older.contexts.shape[1] != featurizer.dimension:
+    _, bandit = build_bandit(settings)
+    if older.contexts.shape[1] != DIMENSION:
         raise ConfigurationError(
-            f"learning log: expected contexts of {featurizer.dimension} elements as configured "
-            f"(routing.projection_dim), got {older.contexts.shape[1]}"
+            f"learning log: expected contexts of {DIMENSION} elements, got "
+            f"{older.contexts.shape[1]}: they are of another version of EchoLM"
         )
     for x, drawn, reward in zip(older.contexts, older.drawn, older.rewards, strict=True):
         bandit.learn(older.arms[drawn], x, float(reward))
     costs = {n: settings.routing.cost_weight * c for n, c in settings.relative_costs.items()}
-    scores = [newer.contexts @ bandit.arms[arm].mean - costs[arm] for arm in newer.arms]
-    return np.asarray(np.eye(len(newer.arms))[np.argmax(scores, axis=0)])
+    scores = bandit.qualities(newer.contexts) - [costs[arm] for arm in bandit.arms]
+    return np.asarray(np.eye(len(newer.arms))[np.argmax(scores, axis=1)])
 
 
 def _shown(estimate: Mapping[str, float]) -> str:

@@ -231,7 +231,8 @@ class JudgingService:
                 f"judge-{id}", prompt, request.sampling, None
             )
         spent.tokens += spent_tokens(endpoint.tokens, prompt, completion)
-        choice = replace(self.policy.forced_choice(x, llm), propensity=propensity)
+        forced = self.policy.forced_choice(x, llm, served.choice.statistics)
+        choice = replace(forced, propensity=propensity)
         revision = endpoint.settings.revision
         decision = decision_record(id, request, retrieved, x, choice, used, revision)
         return _Side(completion.text, decision, asked=True)

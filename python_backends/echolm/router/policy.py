@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm.bandit.features import Featurizer
+from echolm.bandit.features import DIMENSION, Featurizer
 from echolm.bandit.thompson import ThompsonSampling
 from echolm.load.bias import LoadBias
 from echolm.primitives import AUTO, Choice, Decision, Request, Retrieved, Selected
@@ -29,30 +30,40 @@ class Policy:
     ) -> None:
         self._featurizer, self._bandit, self._bias, self._rng = featurizer, bandit, bias, rng
 
-    def context(self, request: Request, retrieved: Retrieved) -> NDArray[np.float32]:
-        """The bandit's context x of a request, FP32 [d]."""
-        return self._featurizer(request.text, retrieved.embedding, retrieved.examples)
-
     def decide(
         self, requests: Sequence[tuple[Request, Retrieved]]
     ) -> list[tuple[NDArray[np.float32], Choice]]:
         """Draw an LLM for each of several requests: its context x, FP32 [d], and the choice."""
+        statistics = self._featurizer.statistics  # which a learning thread may replace
         contexts = self._featurizer.many(
             [request.text for request, _ in requests],
             [retrieved.embedding for _, retrieved in requests],
             [retrieved.examples for _, retrieved in requests],
+            statistics,
         )
         choices = self._bandit.choose_many(contexts, self._bias(), self._rng)
-        return list(zip(contexts, choices, strict=True))
+        version = statistics.version
+        return [(x, replace(c, statistics=version)) for x, c in zip(contexts, choices, strict=True)]
 
     def empty_context(self) -> NDArray[np.float32]:
         """The context of a request about which nothing can be told: zeros, FP32 [d]."""
-        return np.zeros(self._featurizer.dimension, dtype=np.float32)
+        return np.zeros(DIMENSION, dtype=np.float32)
 
-    def forced_choice(self, x: NDArray[np.float32], llm: str) -> Choice:
-        """The choice of an LLM that the caller, or the failure of another, has determined."""
-        mean, _ = self._bandit.arms[llm].predict(x)
-        return Choice(llm, 1.0, {llm: 1.0}, min(1.0, max(0.0, mean)))
+    def force(self, request: Request, retrieved: Retrieved) -> tuple[NDArray[np.float32], Choice]:
+        """The context of a request whose caller names the LLM, FP32 [d], and the choice."""
+        statistics = self._featurizer.statistics
+        row = [request.text], [retrieved.embedding], [retrieved.examples]
+        x = self._featurizer.many(*row, statistics)[0]
+        return x, self.forced_choice(x, request.llm, statistics.version)
+
+    def forced_choice(self, x: NDArray[np.float32], llm: str, statistics: int) -> Choice:
+        """The choice of an LLM that the caller, or the failure of another, has determined.
+
+        Args:
+            x, statistics: the context, and the version of the statistics by which it was made.
+        """
+        quality = self._bandit.arms[llm].quality(x)
+        return Choice(llm, 1.0, {llm: 1.0}, quality, statistics=statistics)
 
 
 def fallback_choice(llm: str) -> Choice:
@@ -97,4 +108,5 @@ def decision_record(
         ids,
         selection,
         revision,
+        choice.statistics,
     )

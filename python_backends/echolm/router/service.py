@@ -100,7 +100,7 @@ class RouterService:
             request_id, request, retrieved, chosen, on_text, notes, started
         )
         if llm != chosen:
-            choice = self._stand_in_choice(x, llm)
+            choice = self._stand_in_choice(x, llm, choice.statistics)
         solicited = self.solicitor.should_solicit(choice.rating_value)
         revision = self.endpoints[llm].settings.revision
         decision = decision_record(request_id, request, retrieved, x, choice, used, revision)
@@ -145,8 +145,7 @@ class RouterService:
     async def _decide(self, request: Request, retrieved: Retrieved, notes: list[str]) -> _Decided:
         try:
             if request.llm != AUTO:
-                x = self.policy.context(request, retrieved)
-                return x, self.policy.forced_choice(x, request.llm)
+                return self.policy.force(request, retrieved)
             started = self.clock()
             decision = await self._decisions((request, retrieved))
             self.metrics.took("decision", self.clock() - started)
@@ -172,10 +171,10 @@ class RouterService:
                 return [error]
         return [(await self._decide_together([request]))[0] for request in requests]
 
-    def _stand_in_choice(self, x: NDArray[np.float32], llm: str) -> Choice:
+    def _stand_in_choice(self, x: NDArray[np.float32], llm: str, statistics: int) -> Choice:
         """The choice of the LLM that answered in place of the chosen one."""
         try:
-            return self.policy.forced_choice(x, llm)
+            return self.policy.forced_choice(x, llm, statistics)
         except Exception as error:  # there is an answer, which must not be lost
             logger.error("routing failed", exc_info=error)
             return fallback_choice(llm)

@@ -15,9 +15,9 @@ from echolm.settings.environment import ENV_PREFIX, with_values_of_files
 from echolm.settings.sections import LLMSettings
 
 _DEFAULT_LLMS = (
-    LLMSettings(name="small_llm", cost=0.1, takes_examples=True, prior_quality=0.97),
+    LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
     # Two cores are busy with half a dozen requests to the large LLM: more only wait longer.
-    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, prior_quality=0.98, capacity=6.0),
+    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, capacity=6.0),
 )
 
 
@@ -79,8 +79,6 @@ class Settings(BaseSettings):
                 f"limits.default_max_tokens: expected less than the longest context, {longest}, "
                 f"got {self.limits.default_max_tokens}"
             )
-        if self.routing.similarity_saturation <= self.retrieval.min_similarity:
-            raise ValueError("routing.similarity_saturation must exceed retrieval.min_similarity")
         if self.routing.exploration_floor * len(names) > 1:
             raise ValueError("routing.exploration_floor must be at most 1 / number of llms")
         for key, name in (
@@ -140,6 +138,12 @@ class Settings(BaseSettings):
         """Cost of each LLM by its name; that of the strongest is 1."""
         strongest = self.strongest_llm.cost
         return {llm.name: llm.cost / strongest for llm in self.llms}
+
+    def prior_quality(self, llm: LLMSettings) -> float:
+        """The quality that is expected of an LLM before any rating, in (0, 1)."""
+        if llm.prior_quality is not None:
+            return llm.prior_quality
+        return 0.8 if llm.cost >= self.strongest_llm.cost else 0.7
 
     @property
     def write_ahead_log_path(self) -> Path:

@@ -127,21 +127,20 @@ class RoutingSettings(Section):
     """Name of the LLM that answers when routing fails; empty means the strongest."""
     cost_weight: float = Field(0.05, ge=0)
     """Quality (0 to 1) that the cost of an answer of the strongest LLM is worth."""
-    projection_dim: int = Field(16, ge=0)
-    """Dimensions to which the request's embedding is projected for the bandit."""
     similarity_saturation: float = Field(0.7, gt=-1, le=1)
     """Cosine similarity from which an example counts as fully relevant; between
     retrieval.min_similarity and this, relevance grows from 0 to 1."""
-    prior_ratings: float = Field(20.0, gt=0)
+    prior_ratings: float = Field(3.0, gt=0, le=100)
     """Ratings that an LLM's prior quality is worth, unless the LLM has a number of its own."""
-    exploration: float = Field(0.25, ge=0)
+    exploration: float = Field(0.5, ge=0)
     """Factor on the uncertainty of an LLM's quality when an LLM is drawn; 1 is Thompson sampling, 0
     always takes the best estimate."""
-    noise: float = Field(0.15, gt=0)
-    """Standard deviation of a rating (0 to 1) around the quality that it rates."""
-    discount: float = Field(0.999, gt=0, le=1)
-    """Share of its ratings' weight that the bandit keeps at each new one; 1 keeps all."""
-    exploration_floor: float = Field(0.01, ge=0, lt=1)
+    half_life_h: float = Field(336.0, gt=0)
+    """Hours in which what ratings have taught loses half of its weight, so that an LLM or requests
+    that change are learnt anew."""
+    least_ratings: float = Field(200.0, ge=20)
+    """Number of ratings whose weight the bandit keeps for an LLM, however old they are."""
+    exploration_floor: float = Field(0.005, ge=0, lt=1)
     """Least probability with which each LLM is drawn."""
     solicit_share: float = Field(0.05, ge=0, le=1)
     """Share of answers whose rating is asked for, since it would improve routing most."""
@@ -325,11 +324,11 @@ class LLMSettings(Section):
     """Relative cost of one answer; only the ratios between LLMs matter."""
     takes_examples: bool
     """Whether examples are put into the LLM's prompts; yes for the weaker LLMs."""
-    prior_quality: float = Field(0.5, ge=0, le=1)
-    """Quality expected before any rating; with relevant examples, if the LLM takes examples."""
-    prior_ratings: float | None = Field(None, gt=0)
-    """Number of ratings that prior_quality is worth; without it routing.prior_ratings holds, and at
-    most 3 if the LLM has a revision."""
+    prior_quality: float | None = Field(None, gt=0, lt=1)
+    """Quality expected before any rating; without it 0.8 for LLMs of the highest cost, and 0.7 for
+    the others."""
+    prior_ratings: float | None = Field(None, gt=0, le=100)
+    """Number of ratings that prior_quality is worth; without it routing.prior_ratings holds."""
     revision: str = Field("", max_length=128)
     """Any text that names the LLM's version; ratings of other versions are ignored, so change it
     with the LLM and its quality is learnt anew."""
@@ -349,10 +348,3 @@ class LLMSettings(Section):
     def model(self) -> str:
         """Name of the Triton model."""
         return self.triton_model or self.name
-
-    def prior_weight(self, default: float) -> float:
-        """How many ratings ``prior_quality`` is worth; ``default`` is ``routing.prior_ratings``."""
-        if self.prior_ratings is not None:
-            return self.prior_ratings
-        # The prior quality of an LLM that replaced another was seldom measured.
-        return min(default, 3.0) if self.revision else default

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echolm.bandit.arms import BayesianLinearArm
+from echolm.bandit.arms import LogisticArm
 from echolm.bandit.features import Featurizer
 from echolm.bandit.learning import BanditLearning
 from echolm.bandit.thompson import ThompsonSampling
@@ -33,16 +33,14 @@ def open_load_table(settings: Settings) -> LoadTable:
 
 def build_bandit(settings: Settings) -> tuple[Featurizer, ThompsonSampling]:
     """The featurizer and the bandit, which knows its priors and nothing else."""
-    routing = settings.routing
-    featurizer = Featurizer(
-        routing.projection_dim, settings.retrieval.min_similarity, routing.similarity_saturation
-    )
+    routing, featurizer = settings.routing, Featurizer()
     arms = {
-        llm.name: BayesianLinearArm(
-            featurizer.prior_mean(llm),
-            llm.prior_weight(routing.prior_ratings) / routing.noise**2,
-            routing.noise,
-            routing.discount,
+        llm.name: LogisticArm(
+            featurizer.prior(
+                llm, settings.prior_quality(llm), llm.prior_ratings or routing.prior_ratings
+            ),
+            routing.half_life_h * 3_600_000.0,
+            routing.least_ratings,
             llm.revision,
         )
         for llm in settings.llms
@@ -107,5 +105,5 @@ def build_router(
         metrics,
         Observers(observers),
     )
-    learner = build_learner(settings, log, [BanditLearning(bandit)])
+    learner = build_learner(settings, log, [BanditLearning(bandit, featurizer)])
     return Router(service, learner, bias, usage)
