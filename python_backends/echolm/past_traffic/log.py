@@ -18,7 +18,7 @@ from echolm.past_traffic.litellm import LiteLLM
 from echolm.past_traffic.openai import OpenAI
 from echolm.past_traffic.openai_batch import OpenAIBatch, joined
 from echolm.past_traffic.reading import Row, is_utf8, rows
-from echolm.past_traffic.record import BROKEN, UNKNOWN, Format, Logged, Skipped
+from echolm.past_traffic.record import BROKEN, NOT_UTF8, UNKNOWN, Format, Logged, Skipped
 
 FORMATS: tuple[Format, ...] = (OpenAIBatch(), LiteLLM(), Langfuse(), OpenAI(), Columns())
 """All formats, those first whose fields are no other's."""
@@ -27,6 +27,10 @@ _LOOKED_AT = 200  # records from which the format is told
 
 
 def _ignore(count: int) -> None: ...
+
+
+def _as_it_is(logged: Logged) -> Logged:
+    return logged
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class PastLog:
     Attributes:
         tenant: whose requests all are, unless ``tenant_from`` says it of each.
         tenant_from: dotted path of the field that names a record's tenant; empty: none does.
+        accept: completes an interaction; Skipped if it is not to be learnt from.
         strict: whether a record that cannot be read ends it all.
     """
 
@@ -60,6 +65,7 @@ class PastLog:
     format: Format
     tenant: str
     tenant_from: str = ""
+    accept: Callable[[Logged], Logged] = _as_it_is
     strict: bool = False
 
     def read(self, skips: Skips, on_bytes: Callable[[int], None] = _ignore) -> Iterator[Logged]:
@@ -95,8 +101,8 @@ class PastLog:
         logged = replace(logged, tenant=self._tenant(row.record))
         texts = (logged.request, logged.response, logged.system_prompt, logged.tenant)
         if not all(map(is_utf8, texts)):
-            raise Skipped("not UTF-8")
-        return logged
+            raise Skipped(NOT_UTF8)
+        return self.accept(logged)
 
     def _tenant(self, record: Mapping[str, Any]) -> str:
         if not self.tenant_from:
@@ -117,6 +123,7 @@ def open_log(
     tenant: str,
     tenant_from: str = "",
     columns: Mapping[str, str] | None = None,
+    accept: Callable[[Logged], Logged] = _as_it_is,
     strict: bool = False,
 ) -> PastLog:
     """A log of the named format, or of the one that its records are recognised by.
@@ -128,7 +135,7 @@ def open_log(
         Columns(columns) if columns and f.name == Columns.name else f for f in FORMATS
     ]
     format = next(f for f in formats if f.name == name) if name else _recognised(paths, formats)
-    return PastLog(tuple(paths), format, tenant, tenant_from, strict)
+    return PastLog(tuple(paths), format, tenant, tenant_from, accept, strict)
 
 
 def _recognised(paths: Sequence[Path], formats: Sequence[Format]) -> Format:

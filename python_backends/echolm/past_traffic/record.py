@@ -37,6 +37,7 @@ class Logged:
 
     Attributes:
         models: names by which the log knows what answered, none if it does not say.
+        llm: the configured LLM that it counts as.
         sampling: fields of :class:`~echolm.primitives.Sampling` that the request had.
     """
 
@@ -45,16 +46,26 @@ class Logged:
     system_prompt: str = ""
     models: tuple[str, ...] = ()
     tenant: str = ""
+    llm: str = ""
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def key(self) -> int:
-        """A 63-bit hash of the request in its scope, the same for requests that are the same."""
-        digest = hashlib.blake2b(digest_size=8)
-        for part in (self.tenant, self.system_prompt, plain(self.request)):
-            data = part.encode()
-            digest.update(len(data).to_bytes(8, "big") + data)
-        return int.from_bytes(digest.digest(), "big") >> 1
+    def request_hash(self) -> int:
+        """63 bits, the same for requests that are the same in one scope."""
+        return int(_digest(self.tenant, self.system_prompt, plain(self.request)), 16) >> 1
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits for the request in its scope and the answer to it."""
+        return _digest(self.tenant, self.system_prompt, plain(self.request), self.response)
+
+
+def _digest(*parts: str) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
 
 
 class Format(Protocol):
