@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from echolm.clock import now_ms
 from echolm.examples.admission import AdmissionPolicy
 from echolm.examples.deduplication import DuplicateFinder, same_request
-from echolm.examples.transfer import EmbedTexts
-from echolm.examples.writer import new_example, store_batch
+from echolm.examples.transfer import EmbedTexts, batched
+from echolm.examples.writer import ExampleIds, new_example, store_batch
 from echolm.learning.event_log import EventLog
 from echolm.learning.request_statistics import LEAST_SAMPLE, RequestStatistics, fit
+from echolm.past_traffic.log import PastLog, Skips
 from echolm.past_traffic.record import Logged
+from echolm.past_traffic.state import PastTrafficState
 from echolm.primitives import Candidate, Interaction
 from echolm.settings import Settings
 from echolm.store.base import ExampleStore, Query
@@ -24,6 +27,7 @@ from echolm.store.base import ExampleStore, Query
 Qualities = Callable[[Sequence[str], NDArray[np.float32]], dict[str, list[float]]]
 """Requests and embeddings, FP32 [n, D], to the quality expected of each LLM's answers."""
 
+_BATCH = 256
 _SEARCHED_AT_ONCE = 8  # a running server's requests wait for one search of Milvus Lite
 _NEIGHBOURS = 8
 
@@ -42,6 +46,22 @@ class PastExamples:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "duplicates", DuplicateFinder(self.store))
+
+    def store_log(self, log: PastLog, fingerprint: str, state: PastTrafficState) -> Iterator[int]:
+        """Store what is not stored yet of a log; yields how many interactions more are done.
+
+        Raises:
+            UnavailableError: store or log cannot be written; what was done is kept.
+        """
+        ids = ExampleIds()
+        done, earlier = state.stored(fingerprint)
+        counts: Counter[str] = Counter(earlier)
+        yield done
+        for batch in batched(islice(log.read(Skips()), done, None), _BATCH):
+            counts += self.take_in(batch, state.first_id(fingerprint, ids.next()))
+            done += len(batch)
+            state.batch_stored(fingerprint, done, counts)
+            yield len(batch)
 
     def take_in(self, batch: Sequence[Logged], first_id: int) -> Counter[str]:
         """Store what is admitted and new; gives what became of the interactions.
