@@ -71,7 +71,8 @@ def _holds_request(body: Mapping[str, Any]) -> bool:
 
 def _prompt(body: Mapping[str, Any]) -> tuple[str, str]:
     """System prompt and request."""
-    messages = decoded(body.get("messages") or body.get("prompt") or body.get("input"))
+    # A prompt that looks like JSON is a prompt.
+    messages = decoded(body.get("messages")) or body.get("prompt") or body.get("input")
     if isinstance(messages, Mapping):  # a page of a list of messages
         messages = messages.get("data") or messages.get("messages")
     system = [text_of(body[name]) for name in ("system", "instructions") if body.get(name)]
@@ -82,6 +83,8 @@ def _prompt(body: Mapping[str, Any]) -> tuple[str, str]:
         if len(texts) > 1:
             raise Skipped("several prompts")
         return "\n\n".join(system), _not_empty(texts[0])
+    if not messages:
+        raise Skipped("no request")
     if not isinstance(messages, list):
         raise Skipped(UNKNOWN)
     more, texts = split_turns(messages)

@@ -38,7 +38,7 @@ class LiteLLM:
             raise Skipped("error")
         request = decoded(record.get("messages"))
         if not request:
-            request = unwrapped(record.get("proxy_server_request"))
+            request = decoded(unwrapped(record.get("proxy_server_request")))
         if not request:
             raise Skipped("no request")
         if isinstance(request, list):

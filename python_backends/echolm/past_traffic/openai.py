@@ -35,27 +35,26 @@ class OpenAI:
         messages = record.get("messages")
         if not isinstance(messages, list) or not messages:
             raise Skipped(UNKNOWN)
-        asked = read_request({**record, "messages": messages[:-1]})
         last = messages[-1]
         if not isinstance(last, Mapping) or last.get("role") != "assistant":
             raise Skipped("no answer")
+        asked = read_request({**record, "messages": messages[:-1]})
         return replace(asked, response=read_answer(last).response)
 
 
 def pair(request: Any, response: Any) -> Logged:
     """A request and the response to it, which names what answered better than the request."""
     asked = read_request(request)
-    response = decoded(response)
-    if isinstance(response, Mapping):
-        status = response.get("status_code")
-        if isinstance(status, int) and status >= 400:
-            raise Skipped("error")
+    sent = decoded(response)
+    status = sent.get("status_code") if isinstance(sent, Mapping) else None
+    if isinstance(status, int) and status >= 400:
+        raise Skipped("error")
     answered = read_answer(unwrapped(response))
     models = tuple(dict.fromkeys([*asked.models, *answered.models]))
     return replace(asked, response=answered.response, models=models)
 
 
 def unwrapped(message: Any) -> Any:
-    """The body of an HTTP request or response."""
-    message = decoded(message)
-    return message["body"] if isinstance(message, Mapping) and "body" in message else message
+    """The body of an HTTP request or response; anything else as it is."""
+    inner = decoded(message)
+    return inner["body"] if isinstance(inner, Mapping) and "body" in inner else message
