@@ -49,13 +49,14 @@ class Budget:
         limit: the most that may be spent; None: no limit.
         prices: of each LLM that works; empty: tokens count.
         spent: by whoever worked: an LLM, or ``judge``.
+        reserved: what steps under way may cost.
     """
 
     limit: float | None
     prices: Mapping[str, Price]
     judge_llm: str
     spent: dict[str, Tokens] = field(default_factory=dict)
-    _reserved: float = 0.0
+    reserved: float = field(default=0.0, init=False)
 
     def cost(self, who: str, read: float, written: float) -> float:
         """What these tokens cost, in the budget's unit."""
@@ -71,14 +72,14 @@ class Budget:
 
     def reserve(self, most: float) -> bool:
         """Set aside what a step costs at most; False if the budget does not have it."""
-        if self.limit is not None and self.total + self._reserved + most > self.limit:
+        if self.limit is not None and self.total + self.reserved + most > self.limit:
             return False
-        self._reserved += most
+        self.reserved += most
         return True
 
     def release(self, most: float) -> None:
         """What was set aside is spent, or will not be."""
-        self._reserved -= most
+        self.reserved -= most
 
     def pay(self, who: str, read: float, written: float) -> None:
         """Count an answer of an LLM, or a judgement."""

@@ -90,6 +90,7 @@ class PastReplay:
     counts: Counter[str] = field(default_factory=Counter, init=False)
     stopped: str = field(default="", init=False)
     _failures: int = field(default=0, init=False)
+    _released: asyncio.Condition = field(default_factory=asyncio.Condition, init=False)
 
     async def probe(self) -> None:
         """UnavailableError if an LLM that will be asked does not answer."""
@@ -177,14 +178,14 @@ class PastReplay:
             if self.stopped:
                 return
             try:
-                pair = self.state.pair(prompt.key) or await self._answered(prompt)
-                if pair is not None and pair.stage == ANSWERED:
-                    pair = await self._judged(prompt, pair)
+                pair = await self._paid(prompt, self.state.pair(prompt.key))
                 if pair is not None and pair.stage == JUDGED:
                     await asyncio.to_thread(self._learnt, pair)
                 self._failures = 0
             except _OverBudgetError:
                 self.stopped = "budget"
+            except InvalidRequestError:
+                self._give_up(prompt, "refused by the LLM")
             except (EchoError, asyncio.TimeoutError) as error:
                 self.counts["LLM or judge failed"] += 1
                 self._failures += 1
@@ -196,44 +197,52 @@ class PastReplay:
                         "run the command again to go on"
                     ) from error
 
-    async def _answered(self, prompt: _Prompt) -> Pair | None:
-        """The pair with the LLM's answer; None if it cannot be asked."""
-        name = prompt.key.llm
-        endpoint, request = self.endpoints[name], prompt.request
-        text, used = endpoint.prompt(request, prompt.context.examples)
+    async def _paid(self, prompt: _Prompt, pair: Pair | None) -> Pair | None:
+        """The pair, answered and judged within the budget; None if it cannot be asked.
+
+        Raises:
+            _OverBudgetError: it may cost more than is left.
+        """
+        if pair is not None and pair.stage != ANSWERED:
+            return pair
+        endpoint, sampling = self.endpoints[prompt.key.llm], prompt.request.sampling
+        text, used = endpoint.prompt(prompt.request, prompt.context.examples)
         read = endpoint.tokens.count(text)
-        room = endpoint.settings.context_length - read
-        sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, room))
-        if sampling.max_tokens < 1 or (prompt.key.examples and not used):
+        most_tokens = min(sampling.max_tokens, endpoint.settings.context_length - read)
+        if pair is None and (most_tokens < 1 or (prompt.key.examples and not used)):
             self._give_up(prompt, "no room in the context")
             return None
-        most = self._most(name, prompt, read, sampling.max_tokens)
-        if not self.budget.reserve(most):
-            raise _OverBudgetError
+        judge = self.endpoints[self.settings.judge_llm.name].tokens
+        answers = [max(0, most_tokens), judge.count(prompt.logged.response)]
+        judging = judging_tokens(self.settings, judge, prompt.logged.request, answers)
+        most = self.budget.cost("judge", *judging)
+        if pair is None:
+            most += self.budget.cost(prompt.key.llm, read, most_tokens)
+        async with self._released:
+            # What others have set aside may turn out to be more than they need.
+            while not self.budget.reserve(most):
+                if not self.budget.reserved:
+                    raise _OverBudgetError
+                await self._released.wait()
         try:
-            asking = endpoint.client.generate(prompt.key.request_id, text, sampling, None)
-            completion = await asyncio.wait_for(asking, self.settings.limits.request_timeout_s)
-            body = self._body(prompt, text, used, completion)
-            pair = Pair(prompt.key, ANSWERED, completion.text, body)
-            self._keep(pair)
-            self.budget.pay(name, pair.body["read"], pair.body["written"])
-        except InvalidRequestError:
-            self._give_up(prompt, "refused by the LLM")
-            return None
+            if pair is None:
+                asked = replace(sampling, max_tokens=most_tokens)
+                asking = endpoint.client.generate(prompt.key.request_id, text, asked, None)
+                timeout_s = self.settings.limits.request_timeout_s
+                completion = await asyncio.wait_for(asking, timeout_s)
+                body = self._body(prompt, text, used, completion)
+                pair = Pair(prompt.key, ANSWERED, completion.text, body)
+                self._keep(pair)
+                self.budget.pay(prompt.key.llm, body["read"], body["written"])
+            return await self._judged(prompt, pair)
         finally:
-            self.budget.release(most)
-        return pair
+            async with self._released:
+                self.budget.release(most)
+                self._released.notify_all()
 
     def _give_up(self, prompt: _Prompt, reason: str) -> None:
         self.counts[reason] += 1
         self._keep(Pair(prompt.key, LEARNT, "", {}))
-
-    def _most(self, name: str, prompt: _Prompt, read: int, written: int) -> float:
-        """What an answer and its judgement cost at most."""
-        judge = self.endpoints[self.settings.judge_llm.name].tokens
-        answers = [written, judge.count(prompt.logged.response)]
-        judging = judging_tokens(self.settings, judge, prompt.logged.request, answers)
-        return self.budget.cost(name, read, written) + self.budget.cost("judge", *judging)
 
     def _body(
         self, prompt: _Prompt, text: str, used: Sequence[Selected], done: Completion
