@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import PREFERENCE, RATING, is_judged
@@ -14,6 +14,15 @@ from echolm.retrieval.record import remember
 _VERSION = 1
 _REMEMBERED = 10_000  # most answers whose score is kept until the other side has rated them
 _COMPARED = 64  # latest answers of an LLM with which one that both have rated is compared
+
+
+class _Answer(NamedTuple):
+    request_id: str
+    llm: str
+
+
+def _answer(decision: Mapping[str, Any]) -> _Answer:
+    return _Answer(str(decision["request_id"]), str(decision["llm"]))
 
 
 class JudgeAgreement:
@@ -42,14 +51,15 @@ class JudgeAgreement:
     def apply(self, event: Event) -> None:
         body, judged = event.body, is_judged(event.body)
         if event.kind == RATING:
-            self._take(body, float(body["score"]), judged)
+            self._take(_answer(body), float(body["score"]), judged)
             return
-        better, worse, share = body["better"], body["worse"], float(body.get("share", 1.0))
+        better, worse = _answer(body["better"]), _answer(body["worse"])
+        share = float(body.get("share", 1.0))
         if judged:
             self._take(better, share, judged)
             self._take(worse, 1.0 - share, judged)
             return
-        scores = [self._judged.get(str(side["request_id"])) for side in (better, worse)]
+        scores = [self._judged.get(answer.request_id) for answer in (better, worse)]
         if scores[0] is not None and scores[1] is not None:
             self._count(scores[0] - scores[1])
 
@@ -67,8 +77,8 @@ class JudgeAgreement:
         self._rated = OrderedDict(state["rated"])
         self._both = {llm: [(a, b) for a, b in pairs] for llm, pairs in state["both"].items()}
 
-    def _take(self, answer: Mapping[str, Any], score: float, judged: bool) -> None:
-        request_id, llm = str(answer["request_id"]), str(answer["llm"])
+    def _take(self, answer: _Answer, score: float, judged: bool) -> None:
+        request_id, llm = answer
         mine, others = (self._judged, self._rated) if judged else (self._rated, self._judged)
         if request_id in mine:
             return  # the first word on an answer counts here

@@ -68,9 +68,6 @@ class RouterMetrics(Protocol):
     def failed(self, reason: str) -> None:
         """Count a request without an answer."""
 
-    def warm_up_given_up(self, reason: str) -> None:
-        """Count an LLM that is tried without a warm-up for requests of one kind."""
-
 
 class NoMetrics:
     """Counts nothing."""
@@ -79,4 +76,3 @@ class NoMetrics:
     def took(self, stage: Stage, seconds: float, llm: str = "") -> None: ...
     def degraded(self, part: str, reason: str) -> None: ...
     def failed(self, reason: str) -> None: ...
-    def warm_up_given_up(self, reason: str) -> None: ...

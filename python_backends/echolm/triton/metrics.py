@@ -11,6 +11,7 @@ from echolm import telemetry
 from echolm.judges.service import Reason
 from echolm.primitives import Answer
 from echolm.router.ports import Stage
+from echolm.router.warm_up import GivenUp
 from echolm.telemetry import SECONDS_BUCKETS, MetricSpec
 from echolm.triton.runtime import Runtime
 
@@ -94,7 +95,7 @@ class RouterMetrics(Metrics):
     def failed(self, reason: str) -> None:
         self.add("echolm_failed_total", reason=reason)
 
-    def warm_up_given_up(self, reason: str) -> None:
+    def warm_up_given_up(self, reason: GivenUp) -> None:
         self.add("echolm_warm_up_given_up_total", reason=reason)
 
     def judged(self, kind: str, reason: Reason, result: str, tokens: int, seconds: float) -> None:

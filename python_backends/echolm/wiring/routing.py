@@ -92,7 +92,7 @@ def build_router(
         bandit,
         settings.reference_llm.name,
         settings.routing.warm_up_ratings,
-        metrics.warm_up_given_up,
+        judging_metrics.warm_up_given_up,
     )
     policy = Policy(featurizer, bandit, bias, np.random.default_rng(), warm_up)
     endpoints = build_endpoints(settings)
