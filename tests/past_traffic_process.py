@@ -37,7 +37,7 @@ from echolm.wiring.past_traffic import (
 from numpy.typing import NDArray
 from writing_process import DIMENSION, retrieval
 
-SAMPLE, BATCH = 40, 16
+BATCH = 16
 storing._BATCH = BATCH  # batches of this size are stored in a moment
 
 
@@ -80,10 +80,11 @@ class SmallLLM:
 
 
 def opened(path: Path, chosen: Settings) -> tuple[PastLog, list[Logged]]:
-    """The log, and what is sampled of it."""
+    """The log, and what is sampled of it: a quarter."""
     log = open_log([path], tenant="t", accept=Acceptance(chosen, {}, "large_llm"))
-    sample = HashSample(SAMPLE)
-    for logged in log.read(Skips()):
+    every = list(log.read(Skips()))
+    sample = HashSample(len(every) // 4)
+    for logged in every:
         sample.offer(logged)
     return log, sample.all()
 

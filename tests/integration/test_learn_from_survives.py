@@ -22,12 +22,12 @@ from echolm.serving.milvus_lite import MilvusLite
 from echolm.store.milvus import MilvusStore
 from echolm.wiring.learning import open_event_log
 from echolm.wiring.past_traffic import open_past_traffic_state
-from past_traffic_process import BATCH, SAMPLE, opened, settings
+from past_traffic_process import BATCH, opened, settings
 from writing_process import DIMENSION, retrieval
 
 PROCESS = Path(__file__).parents[1] / "past_traffic_process.py"
 KILLS = int(os.environ.get("TEST_LEARN_FROM_KILLS", "8"))
-REQUESTS = 5 * BATCH
+REQUESTS = 2 * BATCH * KILLS
 
 pytestmark = pytest.mark.timeout(60 + 30 * KILLS)
 
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_where_it_ended(tmp_path: Path, own_milvus_lite: Mi
                     judged.add(pair.key.request_id)
         state.close()
     assert cut_short == KILLS, "it came to its end before it was killed: give it more"
-    assert answered == judged and len({id.split("-")[1] for id in answered}) == SAMPLE
+    assert answered == judged and len({id.split("-")[1] for id in answered}) == len(sample)
     assert f"spent {20 * len(answered)}" in lines
     assert len(asked) == len(answered) and sum(asked.values()) <= len(answered) + 4 * KILLS
 
@@ -101,4 +101,3 @@ def test_a_killed_run_goes_on_where_it_ended(tmp_path: Path, own_milvus_lite: Mi
     assert {body["request_id"] for body in ratings} == answered
     # What a crash has put into the log twice is the same, and counts once.
     assert len({(body["request_id"], body["score"]) for body in ratings}) == len(answered)
-    assert len(sample) == SAMPLE
