@@ -104,7 +104,7 @@ async def learn(data_dir: Path, uri: str, path: Path) -> None:
     endpoints = build_endpoints(chosen, {llm.name: SmallLLM() for llm in chosen.llms})
     budget = Budget(None, {}, chosen.judge_llm.name)
     replay = build_past_replay(
-        chosen, examples, learning, state, budget, endpoints, JudgingEmbedder(), known, 4
+        chosen, examples, learning, state, budget, endpoints, JudgingEmbedder(), known, 4, DIMENSION
     )
     assert isinstance(replay.judge, SimilarityJudge)
     replay.recall()

@@ -266,6 +266,7 @@ async def _learn(args: argparse.Namespace, data: ExampleData) -> int:
                 _Embedder(embed),
                 read.fingerprint,
                 args.concurrent,
+                data.store.dimension,
             )
             await replay.probe()
             replay.recall()
@@ -273,7 +274,7 @@ async def _learn(args: argparse.Namespace, data: ExampleData) -> int:
                 write("nothing was stored or replayed\n")
                 return FAILED
         learning.learner.catch_up()
-        stored = _store(data, examples, read, state)
+        stored = _store(data, examples, learning, read, state)
         figures["stored"] = dict(stored)
         lines += [f"{'stored' if k == 0 else '':12}{n} {why}" for k, (why, n) in enumerate(stored)]
         statistics = _measure(data, examples, learning, read)
@@ -403,13 +404,21 @@ def _cost_table(
 
 
 def _store(
-    data: ExampleData, examples: PastExamples, read: _Read, state: PastTrafficState
+    data: ExampleData,
+    examples: PastExamples,
+    learning: PastLearning,
+    read: _Read,
+    state: PastTrafficState,
 ) -> list[tuple[str, int]]:
     """Store what is not stored yet; gives what became of all interactions."""
+    from echolm.learning.request_sample import NewestStatistics
     from echolm.wiring.examples import build_maintenance
 
+    newest = NewestStatistics(data.store.dimension)
+    newest.statistics = learning.featurizer.statistics
     parts = (data.store, data.statistics, data.log)
-    maintenance = build_maintenance(data.settings, *parts, f"learn-from:{read.fingerprint}")
+    owner = f"learn-from:{read.fingerprint}"
+    maintenance = build_maintenance(data.settings, *parts, owner, newest)
     with progress("storing", read.usable) as advance:
         for number, count in enumerate(examples.store_log(read.log, read.fingerprint, state), 1):
             advance(count)

@@ -91,8 +91,14 @@ def build_past_replay(
     embedder: TextEmbedder,
     fingerprint: str,
     concurrent: int,
+    dimension: int,
 ) -> PastReplay:
     """What replays past requests.
+
+    Args:
+        fingerprint: of the log.
+        concurrent: answers and judgements at a time.
+        dimension: of the embeddings.
 
     Raises:
         ConfigurationError: nothing judges answers, or there is one LLM only.
@@ -112,7 +118,8 @@ def build_past_replay(
             "learn-from: expected several LLMs in llms, got one: there is none to compare it "
             "with; give --no-replay to store examples only"
         )
-    selector = build_selector(settings, example_token_counter(settings), rng)
+    counter = example_token_counter(settings)
+    selector = build_selector(settings, counter, rng, dimension)
     selection_learner = build_learner(settings, log, selector.learnables)
     bias = LoadBias(settings.routing, settings.llms, LoadTracker())
 

@@ -97,6 +97,7 @@ class Bench:
             NoEmbedder(),
             "log",
             2,
+            D,
         )
         replay.judge = self.judge
         replay.recall()
