@@ -85,7 +85,8 @@ def test_a_killed_run_goes_on_where_it_ended(tmp_path: Path, own_milvus_lite: Mi
     assert cut_short == KILLS, "it came to its end before it was killed: give it more"
     assert answered == judged and len({id.split("-")[1] for id in answered}) == len(sample)
     assert f"spent {20 * len(answered)}" in lines
-    assert len(asked) == len(answered) and sum(asked.values()) <= len(answered) + 4 * KILLS
+    # Only what was under way at a kill, four answers at a time, was asked for in vain.
+    assert answered <= set(asked) and sum(asked.values()) <= len(answered) + 4 * KILLS
 
     store = MilvusStore(retrieval(own_milvus_lite.uri), "fake", DIMENSION)
     stored = Counter(e.request for batch in store.scan(embeddings=False) for e, _ in batch)
