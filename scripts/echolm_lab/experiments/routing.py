@@ -7,6 +7,7 @@ the cost. No request gets examples, and a rating is learnt before the next reque
 
 from __future__ import annotations
 
+import random
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -117,7 +118,9 @@ class OnlineRouter:
     def measure(self, count: int) -> None:
         """Measure the statistics of the first ``count`` requests."""
         self._version += 1
-        statistics = fit(self._embeddings[:count], np.zeros(0, np.float32), self._version)
+        lengths = np.array([len(prompt) for prompt in self._data.prompts[:count]], np.float32)
+        none = np.zeros(0, np.float32)
+        statistics = fit(self._embeddings[:count], none, self._version, lengths=lengths)
         self._apply(REQUEST_STATISTICS, statistics.body(), count)
         self.contexts = self._contexts()
 
@@ -142,7 +145,9 @@ def online(
             at ``random``.
     """
     router = OnlineRouter(data, embeddings, settings, seed)
-    solicitor = Solicitor(settings.routing.solicit_share)
+    solicitor = Solicitor(
+        settings.routing.solicit_share, settings.routing.solicit_random, random.Random(seed)
+    )
     dice = np.random.default_rng(seed)
     n = len(data)
     chosen, predicted = np.zeros(n, dtype=np.intp), np.zeros(n)
@@ -153,7 +158,9 @@ def online(
         choice = router.choose(k)
         chosen[k], predicted[k] = int(choice.arm[3:]), choice.quality
         if rated == "solicited":
-            were_rated[k] = solicitor.should_solicit(choice.rating_value)
+            arms = sum(p > 0.0 for p in choice.probabilities.values())
+            ask = solicitor.should_solicit(choice.rating_value, choice.propensity, arms)
+            were_rated[k] = bool(ask.reason)
         else:
             were_rated[k] = rated == "all" or dice.random() < settings.routing.solicit_share
         if were_rated[k]:
