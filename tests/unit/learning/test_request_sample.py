@@ -29,7 +29,7 @@ class Process:
 
     def see(self, n: int, seed: int = 0) -> bool:
         """Whether new statistics are logged after n more requests."""
-        self.sample.add(requests(n, seed), [0.5] * n)
+        self.sample.add(requests(n, seed), [0.5] * n, [100] * n)
         logged = self.sample.log_if_due()
         self.learner.catch_up()
         return logged
@@ -82,7 +82,7 @@ def test_statistics_that_another_process_was_faster_with_are_outdated() -> None:
 
 def test_requests_without_any_candidate_count_without_a_nearest_one() -> None:
     process = Process(MemoryEventLog())
-    process.sample.add(requests(64), [0.7] * 40 + [float("nan")] * 24)
+    process.sample.add(requests(64), [0.7] * 40 + [float("nan")] * 24, [100] * 64)
     assert process.sample.log_if_due()
     process.learner.catch_up()
     assert process.newest.statistics.count == 64
@@ -91,7 +91,7 @@ def test_requests_without_any_candidate_count_without_a_nearest_one() -> None:
 
 def test_of_equal_requests_there_are_no_statistics() -> None:
     process = Process(MemoryEventLog())
-    process.sample.add(requests(1) * 64, [1.0] * 64)
+    process.sample.add(requests(1) * 64, [1.0] * 64, [100] * 64)
     assert not process.sample.log_if_due()
     assert not process.see(64), "not looked at again at once"
     process.now_ms += 3_600_000
@@ -126,8 +126,8 @@ def test_a_restored_one_goes_on_as_the_saved_one() -> None:
 
 def test_a_vote_counts_only_while_it_is_among_the_last_4096_requests() -> None:
     process = Process(MemoryEventLog())
-    process.sample.add(requests(4_096), [0.1] * 4_096)
-    process.sample.add(requests(4_096, seed=1), [0.9] * 4_096)
+    process.sample.add(requests(4_096), [0.1] * 4_096, [100] * 4_096)
+    process.sample.add(requests(4_096, seed=1), [0.9] * 4_096, [400] * 4_096)
     assert process.sample.log_if_due()
     process.learner.catch_up()
     assert process.newest.statistics.nearest == pytest.approx((0.9, 0.9, 0.9))
