@@ -144,9 +144,9 @@ class RoutingSettings(Section):
     """Least probability with which each LLM is drawn."""
     solicit_share: float = Field(0.05, ge=0, le=1)
     """Share of answers whose rating is asked for."""
-    solicit_random: float = Field(0.25, ge=0, le=1)
-    """Part of the ratings asked for that is drawn at random, as estimates of other policies need
-    them; the others are those that would improve routing most."""
+    solicit_random: float = Field(0.5, ge=0, le=1)
+    """Part of the ratings asked for that is drawn at random, from which `echolm estimate` can tell
+    what other policies would score; the others are those that would improve routing most."""
     load_table: str = ""
     """File on a local disk in which all routers of a machine share their load; the retrievers'
     shared prefix index lies beside it. Empty means a file in data_dir."""
