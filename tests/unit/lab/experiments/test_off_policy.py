@@ -24,4 +24,4 @@ def test_fixed_policies_and_a_changed_cost_weight_are_compared(
 def test_counting_all_ratings_alike_is_worse(compared: dict[str, Comparison]) -> None:
     one = compared["always large_llm"]
     assert one.naive is not None
-    assert abs(one.naive.value - one.truth) > 4 * one.naive.standard_error
+    assert one.naive.value < one.truth - 0.08  # bad ratings come unasked
