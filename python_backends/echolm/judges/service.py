@@ -237,8 +237,7 @@ class JudgingService:
         """
         if self.warm_up is None:
             return 0.0
-        doubt = 1.0 - max(served.choice.probabilities.values())
-        return doubt * self.warm_up.share(bool(served.retrieved.examples))
+        return served.choice.doubt * self.warm_up.share(bool(served.retrieved.examples))
 
     def _refusal(self) -> str:
         if sum(self.load.in_flight(name) for name in self.endpoints) > self._most_in_flight:
