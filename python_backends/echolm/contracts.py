@@ -106,13 +106,24 @@ RETRIEVED = (
     Tensor("help_probability", "FP32"),
     Tensor("selection_record", "BYTES"),
     Tensor("retrieval_degraded", "BYTES"),
+    Tensor("reusable_id", "INT64"),
+    Tensor("reusable_response", "BYTES"),
+    Tensor("reusable_exact", "BOOL"),
+    Tensor("reusable_features", "FP32", (-1,)),
 )
 """The selected examples in prompt order; the probability that any candidate helps (see
 ``Selection``); what a rating needs to know of the selection (text of a ``SelectionRecord``, empty
-if there was nothing to select from); and why nothing was searched, if the store failed."""
+if there was nothing to select from); why nothing was searched, if the store failed; and the stored
+answer that is most probably right as it is (``PAD_ID`` if there is none), see ``Reusable``."""
 
-_SEARCH_INPUTS = (_SYSTEM_PROMPT, _TENANT, _optional("search", "BOOL"))
-"""Whose examples may be found, and whether to search at all; without ``search``, yes."""
+_SEARCH_INPUTS = (
+    _SYSTEM_PROMPT,
+    _TENANT,
+    _optional("search", "BOOL"),
+    _optional("answer_key", "BYTES"),
+)
+"""Whose examples may be found; whether to search at all (without ``search``, yes); and under which
+key a stored answer must have been given to be reusable (without one, none is)."""
 
 ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
 ECHOLM_STREAM = ModelContract("echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, decoupled=True)
@@ -142,6 +153,7 @@ EXAMPLE_MANAGER = ModelContract(
         Tensor("finish_reason", "BYTES"),
         Tensor("quality", "FP32"),
         Tensor("help_probability", "FP32"),
+        Tensor("answer_key", "BYTES"),
     ),
     (Tensor("admitted", "BOOL"), Tensor("reason", "BYTES")),
 )

@@ -19,6 +19,7 @@ from echolm.learning.learner import OutdatedError
 from echolm.learning.logistic import Site
 from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatistics
 from echolm.learning.snapshot import fingerprint
+from echolm.primitives import STORED
 from echolm.retrieval.record import remember
 
 logger = logging.getLogger("echolm")
@@ -128,6 +129,8 @@ class BanditLearning:
         if not isinstance(request_id, str):
             raise ValueError(f"request_id: expected text, got {request_id!r}")
         llm, revision = decision["llm"], str(decision.get("revision", ""))
+        if llm == STORED:
+            raise OutdatedError("an answer from the store, of no LLM of the bandit's")
         arm = self._bandit.arms[llm]
         if revision != arm.revision:
             if (llm, revision) not in self._other_revisions:  # logged once, not for each rating

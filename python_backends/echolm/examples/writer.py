@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,15 @@ from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.learning.event_log import EventLog
 from echolm.primitives import Interaction
 from echolm.settings import ExamplesSettings
-from echolm.store.base import FRESH_VALUE, NEVER, Example, ExampleStore, Stored, scope_key
+from echolm.store.base import (
+    FRESH_VALUE,
+    MAX_ANSWER_KEYS,
+    NEVER,
+    Example,
+    ExampleStore,
+    Stored,
+    scope_key,
+)
 
 logger = logging.getLogger("echolm")
 
@@ -116,6 +124,7 @@ class ExampleWriter:
             expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
             # It need not do what other examples do already.
             value=FRESH_VALUE * (1.0 - new.help_probability),
+            answer_keys=new.answer_key,
         )
 
     def close(self, timeout_s: float = 10.0) -> None:
@@ -167,8 +176,21 @@ class ExampleWriter:
                 self.write_ahead_log.remove([batch[0][0].id])
                 return True
 
+    def _add_answer_keys(self, confirmed: Mapping[int, Example]) -> None:
+        """Write known examples anew, with the keys under which their answers were given, too."""
+        stored = self.store.get(list(confirmed))
+        examples = []
+        for example, _ in stored:
+            keys = [*example.answer_keys.split(), *confirmed[example.id].answer_keys.split()]
+            newest = " ".join(dict.fromkeys(keys[-MAX_ANSWER_KEYS:]))
+            examples.append(replace(example, answer_keys=newest))
+        if examples:
+            self.store.upsert(examples, np.stack([embedding for _, embedding in stored]))
+
     def _store_batch(self, batch: Sequence[Stored]) -> None:
         # Each step may be the last before a crash, and all are repeated after one.
+        if not self.store.keeps_answer_keys:
+            batch = [(replace(example, answer_keys=""), e) for example, e in batch]
         compared = [NEW] * len(batch)
         if self.settings.deduplicate:
             compared = self._duplicates.compare(batch, now_ms())
@@ -181,7 +203,11 @@ class ExampleWriter:
         replaced = [old for old, _ in replacements]
         if replaced:
             self.store.delete(replaced)
-        repeated = [c.known for c in compared if c.finding is Finding.REPEATED]
+        confirmed = {c.known: e for (e, _), c in pairs if c.finding is Finding.CONFIRMED}
+        if confirmed:
+            self._add_answer_keys(confirmed)
+        known = (Finding.REPEATED, Finding.CONFIRMED)
+        repeated = [c.known for c in compared if c.finding in known]
         if fresh or repeated:
             reason = "replaced" if replaced else ""
             self.log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))

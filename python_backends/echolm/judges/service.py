@@ -31,7 +31,7 @@ from echolm.learning.event_log import EventLog
 from echolm.learning.feedback import JUDGE_SOURCE, RATING, describe
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
-from echolm.primitives import AUTO, Decision, Served
+from echolm.primitives import AUTO, STORED, Decision, Served
 from echolm.router.policy import Policy, decision_record
 from echolm.settings import JudgingSettings, Settings
 
@@ -248,6 +248,7 @@ def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
     return (
         request.store
         and request.llm == AUTO
+        and served.decision.llm != STORED  # see echolm.judges.stored
         and request.tenant not in settings.exclude_tenants
         and bool(served.x.any())
     )

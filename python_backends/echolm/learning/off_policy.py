@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from echolm.errors import InvalidRequestError
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
+from echolm.primitives import STORED
 
 Probabilities = NDArray[np.float64]
 """A target policy at the logged contexts: pi(a|x), FP64 [n, arms], rows that sum to 1."""
@@ -174,6 +175,7 @@ def read_ratings(
 
     The last rating of an answer counts. Others are dropped and counted by reason:
 
+    - ``stored``: the answer came from the store; no LLM was chosen.
     - ``forced``: the caller named the LLM, or another one stood in; nothing was drawn.
     - ``revision``: the answer is an LLM's that was replaced since.
     - ``unknown llm``: no configured LLM has that name.
@@ -203,6 +205,8 @@ def read_ratings(
             usable = False
         if not usable:
             dropped["damaged"] += 1
+        elif llm == STORED:
+            dropped["stored"] += 1
         elif llm not in index:
             dropped["unknown llm"] += 1
         elif revisions is not None and body.get("revision", "") != revisions.get(llm, ""):

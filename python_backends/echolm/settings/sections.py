@@ -144,6 +144,9 @@ class RoutingSettings(Section):
     """Least probability with which each LLM is drawn."""
     solicit_share: float = Field(0.05, ge=0, le=1)
     """Share of answers whose rating is asked for, since it would improve routing most."""
+    reuse_error: float = Field(0.01, ge=0, le=0.5)
+    """Largest share of answers given from the store that may be wrong: a stored answer of the
+    strongest LLM is given as it is where past comparisons bound the error by this; 0 gives none."""
     load_table: str = ""
     """File on a local disk in which all routers of a machine share their load; the retrievers'
     shared prefix index lies beside it. Empty means a file in data_dir."""

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from echolm import contracts
 from echolm.clock import now_ms
 from echolm.errors import InvalidRequestError, UnavailableError
-from echolm.primitives import DEFAULT_TENANT, Candidate
+from echolm.primitives import DEFAULT_TENANT, Candidate, Reusable
 from echolm.retrieval.record import NONE
+from echolm.retrieval.reuse import REUSE_FEATURES, find_reusable
 from echolm.retrieval.selector import Selection
 from echolm.settings.loading import load_settings
 from echolm.store.base import Query
@@ -38,12 +39,13 @@ logger = logging.getLogger("echolm")
 
 @dataclass(frozen=True)
 class _Row:
-    """One request; ``embedding`` is FP32 [D]."""
+    """One request; ``embedding`` is FP32 [D], and ``answer_key`` says what is reusable."""
 
     text: str
     embedding: NDArray[np.float32]
     query: Query
     search: bool
+    answer_key: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class _Result:
 
     selection: Selection
     degraded: str
+    reusable: Reusable | None
 
 
 class TritonPythonModel(BatchedModel[_Row, _Result]):
@@ -78,7 +81,8 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
                 row["text_input"],
                 row["embedding"],
                 Query.of(row.get("tenant", DEFAULT_TENANT), row.get("system_prompt", "")),
-                row.get("search", True) and possible,
+                row.get("search", True) and (possible or bool(row.get("answer_key"))),
+                row.get("answer_key", ""),
             )
             for row in rows
         ]
@@ -107,12 +111,18 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
             self._metrics.observe("echolm_search_seconds", time.perf_counter() - started)
         selections = self._selector.select([row.text for row in rows], found)
         self._count(selections)
-        return [_Result(selection, degraded) for selection in selections]
+        reusable = [
+            find_reusable(row.text, row.answer_key, candidates)
+            for row, candidates in zip(rows, found, strict=True)
+        ]
+        return [_Result(s, degraded, r) for s, r in zip(selections, reusable, strict=True)]
 
     def tensors(self, results: Sequence[_Result]) -> list[Any]:
         """One row per request; rows with fewer examples than the longest are padded."""
         chosen = [result.selection for result in results]
         records = [selection.record for selection in chosen]
+        reusable = [result.reusable for result in results]
+        none = np.zeros(len(REUSE_FEATURES), dtype=np.float32)
 
         def of_examples(field: str, fill: Any) -> list[Any]:
             return padded([[getattr(e, field) for e in s.examples] for s in chosen], fill)
@@ -126,6 +136,10 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
             "help_probability": [selection.help_probability for selection in chosen],
             "selection_record": ["" if r is None else r.dump() for r in records],
             "retrieval_degraded": [result.degraded for result in results],
+            "reusable_id": [contracts.PAD_ID if r is None else r.id for r in reusable],
+            "reusable_response": ["" if r is None else r.response for r in reusable],
+            "reusable_exact": [r is not None and r.exact for r in reusable],
+            "reusable_features": [none if r is None else r.features for r in reusable],
         }
         return codec.tensors(contracts.RETRIEVED, len(results), columns)
 

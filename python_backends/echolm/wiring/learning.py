@@ -36,7 +36,8 @@ def needed_snapshots(settings: Settings) -> frozenset[str]:
     retrieval = settings.retrieval
     parts = ["threshold"] if retrieval.adaptive_utility_threshold else []
     parts += ["utility"] if retrieval.utility == "learned" else []
-    return frozenset({"bandit", "statistics"} | ({"+".join(parts)} if parts else set()))
+    bandit = "bandit+reuse" if settings.routing.reuse_error > 0.0 else "bandit"
+    return frozenset({bandit, "statistics"} | ({"+".join(parts)} if parts else set()))
 
 
 def build_feedback_tokens(settings: Settings) -> FeedbackTokens:

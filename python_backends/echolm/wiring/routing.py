@@ -9,17 +9,20 @@ import numpy as np
 from echolm.bandit.arms import LogisticArm
 from echolm.bandit.features import Featurizer
 from echolm.bandit.learning import BanditLearning
+from echolm.bandit.reuse import ReuseModel
 from echolm.bandit.thompson import ThompsonSampling
 from echolm.examples.usage import UsageRecorder
-from echolm.judges.service import JudgingMetrics, JudgingService
+from echolm.judges.service import JudgingService
 from echolm.judges.similarity import TextEmbedder
-from echolm.learning.learner import Learner
+from echolm.judges.stored import ReuseMetrics, StoredComparisons
+from echolm.learning.learner import Learnable, Learner
 from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
 from echolm.load.tracker import ServingLoad
 from echolm.router.policy import Policy
 from echolm.router.ports import AnswerObserver, InteractionSink, Observers, Retriever, RouterMetrics
 from echolm.router.service import RouterService
+from echolm.router.stored import StoredAnswers
 from echolm.settings import Settings
 from echolm.wiring.learning import build_feedback_tokens, build_learner, open_event_log
 from echolm.wiring.llms import build_endpoints, build_judge
@@ -58,12 +61,14 @@ class Router:
     Attributes:
         learner: teaches the bandit what is in the learning log; it has not learnt anything yet.
         bias: what the load takes off each LLM's score now.
+        comparisons: what compares stored answers; None if none are given.
     """
 
     service: RouterService
     learner: Learner
     bias: LoadBias
     usage: UsageRecorder
+    comparisons: StoredComparisons | None
 
 
 def build_router(
@@ -74,7 +79,7 @@ def build_router(
     embedder: TextEmbedder,
     sink: InteractionSink,
     metrics: RouterMetrics,
-    judging_metrics: JudgingMetrics,
+    judging_metrics: ReuseMetrics,
 ) -> Router:
     """The router, with a judge (which gets the embedder) of answers if one is configured.
 
@@ -94,6 +99,14 @@ def build_router(
         observers.append(
             JudgingService(settings, judge, endpoints, policy, load, log, judging_metrics)
         )
+    learnables: list[Learnable] = [BanditLearning(bandit, featurizer)]
+    stored, comparisons = None, None
+    if settings.routing.reuse_error > 0.0:
+        model = ReuseModel(settings.routing.reuse_error)
+        learnables.append(model)
+        stored = StoredAnswers(model, np.random.default_rng())
+        comparisons = StoredComparisons(settings, judge, load, log, judging_metrics)
+        observers.append(comparisons)
     service = RouterService(
         settings,
         endpoints,
@@ -104,6 +117,7 @@ def build_router(
         load,
         metrics,
         Observers(observers),
+        stored=stored,
     )
-    learner = build_learner(settings, log, [BanditLearning(bandit, featurizer)])
-    return Router(service, learner, bias, usage)
+    learner = build_learner(settings, log, learnables)
+    return Router(service, learner, bias, usage, comparisons)
