@@ -3,8 +3,8 @@
 An answer that a cheaper LLM gave with examples is an offload. An example is credited with the
 quality that the router expects of the answer, times the probability that this example serves the
 request and no other retrieved one would: the store could do without it otherwise. An answer from
-the store is credited to its example alone. A rating that comes later corrects that. What a better example could still gain is ``G(e) = (1 - quality) * cost``
-of the LLM that answered (paper, §4.3).
+the store is credited to its example alone. A rating that comes later corrects that. What a better
+example could still gain is ``G(e) = (1 - quality) * cost`` of the LLM that answered (paper, §4.3).
 """
 
 from __future__ import annotations
