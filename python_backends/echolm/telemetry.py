@@ -60,12 +60,14 @@ METRICS: Mapping[str, MetricSpec] = {
         _counter("solicited", "Answers for which a rating is asked"),
         _counter(
             "stored_answers",
-            "Requests for which a stored answer was found, by what became of it",
+            "Requests for which a stored answer was found, by what became of it: give, check or "
+            "leave",
             "action",
         ),
         _counter(
             "stored_comparisons",
-            "Stored answers compared with fresh ones of the strongest LLM",
+            "Stored answers compared with fresh ones of the strongest LLM: same, right, wrong or "
+            "unjudged",
             "kind",
             "result",
         ),

@@ -27,7 +27,7 @@ REUSE_FEATURES = (
     "order_differs",
     "unseen_words",
     "disagreement",
-    "rival_nearness",
+    "contrary_nearness",
 )
 """Features of a request and an example; all but the first are 0 for the same text.
 
@@ -35,7 +35,7 @@ REUSE_FEATURES = (
 one of the requests has, and ``share_differs`` is their share. ``order_differs`` says that the words
 that both have come in another order. ``unseen_words`` grows with the number of the request's words
 that no candidate with the same answer has. ``disagreement`` is the share of the other candidates,
-the nearest counting most, whose answer is a different one, and ``rival_nearness`` how near the
+the nearest counting most, whose answer is a different one, and ``contrary_nearness`` how near the
 nearest of these is.
 """
 
@@ -116,7 +116,7 @@ def _features(text: str, chosen: Candidate, candidates: Sequence[Candidate]) -> 
     unseen = set(first).difference(
         second, *(words_of(c.request) for c, s in zip(candidates, same, strict=True) if s)
     )
-    disagreement, rival = _rivals(chosen, candidates, same)
+    disagreement, contrary = _contrary(chosen, candidates, same)
     values = {
         "constant": 1.0,
         "distance": _distance(chosen.similarity),
@@ -125,7 +125,7 @@ def _features(text: str, chosen: Candidate, candidates: Sequence[Candidate]) -> 
         "order_differs": float(_of(common, first) != _of(common, second)),
         "unseen_words": math.log1p(len(unseen)),
         "disagreement": disagreement,
-        "rival_nearness": rival,
+        "contrary_nearness": contrary,
     }
     return np.array([values[name] for name in REUSE_FEATURES], dtype=np.float32)
 
@@ -139,7 +139,7 @@ def _distance(similarity: float) -> float:
     return math.sqrt(max(0.0, 2.0 - 2.0 * similarity))
 
 
-def _rivals(
+def _contrary(
     chosen: Candidate, candidates: Sequence[Candidate], same: Sequence[bool]
 ) -> tuple[float, float]:
     """The share of candidates with another answer, by rank, and how near the nearest of them is.

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "echolm_judge_tokens_total",
     "echolm_judge_seconds_total",
     "echolm_replay_seconds_total",
+    "echolm_stored_answers_total",
 }
 """Metrics for which a look at the endpoint will do."""
 
