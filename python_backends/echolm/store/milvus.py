@@ -152,7 +152,9 @@ class MilvusStore:
         if self._schema < _SCHEMA:
             logger.warning(
                 "Milvus collection %r is of an earlier version: its answers are never given as "
-                "they are; to change that, export the examples and import them into a new one",
+                "they are; to change that, set retrieval.collection to a new name and run "
+                "`echolm examples reembed --from %s`",
+                self._collection,
                 self._collection,
             )
         replicas = self._settings.milvus_replicas

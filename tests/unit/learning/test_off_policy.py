@@ -209,9 +209,11 @@ def test_ratings_without_a_draw_are_dropped_and_counted() -> None:
         body("h", propensity=0),
         {},
         body("i"),
+        body("j", llm="stored"),
         revisions={"small": ""},
     )
     assert len(log) == 2
+    assert dropped.pop("stored") == 1
     assert dropped == {"forced": 1, "unknown llm": 1, "revision": 1, "context": 1, "damaged": 4}
 
 
