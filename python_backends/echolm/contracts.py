@@ -121,9 +121,11 @@ _SEARCH_INPUTS = (
     _TENANT,
     _optional("search", "BOOL"),
     _optional("answer_key", "BYTES"),
+    _optional("learn", "BOOL"),
 )
-"""Whose examples may be found; whether to search at all (without ``search``, yes); and under which
-key a stored answer must have been given to be reusable (without one, none is)."""
+"""Whose examples may be found; whether to search at all; under which key a stored answer must have
+been given to be reusable (without one, none is); and whether the request may count in the
+statistics of requests; without ``search`` or ``learn``, yes."""
 
 ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
 ECHOLM_STREAM = ModelContract("echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, decoupled=True)

@@ -219,7 +219,8 @@ class Choice:
         propensity: the probability with which it was drawn.
         probabilities: the probability of every eligible LLM, by name.
         quality: the bandit's estimate of the answer's quality, clipped to 0..1.
-        rating_value: see :func:`echolm.bandit.rating_value.value_of_rating`.
+        rating_value: see :func:`echolm.bandit.rating_value.value_of_rating`; minus infinity where
+            nothing was drawn.
         statistics: see :class:`Decision`.
     """
 
@@ -227,7 +228,7 @@ class Choice:
     propensity: float
     probabilities: Mapping[str, float]
     quality: float
-    rating_value: float = 0.0
+    rating_value: float = -math.inf
     statistics: int = 0
 
 

@@ -31,14 +31,15 @@ SCALARS = (
 
 The first two say whether there are any, and are 1 or 0: two weights instead of a constant and what
 examples add to it, so that what an LLM does without examples says nothing of what it does with
-them. All but the first three are centred, and 0 for a request without examples. Similarities are
-relative to what is typical of this service's requests.
+them. All but these two are centred, and all but the first three are 0 for a request without
+examples. Length and similarities are relative to what is typical of this service's requests.
 """
 
 HAS_EXAMPLES = SCALARS.index("with_examples")
 DIMENSION = len(SCALARS) + NUM_COMPONENTS
 """Length d of a context."""
 
+_LOG_LENGTH = SCALARS.index("log_length")
 _SIMILARITIES = tuple(SCALARS.index(f"{name}_similarity") for name in ("best", "mean"))
 _MARGIN = SCALARS.index("similarity_margin")
 _MOST = 2.0  # a feature of examples is cut to this, so that no odd one decides alone
@@ -47,7 +48,7 @@ _BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the
 
 # Standard deviations of the weights before any evidence; those of the first two follow from
 # ``prior_ratings``. To an LLM that does not see the examples, they say little.
-_LENGTH, _COMPONENT = 1.0, 0.5
+_LENGTH, _COMPONENT = 0.8, 0.5
 _SIMILARITY, _SEEN, _UNSEEN = 1.0, 0.5, 0.25
 _ALIKE = 0.97  # correlation of what such an LLM does without and with them
 _GAIN = 0.5  # log-odds that examples are expected to add, and a typical step in similarity
@@ -90,10 +91,12 @@ class Featurizer:
         rows = zip(texts, examples, strict=True)
         x[:, : len(SCALARS)] = [_scalars(text, chosen, statistics) for text, chosen in rows]
         embedded = [k for k, e in enumerate(embeddings) if e is not None]
-        if embedded and len(statistics.components):
+        if embedded:
             vectors = np.stack([e for e in embeddings if e is not None])
-            end = len(SCALARS) + len(statistics.components)
-            x[embedded, len(SCALARS) : end] = statistics.project(vectors)
+            # Of another embedding model's the statistics say nothing.
+            if vectors.shape[1:] == statistics.mean.shape:
+                end = len(SCALARS) + len(statistics.components)
+                x[embedded, len(SCALARS) : end] = statistics.project(vectors)
         return x
 
     def adopt(self, statistics: RequestStatistics) -> NDArray[np.float64]:
@@ -160,13 +163,12 @@ def _scalars(
     text: str, examples: Sequence[Selected], statistics: RequestStatistics
 ) -> tuple[float, ...]:
     """The elements named in ``SCALARS``; in plain Python, since they are few."""
-    length = min(1.5, max(-1.5, math.log1p(len(text)) - 5.0))
+    length = _cut((math.log1p(len(text)) - statistics.log_lengths[1]) / _deviation(statistics))
     if not examples:
         return (1.0, 0.0, length, *(0.0,) * (len(SCALARS) - 3))
     ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
     similarities = [e.similarity for e in ranked]
-    low, typical, high = statistics.nearest
-    per_step = 1.0 / max(high - low, 0.02)
+    typical, per_step = statistics.nearest[1], 1.0 / _step(statistics)
     margin = similarities[0] - similarities[1] if len(similarities) > 1 else 0.0
     return (
         0.0,
@@ -182,6 +184,18 @@ def _scalars(
     )
 
 
+def _deviation(statistics: RequestStatistics) -> float:
+    """Standard deviation of the lengths' logarithms, by their deciles."""
+    low, _, high = statistics.log_lengths
+    return max((high - low) / 2.56, 0.1)
+
+
+def _step(statistics: RequestStatistics) -> float:
+    """A typical difference between two requests' similarity to their nearest examples."""
+    low, _, high = statistics.nearest
+    return max(high - low, 0.02)
+
+
 def _cut(value: float) -> float:
     return min(_MOST, max(-_MOST, value))
 
@@ -193,16 +207,18 @@ def _between(source: RequestStatistics, target: RequestStatistics) -> NDArray[np
     feature may have been cut is not considered.
     """
     T = np.eye(DIMENSION)
-    widths = [max(s.nearest[2] - s.nearest[0], 0.02) for s in (source, target)]
-    scale = widths[0] / widths[1]
+    scale = _step(source) / _step(target)
     for k in _SIMILARITIES:
         T[k, k] = scale
-        T[k, HAS_EXAMPLES] = (source.nearest[1] - target.nearest[1]) / widths[1]
+        T[k, HAS_EXAMPLES] = (source.nearest[1] - target.nearest[1]) / _step(target)
     T[_MARGIN, _MARGIN] = scale
+    T[_LOG_LENGTH, _LOG_LENGTH] = _deviation(source) / _deviation(target)
+    # One of the first two elements is 1, so that together they are the constant.
+    T[_LOG_LENGTH, :2] = (source.log_lengths[1] - target.log_lengths[1]) / _deviation(target)
     first = len(SCALARS)
     T[first:, first:] = 0.0
     k, m = len(target.components), len(source.components)
-    if k and m:
+    if source.mean.shape == target.mean.shape:
         P, Q = target.components.astype(np.float64), source.components.astype(np.float64)
         T[first : first + k, first : first + m] = P @ Q.T * (source.scale / target.scale)
         shift = P @ (source.mean - target.mean) / target.scale

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from echolm.bandit.reuse import COMPARISON, Comparison, describe
 from echolm.errors import EchoError, UnavailableError
 from echolm.judges.base import Judge
-from echolm.judges.service import JudgingMetrics
+from echolm.judges.service import Reason
 from echolm.learning.event_log import EventLog
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import Reusable, Served
@@ -33,10 +33,13 @@ _AGREES = 0.9  # least agreement of two answers that are as good as each other
 _TOLERANCE = 0.05  # by which the quality of one of them may be less
 
 
-class ReuseMetrics(JudgingMetrics, Protocol):
-    """Counts comparisons of stored answers."""
+class ReuseMetrics(Protocol):
+    """Counts comparisons of stored answers, and what judging them costs."""
 
-    def compared(self, exact: bool, result: str) -> None:
+    def judged(self, kind: str, reason: Reason, result: str, tokens: int, seconds: float) -> None:
+        """See :class:`echolm.judges.service.JudgingMetrics`."""
+
+    def stored_compared(self, exact: bool, result: str) -> None:
         """Count a comparison: ``same`` | ``right`` | ``wrong`` | ``unjudged``."""
 
 
@@ -81,11 +84,12 @@ class StoredComparisons:
             logger.error("stored answer not compared", exc_info=error)
 
     def _may_judge(self, served: Served) -> bool:
-        s = self.settings.judging
-        names = [llm.name for llm in self.settings.llms]
+        s, llms = self.settings.judging, self.settings.llms
+        limit = s.max_in_flight_llm_requests
+        most = sum(llm.capacity for llm in llms) if limit is None else limit
         return (
             served.request.tenant not in s.exclude_tenants
-            and sum(map(self.load.in_flight, names)) <= s.max_in_flight_llm_requests
+            and sum(self.load.in_flight(llm.name) for llm in llms) <= most
             and len(self.tasks) < s.max_concurrent
             and (served.check > 0.0 or self.rng.random() < s.sample_share)
         )
@@ -108,12 +112,13 @@ class StoredComparisons:
             result = "failed"
             defect = not isinstance(error, EchoError)
             logger.warning("stored answer not judged: %s", error, exc_info=defect)
-        self.metrics.judged(judge.kind, result, tokens, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.metrics.judged(judge.kind, "stored", result, tokens, seconds)
         shown = "unjudged" if right is None else "right" if right else "wrong"
         self._keep(replace(made, right=right), shown)
 
     def _keep(self, made: Comparison, result: str) -> None:
-        self.metrics.compared(made.exact, result)
+        self.metrics.stored_compared(made.exact, result)
         if len(self._waiting) < _MOST_WAITING:
             self._waiting.append(made)
         else:

@@ -87,20 +87,23 @@ class RetrievalSettings(Section):
     """Nearest examples that Milvus returns for a request."""
     max_examples: int = Field(2, ge=0, le=MAX_EXAMPLES)
     """Largest number of examples in one prompt; each costs tokens."""
-    min_similarity: float = Field(0.6, ge=-1, le=1)
-    """Cosine similarity to the request below which an example is not used."""
+    min_similarity: float | None = Field(None, ge=-1, le=1)
+    """Cosine similarity to the request below which an example is not used; without it the
+    similarity that unrelated requests reach, which is measured."""
     relative_similarity: float = Field(0.85, ge=0, le=1)
     """Share of the best candidate's utility below which another candidate is not used."""
     utility: Literal["learned", "similarity"] = "learned"
-    """How candidates are scored: `learned` estimates from ratings how probably an example helps,
-    `similarity` takes the cosine similarity and learns nothing."""
-    utility_discount: float = Field(0.999, gt=0, le=1)
-    """Share of its ratings' weight that the utility model keeps at each new one; 1 keeps all."""
+    """How candidates are scored: `learned` estimates from feedback how probably an example helps,
+    `similarity` takes the cosine similarity, relative to other requests', and learns nothing."""
+    utility_half_life_h: float = Field(336.0, gt=0)
+    """Hours in which what feedback has taught of utilities and of their threshold loses half of its
+    weight; that of some hundred ratings is kept however old they are."""
     leave_one_out: float = Field(0.05, ge=0, le=1)
     """Share of the requests with several examples in which one of them is dropped at random, to
     learn what it contributes."""
     utility_threshold: float = Field(0.5, ge=0, le=1)
-    """Utility below which an example is not used; an adaptive threshold starts here."""
+    """Utility below which an example is not used, 0.5 is that of one which changes nothing; an
+    adaptive threshold starts here."""
     adaptive_utility_threshold: bool = True
     """Whether ratings move the utility threshold to the value that pays most."""
     utility_threshold_exploration: float = Field(0.05, ge=0, le=1)
@@ -127,9 +130,6 @@ class RoutingSettings(Section):
     """Name of the LLM that answers when routing fails; empty means the strongest."""
     cost_weight: float = Field(0.05, ge=0)
     """Quality (0 to 1) that the cost of an answer of the strongest LLM is worth."""
-    similarity_saturation: float = Field(0.7, gt=-1, le=1)
-    """Cosine similarity from which an example counts as fully relevant; between
-    retrieval.min_similarity and this, relevance grows from 0 to 1."""
     prior_ratings: float = Field(3.0, gt=0, le=100)
     """Ratings that an LLM's prior quality is worth, unless the LLM has a number of its own."""
     exploration: float = Field(0.25, ge=0)
@@ -143,7 +143,14 @@ class RoutingSettings(Section):
     exploration_floor: float = Field(0.005, ge=0, lt=1)
     """Least probability with which each LLM is drawn."""
     solicit_share: float = Field(0.05, ge=0, le=1)
-    """Share of answers whose rating is asked for, since it would improve routing most."""
+    """Share of answers whose rating is asked for."""
+    solicit_random: float = Field(0.25, ge=0, le=1)
+    """Part of the ratings asked for that is drawn at random, as estimates of other policies need
+    them; the others are those that would improve routing most."""
+    warm_up_ratings: int = Field(60, ge=0)
+    """Ratings and comparisons, with and without examples each, until which an LLM gets no requests
+    of that kind: the strongest LLM answers, and the others are asked beside it and judged. 0 turns
+    that off, as does a configuration without a judge."""
     reuse_error: float = Field(0.01, ge=0, le=0.5)
     """Largest share of answers given from the store that may be wrong: a stored answer of the
     strongest LLM is given as it is where past comparisons bound the error by this; 0 gives none."""
@@ -188,26 +195,29 @@ class LearningSettings(Section):
 
 
 class JudgingSettings(Section):
-    """Automatic feedback on a sampled share of the answers. Off unless a kind is chosen."""
+    """Automatic feedback: a sampled share of the answers is judged, and each of a new LLM's."""
 
-    kind: Literal["none", "similarity", "llm", "grader"] = "none"
-    """What judges answers: `none` nothing; `similarity` the embeddings' similarity to the reference
-    LLM's answer; `llm` an LLM that compares both answers; `grader` a Python function of yours."""
+    kind: Literal["none", "similarity", "llm", "grader"] = "llm"
+    """What judges answers: `llm` an LLM that compares two answers; `similarity` the embeddings'
+    similarity to the reference LLM's answer; `grader` a Python function of yours; `none` nothing.
+    With a single LLM, or with an LLM that cannot judge (llms.can_judge), nothing is judged."""
     sample_share: float = Field(0.01, ge=0, le=1)
     """Share of answers that are judged."""
     solicited_share: float = Field(0.5, ge=0, le=1)
     """Part of the judgements kept for answers for which a rating is asked for as well; the others
     are of answers drawn at random."""
-    max_in_flight_llm_requests: int = Field(16, ge=0)
-    """Requests in flight to all LLMs above which nothing is judged."""
-    max_concurrent: int = Field(2, ge=1)
-    """Judgements that one router process makes at a time."""
+    max_in_flight_llm_requests: int | None = Field(None, ge=0)
+    """Requests in flight to all LLMs above which nothing is judged; without it, as many as all LLMs
+    serve at once (llms.capacity)."""
+    max_concurrent: int = Field(16, ge=1)
+    """Judgements that one router process makes at a time; further ones are skipped."""
     timeout_s: float = Field(120.0, gt=0)
     """Seconds after which a judgement is dropped."""
     exclude_tenants: tuple[str, ...] = ()
     """Tenants whose answers are never judged."""
     reference_llm: str = ""
-    """Name of the LLM with whose answers the others' are compared; empty means the strongest."""
+    """Name of the LLM with whose answers the others' are compared, and which answers while nothing
+    is known of the others; empty means the strongest."""
     similarity_floor: float = Field(0.75, ge=-1, lt=1)
     """Cosine similarity of two answers that the judge `similarity` rates 0; it rates a similarity
     of 1 as 1."""
@@ -327,6 +337,8 @@ class LLMSettings(Section):
     """Relative cost of one answer; only the ratios between LLMs matter."""
     takes_examples: bool
     """Whether examples are put into the LLM's prompts; yes for the weaker LLMs."""
+    can_judge: bool = True
+    """Whether the LLM follows the instructions of a judge; no for LLMs of a narrow task."""
     prior_quality: float | None = Field(None, gt=0, lt=1)
     """Quality expected before any rating; without it 0.8 for LLMs of the highest cost, and 0.7 for
     the others."""

@@ -82,6 +82,7 @@ class BLSRetriever:
             "tenant": [r.tenant for r in requests],
             "search": [r.use_examples for r in requests],
             "answer_key": [self._answer_key(r) for r in requests],
+            "learn": [r.store for r in requests],
         }
         out = await _infer(contracts.RETRIEVAL, len(requests), columns, self._timeout_s)
         # The arrays are views of Triton's memory, which goes with the response.
@@ -124,7 +125,8 @@ class BLSTextEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         n = len(texts)
-        columns = {"text_input": texts, "search": [False] * n}
+        # These are answers and stored examples, and not requests.
+        columns = {"text_input": texts, "search": [False] * n, "learn": [False] * n}
         out = await _infer(contracts.RETRIEVAL, n, columns, self._timeout_s)
         return np.array(out["embedding"], dtype=np.float32)
 

@@ -15,6 +15,8 @@ from echolm import contracts
 from echolm.errors import EchoError
 from echolm.examples.admission import AdmissionPolicy, AdmissionResult
 from echolm.examples.replay import Replayed
+from echolm.judges.agreement import JudgeAgreement
+from echolm.learning.request_sample import NewestStatistics
 from echolm.primitives import Interaction
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
@@ -31,7 +33,7 @@ from echolm.wiring.examples import (
     open_statistics,
     open_write_ahead_log,
 )
-from echolm.wiring.learning import open_event_log
+from echolm.wiring.learning import build_learner, open_event_log
 from echolm.wiring.retrieval import open_store
 from echolm.wiring.routing import open_load_table
 
@@ -56,7 +58,11 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._writer = build_writer(settings, self._store, self._write_ahead_log, self._log)
         self._statistics = open_statistics(settings)
         parts = (self._store, self._statistics, self._log)
-        self._maintenance = build_maintenance(settings, *parts, owner)
+        newest = NewestStatistics(self._store.dimension)
+        # Here, since of this model there is one process.
+        self._agreement = JudgeAgreement()
+        self._learner = build_learner(settings, self._log, [newest, self._agreement])
+        self._maintenance = build_maintenance(settings, *parts, owner, newest)
         self._retention = build_retention(settings, self._statistics, self._log, owner)
         self._stopping = threading.Event()
         self._load = open_load_table(settings) if settings.replay.off_peak else None
@@ -132,6 +138,8 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         ):
             for result, number in dataclasses.asdict(counts).items():
                 self._metrics.total(name, number, result=result)
+        for result, number in self._agreement.counts.items():
+            self._metrics.total("echolm_judge_agreement_total", number, result=result)
         level = self._metrics.level
         level("echolm_examples_pending", self._writer.pending)
         level("echolm_examples_pending_limit", self._settings.examples.max_pending)
@@ -144,6 +152,7 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
             level("echolm_example_store_up", float(up))
 
     def _maintain(self) -> None:
+        self._learner.catch_up()
         self._maintenance.run(lambda: not self._stopping.is_set())
 
     def _trim(self) -> None:

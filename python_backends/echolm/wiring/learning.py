@@ -34,10 +34,12 @@ def build_learner(settings: Settings, log: EventLog, learnables: Sequence[Learna
 def needed_snapshots(settings: Settings) -> frozenset[str]:
     """Names, without fingerprints, of the snapshots without which no event may be removed."""
     retrieval = settings.retrieval
-    parts = ["threshold"] if retrieval.adaptive_utility_threshold else []
+    parts = ["request_statistics"]
+    parts += ["threshold"] if retrieval.adaptive_utility_threshold else []
     parts += ["utility"] if retrieval.utility == "learned" else []
     bandit = "bandit+reuse" if settings.routing.reuse_error > 0.0 else "bandit"
-    return frozenset({bandit, "statistics"} | ({"+".join(parts)} if parts else set()))
+    manager = "judge_agreement+request_statistics"
+    return frozenset({bandit, "statistics", manager, "+".join(parts)})
 
 
 def build_feedback_tokens(settings: Settings) -> FeedbackTokens:

@@ -12,7 +12,7 @@ from echolm.bandit.learning import BanditLearning
 from echolm.bandit.reuse import ReuseModel
 from echolm.bandit.thompson import ThompsonSampling
 from echolm.examples.usage import UsageRecorder
-from echolm.judges.service import JudgingService
+from echolm.judges.service import JudgingMetrics, JudgingService
 from echolm.judges.similarity import TextEmbedder
 from echolm.judges.stored import ReuseMetrics, StoredComparisons
 from echolm.learning.learner import Learnable, Learner
@@ -23,6 +23,7 @@ from echolm.router.policy import Policy
 from echolm.router.ports import AnswerObserver, InteractionSink, Observers, Retriever, RouterMetrics
 from echolm.router.service import RouterService
 from echolm.router.stored import StoredAnswers
+from echolm.router.warm_up import WarmUp
 from echolm.settings import Settings
 from echolm.wiring.learning import build_feedback_tokens, build_learner, open_event_log
 from echolm.wiring.llms import build_endpoints, build_judge
@@ -61,6 +62,7 @@ class Router:
     Attributes:
         learner: teaches the bandit what is in the learning log; it has not learnt anything yet.
         bias: what the load takes off each LLM's score now.
+        warm_up: which LLMs may be drawn.
         comparisons: what compares stored answers; None if none are given.
     """
 
@@ -68,6 +70,7 @@ class Router:
     learner: Learner
     bias: LoadBias
     usage: UsageRecorder
+    warm_up: WarmUp
     comparisons: StoredComparisons | None
 
 
@@ -79,7 +82,8 @@ def build_router(
     embedder: TextEmbedder,
     sink: InteractionSink,
     metrics: RouterMetrics,
-    judging_metrics: ReuseMetrics,
+    judging_metrics: JudgingMetrics,
+    reuse_metrics: ReuseMetrics,
 ) -> Router:
     """The router, with a judge (which gets the embedder) of answers if one is configured.
 
@@ -90,22 +94,30 @@ def build_router(
     log = open_event_log(settings)
     featurizer, bandit = build_bandit(settings)
     bias = LoadBias(settings.routing, settings.llms, load)
-    policy = Policy(featurizer, bandit, bias, np.random.default_rng())
+    warm_up = WarmUp(
+        bandit,
+        settings.reference_llm.name,
+        settings.routing.warm_up_ratings,
+        judging_metrics.warm_up_given_up,
+    )
+    policy = Policy(featurizer, bandit, bias, np.random.default_rng(), warm_up)
     endpoints = build_endpoints(settings)
     usage = UsageRecorder(log, settings.relative_costs)
     observers: list[AnswerObserver] = [usage]
     judge = build_judge(settings, endpoints, embedder, load)
-    if judge is not None:
-        observers.append(
-            JudgingService(settings, judge, endpoints, policy, load, log, judging_metrics)
-        )
+    if len(endpoints) > 1:
+        if judge is None:
+            warm_up.give_up("no_judge", f"nothing judges answers, since {settings.no_judge}")
+        else:
+            parts = (judge, endpoints, policy, load, log, judging_metrics, warm_up)
+            observers.append(JudgingService(settings, *parts))
     learnables: list[Learnable] = [BanditLearning(bandit, featurizer)]
     stored, comparisons = None, None
     if settings.routing.reuse_error > 0.0:
         model = ReuseModel(settings.routing.reuse_error)
         learnables.append(model)
         stored = StoredAnswers(model, np.random.default_rng())
-        comparisons = StoredComparisons(settings, judge, load, log, judging_metrics)
+        comparisons = StoredComparisons(settings, judge, load, log, reuse_metrics)
         observers.append(comparisons)
     service = RouterService(
         settings,
@@ -120,4 +132,4 @@ def build_router(
         stored=stored,
     )
     learner = build_learner(settings, log, learnables)
-    return Router(service, learner, bias, usage, comparisons)
+    return Router(service, learner, bias, usage, warm_up, comparisons)

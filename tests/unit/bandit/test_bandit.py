@@ -258,9 +258,26 @@ def test_less_exploration_makes_a_choice_firmer_and_none_makes_it_certain() -> N
     shares = []
     for exploration in (1.0, 0.25, 0.0):
         arms = {"good": arm(0.7), "poor": arm(0.5)}
+        for one in arms.values():
+            one.evidence = (50.0, 50.0)
         learner = ThompsonSampling(arms, {"good": 0, "poor": 0}, RATE, 0.0, exploration)
         shares.append(learner.choose(x, {}, np.random.default_rng(0)).probabilities["good"])
     assert 0.5 < shares[0] < shares[1] < shares[2] == pytest.approx(1.0)
+
+
+def test_what_is_not_known_yet_is_explored_without_caution() -> None:
+    """Poor answers without examples must not keep an LLM from being tried with them."""
+    arms = {"good": arm(0.8, std=0.1), "poor": arm(0.5)}
+    arms["poor"].evidence = (50.0, 3.0)
+    arms["good"].evidence = (50.0, 50.0)
+    learner = ThompsonSampling(arms, {"good": 0, "poor": 0}, RATE, 0.0, 0.25)
+    without, with_examples = np.array([1, 0, 0, 0]), np.array([1, 1, 0, 0])
+    shares = [
+        learner.choose(x, {}, np.random.default_rng(0)).probabilities["poor"]
+        for x in (without, with_examples)
+    ]
+    assert shares[0] < 0.01
+    assert shares[1] > 0.2
 
 
 def test_load_and_cost_take_probability_from_the_expensive_arm() -> None:

@@ -66,7 +66,7 @@ def test_without_examples_only_the_request_speaks() -> None:
     featurizer.adopt(statistics(1))
     x = featurizer("hello", E, [])
     assert value(x, "without_examples") == 1
-    assert value(x, "log_length") == pytest.approx(-1.5)
+    assert value(x, "log_length") == pytest.approx((math.log1p(5) - 5) / (5 / 2.56))
     others = set(SCALARS) - {"without_examples", "log_length"}
     assert all(value(x, name) == 0 for name in others)
     assert np.abs(x[FIRST:]).max() > 0
@@ -102,6 +102,30 @@ def test_similarities_are_relative_to_what_is_typical() -> None:
     assert value(found[0], "similarity_margin") == pytest.approx(0.25, abs=0.01)
 
 
+def test_lengths_are_relative_to_what_is_typical() -> None:
+    lengths = np.exp(np.linspace(3.0, 4.0, 200)).astype(np.float32)
+    featurizer = Featurizer()
+    featurizer.adopt(fit(requests(200, 1), np.zeros(0, np.float32), 1, lengths=lengths))
+    found = [value(featurizer("q" * n, None, []), "log_length") for n in (21, 33, 52, 5_000)]
+    assert found == pytest.approx([-1.4, 0.0, 1.4, 2.0], abs=0.15)
+    former = featurizer.statistics
+    x = featurizer("q" * 40, None, [])
+    featurizer.adopt(fit(requests(200, 2), np.zeros(0, np.float32), 2, lengths=2 * lengths))
+    assert featurizer.convert(x, former.version) == pytest.approx(
+        featurizer("q" * 40, None, []), abs=1e-4
+    )
+
+
+def test_another_embedding_models_statistics_are_not_used() -> None:
+    featurizer = Featurizer()
+    featurizer.adopt(statistics(1))
+    x = featurizer("q", requests(1, 3)[0], [])
+    assert x[FIRST:].any()
+    featurizer.adopt(fit(requests(200, 2, dimension=16), np.zeros(0, np.float32), 2))
+    assert not featurizer("q", requests(1, 3)[0], [])[FIRST:].any()
+    assert not featurizer.convert(x, 1)[FIRST:].any()
+
+
 def test_the_scalars_of_examples_are_centred_and_cut() -> None:
     chosen = [
         Selected(1, "list files", "ls a", 0.9, 0.7),
@@ -112,7 +136,7 @@ def test_the_scalars_of_examples_are_centred_and_cut() -> None:
     expected = {
         "without_examples": 0.0,
         "with_examples": 1.0,
-        "log_length": math.log1p(60) - 5,
+        "log_length": (math.log1p(60) - 5) / (5 / 2.56),
         "best_similarity": (0.9 - 0.75) / 0.3,
         "mean_similarity": 0.0,
         "similarity_margin": 0.15 / 0.3,

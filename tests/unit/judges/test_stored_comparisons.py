@@ -13,6 +13,7 @@ import pytest
 from echolm.bandit.reuse import COMPARISON, read
 from echolm.errors import UnavailableError
 from echolm.judges.base import Judge, Scale
+from echolm.judges.service import Reason
 from echolm.judges.stored import StoredComparisons
 from echolm.learning.event_log import START
 from echolm.load.tracker import LoadTracker
@@ -30,12 +31,10 @@ class Metrics:
     compared_: list[tuple[bool, str]] = field(default_factory=list)
     judged_: list[str] = field(default_factory=list)
 
-    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
+    def judged(self, kind: str, reason: Reason, result: str, tokens: int, seconds: float) -> None:
         self.judged_.append(result)
 
-    def rated(self, llm: str, score: float, predicted: float) -> None: ...
-
-    def compared(self, exact: bool, result: str) -> None:
+    def stored_compared(self, exact: bool, result: str) -> None:
         self.compared_.append((exact, result))
 
 
