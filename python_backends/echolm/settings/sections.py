@@ -141,7 +141,8 @@ class RoutingSettings(Section):
     least_ratings: float = Field(200.0, ge=20)
     """Number of ratings whose weight the bandit keeps for an LLM, however old they are."""
     exploration_floor: float = Field(0.005, ge=0, lt=1)
-    """Least probability with which each LLM is drawn."""
+    """Least probability with which an LLM is drawn; it is less for one whose cost takes off much of
+    the quality that there is to win."""
     solicit_share: float = Field(0.05, ge=0, le=1)
     """Share of answers whose rating is asked for."""
     solicit_random: float = Field(0.5, ge=0, le=1)
