@@ -1,17 +1,28 @@
 """Which answers are judged, what each is compared with, and what the router learns from it.
 
-A judgement compares two LLMs on one request: the *reference* LLM (the strongest) and a
-*candidate*. If a candidate answered, the reference LLM is asked, too; if the reference LLM
-answered, a candidate drawn by the router's confidence is asked, with the examples that were
-retrieved for the request (paper, §4.2: the top arm and one sampled by confidence). So what is
-learnt of an LLM does not depend on where the router sends it, and an LLM that gets no requests
-any more can still win them back.
+A judgement compares two LLMs on one request: the one that answered and another, which is asked
+beside it, off the caller's path, for one of these reasons:
 
-The learning log gets ``rating`` events with ``source`` ``judge:<kind>`` and ``judging``, an
-object: ``tokens`` and ``seconds`` (the whole judgement, second answer included; 0 in the second
-event of one), ``solicited`` (the request was picked because the router was unsure; otherwise at
-random) and ``asked`` (the answer was made for the judgement; its propensity is that of being
-asked, and off-policy estimates of what was served must drop it).
+- ``random``, ``solicited``: a sampled share of the answers, some at random and some where the
+  router is unsure. If a *candidate* answered, the *reference* LLM (the strongest) is asked; if the
+  reference LLM answered, a candidate drawn by the router's confidence is asked, with the examples
+  that were retrieved for the request (paper, §4.2: the top arm and one sampled by confidence). So
+  what is learnt of an LLM does not depend on where the router sends it, and an LLM that gets no
+  requests any more can still win them back.
+- ``shadow``: an LLM lacks evidence for requests of this kind (:mod:`echolm.router.warm_up`). It is
+  asked with the retrieved examples and without, as far as it lacks evidence of either.
+
+The learning log gets what a caller's feedback would be there, too: a ``preference`` with ``share``
+from judges that compare, and ``rating`` events from others. Their ``source`` is ``judge:<kind>``,
+and ``judging`` is an object:
+
+- ``reason``, and ``probability``: that with which an answer is drawn at random; 0 for other reasons
+- ``asked``: whether the answer was made for the judgement; in a preference a list of those of
+  ``better`` and ``worse`` that were. The propensity of such an answer is that of being asked, and
+  off-policy estimates of what was served must drop it.
+- ``tokens`` and ``seconds``: of the whole judgement, second answer included; 0 in the second event
+  of one
+- ``consistent``, in a preference: see :class:`~echolm.judges.base.Judgement`
 """
 
 from __future__ import annotations
@@ -23,16 +34,17 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from echolm.errors import EchoError
 from echolm.judges.base import Judge, Judgement, spent_tokens
 from echolm.learning.event_log import EventLog
-from echolm.learning.feedback import JUDGE_SOURCE, RATING, describe
+from echolm.learning.feedback import JUDGE_SOURCE, PREFERENCE, RATING, describe
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import AUTO, Decision, Served
 from echolm.router.policy import Policy, decision_record
+from echolm.router.warm_up import GivenUp, WarmUp
 from echolm.settings import JudgingSettings, Settings
 
 logger = logging.getLogger("echolm")
@@ -40,18 +52,31 @@ logger = logging.getLogger("echolm")
 _MOST_SAVED = 10.0  # judgements that a time without solicited requests leaves for later
 
 
+Reason = Literal["random", "solicited", "shadow"]
+"""Why an answer is judged."""
+
+
 class JudgingMetrics(Protocol):
     """Counts what judging does and costs."""
 
-    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
+    def judged(self, kind: str, reason: Reason, result: str, tokens: int, seconds: float) -> None:
         """Count a judgement by its result.
 
         ``rated``, ``no_preference`` (the judge could not decide), ``failed`` and ``timeout`` are
         results of judgements that were begun, ``load`` and ``busy`` of those given up before.
         """
 
+    def both_orders(self, kind: str, consistent: bool) -> None:
+        """Two answers were compared in both orders; whether the judge said the same."""
+
     def rated(self, llm: str, score: float, predicted: float) -> None:
         """A rating of an LLM's answer, and what the router had expected of it."""
+
+    def compared(self, llm: str, reason: Reason, share: float) -> None:
+        """The share that an LLM's answer has won against another LLM's."""
+
+    def warm_up_given_up(self, reason: GivenUp) -> None:
+        """An LLM is tried without a warm-up for requests of one kind."""
 
 
 @dataclass
@@ -67,15 +92,20 @@ class Sampler:
     rng: random.Random
     _budget: float = field(default=0.0, init=False)
 
-    def draw(self, solicited: bool) -> str:
-        """Why this answer is judged: ``random`` | ``solicited`` | empty (it is not)."""
+    @property
+    def probability(self) -> float:
+        """Probability with which an answer is drawn at random."""
+        return self.share * (1.0 - self.solicited_share)
+
+    def draw(self, solicited: bool) -> Reason | None:
+        """Why this answer is judged; None if it is not."""
         self._budget = min(_MOST_SAVED, self._budget + self.share * self.solicited_share)
-        if self.rng.random() < self.share * (1.0 - self.solicited_share):
+        if self.rng.random() < self.probability:
             return "random"
         if solicited and self._budget >= 1.0 - 1e-9:  # a sum of shares
             self._budget -= 1.0
             return "solicited"
-        return ""
+        return None
 
 
 @dataclass
@@ -94,12 +124,32 @@ class _Side:
     asked: bool
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A judgement that is to be made of a served answer.
+
+    Attributes:
+        llm: is asked for the other answer.
+        propensity: probability with which this LLM was chosen for it.
+        examples: whether it is asked with the retrieved examples.
+    """
+
+    reason: Reason
+    llm: str
+    propensity: float = 1.0
+    examples: bool = True
+
+
 @dataclass
 class JudgingService:
-    """Judges a share of the answers in the background. An ``AnswerObserver`` of the router.
+    """Judges answers in the background. An ``AnswerObserver`` of the router.
 
     It never delays or fails a request: it begins after the answer, does nothing while the LLMs
-    are busy, and drops what takes too long. ``tasks`` are the judgements that are going on.
+    are busy, queues nothing, and drops what takes too long.
+
+    Attributes:
+        warm_up: which LLMs are to be asked beside the one that answered; None: none.
+        tasks: the judgements that are going on.
     """
 
     settings: Settings
@@ -109,6 +159,7 @@ class JudgingService:
     load: ServingLoad
     log: EventLog
     metrics: JudgingMetrics
+    warm_up: WarmUp | None = None
     rng: random.Random = field(default_factory=random.Random)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     sampler: Sampler = field(init=False)
@@ -116,35 +167,64 @@ class JudgingService:
     def __post_init__(self) -> None:
         s = self.settings.judging
         self.sampler = Sampler(s.sample_share, s.solicited_share, self.rng)
-        self._reference = s.reference_llm or self.settings.strongest_llm.name
+        self._reference = self.settings.reference_llm.name
+        capacity = sum(e.settings.capacity for e in self.endpoints.values())
+        limit = s.max_in_flight_llm_requests
+        self._most_in_flight = capacity if limit is None else limit
 
     def served(self, served: Served) -> None:
         """Judge the answer, perhaps; see ``AnswerObserver``."""
         try:
             if not may_be_judged(served, self.settings.judging):
                 return
-            reason = self.sampler.draw(served.solicited)
-            if not reason:
-                return
-            if refused := self._refusal():
-                self.metrics.judged(self.judge.kind, refused, 0, 0.0)
-                return
-            task = asyncio.get_running_loop().create_task(self._run(served, reason))
-            # The loop keeps only weak references to tasks.
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            for case in self._cases(served):
+                if refused := self._refusal():
+                    self.metrics.judged(self.judge.kind, case.reason, refused, 0, 0.0)
+                    continue
+                task = asyncio.get_running_loop().create_task(self._run(served, case))
+                # The loop keeps only weak references to tasks.
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
         except Exception as error:  # the answer must go out whatever happens here
             logger.error("judging failed", exc_info=error)
 
-    def _refusal(self) -> str:
-        s = self.settings.judging
-        if sum(self.load.in_flight(name) for name in self.endpoints) > s.max_in_flight_llm_requests:
-            return "load"
-        return "busy" if len(self.tasks) >= s.max_concurrent else ""
+    def _cases(self, served: Served) -> list[_Case]:
+        """What is to be judged about an answer."""
+        reason = self.sampler.draw(bool(served.solicited))
+        if reason is None:
+            return self._shadows(served)
+        if served.decision.llm != self._reference:
+            return [_Case(reason, self._reference)]
+        return [_Case(reason, *self._draw_candidate(served))]
 
-    async def _run(self, served: Served, reason: str) -> None:
+    def _shadows(self, served: Served) -> list[_Case]:
+        """One of the LLMs that lack evidence for such a request, with and without examples."""
+        answered = served.decision.llm
+        if self.warm_up is None or (
+            self.judge.scale == "agreement" and answered != self._reference
+        ):
+            return []
+        has_examples = bool(served.retrieved.examples)
+        lacking: dict[str, list[bool]] = {}
+        for examples in {has_examples, False}:
+            for llm in self.warm_up.lacking(examples):
+                # To an LLM that takes no examples a request is the same with and without.
+                takes = self.endpoints[llm].settings.takes_examples
+                if llm != answered and (takes or examples == has_examples):
+                    lacking.setdefault(llm, []).append(examples)
+        if not lacking:
+            return []
+        llm = self.rng.choice(list(lacking))
+        return [_Case("shadow", llm, 1.0 / len(lacking), examples) for examples in lacking[llm]]
+
+    def _refusal(self) -> str:
+        if sum(self.load.in_flight(name) for name in self.endpoints) > self._most_in_flight:
+            return "load"
+        return "busy" if len(self.tasks) >= self.settings.judging.max_concurrent else ""
+
+    async def _run(self, served: Served, case: _Case) -> None:
         started, spent = time.perf_counter(), _Spent()
-        judging = self._judge(served, reason, spent)
+        judging = self._judge(served, case, spent)
         try:
             rated = await asyncio.wait_for(judging, self.settings.judging.timeout_s)
             result = "rated" if rated else "no_preference"
@@ -157,53 +237,78 @@ class JudgingService:
             result = "failed"
             logger.error("no judgement", exc_info=error)
         seconds = time.perf_counter() - started
-        self.metrics.judged(self.judge.kind, result, spent.tokens, seconds)
+        self.metrics.judged(self.judge.kind, case.reason, result, spent.tokens, seconds)
 
-    async def _judge(self, served: Served, reason: str, spent: _Spent) -> bool:
+    async def _judge(self, served: Served, case: _Case, spent: _Spent) -> bool:
         """Get the second answer, judge, log; whether the judge could decide."""
         started = time.perf_counter()
         routed = _Side(served.text, served.decision, asked=False)
-        if routed.decision.llm == self._reference:
-            llm, share = self._draw_candidate(served)
-            candidate, reference = await self._ask(served, llm, share, spent), routed
-        else:
-            candidate, reference = routed, await self._ask(served, self._reference, 1.0, spent)
-        ratings = await self._ratings(served, candidate, reference, spent)
-        if not ratings:
-            return False
-        cost = {"tokens": spent.tokens, "seconds": round(time.perf_counter() - started, 3)}
-        events = []
-        for side, score in ratings:
-            judging = {**cost, "solicited": reason == "solicited", "asked": side.asked}
-            rating = {"score": score, "source": JUDGE_SOURCE + self.judge.kind, "judging": judging}
-            events.append({**describe(side.decision), **rating})
-            cost = {"tokens": 0, "seconds": 0.0}
-        await asyncio.to_thread(self._append, events)
-        for side, score in ratings:
-            self.metrics.rated(side.decision.llm, score, side.decision.quality)
-        return True
-
-    def _append(self, events: Sequence[Mapping[str, Any]]) -> None:
-        for event in events:
-            self.log.append(RATING, event)
-
-    async def _ratings(
-        self, served: Served, candidate: _Side, reference: _Side, spent: _Spent
-    ) -> list[tuple[_Side, float]]:
-        """Qualities on the bandit's scale; empty if the judge could not decide."""
+        asked = await self._ask(served, case, spent)
+        candidate, reference = (routed, asked) if case.llm == self._reference else (asked, routed)
         judgement = await self._ask_judge(served, candidate.text, reference.text, spent)
+        if self.warm_up is not None:
+            self.warm_up.judged(judgement.score is not None)
+        if judgement.consistent is not None:
+            self.metrics.both_orders(self.judge.kind, judgement.consistent)
         if judgement.score is None:
-            return []
-        if self.judge.scale == "preference":
-            expected = (candidate.decision.quality, reference.decision.quality)
-            scores = pair_scores(judgement.score, *expected)
-            return list(zip((candidate, reference), scores, strict=True))
+            return False
+        # What grading the other answer costs belongs to the judgement.
         ratings = [(candidate, judgement.score)]
         if self.judge.scale == "absolute":
             other = await self._ask_judge(served, reference.text, None, spent)
             if other.score is not None:
                 ratings.append((reference, other.score))
-        return ratings
+        judging = {
+            "reason": case.reason,
+            "probability": self.sampler.probability if case.reason == "random" else 0.0,
+            "tokens": spent.tokens,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        if self.judge.scale == "preference":
+            await self._log_preference(candidate, reference, judgement, case.reason, judging)
+        else:
+            await self._log_ratings(ratings, judging)
+        return True
+
+    async def _log_preference(
+        self,
+        candidate: _Side,
+        reference: _Side,
+        judgement: Judgement,
+        reason: Reason,
+        judging: Mapping[str, Any],
+    ) -> None:
+        assert judgement.score is not None
+        won = ((judgement.score, candidate), (1.0 - judgement.score, reference))
+        (share, better), (_, worse) = won if judgement.score >= 0.5 else won[::-1]
+        sides = {"better": better, "worse": worse}
+        body = {
+            **{name: describe(side.decision) for name, side in sides.items()},
+            "share": share,
+            "source": JUDGE_SOURCE + self.judge.kind,
+            "judging": {
+                **judging,
+                "asked": [name for name, side in sides.items() if side.asked],
+                "consistent": judgement.consistent,
+            },
+        }
+        await asyncio.to_thread(self.log.append, PREFERENCE, body)
+        for share, side in won:
+            self.metrics.compared(side.decision.llm, reason, share)
+
+    async def _log_ratings(
+        self, ratings: Sequence[tuple[_Side, float]], judging: Mapping[str, Any]
+    ) -> None:
+        for side, score in ratings:
+            body = {
+                **describe(side.decision),
+                "score": score,
+                "source": JUDGE_SOURCE + self.judge.kind,
+                "judging": {**judging, "asked": side.asked},
+            }
+            await asyncio.to_thread(self.log.append, RATING, body)
+            self.metrics.rated(side.decision.llm, score, side.decision.quality)
+            judging = {**judging, "tokens": 0, "seconds": 0.0}
 
     async def _ask_judge(
         self, served: Served, answer: str, reference: str | None, spent: _Spent
@@ -216,23 +321,28 @@ class JudgingService:
         """An LLM other than the reference, by the router's confidence, and its probability."""
         names = [name for name in self.endpoints if name != self._reference]
         weights = [served.choice.probabilities.get(name, 0.0) for name in names]
-        if sum(weights) <= 0.0:  # the record of a stand-in: its confidence is not known
+        if sum(weights) <= 0.0:  # a stand-in, or no other LLM was eligible
             weights = [1.0] * len(names)
         drawn = self.rng.choices(range(len(names)), weights)[0]
         return names[drawn], weights[drawn] / sum(weights)
 
-    async def _ask(self, served: Served, llm: str, propensity: float, spent: _Spent) -> _Side:
+    async def _ask(self, served: Served, case: _Case, spent: _Spent) -> _Side:
         """Another LLM's answer to the same request, sampled alike."""
-        endpoint, request = self.endpoints[llm], served.request
-        prompt, used = endpoint.prompt(request, served.retrieved.examples)
-        id, retrieved, x = uuid.uuid4().hex, served.retrieved, served.x
-        with self.load.serving(llm):
+        endpoint, request = self.endpoints[case.llm], served.request
+        retrieved, x, statistics = served.retrieved, served.x, served.choice.statistics
+        if not case.examples and retrieved.examples:
+            retrieved = replace(retrieved, examples=(), selection="")
+            x, choice = self.policy.force(replace(request, llm=case.llm), retrieved)
+        else:
+            choice = self.policy.forced_choice(x, case.llm, statistics)
+        prompt, used = endpoint.prompt(request, retrieved.examples)
+        id = uuid.uuid4().hex
+        with self.load.serving(case.llm):
             completion = await endpoint.client.generate(
                 f"judge-{id}", prompt, request.sampling, None
             )
         spent.tokens += spent_tokens(endpoint.tokens, prompt, completion)
-        forced = self.policy.forced_choice(x, llm, served.choice.statistics)
-        choice = replace(forced, propensity=propensity)
+        choice = replace(choice, propensity=case.propensity)
         revision = endpoint.settings.revision
         decision = decision_record(id, request, retrieved, x, choice, used, revision)
         return _Side(completion.text, decision, asked=True)
@@ -251,17 +361,3 @@ def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
         and request.tenant not in settings.exclude_tenants
         and bool(served.x.any())
     )
-
-
-def pair_scores(share: float, candidate: float, reference: float) -> tuple[float, float]:
-    """Ratings of two answers of which one won ``share`` of the comparisons.
-
-    A comparison shows how far the answers are apart and not how good they are. So both ratings
-    lie around the middle of the qualities that the router expected of ``candidate`` and
-    ``reference``, ``share`` - 0.5 apart, which is what the comparison adds to the win rate; both
-    are moved alike where one would leave 0..1. A tie teaches that both are equally good, and
-    ratings by callers of one of the two LLMs only do not tilt the balance.
-    """
-    middle, half = (candidate + reference) / 2.0, (share - 0.5) / 2.0
-    middle = min(1.0 - abs(half), max(abs(half), middle))
-    return middle + half, middle - half

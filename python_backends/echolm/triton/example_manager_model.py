@@ -15,11 +15,13 @@ from echolm import contracts
 from echolm.errors import EchoError
 from echolm.examples.admission import AdmissionPolicy, AdmissionResult
 from echolm.examples.replay import Replayed
+from echolm.judges.agreement import JudgeAgreement
 from echolm.primitives import Interaction
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 from echolm.triton.bls import BLSTextEmbedder
+from echolm.triton.learning import follow_log
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
 from echolm.wiring.examples import (
@@ -31,7 +33,7 @@ from echolm.wiring.examples import (
     open_statistics,
     open_write_ahead_log,
 )
-from echolm.wiring.learning import open_event_log
+from echolm.wiring.learning import build_learner, open_event_log
 from echolm.wiring.retrieval import open_store
 from echolm.wiring.routing import open_load_table
 
@@ -64,6 +66,9 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._runtime = runtime = Runtime(args["model_name"])
         self._metrics = Metrics(runtime)
         self._metrics.add("echolm_learning_events_removed_total", 0)  # shown from the start on
+        self._agreement = JudgeAgreement()  # here, in the one process that is there once
+        learner = build_learner(settings, self._log, [self._agreement])
+        follow_log(learner, runtime, self._metrics, args["model_name"])
         interval_s = settings.examples.maintenance_interval_s
         runtime.repeat(self._show, _SHOW_EVERY_S, "example store")
         runtime.repeat(self._maintain, interval_s, "maintenance of the examples pauses")
@@ -132,6 +137,8 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         ):
             for result, number in dataclasses.asdict(counts).items():
                 self._metrics.total(name, number, result=result)
+        for result, number in self._agreement.counts.items():
+            self._metrics.total("echolm_judge_agreement_total", number, result=result)
         level = self._metrics.level
         level("echolm_examples_pending", self._writer.pending)
         level("echolm_examples_pending_limit", self._settings.examples.max_pending)
