@@ -105,7 +105,10 @@ class Lab:
     ) -> Simulation:
         """A service of two LLMs whose store holds a past of so many interactions."""
         weak, strong = sorted(self.settings.llms, key=lambda llm: llm.cost)
-        return self._start({weak.name: small, strong.name: large}, seed, rated, past)
+        # The defaults are the demo's LLMs, which cannot judge.
+        llms = tuple(llm.model_copy(update={"can_judge": True}) for llm in (weak, strong))
+        lab = replace(self, settings=self.settings.model_copy(update={"llms": llms}))
+        return lab._start({weak.name: small, strong.name: large}, seed, rated, past)
 
     def start_of(
         self, llms: Sequence[Mapping[str, Any]], skills: Sequence[Skill], seed: int, rated: float

@@ -30,6 +30,7 @@ from echolm.retrieval.selector import ExampleSelector
 from echolm.router.policy import Policy
 from echolm.router.ports import AnswerObserver, Observers
 from echolm.router.service import RouterService
+from echolm.router.warm_up import WarmUp
 from echolm.settings import EmbeddingSettings, Settings
 from echolm.store.base import Example, ExampleStore, Query, scope_key
 from echolm.testing.event_log import MemoryEventLog
@@ -114,8 +115,11 @@ class MatrixStore(InMemoryStore):
         cosines = embeddings @ self._vectors[: len(self._ids)].T
         results = []
         for row, query in zip(cosines, queries, strict=True):
-            near = np.argsort(-row, kind="stable")[: 2 * top_n].tolist()
-            found = [(self.rows.get(self._ids[k]), float(row[k])) for k in near]
+            near = np.arange(len(row))
+            if len(row) > 2 * top_n:  # some of the nearest may be deleted, or of other scopes
+                near = np.argpartition(-row, 2 * top_n)[: 2 * top_n]
+            near = near[np.argsort(-row[near], kind="stable")]
+            found = [(self.rows.get(self._ids[k]), float(row[k])) for k in near.tolist()]
             results.append(
                 [
                     Candidate(e.id, e.request, e.response, e.tenant, e.quality, cosine)
@@ -222,10 +226,15 @@ class _Judgements:
 
     counts: Counter[str] = field(default_factory=Counter)
 
-    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
-        self.counts[result] += 1
+    def judged(self, kind: str, reason: str, result: str, tokens: int, seconds: float) -> None:
+        self.counts[f"{reason}: {result}"] += 1
 
+    def warm_up_given_up(self, reason: str) -> None:
+        self.counts[f"warm-up given up: {reason}"] += 1
+
+    def both_orders(self, kind: str, consistent: bool) -> None: ...
     def rated(self, llm: str, score: float, predicted: float) -> None: ...
+    def compared(self, llm: str, reason: str, share: float) -> None: ...
 
 
 @dataclass
@@ -289,25 +298,26 @@ class Simulation:
         load = LoadTracker(settings.routing.load_half_life_s, lambda: self._elapsed_ms / 1_000)
         self.featurizer, self.bandit = build_bandit(settings)
         bias = LoadBias(settings.routing, settings.llms, load)
-        policy = Policy(self.featurizer, self.bandit, bias, np.random.default_rng([seed, 2]))
+        self.judgements = _Judgements()
+        warm_up = WarmUp(
+            self.bandit,
+            settings.reference_llm.name,
+            settings.routing.warm_up_ratings,
+            self.judgements.warm_up_given_up,
+        )
+        rng = np.random.default_rng([seed, 2])
+        policy = Policy(self.featurizer, self.bandit, bias, rng, warm_up)
         endpoints = build_endpoints(settings, self.llms)
         self.sink = _Sink(settings, self.store)
         self._last = _LastServed()
-        self.judgements = _Judgements()
         observers: list[AnswerObserver] = [self._last]
         judge = build_judge(settings, endpoints, embedder, load)
         self.judging: JudgingService | None = None
-        if judge is not None:
-            self.judging = JudgingService(
-                settings,
-                judge,
-                endpoints,
-                policy,
-                load,
-                self.log,
-                self.judgements,
-                random.Random(f"{seed} judging"),
-            )
+        if judge is None:
+            warm_up.give_up("no_judge", "nothing judges")
+        else:
+            rest = (self.log, self.judgements, warm_up, random.Random(f"{seed} judging"))
+            self.judging = JudgingService(settings, judge, endpoints, policy, load, *rest)
             observers.append(self.judging)
         tokens = build_feedback_tokens(settings)
         self.service = RouterService(
