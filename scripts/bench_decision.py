@@ -26,6 +26,7 @@ from echolm.learning.feedback import RATING
 from echolm.llm.tokens import EstimatedTokens
 from echolm.primitives import Candidate
 from echolm.retrieval.features import ExampleTexts, featurize
+from echolm.retrieval.relevance import SimilarityScale
 from echolm.retrieval.selector import Selection
 from echolm.retrieval.utility import LearnedUtility
 from echolm.settings.loading import load_settings
@@ -91,6 +92,7 @@ def train(model: LearnedUtility, selections: list[Selection], rng: Random) -> No
         if selection.record is not None:
             body = {
                 "request_id": str(k),
+                "llm": "small_llm",
                 "score": float(rng.random() < 0.8),
                 "selection": selection.record.dump(),
             }
@@ -115,16 +117,18 @@ def main() -> int:
         return slice(k * options.requests, (k + 1) * options.requests)
 
     settings = load_settings()
-    selector = build_selector(settings, EstimatedTokens(), draws)
+    selector = build_selector(settings, EstimatedTokens(), draws, _DIMENSION)
     texts = [item.text for item in live]
     selections = selector.select(texts, found)  # as in a server that has run for a while
     model = selector.utility
     if isinstance(model, LearnedUtility):
         train(model, selections, rng)
     example_texts = ExampleTexts(EstimatedTokens())
-    featurize(texts, found, example_texts)
+    scale = SimilarityScale.of(selector.newest_statistics.statistics)
+    featurize(texts, found, example_texts, scale)
     batches = [
-        featurize(texts[batch(k)], found[batch(k)], example_texts) for k in range(options.rounds)
+        featurize(texts[batch(k)], found[batch(k)], example_texts, scale)
+        for k in range(options.rounds)
     ]
     featurizer, bandit = build_bandit(settings)
     embeddings = draws.standard_normal((len(live), _DIMENSION)).astype(np.float32)
@@ -137,10 +141,10 @@ def main() -> int:
         bandit.choose_many(featurizer.many(texts[part], vectors[part], examples), {}, draws)
 
     def cold(k: int, found: Found) -> None:
-        featurize(texts[batch(k)], found, ExampleTexts(EstimatedTokens(), 2_048))
+        featurize(texts[batch(k)], found, ExampleTexts(EstimatedTokens(), 2_048), scale)
 
     parts: dict[str, Callable[[int, Found], object]] = {
-        "features": lambda k, found: featurize(texts[batch(k)], found, example_texts),
+        "features": lambda k, found: featurize(texts[batch(k)], found, example_texts, scale),
         "scoring": lambda k, found: model.score(batches[k]),
         "selection, features and scoring included": lambda k, found: selector.select(
             texts[batch(k)], found

@@ -25,6 +25,8 @@ from random import Random
 
 import numpy as np
 from echolm.embedding.texts import TextEmbedder
+from echolm.learning.request_statistics import fit
+from echolm.retrieval.relevance import SimilarityScale
 from echolm.serving.serve import prepare_embedder
 from echolm.settings.loading import load_settings
 from echolm_lab.experiments.eviction import (
@@ -78,7 +80,10 @@ def main() -> int:
                 ]
             )
 
-            empty = functools.partial(Contents, embeddings, settings.routing.similarity_saturation)
+            half = len(past) // 2
+            nearest = (embeddings[half:] @ embeddings[:half].T).max(axis=1)
+            same = SimilarityScale.of(fit(embeddings, nearest, version=1)).same
+            empty = functools.partial(Contents, embeddings, same)
             work = Path(directory)
 
             def own_policy(name: str, contents: Contents, work: Path = work) -> EvictionPolicy:

@@ -111,8 +111,14 @@ RETRIEVED = (
 ``Selection``); what a rating needs to know of the selection (text of a ``SelectionRecord``, empty
 if there was nothing to select from); and why nothing was searched, if the store failed."""
 
-_SEARCH_INPUTS = (_SYSTEM_PROMPT, _TENANT, _optional("search", "BOOL"))
-"""Whose examples may be found, and whether to search at all; without ``search``, yes."""
+_SEARCH_INPUTS = (
+    _SYSTEM_PROMPT,
+    _TENANT,
+    _optional("search", "BOOL"),
+    _optional("learn", "BOOL"),
+)
+"""Whose examples may be found, whether to search at all, and whether the request may count in the
+statistics of requests; without ``search`` or ``learn``, yes."""
 
 ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
 ECHOLM_STREAM = ModelContract("echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, decoupled=True)

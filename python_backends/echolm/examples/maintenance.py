@@ -89,7 +89,7 @@ class Maintenance:
 
     Attributes:
         owner: name of this replica, different from all others'.
-        similarity_saturation: cosine from which two requests count as the same.
+        same_similarity: gives the cosine from which two requests count as the same.
     """
 
     store: ExampleStore
@@ -97,7 +97,7 @@ class Maintenance:
     log: EventLog
     settings: ExamplesSettings
     owner: str
-    similarity_saturation: float = 1.0
+    same_similarity: Callable[[], float] = lambda: 1.0
     now_ms: Callable[[], int] = now_ms
     counts: MaintenanceCounts = field(default_factory=MaintenanceCounts, init=False)
     _reconciled: bool = field(default=False, init=False)
@@ -140,7 +140,7 @@ class Maintenance:
         rows = search_in_background(self.store, stored, _NEIGHBOURS, self.now_ms())
         # Half of the time at least the store has only requests to serve.
         time.sleep(time.monotonic() - started)
-        least = self.similarity_saturation
+        least = self.same_similarity()
         return {
             example.id: [c.id for c in row if c.id != example.id and c.similarity >= least]
             for (example, _), row in zip(stored, rows, strict=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echolm.errors import InvalidRequestError
-from echolm.learning.event_log import EventLog
+from echolm.learning.event_log import Event, EventLog
 from echolm.learning.tokens import FeedbackTokens
 from echolm.primitives import Decision
 
@@ -34,7 +34,14 @@ JUDGE_SOURCE = "judge:"
 """Begins the ``source`` of a rating that no caller gave; the judge's kind follows."""
 
 PREFERENCE = "preference"
-"""Kind of an event whose body holds two descriptions, ``better`` and ``worse``."""
+"""Kind of an event whose body holds two descriptions, ``better`` and ``worse``.
+
+It may have a ``share``, what the better one won: 1 without it, and 0.5 is a tie. A judge's has a
+``source`` as its ratings have.
+"""
+
+JUDGED, PREFERRED, RATED = range(3)
+"""Ranks of feedback on an answer: what ranks higher takes the place of what ranks lower."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,76 @@ class FeedbackService:
 def is_judged(rating: Mapping[str, Any]) -> bool:
     """Whether a judge gave a rating, and not a caller."""
     return str(rating.get("source", "")).startswith(JUDGE_SOURCE)
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A rating as a model learns it.
+
+    Attributes:
+        answer: description of the rated answer, see :func:`describe`.
+        rank: ``JUDGED`` or ``RATED``.
+    """
+
+    request_id: str
+    answer: Mapping[str, Any]
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of two answers as a model learns it.
+
+    Attributes:
+        request_ids: of the two answers, ascending, so that the same two always come alike.
+        answers: their descriptions.
+        share: what the first one won, in [0, 1].
+        rank: ``JUDGED`` or ``PREFERRED``.
+    """
+
+    request_ids: tuple[str, str]
+    answers: tuple[Mapping[str, Any], Mapping[str, Any]]
+    share: float
+    rank: int
+
+    @property
+    def key(self) -> str:
+        """Names the two answers."""
+        return ">".join(self.request_ids)
+
+
+def read_feedback(event: Event) -> Rating | Comparison:
+    """What a ``RATING`` or ``PREFERENCE`` says, for all models that learn from both.
+
+    Raises:
+        KeyError, TypeError, ValueError: the event is damaged.
+    """
+    body, judged = event.body, is_judged(event.body)
+    if event.kind == RATING:
+        score = _share_of(body["score"], "score")
+        return Rating(_request_id(body), body, score, JUDGED if judged else RATED)
+    answers, share = (body["better"], body["worse"]), _share_of(body.get("share", 1.0), "share")
+    ids = (_request_id(answers[0]), _request_id(answers[1]))
+    if ids[0] == ids[1]:
+        raise ValueError("preference: expected two answers, got the same one twice")
+    if ids[0] > ids[1]:
+        ids, answers, share = ids[::-1], answers[::-1], 1.0 - share
+    return Comparison(ids, answers, share, JUDGED if judged else PREFERRED)
+
+
+def _request_id(answer: Mapping[str, Any]) -> str:
+    request_id = answer["request_id"]
+    if not isinstance(request_id, str):
+        raise ValueError(f"request_id: expected text, got {request_id!r}")
+    return request_id
+
+
+def _share_of(value: Any, name: str) -> float:
+    number = float(value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {number}")
+    return number
 
 
 def describe(decision: Decision) -> dict[str, Any]:

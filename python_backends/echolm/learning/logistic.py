@@ -24,6 +24,9 @@ _LEAST_VARIANCE = 1e-10
 _GRID = np.linspace(-7.0, 7.0, 57)  # standard deviations around the mode
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)  # type: ignore[no-untyped-call]
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+_ITERATIONS = 16
+_LEAST_SHARE = 0.02  # a share of wins is never expected to be nearer to 0 or 1
+_SIGNS = np.array([1.0, -1.0])
 
 
 class Site(NamedTuple):
@@ -178,6 +181,38 @@ def comparison_sites(
     sides = ((eta_a, joint.sum(axis=1), better), (eta_b, joint.sum(axis=0), worse))
     first, second = (_moment_site(*prior, eta, mass) for eta, mass, prior in sides)
     return first, second
+
+
+def joint_comparison_site(
+    means: tuple[float, float], covariance: NDArray[np.float64], share: float
+) -> tuple[tuple[float, float], Site]:
+    """What a comparison of two answers says where one model tells the log-odds of both.
+
+    Its two sides are not independent then, as in :func:`comparison_sites`: most of what is unknown
+    may be common to both, and of that a comparison says nothing. It is taken in as one piece of
+    evidence about a weighted difference of the two, by an iterated extended Kalman filter (Bell and
+    Cathey 1993) for a coin with the expected share.
+
+    Args:
+        means, covariance: of eta of the better and of the worse answer, FP64 [2, 2].
+        share: what the better one wins, in [0, 1]; 0.5 is a tie.
+
+    Returns:
+        The weights of the two log-odds, and the site of their weighted sum.
+    """
+    mean = np.array(means, dtype=np.float64)
+    eta = mean
+    for _ in range(_ITERATIONS):
+        qualities = sigmoids(eta)
+        slopes = 0.5 * qualities * (1.0 - qualities) * _SIGNS
+        expected = 0.5 + 0.5 * float(qualities[0] - qualities[1])
+        expected = min(1.0 - _LEAST_SHARE, max(_LEAST_SHARE, expected))
+        observed = share - expected + float(slopes @ eta)
+        spread = covariance @ slopes
+        variance = expected * (1.0 - expected)
+        gain = (observed - float(slopes @ mean)) / (variance + float(slopes @ spread))
+        eta = (eta + mean + gain * spread) / 2.0  # half a step, so that it does not swing
+    return (float(slopes[0]), float(slopes[1])), Site(1.0 / variance, observed / variance)
 
 
 def _site(mean: float, variance: float, eta: Vector, log_density: Vector) -> Site:

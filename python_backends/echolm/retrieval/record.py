@@ -8,10 +8,12 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from echolm.learning.learner import OutdatedError
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -19,7 +21,7 @@ V = TypeVar("V")
 NONE = -1
 """The value of ``dropped`` if no example was dropped."""
 
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<4Bbbfq")
 
 
@@ -81,12 +83,19 @@ class SelectionRecord:
 
     @classmethod
     def load(cls, text: str) -> SelectionRecord:
-        """The record that :meth:`dump` made a text of; ValueError if it is none."""
+        """The record that :meth:`dump` made a text of.
+
+        Raises:
+            OutdatedError: an earlier version made it, whose features meant something else.
+            ValueError: it is none.
+        """
         try:
             data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
             version, k, e, r, low, high, probability, dropped = _HEADER.unpack_from(data)
         except (ValueError, struct.error) as error:
             raise ValueError(f"selection: damaged: {error}") from error
+        if 0 < version < _VERSION:
+            raise OutdatedError(f"selection: of version {version}, now {_VERSION}")
         if version != _VERSION:
             raise ValueError(f"selection: expected version {_VERSION}, got {version}")
         sizes = (_HEADER.size, 8 * k, 4 * k, 2 * r, 2 * k * e)
@@ -126,27 +135,18 @@ def used_selection(text: str, selected: Sequence[int], used: Sequence[int], by_r
 
 
 # Several models learn from the same event, one right after the other.
-_load_once = lru_cache(maxsize=1)(SelectionRecord.load)
+_load_once = lru_cache(maxsize=2)(SelectionRecord.load)
 
 
-class Rating(NamedTuple):
-    """A rating of an answer to a request for which examples were selected."""
-
-    request_id: str
-    score: float
-    record: SelectionRecord
-
-
-def read_rating(body: Mapping[str, Any]) -> Rating | None:
-    """The rating of a :data:`~echolm.learning.feedback.RATING`; None if there was no selection.
+def selection_of(answer: Mapping[str, Any]) -> SelectionRecord | None:
+    """The selection behind an answer, by its description; None if there was none.
 
     Raises:
-        KeyError, ValueError: the event is damaged.
+        OutdatedError: the record is of a version whose features meant something else.
+        ValueError: the record is damaged.
     """
-    text, score, request_id = body.get("selection"), float(body["score"]), body["request_id"]
-    if not (0.0 <= score <= 1.0 and isinstance(request_id, str)):
-        raise ValueError(f"expected a score in [0, 1] and a request_id, got {score}")
-    return Rating(request_id, score, _load_once(text)) if text else None
+    text = answer.get("selection")
+    return _load_once(text) if text else None
 
 
 def remember(learned: OrderedDict[K, V], key: K, value: V, most: int) -> None:

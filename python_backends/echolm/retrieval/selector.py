@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from echolm.contracts import MAX_BATCH_SIZE
 from echolm.learning.learner import Learnable
+from echolm.learning.request_sample import NewestStatistics
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Candidate, Selected
 from echolm.retrieval.diversity import MarginalRelevance, ScoredSet
@@ -22,6 +23,7 @@ from echolm.retrieval.features import ExampleTexts, FeatureBatch, featurize
 from echolm.retrieval.prefix import Prefix, WarmPrefixes
 from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
+from echolm.retrieval.relevance import SimilarityScale
 from echolm.retrieval.threshold import GRID, AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, UtilityModel
 from echolm.settings import RetrievalSettings
@@ -38,7 +40,8 @@ class Selection:
         examples: the selected examples in the order of the prompt.
         record: None if there was nothing to select from.
         help_probability: probability that any of the good examples that were found, selected or
-            not, would do for the request: noisy OR of their utilities.
+            not, would do for the request: noisy OR of their utilities; without any that of the
+            best candidate.
     """
 
     examples: tuple[Selected, ...] = ()
@@ -60,6 +63,7 @@ class ExampleSelector:
     Args:
         tokens: counts tokens of the LLM that will read the examples.
         rng: draws which example is dropped (leave-one-out) and which threshold is tried.
+        newest: the statistics of requests that similarities are relative to.
         prefix_index: knows what other processes put into prompts for the same engines.
     """
 
@@ -70,9 +74,11 @@ class ExampleSelector:
         threshold: AdaptiveThreshold,
         tokens: TokenCounter,
         rng: np.random.Generator,
+        newest: NewestStatistics,
         prefix_index: SharedPrefixIndex | None = None,
     ) -> None:
         self._settings = settings
+        self.newest_statistics = newest
         self.utility = utility
         self.threshold = threshold
         self._texts = ExampleTexts(tokens, max(_TEXTS, MAX_BATCH_SIZE * settings.top_n))
@@ -88,8 +94,8 @@ class ExampleSelector:
 
     @property
     def learnables(self) -> list[Learnable]:
-        """The parts that learn from ratings."""
-        learning: list[Learnable] = []
+        """The parts that learn from the log."""
+        learning: list[Learnable] = [self.newest_statistics]
         if isinstance(self.utility, LearnedUtility):
             learning.append(self.utility)
         if self._settings.adaptive_utility_threshold:
@@ -104,14 +110,19 @@ class ExampleSelector:
         Args:
             candidates: for each request what the store found, most similar first.
         """
-        batch = featurize(requests, candidates, self._texts, self._settings.min_similarity)
+        scale = SimilarityScale.of(self.newest_statistics.statistics)
+        least = self._settings.min_similarity
+        least = scale.floor if least is None else least
+        batch = featurize(requests, candidates, self._texts, scale, least)
         if not batch.valid.any():
             return [Selection() for _ in requests]
         utilities = self.utility.score(batch)
         best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
         strong = batch.valid & (utilities >= best * self._settings.relative_similarity)
-        fails = np.where(strong, 1.0 - np.minimum(utilities, 1.0), 1.0)
-        help_probabilities = 1.0 - fails.prod(axis=1)
+        # Many examples that hardly help do not make one that does.
+        good = strong & (utilities >= self.least_utility)
+        fails = np.where(good, 1.0 - np.minimum(utilities, 1.0), 1.0)
+        help_probabilities = np.maximum(1.0 - fails.prod(axis=1), best[:, 0])
         self._warm.poll()
         picked = self._pick(batch, utilities, strong)
         chosen = [

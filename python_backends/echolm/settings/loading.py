@@ -39,10 +39,16 @@ RENAMED_KEYS = {
     "retrieval.threshold": "retrieval.utility_threshold",
     "retrieval.threshold_exploration": "retrieval.utility_threshold_exploration",
     "routing.exchange_rate": "routing.cost_weight",
-    "routing.fit_ceiling": "routing.similarity_saturation",
     "routing.load_board": "routing.load_table",
 }
 """Present names of keys by their former ones, for the message to a file that is older."""
+
+REMOVED_KEYS = {
+    "retrieval.utility_discount": "time forgets, see retrieval.utility_half_life_h",
+    "routing.fit_ceiling": "what similarity is relevant is measured",
+    "routing.similarity_saturation": "what similarity is relevant is measured",
+}
+"""Keys that have no present form, and why, for the message to a file that is older."""
 
 
 def load_settings(path: Path | str | None = None) -> Settings:
@@ -106,6 +112,9 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
         key = ".".join(str(part) for part in problem["loc"]) or "(file)"
         if (present := RENAMED_KEYS.get(key.lower())) and problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: renamed to {present}")
+            continue
+        if (why := REMOVED_KEYS.get(key.lower())) and problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: removed, leave it out: {why}")
             continue
         shown = _PASSWORD.sub("://***@", repr(problem.get("input")))
         got = "" if problem["type"] == "missing" else f", got {shown:.80}"

@@ -87,20 +87,23 @@ class RetrievalSettings(Section):
     """Nearest examples that Milvus returns for a request."""
     max_examples: int = Field(2, ge=0, le=MAX_EXAMPLES)
     """Largest number of examples in one prompt; each costs tokens."""
-    min_similarity: float = Field(0.6, ge=-1, le=1)
-    """Cosine similarity to the request below which an example is not used."""
+    min_similarity: float | None = Field(None, ge=-1, le=1)
+    """Cosine similarity to the request below which an example is not used; without it the
+    similarity that unrelated requests reach, which is measured."""
     relative_similarity: float = Field(0.85, ge=0, le=1)
     """Share of the best candidate's utility below which another candidate is not used."""
     utility: Literal["learned", "similarity"] = "learned"
-    """How candidates are scored: `learned` estimates from ratings how probably an example helps,
-    `similarity` takes the cosine similarity and learns nothing."""
-    utility_discount: float = Field(0.999, gt=0, le=1)
-    """Share of its ratings' weight that the utility model keeps at each new one; 1 keeps all."""
+    """How candidates are scored: `learned` estimates from feedback how probably an example helps,
+    `similarity` takes the cosine similarity, relative to other requests', and learns nothing."""
+    utility_half_life_h: float = Field(336.0, gt=0)
+    """Hours in which what feedback has taught of utilities and of their threshold loses half of its
+    weight; that of some hundred ratings is kept however old they are."""
     leave_one_out: float = Field(0.05, ge=0, le=1)
     """Share of the requests with several examples in which one of them is dropped at random, to
     learn what it contributes."""
     utility_threshold: float = Field(0.5, ge=0, le=1)
-    """Utility below which an example is not used; an adaptive threshold starts here."""
+    """Utility below which an example is not used, 0.5 is that of one which changes nothing; an
+    adaptive threshold starts here."""
     adaptive_utility_threshold: bool = True
     """Whether ratings move the utility threshold to the value that pays most."""
     utility_threshold_exploration: float = Field(0.05, ge=0, le=1)
@@ -127,9 +130,6 @@ class RoutingSettings(Section):
     """Name of the LLM that answers when routing fails; empty means the strongest."""
     cost_weight: float = Field(0.05, ge=0)
     """Quality (0 to 1) that the cost of an answer of the strongest LLM is worth."""
-    similarity_saturation: float = Field(0.7, gt=-1, le=1)
-    """Cosine similarity from which an example counts as fully relevant; between
-    retrieval.min_similarity and this, relevance grows from 0 to 1."""
     prior_ratings: float = Field(3.0, gt=0, le=100)
     """Ratings that an LLM's prior quality is worth, unless the LLM has a number of its own."""
     exploration: float = Field(0.5, ge=0)

@@ -73,6 +73,7 @@ class BLSRetriever:
             "system_prompt": [r.system_prompt for r in requests],
             "tenant": [r.tenant for r in requests],
             "search": [r.use_examples for r in requests],
+            "learn": [r.store for r in requests],
         }
         out = await _infer(contracts.RETRIEVAL, len(requests), columns, self._timeout_s)
         # The arrays are views of Triton's memory, which goes with the response.
@@ -107,7 +108,8 @@ class BLSTextEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         n = len(texts)
-        columns = {"text_input": texts, "search": [False] * n}
+        # These are answers and stored examples, and not requests.
+        columns = {"text_input": texts, "search": [False] * n, "learn": [False] * n}
         out = await _infer(contracts.RETRIEVAL, n, columns, self._timeout_s)
         return np.array(out["embedding"], dtype=np.float32)
 

@@ -16,6 +16,7 @@ from echolm.errors import EchoError
 from echolm.examples.admission import AdmissionPolicy, AdmissionResult
 from echolm.examples.replay import Replayed
 from echolm.judges.agreement import JudgeAgreement
+from echolm.learning.request_sample import NewestStatistics
 from echolm.primitives import Interaction
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
@@ -58,7 +59,9 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._writer = build_writer(settings, self._store, self._write_ahead_log, self._log)
         self._statistics = open_statistics(settings)
         parts = (self._store, self._statistics, self._log)
-        self._maintenance = build_maintenance(settings, *parts, owner)
+        newest = NewestStatistics(self._store.dimension)
+        self._learner = build_learner(settings, self._log, [newest])
+        self._maintenance = build_maintenance(settings, *parts, owner, newest)
         self._retention = build_retention(settings, self._statistics, self._log, owner)
         self._stopping = threading.Event()
         self._load = open_load_table(settings) if settings.replay.off_peak else None
@@ -151,6 +154,7 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
             level("echolm_example_store_up", float(up))
 
     def _maintain(self) -> None:
+        self._learner.catch_up()
         self._maintenance.run(lambda: not self._stopping.is_set())
 
     def _trim(self) -> None:

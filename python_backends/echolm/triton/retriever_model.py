@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from echolm import contracts
 from echolm.clock import now_ms
 from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.learning.request_sample import RequestSample
 from echolm.primitives import DEFAULT_TENANT, Candidate
 from echolm.retrieval.record import NONE
 from echolm.retrieval.selector import Selection
@@ -35,15 +39,18 @@ from echolm.wiring.retrieval import (
 
 logger = logging.getLogger("echolm")
 
+_STATISTICS_EVERY_S = 5.0
+
 
 @dataclass(frozen=True)
 class _Row:
-    """One request; ``embedding`` is FP32 [D]."""
+    """One request; ``embedding`` is FP32 [D], ``learn``: whether statistics may count it."""
 
     text: str
     embedding: NDArray[np.float32]
     query: Query
     search: bool
+    learn: bool
 
 
 @dataclass(frozen=True)
@@ -62,12 +69,16 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
         self._store = open_store(settings, wait=True)
         self._prefix_index = open_prefix_index(settings)
         count_tokens, rng = example_token_counter(settings), np.random.default_rng()
-        self._selector = build_selector(settings, count_tokens, rng, self._prefix_index)
+        dimension, index = self._store.dimension, self._prefix_index
+        self._selector = build_selector(settings, count_tokens, rng, dimension, index)
         self._runtime = Runtime(args["model_name"])
         self._metrics = Metrics(self._runtime)
-        if learnables := self._selector.learnables:
-            learner = build_learner(settings, open_event_log(settings), learnables)
-            follow_log(learner, self._runtime, self._metrics, process_label(args))
+        log, owner = open_event_log(settings), f"{socket.gethostname()}:{os.getpid()}"
+        self._sample = RequestSample(log, self._selector.newest_statistics, owner)
+        learner = build_learner(settings, log, self._selector.learnables)
+        follow_log(learner, self._runtime, self._metrics, process_label(args))
+        failure = "statistics of requests pause"
+        self._runtime.repeat(self._sample.log_if_due, _STATISTICS_EVERY_S, failure)
 
     def read(self, request: Any) -> list[_Row]:
         inputs = contracts.RETRIEVER.inputs
@@ -79,6 +90,7 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
                 row["embedding"],
                 Query.of(row.get("tenant", DEFAULT_TENANT), row.get("system_prompt", "")),
                 row.get("search", True) and possible,
+                row.get("learn", True) and bool(row["text_input"].strip()),
             )
             for row in rows
         ]
@@ -105,9 +117,17 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
                 logger.warning("no examples: %s", error)
                 degraded = "example store unavailable"
             self._metrics.observe("echolm_search_seconds", time.perf_counter() - started)
+        if not degraded:
+            self._sample_of(rows, found)
         selections = self._selector.select([row.text for row in rows], found)
         self._count(selections)
         return [_Result(selection, degraded) for selection in selections]
+
+    def _sample_of(self, rows: Sequence[_Row], found: Sequence[Sequence[Candidate]]) -> None:
+        """Let the statistics count those requests that may be learnt from."""
+        counted = [k for k, row in enumerate(rows) if row.learn]
+        nearest = [found[k][0].similarity if found[k] else math.nan for k in counted]
+        self._sample.add([rows[k].embedding for k in counted], nearest)
 
     def tensors(self, results: Sequence[_Result]) -> list[Any]:
         """One row per request; rows with fewer examples than the longest are padded."""

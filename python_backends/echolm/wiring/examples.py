@@ -16,8 +16,10 @@ from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.examples.writer import ExampleWriter
 from echolm.judges.similarity import TextEmbedder
 from echolm.learning.event_log import EventLog
+from echolm.learning.request_sample import NewestStatistics
 from echolm.learning.retention import Retention
 from echolm.load.tracker import LoadTracker, ServingLoad
+from echolm.retrieval.relevance import SimilarityScale
 from echolm.settings import Settings
 from echolm.store.base import ExampleStore
 from echolm.wiring.learning import needed_snapshots
@@ -44,11 +46,19 @@ def build_writer(
 
 
 def build_maintenance(
-    settings: Settings, store: ExampleStore, statistics: StatisticsTable, log: EventLog, owner: str
+    settings: Settings,
+    store: ExampleStore,
+    statistics: StatisticsTable,
+    log: EventLog,
+    owner: str,
+    newest: NewestStatistics,
 ) -> Maintenance:
-    """What keeps the store within its limits."""
-    saturation = settings.routing.similarity_saturation
-    return Maintenance(store, statistics, log, settings.examples, owner, saturation)
+    """What keeps the store within its limits, by what requests look like."""
+
+    def same_similarity() -> float:
+        return SimilarityScale.of(newest.statistics).same
+
+    return Maintenance(store, statistics, log, settings.examples, owner, same_similarity)
 
 
 def build_retention(

@@ -34,9 +34,10 @@ def build_learner(settings: Settings, log: EventLog, learnables: Sequence[Learna
 def needed_snapshots(settings: Settings) -> frozenset[str]:
     """Names, without fingerprints, of the snapshots without which no event may be removed."""
     retrieval = settings.retrieval
-    parts = ["threshold"] if retrieval.adaptive_utility_threshold else []
+    parts = ["request_statistics"]
+    parts += ["threshold"] if retrieval.adaptive_utility_threshold else []
     parts += ["utility"] if retrieval.utility == "learned" else []
-    return frozenset({"bandit", "statistics"} | ({"+".join(parts)} if parts else set()))
+    return frozenset({"bandit", "statistics", "request_statistics", "+".join(parts)})
 
 
 def build_feedback_tokens(settings: Settings) -> FeedbackTokens:

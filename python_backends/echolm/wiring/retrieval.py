@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from echolm.embedding.spec import EmbedderSpec
+from echolm.learning.request_sample import NewestStatistics
 from echolm.llm.tokens import TokenCounter, token_counter
 from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.retrieval.selector import ExampleSelector
 from echolm.retrieval.threshold import AdaptiveThreshold
-from echolm.retrieval.utility import LearnedUtility, SimilarityUtility
+from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
 from echolm.settings import Settings
+
+HOUR_MS = 3_600_000.0
 
 if TYPE_CHECKING:
     from echolm.embedding.texts import TextEmbedder
@@ -54,6 +57,7 @@ def build_selector(
     settings: Settings,
     tokens: TokenCounter,
     rng: np.random.Generator,
+    dimension: int,
     prefix_index: SharedPrefixIndex | None = None,
 ) -> ExampleSelector:
     """What chooses examples from candidates.
@@ -61,15 +65,27 @@ def build_selector(
     Args:
         tokens: counts the tokens of examples.
         rng: draws the examples that are dropped and the thresholds that are tried.
+        dimension: of the embeddings.
         prefix_index: shared with other processes; None: that of this process only.
     """
     retrieval = settings.retrieval
-    learned = retrieval.utility == "learned"
-    utility = LearnedUtility(retrieval.utility_discount) if learned else SimilarityUtility()
     threshold = AdaptiveThreshold(
         retrieval.utility_threshold,
         retrieval.utility_threshold_exploration,
         {n: settings.routing.cost_weight * c for n, c in settings.relative_costs.items()},
         retrieval.token_price,
+        retrieval.utility_half_life_h * HOUR_MS,
     )
-    return ExampleSelector(retrieval, utility, threshold, tokens, rng, prefix_index)
+    newest = NewestStatistics(dimension)
+    return ExampleSelector(
+        retrieval, build_utility(settings), threshold, tokens, rng, newest, prefix_index
+    )
+
+
+def build_utility(settings: Settings) -> UtilityModel:
+    """What scores how much examples help; it knows its priors and nothing else."""
+    retrieval = settings.retrieval
+    if retrieval.utility == "similarity":
+        return SimilarityUtility()
+    qualities = {llm.name: settings.prior_quality(llm) for llm in settings.llms}
+    return LearnedUtility(qualities, retrieval.utility_half_life_h * HOUR_MS)

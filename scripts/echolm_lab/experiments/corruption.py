@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from echolm.embedding.texts import TextEmbedder
 from echolm.learning.learner import Learner
+from echolm.learning.request_sample import NewestStatistics
 from echolm.llm.tokens import EstimatedTokens
 from echolm.primitives import Candidate
 from echolm.retrieval.features import ExampleTexts, featurize
+from echolm.retrieval.relevance import SimilarityScale
 from echolm.retrieval.utility import LearnedUtility
 from echolm.settings import Settings
 from echolm.wiring.learning import open_event_log
+from echolm.wiring.retrieval import build_utility
 
 from echolm_lab.experiments.bench import Bench, RatedRun
 from echolm_lab.experiments.load import scores
@@ -82,16 +85,20 @@ def rank(
         settings: those of the server that has learnt; its log is replayed here.
         interactions: what its store held at the start, ids 1, 2, ...
     """
-    learnt = LearnedUtility(settings.retrieval.utility_discount)
+    embed = TextEmbedder(settings.embedding)
+    learnt, newest = build_utility(settings), NewestStatistics(embed.dimension)
+    assert isinstance(learnt, LearnedUtility)
     log = open_event_log(settings)
     try:
-        Learner(log, [learnt]).catch_up()
+        Learner(log, [learnt, newest]).catch_up()
     finally:
         log.close()
-    embed = TextEmbedder(settings.embedding)
     cosines = embed([i.text for i in items]) @ embed([e.item.text for e in interactions]).T
     texts = ExampleTexts(EstimatedTokens())
-    untaught = LearnedUtility(settings.retrieval.utility_discount)
+    untaught = build_utility(settings)
+    scale = SimilarityScale.of(newest.statistics)
+    least = settings.retrieval.min_similarity
+    least = scale.floor if least is None else least
     values: dict[str, tuple[list[float], list[float]]] = {
         name: ([], []) for name in ("utility", "utility_untaught", "cosine")
     }
@@ -107,11 +114,11 @@ def rank(
                 float(row[k]),
             )
             for k in nearest
-            if row[k] >= settings.retrieval.min_similarity
+            if row[k] >= least
         ]
         if not candidates:
             continue
-        batch = featurize([item.text], [candidates], texts)
+        batch = featurize([item.text], [candidates], texts, scale)
         scored = {
             "utility": learnt.score(batch)[0],
             "utility_untaught": untaught.score(batch)[0],

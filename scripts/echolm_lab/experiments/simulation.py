@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from echolm.examples.admission import AdmissionPolicy
 from echolm.examples.deduplication import DuplicateFinder, Finding
 from echolm.judges.service import JudgingService
 from echolm.learning.feedback import Feedback, FeedbackService
-from echolm.learning.request_statistics import LEAST_SAMPLE, REQUEST_STATISTICS, fit
+from echolm.learning.request_sample import RequestSample
 from echolm.load.bias import LoadBias
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import Candidate, Interaction, Request, Retrieved, Sampling, Served
@@ -175,7 +176,8 @@ class _Retriever:
         top_n = s.settings.retrieval.top_n
         found = s.store.search(embedding, [query], top_n, s.now_ms())
         selection = s.selector.select([request.text], found)[0]
-        s.sample(embedding[0], found[0])
+        s.sample.add([embedding[0]], [found[0][0].similarity if found[0] else math.nan])
+        s.sample.log_if_due()
         return Retrieved(
             embedding[0],
             selection.examples,
@@ -286,11 +288,10 @@ class Simulation:
         self.store = MatrixStore(embedder.dimension)
         rng = np.random.default_rng([seed, 1])
         self.selector: ExampleSelector = build_selector(
-            settings, example_token_counter(settings), rng
+            settings, example_token_counter(settings), rng, embedder.dimension
         )
-        self._sample: list[NDArray[np.float32]] = []
-        self._nearest: list[float] = []
-        self._measured = 0
+        newest = self.selector.newest_statistics
+        self.sample = RequestSample(self.log, newest, "simulation", self.now_ms)
         self.llms = {
             name: SimulatedLLM(name, skill, self.truth, seed, judging or JudgeSkill())
             for name, skill in skills.items()
@@ -353,19 +354,6 @@ class Simulation:
             )
         for start in range(0, len(rows), 64):
             self.sink.put(rows[start : start + 64])
-
-    def sample(self, embedding: NDArray[np.float32], found: Sequence[Candidate]) -> None:
-        """Measure the requests' statistics, at first and whenever their number has doubled."""
-        self._sample.append(embedding)
-        if found:
-            self._nearest.append(found[0].similarity)
-        due = max(LEAST_SAMPLE, 2 * self._measured)
-        if len(self._sample) >= due and self._measured < 2_000:
-            self._measured = len(self._sample)
-            version = self.featurizer.statistics.version + 1
-            sample = np.stack(self._sample[-2_000:])
-            nearest = np.array(self._nearest[-2_000:], dtype=np.float32)
-            self.log.append(REQUEST_STATISTICS, fit(sample, nearest, version).body())
 
     async def serve(self, items: Sequence[LabelledRequest]) -> list[Record]:
         """Answer requests, one after the other."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from echolm.primitives import Candidate
 from echolm.retrieval.features.examples import ExampleTexts
 from echolm.retrieval.features.texts import bitmaps_and_sketches, popcount, words_and_literals
+from echolm.retrieval.relevance import SimilarityScale, relevance
 
 REQUEST_FEATURES = ("length", "literals")
 EXAMPLE_FEATURES = (
@@ -31,7 +32,9 @@ EXAMPLE_FEATURES = (
 )
 """Features of a request and an example. All but the first two are about 0 if the example helps.
 
-``prior`` is the log-odds of similarity times quality. ``request_containment`` is the share of the
+``prior`` is the log-odds of relevance times quality. Similarities are relative to what is typical
+of this service (:mod:`echolm.retrieval.relevance`), so that what was learnt of them still holds
+when that changes. ``request_containment`` is the share of the
 request's ordinary words that the example's request has too, and ``example_containment`` the
 reverse. ``consistency`` is the share of the literals in the example's request that its response
 repeats. ``consensus`` says how far its response agrees with those of the other candidates, the more
@@ -55,6 +58,7 @@ class FeatureBatch:
         valid: BOOL [B, n]; False where a row is padded. The other arrays hold 0 there, except for
             the sketches, which are any example's.
         ids, similarity, quality: those of the candidates, [B, n].
+        relevance: :func:`~echolm.retrieval.relevance.relevance` of each candidate, FP32 [B, n].
         slots: [B, n], for :meth:`ExampleTexts.num_tokens`.
         request: features of each request, FP32 [B, len(REQUEST_FEATURES)].
         example: features of each pair, FP32 [B, n, len(EXAMPLE_FEATURES)].
@@ -67,6 +71,7 @@ class FeatureBatch:
     slots: NDArray[np.intp]
     similarity: NDArray[np.float32]
     quality: NDArray[np.float32]
+    relevance: NDArray[np.float32]
     request: NDArray[np.float32]
     example: NDArray[np.float32]
     request_sketches: NDArray[np.float32]
@@ -86,9 +91,14 @@ def featurize(
     requests: Sequence[str],
     candidates: Sequence[Sequence[Candidate]],
     texts: ExampleTexts,
+    scale: SimilarityScale,
     min_similarity: float = -1.0,
 ) -> FeatureBatch:
-    """Features of every request with each of its candidates of at least ``min_similarity``."""
+    """Features of every request with each of its candidates of at least ``min_similarity``.
+
+    Args:
+        scale: what similarities are relative to.
+    """
     eligible = [[c for c in row if c.similarity >= min_similarity] for row in candidates]
     b, n = len(eligible), max(map(len, eligible), default=0)
     valid = np.arange(n) < np.array([len(row) for row in eligible], dtype=np.intp).reshape(b, 1)
@@ -109,17 +119,21 @@ def featurize(
     request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
     example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
     stored = [texts[name].take(slots, axis=0) for name in ("request_sketch", "response_sketch")]
+    positions = scale.position(similarity)
+    relevances = relevance(positions)
     batch = FeatureBatch(
-        eligible, valid, ids, slots, similarity, quality, request, example, *stored
+        eligible, valid, ids, slots, similarity, quality, relevances, request, example, *stored
     )
     if n:
-        _pair_features(batch, texts, [p[0] for p in parsed], lengths, literals)
+        words = [p[0] for p in parsed]
+        _pair_features(batch, texts, positions, words, lengths, literals)
     return batch
 
 
 def _pair_features(
     batch: FeatureBatch,
     texts: ExampleTexts,
+    positions: NDArray[np.float32],
     words: Sequence[set[str]],
     lengths: NDArray[np.float32],
     literals: NDArray[np.float32],
@@ -127,6 +141,7 @@ def _pair_features(
     """Fill in the features of pairs, from the requests' words.
 
     Args:
+        positions: the similarities on their scale, FP32 [B, n].
         lengths: log(1 + characters) of the requests, FP32 [B, 1].
         literals: how many literals each request has, FP32 [B, 1].
     """
@@ -151,12 +166,14 @@ def _pair_features(
     # What the requests have in common.
     request_words, example_words = popcount(bitmaps)[:, None], texts["num_request_words"][slots]
     common = popcount(bitmaps[:, None, :] & texts["request_bitmap"].take(slots, axis=0))
-    nearest = np.where(valid, batch.similarity, -1.0).max(axis=1, keepdims=True)
+    # Cut, so that no odd similarity decides alone.
+    positions = np.minimum(np.maximum(positions, -1.0), 2.0)
+    nearest = np.where(valid, positions, -1.0).max(axis=1, keepdims=True)
     values: dict[str, NDArray[np.float32] | float] = {
-        "prior": log_odds(np.maximum(batch.similarity, 0.0) * batch.quality),
+        "prior": log_odds(batch.relevance * batch.quality),
         "constant": 1.0,
-        "similarity": batch.similarity - 0.8,
-        "similarity_margin": batch.similarity - nearest,
+        "similarity": positions - 1.0,
+        "similarity_margin": positions - nearest,
         "request_containment": _containment(common, request_words),
         "example_containment": _containment(common, example_words),
         "literals_differ": np.minimum(np.abs(texts["num_literals"][slots] - literals), 3.0) / 3.0,
