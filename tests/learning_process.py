@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import redis
+from echolm.bandit.features import DIMENSION
 from echolm.bandit.learning import BanditLearning
 from echolm.bandit.thompson import ThompsonSampling
 from echolm.errors import UnavailableError
@@ -24,8 +25,6 @@ from echolm.primitives import Decision
 from echolm.settings import Settings
 from echolm.wiring.learning import open_event_log
 from echolm.wiring.routing import build_bandit
-
-DIMENSION = build_bandit(Settings())[0].dimension
 
 
 def decision(number: int, llm: str = "small_llm") -> dict[str, Any]:
@@ -63,8 +62,8 @@ def digest(bandit: ThompsonSampling) -> str:
     found = hashlib.sha256()
     for name, arm in sorted(bandit.arms.items()):
         state = arm.state()
-        found.update(f"{name} {state['updates']}".encode())
-        found.update(state["A"].tobytes() + state["b"].tobytes())
+        found.update(f"{name} {state['evidence']}".encode())
+        found.update(state["mean"].tobytes() + state["covariance"].tobytes())
     return found.hexdigest()
 
 
@@ -79,9 +78,9 @@ def append(log_url: str) -> None:
 
 
 def learn(log_url: str, events: int, snapshot_every: int) -> None:
-    bandit = build_bandit(Settings())[1]
+    featurizer, bandit = build_bandit(Settings())
     log = open_event_log(Settings(event_log=log_url))
-    learner = Learner(log, [BanditLearning(bandit)], snapshot_every)
+    learner = Learner(log, [BanditLearning(bandit, featurizer)], snapshot_every)
     while learner.events < events:
         try:
             read = learner.catch_up(batch=7)

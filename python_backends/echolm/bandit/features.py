@@ -16,8 +16,8 @@ from echolm.settings import LLMSettings
 from echolm.words import hash_word, words_of
 
 SCALARS = (
-    "constant",
-    "has_examples",
+    "without_examples",
+    "with_examples",
     "log_length",
     "best_similarity",
     "mean_similarity",
@@ -29,26 +29,28 @@ SCALARS = (
 )
 """Names of the context's first elements; the embedding's principal components follow.
 
-All but the first three are centred, and 0 for a request without examples. Similarities are
-relative to what is typical of this service's requests.
+The first two say whether there are any, and are 1 or 0: two weights instead of a constant and what
+examples add to it, so that what an LLM does without examples says nothing of what it does with
+them. All but these two are centred, and all but the first three are 0 for a request without
+examples. Length and similarities are relative to what is typical of this service's requests.
 """
 
-HAS_EXAMPLES = SCALARS.index("has_examples")
+HAS_EXAMPLES = SCALARS.index("with_examples")
 DIMENSION = len(SCALARS) + NUM_COMPONENTS
 """Length d of a context."""
 
+_LOG_LENGTH = SCALARS.index("log_length")
 _SIMILARITIES = tuple(SCALARS.index(f"{name}_similarity") for name in ("best", "mean"))
 _MARGIN = SCALARS.index("similarity_margin")
 _MOST = 2.0  # a feature of examples is cut to this, so that no odd one decides alone
 _KEPT_VERSIONS = 4  # of the statistics, for contexts that were made some time ago
 _BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the index of its bit
 
-# Standard deviations of the weights before any evidence. The constant's is that of
-# ``prior_ratings``. Examples may change everything for an LLM that sees them; to one that does not,
-# they only say that there were such requests before.
-_DEVIATIONS = {"log_length": 1.0, "components": 0.5}
-_EXAMPLES_SEEN = {"has_examples": 1.5, "best_similarity": 1.0, "best_utility": 1.0, "others": 0.5}
-_EXAMPLES_UNSEEN = {"others": 0.25}
+# Standard deviations of the weights before any evidence; those of the first two follow from
+# ``prior_ratings``. To an LLM that does not see the examples, they say little.
+_LENGTH, _COMPONENT = 0.8, 0.5
+_SIMILARITY, _SEEN, _UNSEEN = 1.0, 0.5, 0.25
+_ALIKE = 0.97  # correlation of what such an LLM does without and with them
 _GAIN = 0.5  # log-odds that examples are expected to add, and a typical step in similarity
 
 
@@ -89,10 +91,12 @@ class Featurizer:
         rows = zip(texts, examples, strict=True)
         x[:, : len(SCALARS)] = [_scalars(text, chosen, statistics) for text, chosen in rows]
         embedded = [k for k, e in enumerate(embeddings) if e is not None]
-        if embedded and len(statistics.components):
+        if embedded:
             vectors = np.stack([e for e in embeddings if e is not None])
-            end = len(SCALARS) + len(statistics.components)
-            x[embedded, len(SCALARS) : end] = statistics.project(vectors)
+            # Of another embedding model's the statistics say nothing.
+            if vectors.shape[1:] == statistics.mean.shape:
+                end = len(SCALARS) + len(statistics.components)
+                x[embedded, len(SCALARS) : end] = statistics.project(vectors)
         return x
 
     def adopt(self, statistics: RequestStatistics) -> NDArray[np.float64]:
@@ -138,33 +142,36 @@ class Featurizer:
             quality: what is expected of its answers, in (0, 1).
             ratings: how many ratings that is worth.
         """
-        seen = _EXAMPLES_SEEN if llm.takes_examples else _EXAMPLES_UNSEEN
-        deviations = {name: seen.get(name, seen["others"]) for name in SCALARS}
+        sees, best = llm.takes_examples, _SIMILARITIES[0]
         # A rating's information about the log-odds is q (1 - q).
-        deviations["constant"] = (ratings * quality * (1.0 - quality)) ** -0.5
-        deviations["log_length"] = _DEVIATIONS["log_length"]
+        level = (ratings * quality * (1.0 - quality)) ** -0.5
+        of_examples = [_SEEN if sees else _UNSEEN] * (len(SCALARS) - 3)
+        components = [_COMPONENT] * NUM_COMPONENTS
+        deviations = np.array([level, level, _LENGTH, *of_examples, *components])
         mean = np.zeros(DIMENSION)
-        mean[0] = logit(quality)
-        if llm.takes_examples:
-            mean[[HAS_EXAMPLES, _SIMILARITIES[0]]] = _GAIN
-        components = [_DEVIATIONS["components"]] * NUM_COMPONENTS
-        return GaussianWeights.independent(mean, np.array([*deviations.values(), *components]))
+        mean[:2] = logit(quality)
+        if sees:
+            deviations[best] = _SIMILARITY
+            mean[[HAS_EXAMPLES, best]] += _GAIN
+        prior = GaussianWeights.independent(mean, deviations)
+        if not sees:
+            prior.covariance[0, 1] = prior.covariance[1, 0] = _ALIKE * level**2
+        return prior
 
 
 def _scalars(
     text: str, examples: Sequence[Selected], statistics: RequestStatistics
 ) -> tuple[float, ...]:
     """The elements named in ``SCALARS``; in plain Python, since they are few."""
-    length = math.log1p(len(text)) - 5.0
+    length = _cut((math.log1p(len(text)) - statistics.log_lengths[1]) / _deviation(statistics))
     if not examples:
         return (1.0, 0.0, length, *(0.0,) * (len(SCALARS) - 3))
     ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
     similarities = [e.similarity for e in ranked]
-    low, typical, high = statistics.nearest
-    per_step = 1.0 / max(high - low, 0.02)
+    typical, per_step = statistics.nearest[1], 1.0 / _step(statistics)
     margin = similarities[0] - similarities[1] if len(similarities) > 1 else 0.0
     return (
-        1.0,
+        0.0,
         1.0,
         length,
         _cut((similarities[0] - typical) * per_step),
@@ -175,6 +182,18 @@ def _scalars(
         _overlap(_bitmap(text), _example_bitmap(ranked[0].request)) - 0.5,
         _agreement([_example_bitmap(e.response) for e in ranked]) - 0.5,
     )
+
+
+def _deviation(statistics: RequestStatistics) -> float:
+    """Standard deviation of the lengths' logarithms, by their deciles."""
+    low, _, high = statistics.log_lengths
+    return max((high - low) / 2.56, 0.1)
+
+
+def _step(statistics: RequestStatistics) -> float:
+    """A typical difference between two requests' similarity to their nearest examples."""
+    low, _, high = statistics.nearest
+    return max(high - low, 0.02)
 
 
 def _cut(value: float) -> float:
@@ -188,19 +207,22 @@ def _between(source: RequestStatistics, target: RequestStatistics) -> NDArray[np
     feature may have been cut is not considered.
     """
     T = np.eye(DIMENSION)
-    widths = [max(s.nearest[2] - s.nearest[0], 0.02) for s in (source, target)]
-    scale = widths[0] / widths[1]
+    scale = _step(source) / _step(target)
     for k in _SIMILARITIES:
         T[k, k] = scale
-        T[k, HAS_EXAMPLES] = (source.nearest[1] - target.nearest[1]) / widths[1]
+        T[k, HAS_EXAMPLES] = (source.nearest[1] - target.nearest[1]) / _step(target)
     T[_MARGIN, _MARGIN] = scale
+    T[_LOG_LENGTH, _LOG_LENGTH] = _deviation(source) / _deviation(target)
+    # One of the first two elements is 1, so that together they are the constant.
+    T[_LOG_LENGTH, :2] = (source.log_lengths[1] - target.log_lengths[1]) / _deviation(target)
     first = len(SCALARS)
     T[first:, first:] = 0.0
     k, m = len(target.components), len(source.components)
-    if k and m:
+    if source.mean.shape == target.mean.shape:
         P, Q = target.components.astype(np.float64), source.components.astype(np.float64)
         T[first : first + k, first : first + m] = P @ Q.T * (source.scale / target.scale)
-        T[first : first + k, 0] = P @ (source.mean - target.mean) / target.scale
+        shift = P @ (source.mean - target.mean) / target.scale
+        T[first : first + k, :2] = shift[:, None]
     return T
 
 

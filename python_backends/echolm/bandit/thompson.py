@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echolm.bandit.arms import Context, LogisticArm
+from echolm.bandit.features import HAS_EXAMPLES
 from echolm.bandit.rating_value import value_of_rating
 from echolm.learning.logistic import (
     GaussianWeights,
@@ -31,6 +32,7 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 # How far ratings lie from what is expected is learnt from about this many of them, by its weight
 # against that of a coin's ratings; less than a tenth of a coin's variance is not believed.
 _DISPERSION_MEMORY, _DISPERSION_PRIOR, _LEAST_DISPERSION = 2_000.0, 2.0, 0.1
+_KNOWN = 20.0  # pieces of evidence from which on `exploration` holds
 
 
 class ThompsonSampling:
@@ -41,7 +43,8 @@ class ThompsonSampling:
         cost_weight: quality that one unit of cost is worth.
         exploration_floor: least probability of any eligible arm.
         exploration: scales the posterior's standard deviations when an arm is drawn. 1 is Thompson
-            sampling; less suits arms whose qualities differ by little, and few ratings.
+            sampling; less suits arms whose qualities differ by little, and few ratings. It holds
+            once an arm has some evidence.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class ThompsonSampling:
         )
         if eligible is None:
             eligible = np.ones(means.shape, dtype=np.bool_)
-        best = probability_of_best(means, self._exploration * stds, penalties, eligible)
+        best = probability_of_best(means, self._explored(X) * stds, penalties, eligible)
         # Mixing with a uniform draw keeps every eligible arm's propensity above the floor.
         best = best * (1.0 - self._floor * eligible.sum(axis=1, keepdims=True))
         best += self._floor * eligible
@@ -117,6 +120,17 @@ class ThompsonSampling:
         columns = (best, qualities, qualities - penalties, spreads, rng.random(len(X)))
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [self._draw(*row) for row in rows]
+
+    def _explored(self, X: Context) -> NDArray[np.float64]:
+        """Factors on the standard deviations with which arms are drawn, FP64 [n, arms].
+
+        What an arm does without examples, or with them, has to be known a little before there is
+        anything to be cautious with.
+        """
+        known = np.array([arm.evidence for arm in self.arms.values()]) >= _KNOWN
+        cells = (X[:, HAS_EXAMPLES] != 0).astype(np.intp)
+        cautious = self._exploration
+        return np.where(known[:, cells].T, cautious, max(1.0, cautious) if cautious else 0.0)
 
     def _draw(
         self,

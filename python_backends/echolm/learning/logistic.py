@@ -25,7 +25,7 @@ _GRID = np.linspace(-7.0, 7.0, 57)  # standard deviations around the mode
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)  # type: ignore[no-untyped-call]
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 _ITERATIONS = 16
-_LEAST_SHARE = 0.02  # a share of wins is never expected to be nearer to 0 or 1
+_LEAST_SHARE_VARIANCE = 0.02  # of what a comparison says, however sure it seems
 _SIGNS = np.array([1.0, -1.0])
 
 
@@ -191,7 +191,7 @@ def joint_comparison_site(
     Its two sides are not independent then, as in :func:`comparison_sites`: most of what is unknown
     may be common to both, and of that a comparison says nothing. It is taken in as one piece of
     evidence about a weighted difference of the two, by an iterated extended Kalman filter (Bell and
-    Cathey 1993) for a coin with the expected share.
+    Cathey 1993), whose noise is that of wins, ties and losses.
 
     Args:
         means, covariance: of eta of the better and of the worse answer, FP64 [2, 2].
@@ -205,11 +205,12 @@ def joint_comparison_site(
     for _ in range(_ITERATIONS):
         qualities = sigmoids(eta)
         slopes = 0.5 * qualities * (1.0 - qualities) * _SIGNS
-        expected = 0.5 + 0.5 * float(qualities[0] - qualities[1])
-        expected = min(1.0 - _LEAST_SHARE, max(_LEAST_SHARE, expected))
+        wins, losses = (float(q) for q in qualities * (1.0 - qualities[::-1]))
+        expected = 0.5 + 0.5 * (wins - losses)
         observed = share - expected + float(slopes @ eta)
         spread = covariance @ slopes
-        variance = expected * (1.0 - expected)
+        variance = (wins + losses) / 4.0 - (expected - 0.5) ** 2
+        variance = max(variance, _LEAST_SHARE_VARIANCE)
         gain = (observed - float(slopes @ mean)) / (variance + float(slopes @ spread))
         eta = (eta + mean + gain * spread) / 2.0  # half a step, so that it does not swing
     return (float(slopes[0]), float(slopes[1])), Site(1.0 / variance, observed / variance)

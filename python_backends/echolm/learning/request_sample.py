@@ -94,17 +94,23 @@ class RequestSample:
     ) -> None:
         self._log, self._newest, self._owner, self._now_ms = log, newest, owner, now_ms
         self._embeddings = np.zeros((0, 0), dtype=np.float32)
-        self._nearest = np.zeros(_CAPACITY, dtype=np.float32)
+        self._nearest, self._lengths = np.zeros((2, _CAPACITY), dtype=np.float32)
         self._seen = 0
         self._not_before_ms = 0
         self._lock = threading.Lock()
 
-    def add(self, embeddings: Sequence[NDArray[np.float32]], nearest: Sequence[float]) -> None:
+    def add(
+        self,
+        embeddings: Sequence[NDArray[np.float32]],
+        nearest: Sequence[float],
+        lengths: Sequence[int],
+    ) -> None:
         """Take in requests that may be learnt from.
 
         Args:
             embeddings: FP32 [D] each, unit length.
             nearest: cosine of each request's most similar example; NaN if there is none.
+            lengths: characters of each request.
         """
         if not embeddings:
             return
@@ -113,7 +119,7 @@ class RequestSample:
                 self._embeddings = np.zeros((_CAPACITY, len(embeddings[0])), dtype=np.float32)
             places = np.arange(self._seen, self._seen + len(embeddings)) % _CAPACITY
             self._embeddings[places] = embeddings
-            self._nearest[places] = nearest
+            self._nearest[places], self._lengths[places] = nearest, lengths
             self._seen += len(embeddings)
 
     def log_if_due(self) -> bool:
@@ -127,10 +133,11 @@ class RequestSample:
         with self._lock:
             held = self._held
             embeddings = self._embeddings[:held].copy()
-            nearest = self._nearest[:held].copy()
+            nearest, lengths = self._nearest[:held].copy(), self._lengths[:held].copy()
         try:
             known = nearest[np.isfinite(nearest)]
-            statistics = fit(embeddings, known, self._newest.version + 1)
+            version = self._newest.version + 1
+            statistics = fit(embeddings, known, version, lengths=lengths)
         except ValueError as error:
             self._not_before_ms = self._now_ms() + _RETRIED_MS
             logger.info("%s", error)

@@ -26,9 +26,12 @@ LEAST_SAMPLE = 64
 
 _PAIRS = 20_000  # random pairs of requests whose cosines are measured
 _LEAST_NEAREST = 32  # requests with candidates from which on their cosines are measured
-_UNRELATED, _NEAREST = (0.25, 0.45, 0.6), (0.6, 0.75, 0.9)  # before anything was measured
+# What is assumed before anything was measured.
+_UNRELATED, _NEAREST, _LOG_LENGTHS = (0.25, 0.45, 0.6), (0.6, 0.75, 0.9), (3.7, 5.0, 6.3)
+_DECILES = (0.1, 0.5, 0.9)
 
 Quantiles = tuple[float, float, float]
+_QUANTILES = ("unrelated", "nearest", "log_lengths")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class RequestStatistics:
         scale: standard deviation of the sample along the first component.
         unrelated: cosines of random pairs of requests, at 50, 95 and 99%.
         nearest: cosines of a request and the most similar example, at 10, 50 and 90%.
+        log_lengths: log(1 + characters) of a request, at 10, 50 and 90%.
     """
 
     version: int
@@ -52,12 +56,13 @@ class RequestStatistics:
     scale: float
     unrelated: Quantiles
     nearest: Quantiles
+    log_lengths: Quantiles
 
     @classmethod
     def none(cls) -> RequestStatistics:
         """What is assumed before the first measurement; there are no components."""
         empty = np.zeros((0, 0), dtype=np.float32)
-        return cls(0, 0, empty.reshape(0), empty, 1.0, _UNRELATED, _NEAREST)
+        return cls(0, 0, empty.reshape(0), empty, 1.0, _UNRELATED, _NEAREST, _LOG_LENGTHS)
 
     def project(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Requests along the principal components, FP32 [n, k]; the first has deviation 1.
@@ -82,15 +87,14 @@ class RequestStatistics:
         mean = np.asarray(body["mean"], dtype=np.float32)
         components = np.asarray(body["components"], dtype=np.float32)
         scale = float(body["scale"])
-        quantiles = [tuple(map(float, body[name])) for name in ("unrelated", "nearest")]
+        quantiles = [tuple(map(float, body[name])) for name in _QUANTILES]
         numbers = np.concatenate([mean.ravel(), components.ravel(), [scale], *quantiles])
         if components.ndim != 2 or components.shape[1:] != mean.shape or not len(mean):
             raise ValueError(f"components: expected [k, {mean.shape}], got {components.shape}")
         if not np.isfinite(numbers).all() or scale <= 0 or any(len(q) != 3 for q in quantiles):
             raise ValueError("request statistics: expected finite numbers")
         version, count = int(body["version"]), int(body["count"])
-        unrelated, nearest = quantiles
-        return cls(version, count, mean, components, scale, unrelated, nearest)  # type: ignore[arg-type]
+        return cls(version, count, mean, components, scale, *quantiles)  # type: ignore[arg-type]
 
 
 def fit(
@@ -98,6 +102,7 @@ def fit(
     nearest: NDArray[np.float32],
     version: int,
     k: int = NUM_COMPONENTS,
+    lengths: NDArray[np.float32] | None = None,
 ) -> RequestStatistics:
     """The statistics of a sample of at least two different requests.
 
@@ -106,6 +111,7 @@ def fit(
         nearest: cosines of requests and their most similar examples, of any number of requests.
         version: the new measurement's.
         k: principal components to keep; fewer are kept of a small sample.
+        lengths: characters of the requests, FP32 [n]; None: not known.
 
     Raises:
         ValueError: all requests are equal.
@@ -122,9 +128,10 @@ def fit(
     pairs = np.random.default_rng(n).integers(n, size=(2, _PAIRS))
     first, second = embeddings[pairs[:, pairs[0] != pairs[1]]]
     cosines = np.einsum("nd,nd->n", first, second)
-    near = _NEAREST if len(nearest) < _LEAST_NEAREST else _quantiles(nearest, (0.1, 0.5, 0.9))
+    near = _NEAREST if len(nearest) < _LEAST_NEAREST else _quantiles(nearest, _DECILES)
+    log_lengths = _LOG_LENGTHS if lengths is None else _quantiles(np.log1p(lengths), _DECILES)
     unrelated = _quantiles(cosines, (0.5, 0.95, 0.99))
-    return RequestStatistics(version, n, mean, kept, scale, unrelated, near)
+    return RequestStatistics(version, n, mean, kept, scale, unrelated, near, log_lengths)
 
 
 def _quantiles(values: NDArray[np.float32], at: Quantiles) -> Quantiles:

@@ -32,7 +32,7 @@ _REMEMBERED = 50_000  # most answers of which feedback can still be replaced by 
 _LEAST_KEPT = 500.0  # ratings whose weight is kept, however old they are
 _LEAST_MARGIN = 0.002  # least gain in value per request that is worth a change
 _LEAST_COMPARED = 6.0  # ratings in which two thresholds must have differed before a change
-_SURENESS = 2.5  # standard errors of the lead that it takes: much, since 19 challengers always try
+_SURENESS = 3.5  # standard errors of the lead that it takes: much, since 19 challengers always try
 
 
 def nearest(threshold: float) -> int:

@@ -132,7 +132,7 @@ class RoutingSettings(Section):
     """Quality (0 to 1) that the cost of an answer of the strongest LLM is worth."""
     prior_ratings: float = Field(3.0, gt=0, le=100)
     """Ratings that an LLM's prior quality is worth, unless the LLM has a number of its own."""
-    exploration: float = Field(0.5, ge=0)
+    exploration: float = Field(0.25, ge=0)
     """Factor on the uncertainty of an LLM's quality when an LLM is drawn; 1 is Thompson sampling, 0
     always takes the best estimate."""
     half_life_h: float = Field(336.0, gt=0)

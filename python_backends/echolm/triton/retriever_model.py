@@ -127,7 +127,8 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
         """Let the statistics count those requests that may be learnt from."""
         counted = [k for k, row in enumerate(rows) if row.learn]
         nearest = [found[k][0].similarity if found[k] else math.nan for k in counted]
-        self._sample.add([rows[k].embedding for k in counted], nearest)
+        lengths = [len(rows[k].text) for k in counted]
+        self._sample.add([rows[k].embedding for k in counted], nearest, lengths)
 
     def tensors(self, results: Sequence[_Result]) -> list[Any]:
         """One row per request; rows with fewer examples than the longest are padded."""

@@ -1,39 +1,54 @@
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from echolm.bandit.features import SCALARS, Featurizer
+from echolm.bandit.features import DIMENSION, SCALARS, Featurizer
+from echolm.learning.logistic import logit, rating_site, sigmoid
+from echolm.learning.request_statistics import NUM_COMPONENTS, RequestStatistics, fit
 from echolm.primitives import Selected
 from echolm.settings import LLMSettings
 from hypothesis import given
 from hypothesis import strategies as st
 
-E = np.linspace(-1, 1, 8, dtype=np.float32)
+FIRST = len(SCALARS)
+E = np.linspace(-1, 1, 32, dtype=np.float32)
 texts = st.text("ab c", max_size=8)
 examples = st.lists(
     st.tuples(texts, texts, st.sampled_from([0.2, 0.7, 0.9]), st.floats(0, 1)), max_size=5
 ).map(lambda rows: [Selected(i, *row) for i, row in enumerate(rows)])
 
 
+def requests(n: int, seed: int, dimension: int = 32, rank: int = 3) -> np.ndarray:  # type: ignore[type-arg]
+    """Unit vectors that differ along few directions."""
+    rng = np.random.default_rng(seed)
+    basis = np.random.default_rng(7).normal(size=(rank, dimension)) * np.array([[3], [2], [1]])
+    vectors = 100.0 + rng.normal(size=(n, rank)) @ basis + 0.01 * rng.normal(size=(n, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def statistics(version: int, n: int = 200, nearest: float = 0.6) -> RequestStatistics:
+    near = np.linspace(nearest - 0.1, nearest + 0.1, 50, dtype=np.float32)
+    return fit(requests(n, version), near, version)
+
+
 def value(x: np.ndarray, name: str) -> float:  # type: ignore[type-arg]
     return float(x[SCALARS.index(name)])
 
 
-@given(examples, st.integers(0, 5), texts)
+@given(examples, st.integers(0, 2), texts)
 def test_the_context_has_its_dimension_and_finite_numbers(
-    chosen: list[Selected], projected: int, text: str
+    chosen: list[Selected], version: int, text: str
 ) -> None:
-    featurizer = Featurizer(projected)
+    featurizer = Featurizer()
+    if version:
+        featurizer.adopt(statistics(version))
     x = featurizer(text, E, chosen)
-    assert x.shape == (featurizer.dimension,) == (len(SCALARS) + projected,)
+    assert x.shape == (DIMENSION,) == (FIRST + NUM_COMPONENTS,)
     assert x.dtype == np.float32
     assert np.isfinite(x).all()
-    assert np.abs(x.astype(np.float16)).max() < 100  # it travels as FP16
+    assert np.abs(x.astype(np.float16)).max() < 1_000  # it travels as FP16
 
 
 @given(examples, st.randoms())
@@ -42,85 +57,169 @@ def test_the_context_does_not_depend_on_the_order_of_examples(
 ) -> None:
     shuffled = list(chosen)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    featurizer = Featurizer(4)
+    featurizer = Featurizer()
     assert featurizer("a b", E, chosen) == pytest.approx(featurizer("a b", E, shuffled), abs=1e-6)
 
 
 def test_without_examples_only_the_request_speaks() -> None:
-    x = Featurizer(3)("hello", E, [])
-    assert value(x, "irrelevance") == 1
-    assert value(x, "log_length") == pytest.approx((math.log1p(5) / 10 - 0.45) / 4)
-    others = set(SCALARS) - {"irrelevance", "log_length"}
+    featurizer = Featurizer()
+    featurizer.adopt(statistics(1))
+    x = featurizer("hello", E, [])
+    assert value(x, "without_examples") == 1
+    assert value(x, "log_length") == -2.0
+    others = set(SCALARS) - {"without_examples", "log_length"}
     assert all(value(x, name) == 0 for name in others)
-    assert np.abs(x[len(SCALARS) :]).max() > 0
+    assert np.abs(x[FIRST:]).max() > 0
 
 
-def test_without_an_embedding_the_projection_is_zero() -> None:
-    assert not Featurizer(3)("hello", None, [])[len(SCALARS) :].any()
+def test_without_an_embedding_or_statistics_the_components_are_zero() -> None:
+    featurizer = Featurizer()
+    assert not featurizer("hello", E, [])[FIRST:].any()
+    featurizer.adopt(statistics(1))
+    assert not featurizer("hello", None, [])[FIRST:].any()
 
 
-def test_relevance_goes_from_the_least_similarity_to_its_saturation() -> None:
-    featurizer = Featurizer(0, min_similarity=0.6, similarity_saturation=0.8)
-
-    def found(name: str) -> list[float]:
-        contexts = (
-            featurizer("q", E, [Selected(1, "q", "a", similarity, 0.5)])
-            for similarity in (0.5, 0.6, 0.7, 0.8, 0.95)
-        )
-        return [value(x, name) for x in contexts]
-
-    assert found("relevance") == pytest.approx([0, 0, 0.5, 1, 1], abs=1e-6)
-    assert found("irrelevance") == pytest.approx([1, 1, 0.5, 0, 0], abs=1e-6)
+def test_components_tell_the_services_own_requests_apart() -> None:
+    featurizer = Featurizer()
+    featurizer.adopt(statistics(1))
+    embeddings = requests(100, seed=5)
+    X = featurizer.many(["q"] * 100, list(embeddings), [()] * 100)[:, FIRST:]
+    assert X[:, 0].std() == pytest.approx(1.0, abs=0.2)
+    assert X[:, 0].std() > X[:, 1].std() > X[:, 2].std() > 3 * X[:, 3].std()
 
 
-# From the centres: similarity 0.8, utility 0.8, two examples, half of the words in common.
-CENTRED = {
-    "best_similarity": 0.9 - 0.8,
-    "mean_similarity": 0.75 - 0.8,
-    "similarity_margin": 0.9 - 0.75,
-    "best_utility": 0.7 - 0.8,
-    "num_examples": 3 / 4 - 0.5,
-    "request_overlap": 2 / 3 - 0.5,
-    "response_agreement": 5 / 9 - 0.5,
-}
+def test_similarities_are_relative_to_what_is_typical() -> None:
+    """The same place among this service's requests gives the same features."""
+    found = []
+    for typical in (0.6, 0.8):
+        featurizer = Featurizer()
+        featurizer.adopt(statistics(1, nearest=typical))
+        chosen = [Selected(1, "q", "a", typical + 0.04, 0.8), Selected(2, "q", "a", typical, 0.8)]
+        found.append(featurizer("q", None, chosen)[:FIRST])
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    assert value(found[0], "best_similarity") == pytest.approx(0.25, abs=0.01)
+    assert value(found[0], "mean_similarity") == pytest.approx(0.125, abs=0.01)
+    assert value(found[0], "similarity_margin") == pytest.approx(0.25, abs=0.01)
 
 
-@pytest.mark.parametrize(("saturation", "relevance"), [(0.85, 1.0), (1.2, 0.5)])
-def test_the_scalars_count_as_far_as_the_examples_are_relevant(
-    saturation: float, relevance: float
-) -> None:
+def test_lengths_are_relative_to_what_is_typical() -> None:
+    lengths = np.exp(np.linspace(3.0, 4.0, 200)).astype(np.float32)
+    featurizer = Featurizer()
+    featurizer.adopt(fit(requests(200, 1), np.zeros(0, np.float32), 1, lengths=lengths))
+    found = [value(featurizer("q" * n, None, []), "log_length") for n in (21, 33, 52, 5_000)]
+    assert found == pytest.approx([-1.28, 0.0, 1.4, 2.0], abs=0.15)
+    former = featurizer.statistics
+    x = featurizer("q" * 40, None, [])
+    featurizer.adopt(fit(requests(200, 2), np.zeros(0, np.float32), 2, lengths=2 * lengths))
+    assert featurizer.convert(x, former.version) == pytest.approx(
+        featurizer("q" * 40, None, []), abs=1e-4
+    )
+
+
+def test_another_embedding_models_statistics_are_not_used() -> None:
+    featurizer = Featurizer()
+    featurizer.adopt(statistics(1))
+    x = featurizer("q", requests(1, 3)[0], [])
+    assert x[FIRST:].any()
+    featurizer.adopt(fit(requests(200, 2, dimension=16), np.zeros(0, np.float32), 2))
+    assert not featurizer("q", requests(1, 3)[0], [])[FIRST:].any()
+    assert not featurizer.convert(x, 1)[FIRST:].any()
+
+
+def test_the_scalars_of_examples_are_centred_and_cut() -> None:
     chosen = [
         Selected(1, "list files", "ls a", 0.9, 0.7),
         Selected(2, "x", "ls b", 0.6, 0.6),
         Selected(3, "y", "ls a", 0.75, 0.5),
     ]
-    x = Featurizer(0, similarity_saturation=saturation)("list all files", E, chosen)
-    assert {"irrelevance", "relevance", "log_length", *CENTRED} == set(SCALARS)
-    for name, centred in CENTRED.items():
-        assert value(x, name) == pytest.approx(relevance * centred, abs=1e-6), name
-    assert value(x, "relevance") == pytest.approx(relevance)
-    assert value(x, "log_length") == pytest.approx((math.log1p(14) / 10 - 0.45) / 4)
+    x = Featurizer()("list all files" + " " * 46, None, chosen)
+    expected = {
+        "without_examples": 0.0,
+        "with_examples": 1.0,
+        "log_length": (math.log1p(60) - 5) / (2.6 / 2.56),
+        "best_similarity": (0.9 - 0.75) / 0.3,
+        "mean_similarity": 0.0,
+        "similarity_margin": 0.15 / 0.3,
+        "best_utility": (logit(0.7) - 1.4) / 2,
+        "num_examples": 3 / 2 - 1,
+        "request_overlap": 2 / 3 - 0.5,
+        "response_agreement": 5 / 9 - 0.5,
+    }
+    assert set(expected) == set(SCALARS)
+    for name, number in expected.items():
+        assert value(x, name) == pytest.approx(number, abs=1e-6), name
+    odd = Featurizer()("q", None, [Selected(1, "q", "a", -1.0, 1.0)])
+    assert value(odd, "best_similarity") == -2.0
 
 
-GOLDEN = [0.057711, -0.025273, -0.269746]
-
-
-def test_the_projection_is_the_same_in_every_process() -> None:
-    code = (
-        "import json, numpy as np; from echolm.bandit.features import Featurizer; "
-        "e = np.linspace(-1, 1, 8, dtype=np.float32); "
-        "print(json.dumps(Featurizer(3)('q', e, [])[-3:].tolist()))"
+def test_a_context_of_earlier_statistics_is_converted() -> None:
+    featurizer = Featurizer()
+    former, newer = statistics(1), statistics(2, n=400, nearest=0.7)
+    embedding = requests(1, seed=9)[0]
+    chosen = [Selected(1, "q a", "a", 0.65, 0.8), Selected(2, "q", "a", 0.6, 0.8)]
+    featurizer.adopt(former)
+    x = featurizer("q a", embedding, chosen)
+    featurizer.adopt(newer)
+    again = featurizer("q a", embedding, chosen)
+    assert np.abs(again - x).max() > 0.1
+    # The requests differ along three directions, which both samples have found.
+    assert featurizer.convert(x, 1)[:FIRST] == pytest.approx(again[:FIRST], abs=1e-4)
+    assert featurizer.convert(x, 1)[FIRST : FIRST + 3] == pytest.approx(
+        again[FIRST : FIRST + 3], abs=0.15
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout) == pytest.approx(GOLDEN, abs=2.5e-5)
-    assert Featurizer(3)("q", E, [])[-3:] == pytest.approx(GOLDEN, abs=2.5e-5)
+    assert featurizer.convert(again, 2) == pytest.approx(again)
+    assert not featurizer.convert(x, 77)[FIRST:].any()  # of statistics that nobody knows
 
 
-def test_priors_expect_quality_with_a_relevant_example_only() -> None:
-    featurizer = Featurizer(2)
-    relevant = featurizer("q", None, [Selected(1, "q", "a", 0.95, 0.9)])
-    small = LLMSettings(name="s", cost=1, takes_examples=True, prior_quality=0.9)
-    large = LLMSettings(name="l", cost=1, takes_examples=False, prior_quality=0.95)
-    for x, expected in ((relevant, (0.9, 0.95)), (featurizer("q", None, []), (0.3, 0.95))):
-        found = tuple(float(featurizer.prior_mean(llm) @ x) for llm in (small, large))
-        assert found == pytest.approx(expected)
+def test_new_statistics_change_no_prediction_of_what_was_learnt() -> None:
+    featurizer = Featurizer()
+    llm = LLMSettings(name="s", cost=1, takes_examples=True)
+    prior = featurizer.prior(llm, 0.7, 3.0)
+    featurizer.adopt(statistics(1))
+    weights = prior
+    rng = np.random.default_rng(0)
+    weights = type(prior)(prior.mean + rng.normal(size=DIMENSION) * 0.3, 0.1 * prior.covariance)
+    embeddings = list(requests(50, seed=4))
+    chosen = [[Selected(1, "q", "a", 0.55 + 0.002 * k, 0.8)] for k in range(50)]
+    before = featurizer.many(["q"] * 50, embeddings, chosen).astype(np.float64)
+    moved = weights.transformed(prior, featurizer.adopt(statistics(2, n=400, nearest=0.65)))
+    after = featurizer.many(["q"] * 50, embeddings, chosen).astype(np.float64)
+    assert after @ moved.mean == pytest.approx(before @ weights.mean, abs=0.2)
+    assert np.corrcoef(after @ moved.mean, before @ weights.mean)[0, 1] > 0.95
+    for x, y in zip(before, after, strict=True):
+        # Directions that the first sample did not have are as unknown as at first.
+        assert 0.9 * weights.at(x)[1] < moved.at(y)[1] < prior.at(y)[1]
+
+
+def test_the_first_statistics_leave_topics_as_unknown_as_they_were() -> None:
+    featurizer = Featurizer()
+    prior = featurizer.prior(LLMSettings(name="s", cost=1, takes_examples=True), 0.7, 3.0)
+    moved = prior.transformed(prior, featurizer.adopt(statistics(1)))
+    assert np.diag(moved.covariance)[FIRST:] == pytest.approx(np.diag(prior.covariance)[FIRST:])
+    assert moved.mean == pytest.approx(prior.mean, abs=0.3)
+
+
+def test_priors_expect_what_the_settings_say_and_more_with_examples() -> None:
+    featurizer = Featurizer()
+    typical = featurizer("q" * 147, None, [Selected(1, "q", "a", 0.75, 0.8)])
+    plain = featurizer("q" * 147, None, [])
+    small = featurizer.prior(LLMSettings(name="s", cost=1, takes_examples=True), 0.7, 3.0)
+    large = featurizer.prior(LLMSettings(name="l", cost=1, takes_examples=False), 0.9, 3.0)
+    assert sigmoid(small.at(plain)[0]) == pytest.approx(0.7, abs=0.01)
+    assert sigmoid(small.at(typical)[0]) > 0.75
+    assert sigmoid(large.at(plain)[0]) == pytest.approx(0.9, abs=0.01)
+    assert sigmoid(large.at(typical)[0]) == pytest.approx(0.9, abs=0.01)
+
+
+def test_only_an_llm_that_sees_examples_is_learnt_apart_with_and_without_them() -> None:
+    featurizer = Featurizer()
+    with_examples = featurizer("q" * 147, None, [Selected(1, "q", "a", 0.75, 0.8)])
+    x, y = featurizer("q" * 147, None, []).astype(np.float64), with_examples.astype(np.float64)
+    for sees, moved in ((True, 0.0), (False, 0.97)):
+        llm = LLMSettings(name="s", cost=1, takes_examples=sees)
+        prior = weights = featurizer.prior(llm, 0.7, 3.0)
+        for _ in range(100):
+            weights = weights.updated(x, rating_site(*weights.at(x), 0.0))
+        fallen = [prior.at(context)[0] - weights.at(context)[0] for context in (x, y)]
+        assert fallen[0] > 2
+        assert fallen[1] / fallen[0] == pytest.approx(moved, abs=0.02)

@@ -44,7 +44,7 @@ class World:
         statistics = StatisticsTable(self.directory / f"{name}.sqlite", COSTS)
         self.tables.append(statistics)
         chosen = ExamplesSettings(**settings)  # type: ignore[arg-type]
-        return Maintenance(self.store, statistics, self.log, chosen, name, 0.7, lambda: NOW)
+        return Maintenance(self.store, statistics, self.log, chosen, name, lambda: 0.7, lambda: NOW)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from echolm.bandit.arms import BayesianLinearArm
+from echolm.bandit.arms import LogisticArm
 from echolm.bandit.thompson import ThompsonSampling
+from echolm.learning.logistic import GaussianWeights, sigmoid
 from echolm.load.bias import LoadBias
 from echolm.load.tracker import LoadTracker
 from echolm.settings import LLMSettings, Settings
@@ -106,8 +107,13 @@ class Run:
         return float(np.quantile(self.latency, 0.99))
 
 
+# Log-odds of the quality: at relevance 0, and what relevance 1 adds.
+LOG_ODDS = {"small": (-0.6, 3.6), "large": (3.5, 0.0)}
+
+
 def quality(llm: str, relevance: float) -> float:
-    return 0.97 if llm == "large" else 0.35 + 0.6 * relevance
+    at_least, added = LOG_ODDS[llm]
+    return sigmoid(at_least + added * relevance)
 
 
 def simulate(
@@ -128,9 +134,9 @@ def simulate(
     )
     settings = Settings(llms=llms, routing={"load_bias": 0.8, **routing_settings})
     arms = {
-        # x = (1 - relevance, relevance), learnt well.
-        n: BayesianLinearArm(np.array([quality(n, 0), quality(n, 1)]), 20_000.0, 0.15, 1.0)
-        for n in CAPACITY
+        # x = (1, relevance), learnt well.
+        n: LogisticArm(GaussianWeights.independent(np.array(known), np.full(2, 0.03)), 1e9, 20.0)
+        for n, known in LOG_ODDS.items()
     }
     costs, routing = {llm.name: llm.cost for llm in llms}, settings.routing
     bandit = ThompsonSampling(
@@ -154,7 +160,7 @@ def simulate(
         now = arrival
         relevance = float(rng.beta(0.8, 0.5))
         biases = bias()
-        llm = bandit.choose(np.array([1 - relevance, relevance]), biases, rng).arm
+        llm = bandit.choose(np.array([1.0, relevance]), biases, rng).arm
         request = len(rows)
         rows.append([now, np.nan, llm == "small", quality(llm, relevance), biases["large"]])
         open_[request] = load.serving(llm)
@@ -194,7 +200,7 @@ def test_offload_rises_with_a_burst_and_returns(
         assert to_large == pytest.approx(LARGE_RATE, rel=0.1)
         assert burst.p99 < 3 * calm.p99
     # The bias lasts as long as the overload does, which makes it a signal to scale by.
-    assert burst.bias.mean() > 0.2
+    assert burst.bias.mean() > 0.15
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)

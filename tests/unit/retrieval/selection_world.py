@@ -5,19 +5,43 @@ corrupted, and an LLM that imitates what it is shown. Ratings are of whole answe
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import numpy as np
 from echolm.learning.event_log import Event
-from echolm.learning.feedback import RATING
+from echolm.learning.feedback import PREFERENCE, RATING
+from echolm.learning.request_statistics import RequestStatistics
 from echolm.primitives import Candidate
+from echolm.retrieval import features
+from echolm.retrieval.features import ExampleTexts, FeatureBatch
 from echolm.retrieval.record import SelectionRecord
+from echolm.retrieval.relevance import SimilarityScale
+from echolm.retrieval.utility import LearnedUtility
 from echolm_lab.tasks import WorkItem, Workload
 from numpy.typing import NDArray
 
 WORKLOAD = Workload(seed=0)
+SCALE = SimilarityScale.of(RequestStatistics.none())
+LLMS = {"small_llm": 0.7, "large_llm": 0.8}
+HALF_LIFE_MS = 3_600_000.0
 _DIMENSION = 384
+
+
+def featurize(
+    requests: Sequence[str],
+    candidates: Sequence[Sequence[Candidate]],
+    texts: ExampleTexts,
+    min_similarity: float = -1.0,
+) -> FeatureBatch:
+    """The features before anything was measured of the service's requests."""
+    return features.featurize(requests, candidates, texts, SCALE, min_similarity)
+
+
+def untaught() -> LearnedUtility:
+    return LearnedUtility(LLMS, HALF_LIFE_MS)
 
 
 def embed(text: str) -> NDArray[np.float32]:
@@ -93,20 +117,38 @@ class World:
         return float(self._rng.random() < p)
 
 
-def rating(
-    n: int, record: SelectionRecord | None, score: float, llm: str = "small_llm", id: str = ""
-) -> Event:
-    body = {
+def answer(
+    n: int, record: SelectionRecord | None, llm: str = "small_llm", id: str = ""
+) -> dict[str, Any]:
+    """The description of an answer."""
+    return {
         "request_id": id or f"r{n}",
         "tenant": "public",
         "llm": llm,
         "context": [],
         "propensity": 1.0,
+        "quality": 0.7,
         "example_ids": [] if record is None else list(record.ids),
         "selection": "" if record is None else record.dump(),
-        "score": score,
     }
-    return Event(str(n), RATING, body, 0)
+
+
+def rating(
+    n: int,
+    record: SelectionRecord | None,
+    score: float,
+    llm: str = "small_llm",
+    id: str = "",
+    at_ms: int = 0,
+    **more: Any,
+) -> Event:
+    return Event(str(n), RATING, {**answer(n, record, llm, id), "score": score, **more}, at_ms)
+
+
+def preference(
+    n: int, better: dict[str, Any], worse: dict[str, Any], share: float = 1.0, **more: Any
+) -> Event:
+    return Event(str(n), PREFERENCE, {"better": better, "worse": worse, "share": share, **more}, 0)
 
 
 def auc(scores: list[float], labels: list[bool]) -> float:

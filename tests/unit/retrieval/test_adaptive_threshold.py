@@ -7,10 +7,10 @@ import pytest
 from echolm.learning.snapshot import pack, unpack
 from echolm.retrieval.features import EXAMPLE_FEATURES, REQUEST_FEATURES
 from echolm.retrieval.record import SelectionRecord, ThresholdDraw
-from echolm.retrieval.threshold import GRID, AdaptiveThreshold, nearest
+from echolm.retrieval.threshold import GRID, AdaptiveThreshold, nearest, scores_of_comparison
 from hypothesis import given
 from hypothesis import strategies as st
-from selection_world import rating
+from selection_world import HALF_LIFE_MS, answer, preference, rating
 
 COSTS = {"small_llm": 0.01, "large_llm": 0.05}
 
@@ -18,7 +18,7 @@ COSTS = {"small_llm": 0.01, "large_llm": 0.05}
 def threshold(
     start: float = 0.5, exploration: float = 0.2, price: float = 0.05
 ) -> AdaptiveThreshold:
-    return AdaptiveThreshold(start, exploration, COSTS, price, discount=0.998)
+    return AdaptiveThreshold(start, exploration, COSTS, price, HALF_LIFE_MS)
 
 
 def record(kept: int, draw: ThresholdDraw | None, tokens: int = 200) -> SelectionRecord:
@@ -141,6 +141,48 @@ def test_a_later_rating_replaces_the_earlier_one() -> None:
     once, twice = taught(0.9).state(), taught(0.1, 0.9).state()
     for name in ("difference", "square", "compared", "mean"):
         assert np.allclose(once[name], twice[name]), name
+
+
+def test_comparisons_teach_it_as_ratings_do() -> None:
+    """Answers with little useful examples lose against those with useful ones."""
+    model, rng = threshold(0.2), np.random.default_rng(3)
+    quality = useful_above(0.6)
+    for k in range(2_000):
+        sides, qualities = [], []
+        for side in "ab":
+            utilities = rng.random(4).tolist()
+            drawn = model.draw(rng)
+            kept = [u for u in utilities if u >= GRID[drawn]]
+            selection = record(len(kept), model.stands_for(drawn, utilities))
+            sides.append(answer(k, selection, id=f"{side}{k}"))
+            qualities.append(quality(kept))
+        share = 0.5 + (qualities[0] - qualities[1]) / 2
+        model.apply(preference(k, *sides, share=share))
+    assert model.value == pytest.approx(0.6, abs=0.2)
+    assert model.updates == 4_000
+
+
+def test_a_rating_takes_the_place_of_a_comparison_and_not_the_reverse() -> None:
+    draw = ThresholdDraw(2, 4, 0.1)
+    one, two = (answer(1, record(1, draw), id=name) for name in "ab")
+    compared, rated = threshold(), threshold()
+    compared.apply(preference(1, one, two))
+    rated.apply(rating(1, record(1, draw), 1.0, id="a"))
+    rated.apply(rating(1, record(1, draw), 0.0, id="b"))
+    for model in (compared, rated):
+        model.apply(rating(2, record(1, draw), 0.3, id="a"))
+    for name in ("difference", "square", "compared", "mean"):
+        assert np.allclose(compared.state()[name], rated.state()[name]), name
+    compared.apply(preference(2, two, one))
+    values = {key: value for key, value, *_ in compared.state()["learned"]}
+    assert values["a"] == pytest.approx(0.3 - COSTS["small_llm"] - 0.01)
+    assert values["b"] == pytest.approx(1.0 - COSTS["small_llm"] - 0.01)
+
+
+def test_a_comparison_says_how_far_answers_are_apart() -> None:
+    assert scores_of_comparison(1.0, 0.9, 0.9) == (1.0, 0.0)
+    assert scores_of_comparison(0.5, 0.9, 0.7) == pytest.approx((0.8, 0.8))
+    assert scores_of_comparison(0.4, 0.5, 0.5) == pytest.approx((0.4, 0.6))
 
 
 def test_a_restored_one_goes_on_as_the_saved_one() -> None:

@@ -11,11 +11,11 @@ from echolm.retrieval.features import (
     REQUEST_FEATURES,
     ExampleTexts,
     FeatureBatch,
-    featurize,
     words_and_literals,
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from selection_world import featurize
 
 REQUEST = "restart the billing service on node-7 for Ada"
 ANSWER = "svc restart billing --host node-7 --owner Ada"

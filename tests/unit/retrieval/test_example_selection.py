@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from echolm.learning.event_log import Event
+from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatistics
 from echolm.primitives import Candidate, Selected
 from echolm.retrieval.features import FeatureBatch
 from echolm.retrieval.record import NONE
+from echolm.retrieval.relevance import SimilarityScale, relevance
 from echolm.retrieval.selector import ExampleSelector, Selection
 from echolm.retrieval.threshold import GRID
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
@@ -35,8 +38,18 @@ def candidate(
     )
 
 
+class Cosine:
+    """Utility is the cosine times the response's quality."""
+
+    def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        return np.asarray(np.maximum(batch.similarity, 0.0) * batch.quality)
+
+
 def selector_of(model: UtilityModel | None = None, **settings: Any) -> ExampleSelector:
-    """A selector that neither explores nor prefers warm examples, unless told to."""
+    """A selector that neither explores nor prefers warm examples, unless told to.
+
+    It scores by cosine, unless a model or the kind of one is given.
+    """
     plain = {
         "diversity": 0.0,
         "relative_similarity": 0.0,
@@ -48,9 +61,9 @@ def selector_of(model: UtilityModel | None = None, **settings: Any) -> ExampleSe
         "warm_tolerance": 0.0,
     }
     chosen = Settings(retrieval=RetrievalSettings(**plain | settings))  # type: ignore[arg-type]
-    made = build_selector(chosen, Words(), np.random.default_rng(0))
-    if model is not None:
-        made.utility = model
+    made = build_selector(chosen, Words(), np.random.default_rng(0), dimension=2)
+    if model is not None or "utility" not in settings:
+        made.utility = model or Cosine()
     return made
 
 
@@ -132,11 +145,18 @@ def test_the_token_budget_holds_and_a_shorter_example_may_still_fit() -> None:
 @pytest.mark.parametrize("utility", ["learned", "similarity"])
 def test_before_any_rating_both_models_choose_alike(utility: str) -> None:
     found = [candidate(i, 0.95 - i / 30, quality=1 - (i % 3) / 10) for i in range(9)]
-    chosen = select(found, utility=utility, order="similarity", relative_similarity=0.85)
-    assert ids(chosen) == [3, 1, 0]
+    chosen = select(found, utility=utility, order="similarity", relative_similarity=0.9)
     utilities = {e.id: e.utility for e in chosen}
-    expected = {c.id: c.similarity * c.quality for c in found if c.id in utilities}
-    assert utilities == pytest.approx(expected, abs=1e-5)
+    scale = SimilarityScale.of(RequestStatistics.none())
+    positions = scale.position(np.array([c.similarity for c in found], np.float32))
+    expected = {
+        c.id: float(p) * c.quality for c, p in zip(found, relevance(positions), strict=True)
+    }
+    best = max(expected.values())
+    assert utilities == pytest.approx(
+        {i: u for i, u in expected.items() if u >= 0.9 * best}, abs=1e-5
+    )
+    assert len(utilities) in (2, 3, 4)
 
 
 @pytest.mark.parametrize("order", ["prefix", "similarity"])
@@ -144,6 +164,34 @@ def test_under_the_threshold_no_example_is_worth_its_tokens(order: str) -> None:
     found = [candidate(1, 0.9), candidate(2, 0.7), candidate(3, 0.6)]
     assert set(ids(select(found, utility_threshold=0.65, order=order))) == {1, 2}
     assert select(found, utility_threshold=0.95, order=order) == []
+
+
+def test_by_default_what_unrelated_requests_reach_is_no_candidate() -> None:
+    selector = selector_of(min_similarity=None)
+    floor = SimilarityScale.of(RequestStatistics.none()).floor
+    found = [candidate(1, floor + 0.01), candidate(2, floor - 0.01)]
+    assert ids(selector.select(["q"], [found])[0].examples) == [1]
+    far = RequestStatistics(
+        1,
+        64,
+        np.zeros(2, np.float32),
+        np.eye(2, dtype=np.float32),
+        1.0,
+        (0.8, 0.9, 0.93),
+        (0.94, 0.96, 0.99),
+    )
+    selector.newest_statistics.apply(Event("1", REQUEST_STATISTICS, far.body(), 0))
+    assert not selector.select(["q"], [found])[0].examples
+    found = [candidate(1, 0.95), candidate(2, 0.85)]
+    assert ids(selector.select(["q"], [found])[0].examples) == [1]
+
+
+def test_many_weak_examples_do_not_make_help_probable() -> None:
+    found = [candidate(k, 0.9) for k in range(16)]
+    for utility, least, most in ((0.2, 0.2, 0.2), (0.6, 0.99, 1.0)):
+        selector = selector_of(Given(dict.fromkeys(range(16), utility)), utility_threshold=0.5)
+        [selection] = selector.select(["q"], [found])
+        assert least - 1e-6 <= selection.help_probability <= most + 1e-6
 
 
 def test_by_similarity_the_most_similar_stands_next_to_the_request() -> None:
@@ -263,13 +311,15 @@ def test_a_selection_stands_for_all_thresholds_that_lead_to_it(
 
 def test_only_what_is_configured_to_learn_learns() -> None:
     def learning(**settings: Any) -> set[str]:
-        return {one.name for one in selector_of(**settings).learnables}
+        learnables = selector_of(**settings).learnables
+        return {one.name for one in learnables} - {"request_statistics"}
 
-    assert learning(adaptive_utility_threshold=True) == {"utility", "threshold"}
-    assert learning() == {"utility"}
+    assert learning(utility="learned", adaptive_utility_threshold=True) == {"utility", "threshold"}
+    assert learning(utility="learned") == {"utility"}
     assert learning(utility="similarity", adaptive_utility_threshold=True) == {"threshold"}
     assert learning(utility="similarity") == set()
-    assert isinstance(selector_of().utility, LearnedUtility)
+    assert selector_of().learnables[0].name == "request_statistics"
+    assert isinstance(selector_of(utility="learned").utility, LearnedUtility)
     assert isinstance(selector_of(utility="similarity").utility, SimilarityUtility)
 
 
@@ -297,13 +347,13 @@ def test_limits_hold_for_any_candidates(
         max_example_tokens=budget,
         diversity=diversity,
         max_examples=3,
-        min_similarity=settings.min_similarity,
+        min_similarity=0.6,
         relative_similarity=settings.relative_similarity,
         warm_tolerance=settings.warm_tolerance,
     )
     assert len(chosen) <= 3
     assert ids(chosen) == sorted(set(ids(chosen)))
     assert sum(len(s.request.split()) + len(s.response.split()) for s in chosen) <= budget
-    assert all(s.similarity >= settings.min_similarity for s in chosen)
+    assert all(s.similarity >= 0.6 for s in chosen)
     best = max((c.similarity * c.quality for c in found if c.similarity >= 0.6), default=0.0)
     assert all(s.utility >= best * settings.relative_similarity - 1e-4 for s in chosen)

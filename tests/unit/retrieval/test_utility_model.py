@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import base64
 import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from echolm.learning.event_log import Event
-from echolm.learning.learner import Learner
+from echolm.learning.learner import Learner, OutdatedError
 from echolm.learning.snapshot import pack, unpack
 from echolm.llm.tokens import EstimatedTokens
 from echolm.primitives import Candidate
@@ -15,7 +16,6 @@ from echolm.retrieval.features import (
     REQUEST_FEATURES,
     ExampleTexts,
     FeatureBatch,
-    featurize,
 )
 from echolm.retrieval.record import SelectionRecord
 from echolm.retrieval.threshold import AdaptiveThreshold
@@ -25,7 +25,17 @@ from echolm.testing.event_log import MemoryEventLog
 from echolm.wiring.retrieval import build_selector
 from hypothesis import given
 from hypothesis import strategies as st
-from selection_world import World, auc, rating
+from selection_world import (
+    HALF_LIFE_MS,
+    LLMS,
+    World,
+    answer,
+    auc,
+    featurize,
+    preference,
+    rating,
+    untaught,
+)
 
 R, E = len(REQUEST_FEATURES), len(EXAMPLE_FEATURES)
 
@@ -43,6 +53,16 @@ def batch(*ids: int) -> FeatureBatch:
     return featurize(["ask"], [found], ExampleTexts(EstimatedTokens()))
 
 
+def typical(*ids: int) -> SelectionRecord:
+    """A selection of these examples, whose requests are as near as nearest ones are."""
+    features = batch(*ids).example[0] if ids else np.zeros((0, E), np.float32)
+    return SelectionRecord(np.zeros(R, np.float32), ids, features, (50,) * len(ids))
+
+
+def same_weights(one: LearnedUtility, two: LearnedUtility) -> bool:
+    return np.array_equal(one.weights.covariance, two.weights.covariance)
+
+
 def same(one: LearnedUtility, two: LearnedUtility) -> bool:
     return pack(one.state()) == pack(two.state())
 
@@ -57,7 +77,7 @@ def test_before_any_rating_utility_is_similarity_times_quality(
     ]
     features = featurize(["ask 7"], [found], ExampleTexts(EstimatedTokens()))
     cold = SimilarityUtility().score(features)
-    assert LearnedUtility().score(features) == pytest.approx(cold.clip(0.005, 0.995), abs=1e-4)
+    assert untaught().score(features) == pytest.approx(cold.clip(0.005, 0.995), abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,7 +88,7 @@ def test_ratings_of_whole_answers_tell_sound_examples_from_corrupted_ones(seed: 
         min_similarity=0.45, adaptive_utility_threshold=False, utility_threshold=0.0
     )
     selector = build_selector(
-        Settings(retrieval=retrieval), EstimatedTokens(), np.random.default_rng(seed)
+        Settings(retrieval=retrieval), EstimatedTokens(), np.random.default_rng(seed), dimension=384
     )
     assert isinstance(selector.utility, LearnedUtility)
     number = 0
@@ -103,17 +123,17 @@ def test_ratings_of_whole_answers_tell_sound_examples_from_corrupted_ones(seed: 
 def test_examples_that_look_alike_are_told_apart_by_leaving_one_out() -> None:
     """Nothing but the ratings tells that 1 is good and 2 is bad; sets alone could not."""
     rng = np.random.default_rng(0)
-    model = LearnedUtility()
+    model = untaught()
     for n in range(300):
         ids = (1, 2) if rng.random() < 0.8 else ((1,) if rng.random() < 0.5 else (2,))
         p = {(1, 2): 0.5, (1,): 0.9, (2,): 0.1}[ids]
         model.apply(rating(n, record(*ids, seed=n), float(rng.random() < p)))
     good, bad, unknown = model.score(batch(1, 2, 3))[0]
-    assert bad + 0.2 < unknown < good - 0.05
+    assert bad + 0.2 < unknown < good - 0.03
 
 
 def test_of_a_set_the_less_known_example_takes_more_of_the_credit() -> None:
-    model = LearnedUtility()
+    model = untaught()
     for n in range(60):
         model.apply(rating(n, record(1, seed=n), 1.0))
     known = model.effect(1)
@@ -124,7 +144,7 @@ def test_of_a_set_the_less_known_example_takes_more_of_the_credit() -> None:
 
 def test_a_few_bad_ratings_at_the_start_do_not_end_the_use_of_examples() -> None:
     """Under the threshold none would be used, and so none be rated."""
-    model = LearnedUtility()
+    model = untaught()
     found = [
         Candidate(i, f"restart server {i}", f"svc restart {i} --now", "public", 0.95, 0.85)
         for i in range(8)
@@ -138,15 +158,126 @@ def test_a_few_bad_ratings_at_the_start_do_not_end_the_use_of_examples() -> None
     assert unrated.min() > RetrievalSettings().utility_threshold
 
 
-def test_answers_without_examples_teach_nothing() -> None:
-    model = LearnedUtility()
-    model.apply(rating(1, None, 0.0, llm="large_llm"))
-    model.apply(rating(2, record(), 0.0))
-    assert same(model, LearnedUtility())
+def test_answers_without_examples_teach_what_the_llm_does_without_them() -> None:
+    """And the more of that is known, the more do ratings with examples say of the examples."""
+    model, unrelated = untaught(), untaught()
+    for n in range(30):
+        model.apply(rating(n, typical() if n % 2 else None, float(n % 10 < 3)))
+        unrelated.apply(rating(n, None, float(n % 10 < 3), llm="large_llm"))
+    assert model.level("small_llm") == pytest.approx(0.35, abs=0.08)
+    assert model.level("large_llm") == pytest.approx(LLMS["large_llm"], abs=0.01)
+    before = model.score(batch(9))[0, 0]
+    assert before == pytest.approx(untaught().score(batch(9))[0, 0], abs=0.02)
+    for n in range(30, 50):
+        for one in (model, unrelated):
+            one.apply(rating(n, typical(n), 0.35))
+    # With examples it is as good as without: these do not help.
+    assert model.score(batch(9))[0, 0] < unrelated.score(batch(9))[0, 0] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("without", "with_examples", "kept"),
+    [
+        (0.55, 0.65, True),
+        (0.15, 0.35, True),
+        (0.75, 0.9, True),
+        (0.8, 0.55, False),
+        (0.35, 0.15, False),
+    ],
+)
+def test_examples_that_help_are_kept_at_whatever_level_answers_are(
+    without: float, with_examples: float, kept: bool
+) -> None:
+    model, rng = untaught(), np.random.default_rng(0)
+    for n in range(400):
+        ids = (n % 40,) if rng.random() < 0.7 else ()
+        p = with_examples if ids else without
+        model.apply(rating(n, typical(*ids), float(rng.random() < p)))
+    assert (model.score(batch(99))[0, 0] >= RetrievalSettings().utility_threshold) == kept
+
+
+def test_comparisons_tell_of_the_gain_and_not_of_the_level() -> None:
+    """The same LLM has answered twice, with an example and without."""
+    better, tied, worse = untaught(), untaught(), untaught()
+    for n in range(100):
+        for model in (better, tied, worse):
+            model.apply(rating(n, typical(), float(n % 10 < 7), id=f"alone-{n}"))
+    level = better.level("small_llm")
+    for n in range(60):
+        one = answer(n, typical(n), id=f"with-{n}")
+        two = answer(n, typical(), id=f"without-{n}")
+        better.apply(preference(n, one, two, share=0.64, source="judge:llm"))
+        tied.apply(preference(n, one, two, share=0.5, source="judge:llm"))
+        worse.apply(preference(n, two, one, share=0.75, source="judge:llm"))
+    scores = [float(model.score(batch(99))[0, 0]) for model in (better, tied, worse)]
+    for model in (better, tied, worse):
+        assert model.level("small_llm") == pytest.approx(level, abs=0.15)
+    assert scores[0] > 0.9
+    assert scores[1] == pytest.approx(0.5, abs=0.2)
+    assert scores[2] < 0.25
+
+
+def test_comparisons_of_two_llms_tell_of_the_gain_what_the_level_of_one_does_not() -> None:
+    """The small LLM with examples ties with a large one that is known to be good."""
+    model = untaught()
+    for n in range(40):
+        model.apply(rating(n, None, float(n % 10 > 0), llm="large_llm"))
+        model.apply(rating(n, None, float(n % 10 > 6), id=f"alone-{n}"))
+    for n in range(40):
+        small = answer(n, typical(n), id=f"small-{n}")
+        model.apply(preference(n, answer(n, None, "large_llm", f"large-{n}"), small, share=0.5))
+    gain = float(model.score(batch(99))[0, 0])
+    level = model.level("small_llm")
+    odds = level / (1 - level) * gain / (1 - gain)
+    assert odds / (1 + odds) == pytest.approx(0.9, abs=0.12)
+
+
+def test_the_same_comparison_counts_once_and_a_rating_takes_its_place() -> None:
+    one, two = answer(1, record(1, 2), id="a"), answer(2, record(), id="b")
+    once, often = untaught(), untaught()
+    once.apply(preference(1, one, two))
+    for event in (preference(1, one, two), preference(2, two, one, share=0.0)):
+        often.apply(event)
+    assert same(once, often)
+    once.apply(rating(3, record(1, 2), 0.4, id="a"))
+    alone = untaught()
+    alone.apply(rating(3, record(1, 2), 0.4, id="a"))
+    assert once.weights.mean == pytest.approx(alone.weights.mean, abs=0.05)
+    for changed in (preference(4, one, two), preference(5, two, one)):
+        rated = pack(once.state())
+        once.apply(changed)
+        assert pack(once.state()) == rated
+
+
+def test_a_caller_takes_precedence_over_a_judge() -> None:
+    one, two = answer(1, record(1), id="a"), answer(2, record(), id="b")
+    model, judge = untaught(), {"source": "judge:llm"}
+    model.apply(rating(1, record(1), 1.0, id="a"))
+    rated = pack(model.state())
+    model.apply(rating(2, record(1), 0.0, id="a", **judge))
+    model.apply(preference(3, two, one, **judge))
+    assert pack(model.state()) == rated
+    model = untaught()
+    model.apply(preference(3, two, one, **judge))
+    model.apply(preference(3, one, two))
+    alone = untaught()
+    alone.apply(preference(3, one, two))
+    assert model.weights.mean == pytest.approx(alone.weights.mean, abs=0.05)
+
+
+def test_an_llm_that_is_gone_and_a_former_record_are_outdated() -> None:
+    model = untaught()
+    with pytest.raises(OutdatedError, match="gone"):
+        model.apply(rating(1, record(1), 1.0, llm="gone"))
+    old = base64.urlsafe_b64decode(record(1).dump() + "==")
+    text = base64.urlsafe_b64encode(b"\x01" + old[1:]).decode()
+    with pytest.raises(OutdatedError, match="version 1"):
+        model.apply(rating(1, None, 1.0, selection=text))
+    assert same(model, untaught())
 
 
 def test_rating_again_counts_once() -> None:
-    once, often = LearnedUtility(), LearnedUtility()
+    once, often = untaught(), untaught()
     for model, times in ((once, 1), (often, 5)):
         for _ in range(times):
             model.apply(rating(1, record(1, 2), 1.0, id="a"))
@@ -154,34 +285,47 @@ def test_rating_again_counts_once() -> None:
 
 
 def test_a_later_rating_nearly_replaces_the_earlier_one() -> None:
-    changed, right, wrong = LearnedUtility(), LearnedUtility(), LearnedUtility()
-    for model, first in ((changed, 0.4), (right, 0.6), (wrong, 0.4)):
-        model.apply(rating(0, record(1, 2), first, id="a"))
+    changed, right, wrong = untaught(), untaught(), untaught()
+    for model, first in ((changed, 0.0), (right, 1.0), (wrong, 0.0)):
+        model.apply(rating(0, typical(1, 2), first, id="a"))
         for n in range(1, 6):
-            model.apply(rating(n, record(n, n + 1, seed=n), 1.0))
-    changed.apply(rating(9, record(1, 2), 0.6, id="a"))
+            model.apply(rating(n, typical(n, n + 1), 1.0))
+    changed.apply(rating(9, typical(1, 2), 1.0, id="a"))
     scores = [m.score(batch(1, 2, 3, 4))[0] for m in (changed, right, wrong)]
     assert np.abs(scores[0] - scores[1]).max() < 0.2 * np.abs(scores[2] - scores[1]).max()
 
 
 def test_what_is_long_past_is_forgotten() -> None:
-    model = LearnedUtility(discount=0.95)
-    for n in range(20):
-        model.apply(rating(n, record(1, seed=n), 0.0))
-    low = float(model.score(batch(1))[0, 0])
-    for n in range(20, 220):
-        model.apply(rating(n, record(2, seed=n), 1.0))
+    """Of the examples; what was learnt of all examples stays, but gives way more easily."""
+    model = untaught()
+    for n in range(400):
+        model.apply(rating(n, record(1 + n % 2, seed=n), float(n % 2)))
+    known, mean = model.effect(1)[0], model.weights.mean
+    for n in range(400, 2_000):
+        at_ms = int((n - 399) * HALF_LIFE_MS)
+        model.apply(rating(n, record(), 0.5, at_ms=at_ms))
+    assert known < -0.5
     assert model.effect(1)[0] == pytest.approx(0.0, abs=0.01)
-    assert float(model.score(batch(1))[0, 0]) > low + 0.2
+    examples = slice(-E, None)
+    assert model.weights.mean[examples] == pytest.approx(mean[examples], abs=0.2)
+
+
+def test_time_without_many_ratings_forgets_nothing() -> None:
+    model, later = untaught(), untaught()
+    for n in range(100):
+        model.apply(rating(n, record(1, seed=n), 0.0))
+        later.apply(rating(n, record(1, seed=n), 0.0, at_ms=n * int(HALF_LIFE_MS)))
+    assert same_weights(model, later)
 
 
 def test_it_follows_an_example_that_has_become_bad() -> None:
-    model = LearnedUtility(discount=0.98)
-    for n in range(100):
+    model = untaught()
+    for n in range(300):
         model.apply(rating(n, record(1 + n % 2, seed=n), 1.0))
-    for n in range(100, 200):
-        model.apply(rating(n, record(1 + n % 2, seed=n), float(n % 2)))
-    bad, good = model.score(batch(1, 2))[0]
+    for n in range(300, 500):
+        at_ms = int(HALF_LIFE_MS * n)
+        model.apply(rating(n, record(1 + n % 2, seed=n), float(n % 2), at_ms=at_ms))
+    good, bad = model.score(batch(2, 1))[0]
     assert good - bad > 0.3
 
 
@@ -193,16 +337,17 @@ BAD = [
     {"selection": record(1).dump()[:-4]},
     {"selection": replace(record(1), features=np.zeros((1, E + 1), np.float32)).dump()},
     {"request_id": None},
+    {"selection": 3},
 ]
 
 
 @pytest.mark.parametrize("change", BAD)
 def test_a_bad_event_changes_nothing(change: dict[str, object]) -> None:
-    model = LearnedUtility()
+    model = untaught()
     good = rating(1, record(1), 0.5)
     with pytest.raises((ValueError, TypeError)):
         model.apply(replace(good, body={**good.body, **change}))
-    assert same(model, LearnedUtility())
+    assert same(model, untaught())
 
 
 def history(n: int) -> list[Event]:
@@ -219,7 +364,10 @@ def test_replicas_and_a_restart_from_a_snapshot_reach_the_same_state() -> None:
     log = MemoryEventLog()
 
     def follow() -> tuple[Learner, LearnedUtility, AdaptiveThreshold]:
-        models = LearnedUtility(), AdaptiveThreshold(0.5, 0.1, {"small_llm": 0.0}, 0.0)
+        models = (
+            untaught(),
+            AdaptiveThreshold(0.5, 0.1, dict.fromkeys(LLMS, 0.0), 0.0, HALF_LIFE_MS),
+        )
         return Learner(log, models, snapshot_every=60), *models
 
     first, *models = follow()
@@ -237,7 +385,7 @@ def test_replicas_and_a_restart_from_a_snapshot_reach_the_same_state() -> None:
 
 def test_a_restored_model_goes_on_as_the_saved_one() -> None:
     events = history(120)
-    saved, restored = LearnedUtility(), LearnedUtility()
+    saved, restored = untaught(), untaught()
     for k, event in enumerate(events):
         if k == 80:
             restored.restore(unpack(pack(saved.state())))
@@ -251,13 +399,13 @@ def test_a_restored_model_goes_on_as_the_saved_one() -> None:
 
 
 def test_another_configuration_has_another_fingerprint() -> None:
-    assert LearnedUtility(0.99).fingerprint != LearnedUtility(0.999).fingerprint
+    assert LearnedUtility(LLMS, 1.0).fingerprint != LearnedUtility(LLMS, 2.0).fingerprint
     with pytest.raises(ValueError, match="weights"):
-        LearnedUtility().restore({**LearnedUtility().state(), "A": np.eye(2)})
+        untaught().restore({**untaught().state(), "mean": np.zeros(2)})
 
 
 def test_scoring_goes_on_while_it_learns() -> None:
-    model, found = LearnedUtility(), batch(*range(30))
+    model, found = untaught(), batch(*range(30))
     done = threading.Event()
 
     def learn() -> None:

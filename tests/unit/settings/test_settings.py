@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from echolm.errors import ConfigurationError
 from echolm.settings import LLMSettings, Settings
-from echolm.settings.loading import RENAMED_KEYS, load_settings
+from echolm.settings.loading import REMOVED_KEYS, RENAMED_KEYS, load_settings
 from pydantic import ValidationError
 
 
@@ -123,11 +123,9 @@ def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
         ("[retrieval]\ntop_n = 0\n", r"retrieval\.top_n: .*greater than or equal to 1.*, got 0"),
         ("[retrieval]\nindex_type = 'TREE'\n", r"retrieval\.index_type: .*'IVF_FLAT'.*got 'TREE'"),
         ("[retrieval]\ncollection = 'a b'\n", r"retrieval\.collection"),
-        ("[routing]\ndiscount = 0\n", r"routing\.discount: .*greater than 0"),
-        (
-            "[routing]\nsimilarity_saturation = 0.5\n",
-            r"similarity_saturation must exceed retrieval.min_similarity",
-        ),
+        ("[retrieval]\nutility_half_life_h = 0\n", r"utility_half_life_h: .*greater than 0"),
+        ("[routing]\nsimilarity_saturation = 0.5\n", r"similarity_saturation: removed, .*measured"),
+        ("[retrieval]\nutility_discount = 0.9\n", r"removed.*see retrieval.utility_half_life_h"),
         ("[routing]\nexploration_floor = 0.6\n", r"at most 1 / number of llms"),
         (
             "[routing]\ndefault_llm = 'x'\n",
@@ -190,7 +188,7 @@ def test_every_renamed_key_is_a_key_no_more_and_its_new_name_is_one() -> None:
         section, key = name.split(".")
         return key in type(getattr(Settings(), section)).model_fields
 
-    assert not [former for former in RENAMED_KEYS if known(former)]
+    assert not [former for former in (*RENAMED_KEYS, *REMOVED_KEYS) if known(former)]
     assert all(known(present) for present in RENAMED_KEYS.values())
 
 
