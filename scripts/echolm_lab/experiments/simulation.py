@@ -176,7 +176,8 @@ class _Retriever:
         top_n = s.settings.retrieval.top_n
         found = s.store.search(embedding, [query], top_n, s.now_ms())
         selection = s.selector.select([request.text], found)[0]
-        s.sample.add([embedding[0]], [found[0][0].similarity if found[0] else math.nan])
+        nearest = found[0][0].similarity if found[0] else math.nan
+        s.sample.add([embedding[0]], [nearest], [len(request.text)])
         s.sample.log_if_due()
         return Retrieved(
             embedding[0],
