@@ -104,6 +104,12 @@ class WarmUp:
         ready = self._ready()[int(has_examples)]
         return [name for name, known in zip(self._names, ready, strict=True) if not known]
 
+    def share(self, has_examples: bool) -> float:
+        """Wanted evidence over what there is of the least known LLM, at most 1; 0 if given up."""
+        cell = int(has_examples)
+        known = self._learnt()[cell][~self._free[cell]]
+        return min(1.0, self._ratings / max(1.0, known.min())) if known.size else 0.0
+
     def evidence(self) -> list[tuple[str, str, float, bool]]:
         """For each LLM and cell: their names, the evidence, and whether the LLM is held back."""
         ready = self._ready()
@@ -140,8 +146,12 @@ class WarmUp:
         """Which LLM may be drawn in which cell, BOOL [2, arms]."""
         if self._free.all():
             return self._free
+        ready: NDArray[np.bool_] = self._free | (self._learnt() >= self._ratings)
+        return ready
+
+    def _learnt(self) -> NDArray[np.float64]:
+        """The evidence of each LLM in each cell now, FP64 [2, arms]; patience begins anew."""
         evidence = np.array([arm.evidence for arm in self._bandit.arms.values()], dtype=float).T
         self._held[evidence > self._evidence] = 0
         self._evidence = evidence
-        ready: NDArray[np.bool_] = self._free | (evidence >= self._ratings)
-        return ready
+        return evidence

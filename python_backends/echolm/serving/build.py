@@ -188,9 +188,10 @@ def build(options: BuildOptions, say: Progress) -> Path:
 _HEADER = """\
 # Written by `echolm build`; all keys are in python_backends/SETTINGS.md.
 #   echolm serve --profile {profile} --config {file}
-# cost: relative, from the LLMs' sizes. How good the LLMs are is learnt: first the large one answers,
-# the small one is asked beside it, and the large one compares the answers (routing.warm_up_ratings);
-# then a share of the answers is judged ([judging]), and ratings by callers count as well.
+# cost: relative, from the LLMs' sizes. How good the LLMs are is learnt: at first the large one
+# answers, the small one is asked beside it, and the large one compares both answers
+# (routing.warm_up_ratings). Then a share of the answers is compared ([judging]), and ratings by
+# callers count as well.
 """
 
 

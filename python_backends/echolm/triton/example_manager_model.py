@@ -22,7 +22,6 @@ from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 from echolm.triton.bls import BLSTextEmbedder
-from echolm.triton.learning import follow_log
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
 from echolm.wiring.examples import (
@@ -60,7 +59,9 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._statistics = open_statistics(settings)
         parts = (self._store, self._statistics, self._log)
         newest = NewestStatistics(self._store.dimension)
-        self._learner = build_learner(settings, self._log, [newest])
+        # Here, since of this model there is one process.
+        self._agreement = JudgeAgreement()
+        self._learner = build_learner(settings, self._log, [newest, self._agreement])
         self._maintenance = build_maintenance(settings, *parts, owner, newest)
         self._retention = build_retention(settings, self._statistics, self._log, owner)
         self._stopping = threading.Event()
@@ -69,9 +70,6 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._runtime = runtime = Runtime(args["model_name"])
         self._metrics = Metrics(runtime)
         self._metrics.add("echolm_learning_events_removed_total", 0)  # shown from the start on
-        self._agreement = JudgeAgreement()  # here, in the one process that is there once
-        learner = build_learner(settings, self._log, [self._agreement])
-        follow_log(learner, runtime, self._metrics, args["model_name"])
         interval_s = settings.examples.maintenance_interval_s
         runtime.repeat(self._show, _SHOW_EVERY_S, "example store")
         runtime.repeat(self._maintain, interval_s, "maintenance of the examples pauses")

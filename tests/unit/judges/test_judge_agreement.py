@@ -72,9 +72,7 @@ def test_a_callers_preference_is_compared_with_what_the_judge_says_of_both() -> 
 def test_an_answer_counts_once_and_old_ones_are_forgotten() -> None:
     assert counts(*[rated("a", 1.0), rated("b", 0.0)] * 3, *[rated("a", 0.9, **JUDGE)] * 3) == {}
     events = [
-        event
-        for k in range(200)
-        for event in (rated(f"{k}", k % 2), rated(f"{k}", k % 2, **JUDGE))
+        event for k in range(200) for event in (rated(f"{k}", k % 2), rated(f"{k}", k % 2, **JUDGE))
     ]
     assert counts(*events)["same"] == sum(min(k, 64) - min(k, 64) // 2 for k in range(200))
 

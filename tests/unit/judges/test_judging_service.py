@@ -123,8 +123,8 @@ class Setup:
         self.bandit._floor = 0.0
         for arm, model in self.bandit.arms.items():
             mean = np.zeros(model.prior.mean.shape)
-            mean[0] = 5.0 if arm == name else -5.0
-            model.weights = GaussianWeights(mean, model.prior.covariance)
+            mean[:2] = 5.0 if arm == name else -5.0
+            model.weights = GaussianWeights(mean, 1e-6 * model.prior.covariance)
 
     async def ask(self, expected: str, **values: Any) -> Answer:
         if self.warm_up is None:
@@ -309,7 +309,7 @@ async def test_it_is_asked_only_for_what_is_not_known_yet(examples: tuple[Select
     asked = len(setup.llms["small_llm"].prompts)
     answer = await setup.router.answer(build_request(setup.settings, text="a request"))
     await setup.events()
-    assert asked == len(setup.llms["small_llm"].prompts) - (answer.llm == "small_llm")
+    assert len(setup.llms["small_llm"].prompts) - asked == (answer.llm == "small_llm")
     assert setup.counts.given_up == []
 
 
@@ -339,7 +339,7 @@ async def test_beside_an_llm_that_is_known_a_new_one_is_asked() -> None:
     setup = Setup(FakeJudge({"by b": 0.0}, scale="preference"), warm_up=2, llms=THREE)
     for has_examples in (0.0, 1.0):
         x = np.zeros(setup.bandit.arms["a"].prior.mean.shape, dtype=np.float32)
-        x[:2] = 1.0, has_examples
+        x[:2] = 1.0 - has_examples, has_examples
         for _ in range(300):
             for llm, score in (("a", 1.0), ("c", 0.0)):
                 setup.bandit.learn(llm, x, score)

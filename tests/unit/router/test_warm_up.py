@@ -27,8 +27,8 @@ LLMS = tuple(
 
 def contexts(*with_examples: bool) -> NDArray[np.float32]:
     X = np.zeros((len(with_examples), DIMENSION), dtype=np.float32)
-    X[:, 0] = 1.0
     X[:, HAS_EXAMPLES] = with_examples
+    X[:, 0] = 1.0 - X[:, HAS_EXAMPLES]
     return X
 
 
@@ -166,6 +166,17 @@ def test_a_judge_that_can_mostly_decide_goes_on() -> None:
     for k in range(3 * LEAST_CASES):
         setup.warm_up.judged(decided=k % 3 > 0)
     assert setup.eligible(True) == [["c"]]
+
+
+def test_what_is_known_of_the_least_known_llm_is_told() -> None:
+    setup = Setup()
+    assert setup.warm_up.share(True) == 1.0
+    setup.learn("a", with_examples=True, times=4 * RATINGS)
+    assert setup.warm_up.share(True) == 1.0
+    setup.learn("b", with_examples=True, times=2 * RATINGS)
+    assert (setup.warm_up.share(True), setup.warm_up.share(False)) == (0.5, 1.0)
+    setup.warm_up.give_up("no_judge", "nothing judges")
+    assert setup.warm_up.share(True) == 0.0
 
 
 def test_the_state_is_shown() -> None:
