@@ -203,6 +203,7 @@ class Choice:
     quality: float
     rating_value: float = -math.inf
     statistics: int = 0
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True)
