@@ -15,9 +15,11 @@ from random import Random
 
 from echolm_lab.tasks.catalogue import derived
 from echolm_lab.tasks.second_workload_phrases import (
+    CALLERS,
     CLOSINGS,
     FIELDS,
     OPENINGS,
+    OPENINGS_OF_CALLERS,
     Ability,
     Aspect,
     Field,
@@ -66,16 +68,25 @@ class Popularity:
 class _Intent:
     field: Field
     topic: tuple[str, ...]
+    caller: tuple[str, ...]
     aspect: Aspect
     ability: Ability
     told: tuple[str, ...]
 
 
 class SecondWorkload:
-    """A source of requests; the intents are the same for every seed of a stream."""
+    """A source of requests; the intents are the same for every seed of a stream.
 
-    def __init__(self, seed: int = 0, popularity: Popularity | None = None) -> None:
-        self._seed = seed
+    Args:
+        clear: share of the requests that say for whom they are, by which intents about the same
+            topic can be told apart. With 0 the most similar past request is of another intent for
+            one request in seven, as in Banking77.
+    """
+
+    def __init__(
+        self, seed: int = 0, popularity: Popularity | None = None, clear: float = 0.95
+    ) -> None:
+        self._seed, self._clear = seed, clear
         self._popularity = popularity or Popularity()
         rng = derived("second workload", seed)
         self._intents = [
@@ -120,13 +131,16 @@ class SecondWorkload:
     def _request(self, number: int, wording: int) -> LabelledRequest:
         intent, rng = self._intents[number], derived("wording", self._seed, number, wording)
         text = rng.choice(intent.aspect.asked).format(rng.choice(intent.topic))
-        for told in rng.sample(intent.field.situations, rng.choice((0, 1, 1, 2))):
+        if rng.random() < self._clear:
+            caller = rng.choice(OPENINGS_OF_CALLERS).format(rng.choice(intent.caller))
+            text = f"{caller} {text}" if rng.random() < 0.5 else f"{text} {caller}"
+        for told in rng.sample(intent.field.situations, rng.choice((0, 0, 1))):
             text = f"{told} {text}" if rng.random() < 0.7 else f"{text} {told}"
-        if rng.random() < 0.5:
+        if rng.random() < 0.2:
             text = f"{rng.choice(OPENINGS)} {text}"
-        if rng.random() < 0.35:
+        if rng.random() < 0.15:
             text = f"{text} {rng.choice(CLOSINGS)}"
-        for _ in range(rng.choice((0, 0, 1, 2))):
+        for _ in range(rng.choice((0, 0, 1))):
             text = _mistyped(text, rng)
         text = text[0].upper() + text[1:]
         told_first, *rest = intent.told
@@ -140,7 +154,7 @@ def _intent(field: Field, topic: tuple[str, ...], aspect: Aspect, rng: Random) -
     ability = rng.choice(abilities) if rng.random() < 1 / 7 else aspect.ability
     count = min(len(field.told), rng.randint(*field.sentences))
     told = tuple(_filled(line, topic[0], rng) for line in rng.sample(field.told, count))
-    return _Intent(field, topic, aspect, ability, told)
+    return _Intent(field, topic, rng.choice(CALLERS), aspect, ability, told)
 
 
 def _filled(line: str, topic: str, rng: Random) -> str:

@@ -79,6 +79,58 @@ OPENINGS = _lines("""
     I read two opinions on the internet.
 """)
 
+CALLERS = _topics("""
+    a kindergarten | nursery school
+    a fishing boat | trawler
+    a monastery | convent
+    a prison | jail
+    the fire brigade | firefighters
+    a circus | travelling circus
+    a goat farm | goat herder
+    a recording studio | sound engineer
+    an embassy | diplomats
+    a lighthouse | lighthouse keeper
+    a chess café | coffee house
+    a quarry | stone pit
+    a marching band | brass band
+    an orphanage | children's home
+    a submarine | submarine crew
+    a vineyard | winegrower
+    a tattoo parlour | tattoo artist
+    a planetarium | observatory
+    a mountain hut | alpine refuge
+    a film crew | movie set
+    a bell foundry | bell founder
+    a driving school | driving instructor
+    an oil rig | drilling platform
+    a puppet theatre | puppeteer
+    a beekeeper | apiary
+    a ski lift | cable car
+    a zoo | zookeeper
+    an airport | air traffic
+    a flea market | junk dealer
+    a choir | church singers
+    a bakery | baker
+    a blind person | someone who cannot see
+    a diabetic | sugar patient
+    twins | my twin sisters
+    a refugee | asylum seeker
+    a pilot | airline captain
+    a widow | widower
+    a lorry driver | trucker
+    a sumo wrestler | heavyweight
+    an astronaut | space mission
+""")
+
+OPENINGS_OF_CALLERS = _lines("""
+    We are {}.
+    This is for {}.
+    I am asking on behalf of {}:
+    Think of {}, please.
+    It concerns {}.
+    For {}, that is.
+""")
+
 FIELDS = (
     Field(
         "leaflets",
