@@ -170,7 +170,7 @@ class ThompsonSampling:
         costs more than any quality is worth is not tried at all.
         """
         costs = self.cost_weight * np.array([self.costs[name] for name in self.arms])
-        return self._floor * np.clip(1.0 - (costs - costs.min()), 0.0, 1.0)
+        return np.asarray(self._floor * np.clip(1.0 - (costs - costs.min()), 0.0, 1.0))
 
     def predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Means and standard deviations of all arms' log-odds, FP64 [n, arms] each."""
