@@ -117,7 +117,9 @@ class ThompsonSampling:
         floors = self._floors() * eligible
         best = best * (1.0 - floors.sum(axis=1, keepdims=True)) + floors
         qualities, spreads = quality_moments(means, stds)
-        columns = (best, qualities, qualities - penalties, spreads, rng.random(len(X)))
+        scores = qualities - penalties
+        doubts = _doubts(scores, spreads)
+        columns = (best, qualities, scores, spreads, doubts, rng.random(len(X)))
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [self._draw(*row) for row in rows]
 
@@ -138,6 +140,7 @@ class ThompsonSampling:
         qualities: list[float],
         scores: list[float],
         spreads: list[float],
+        doubt: float,
         uniform: float,
     ) -> Choice:
         """One decision; in plain Python, which for a handful of arms is faster than numpy."""
@@ -156,6 +159,7 @@ class ThompsonSampling:
             probabilities=dict(zip(self.arms, probabilities, strict=True)),
             quality=quality,
             rating_value=value_of_rating(scores, spreads, drawn, noise),
+            doubt=doubt,
         )
 
     def _floors(self) -> NDArray[np.float64]:
@@ -166,7 +170,7 @@ class ThompsonSampling:
         costs more than any quality is worth is not tried at all.
         """
         costs = self.cost_weight * np.array([self.costs[name] for name in self.arms])
-        return self._floor * np.clip(1.0 - (costs - costs.min()), 0.0, 1.0)
+        return np.asarray(self._floor * np.clip(1.0 - (costs - costs.min()), 0.0, 1.0))
 
     def predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Means and standard deviations of all arms' log-odds, FP64 [n, arms] each."""
@@ -268,6 +272,20 @@ def probability_of_best(
     scores = np.where(eligible, sigmoids(means) - penalties, -np.inf)
     largest = np.eye(means.shape[1])[scores.argmax(axis=-1)]
     return np.where(total > 1e-9, result / np.maximum(total, 1e-9), largest)
+
+
+def _doubts(scores: NDArray[np.float64], spreads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability that the arm which seems best is worse than the next one, FP64 [n].
+
+    Args:
+        scores, spreads: mean and standard deviation of what each arm is worth, [n, arms].
+    """
+    if scores.shape[1] < 2:
+        return np.zeros(len(scores))
+    order = np.argsort(scores, axis=1)[:, -2:]
+    worse, best = np.take_along_axis(scores, order, axis=1).T
+    spread = np.hypot(*np.take_along_axis(spreads, order, axis=1).T)
+    return _normal_cdf((worse - best) / np.maximum(spread, 1e-9))
 
 
 def _normal_cdf(z: NDArray[np.float64]) -> NDArray[np.float64]:
