@@ -41,7 +41,7 @@ class ThompsonSampling:
     Args:
         costs: relative cost of each arm.
         cost_weight: quality that one unit of cost is worth.
-        exploration_floor: least probability of any eligible arm.
+        exploration_floor: least probability of an eligible arm, if cost is no matter.
         exploration: scales the posterior's standard deviations when an arm is drawn. 1 is Thompson
             sampling; less suits arms whose qualities differ by little, and few ratings. It holds
             once an arm has some evidence.
@@ -113,11 +113,13 @@ class ThompsonSampling:
         if eligible is None:
             eligible = np.ones(means.shape, dtype=np.bool_)
         best = probability_of_best(means, self._explored(X) * stds, penalties, eligible)
-        # Mixing with a uniform draw keeps every eligible arm's propensity above the floor.
-        best = best * (1.0 - self._floor * eligible.sum(axis=1, keepdims=True))
-        best += self._floor * eligible
+        # Mixing with a draw at random keeps every eligible arm's propensity above its floor.
+        floors = self._floors() * eligible
+        best = best * (1.0 - floors.sum(axis=1, keepdims=True)) + floors
         qualities, spreads = quality_moments(means, stds)
-        columns = (best, qualities, qualities - penalties, spreads, rng.random(len(X)))
+        scores = qualities - penalties
+        doubts = _doubts(scores, spreads)
+        columns = (best, qualities, scores, spreads, doubts, rng.random(len(X)))
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [self._draw(*row) for row in rows]
 
@@ -138,6 +140,7 @@ class ThompsonSampling:
         qualities: list[float],
         scores: list[float],
         spreads: list[float],
+        doubt: float,
         uniform: float,
     ) -> Choice:
         """One decision; in plain Python, which for a handful of arms is faster than numpy."""
@@ -156,7 +159,18 @@ class ThompsonSampling:
             probabilities=dict(zip(self.arms, probabilities, strict=True)),
             quality=quality,
             rating_value=value_of_rating(scores, spreads, drawn, noise),
+            doubt=doubt,
         )
+
+    def _floors(self) -> NDArray[np.float64]:
+        """Least probability of each arm, FP64 [arms].
+
+        The more an arm costs, the less it can win by being better than is thought: where cost takes
+        off half of the quality that there is to win, it is tried half as often, and an arm that
+        costs more than any quality is worth is not tried at all.
+        """
+        costs = self.cost_weight * np.array([self.costs[name] for name in self.arms])
+        return np.asarray(self._floor * np.clip(1.0 - (costs - costs.min()), 0.0, 1.0))
 
     def predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Means and standard deviations of all arms' log-odds, FP64 [n, arms] each."""
@@ -258,6 +272,20 @@ def probability_of_best(
     scores = np.where(eligible, sigmoids(means) - penalties, -np.inf)
     largest = np.eye(means.shape[1])[scores.argmax(axis=-1)]
     return np.where(total > 1e-9, result / np.maximum(total, 1e-9), largest)
+
+
+def _doubts(scores: NDArray[np.float64], spreads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability that the arm which seems best is worse than the next one, FP64 [n].
+
+    Args:
+        scores, spreads: mean and standard deviation of what each arm is worth, [n, arms].
+    """
+    if scores.shape[1] < 2:
+        return np.zeros(len(scores))
+    order = np.argsort(scores, axis=1)[:, -2:]
+    worse, best = np.take_along_axis(scores, order, axis=1).T
+    spread = np.hypot(*np.take_along_axis(spreads, order, axis=1).T)
+    return _normal_cdf((worse - best) / np.maximum(spread, 1e-9))
 
 
 def _normal_cdf(z: NDArray[np.float64]) -> NDArray[np.float64]:

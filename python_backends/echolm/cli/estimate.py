@@ -55,9 +55,9 @@ def add_subcommand(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--holdout",
         type=float,
-        default=0.3,
+        default=0.5,
         help="newest share of the ratings, on which the bandit's policies are evaluated "
-        "(default: 0.3)",
+        "(default: 0.5)",
     )
     parser.add_argument(
         "--cost-weight",

@@ -7,7 +7,7 @@ Judges that compare give a ``preference`` with the ``share`` that the better ans
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,12 @@ class JudgedAnswer:
     Attributes:
         decision: :func:`~echolm.learning.feedback.describe`'s.
         asked: whether the answer was made for the judgement.
+        propensity: :func:`rated_propensity`, for judgements of requests drawn at random.
     """
 
     decision: Mapping[str, Any]
     asked: bool
+    propensity: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,35 @@ def judged_events(
     events = []
     for side, score in ((candidate, result.score), (reference, result.reference_score)):
         if score is not None:
-            more = {"score": score, "source": source, "judging": {**judging, "asked": side.asked}}
+            told = {**judging, "asked": side.asked, "propensity": side.propensity}
+            # A judge that measures agreement rates one answer only, so its ratings are no sample.
+            if judge.scale != "absolute" or not side.propensity:
+                told["probability"] = 0.0
+            more = {"score": score, "source": source, "judging": told}
             events.append((RATING, {**side.decision, **more}))
             judging = {**judging, "tokens": 0, "seconds": 0.0}
     return events
+
+
+def rated_propensity(
+    routed: Mapping[str, float], llm: str, reference: str, llms: Sequence[str]
+) -> float:
+    """The probability that of the two answers in a judgement, one drawn evenly is by ``llm``.
+
+    That is half the probability that ``llm`` was routed to, or was asked beside the reference.
+    The propensities of all arms sum to 1.
+
+    Args:
+        routed: the probabilities of the router's draw.
+        llms: those that may be asked.
+
+    Returns:
+        0 where nothing was drawn, or no candidate could have been.
+    """
+    candidates = sum(routed.get(name, 0.0) for name in llms if name != reference)
+    if len(routed) < 2 or candidates <= 0.0:
+        return 0.0
+    if llm == reference:
+        return 0.5
+    asked = routed.get(reference, 0.0) / candidates if llm in llms else 0.0
+    return routed.get(llm, 0.0) * (1.0 + asked) / 2.0

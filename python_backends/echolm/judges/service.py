@@ -18,7 +18,9 @@ The learning log gets what a caller's feedback would be there, too: a ``preferen
 from judges that compare, and ``rating`` events from others. Their ``source`` is ``judge:<kind>``,
 and ``judging`` is an object:
 
-- ``reason``, and ``probability``: that with which an answer is drawn at random; 0 for other reasons
+- ``reason``, and ``probability``: that with which such a rating is made; 0 unless it was drawn at
+  random; ``propensity``: :func:`~echolm.judges.events.rated_propensity`; ``request_id``: of the
+  answer that was served
 - ``asked``: whether the answer was made for the judgement; in a preference a list of those of
   ``better`` and ``worse`` that were. The propensity of such an answer is that of being asked, and
   off-policy estimates of what was served must drop it.
@@ -40,12 +42,12 @@ from typing import Literal, Protocol
 
 from echolm.errors import EchoError
 from echolm.judges.base import Judge, Judgement, spent_tokens
-from echolm.judges.events import Judged, JudgedAnswer, judged_events
+from echolm.judges.events import Judged, JudgedAnswer, judged_events, rated_propensity
 from echolm.learning.event_log import EventLog
 from echolm.learning.feedback import describe
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
-from echolm.primitives import AUTO, Decision, Served
+from echolm.primitives import AUTO, STORED, Decision, Served
 from echolm.router.policy import Policy, decision_record
 from echolm.router.warm_up import GivenUp, WarmUp
 from echolm.settings import JudgingSettings, Settings
@@ -55,8 +57,8 @@ logger = logging.getLogger("echolm")
 _MOST_SAVED = 10.0  # judgements that a time without solicited requests leaves for later
 
 
-Reason = Literal["random", "solicited", "shadow"]
-"""Why an answer is judged."""
+Reason = Literal["random", "solicited", "shadow", "stored"]
+"""Why an answer is judged; ``stored``: it is compared with a stored one, with no LLM asked."""
 
 
 class JudgingMetrics(Protocol):
@@ -235,8 +237,7 @@ class JudgingService:
         """
         if self.warm_up is None:
             return 0.0
-        doubt = 1.0 - max(served.choice.probabilities.values())
-        return doubt * self.warm_up.share(bool(served.retrieved.examples))
+        return served.choice.doubt * self.warm_up.share(bool(served.retrieved.examples))
 
     def _refusal(self) -> str:
         if sum(self.load.in_flight(name) for name in self.endpoints) > self._most_in_flight:
@@ -281,15 +282,21 @@ class JudgingService:
         judging = {
             "reason": case.reason,
             "probability": self.sampler.probability if case.reason == "random" else 0.0,
+            "request_id": served.decision.request_id,
             "tokens": spent.tokens,
             "seconds": round(time.perf_counter() - started, 3),
         }
         sides = (candidate, reference)
-        first, second = (JudgedAnswer(describe(side.decision), side.asked) for side in sides)
+        first, second = (self._judged_answer(served, side) for side in sides)
         for kind, body in judged_events(self.judge, result, first, second, judging):
             await asyncio.to_thread(self.log.append, kind, body)
         self._count(sides, result, case.reason)
         return True
+
+    def _judged_answer(self, served: Served, side: _Side) -> JudgedAnswer:
+        drawn, llm = served.choice.probabilities, side.decision.llm
+        propensity = rated_propensity(drawn, llm, self._reference, list(self.endpoints))
+        return JudgedAnswer(describe(side.decision), side.asked, propensity)
 
     def _count(self, sides: tuple[_Side, _Side], result: Judged, reason: Reason) -> None:
         assert result.score is not None
@@ -349,6 +356,7 @@ def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
     return (
         request.store
         and request.llm == AUTO
+        and served.decision.llm != STORED  # see echolm.judges.stored
         and request.tenant not in settings.exclude_tenants
         and bool(served.x.any())
     )

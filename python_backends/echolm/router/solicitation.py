@@ -13,6 +13,13 @@ of what happens. Half of them are spread evenly over the draws, half over the ar
 drawn once in 200 times would otherwise be rated once in 200 ratings, and nothing could be told of
 a policy that draws it more often. Each answer's probability of being asked for is recorded, so that
 estimates can weigh its rating (:mod:`echolm.learning.off_policy`).
+
+Ratings until 95% of what random rating gains in the end, in the simulation of
+``tests/unit/router/test_solicitation.py`` (mean of 24 seeds)::
+
+    requests without examples   all random   half   a quarter   none random
+    40%                                250    110         100           150
+    none                               240    150         270           170
 """
 
 from __future__ import annotations

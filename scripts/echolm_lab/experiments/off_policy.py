@@ -17,7 +17,8 @@ import numpy as np
 from echolm.bandit.features import Featurizer
 from echolm.bandit.learning import BanditLearning
 from echolm.cli.estimate import bandit_policies, learnt_bandit, read_decisions
-from echolm.judges.service import Sampler, rated_propensity
+from echolm.judges.events import rated_propensity
+from echolm.judges.service import Sampler
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import JUDGE_SOURCE, RATING, describe
 from echolm.learning.off_policy import (
@@ -97,7 +98,7 @@ class World:
         helps = self._gains[topics] * np.maximum(0.0, similarities - 0.6) / 0.2
         logits = self._levels[topics] + np.sin(4.0 * vectors @ self._waves.T)
         logits += helps[:, None] * self._takes_examples
-        examples = [
+        examples: list[tuple[Selected, ...]] = [
             (Selected(1, "how", "so", float(s), float(u)),) if s else ()
             for s, u in zip(similarities, rng.beta(4, 2, n), strict=True)
         ]
@@ -159,7 +160,7 @@ def serve(
             asked = replace(decision, request_id=f"{request_id}b", llm=other, propensity=share)
             for side in (decision, asked):
                 sampled = {
-                    "probability": sampler.random_share if reason == "random" else 0.0,
+                    "probability": sampler.probability if reason == "random" else 0.0,
                     "propensity": rated_propensity(
                         choice.probabilities, side.llm, reference, names
                     ),
@@ -174,11 +175,17 @@ def serve(
 
 @dataclass(frozen=True)
 class Comparison:
-    """One policy's true quality and what is estimated of it."""
+    """One policy's true quality and what is estimated of it.
+
+    Attributes:
+        naive: of a fixed policy, the self-normalised estimate that counts all ratings by callers
+            alike, asked for or not.
+    """
 
     policy: str
     truth: float
     estimates: Mapping[str, Estimate]
+    naive: Estimate | None = None
 
 
 def compare(
@@ -187,45 +194,67 @@ def compare(
     featurizer: Featurizer,
     population: Requests,
     cost_weight: float,
-    holdout: float = 0.3,
+    holdout: float = 0.5,
 ) -> list[Comparison]:
     """Estimates of fixed policies and of a changed cost weight, beside the truth.
 
     Args:
+        featurizer: as :func:`serve` has left it.
         population: other requests of the same world, on which the truth is measured.
     """
     decisions, _ = read_decisions(settings, log)
+    alike, _ = read_decisions(settings, log, "all")
+    alike = alike.part(alike.kinds != alike.kind_names.index("judged"))
+    arms, rewards = decisions.arms, fit_reward_model(decisions)
+    fixed = {f"always {arm}": row for arm, row in zip(arms, np.eye(len(arms)), strict=True)}
+    if len(arms) == 2:
+        fixed["evenly"] = np.full(2, 0.5)
+    found = []
+    for name, row in fixed.items():
+        truth = float((population.qualities @ row).mean())
+        estimates = _estimates(decisions, np.tile(row, (len(decisions), 1)), rewards)
+        naive = snips(alike, np.tile(row, (len(alike), 1)))
+        found.append(Comparison(name, truth, estimates, naive))
     first = len(decisions) - round(holdout * len(decisions))
-    newest, rewards = decisions.part(slice(first, None)), fit_reward_model(decisions)
+    newest = decisions.part(slice(first, None))
     bandit = learnt_bandit(settings, log, int(newest.order.min()))
     embeddings = list(population.embeddings)
-    X = featurizer.many(population.texts, embeddings, population.examples)
-    arms, found = decisions.arms, []
-    for arm, column in zip(arms, population.qualities.T, strict=True):
-        found.append(
-            _compared(
-                f"always {arm}", float(column.mean()), decisions, decisions.always(arm), rewards
-            )
-        )
-    if len(arms) == 2:
-        even = np.full((len(decisions), 2), 0.5)
-        found.append(
-            _compared("evenly", float(population.qualities.mean()), decisions, even, rewards)
-        )
-    own = bandit_policies(bandit, newest.contexts, arms, [cost_weight])
-    true = bandit_policies(bandit, X.astype(np.float64), arms, [cost_weight])
-    for name, target in own.items():
+    X = featurizer.many(population.texts, embeddings, population.examples).astype(np.float64)
+    targets = bandit_policies(bandit, newest.contexts, arms, [cost_weight])
+    true = bandit_policies(bandit, X, arms, [cost_weight])
+    for name, target in targets.items():
         truth = float((true[name] * population.qualities).sum(axis=1).mean())
-        found.append(_compared(name, truth, newest, target, rewards[first:]))
+        found.append(Comparison(name, truth, _estimates(newest, target, rewards[first:])))
     return found
 
 
-def _compared(
-    policy: str,
-    truth: float,
-    log: LoggedDecisions,
-    target: Probabilities,
-    rewards: NDArray[np.float64],
-) -> Comparison:
+def _estimates(
+    log: LoggedDecisions, target: Probabilities, rewards: NDArray[np.float64]
+) -> dict[str, Estimate]:
     values = (ips(log, target), snips(log, target), doubly_robust(log, target, rewards))
-    return Comparison(policy, truth, dict(zip(ESTIMATORS, values, strict=True)))
+    return dict(zip(ESTIMATORS, values, strict=True))
+
+
+LLMS = {
+    2: {"small_llm": (0.1, 0.6), "large_llm": (1.0, 2.0)},
+    3: {"small_llm": (0.1, 0.6), "medium_llm": (0.4, 1.4), "large_llm": (1.0, 2.0)},
+}
+"""Cost of each LLM, and its log-odds of a right answer without examples, by how many there are."""
+
+
+def simulate(llms: int, requests: int, cost_weight: float, seed: int) -> list[Comparison]:
+    """A world, its log and the estimates; the default settings with judging."""
+    settings = Settings.model_validate(
+        {
+            "llms": [
+                {"name": name, "cost": cost, "takes_examples": name != "large_llm"}
+                for name, (cost, _) in LLMS[llms].items()
+            ],
+            "judging": {"kind": "grader", "grader": "simulated:grade"},
+        }
+    )
+    world = World(settings, [level for _, level in LLMS[llms].values()], seed)
+    served = world.draw(requests, np.random.default_rng([seed, 0]))
+    population = world.draw(20_000, np.random.default_rng([seed, 2]))
+    log, featurizer = serve(settings, served, Behaviour(), seed)
+    return compare(settings, log, featurizer, population, cost_weight)

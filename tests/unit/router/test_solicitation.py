@@ -216,7 +216,7 @@ def test_the_random_part_is_in_the_share_and_does_not_look_at_values(random_part
     asks = [solicitor.should_solicit(v, 0.5, 2) for v in values]
     assert np.mean([bool(a.reason) for a in asks]) == pytest.approx(0.1, rel=0.05)
     at_random = np.array([a.reason == "random" for a in asks])
-    assert at_random.mean() == pytest.approx(0.1 * random_part, rel=0.08)
+    assert at_random.mean() == pytest.approx(0.1 * random_part, rel=0.12)
     assert abs(values[at_random].mean()) < 3 / math.sqrt(at_random.sum())
 
 
@@ -228,7 +228,7 @@ def test_a_worthless_rating_is_asked_for_at_random_all_the_same() -> None:
 def test_the_probability_is_the_frequency_with_which_an_answer_is_asked_for() -> None:
     rng, dice = np.random.default_rng(3), random.Random(3)
     solicitor = Solicitor(0.1, 0.4, dice)
-    seldom = 0.01
+    seldom = 0.05
     asks = []
     for value in rng.normal(size=60_000):
         propensity = seldom if rng.random() < seldom else 1 - seldom
@@ -240,5 +240,5 @@ def test_the_probability_is_the_frequency_with_which_an_answer_is_asked_for() ->
         restored = sum(1 / a.probability for a in own if a.reason)
         assert restored == pytest.approx(len(own), rel=0.15)
     rare = [a for p, a in asks if p == seldom and a.probability < 1]
-    assert rare[0].probability == pytest.approx(0.04 * (1 + 50) / 2)
+    assert rare[0].probability == pytest.approx(0.04 * (1 + 10) / 2)
     assert {a.reason for _, a in asks if a.probability == 1} == {"random", "value"}
