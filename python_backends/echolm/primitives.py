@@ -191,15 +191,17 @@ class Choice:
         propensity: the probability with which it was drawn.
         probabilities: the probability of every eligible LLM, by name.
         quality: the bandit's estimate of the answer's quality, clipped to 0..1.
-        rating_value: see :func:`echolm.bandit.rating_value.value_of_rating`.
+        rating_value: see :func:`echolm.bandit.rating_value.value_of_rating`; minus infinity where
+            nothing was drawn.
         statistics: see :class:`Decision`.
+        doubt: probability that the LLM which seems best is not, as far as is known, 0..1.
     """
 
     arm: str
     propensity: float
     probabilities: Mapping[str, float]
     quality: float
-    rating_value: float = 0.0
+    rating_value: float = -math.inf
     statistics: int = 0
 
 

@@ -18,7 +18,9 @@ The learning log gets what a caller's feedback would be there, too: a ``preferen
 from judges that compare, and ``rating`` events from others. Their ``source`` is ``judge:<kind>``,
 and ``judging`` is an object:
 
-- ``reason``, and ``probability``: that with which an answer is drawn at random; 0 for other reasons
+- ``reason``, and ``probability``: that with which such a rating is made; 0 unless it was drawn at
+  random; ``propensity``: :func:`~echolm.judges.events.rated_propensity`; ``request_id``: of the
+  answer that was served
 - ``asked``: whether the answer was made for the judgement; in a preference a list of those of
   ``better`` and ``worse`` that were. The propensity of such an answer is that of being asked, and
   off-policy estimates of what was served must drop it.
@@ -34,14 +36,15 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from echolm.errors import EchoError
 from echolm.judges.base import Judge, Judgement, spent_tokens
+from echolm.judges.events import Judged, JudgedAnswer, judged_events, rated_propensity
 from echolm.learning.event_log import EventLog
-from echolm.learning.feedback import JUDGE_SOURCE, PREFERENCE, RATING, describe
+from echolm.learning.feedback import describe
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import AUTO, Decision, Served
@@ -232,9 +235,10 @@ class JudgingService:
         can serve, the large one in 93%, from 0.79 to 0.90 of these requests (worst seed: 0.36 to
         0.84), and one that is right in 75% from 0.14 to 0.06.
         """
-        share = self.warm_up.share(bool(served.retrieved.examples)) if self.warm_up else 0.0
-        # In this order: the doubt is seldom needed, and takes longer.
-        return self.rng.random() < share and self.rng.random() < self.policy.doubt(served.x)
+        if self.warm_up is None:
+            return False
+        share = self.warm_up.share(bool(served.retrieved.examples))
+        return self.rng.random() < share * served.choice.doubt
 
     def _refusal(self) -> str:
         if sum(self.load.in_flight(name) for name in self.endpoints) > self._most_in_flight:
@@ -272,62 +276,38 @@ class JudgingService:
         if judgement.score is None:
             return False
         # What grading the other answer costs belongs to the judgement.
-        ratings = [(candidate, judgement.score)]
+        other = Judgement(None)
         if self.judge.scale == "absolute":
             other = await self._ask_judge(served, reference.text, None, spent)
-            if other.score is not None:
-                ratings.append((reference, other.score))
+        result = Judged(judgement.score, other.score, spent.tokens, judgement.consistent)
         judging = {
             "reason": case.reason,
             "probability": self.sampler.probability if case.reason == "random" else 0.0,
+            "request_id": served.decision.request_id,
             "tokens": spent.tokens,
             "seconds": round(time.perf_counter() - started, 3),
         }
-        if self.judge.scale == "preference":
-            await self._log_preference(candidate, reference, judgement, case.reason, judging)
-        else:
-            await self._log_ratings(ratings, judging)
+        sides = (candidate, reference)
+        first, second = (self._judged_answer(served, side) for side in sides)
+        for kind, body in judged_events(self.judge, result, first, second, judging):
+            await asyncio.to_thread(self.log.append, kind, body)
+        self._count(sides, result, case.reason)
         return True
 
-    async def _log_preference(
-        self,
-        candidate: _Side,
-        reference: _Side,
-        judgement: Judgement,
-        reason: Reason,
-        judging: Mapping[str, Any],
-    ) -> None:
-        assert judgement.score is not None
-        won = ((judgement.score, candidate), (1.0 - judgement.score, reference))
-        (share, better), (_, worse) = won if judgement.score >= 0.5 else won[::-1]
-        sides = {"better": better, "worse": worse}
-        body = {
-            **{name: describe(side.decision) for name, side in sides.items()},
-            "share": share,
-            "source": JUDGE_SOURCE + self.judge.kind,
-            "judging": {
-                **judging,
-                "asked": [name for name, side in sides.items() if side.asked],
-                "consistent": judgement.consistent,
-            },
-        }
-        await asyncio.to_thread(self.log.append, PREFERENCE, body)
-        for share, side in won:
-            self.metrics.compared(side.decision.llm, reason, share)
+    def _judged_answer(self, served: Served, side: _Side) -> JudgedAnswer:
+        drawn, llm = served.choice.probabilities, side.decision.llm
+        propensity = rated_propensity(drawn, llm, self._reference, list(self.endpoints))
+        return JudgedAnswer(describe(side.decision), side.asked, propensity)
 
-    async def _log_ratings(
-        self, ratings: Sequence[tuple[_Side, float]], judging: Mapping[str, Any]
-    ) -> None:
-        for side, score in ratings:
-            body = {
-                **describe(side.decision),
-                "score": score,
-                "source": JUDGE_SOURCE + self.judge.kind,
-                "judging": {**judging, "asked": side.asked},
-            }
-            await asyncio.to_thread(self.log.append, RATING, body)
-            self.metrics.rated(side.decision.llm, score, side.decision.quality)
-            judging = {**judging, "tokens": 0, "seconds": 0.0}
+    def _count(self, sides: tuple[_Side, _Side], result: Judged, reason: Reason) -> None:
+        assert result.score is not None
+        if self.judge.scale == "preference":
+            for side, share in zip(sides, (result.score, 1.0 - result.score), strict=True):
+                self.metrics.compared(side.decision.llm, reason, share)
+            return
+        for side, score in zip(sides, (result.score, result.reference_score), strict=True):
+            if score is not None:
+                self.metrics.rated(side.decision.llm, score, side.decision.quality)
 
     async def _ask_judge(
         self, served: Served, answer: str, reference: str | None, spent: _Spent

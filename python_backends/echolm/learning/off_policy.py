@@ -3,34 +3,61 @@
 Estimators of Dudík, Langford and Li, "Doubly Robust Policy Evaluation and Learning" (ICML 2011,
 arXiv 1103.4601); the self-normalised one of Swaminathan and Joachims (NeurIPS 2015). With
 contexts x, arms a drawn with logged propensities p and rewards r, a target policy pi(a|x) has
-the importance weights w = pi(a|x) / p:
+the importance weights w = pi(a|x) / p. Only some decisions are rated, with a probability that
+depends on x and on the arm; each rating stands for s decisions, the inverse of its probability
+(Horvitz and Thompson 1952). Callers answer when they like, so only the ratio of two values of s
+is known, and sums are divided by sums (Hájek 1971):
 
-- IPS: mean of w r. Unbiased where p > 0 wherever pi > 0; large weights make it noisy.
-- SNIPS: sum of w r over sum of w. A little biased, far less noisy, stays within the rewards'
-  range, and shifts with them.
-- DR: mean of sum_a pi(a|x) q(x, a) + w (r - q(x, a)), with a model q of the reward. Unbiased
-  if either the propensities or q are right; noisy only by what q leaves unexplained.
+- IPS: sum of s w r over sum of s. Right where p > 0 wherever pi > 0; large weights make it noisy.
+- SNIPS: sum of s w r over sum of s w. Less noisy, stays within the rewards' range, and shifts
+  with them.
+- DR: sum of s (sum_a pi(a|x) q(x, a) + w (r - q(x, a))) over sum of s, with a model q of the
+  reward. Right if either the propensities or q are; noisy only by what q leaves unexplained.
 
-They speak of the population that the log is a sample of. Ratings that callers give of their own
-accord, or that the router solicits, are not a random sample of all requests.
+Which ratings are samples of known probability:
+
+- those that were asked for, with ``solicit_probability``: the valuable ones (s is 1) as well as
+  those drawn at random (s is large). Valuable ones are often of arms that are seldom drawn, so
+  together they err less than the random ones alone, and counted alike they would err far more.
+  Callers must answer a question alike often, whatever they think of the answer;
+- a judge's of requests picked at random, with ``judging.probability`` and the propensity that one
+  of both judged answers is by that LLM (:mod:`echolm.judges.service`).
+
+What callers rate of their own accord is a sample of nobody knows what, and is used by default
+only where there is nothing else.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echolm.errors import InvalidRequestError
 from echolm.learning.event_log import Event
-from echolm.learning.feedback import RATING
+from echolm.learning.feedback import RATING, is_judged
 
 Probabilities = NDArray[np.float64]
 """A target policy at the logged contexts: pi(a|x), FP64 [n, arms], rows that sum to 1."""
+
+Ratings = Literal["sampled", "asked", "judged", "volunteered", "all"]
+"""Which ratings are used.
+
+``sampled``: those asked for and judged; volunteered ones if there are none. ``all``: the same, and
+callers' ratings count alike whether they were asked for or not, as is right if callers do not
+care.
+"""
+
+Convert = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+"""A context of some version of the request statistics as one of the present version.
+
+ValueError if it cannot be converted.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,9 +67,17 @@ class LoggedDecisions:
     Attributes:
         arms: names of all arms, [k].
         contexts: FP64 [n, d].
-        drawn: index of the arm that was drawn, INT64 [n].
+        drawn: index of the arm that was drawn, INT64 [n]; -1 for one that is not in ``arms``.
         propensities: probability with which it was drawn, FP64 [n], in (0, 1].
         rewards: FP64 [n].
+        weights: decisions that each stands for, up to a factor common to its kind, FP64 [n]; 1 by
+            default.
+        requests: number of the request, INT64 [n]: answers of one request are not independent. By
+            default each row is a request.
+        order: when each was rated first, as the number of the event in the log, INT64 [n].
+        kinds: which of the kinds of ratings each is, as an index, INT64 [n]. Each kind is a sample
+            of all decisions, of its own unknown size. By default there is one.
+        kind_names: of the kinds; see ``Ratings``.
 
     Raises:
         InvalidRequestError: sizes do not fit, or a value is out of range.
@@ -53,16 +88,30 @@ class LoggedDecisions:
     drawn: NDArray[np.int64]
     propensities: NDArray[np.float64]
     rewards: NDArray[np.float64]
+    weights: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    requests: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    order: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    kinds: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    kind_names: tuple[str, ...] = ("",)
 
     def __post_init__(self) -> None:
         n = len(self.rewards)
-        sizes = [len(self.contexts), len(self.drawn), len(self.propensities)]
-        if n == 0 or self.contexts.ndim != 2 or sizes != [n] * 3:
+        numbers = np.arange(n)
+        defaults = {"weights": np.ones(n), "requests": numbers, "order": numbers}
+        defaults["kinds"] = np.zeros(n, dtype=np.int64)
+        for name, default in defaults.items():
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, default)
+        columns = [getattr(self, name) for name in _COLUMNS]
+        sizes = [len(column) for column in columns]
+        if n == 0 or self.contexts.ndim != 2 or sizes != [n] * len(columns):
             expected = "at least one, with as many values of each kind"
             raise InvalidRequestError.of("decisions", expected, [n, *sizes])
         if not ((self.propensities > 0) & (self.propensities <= 1)).all():
             raise InvalidRequestError.of("propensities", "numbers in (0, 1]", "others")
-        if not ((self.drawn >= 0) & (self.drawn < len(self.arms))).all():
+        if not ((self.weights > 0) & np.isfinite(self.weights)).all():
+            raise InvalidRequestError.of("weights", "numbers above 0", "others")
+        if not ((self.drawn >= -1) & (self.drawn < len(self.arms))).all():
             raise InvalidRequestError.of("drawn", f"indices below {len(self.arms)}", "others")
 
     def __len__(self) -> int:
@@ -70,12 +119,19 @@ class LoggedDecisions:
 
     def part(self, rows: slice | NDArray[np.int64] | NDArray[np.bool_]) -> LoggedDecisions:
         """Some of the decisions."""
-        names = ("contexts", "drawn", "propensities", "rewards")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
+    def sources(self) -> dict[str, int]:
+        """How many ratings are of which kind."""
+        found = Counter(self.kind_names[k] for k in self.kinds.tolist())
+        return dict(found)
 
     def always(self, arm: str) -> Probabilities:
         """The policy that always draws one arm."""
         return np.tile(np.eye(len(self.arms))[self.arms.index(arm)], (len(self), 1))
+
+
+_COLUMNS = [f.name for f in fields(LoggedDecisions) if f.name not in ("arms", "kind_names")]
 
 
 @dataclass(frozen=True)
@@ -83,10 +139,10 @@ class Estimate:
     """An estimated mean reward.
 
     Attributes:
-        standard_error: NaN if there is but one decision.
-        effective_sample_size: (sum w)^2 / sum w^2: decisions drawn by the target itself that
-            would say as much.
-        clipped: share of the weights that were cut to the limit, which makes a bias.
+        standard_error: NaN if there is but one request.
+        effective_sample_size: (sum s w)^2 / sum (s w)^2, of all kinds together: decisions drawn by
+            the target itself that would say as much.
+        clipped: share of the importance weights that were cut to the limit, which makes a bias.
     """
 
     value: float
@@ -95,8 +151,13 @@ class Estimate:
     clipped: float
 
 
+def logged_mean(log: LoggedDecisions) -> Estimate:
+    """The mean reward of the policy that was followed."""
+    return _ratio(log, log.rewards, np.ones(len(log)), np.ones(len(log)), 0.0)
+
+
 def ips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.inf) -> Estimate:
-    """Inverse propensity score.
+    """Inverse propensity score; NaN if the log holds nothing that the target would draw.
 
     Args:
         max_weight: larger importance weights are cut to this: less noise, some bias.
@@ -104,23 +165,14 @@ def ips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.in
     Raises:
         InvalidRequestError: the target does not fit the log.
     """
-    w, clipped = _weights(log, target, max_weight)
-    return _mean(w * log.rewards, w, clipped)
+    w, clipped = _importance(log, target, max_weight)
+    return _ratio(log, w * log.rewards, np.ones(len(log)), w, clipped)
 
 
 def snips(log: LoggedDecisions, target: Probabilities, max_weight: float = math.inf) -> Estimate:
-    """Self-normalised inverse propensity score; arguments as in :func:`ips`.
-
-    NaN if the log holds nothing that the target would draw. The standard error is the delta
-    method's.
-    """
-    w, clipped = _weights(log, target, max_weight)
-    total = w.sum()
-    if total == 0:
-        return Estimate(math.nan, math.nan, 0.0, clipped)
-    value = float(w @ log.rewards / total)
-    error = math.sqrt(float(((w * (log.rewards - value)) ** 2).sum())) / total
-    return Estimate(value, float(error), _effective(w), clipped)
+    """Self-normalised inverse propensity score; see :func:`ips`."""
+    w, clipped = _importance(log, target, max_weight)
+    return _ratio(log, w * log.rewards, w, w, clipped)
 
 
 def doubly_robust(
@@ -136,10 +188,11 @@ def doubly_robust(
     """
     if reward_model.shape != target.shape:
         raise InvalidRequestError.of("reward_model", f"shape {target.shape}", reward_model.shape)
-    w, clipped = _weights(log, target, max_weight)
+    w, clipped = _importance(log, target, max_weight)
     direct = (target * reward_model).sum(axis=1)
+    # Of an arm that is not among these nothing is predicted, and its importance weight is 0.
     residual = log.rewards - reward_model[np.arange(len(log)), log.drawn]
-    return _mean(direct + w * residual, w, clipped)
+    return _ratio(log, direct + w * residual, np.ones(len(log)), w, clipped)
 
 
 def fit_reward_model(
@@ -167,62 +220,159 @@ def fit_reward_model(
     return q
 
 
+@dataclass
+class _Rating:
+    """A rating that may be used, before the kinds are brought together."""
+
+    kind: str
+    order: int
+    drawn: int
+    context: NDArray[np.float32]
+    statistics: int
+    propensity: float
+    weight: float
+    score: float
+    request: str
+
+
 def read_ratings(
-    events: Iterable[Event], arms: Sequence[str], revisions: Mapping[str, str] | None = None
+    events: Iterable[Event],
+    arms: Sequence[str],
+    revisions: Mapping[str, str] | None = None,
+    ratings: Ratings = "sampled",
+    convert: Convert | None = None,
 ) -> tuple[LoggedDecisions, dict[str, int]]:
     """The rated decisions of a learning log, in the order of their first rating.
 
-    The last rating of an answer counts. Others are dropped and counted by reason:
+    The last rating of an answer counts, a judge's apart from the caller's. An answer by an LLM
+    that is not configured is one of an arm that no policy draws: it belongs to what was asked of
+    the router, and says so. Others are dropped and counted by reason:
 
     - ``forced``: the caller named the LLM, or another one stood in; nothing was drawn.
     - ``revision``: the answer is an LLM's that was replaced since.
-    - ``unknown llm``: no configured LLM has that name.
+    - ``judged, no sample``: the judge's rating is no sample of known probability.
+    - ``asked``, ``judged``, ``volunteered``: of a kind that ``ratings`` excludes.
     - ``damaged``: a field is missing or out of range.
-    - ``context``: it has another dimension than most have.
+    - ``context``: it has another dimension than most have, or cannot be converted.
 
     Args:
         arms: names of the LLMs, in the order of the policies' columns.
         revisions: the current revision of each LLM (default ``""``); None takes all.
+        convert: brings contexts to the present request statistics; without, those of the version
+            that most have are kept.
 
     Raises:
         InvalidRequestError: nothing is left.
     """
     index = {name: i for i, name in enumerate(arms)}
     dropped: Counter[str] = Counter()
-    found: dict[str, tuple[int, NDArray[np.float64], float, float]] = {}
-    for event in events:
+    found: dict[tuple[bool, str], _Rating] = {}
+    for order, event in enumerate(events):
         if event.kind != RATING:
             continue
         body = event.body
         try:
-            llm, propensity = str(body["llm"]), float(body["propensity"])
-            score, request_id = float(body["score"]), str(body["request_id"])
-            x = np.asarray(body["context"], dtype=np.float64)
-            usable = x.ndim == 1 and np.isfinite(x).all() and 0 <= score <= 1 and propensity > 0
-        except (KeyError, TypeError, ValueError, OverflowError):
-            usable = False
-        if not usable:
+            rating = _read(body, index, order)
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):
             dropped["damaged"] += 1
-        elif llm not in index:
-            dropped["unknown llm"] += 1
-        elif revisions is not None and body.get("revision", "") != revisions.get(llm, ""):
+            continue
+        llm = str(body["llm"])
+        current = revisions is None or body.get("revision", "") == revisions.get(llm, "")
+        if llm in index and not current:
             dropped["revision"] += 1
-        elif propensity >= 1.0 and len(arms) > 1:
+        elif rating.weight == 0.0:
+            dropped["judged, no sample"] += 1
+        elif rating.propensity >= 1.0 and len(arms) > 1:
             dropped["forced"] += 1
         else:
-            found[request_id] = (index[llm], x, propensity, score)
-    if not found:
+            key = (is_judged(body), str(body["request_id"]))
+            if key in found:
+                rating.order = found[key].order
+            found[key] = rating
+    kept = _chosen(list(found.values()), ratings, dropped)
+    kept = _converted(kept, convert, dropped)
+    if not kept:
         expected = "ratings of answers whose LLM the router drew"
-        raise InvalidRequestError.of("learning log", expected, "none")
-    [(usual, _)] = Counter(len(row[1]) for row in found.values()).most_common(1)
-    kept = [row for row in found.values() if len(row[1]) == usual]
-    if len(kept) < len(found):
-        dropped["context"] = len(found) - len(kept)
-    drawn, contexts, propensities, rewards = map(np.array, zip(*kept, strict=True))
-    return LoggedDecisions(tuple(arms), contexts, drawn, propensities, rewards), dict(dropped)
+        others = f"; others: {dict(dropped)}" if dropped else ""
+        raise InvalidRequestError.of("learning log", expected, f"none{others}")
+    requests, kinds = (
+        {name: i for i, name in enumerate(dict.fromkeys(names))}
+        for names in ([r.request for r in kept], [r.kind for r in kept])
+    )
+    log = LoggedDecisions(
+        tuple(arms),
+        np.stack([r.context for r in kept]).astype(np.float64),
+        np.array([r.drawn for r in kept]),
+        np.array([r.propensity for r in kept]),
+        np.array([r.score for r in kept]),
+        np.array([r.weight for r in kept]),
+        np.array([requests[r.request] for r in kept]),
+        np.array([r.order for r in kept]),
+        np.array([kinds[r.kind] for r in kept]),
+        tuple(kinds),
+    )
+    return log, dict(dropped)
 
 
-def _weights(
+def _read(body: Mapping[str, Any], index: Mapping[str, int], order: int) -> _Rating:
+    """A rating from an event's body; any of several errors if it is damaged."""
+    kind, request, propensity = "volunteered", str(body["request_id"]), float(body["propensity"])
+    weight = 1.0
+    if is_judged(body):
+        kind, judging = "judged", body.get("judging", {})
+        if "probability" in judging:
+            if weight := float(judging["probability"]):
+                weight, propensity = 1.0 / weight, float(judging["propensity"])
+        elif judging.get("asked") or judging.get("solicited"):
+            weight = 0.0  # by an earlier version, which did not log all of the probability
+        request = str(judging.get("request_id", request))
+    elif body.get("solicited"):
+        kind, weight = "asked", 1.0 / min(1.0, float(body["solicit_probability"]))
+    x = np.asarray(body["context"], dtype=np.float32)
+    score, drawn = float(body["score"]), index.get(str(body["llm"]), -1)
+    usable = x.ndim == 1 and np.isfinite(x).all() and 0 <= score <= 1
+    if not (usable and propensity > 0 and 0 <= weight < math.inf):
+        raise ValueError("rating: expected finite numbers within their ranges")
+    statistics = int(body.get("statistics", 0))
+    return _Rating(kind, order, drawn, x, statistics, propensity, weight, score, request)
+
+
+def _chosen(found: list[_Rating], ratings: Ratings, dropped: Counter[str]) -> list[_Rating]:
+    """Those of the kinds that are wanted."""
+    kinds: set[str] = {ratings}
+    if ratings == "sampled":
+        kinds = {"asked", "judged"} & {r.kind for r in found} or {"volunteered"}
+    elif ratings == "all":
+        kinds = {"asked", "judged", "volunteered"}
+        for rating in found:
+            if rating.kind != "judged":
+                rating.weight = 1.0
+    dropped.update(r.kind for r in found if r.kind not in kinds)
+    return [r for r in found if r.kind in kinds]
+
+
+def _converted(
+    found: list[_Rating], convert: Convert | None, dropped: Counter[str]
+) -> list[_Rating]:
+    """Those whose contexts can be compared."""
+    kept = []
+    [(usual, _)] = Counter(r.statistics for r in found).most_common(1) or [(0, 0)]
+    for rating in found:
+        try:
+            if convert is not None:
+                rating.context = convert(rating.context, rating.statistics)
+            elif rating.statistics != usual:
+                raise ValueError("context: of other request statistics")
+            kept.append(rating)
+        except ValueError:
+            dropped["context"] += 1
+    [(size, _)] = Counter(len(r.context) for r in kept).most_common(1) or [(0, 0)]
+    if others := sum(len(r.context) != size for r in kept):
+        dropped["context"] += others
+    return [r for r in kept if len(r.context) == size]
+
+
+def _importance(
     log: LoggedDecisions, target: Probabilities, max_weight: float
 ) -> tuple[NDArray[np.float64], float]:
     """Importance weights, FP64 [n], and the share that was clipped."""
@@ -231,16 +381,39 @@ def _weights(
         raise InvalidRequestError.of("target", f"probabilities of shape {shape}", target.shape)
     if (target < 0).any() or not np.allclose(target.sum(axis=1), 1.0, atol=1e-6):
         raise InvalidRequestError.of("target", "probabilities that sum to 1 in each row", "others")
-    w = target[np.arange(len(log)), log.drawn] / log.propensities
+    wanted = np.where(log.drawn >= 0, target[np.arange(len(log)), log.drawn], 0.0)
+    w = wanted / log.propensities
     return np.minimum(w, max_weight), float((w > max_weight).mean())
 
 
-def _mean(terms: NDArray[np.float64], w: NDArray[np.float64], clipped: float) -> Estimate:
-    n = len(terms)
-    error = float(terms.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return Estimate(float(terms.mean()), error, _effective(w), clipped)
+def _ratio(
+    log: LoggedDecisions,
+    terms: NDArray[np.float64],
+    units: NDArray[np.float64],
+    w: NDArray[np.float64],
+    clipped: float,
+) -> Estimate:
+    """Sum of the weighted terms over that of the weighted units.
 
-
-def _effective(w: NDArray[np.float64]) -> float:
-    squares = float((w**2).sum())
-    return float(w.sum()) ** 2 / squares if squares else 0.0
+    Each kind of ratings gives an estimate of its own, and their mean errs least if each counts by
+    its effective sample size. The standard error is the delta method's, over requests.
+    """
+    value = effective = 0.0
+    errors = np.zeros(len(log))
+    for kind in np.unique(log.kinds):
+        rows = log.kinds == kind
+        s, sw = log.weights[rows], log.weights[rows] * w[rows]
+        if not sw.any():
+            continue  # it says nothing about the target
+        size = float(sw.sum() ** 2 / (sw**2).sum())
+        total = float(s @ units[rows])
+        own = float(s @ terms[rows]) / total
+        errors[rows] = size / total * s * (terms[rows] - own * units[rows])
+        value += size * own
+        effective += size
+    if effective == 0.0:
+        return Estimate(math.nan, math.nan, 0.0, clipped)
+    n = len(np.unique(log.requests))
+    squares = float((np.bincount(log.requests, errors) ** 2).sum())
+    error = math.sqrt(squares * n / (n - 1)) / effective if n > 1 else math.nan
+    return Estimate(value / effective, error, effective, clipped)

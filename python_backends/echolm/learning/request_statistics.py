@@ -27,7 +27,7 @@ LEAST_SAMPLE = 64
 _PAIRS = 20_000  # random pairs of requests whose cosines are measured
 _LEAST_NEAREST = 32  # requests with candidates from which on their cosines are measured
 # What is assumed before anything was measured.
-_UNRELATED, _NEAREST, _LOG_LENGTHS = (0.25, 0.45, 0.6), (0.6, 0.75, 0.9), (3.7, 5.0, 6.3)
+_UNRELATED, _NEAREST, _LOG_LENGTHS = (0.25, 0.45, 0.6), (0.6, 0.75, 0.9), (2.5, 5.0, 7.5)
 _DECILES = (0.1, 0.5, 0.9)
 
 Quantiles = tuple[float, float, float]

@@ -37,7 +37,7 @@ class FeedbackTokens:
         """The token of an answer."""
         d = decision
         context = base64.b64encode(d.context.astype("<f2").tobytes()).decode("ascii")
-        fields = [d.request_id, d.tenant, d.llm, context, round(d.propensity, 4)]
+        fields = [d.request_id, d.tenant, d.llm, context, float(f"{d.propensity:.6g}")]
         fields += [round(d.quality, 4), list(d.example_ids), d.selection, d.revision]
         fields += [d.statistics, d.solicited, round(d.solicit_probability, 5)]
         return str(self._serializer.dumps(fields))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echolm.bandit.features import DIMENSION, Featurizer
-from echolm.bandit.thompson import ThompsonSampling, probability_of_best
+from echolm.bandit.thompson import ThompsonSampling
 from echolm.load.bias import LoadBias
 from echolm.primitives import AUTO, Choice, Decision, Request, Retrieved, Selected
 from echolm.retrieval.record import used_selection
@@ -52,17 +52,6 @@ class Policy:
         choices = self._bandit.choose_many(contexts, self._bias(), self._rng, eligible)
         version = statistics.version
         return [(x, replace(c, statistics=version)) for x, c in zip(contexts, choices, strict=True)]
-
-    def doubt(self, x: NDArray[np.float32]) -> float:
-        """Probability that another LLM is the best one than the one that seems to be.
-
-        It is that of the posterior, with no caution and no load, unlike an LLM's propensity.
-        """
-        bandit = self._bandit
-        means, stds = bandit.predict(x[None])
-        penalties = np.array([bandit.cost_weight * bandit.costs[name] for name in bandit.arms])
-        best = probability_of_best(means, stds, penalties, np.ones(means.shape, dtype=np.bool_))
-        return 1.0 - float(best.max())
 
     def empty_context(self) -> NDArray[np.float32]:
         """The context of a request about which nothing can be told: zeros, FP32 [d]."""

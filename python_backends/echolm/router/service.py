@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,8 @@ class RouterService:
     def __post_init__(self) -> None:
         # Requests come back from retrieval in batches, so they are decided on in batches, too.
         self._decisions = Batcher(self._decide_together, MAX_BATCH_SIZE, max_running=1)
-        self.solicitor = Solicitor(self.settings.routing.solicit_share)
+        routing = self.settings.routing
+        self.solicitor = Solicitor(routing.solicit_share, routing.solicit_random)
 
     async def answer(self, request: Request, on_text: OnText | None = None) -> Answer:
         """Answer one request.
@@ -101,22 +102,27 @@ class RouterService:
         )
         if llm != chosen:
             choice = self._stand_in_choice(x, llm, choice.statistics)
-        solicited = self.solicitor.should_solicit(choice.rating_value)
         revision = self.endpoints[llm].settings.revision
         decision = decision_record(request_id, request, retrieved, x, choice, used, revision)
+        arms = sum(p > 0.0 for p in choice.probabilities.values())
+        if arms > 1:  # nobody is asked about an LLM of their own choice
+            ask = self.solicitor.should_solicit(choice.rating_value, choice.propensity, arms)
+            decision = replace(decision, solicited=ask.reason, solicit_probability=ask.probability)
         answer = Answer(
             **vars(completion),
             llm=llm,
             example_ids=decision.example_ids,
             predicted_quality=choice.quality,
-            solicit_feedback=solicited,
+            solicit_feedback=bool(decision.solicited),
             feedback_token=self.tokens.dump(decision),
             degraded="; ".join(notes),
         )
         self.metrics.answered(answer, chosen, self.clock() - started)
         self._submit(request, retrieved, answer)
-        served = Served(request, retrieved, x, choice, decision, answer.text, solicited)
-        self.observer.served(served)
+        solicited = bool(decision.solicited)
+        self.observer.served(
+            Served(request, retrieved, x, choice, decision, answer.text, solicited)
+        )
         return answer
 
     async def _retrieve(self, request: Request, notes: list[str]) -> Retrieved:

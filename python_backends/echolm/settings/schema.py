@@ -177,6 +177,11 @@ class Settings(BaseSettings):
         return self.data_dir / "examples.statistics.sqlite"
 
     @property
+    def past_traffic_path(self) -> Path:
+        """File that says what was learnt from past traffic."""
+        return self.data_dir / "past_traffic.sqlite"
+
+    @property
     def load_table_path(self) -> Path:
         """Shared-memory file of all routers' load."""
         return Path(self.routing.load_table or self.data_dir / "load.table")

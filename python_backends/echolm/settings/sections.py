@@ -143,7 +143,10 @@ class RoutingSettings(Section):
     exploration_floor: float = Field(0.005, ge=0, lt=1)
     """Least probability with which each LLM is drawn."""
     solicit_share: float = Field(0.05, ge=0, le=1)
-    """Share of answers whose rating is asked for, since it would improve routing most."""
+    """Share of answers whose rating is asked for."""
+    solicit_random: float = Field(0.5, ge=0, le=1)
+    """Part of the ratings asked for that is drawn at random, from which `echolm estimate` can tell
+    what other policies would score; the others are those that would improve routing most."""
     warm_up_ratings: int = Field(60, ge=0)
     """Ratings and comparisons, with and without examples each, until which an LLM gets no requests
     of that kind: the strongest LLM answers, and the others are asked beside it and judged. 0 turns

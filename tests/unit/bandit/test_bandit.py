@@ -258,6 +258,8 @@ def test_less_exploration_makes_a_choice_firmer_and_none_makes_it_certain() -> N
     shares = []
     for exploration in (1.0, 0.25, 0.0):
         arms = {"good": arm(0.7), "poor": arm(0.5)}
+        for one in arms.values():
+            one.evidence = (50.0, 50.0)
         learner = ThompsonSampling(arms, {"good": 0, "poor": 0}, RATE, 0.0, exploration)
         shares.append(learner.choose(x, {}, np.random.default_rng(0)).probabilities["good"])
     assert 0.5 < shares[0] < shares[1] < shares[2] == pytest.approx(1.0)

@@ -172,6 +172,98 @@ def test_impossible_propensities_are_refused(propensity: float) -> None:
         replace(log, propensities=np.array([0.5, propensity, 0.5]))
 
 
+# Decisions of which only some are rated
+
+
+class Asked(World):
+    """The same decisions, of which few are rated: where x[1] is high, and rare arms, more often."""
+
+    def __init__(self, seed: int, n: int = 6_000) -> None:
+        super().__init__(seed, n)
+        valuable = (self.x[:, 1] > 0.9) | (self.log.propensities < 0.15) & (self.x[:, 2] > 0.8)
+        self.probability = np.where(valuable, 1.0, 0.1)
+        rated = self.rng.random(n) < 0.6 * self.probability  # six callers in ten answer
+        self.expected, self.logging = self.expected[rated], self.logging[rated]
+        self.x, probability = self.x[rated], self.probability[rated]
+        self.log = replace(self.log.part(rated), weights=1.0 / probability)
+
+
+@pytest.fixture(scope="module")
+def asked_runs() -> dict[str, list[Estimate]]:
+    found: dict[str, list[Estimate]] = {"ips": [], "snips": [], "dr": [], "naive": []}
+    for seed in SEEDS:
+        world = Asked(seed)
+        log, target = world.log, world.target()
+        alike = replace(log, weights=np.ones(len(log)))
+        found["ips"].append(ips(log, target))
+        found["snips"].append(snips(log, target))
+        found["dr"].append(doubly_robust(log, target, fit_reward_model(log)))
+        found["naive"].append(snips(alike, target))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["ips", "snips", "dr"])
+def test_an_estimate_is_right_where_some_answers_are_rated_more_often_than_others(
+    asked_runs: dict[str, list[Estimate]], kind: str
+) -> None:
+    values = np.array([e.value for e in asked_runs[kind]])
+    errors = np.array([e.standard_error for e in asked_runs[kind]])
+    assert abs(values.mean() - TRUTH) < 3 * values.std() / np.sqrt(len(values)) + 0.002
+    assert errors.mean() == pytest.approx(values.std(), rel=0.2)
+    assert 0.9 < np.mean(np.abs(values - TRUTH) < 2 * errors) <= 0.995
+
+
+def test_counting_all_ratings_alike_is_wrong(asked_runs: dict[str, list[Estimate]]) -> None:
+    naive = np.array([e.value for e in asked_runs["naive"]])
+    right = np.array([e.value for e in asked_runs["snips"]])
+    assert abs(naive.mean() - TRUTH) > 5 * abs(right.mean() - TRUTH) + 0.02
+
+
+def test_kinds_of_ratings_are_brought_together_and_err_less_than_each() -> None:
+    found: dict[str, list[Estimate]] = {"first": [], "second": [], "both": []}
+    for seed in SEEDS:
+        first, second = Asked(seed).log, Asked(1_000 + seed).log
+        # The second kind has weights of another size: only their ratios are known.
+        second = replace(second, weights=50.0 * second.weights)
+        names = ("contexts", "drawn", "propensities", "rewards", "weights")
+        both = LoggedDecisions(
+            ARMS,
+            *(np.concatenate([getattr(first, n), getattr(second, n)]) for n in names),
+            kinds=np.repeat([0, 1], [len(first), len(second)]),
+            kind_names=("asked", "judged"),
+        )
+        for name, log in (("first", first), ("second", second), ("both", both)):
+            found[name].append(snips(log, log.always("medium")))
+        assert both.sources() == {"asked": len(first), "judged": len(second)}
+    spread = {name: np.std([e.value for e in runs]) for name, runs in found.items()}
+    assert spread["both"] < 0.85 * min(spread["first"], spread["second"])
+    errors = [e.standard_error for e in found["both"]]
+    assert np.mean(errors) == pytest.approx(spread["both"], rel=0.2)
+
+
+def test_answers_of_one_request_count_as_one_draw() -> None:
+    world = World(7, 500)
+    twice = world.log.part(np.repeat(np.arange(500), 2))
+    once, both = (snips(log, log.always("small")) for log in (world.log, twice))
+    assert both.value == pytest.approx(once.value)
+    assert both.standard_error == pytest.approx(once.standard_error)
+
+
+def test_an_arm_that_is_not_known_is_part_of_what_was_asked() -> None:
+    world = World(8, 20_000)
+    stored = world.rng.random(len(world.log)) < 0.3  # a fourth arm answers three requests in ten
+    log = replace(
+        world.log,
+        drawn=np.where(stored, -1, world.log.drawn),
+        propensities=np.where(stored, 0.3, 0.7 * world.log.propensities),
+    )
+    for estimate in (
+        ips(log, world.target()),
+        doubly_robust(log, world.target(), fit_reward_model(log)),
+    ):
+        assert abs(estimate.value - TRUTH) < 3 * estimate.standard_error
+
+
 # Reading the learning log
 
 
@@ -201,7 +293,7 @@ def test_ratings_without_a_draw_are_dropped_and_counted() -> None:
     log, dropped = read(
         body("a"),
         body("b", propensity=1.0),
-        body("c", llm="gone"),
+        body("c", llm="gone"),  # one of what was asked of the router, though no policy draws it
         body("d", revision="old"),
         body("e", context=[1.0]),
         body("f", context=[float("nan")] * 3),
@@ -211,8 +303,96 @@ def test_ratings_without_a_draw_are_dropped_and_counted() -> None:
         body("i"),
         revisions={"small": ""},
     )
-    assert len(log) == 2
-    assert dropped == {"forced": 1, "unknown llm": 1, "revision": 1, "context": 1, "damaged": 4}
+    assert len(log) == 3
+    assert dropped == {"forced": 1, "revision": 1, "context": 1, "damaged": 4}
+
+
+def judged(id: str, **judging: Any) -> dict[str, Any]:
+    return body(id, source="judge:grader", judging={"request_id": id, **judging})
+
+
+ASKED = {"solicited": "random", "solicit_probability": 0.02}
+KINDS = [
+    body("volunteered"),
+    body("asked", **ASKED),
+    body("valuable", solicited="value", solicit_probability=1.0),
+    judged("routed", asked=False, solicited=False, probability=0.01, propensity=0.4),
+    judged("compared", asked=False, solicited=True, probability=0.0, propensity=0.0),
+    # Of an earlier version, which did not log how probable a rating is.
+    judged("old routed", asked=False, solicited=False),
+    judged("old asked", asked=True, solicited=False),
+    judged("old solicited", asked=False, solicited=True),
+]
+
+
+def test_what_was_asked_for_or_judged_at_random_is_used_with_its_probability() -> None:
+    log, dropped = read(*KINDS)
+    assert log.weights.tolist() == pytest.approx([50, 1, 100, 1])
+    assert log.propensities.tolist() == [0.5, 0.5, 0.4, 0.5]
+    assert log.sources() == {"asked": 2, "judged": 2}
+    assert dropped == {"volunteered": 1, "judged, no sample": 3}
+
+
+@pytest.mark.parametrize(
+    ("ratings", "sources", "weights"),
+    [
+        ("asked", {"asked": 2}, [50, 1]),
+        ("judged", {"judged": 2}, [100, 1]),
+        ("volunteered", {"volunteered": 1}, [1]),
+        ("all", {"volunteered": 1, "asked": 2, "judged": 2}, [1, 1, 1, 100, 1]),
+    ],
+)
+def test_the_kinds_of_ratings_can_be_chosen(
+    ratings: Any, sources: dict[str, int], weights: list[float]
+) -> None:
+    log, dropped = read(*KINDS, ratings=ratings)
+    assert log.sources() == sources
+    assert log.weights.tolist() == pytest.approx(weights)
+    assert sum(dropped.values()) == len(KINDS) - len(weights)
+
+
+def test_volunteered_ratings_are_used_where_nobody_was_asked() -> None:
+    log, dropped = read(body("a"), body("b"))
+    assert (log.sources(), dropped) == ({"volunteered": 2}, {})
+
+
+def test_a_callers_and_a_judges_rating_of_one_answer_are_of_one_request() -> None:
+    log, _ = read(
+        body("a", **ASKED), judged("a", probability=0.1, propensity=0.5), body("b", **ASKED)
+    )
+    assert log.requests.tolist() == [0, 0, 1]
+
+
+def test_a_probability_of_asking_that_cannot_be_is_damage() -> None:
+    log, dropped = read(
+        body("a"),
+        body("b", solicited="random", solicit_probability=0.0),
+        body("c", solicited="random", solicit_probability="often"),
+        judged("d", probability=-1.0, propensity=0.5),
+    )
+    assert (len(log), dropped) == (1, {"damaged": 3})
+
+
+def test_contexts_of_other_request_statistics_are_converted_or_dropped() -> None:
+    bodies = [body("a"), body("b", statistics=2), body("c", statistics=2)]
+    log, dropped = read(*bodies)
+    assert (len(log), dropped) == (2, {"context": 1})
+
+    def convert(x: np.ndarray, version: int) -> np.ndarray:  # type: ignore[type-arg]
+        if version == 0:
+            raise ValueError("version: expected 2, got 0")
+        return x * version
+
+    log, dropped = read(*bodies, body("d", statistics=3), convert=convert)
+    assert log.contexts[:, 0].tolist() == [2, 2, 3]
+    assert dropped == {"context": 1}
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
+def test_impossible_weights_are_refused(weight: float) -> None:
+    log = World(6, 3).log
+    with pytest.raises(InvalidRequestError, match="weights"):
+        replace(log, weights=np.array([1.0, weight, 1.0]))
 
 
 def test_a_log_without_ratings_is_an_error() -> None:

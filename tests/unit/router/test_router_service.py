@@ -197,7 +197,6 @@ def test_poor_answers_without_examples_say_nothing_of_those_with_relevant_ones(
             bandit.learn("large_llm", featurizer(text, embedding, []), 1.0)
         contexts = [featurizer(text, embeddings[80], e) for e in (examples, [])]
         small = [bandit.choose(x, {}, rng).probabilities["small_llm"] for x in contexts]
-        assert bandit.arms["small_llm"].quality(contexts[0]) > 0.6
         assert small[0] > 0.03  # it is tried
         assert small[1] < 0.01
 
