@@ -56,7 +56,7 @@ def main() -> int:
     console, report = Console(), {}
     for llms in options.llms:
         found: dict[str, list[Comparison]] = defaultdict(list)
-        for seed in track(range(options.seeds), f"{llms} LLMs", Console(stderr=True)):
+        for seed in track(range(options.seeds), f"{llms} LLMs", console=Console(stderr=True)):
             for one in simulate(llms, options.requests, options.cost_weight, seed):
                 found[one.policy].append(one)
         table = Table(title=f"{llms} LLMs, doubly robust", title_justify="left")

@@ -181,7 +181,7 @@ class JudgingService:
         events = []
         for side, score in ratings:
             judging = {**cost, "solicited": reason == "solicited", "asked": side.asked}
-            judging |= {"request_id": routed.decision.request_id}
+            judging["request_id"] = routed.decision.request_id
             judging |= self.sampling(served, side.decision.llm, reason)
             rating = {"score": score, "source": JUDGE_SOURCE + self.judge.kind, "judging": judging}
             events.append({**describe(side.decision), **rating})

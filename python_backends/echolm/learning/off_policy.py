@@ -339,7 +339,7 @@ def _read(body: Mapping[str, Any], index: Mapping[str, int], order: int) -> _Rat
 
 def _chosen(found: list[_Rating], ratings: Ratings, dropped: Counter[str]) -> list[_Rating]:
     """Those of the kinds that are wanted."""
-    kinds = {ratings}
+    kinds: set[str] = {ratings}
     if ratings == "sampled":
         kinds = {"asked", "judged"} & {r.kind for r in found} or {"volunteered"}
     elif ratings == "all":
