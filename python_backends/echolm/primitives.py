@@ -194,6 +194,7 @@ class Choice:
         rating_value: see :func:`echolm.bandit.rating_value.value_of_rating`; minus infinity where
             nothing was drawn.
         statistics: see :class:`Decision`.
+        doubt: probability that the LLM which seems best is not, as far as is known, 0..1.
     """
 
     arm: str

@@ -100,9 +100,44 @@ METRICS: Mapping[str, MetricSpec] = {
             "llm",
             "source",
         ),
-        _counter("judgements", "Answers drawn to be judged", "kind", "result"),
-        _counter("judge_tokens", "LLM tokens that judging took, second answers included", "kind"),
-        _counter("judge_seconds", "Seconds that judgements took", "kind"),
+        _counter("judgements", "Answers drawn to be judged", "kind", "reason", "result"),
+        _counter(
+            "judge_tokens",
+            "LLM tokens that judging took, second answers included",
+            "kind",
+            "reason",
+        ),
+        _counter("judge_seconds", "Seconds that judgements took", "kind", "reason"),
+        _counter(
+            "judge_orders",
+            "Comparisons that the judge made in both orders, by whether it said the same",
+            "kind",
+            "result",
+        ),
+        _counter(
+            "judge_agreement",
+            "Pairs of answers that callers rate differently, by the order that the judge gives",
+            "result",
+        ),
+        _counter(
+            "judge_compared", "Answers that were compared with another LLM's", "llm", "reason"
+        ),
+        _counter("judge_won", "Sum of what these answers won; a tie is 0.5", "llm", "reason"),
+        _gauge(
+            "evidence",
+            "Ratings and comparisons of an LLM's answers that the router has learnt",
+            "llm",
+            "examples",
+            "model",
+        ),
+        _gauge(
+            "warm_up",
+            "1 while an LLM gets no requests of a kind, since it has hardly been tried there",
+            "llm",
+            "examples",
+            "model",
+        ),
+        _counter("warm_up_given_up", "LLMs tried without a warm-up, by kind of request", "reason"),
         # Learning log
         _counter("learning_events", "Events of the log that a model read", "result", "model"),
         _counter("learning_events_removed", "Old events that were removed from the log"),

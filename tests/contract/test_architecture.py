@@ -25,6 +25,7 @@ LAYERS = (
     {"bandit"},
     {"judges", "router"},
     {"examples"},
+    {"past_traffic"},
     {"wiring"},
     {"serving", "triton"},
     {"cli"},

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dummy_llm import REPOSITORY, dummy_llm
 from echolm.errors import EchoError
 from echolm.serving import Endpoints, ServeOptions, running_server
-from echolm.settings import Settings
+from echolm.settings import LLMSettings, Settings
 from echolm.settings.loading import load_settings
 from echolm_lab.tasks import Workload, grade
 from triton_calls import Caller, eventually, samples, text
 
 pytestmark = pytest.mark.timeout(240)
+
+GOOD, BAD = "a good answer", "a bad answer"
+# Compares two answers as an LLM does that knows which is good; its own answers are.
+JUDGE = {"text": f"{GOOD} [[B]]", "if_contains": f"<answer_a>\n{GOOD}", "then_text": "[[A]]"}
+WARM_UP = 4
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
@@ -45,6 +52,7 @@ def judging_all(judge: dict[str, Any], folder: Path) -> Settings:
             **defaults.model_dump(),
             "data_dir": folder / "data",
             "embedding": {**defaults.embedding.model_dump(), "model_dir": model_dir},
+            "routing": {**defaults.routing.model_dump(), "warm_up_ratings": 0},
             "judging": {
                 "sample_share": 1.0,
                 "solicited_share": 0.0,
@@ -55,9 +63,9 @@ def judging_all(judge: dict[str, Any], folder: Path) -> Settings:
     )
 
 
-def ratings(settings: Settings) -> list[dict[str, Any]]:
+def ratings(settings: Settings, kind: str = "rating") -> list[dict[str, Any]]:
     with sqlite3.connect(settings.data_dir / "events.sqlite") as log:
-        rows = log.execute("SELECT body FROM events WHERE kind = 'rating'").fetchall()
+        rows = log.execute("SELECT body FROM events WHERE kind = ?", (kind,)).fetchall()
     return [json.loads(body) for (body,) in rows]
 
 
@@ -117,6 +125,73 @@ def test_what_a_caller_keeps_to_itself_is_not_judged(judged: tuple[Endpoints, Se
     assert eventually(lambda: judgements(endpoints) > before)
     assert judgements(endpoints) == before + 1
     assert all(e["tenant"] == "judged" for e in ratings(settings)[events:])
+
+
+@pytest.mark.parametrize("answer", [GOOD, BAD])
+def test_a_new_pair_is_learnt_without_ratings(answer: str, tmp_path: Path) -> None:
+    """The default settings: the large LLM judges; the small one is shadowed before it is used."""
+    models = tmp_path / "models"
+    shutil.copytree(REPOSITORY / "local" / "embedder", models / "embedder")
+    dummy_llm("small_llm", {"text": answer}, models)
+    dummy_llm("large_llm", JUDGE, models)
+    defaults = load_settings()
+    settings = Settings.model_validate(
+        {
+            **defaults.model_dump(),
+            "data_dir": tmp_path / "data",
+            "embedding": {
+                **defaults.embedding.model_dump(),
+                "model_dir": ROOT / "build" / "embedder",
+            },
+            "routing": {**defaults.routing.model_dump(), "warm_up_ratings": WARM_UP},
+            "llms": (
+                LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
+                LLMSettings(name="large_llm", cost=1.0, takes_examples=False),
+            ),
+        }
+    )
+    options = ServeOptions(
+        profile=None,
+        model_repositories=(REPOSITORY / "core", models),
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+    )
+    with running_server(settings, options) as endpoints:
+        caller = Caller(endpoints)
+
+        def held(cell: str) -> float:
+            labels = {"llm": "small_llm", "examples": cell, "model": "echolm"}
+            return samples(endpoints, "echolm_warm_up", **labels)
+
+        def ask() -> str:
+            return text(caller.ask("How do I reset my password?"), "llm")
+
+        def warm() -> bool:
+            ask()
+            return not held("with") and not held("without")
+
+        assert eventually(lambda: held("with") and held("without"))
+        assert ask() == "large_llm"
+        assert eventually(warm)
+        answered = [ask() for _ in range(40)]
+        events = ratings(settings, "preference")
+        shadows = [e for e in events if e["judging"]["reason"] == "shadow"]
+        sides = [e["better"] if e["better"]["llm"] == "small_llm" else e["worse"] for e in shadows]
+        assert {bool(side["example_ids"]) for side in sides} == {True, False}
+        assert {e["source"] for e in events} == {"judge:llm"}
+        assert {e["share"] for e in events} == {0.5 if answer == GOOD else 1.0}
+        if answer == GOOD:
+            assert "small_llm" in answered
+        else:
+            assert {e["better"]["llm"] for e in events} == {"large_llm"}
+            assert answered.count("small_llm") < 10
+        assert samples(endpoints, "echolm_judge_tokens_total", reason="shadow") > 0
+        twice = "consistent" if answer == BAD else "inconsistent"  # it takes the first good one
+        assert samples(endpoints, "echolm_judge_orders_total", result=twice) >= 2 * WARM_UP
+        assert samples(endpoints, "echolm_judge_orders_total") == samples(
+            endpoints, "echolm_judge_orders_total", result=twice
+        )
 
 
 def test_a_grader_that_is_not_there_stops_the_start(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpcclient
 from echolm.serving import Endpoints, ServeOptions, running_server
-from echolm.settings import LLMSettings, Settings
+from echolm.settings import JudgingSettings, LLMSettings, Settings
 from nvidia_llms import write_ensemble, write_llmapi
 from triton_calls import Caller, eventually, inputs, refusal, streams, text
 
@@ -68,6 +68,7 @@ def deployment(
     settings = server_settings.model_copy(
         update={
             "data_dir": folder / "data",
+            "judging": JudgingSettings(kind="none"),
             "llms": tuple(
                 LLMSettings(name=name, contract=contract, cost=1.0 + n, takes_examples=False)
                 for n, (name, contract) in enumerate(LLMS.items())

@@ -16,7 +16,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from dummy_llm import dummy_llm
 from echolm.serving.serve import Endpoints, LocalServer, ServeOptions
-from echolm.settings import LLMSettings, Settings
+from echolm.settings import JudgingSettings, LLMSettings, Settings
 from triton_calls import Caller, eventually, inputs, refusal, samples, streams, text
 
 pytestmark = pytest.mark.timeout(240)
@@ -46,6 +46,7 @@ def deployment(
     settings = server_settings.model_copy(
         update={
             "data_dir": tmp_path_factory.mktemp("outages") / "data",
+            "judging": JudgingSettings(kind="none"),
             "llms": (
                 LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
                 LLMSettings(name="large_llm", cost=1.0, takes_examples=False),

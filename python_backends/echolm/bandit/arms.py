@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echolm.bandit.features import HAS_EXAMPLES
+from echolm.learning.forgetting import Forgetting
 from echolm.learning.logistic import GaussianWeights, Site, quality_moments
 
 Context = NDArray[np.float32] | NDArray[np.float64]
@@ -29,8 +30,6 @@ class LogisticArm:
     Attributes:
         weights: the posterior.
         evidence: pieces of evidence so far, about answers without and with examples.
-        decay: what is left of evidence from the start; that of a later piece is what is left of
-            the start now, divided by what was left then.
     """
 
     def __init__(
@@ -39,10 +38,12 @@ class LogisticArm:
         self.prior = self.weights = prior
         self.revision = revision
         self.evidence = (0.0, 0.0)
-        self.decay = 1.0
-        self._half_life_ms, self._least_kept = half_life_ms, least_kept
-        self._kept = 0.0  # the evidence by its weight
-        self._at_ms = 0  # when evidence was last forgotten
+        self._forgetting = Forgetting(half_life_ms, least_kept)
+
+    @property
+    def decay(self) -> float:
+        """What is left of evidence from the start, see :class:`Forgetting`."""
+        return self._forgetting.decay
 
     def predict(self, x: Context) -> tuple[float, float]:
         """Mean and standard deviation of the log-odds at context x."""
@@ -64,7 +65,7 @@ class LogisticArm:
 
     def _take(self, x: Context, site: Site, pieces: float) -> None:
         self.weights = self.weights.updated(x.astype(np.float64), site)
-        self._kept = max(0.0, self._kept + pieces)
+        self._forgetting.kept = max(0.0, self._forgetting.kept + pieces)
         without, with_examples = self.evidence
         if x[HAS_EXAMPLES]:
             with_examples += pieces
@@ -73,19 +74,10 @@ class LogisticArm:
         self.evidence = (without, with_examples)
 
     def forget(self, now_ms: int) -> None:
-        """Let time pass. It is taken in steps, since forgetting costs O(d^3)."""
-        if not self._at_ms:
-            self._at_ms = now_ms
-        keep = 0.5 ** (max(0, now_ms - self._at_ms) / self._half_life_ms)
-        if keep > 0.99:
-            return
-        self._at_ms = now_ms
-        if self._kept <= self._least_kept:
-            return
-        keep = max(keep, self._least_kept / self._kept)
-        self.weights = self.weights.widened(self.prior, keep)
-        self._kept *= keep
-        self.decay *= keep
+        """Let time pass."""
+        keep = self._forgetting.step(now_ms)
+        if keep < 1.0:
+            self.weights = self.weights.widened(self.prior, keep)
 
     def transform(self, old_from_new: NDArray[np.float64]) -> None:
         """Go over to other features; see :meth:`GaussianWeights.transformed`."""
@@ -95,18 +87,12 @@ class LogisticArm:
     def configuration(self) -> dict[str, Any]:
         """All values that decide what evidence does to the posterior."""
         prior = {"mean": self.prior.mean, "covariance": self.prior.covariance}
-        forgetting = {"half_life_ms": self._half_life_ms, "least_kept": self._least_kept}
-        return {**prior, **forgetting, "revision": self.revision}
+        return {**prior, **self._forgetting.configuration, "revision": self.revision}
 
     def state(self) -> dict[str, Any]:
         """What was learnt, for :meth:`restore`; later evidence does not change it."""
-        return {
-            **vars(self.weights),
-            "evidence": list(self.evidence),
-            "decay": self.decay,
-            "kept": self._kept,
-            "at_ms": self._at_ms,
-        }
+        evidence = {"evidence": list(self.evidence), **self._forgetting.state()}
+        return {**vars(self.weights), **evidence}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a :meth:`state`; ValueError if it has another number of weights."""
@@ -116,5 +102,4 @@ class LogisticArm:
         without, with_examples = map(float, state["evidence"])
         self.weights = GaussianWeights(mean, covariance)
         self.evidence = (without, with_examples)
-        self.decay, self._kept = float(state["decay"]), float(state["kept"])
-        self._at_ms = int(state["at_ms"])
+        self._forgetting.restore(state)

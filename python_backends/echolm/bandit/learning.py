@@ -14,7 +14,7 @@ from echolm.bandit.arms import LogisticArm
 from echolm.bandit.features import Featurizer
 from echolm.bandit.thompson import ThompsonSampling
 from echolm.learning.event_log import Event
-from echolm.learning.feedback import PREFERENCE, RATING, is_judged
+from echolm.learning.feedback import PREFERENCE, RATING, Comparison, Rating, read_feedback
 from echolm.learning.learner import OutdatedError
 from echolm.learning.logistic import Site
 from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatistics
@@ -25,8 +25,6 @@ logger = logging.getLogger("echolm")
 
 _REMEMBERED = 100_000  # most answers of which what was learnt can still be replaced
 _VERSION = 3  # raised whenever events do something else, so that old snapshots are not used
-# What says more of an answer takes the place of what says less.
-_JUDGED, _PREFERRED, _RATED = range(3)
 
 
 class _Answer(NamedTuple):
@@ -42,8 +40,8 @@ class _Learned(NamedTuple):
     """What one piece of feedback has taught.
 
     Attributes:
-        value: the score, or the share that the better answer won.
-        rank: of its kind; what ranks lower gives way.
+        value: the score, or the share that the first of two answers won.
+        rank: of its kind; see :mod:`echolm.learning.feedback`.
         key: whose feedback it is: empty for a rating, otherwise the ids of the two answers that
             were compared.
         decay: the arm's when it was learnt.
@@ -79,21 +77,15 @@ class BanditLearning:
         if event.kind == REQUEST_STATISTICS:
             self._adopt(RequestStatistics.read(event.body))
             return
-        if event.kind == RATING:
-            answer, score = self._answer(event.body), float(event.body["score"])
-            if not 0.0 <= score <= 1.0:
-                raise ValueError(f"score: expected a number in [0, 1], got {score}")
+        feedback = read_feedback(event)
+        if isinstance(feedback, Rating):
+            answer = self._answer(feedback.answer)
             self._bandit.forget(event.at_ms)
-            self._rate(answer, score, _JUDGED if is_judged(event.body) else _RATED)
-            return
-        better, worse = (self._answer(event.body[key]) for key in ("better", "worse"))
-        share = float(event.body.get("share", 1.0))
-        if better.request_id == worse.request_id:
-            raise ValueError("preference: expected two answers, got the same one twice")
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"share: expected a number in [0, 1], got {share}")
-        self._bandit.forget(event.at_ms)
-        self._prefer(better, worse, share, _JUDGED if is_judged(event.body) else _PREFERRED)
+            self._rate(answer, feedback.score, feedback.rank)
+        else:
+            first, second = map(self._answer, feedback.answers)
+            self._bandit.forget(event.at_ms)
+            self._compare(first, second, feedback)
 
     def state(self) -> dict[str, Any]:
         entries = [(id, entry) for id, known in self._learned.items() for entry in known]
@@ -124,9 +116,6 @@ class BanditLearning:
             arm.transform(old_from_new)
 
     def _answer(self, decision: Mapping[str, Any]) -> _Answer:
-        request_id = decision["request_id"]
-        if not isinstance(request_id, str):
-            raise ValueError(f"request_id: expected text, got {request_id!r}")
         llm, revision = decision["llm"], str(decision.get("revision", ""))
         arm = self._bandit.arms[llm]
         if revision != arm.revision:
@@ -140,18 +129,18 @@ class BanditLearning:
         if not np.isfinite(x).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
         x = self._featurizer.convert(x, int(decision.get("statistics", 0)))
-        return _Answer(request_id, llm, arm, x)
+        return _Answer(decision["request_id"], llm, arm, x)
 
     def _rate(self, answer: _Answer, score: float, rank: int) -> None:
         if self._counts(answer, score, rank, ""):
             site = self._bandit.learn(answer.llm, answer.x, score)
             self._remember(answer, score, rank, "", site)
 
-    def _prefer(self, better: _Answer, worse: _Answer, share: float, rank: int) -> None:
-        key = f"{better.request_id}>{worse.request_id}"
-        counts = [self._counts(answer, share, rank, key) for answer in (better, worse)]
-        sites = self._bandit.compare(better.llm, better.x, worse.llm, worse.x, share)
-        for answer, site, taken in zip((better, worse), sites, counts, strict=True):
+    def _compare(self, first: _Answer, second: _Answer, comparison: Comparison) -> None:
+        share, rank, key = comparison.share, comparison.rank, comparison.key
+        counts = [self._counts(answer, share, rank, key) for answer in (first, second)]
+        sites = self._bandit.compare(first.llm, first.x, second.llm, second.x, share)
+        for answer, site, taken in zip((first, second), sites, counts, strict=True):
             if taken:
                 answer.arm.learn(answer.x, site)
                 self._remember(answer, share, rank, key, site)

@@ -117,7 +117,9 @@ class ThompsonSampling:
         best = best * (1.0 - self._floor * eligible.sum(axis=1, keepdims=True))
         best += self._floor * eligible
         qualities, spreads = quality_moments(means, stds)
-        columns = (best, qualities, qualities - penalties, spreads, rng.random(len(X)))
+        scores = qualities - penalties
+        doubts = _doubts(scores, spreads)
+        columns = (best, qualities, scores, spreads, doubts, rng.random(len(X)))
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [self._draw(*row) for row in rows]
 
@@ -138,6 +140,7 @@ class ThompsonSampling:
         qualities: list[float],
         scores: list[float],
         spreads: list[float],
+        doubt: float,
         uniform: float,
     ) -> Choice:
         """One decision; in plain Python, which for a handful of arms is faster than numpy."""
@@ -156,6 +159,7 @@ class ThompsonSampling:
             probabilities=dict(zip(self.arms, probabilities, strict=True)),
             quality=quality,
             rating_value=value_of_rating(scores, spreads, drawn, noise),
+            doubt=doubt,
         )
 
     def predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -258,6 +262,20 @@ def probability_of_best(
     scores = np.where(eligible, sigmoids(means) - penalties, -np.inf)
     largest = np.eye(means.shape[1])[scores.argmax(axis=-1)]
     return np.where(total > 1e-9, result / np.maximum(total, 1e-9), largest)
+
+
+def _doubts(scores: NDArray[np.float64], spreads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability that the arm which seems best is worse than the next one, FP64 [n].
+
+    Args:
+        scores, spreads: mean and standard deviation of what each arm is worth, [n, arms].
+    """
+    if scores.shape[1] < 2:
+        return np.zeros(len(scores))
+    order = np.argsort(scores, axis=1)[:, -2:]
+    worse, best = np.take_along_axis(scores, order, axis=1).T
+    spread = np.hypot(*np.take_along_axis(spreads, order, axis=1).T)
+    return _normal_cdf((worse - best) / np.maximum(spread, 1e-9))
 
 
 def _normal_cdf(z: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -39,6 +39,7 @@ class DummyOptions:
         fail: a message; every request fails with it.
         fail_if_contains: requests whose prompt contains this fail.
         echo_prompt: answer with the prompt instead of ``text``.
+        if_contains, then_text: answer with another text if the prompt contains this.
     """
 
     text: str = "ok"
@@ -46,6 +47,8 @@ class DummyOptions:
     fail: str = ""
     fail_if_contains: str = ""
     echo_prompt: bool = False
+    if_contains: str = ""
+    then_text: str = ""
 
 
 @dataclass
@@ -109,7 +112,10 @@ class DummyEngine:
             self._thread.join()
 
     def _prepare(self, request: GenerationRequest, on_chunk: OnChunk) -> _Active:
-        text = request.prompt if self._options.echo_prompt else self._options.text
+        options = self._options
+        text = request.prompt if options.echo_prompt else options.text
+        if options.if_contains and options.if_contains in request.prompt:
+            text = options.then_text
         stop = StopWords(request.sampling.stop)
         first, *others = (stop.push(text) + stop.flush()).split(" ")
         pieces = [first, *(f" {word}" for word in others)]

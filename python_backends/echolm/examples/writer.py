@@ -95,28 +95,14 @@ class ExampleWriter:
         Raises:
             UnavailableError: the write-ahead log cannot be written; none of them was taken.
         """
-        entries = [(self._example(new), new.embedding) for new in interactions]
+        entries = [
+            (new_example(new, self._ids.next(), self.settings), new.embedding)
+            for new in interactions
+        ]
         taken = self.write_ahead_log.append(entries)
         self.counts.dropped += len(entries) - taken
         self._wake.set()
         return [example.id if k < taken else None for k, (example, _) in enumerate(entries)]
-
-    def _example(self, new: Interaction) -> Example:
-        now, ttl_ms = now_ms(), int(self.settings.ttl_s * 1_000)
-        return Example(
-            id=self._ids.next(),
-            request=new.request,
-            response=new.response,
-            tenant=new.tenant,
-            scope=scope_key(new.tenant, new.system_prompt),
-            source_llm=new.llm,
-            quality=new.quality,
-            created_at_ms=now,
-            updated_at_ms=now,
-            expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
-            # It need not do what other examples do already.
-            value=FRESH_VALUE * (1.0 - new.help_probability),
-        )
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what is waiting, if the store takes it at once, and stop."""
@@ -169,24 +155,59 @@ class ExampleWriter:
 
     def _store_batch(self, batch: Sequence[Stored]) -> None:
         # Each step may be the last before a crash, and all are repeated after one.
-        compared = [NEW] * len(batch)
-        if self.settings.deduplicate:
-            compared = self._duplicates.compare(batch, now_ms())
-        pairs = list(zip(batch, compared, strict=True))
-        fresh = [entry for entry, c in pairs if c.finding in (Finding.NEW, Finding.BETTER)]
-        examples = [example for example, _ in fresh]
-        if fresh:
-            self.store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
-        replacements = [(c.known, e.id) for (e, _), c in pairs if c.finding is Finding.BETTER]
-        replaced = [old for old, _ in replacements]
-        if replaced:
-            self.store.delete(replaced)
-        repeated = [c.known for c in compared if c.finding is Finding.REPEATED]
-        if fresh or repeated:
-            reason = "replaced" if replaced else ""
-            self.log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
+        duplicates = self._duplicates if self.settings.deduplicate else None
+        counts = store_batch(batch, self.store, self.log, duplicates)
         self.write_ahead_log.remove([example.id for example, _ in batch])
-        self.counts.written += len(fresh)
-        self.counts.replaced += len(replaced)
-        self.counts.repeated += len(repeated)
-        self.counts.worse += sum(c.finding is Finding.WORSE for c in compared)
+        for name, count in vars(counts).items():
+            setattr(self.counts, name, getattr(self.counts, name) + count)
+
+
+def new_example(new: Interaction, id: int, settings: ExamplesSettings) -> Example:
+    """The example that an admitted interaction becomes."""
+    now, ttl_ms = now_ms(), int(settings.ttl_s * 1_000)
+    return Example(
+        id=id,
+        request=new.request,
+        response=new.response,
+        tenant=new.tenant,
+        scope=scope_key(new.tenant, new.system_prompt),
+        source_llm=new.llm,
+        quality=new.quality,
+        created_at_ms=now,
+        updated_at_ms=now,
+        expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
+        # It need not do what other examples do already.
+        value=FRESH_VALUE * (1.0 - new.help_probability),
+    )
+
+
+def store_batch(
+    batch: Sequence[Stored],
+    store: ExampleStore,
+    log: EventLog,
+    duplicates: DuplicateFinder | None,
+) -> WriterCounts:
+    """Store what is new among examples, and log it; after a crash it may be done again.
+
+    Args:
+        duplicates: finds what the store has already; None stores all.
+
+    Raises:
+        UnavailableError: store or log cannot be written.
+    """
+    compared = [NEW] * len(batch) if duplicates is None else duplicates.compare(batch, now_ms())
+    pairs = list(zip(batch, compared, strict=True))
+    fresh = [entry for entry, c in pairs if c.finding in (Finding.NEW, Finding.BETTER)]
+    examples = [example for example, _ in fresh]
+    if fresh:
+        store.upsert(examples, np.stack([embedding for _, embedding in fresh]))
+    replacements = [(c.known, e.id) for (e, _), c in pairs if c.finding is Finding.BETTER]
+    replaced = [old for old, _ in replacements]
+    if replaced:
+        store.delete(replaced)
+    repeated = [c.known for c in compared if c.finding is Finding.REPEATED]
+    if fresh or repeated:
+        reason = "replaced" if replaced else ""
+        log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
+    worse = sum(c.finding is Finding.WORSE for c in compared)
+    return WriterCounts(len(fresh), len(replaced), len(repeated), worse)

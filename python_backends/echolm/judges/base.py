@@ -24,11 +24,14 @@ class Judgement:
     Attributes:
         score: 0..1 on the judge's scale; None if the judge could not decide.
         tokens: tokens that an LLM read and wrote for it.
+        consistent: whether the judge said the same when it saw the two answers in the other order;
+            None if it was not asked twice.
     """
 
     score: float | None
     tokens: int = 0
     seconds: float = 0.0
+    consistent: bool | None = None
 
 
 class Judge(Protocol):

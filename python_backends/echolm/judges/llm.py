@@ -65,13 +65,16 @@ class LLMJudge:
         started = time.perf_counter()
         spent = 0
         score: float | None = None
+        consistent: bool | None = None
         if reference is not None:
             first, spent = await self._compare(request, answer, reference)
             if first is not None:  # else the other order would be paid for nothing
                 second, more = await self._compare(request, reference, answer)
                 spent += more
-                score = None if second is None else (first + 1.0 - second) / 2.0
-        return Judgement(score, spent, time.perf_counter() - started)
+                if second is not None:
+                    score = (first + 1.0 - second) / 2.0
+                    consistent = first + second == 1.0
+        return Judgement(score, spent, time.perf_counter() - started, consistent)
 
     async def _compare(self, request: str, a: str, b: str) -> tuple[float | None, int]:
         """What ``a`` wins against ``b``, None without a preference; and the tokens spent."""

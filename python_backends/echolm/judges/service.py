@@ -1,18 +1,32 @@
 """Which answers are judged, what each is compared with, and what the router learns from it.
 
-A judgement compares two LLMs on one request: the *reference* LLM (the strongest) and a
-*candidate*. If a candidate answered, the reference LLM is asked, too; if the reference LLM
-answered, a candidate drawn by the router's confidence is asked, with the examples that were
-retrieved for the request (paper, §4.2: the top arm and one sampled by confidence). So what is
-learnt of an LLM does not depend on where the router sends it, and an LLM that gets no requests
-any more can still win them back.
+A judgement compares two LLMs on one request: the one that answered and another, which is asked
+beside it, off the caller's path, for one of these reasons:
 
-The learning log gets ``rating`` events with ``source`` ``judge:<kind>`` and ``judging``, an
-object: ``tokens`` and ``seconds`` (the whole judgement, second answer included; 0 in the second
-event of one), ``request_id`` (of the answer that was served), ``solicited`` (the request was picked
-because the router was unsure; otherwise at random), ``asked`` (the answer was made for the
-judgement; its own propensity is that of being asked), and for off-policy estimates ``probability``
-and ``propensity``, see :meth:`JudgingService.sampling`.
+- ``random``, ``solicited``: a sampled share of the answers, some at random and some where the
+  router is unsure. If a *candidate* answered, the *reference* LLM (the strongest) is asked; if the
+  reference LLM answered, a candidate drawn by the router's confidence is asked, with the examples
+  that were retrieved for the request (paper, §4.2: the top arm and one sampled by confidence). So
+  what is learnt of an LLM does not depend on where the router sends it, and an LLM that gets no
+  requests any more can still win them back.
+- ``shadow``: an LLM lacks evidence for requests of this kind (:mod:`echolm.router.warm_up`). It is
+  asked with the retrieved examples and without, as far as it lacks evidence of either. Where all
+  have some, but it is not clear yet which is the best one, answers are compared as those of the
+  sampled share are, ever more seldom.
+
+The learning log gets what a caller's feedback would be there, too: a ``preference`` with ``share``
+from judges that compare, and ``rating`` events from others. Their ``source`` is ``judge:<kind>``,
+and ``judging`` is an object:
+
+- ``reason``, and ``probability``: that with which such a rating is made; 0 unless it was drawn at
+  random; ``propensity``: :func:`~echolm.judges.events.rated_propensity`; ``request_id``: of the
+  answer that was served
+- ``asked``: whether the answer was made for the judgement; in a preference a list of those of
+  ``better`` and ``worse`` that were. The propensity of such an answer is that of being asked, and
+  off-policy estimates of what was served must drop it.
+- ``tokens`` and ``seconds``: of the whole judgement, second answer included; 0 in the second event
+  of one
+- ``consistent``, in a preference: see :class:`~echolm.judges.base.Judgement`
 """
 
 from __future__ import annotations
@@ -22,18 +36,20 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 from echolm.errors import EchoError
 from echolm.judges.base import Judge, Judgement, spent_tokens
+from echolm.judges.events import Judged, JudgedAnswer, judged_events, rated_propensity
 from echolm.learning.event_log import EventLog
-from echolm.learning.feedback import JUDGE_SOURCE, RATING, describe
+from echolm.learning.feedback import describe
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import AUTO, Decision, Served
 from echolm.router.policy import Policy, decision_record
+from echolm.router.warm_up import GivenUp, WarmUp
 from echolm.settings import JudgingSettings, Settings
 
 logger = logging.getLogger("echolm")
@@ -41,18 +57,31 @@ logger = logging.getLogger("echolm")
 _MOST_SAVED = 10.0  # judgements that a time without solicited requests leaves for later
 
 
+Reason = Literal["random", "solicited", "shadow"]
+"""Why an answer is judged."""
+
+
 class JudgingMetrics(Protocol):
     """Counts what judging does and costs."""
 
-    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
+    def judged(self, kind: str, reason: Reason, result: str, tokens: int, seconds: float) -> None:
         """Count a judgement by its result.
 
         ``rated``, ``no_preference`` (the judge could not decide), ``failed`` and ``timeout`` are
         results of judgements that were begun, ``load`` and ``busy`` of those given up before.
         """
 
+    def both_orders(self, kind: str, consistent: bool) -> None:
+        """Two answers were compared in both orders; whether the judge said the same."""
+
     def rated(self, llm: str, score: float, predicted: float) -> None:
         """A rating of an LLM's answer, and what the router had expected of it."""
+
+    def compared(self, llm: str, reason: Reason, share: float) -> None:
+        """The share that an LLM's answer has won against another LLM's."""
+
+    def warm_up_given_up(self, reason: GivenUp) -> None:
+        """An LLM is tried without a warm-up for requests of one kind."""
 
 
 @dataclass
@@ -69,19 +98,19 @@ class Sampler:
     _budget: float = field(default=0.0, init=False)
 
     @property
-    def random_share(self) -> float:
-        """Share of all answers that is judged whatever they are."""
+    def probability(self) -> float:
+        """Probability with which an answer is drawn at random."""
         return self.share * (1.0 - self.solicited_share)
 
-    def draw(self, solicited: bool) -> str:
-        """Why this answer is judged: ``random`` | ``solicited`` | empty (it is not)."""
+    def draw(self, solicited: bool) -> Reason | None:
+        """Why this answer is judged; None if it is not."""
         self._budget = min(_MOST_SAVED, self._budget + self.share * self.solicited_share)
-        if self.rng.random() < self.random_share:
+        if self.rng.random() < self.probability:
             return "random"
         if solicited and self._budget >= 1.0 - 1e-9:  # a sum of shares
             self._budget -= 1.0
             return "solicited"
-        return ""
+        return None
 
 
 @dataclass
@@ -100,12 +129,32 @@ class _Side:
     asked: bool
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A judgement that is to be made of a served answer.
+
+    Attributes:
+        llm: is asked for the other answer.
+        propensity: probability with which this LLM was chosen for it.
+        examples: whether it is asked with the retrieved examples.
+    """
+
+    reason: Reason
+    llm: str
+    propensity: float = 1.0
+    examples: bool = True
+
+
 @dataclass
 class JudgingService:
-    """Judges a share of the answers in the background. An ``AnswerObserver`` of the router.
+    """Judges answers in the background. An ``AnswerObserver`` of the router.
 
     It never delays or fails a request: it begins after the answer, does nothing while the LLMs
-    are busy, and drops what takes too long. ``tasks`` are the judgements that are going on.
+    are busy, queues nothing, and drops what takes too long.
+
+    Attributes:
+        warm_up: which LLMs are to be asked beside the one that answered; None: none.
+        tasks: the judgements that are going on.
     """
 
     settings: Settings
@@ -115,6 +164,7 @@ class JudgingService:
     load: ServingLoad
     log: EventLog
     metrics: JudgingMetrics
+    warm_up: WarmUp | None = None
     rng: random.Random = field(default_factory=random.Random)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     sampler: Sampler = field(init=False)
@@ -122,35 +172,81 @@ class JudgingService:
     def __post_init__(self) -> None:
         s = self.settings.judging
         self.sampler = Sampler(s.sample_share, s.solicited_share, self.rng)
-        self._reference = s.reference_llm or self.settings.strongest_llm.name
+        self._reference = self.settings.reference_llm.name
+        capacity = sum(e.settings.capacity for e in self.endpoints.values())
+        limit = s.max_in_flight_llm_requests
+        self._most_in_flight = capacity if limit is None else limit
 
     def served(self, served: Served) -> None:
         """Judge the answer, perhaps; see ``AnswerObserver``."""
         try:
             if not may_be_judged(served, self.settings.judging):
                 return
-            reason = self.sampler.draw(served.solicited)
-            if not reason:
-                return
-            if refused := self._refusal():
-                self.metrics.judged(self.judge.kind, refused, 0, 0.0)
-                return
-            task = asyncio.get_running_loop().create_task(self._run(served, reason))
-            # The loop keeps only weak references to tasks.
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            for case in self._cases(served):
+                if refused := self._refusal():
+                    self.metrics.judged(self.judge.kind, case.reason, refused, 0, 0.0)
+                    continue
+                task = asyncio.get_running_loop().create_task(self._run(served, case))
+                # The loop keeps only weak references to tasks.
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
         except Exception as error:  # the answer must go out whatever happens here
             logger.error("judging failed", exc_info=error)
 
-    def _refusal(self) -> str:
-        s = self.settings.judging
-        if sum(self.load.in_flight(name) for name in self.endpoints) > s.max_in_flight_llm_requests:
-            return "load"
-        return "busy" if len(self.tasks) >= s.max_concurrent else ""
+    def _cases(self, served: Served) -> list[_Case]:
+        """What is to be judged about an answer."""
+        reason = self.sampler.draw(bool(served.solicited))
+        if reason is None and (shadows := self._shadows(served)):
+            return shadows
+        if reason is None and self.rng.random() < self._doubt(served):
+            reason = "shadow"
+        if reason is None:
+            return []
+        if served.decision.llm != self._reference:
+            return [_Case(reason, self._reference)]
+        return [_Case(reason, *self._draw_candidate(served))]
 
-    async def _run(self, served: Served, reason: str) -> None:
+    def _shadows(self, served: Served) -> list[_Case]:
+        """One of the LLMs that lack evidence for such a request, with and without examples."""
+        answered = served.decision.llm
+        if self.warm_up is None or (
+            self.judge.scale == "agreement" and answered != self._reference
+        ):
+            return []
+        has_examples = bool(served.retrieved.examples)
+        lacking: dict[str, list[bool]] = {}
+        for examples in {has_examples, False}:
+            for llm in self.warm_up.lacking(examples):
+                # To an LLM that takes no examples a request is the same with and without.
+                takes = self.endpoints[llm].settings.takes_examples
+                if llm != answered and (takes or examples == has_examples):
+                    lacking.setdefault(llm, []).append(examples)
+        if not lacking:
+            return []
+        llm = self.rng.choice(list(lacking))
+        return [_Case("shadow", llm, 1.0 / len(lacking), examples) for examples in lacking[llm]]
+
+    def _doubt(self, served: Served) -> float:
+        """Probability with which an answer is compared once all LLMs have some evidence.
+
+        It falls with the evidence, and with the probability that another LLM is the best one. In
+        the simulation of ``tests/unit/judges/test_cold_start.py`` 35 to 60 more comparisons in the
+        first 1,000 requests take a small LLM that is nearly as good as the large one from 0.67 to
+        0.75 of the second 1,000 (worst of 12 seeds: 0.17 to 0.55), and one that is not from 0.14 to
+        0.03.
+        """
+        if self.warm_up is None:
+            return 0.0
+        return served.choice.doubt * self.warm_up.share(bool(served.retrieved.examples))
+
+    def _refusal(self) -> str:
+        if sum(self.load.in_flight(name) for name in self.endpoints) > self._most_in_flight:
+            return "load"
+        return "busy" if len(self.tasks) >= self.settings.judging.max_concurrent else ""
+
+    async def _run(self, served: Served, case: _Case) -> None:
         started, spent = time.perf_counter(), _Spent()
-        judging = self._judge(served, reason, spent)
+        judging = self._judge(served, case, spent)
         try:
             rated = await asyncio.wait_for(judging, self.settings.judging.timeout_s)
             result = "rated" if rated else "no_preference"
@@ -163,55 +259,54 @@ class JudgingService:
             result = "failed"
             logger.error("no judgement", exc_info=error)
         seconds = time.perf_counter() - started
-        self.metrics.judged(self.judge.kind, result, spent.tokens, seconds)
+        self.metrics.judged(self.judge.kind, case.reason, result, spent.tokens, seconds)
 
-    async def _judge(self, served: Served, reason: str, spent: _Spent) -> bool:
+    async def _judge(self, served: Served, case: _Case, spent: _Spent) -> bool:
         """Get the second answer, judge, log; whether the judge could decide."""
         started = time.perf_counter()
         routed = _Side(served.text, served.decision, asked=False)
-        if routed.decision.llm == self._reference:
-            llm, share = self._draw_candidate(served)
-            candidate, reference = await self._ask(served, llm, share, spent), routed
-        else:
-            candidate, reference = routed, await self._ask(served, self._reference, 1.0, spent)
-        ratings = await self._ratings(served, candidate, reference, spent)
-        if not ratings:
-            return False
-        cost = {"tokens": spent.tokens, "seconds": round(time.perf_counter() - started, 3)}
-        events = []
-        for side, score in ratings:
-            judging = {**cost, "solicited": reason == "solicited", "asked": side.asked}
-            judging["request_id"] = routed.decision.request_id
-            judging |= self.sampling(served, side.decision.llm, reason)
-            rating = {"score": score, "source": JUDGE_SOURCE + self.judge.kind, "judging": judging}
-            events.append({**describe(side.decision), **rating})
-            cost = {"tokens": 0, "seconds": 0.0}
-        await asyncio.to_thread(self._append, events)
-        for side, score in ratings:
-            self.metrics.rated(side.decision.llm, score, side.decision.quality)
-        return True
-
-    def _append(self, events: Sequence[Mapping[str, Any]]) -> None:
-        for event in events:
-            self.log.append(RATING, event)
-
-    async def _ratings(
-        self, served: Served, candidate: _Side, reference: _Side, spent: _Spent
-    ) -> list[tuple[_Side, float]]:
-        """Qualities on the bandit's scale; empty if the judge could not decide."""
+        asked = await self._ask(served, case, spent)
+        candidate, reference = (routed, asked) if case.llm == self._reference else (asked, routed)
         judgement = await self._ask_judge(served, candidate.text, reference.text, spent)
+        if self.warm_up is not None:
+            self.warm_up.judged(judgement.score is not None)
+        if judgement.consistent is not None:
+            self.metrics.both_orders(self.judge.kind, judgement.consistent)
         if judgement.score is None:
-            return []
-        if self.judge.scale == "preference":
-            expected = (candidate.decision.quality, reference.decision.quality)
-            scores = pair_scores(judgement.score, *expected)
-            return list(zip((candidate, reference), scores, strict=True))
-        ratings = [(candidate, judgement.score)]
+            return False
+        # What grading the other answer costs belongs to the judgement.
+        other = Judgement(None)
         if self.judge.scale == "absolute":
             other = await self._ask_judge(served, reference.text, None, spent)
-            if other.score is not None:
-                ratings.append((reference, other.score))
-        return ratings
+        result = Judged(judgement.score, other.score, spent.tokens, judgement.consistent)
+        judging = {
+            "reason": case.reason,
+            "probability": self.sampler.probability if case.reason == "random" else 0.0,
+            "request_id": served.decision.request_id,
+            "tokens": spent.tokens,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        sides = (candidate, reference)
+        first, second = (self._judged_answer(served, side) for side in sides)
+        for kind, body in judged_events(self.judge, result, first, second, judging):
+            await asyncio.to_thread(self.log.append, kind, body)
+        self._count(sides, result, case.reason)
+        return True
+
+    def _judged_answer(self, served: Served, side: _Side) -> JudgedAnswer:
+        drawn, llm = served.choice.probabilities, side.decision.llm
+        propensity = rated_propensity(drawn, llm, self._reference, list(self.endpoints))
+        return JudgedAnswer(describe(side.decision), side.asked, propensity)
+
+    def _count(self, sides: tuple[_Side, _Side], result: Judged, reason: Reason) -> None:
+        assert result.score is not None
+        if self.judge.scale == "preference":
+            for side, share in zip(sides, (result.score, 1.0 - result.score), strict=True):
+                self.metrics.compared(side.decision.llm, reason, share)
+            return
+        for side, score in zip(sides, (result.score, result.reference_score), strict=True):
+            if score is not None:
+                self.metrics.rated(side.decision.llm, score, side.decision.quality)
 
     async def _ask_judge(
         self, served: Served, answer: str, reference: str | None, spent: _Spent
@@ -224,37 +319,28 @@ class JudgingService:
         """An LLM other than the reference, by the router's confidence, and its probability."""
         names = [name for name in self.endpoints if name != self._reference]
         weights = [served.choice.probabilities.get(name, 0.0) for name in names]
-        if sum(weights) <= 0.0:  # the record of a stand-in: its confidence is not known
+        if sum(weights) <= 0.0:  # a stand-in, or no other LLM was eligible
             weights = [1.0] * len(names)
         drawn = self.rng.choices(range(len(names)), weights)[0]
         return names[drawn], weights[drawn] / sum(weights)
 
-    def sampling(self, served: Served, llm: str, reason: str) -> dict[str, float]:
-        """How probable a rating is, as ``probability`` and ``propensity`` of its event.
-
-        ``probability`` is that with which such an answer is judged; 0 unless it was picked at
-        random and its rating says what its LLM is worth: a judge who only compares says how far
-        two answers are apart, and one who measures agreement does not rate the reference.
-        ``propensity`` is :func:`rated_propensity`.
-        """
-        routed = served.choice.probabilities
-        propensity = rated_propensity(routed, llm, self._reference, list(self.endpoints))
-        if reason != "random" or self.judge.scale != "absolute" or propensity <= 0.0:
-            return {"probability": 0.0, "propensity": 0.0}
-        return {"probability": self.sampler.random_share, "propensity": propensity}
-
-    async def _ask(self, served: Served, llm: str, propensity: float, spent: _Spent) -> _Side:
+    async def _ask(self, served: Served, case: _Case, spent: _Spent) -> _Side:
         """Another LLM's answer to the same request, sampled alike."""
-        endpoint, request = self.endpoints[llm], served.request
-        prompt, used = endpoint.prompt(request, served.retrieved.examples)
-        id, retrieved, x = uuid.uuid4().hex, served.retrieved, served.x
-        with self.load.serving(llm):
+        endpoint, request = self.endpoints[case.llm], served.request
+        retrieved, x, statistics = served.retrieved, served.x, served.choice.statistics
+        if not case.examples and retrieved.examples:
+            retrieved = replace(retrieved, examples=(), selection="")
+            x, choice = self.policy.force(replace(request, llm=case.llm), retrieved)
+        else:
+            choice = self.policy.forced_choice(x, case.llm, statistics)
+        prompt, used = endpoint.prompt(request, retrieved.examples)
+        id = uuid.uuid4().hex
+        with self.load.serving(case.llm):
             completion = await endpoint.client.generate(
                 f"judge-{id}", prompt, request.sampling, None
             )
         spent.tokens += spent_tokens(endpoint.tokens, prompt, completion)
-        forced = self.policy.forced_choice(x, llm, served.choice.statistics)
-        choice = replace(forced, propensity=propensity)
+        choice = replace(choice, propensity=case.propensity)
         revision = endpoint.settings.revision
         decision = decision_record(id, request, retrieved, x, choice, used, revision)
         return _Side(completion.text, decision, asked=True)
@@ -273,41 +359,3 @@ def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
         and request.tenant not in settings.exclude_tenants
         and bool(served.x.any())
     )
-
-
-def rated_propensity(
-    routed: Mapping[str, float], llm: str, reference: str, llms: Sequence[str]
-) -> float:
-    """The probability that of the two answers in a judgement, one drawn evenly is by ``llm``.
-
-    That is half the probability that ``llm`` was routed to, or was asked beside the reference.
-    The propensities of all arms sum to 1.
-
-    Args:
-        routed: the probabilities of the router's draw.
-        llms: those that may be asked.
-
-    Returns:
-        0 where nothing was drawn, or no candidate could have been.
-    """
-    candidates = sum(routed.get(name, 0.0) for name in llms if name != reference)
-    if len(routed) < 2 or candidates <= 0.0:
-        return 0.0
-    if llm == reference:
-        return 0.5
-    asked = routed.get(reference, 0.0) / candidates if llm in llms else 0.0
-    return routed.get(llm, 0.0) * (1.0 + asked) / 2.0
-
-
-def pair_scores(share: float, candidate: float, reference: float) -> tuple[float, float]:
-    """Ratings of two answers of which one won ``share`` of the comparisons.
-
-    A comparison shows how far the answers are apart and not how good they are. So both ratings
-    lie around the middle of the qualities that the router expected of ``candidate`` and
-    ``reference``, ``share`` - 0.5 apart, which is what the comparison adds to the win rate; both
-    are moved alike where one would leave 0..1. A tie teaches that both are equally good, and
-    ratings by callers of one of the two LLMs only do not tilt the balance.
-    """
-    middle, half = (candidate + reference) / 2.0, (share - 0.5) / 2.0
-    middle = min(1.0 - abs(half), max(abs(half), middle))
-    return middle + half, middle - half

@@ -14,12 +14,17 @@ from echolm.bandit.thompson import ThompsonSampling
 from echolm.load.bias import LoadBias
 from echolm.primitives import AUTO, Choice, Decision, Request, Retrieved, Selected
 from echolm.retrieval.record import used_selection
+from echolm.router.warm_up import WarmUp
 
 logger = logging.getLogger("echolm")
 
 
 class Policy:
-    """Decides which LLM answers, by the bandit's expectations, cost and load."""
+    """Decides which LLM answers, by the bandit's expectations, cost and load.
+
+    Args:
+        warm_up: which LLMs may be drawn; None: all.
+    """
 
     def __init__(
         self,
@@ -27,8 +32,10 @@ class Policy:
         bandit: ThompsonSampling,
         bias: LoadBias,
         rng: np.random.Generator,
+        warm_up: WarmUp | None = None,
     ) -> None:
         self._featurizer, self._bandit, self._bias, self._rng = featurizer, bandit, bias, rng
+        self._warm_up = warm_up
 
     def decide(
         self, requests: Sequence[tuple[Request, Retrieved]]
@@ -41,7 +48,8 @@ class Policy:
             [retrieved.examples for _, retrieved in requests],
             statistics,
         )
-        choices = self._bandit.choose_many(contexts, self._bias(), self._rng)
+        eligible = None if self._warm_up is None else self._warm_up.eligible(contexts)
+        choices = self._bandit.choose_many(contexts, self._bias(), self._rng, eligible)
         version = statistics.version
         return [(x, replace(c, statistics=version)) for x, c in zip(contexts, choices, strict=True)]
 

@@ -34,6 +34,7 @@ from echolm.errors import ConfigurationError
 from echolm.serving import model_config
 from echolm.serving.checkpoint import Checkpoint
 from echolm.serving.serve import Progress, model_repository_root
+from echolm.settings import JudgingSettings
 from echolm.settings.loading import load_settings
 
 CONFIGURATION = "echolm.toml"
@@ -42,7 +43,6 @@ DEFAULT_CONTEXT = 8_192
 _ROLES = ("small", "large")
 _SHARE_ALONE, _SHARES = 0.9, {"small": 0.3, "large": 0.6}
 """Shares of a GPU's memory: of an LLM that has it for itself, and of two on the same."""
-_PRIORS = {"small": 0.7, "large": 0.9}
 _SCALED = ("echolm", "echolm_stream", "retriever")
 """Models of one python process each, which is one core at most."""
 _PAD = 32
@@ -188,7 +188,10 @@ def build(options: BuildOptions, say: Progress) -> Path:
 _HEADER = """\
 # Written by `echolm build`; all keys are in python_backends/SETTINGS.md.
 #   echolm serve --profile {profile} --config {file}
-# cost: relative, from the LLMs' sizes. prior_quality: a guess until there are ratings.
+# cost: relative, from the LLMs' sizes. How good the LLMs are is learnt: at first the large one
+# answers, the small one is asked beside it, and the large one compares both answers
+# (routing.warm_up_ratings). Then a share of the answers is compared ([judging]), and ratings by
+# callers count as well.
 """
 
 
@@ -306,7 +309,6 @@ def _settings(
             "revision": llm.checkpoint.directory.name[:128],
             "cost": costs[llm.role],
             "takes_examples": llm.role == "small",
-            "prior_quality": _PRIORS[llm.role],
             "capacity": float(getattr(llm.parsed, profile.batch) * llm.parsed.copies),
             "pool": "gpus" if shared else "",
             "context_length": llm.context,
@@ -315,7 +317,8 @@ def _settings(
         }
         for llm in llms
     ]
-    return {"data_dir": "data", "embedding": embedding, "llms": sections}
+    judging = {"kind": "llm", "sample_share": JudgingSettings().sample_share}
+    return {"data_dir": "data", "embedding": embedding, "judging": judging, "llms": sections}
 
 
 def _copy(source: Path, target: Path) -> None:

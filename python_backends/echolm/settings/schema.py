@@ -14,10 +14,10 @@ from echolm.settings import sections
 from echolm.settings.environment import ENV_PREFIX, with_values_of_files
 from echolm.settings.sections import LLMSettings
 
-_DEFAULT_LLMS = (
-    LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
+_DEFAULT_LLMS = (  # both know the demo's workload and nothing else
+    LLMSettings(name="small_llm", cost=0.1, takes_examples=True, can_judge=False),
     # Two cores are busy with half a dozen requests to the large LLM: more only wait longer.
-    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, capacity=6.0),
+    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, can_judge=False, capacity=6.0),
 )
 
 
@@ -88,15 +88,15 @@ class Settings(BaseSettings):
         ):
             if name and name not in names:
                 raise ValueError(f"{key}: expected one of {names}, got {name!r}")
-        if self.judging.kind != "none" and len(names) < 2:
+        if self.judging.judge_llm and not self.llm(self.judging.judge_llm).can_judge:
             raise ValueError(
-                f"judging.kind: expected 'none' with a single LLM, got {self.judging.kind!r}: "
-                "there is none to compare it with"
+                "judging.judge_llm: expected an LLM with llms.can_judge = true, got "
+                f"{self.judging.judge_llm!r}"
             )
-        if self.replay.off_peak and self.judging.kind == "none":
+        if self.replay.off_peak and (problem := self.no_judge):
             raise ValueError(
-                "replay.off_peak: expected a judge in judging.kind, got 'none': nothing else says "
-                "which answer is better"
+                f"replay.off_peak: expected a judge in judging.kind, but {problem}: nothing else "
+                "says which answer is better"
             )
         unknown = set(self.examples.from_llms) - set(names)
         if unknown:
@@ -121,6 +121,27 @@ class Settings(BaseSettings):
     def strongest_llm(self) -> LLMSettings:
         """The LLM of the highest cost, which is taken to be the best."""
         return max(self.llms, key=lambda llm: llm.cost)
+
+    @property
+    def reference_llm(self) -> LLMSettings:
+        """The LLM with whose answers the others' are compared."""
+        name = self.judging.reference_llm
+        return self.llm(name) if name else self.strongest_llm
+
+    @property
+    def judge_llm(self) -> LLMSettings:
+        """The LLM that compares answers where ``judging.kind`` is ``llm``."""
+        name = self.judging.judge_llm
+        return self.llm(name) if name else self.strongest_llm
+
+    @property
+    def no_judge(self) -> str:
+        """Why no answer can be judged; empty if there is a judge."""
+        if self.judging.kind == "none":
+            return "judging.kind is 'none'"
+        if self.judging.kind == "llm" and not self.judge_llm.can_judge:
+            return f"{self.judge_llm.name} cannot judge (llms.can_judge)"
+        return ""
 
     @property
     def example_sources(self) -> frozenset[str]:
@@ -154,6 +175,11 @@ class Settings(BaseSettings):
     def statistics_path(self) -> Path:
         """File of the example statistics."""
         return self.data_dir / "examples.statistics.sqlite"
+
+    @property
+    def past_traffic_path(self) -> Path:
+        """File that says what was learnt from past traffic."""
+        return self.data_dir / "past_traffic.sqlite"
 
     @property
     def load_table_path(self) -> Path:

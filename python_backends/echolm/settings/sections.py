@@ -147,6 +147,10 @@ class RoutingSettings(Section):
     solicit_random: float = Field(0.5, ge=0, le=1)
     """Part of the ratings asked for that is drawn at random, from which `echolm estimate` can tell
     what other policies would score; the others are those that would improve routing most."""
+    warm_up_ratings: int = Field(60, ge=0)
+    """Ratings and comparisons, with and without examples each, until which an LLM gets no requests
+    of that kind: the strongest LLM answers, and the others are asked beside it and judged. 0 turns
+    that off, as does a configuration without a judge."""
     load_table: str = ""
     """File on a local disk in which all routers of a machine share their load; the retrievers'
     shared prefix index lies beside it. Empty means a file in data_dir."""
@@ -188,26 +192,29 @@ class LearningSettings(Section):
 
 
 class JudgingSettings(Section):
-    """Automatic feedback on a sampled share of the answers. Off unless a kind is chosen."""
+    """Automatic feedback: a sampled share of the answers is judged, and each of a new LLM's."""
 
-    kind: Literal["none", "similarity", "llm", "grader"] = "none"
-    """What judges answers: `none` nothing; `similarity` the embeddings' similarity to the reference
-    LLM's answer; `llm` an LLM that compares both answers; `grader` a Python function of yours."""
+    kind: Literal["none", "similarity", "llm", "grader"] = "llm"
+    """What judges answers: `llm` an LLM that compares two answers; `similarity` the embeddings'
+    similarity to the reference LLM's answer; `grader` a Python function of yours; `none` nothing.
+    With a single LLM, or with an LLM that cannot judge (llms.can_judge), nothing is judged."""
     sample_share: float = Field(0.01, ge=0, le=1)
     """Share of answers that are judged."""
     solicited_share: float = Field(0.5, ge=0, le=1)
     """Part of the judgements kept for answers for which a rating is asked for as well; the others
     are of answers drawn at random."""
-    max_in_flight_llm_requests: int = Field(16, ge=0)
-    """Requests in flight to all LLMs above which nothing is judged."""
-    max_concurrent: int = Field(2, ge=1)
-    """Judgements that one router process makes at a time."""
+    max_in_flight_llm_requests: int | None = Field(None, ge=0)
+    """Requests in flight to all LLMs above which nothing is judged; without it, as many as all LLMs
+    serve at once (llms.capacity)."""
+    max_concurrent: int = Field(16, ge=1)
+    """Judgements that one router process makes at a time; further ones are skipped."""
     timeout_s: float = Field(120.0, gt=0)
     """Seconds after which a judgement is dropped."""
     exclude_tenants: tuple[str, ...] = ()
     """Tenants whose answers are never judged."""
     reference_llm: str = ""
-    """Name of the LLM with whose answers the others' are compared; empty means the strongest."""
+    """Name of the LLM with whose answers the others' are compared, and which answers while nothing
+    is known of the others; empty means the strongest."""
     similarity_floor: float = Field(0.75, ge=-1, lt=1)
     """Cosine similarity of two answers that the judge `similarity` rates 0; it rates a similarity
     of 1 as 1."""
@@ -327,6 +334,8 @@ class LLMSettings(Section):
     """Relative cost of one answer; only the ratios between LLMs matter."""
     takes_examples: bool
     """Whether examples are put into the LLM's prompts; yes for the weaker LLMs."""
+    can_judge: bool = True
+    """Whether the LLM follows the instructions of a judge; no for LLMs of a narrow task."""
     prior_quality: float | None = Field(None, gt=0, lt=1)
     """Quality expected before any rating; without it 0.8 for LLMs of the highest cost, and 0.7 for
     the others."""

@@ -13,6 +13,7 @@ class FakeJudge:
 
     Attributes:
         scores: by answer; any other answer gets None.
+        consistent: see :class:`~echolm.judges.base.Judgement`.
         asked: what was judged: (request, answer, reference).
     """
 
@@ -20,6 +21,7 @@ class FakeJudge:
     scale: Scale = "absolute"
     kind: str = "fake"
     tokens: int = 5
+    consistent: bool | None = None
     error: Exception | None = None
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
 
@@ -27,4 +29,4 @@ class FakeJudge:
         self.asked.append((request, answer, reference))
         if self.error is not None:
             raise self.error
-        return Judgement(self.scores.get(answer), self.tokens, 0.5)
+        return Judgement(self.scores.get(answer), self.tokens, 0.5, self.consistent)

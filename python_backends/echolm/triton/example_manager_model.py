@@ -15,6 +15,7 @@ from echolm import contracts
 from echolm.errors import EchoError
 from echolm.examples.admission import AdmissionPolicy, AdmissionResult
 from echolm.examples.replay import Replayed
+from echolm.judges.agreement import JudgeAgreement
 from echolm.learning.request_sample import NewestStatistics
 from echolm.primitives import Interaction
 from echolm.settings.loading import load_settings
@@ -58,7 +59,9 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._statistics = open_statistics(settings)
         parts = (self._store, self._statistics, self._log)
         newest = NewestStatistics(self._store.dimension)
-        self._learner = build_learner(settings, self._log, [newest])
+        # Here, since of this model there is one process.
+        self._agreement = JudgeAgreement()
+        self._learner = build_learner(settings, self._log, [newest, self._agreement])
         self._maintenance = build_maintenance(settings, *parts, owner, newest)
         self._retention = build_retention(settings, self._statistics, self._log, owner)
         self._stopping = threading.Event()
@@ -135,6 +138,8 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         ):
             for result, number in dataclasses.asdict(counts).items():
                 self._metrics.total(name, number, result=result)
+        for result, number in self._agreement.counts.items():
+            self._metrics.total("echolm_judge_agreement_total", number, result=result)
         level = self._metrics.level
         level("echolm_examples_pending", self._writer.pending)
         level("echolm_examples_pending_limit", self._settings.examples.max_pending)

@@ -8,8 +8,10 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from echolm import telemetry
+from echolm.judges.service import Reason
 from echolm.primitives import Answer
 from echolm.router.ports import Stage
+from echolm.router.warm_up import GivenUp
 from echolm.telemetry import SECONDS_BUCKETS, MetricSpec
 from echolm.triton.runtime import Runtime
 
@@ -93,10 +95,21 @@ class RouterMetrics(Metrics):
     def failed(self, reason: str) -> None:
         self.add("echolm_failed_total", reason=reason)
 
-    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None:
-        self.add("echolm_judgements_total", kind=kind, result=result)
-        self.add("echolm_judge_tokens_total", tokens, kind=kind)
-        self.add("echolm_judge_seconds_total", seconds, kind=kind)
+    def warm_up_given_up(self, reason: GivenUp) -> None:
+        self.add("echolm_warm_up_given_up_total", reason=reason)
+
+    def judged(self, kind: str, reason: Reason, result: str, tokens: int, seconds: float) -> None:
+        self.add("echolm_judgements_total", kind=kind, reason=reason, result=result)
+        self.add("echolm_judge_tokens_total", tokens, kind=kind, reason=reason)
+        self.add("echolm_judge_seconds_total", seconds, kind=kind, reason=reason)
+
+    def both_orders(self, kind: str, consistent: bool) -> None:
+        result = "consistent" if consistent else "inconsistent"
+        self.add("echolm_judge_orders_total", kind=kind, result=result)
+
+    def compared(self, llm: str, reason: Reason, share: float) -> None:
+        self.add("echolm_judge_compared_total", llm=llm, reason=reason)
+        self.add("echolm_judge_won_total", share, llm=llm, reason=reason)
 
     def rated(self, llm: str, score: float, predicted: float) -> None:
         self.count_rating("judge", llm, score, predicted)

@@ -54,9 +54,9 @@ class TritonPythonModel:
             metrics=self._metrics,
             judging_metrics=self._metrics,
         )
-        self._service, self._bias = router.service, router.bias
+        self._service, self._bias, self._warm_up = router.service, router.bias, router.warm_up
         follow_log(router.learner, self._runtime, self._metrics, self._name)
-        self._runtime.spawn(self._show_load())
+        self._runtime.spawn(self._show_state())
         self._runtime.spawn(router.usage.run())
 
     def execute(self, requests: list[Any]) -> None:
@@ -105,8 +105,8 @@ class TritonPythonModel:
             return
         responder.send(output_tensors(answers, text_sent=streaming), final=True)
 
-    async def _show_load(self) -> None:
-        """Export the load that the router sees."""
+    async def _show_state(self) -> None:
+        """Export the load that the router sees, and which LLMs it may draw."""
         level = self._metrics.level
         while True:
             loads = self._bias.loads()
@@ -117,6 +117,10 @@ class TritonPythonModel:
                 in_flight = self._load.local.in_flight(llm)
                 level("echolm_in_flight", in_flight, llm=llm, model=self._name)
             level("echolm_load_table_degraded", bool(self._load.degraded), model=self._name)
+            for llm, cell, evidence, held in self._warm_up.evidence():
+                labels = {"llm": llm, "examples": cell, "model": self._name}
+                level("echolm_evidence", evidence, **labels)
+                level("echolm_warm_up", float(held), **labels)
             await asyncio.sleep(_SHOW_LOAD_EVERY_S)
 
     def finalize(self) -> None:

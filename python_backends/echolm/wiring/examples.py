@@ -82,8 +82,8 @@ def build_replayer(
     judge = build_judge(settings, endpoints, embedder, LoadTracker())
     if judge is None:
         raise ConfigurationError(
-            "replay: expected a judge in judging.kind, got 'none': nothing else says which "
-            "answer is better"
+            f"replay: expected a judge in judging.kind, but {settings.no_judge}: nothing else says "
+            "which answer is better"
         )
     return Replayer(store, statistics, log, endpoints, judge, settings)
 

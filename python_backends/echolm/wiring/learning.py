@@ -37,7 +37,8 @@ def needed_snapshots(settings: Settings) -> frozenset[str]:
     parts = ["request_statistics"]
     parts += ["threshold"] if retrieval.adaptive_utility_threshold else []
     parts += ["utility"] if retrieval.utility == "learned" else []
-    return frozenset({"bandit", "statistics", "request_statistics", "+".join(parts)})
+    manager = "judge_agreement+request_statistics"
+    return frozenset({"bandit", "statistics", manager, "+".join(parts)})
 
 
 def build_feedback_tokens(settings: Settings) -> FeedbackTokens:

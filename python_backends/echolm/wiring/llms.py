@@ -63,22 +63,22 @@ def build_judge(
     embedder: TextEmbedder,
     load: ServingLoad,
 ) -> Judge | None:
-    """The judge of ``judging.kind``, whose LLM counts as load; None for ``none``.
+    """The judge of ``judging.kind``, whose LLM counts as load; None if there is none.
 
     ConfigurationError if the grader or the prompt cannot be used.
     """
     judging = settings.judging
+    if settings.no_judge:
+        return None
     if judging.kind == "similarity":
         return SimilarityJudge(embedder, judging.similarity_floor)
     if judging.kind == "grader":
         return GraderJudge(load_grader(judging.grader))
-    if judging.kind == "llm":
-        llm = endpoints[judging.judge_llm or settings.strongest_llm.name]
-        return LLMJudge(
-            _CountedClient(llm.client, llm.settings.name, load),
-            llm.template,
-            llm.tokens,
-            read_prompt(judging.prompt),
-            judging.max_judgement_tokens,
-        )
-    return None
+    llm = endpoints[settings.judge_llm.name]
+    return LLMJudge(
+        _CountedClient(llm.client, llm.settings.name, load),
+        llm.template,
+        llm.tokens,
+        read_prompt(judging.prompt),
+        judging.max_judgement_tokens,
+    )

@@ -20,6 +20,7 @@ from echolm.load.tracker import ServingLoad
 from echolm.router.policy import Policy
 from echolm.router.ports import AnswerObserver, InteractionSink, Observers, Retriever, RouterMetrics
 from echolm.router.service import RouterService
+from echolm.router.warm_up import WarmUp
 from echolm.settings import Settings
 from echolm.wiring.learning import build_feedback_tokens, build_learner, open_event_log
 from echolm.wiring.llms import build_endpoints, build_judge
@@ -58,12 +59,14 @@ class Router:
     Attributes:
         learner: teaches the bandit what is in the learning log; it has not learnt anything yet.
         bias: what the load takes off each LLM's score now.
+        warm_up: which LLMs may be drawn.
     """
 
     service: RouterService
     learner: Learner
     bias: LoadBias
     usage: UsageRecorder
+    warm_up: WarmUp
 
 
 def build_router(
@@ -85,15 +88,23 @@ def build_router(
     log = open_event_log(settings)
     featurizer, bandit = build_bandit(settings)
     bias = LoadBias(settings.routing, settings.llms, load)
-    policy = Policy(featurizer, bandit, bias, np.random.default_rng())
+    warm_up = WarmUp(
+        bandit,
+        settings.reference_llm.name,
+        settings.routing.warm_up_ratings,
+        judging_metrics.warm_up_given_up,
+    )
+    policy = Policy(featurizer, bandit, bias, np.random.default_rng(), warm_up)
     endpoints = build_endpoints(settings)
     usage = UsageRecorder(log, settings.relative_costs)
     observers: list[AnswerObserver] = [usage]
-    judge = build_judge(settings, endpoints, embedder, load)
-    if judge is not None:
-        observers.append(
-            JudgingService(settings, judge, endpoints, policy, load, log, judging_metrics)
-        )
+    if len(endpoints) > 1:
+        judge = build_judge(settings, endpoints, embedder, load)
+        if judge is None:
+            warm_up.give_up("no_judge", f"nothing judges answers, since {settings.no_judge}")
+        else:
+            parts = (judge, endpoints, policy, load, log, judging_metrics, warm_up)
+            observers.append(JudgingService(settings, *parts))
     service = RouterService(
         settings,
         endpoints,
@@ -106,4 +117,4 @@ def build_router(
         Observers(observers),
     )
     learner = build_learner(settings, log, [BanditLearning(bandit, featurizer)])
-    return Router(service, learner, bias, usage)
+    return Router(service, learner, bias, usage, warm_up)

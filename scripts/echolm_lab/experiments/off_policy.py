@@ -17,7 +17,8 @@ import numpy as np
 from echolm.bandit.features import Featurizer
 from echolm.bandit.learning import BanditLearning
 from echolm.cli.estimate import bandit_policies, learnt_bandit, read_decisions
-from echolm.judges.service import Sampler, rated_propensity
+from echolm.judges.events import rated_propensity
+from echolm.judges.service import Sampler
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import JUDGE_SOURCE, RATING, describe
 from echolm.learning.off_policy import (
@@ -97,7 +98,7 @@ class World:
         helps = self._gains[topics] * np.maximum(0.0, similarities - 0.6) / 0.2
         logits = self._levels[topics] + np.sin(4.0 * vectors @ self._waves.T)
         logits += helps[:, None] * self._takes_examples
-        examples = [
+        examples: list[tuple[Selected, ...]] = [
             (Selected(1, "how", "so", float(s), float(u)),) if s else ()
             for s, u in zip(similarities, rng.beta(4, 2, n), strict=True)
         ]
@@ -159,7 +160,7 @@ def serve(
             asked = replace(decision, request_id=f"{request_id}b", llm=other, propensity=share)
             for side in (decision, asked):
                 sampled = {
-                    "probability": sampler.random_share if reason == "random" else 0.0,
+                    "probability": sampler.probability if reason == "random" else 0.0,
                     "propensity": rated_propensity(
                         choice.probabilities, side.llm, reference, names
                     ),

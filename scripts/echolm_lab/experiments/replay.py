@@ -25,7 +25,10 @@ from echolm_lab.report.check import Check
 from echolm_lab.tasks import PastInteraction, WorkItem
 from echolm_lab.tasks.corruption import corrupt
 
-_CHANGES: Changes = {"judging": {"kind": "similarity", "sample_share": 0.0}}
+_CHANGES: Changes = {
+    "judging": {"kind": "similarity", "sample_share": 0.0},
+    "routing": {"warm_up_ratings": 0},
+}
 _TOKENS = ("echolm_llm_prompt_tokens_total", "echolm_llm_generated_tokens_total")
 
 

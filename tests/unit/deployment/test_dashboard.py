@@ -25,7 +25,6 @@ ELSEWHERE = {
     "echolm_llm_failed_total",
     "echolm_llm_in_flight",
     "echolm_load_table_degraded",
-    "echolm_judge_tokens_total",
     "echolm_judge_seconds_total",
     "echolm_replay_seconds_total",
 }

@@ -131,6 +131,14 @@ def test_dummy_delays_cancels_and_counts_what_is_in_flight() -> None:
     engine.close()
 
 
+def test_dummy_answers_otherwise_where_told() -> None:
+    engine = DummyEngine(DummyOptions(if_contains="why", then_text="because"))
+    plain, other = Collector(), Collector()
+    engine.submit(GenerationRequest("1", "how"), plain)
+    engine.submit(GenerationRequest("2", "and why"), other)
+    assert (plain.text, other.text) == ("ok", "because")
+
+
 def test_dummy_fails_when_told() -> None:
     engine = DummyEngine(DummyOptions(fail_if_contains="boom"))
     good, bad = Collector(), Collector()

@@ -15,7 +15,7 @@ from echolm.llm.templates import template
 from echolm.llm.tokens import EstimatedTokens
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import Sampling
-from echolm.settings import Settings
+from echolm.settings import LLMSettings, Settings
 from echolm.testing.llm import FakeLLM
 from echolm.wiring.llms import build_endpoints, build_judge
 from numpy.typing import NDArray
@@ -67,22 +67,23 @@ def prefers(better: str) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize(
-    ("reply", "score"),
+    ("reply", "score", "consistent"),
     [
-        (prefers("candidate text"), 1.0),
-        (prefers("reference text"), 0.0),
-        (lambda prompt: "[[A]]", 0.5),  # looks at the position only
-        (lambda prompt: "[[C]]", 0.5),
-        (lambda prompt: "Both do. [[C]]", 0.5),
-        (lambda prompt: "[[B]] and again [[B]]", 0.5),
+        (prefers("candidate text"), 1.0, True),
+        (prefers("reference text"), 0.0, True),
+        (lambda prompt: "[[A]]", 0.5, False),  # looks at the position only
+        (lambda prompt: "[[C]]", 0.5, True),
+        (lambda prompt: "[[A]]" if "<answer_a>\ncand" in prompt else "[[C]]", 0.75, False),
+        (lambda prompt: "Both do. [[C]]", 0.5, True),
+        (lambda prompt: "[[B]] and again [[B]]", 0.5, False),
     ],
 )
 async def test_both_orders_are_asked_and_averaged(
-    reply: Callable[[str], str], score: float
+    reply: Callable[[str], str], score: float, consistent: bool
 ) -> None:
     judge, llm = llm_judge(reply)
     judgement = await judge.judge("do it", "candidate text", "reference text")
-    assert judgement.score == score
+    assert (judgement.score, judgement.consistent) == (score, consistent)
     first, second = llm.prompts
     assert first.index("candidate text") < first.index("reference text")
     assert second.index("reference text") < second.index("candidate text")
@@ -94,7 +95,7 @@ async def test_both_orders_are_asked_and_averaged(
 async def test_a_reply_without_one_preference_is_no_judgement_but_costs(reply: str) -> None:
     judge, llm = llm_judge(lambda prompt: reply)
     judgement = await judge.judge("do it", "candidate text", "reference text")
-    assert judgement.score is None
+    assert (judgement.score, judgement.consistent) == (None, None)
     assert judgement.tokens > 0
     assert len(llm.prompts) == 1  # the other order would be paid for nothing
 
@@ -168,21 +169,38 @@ def test_a_grader_that_is_not_there_stops_the_start(name: str, message: str) -> 
 # Configuration
 
 
+PAIR = (
+    LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
+    LLMSettings(name="large_llm", cost=1.0, takes_examples=False),
+)
+
+
 @pytest.mark.parametrize("kind", ["similarity", "llm", "grader"])
 def test_the_configured_judge_is_built(kind: str) -> None:
-    settings = Settings(judging={"kind": kind, "grader": f"{__name__}:by_length"})
+    settings = Settings(judging={"kind": kind, "grader": f"{__name__}:by_length"}, llms=PAIR)
     endpoints = build_endpoints(settings, {llm.name: FakeLLM() for llm in settings.llms})
     judge = build_judge(settings, endpoints, Planar(), LoadTracker())
     assert judge is not None
     assert judge.kind == kind
 
 
-def test_no_judge_by_default() -> None:
-    assert build_judge(Settings(), {}, Planar(), LoadTracker()) is None
+def test_the_strongest_llm_judges_by_default_if_it_can() -> None:
+    clients = {llm.name: FakeLLM() for llm in PAIR}
+    settings = Settings(llms=PAIR)
+    judge = build_judge(settings, build_endpoints(settings, clients), Planar(), LoadTracker())
+    assert isinstance(judge, LLMJudge)
+    assert judge.client.client is clients["large_llm"]  # type: ignore[attr-defined]
+
+
+def test_the_demos_llms_cannot_judge() -> None:
+    settings = Settings()
+    assert settings.no_judge == "large_llm cannot judge (llms.can_judge)"
+    assert build_judge(settings, {}, Planar(), LoadTracker()) is None
+    assert build_judge(Settings(judging={"kind": "none"}), {}, Planar(), LoadTracker()) is None
 
 
 async def test_an_llm_that_judges_counts_as_load() -> None:
-    settings, load = Settings(judging={"kind": "llm", "judge_llm": "small_llm"}), LoadTracker()
+    settings, load = Settings(judging={"judge_llm": "small_llm"}, llms=PAIR), LoadTracker()
     seen: list[int] = []
 
     class Watching(FakeLLM):

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from echolm.judges.service import JudgingService, rated_propensity
+from echolm.errors import InvalidRequestError
+from echolm.judges.events import rated_propensity
+from echolm.judges.service import JudgingService
 from echolm.learning.event_log import START, Event
 from echolm.learning.off_policy import LoggedDecisions, read_ratings, snips
 from echolm.load.bias import LoadBias
@@ -30,8 +32,11 @@ REQUESTS = 1_500
 
 
 class Metrics:
-    def judged(self, kind: str, result: str, tokens: int, seconds: float) -> None: ...
+    def judged(self, kind: str, reason: str, result: str, tokens: int, seconds: float) -> None: ...
+    def both_orders(self, kind: str, consistent: bool) -> None: ...
     def rated(self, llm: str, score: float, predicted: float) -> None: ...
+    def compared(self, llm: str, reason: str, share: float) -> None: ...
+    def warm_up_given_up(self, reason: str) -> None: ...
 
 
 async def judge_all(scale: Any = "absolute", **judging: Any) -> MemoryEventLog:
@@ -65,7 +70,7 @@ async def judge_all(scale: Any = "absolute", **judging: Any) -> MemoryEventLog:
         load,
         log,
         Metrics(),
-        random.Random(0),
+        rng=random.Random(0),
     )
     for n in range(REQUESTS):
         text = ("easy", "hard")[n % 2]
@@ -112,9 +117,9 @@ async def test_counting_the_answers_that_were_made_to_be_judged_as_drawn_is_wron
 @pytest.mark.parametrize("scale", ["preference", "agreement"])
 async def test_a_judge_that_only_compares_gives_no_sample(scale: str) -> None:
     log = await judge_all(scale, sample_share=0.1, solicited_share=0.0)
-    bodies = [event.body for event in log.read(START, 10_000)]
-    assert bodies
-    assert {body["judging"]["probability"] for body in bodies} == {0.0}
+    assert log.read(START, 1)
+    with pytest.raises(InvalidRequestError, match="learning log: expected ratings"):
+        decisions(log)
 
 
 def test_the_propensities_of_both_answers_of_a_judgement_sum_to_one() -> None:

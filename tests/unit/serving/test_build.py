@@ -122,6 +122,11 @@ def test_what_is_written_is_what_serve_takes(
         assert getattr(parsed, known.batch) == llm.capacity
         assert llm.tokenizer == model / "tokenizer.json"
         assert (llm.prompt_template, llm.revision) == ("chatml", model.name)
+        assert (llm.prior_quality, llm.prior_ratings) == (None, None)  # it cannot know them
+    assert (settings.judging.kind, settings.judge_llm.name) == ("llm", "large_llm")
+    assert settings.judging.sample_share == 0.01
+    assert settings.no_judge == ""
+    assert "How good the LLMs are is learnt" in (output / "echolm.toml").read_text()
 
 
 def test_router_and_retriever_get_as_many_processes_as_are_asked_for(build: Any) -> None:

@@ -143,11 +143,17 @@ def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
         ("[judging]\nsample_share = 2\n", r"judging\.sample_share: .*less than or equal to 1"),
         ("[judging]\nsimilarity_floor = 1\n", r"judging\.similarity_floor: .*less than 1"),
         ("[judging]\njudge_llm = 'x'\n", r"judging\.judge_llm: expected one of .*, got 'x'"),
-        ("[judging]\nreference_llm = 'x'\n", r"judging\.reference_llm: expected one of"),
         (
-            "[judging]\nkind = 'llm'\n[[llms]]\nname = 'a'\ncost = 1\ntakes_examples = true\n",
-            r"judging\.kind: expected 'none' with a single LLM, got 'llm'",
+            "[judging]\njudge_llm = 'large_llm'\n",
+            r"judging\.judge_llm: expected an LLM with llms\.can_judge = true, got 'large_llm'",
         ),
+        ("[replay]\noff_peak = true\n", r"expected a judge .*, but large_llm cannot judge"),
+        (
+            "[judging]\nkind = 'none'\n[replay]\noff_peak = true\n",
+            r"replay\.off_peak: expected a judge .*, but judging\.kind is 'none'",
+        ),
+        ("[routing]\nwarm_up_ratings = -1\n", r"routing\.warm_up_ratings: .*greater than or"),
+        ("[judging]\nreference_llm = 'x'\n", r"judging\.reference_llm: expected one of"),
         ("[routing]\nsolicit_share = -1\n", r"routing\.solicit_share: .*greater than or equal"),
         ("[examples]\nfrom_llms = ['x']\n", r"examples\.from_llms: expected names among"),
         ("llms = []\n", r"llms: .*at least 1"),
@@ -260,6 +266,21 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         Settings().retrieval.top_n = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", ["llm", "similarity", "none"])
+def test_a_single_llm_takes_every_kind_of_judge(file: Path, kind: str) -> None:
+    text = f"[judging]\nkind = '{kind}'\n[[llms]]\nname = 'a'\ncost = 1\ntakes_examples = true\n"
+    assert load_settings(write(file, text)).judging.kind == kind
+
+
+def test_the_strongest_llm_judges_and_is_what_others_are_compared_with(file: Path) -> None:
+    settings = load_settings(write(file, "[replay]\noff_peak = true\n" + LLMS))
+    assert (settings.judge_llm.name, settings.reference_llm.name) == ("b", "b")
+    assert settings.no_judge == ""
+    named = "[judging]\njudge_llm = 'a'\nreference_llm = 'a'\n"
+    settings = load_settings(write(file, named + LLMS))
+    assert (settings.judge_llm.name, settings.reference_llm.name) == ("a", "a")
 
 
 def test_any_number_of_llms_is_possible() -> None:

@@ -55,7 +55,7 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"{file} is there already")
         return
     config = configuration(options)
-    settings = with_known_qualities(load_settings(config)).model_copy(update={"data_dir": data})
+    settings = without_a_judge(load_settings(config)).model_copy(update={"data_dir": data})
     if not data.is_dir():
         store_past(settings, recorded_past(options.history, past_file), console)
         kept.add("asked", asked)
@@ -109,11 +109,7 @@ def configuration(options: argparse.Namespace) -> Path | None:
     return output / CONFIGURATION
 
 
-def with_known_qualities(settings: Settings) -> Settings:
-    """Settings with the prior qualities that are known of the shipped pair, as in the demo.
-
-    `echolm build` has to guess, and guesses low: then the first thousand requests teach little.
-    """
-    qualities = {llm.name: llm.prior_quality for llm in load_settings().llms}
-    llms = [llm.model_copy(update={"prior_quality": qualities[llm.name]}) for llm in settings.llms]
+def without_a_judge(settings: Settings) -> Settings:
+    """Settings for the shipped pair, as in the demo: these LLMs know one workload only."""
+    llms = tuple(llm.model_copy(update={"can_judge": False}) for llm in settings.llms)
     return settings.model_copy(update={"llms": llms})
