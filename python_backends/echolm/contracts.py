@@ -106,18 +106,25 @@ RETRIEVED = (
     Tensor("help_probability", "FP32"),
     Tensor("selection_record", "BYTES"),
     Tensor("retrieval_degraded", "BYTES"),
+    Tensor("reusable_id", "INT64"),
+    Tensor("reusable_response", "BYTES"),
+    Tensor("reusable_exact", "BOOL"),
+    Tensor("reusable_features", "FP32", (-1,)),
 )
 """The selected examples in prompt order; the probability that any candidate helps (see
 ``Selection``); what a rating needs to know of the selection (text of a ``SelectionRecord``, empty
-if there was nothing to select from); and why nothing was searched, if the store failed."""
+if there was nothing to select from); why nothing was searched, if the store failed; and the stored
+answer that is most probably right as it is (``PAD_ID`` if there is none), see ``Reusable``."""
 
 _SEARCH_INPUTS = (
     _SYSTEM_PROMPT,
     _TENANT,
     _optional("search", "BOOL"),
+    _optional("answer_key", "BYTES"),
     _optional("learn", "BOOL"),
 )
-"""Whose examples may be found, whether to search at all, and whether the request may count in the
+"""Whose examples may be found; whether to search at all; under which key a stored answer must have
+been given to be reusable (without one, none is); and whether the request may count in the
 statistics of requests; without ``search`` or ``learn``, yes."""
 
 ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
@@ -148,6 +155,7 @@ EXAMPLE_MANAGER = ModelContract(
         Tensor("finish_reason", "BYTES"),
         Tensor("quality", "FP32"),
         Tensor("help_probability", "FP32"),
+        Tensor("answer_key", "BYTES"),
     ),
     (Tensor("admitted", "BOOL"), Tensor("reason", "BYTES")),
 )

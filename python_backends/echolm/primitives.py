@@ -18,6 +18,9 @@ from echolm.errors import InvalidRequestError
 AUTO = "auto"
 """The value of ``Request.llm`` that leaves the choice of the LLM to the router."""
 
+STORED = "stored"
+"""What an answer from the store has as ``Answer.llm``, where no LLM has run for it."""
+
 DEFAULT_TENANT = "public"
 """The tenant of a request that names none."""
 
@@ -59,6 +62,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether the same request is to have the same answer again: greedy, or with a seed."""
+        return self.temperature == 0.0 or self.seed is not None
 
     @classmethod
     def checked(
@@ -136,6 +144,7 @@ class Candidate:
     Attributes:
         quality: the response's, 0..1.
         similarity: cosine of the two requests' embeddings.
+        answer_keys: see :class:`echolm.store.base.Example`.
     """
 
     id: int
@@ -144,6 +153,7 @@ class Candidate:
     tenant: str
     quality: float
     similarity: float
+    answer_keys: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,22 @@ class Selected:
 
 
 @dataclass(frozen=True)
+class Reusable:
+    """A stored answer that may be right for a request as it is.
+
+    Attributes:
+        id: that of its example.
+        exact: whether its request is the same text.
+        features: :data:`echolm.retrieval.reuse.REUSE_FEATURES`, FP32 [f].
+    """
+
+    id: int
+    response: str
+    exact: bool
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Retrieved:
     """What retrieval knows of a request.
 
@@ -173,6 +199,7 @@ class Retrieved:
         selection: text of a :class:`~echolm.retrieval.record.SelectionRecord`; empty if there was
             nothing to select from. It travels unread into the feedback token and the event log.
         degraded: why there are no examples, if something failed.
+        reusable: the stored answer that is most probably right; None if there is none.
     """
 
     embedding: NDArray[np.float32] | None = None
@@ -180,6 +207,7 @@ class Retrieved:
     help_probability: float = 0.0
     selection: str = ""
     degraded: str = ""
+    reusable: Reusable | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +231,7 @@ class Choice:
     quality: float
     rating_value: float = -math.inf
     statistics: int = 0
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -285,6 +314,8 @@ class Interaction:
         embedding: the request's, FP32 [D], unit length.
         quality: the quality that the router expects of the answer, 0..1.
         help_probability: probability that stored examples serve the request already, 0..1.
+        answer_key: the answer's :func:`echolm.store.base.answer_key`; empty if the answer may not
+            be given to the same request again.
     """
 
     request: str
@@ -296,6 +327,7 @@ class Interaction:
     finish_reason: str
     quality: float
     help_probability: float = 0.0
+    answer_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -307,6 +339,8 @@ class Served:
         choice: the choice of the LLM that answered.
         text: the answer.
         solicited: whether the client is asked to rate it.
+        check: the probability with which the strongest LLM was drawn to check a stored answer; 0 if
+            it was not.
     """
 
     request: Request
@@ -316,3 +350,4 @@ class Served:
     decision: Decision
     text: str
     solicited: bool
+    check: float = 0.0

@@ -58,6 +58,19 @@ METRICS: Mapping[str, MetricSpec] = {
         _counter("examples", "Examples in the prompts of answered requests", "llm"),
         _counter("predicted_quality", "Sum of the router's quality estimates of answers", "llm"),
         _counter("solicited", "Answers for which a rating is asked"),
+        _counter(
+            "stored_answers",
+            "Requests for which a stored answer was found, by what became of it: give, check or "
+            "leave",
+            "action",
+        ),
+        _counter(
+            "stored_comparisons",
+            "Stored answers compared with fresh ones of the strongest LLM: same, right, wrong or "
+            "unjudged",
+            "kind",
+            "result",
+        ),
         _counter("degraded", "Answers that had to do without a part", "part", "reason"),
         _counter("failed", "Requests without an answer", "reason"),
         _seconds("request_latency", "From request to whole answer", "llm"),

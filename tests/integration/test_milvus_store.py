@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +16,7 @@ from echolm.errors import ConfigurationError, UnavailableError
 from echolm.primitives import Candidate
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.settings import RetrievalSettings
+from echolm.store import milvus as milvus_module
 from echolm.store.base import Example, Query, scope_key
 from echolm.store.milvus import MilvusStore
 from hypothesis import given
@@ -354,3 +356,33 @@ def test_no_example_crosses_from_one_tenant_or_system_prompt_to_another(
         own = [(t, s) for t in TENANTS for s in SYSTEMS]
         expected = [own.index((tenant, system)) + 1] if (tenant, system) in own else []
         assert [c.id for c in row] == expected
+
+
+def test_what_may_be_given_as_it_is_is_found_with_its_keys(store: MilvusStore) -> None:
+    store.upsert([replace(example(1), answer_keys="k1 k2"), example(2)], np.vstack([unit(0)] * 2))
+    assert {c.id: c.answer_keys for c in find(store)} == {1: "k1 k2", 2: ""}
+    assert store.keeps_answer_keys
+    assert {e.id: e.answer_keys for e, _ in store.get([1, 2])} == {1: "k1 k2", 2: ""}
+
+
+def test_a_collection_of_the_earlier_schema_goes_on_without_keys(
+    settings: RetrievalSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(milvus_module, "_SCHEMA", 1)
+        earlier.setattr(milvus_module, "_SCALARS", milvus_module._SCALARS[:-1])
+        MilvusStore(settings, "fake", D).close()
+    store = MilvusStore(settings, "fake", D)
+    assert not store.keeps_answer_keys
+    store.upsert([replace(example(1), answer_keys="k1"), example(2)], np.vstack([unit(0)] * 2))
+    store.upsert([replace(example(2), answer_keys="k1")], unit(0))
+    assert {c.id: c.answer_keys for c in find(store)} == {1: "", 2: ""}
+    assert [e.answer_keys for e, _ in store.get([1])] == [""]
+    assert [e.id for page in store.scan() for e, _ in page] == [1, 2]
+    assert store.count() == 2
+    # Copied into a new collection, they have a place for keys.
+    new = MilvusStore(settings.model_copy(update={"collection": "c_new"}), "fake", D)
+    for page in MilvusStore.existing(settings).scan():
+        new.upsert([e for e, _ in page], np.stack([v for _, v in page]))
+    assert new.keeps_answer_keys
+    assert new.count() == 2

@@ -19,6 +19,7 @@ from echolm.learning.learner import OutdatedError
 from echolm.learning.logistic import Site
 from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatistics
 from echolm.learning.snapshot import fingerprint
+from echolm.primitives import STORED
 from echolm.retrieval.record import remember
 
 logger = logging.getLogger("echolm")
@@ -117,6 +118,8 @@ class BanditLearning:
 
     def _answer(self, decision: Mapping[str, Any]) -> _Answer:
         llm, revision = decision["llm"], str(decision.get("revision", ""))
+        if llm == STORED:
+            raise OutdatedError("an answer from the store, of no LLM of the bandit's")
         arm = self._bandit.arms[llm]
         if revision != arm.revision:
             if (llm, revision) not in self._other_revisions:  # logged once, not for each rating

@@ -41,7 +41,7 @@ class ThompsonSampling:
     Args:
         costs: relative cost of each arm.
         cost_weight: quality that one unit of cost is worth.
-        exploration_floor: least probability of any eligible arm.
+        exploration_floor: least probability of an eligible arm, if cost is no matter.
         exploration: scales the posterior's standard deviations when an arm is drawn. 1 is Thompson
             sampling; less suits arms whose qualities differ by little, and few ratings. It holds
             once an arm has some evidence.
@@ -113,9 +113,9 @@ class ThompsonSampling:
         if eligible is None:
             eligible = np.ones(means.shape, dtype=np.bool_)
         best = probability_of_best(means, self._explored(X) * stds, penalties, eligible)
-        # Mixing with a uniform draw keeps every eligible arm's propensity above the floor.
-        best = best * (1.0 - self._floor * eligible.sum(axis=1, keepdims=True))
-        best += self._floor * eligible
+        # Mixing with a draw at random keeps every eligible arm's propensity above its floor.
+        floors = self._floors() * eligible
+        best = best * (1.0 - floors.sum(axis=1, keepdims=True)) + floors
         qualities, spreads = quality_moments(means, stds)
         scores = qualities - penalties
         doubts = _doubts(scores, spreads)
@@ -161,6 +161,16 @@ class ThompsonSampling:
             rating_value=value_of_rating(scores, spreads, drawn, noise),
             doubt=doubt,
         )
+
+    def _floors(self) -> NDArray[np.float64]:
+        """Least probability of each arm, FP64 [arms].
+
+        The more an arm costs, the less it can win by being better than is thought: where cost takes
+        off half of the quality that there is to win, it is tried half as often, and an arm that
+        costs more than any quality is worth is not tried at all.
+        """
+        costs = self.cost_weight * np.array([self.costs[name] for name in self.arms])
+        return self._floor * np.clip(1.0 - (costs - costs.min()), 0.0, 1.0)
 
     def predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Means and standard deviations of all arms' log-odds, FP64 [n, arms] each."""

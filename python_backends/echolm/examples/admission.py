@@ -54,6 +54,9 @@ class AdmissionPolicy:
         if screened.reason:
             return AdmissionResult(None, screened.reason)
         admitted = replace(interaction, request=screened.request, response=screened.response)
+        if (screened.request, screened.response) != (interaction.request, interaction.response):
+            # What was redacted is nobody's answer any more.
+            admitted = replace(admitted, answer_key="")
         return AdmissionResult(admitted)
 
     def _refusal(self, interaction: Interaction) -> str:

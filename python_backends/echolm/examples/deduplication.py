@@ -9,7 +9,14 @@ from difflib import SequenceMatcher
 from enum import Enum
 
 from echolm.primitives import Candidate
-from echolm.store.base import Example, ExampleStore, Stored, search_in_background
+from echolm.store.base import (
+    REPLAYED,
+    Example,
+    ExampleStore,
+    Stored,
+    same_llm,
+    search_in_background,
+)
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _NEIGHBOURS = 4
@@ -23,6 +30,7 @@ class Finding(Enum):
 
     NEW = "new"
     REPEATED = "repeated"  # request and answer are known
+    CONFIRMED = "confirmed"  # the same, to the letter, under another answer key
     WORSE = "worse"  # the request is known, with an answer that is no worse
     BETTER = "better"  # the request is known; this answer shall replace the known one
 
@@ -65,6 +73,16 @@ def same_answer(a: str, b: str) -> bool:
 def is_better(new: Example, known: Example) -> bool:
     """Whether a later answer to the same request takes the place of the known one."""
     return not same_answer(known.response, new.response) and _is_better(new.quality, known.quality)
+
+
+def _takes_over(new: Example, known: Example | Candidate) -> bool:
+    """Whether an answer that is no worse may be given as it is, and the known one to nobody.
+
+    So it is with answers of an LLM that was replaced since, and of an earlier version of EchoLM.
+    """
+    keys = known.answer_keys.split()
+    given = any(key == REPLAYED or same_llm(key, new.answer_keys) for key in keys)
+    return bool(new.answer_keys) and not given and not _is_better(known.quality, new.quality)
 
 
 def _is_better(new: float, known: float) -> bool:
@@ -110,7 +128,9 @@ def _compare(new: Example, known: Sequence[Example | Candidate]) -> Comparison:
         return NEW
     for other in known:
         if same_answer(other.response, new.response):
-            return Comparison(Finding.REPEATED, other.id)
+            same = other.response == new.response and REPLAYED not in other.answer_keys
+            added = same and not set(new.answer_keys.split()) <= set(other.answer_keys.split())
+            return Comparison(Finding.CONFIRMED if added else Finding.REPEATED, other.id)
     best = max(known, key=lambda other: other.quality)
-    better = _is_better(new.quality, best.quality)
+    better = _is_better(new.quality, best.quality) or _takes_over(new, best)
     return Comparison(Finding.BETTER if better else Finding.WORSE, best.id)

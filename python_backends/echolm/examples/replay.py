@@ -28,7 +28,7 @@ from echolm.learning.event_log import EventLog
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.primitives import Sampling
 from echolm.settings import Settings
-from echolm.store.base import Example, ExampleStore, Stored, scope_key
+from echolm.store.base import REPLAYED, Example, ExampleStore, Stored, scope_key
 
 logger = logging.getLogger("echolm")
 
@@ -151,7 +151,13 @@ class Replayer:
             logger.warning("replay of example %d failed: %s", example.id, error)
             best, reason = None, "LLM or judge failed"
         if best is not None:
-            better = replace(example, id=self._ids.next(), response=best, updated_at_ms=now_ms())
+            better = replace(
+                example,
+                id=self._ids.next(),
+                response=best,
+                updated_at_ms=now_ms(),
+                answer_keys=REPLAYED,  # the answer was sampled otherwise than anybody asks for
+            )
             parts = (self.store, self.statistics, self.log)
             improved = replace_example(*parts, example.id, (better, embedding))
             reason = "" if improved else "replaced elsewhere"

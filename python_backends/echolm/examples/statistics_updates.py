@@ -11,6 +11,7 @@ from typing import Any
 from echolm.examples.events import CHANGE, FORMER_REPLACEMENT, REPLACEMENT, REPLAY, USAGE
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
+from echolm.primitives import STORED
 from echolm.store.base import FRESH_VALUE, NEVER
 
 _HOUR_MS = 3_600_000.0
@@ -168,7 +169,8 @@ class StatisticsUpdates:
     def _rate(self, db: Connection, event: Event) -> None:
         """Replace the expected quality of an offload by the rated one."""
         ids, score = event.body["example_ids"], float(event.body["score"])
-        cost = self.costs.get(event.body["llm"], 1.0)
+        llm = event.body["llm"]
+        cost = 0.0 if llm == STORED else self.costs.get(llm, 1.0)
         if not ids or cost >= 1.0:
             return
         request_id = str(event.body["request_id"])

@@ -2,9 +2,9 @@
 
 An answer that a cheaper LLM gave with examples is an offload. An example is credited with the
 quality that the router expects of the answer, times the probability that this example serves the
-request and no other retrieved one would: the store could do without it otherwise. A rating that
-comes later corrects that. What a better example could still gain is ``G(e) = (1 - quality) * cost``
-of the LLM that answered (paper, §4.3).
+request and no other retrieved one would: the store could do without it otherwise. An answer from
+the store is credited to its example alone. A rating that comes later corrects that. What a better
+example could still gain is ``G(e) = (1 - quality) * cost`` of the LLM that answered (paper, §4.3).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from echolm.errors import UnavailableError
 from echolm.examples.events import USAGE, usage
 from echolm.learning.event_log import EventLog
-from echolm.primitives import Served
+from echolm.primitives import STORED, Served
 
 logger = logging.getLogger("echolm")
 
@@ -44,18 +44,24 @@ class UsageRecorder:
         """Take note of an answer; see ``AnswerObserver``."""
         ids = served.decision.example_ids
         cost = self.costs.get(served.decision.llm, 1.0)
+        quality = served.decision.quality
+        if served.decision.llm == STORED:  # the example did it alone
+            self._count(ids[0], quality, 0.0)
+            return
         if not ids or cost >= 1.0:
             return
-        quality = served.decision.quality
         no_help = 1.0 - served.retrieved.help_probability  # the probability that none helps
         utilities = {e.id: e.utility for e in served.retrieved.examples}
         for i in ids:
             utility = utilities.get(i, 0.0)
             credit = quality * utility * no_help / max(1.0 - utility, _LEAST_DOUBT)
-            if i in self._uses or len(self._uses) < _MOST_IDS:
-                self._add(i, 1, credit, (1.0 - quality) * cost)
-            else:
-                self.lost += 1
+            self._count(i, credit, (1.0 - quality) * cost)
+
+    def _count(self, i: int, credit: float, gain: float) -> None:
+        if i in self._uses or len(self._uses) < _MOST_IDS:
+            self._add(i, 1, credit, gain)
+        else:
+            self.lost += 1
 
     async def flush(self) -> None:
         """Append what was counted since the last time to the log; kept if the log is away."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,15 @@ from echolm.examples.write_ahead_log import WriteAheadLog
 from echolm.learning.event_log import EventLog
 from echolm.primitives import Interaction
 from echolm.settings import ExamplesSettings
-from echolm.store.base import FRESH_VALUE, NEVER, Example, ExampleStore, Stored, scope_key
+from echolm.store.base import (
+    FRESH_VALUE,
+    MAX_ANSWER_KEYS,
+    NEVER,
+    Example,
+    ExampleStore,
+    Stored,
+    scope_key,
+)
 
 logger = logging.getLogger("echolm")
 
@@ -178,6 +186,7 @@ def new_example(new: Interaction, id: int, settings: ExamplesSettings) -> Exampl
         expires_at_ms=now + ttl_ms if ttl_ms else NEVER,
         # It need not do what other examples do already.
         value=FRESH_VALUE * (1.0 - new.help_probability),
+        answer_keys=new.answer_key,
     )
 
 
@@ -195,6 +204,8 @@ def store_batch(
     Raises:
         UnavailableError: store or log cannot be written.
     """
+    if not store.keeps_answer_keys:
+        batch = [(replace(example, answer_keys=""), e) for example, e in batch]
     compared = [NEW] * len(batch) if duplicates is None else duplicates.compare(batch, now_ms())
     pairs = list(zip(batch, compared, strict=True))
     fresh = [entry for entry, c in pairs if c.finding in (Finding.NEW, Finding.BETTER)]
@@ -205,9 +216,25 @@ def store_batch(
     replaced = [old for old, _ in replacements]
     if replaced:
         store.delete(replaced)
-    repeated = [c.known for c in compared if c.finding is Finding.REPEATED]
+    confirmed = {c.known: e for (e, _), c in pairs if c.finding is Finding.CONFIRMED}
+    if confirmed:
+        _add_answer_keys(store, confirmed)
+    known = (Finding.REPEATED, Finding.CONFIRMED)
+    repeated = [c.known for c in compared if c.finding in known]
     if fresh or repeated:
         reason = "replaced" if replaced else ""
         log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
     worse = sum(c.finding is Finding.WORSE for c in compared)
     return WriterCounts(len(fresh), len(replaced), len(repeated), worse)
+
+
+def _add_answer_keys(store: ExampleStore, confirmed: Mapping[int, Example]) -> None:
+    """Write known examples anew, with the keys under which their answers were given, too."""
+    stored = store.get(list(confirmed))
+    examples = []
+    for example, _ in stored:
+        keys = [*example.answer_keys.split(), *confirmed[example.id].answer_keys.split()]
+        newest = " ".join(dict.fromkeys(keys[-MAX_ANSWER_KEYS:]))
+        examples.append(replace(example, answer_keys=newest))
+    if examples:
+        store.upsert(examples, np.stack([embedding for _, embedding in stored]))

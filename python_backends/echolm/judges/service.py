@@ -47,7 +47,7 @@ from echolm.learning.event_log import EventLog
 from echolm.learning.feedback import describe
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
-from echolm.primitives import AUTO, Decision, Served
+from echolm.primitives import AUTO, STORED, Decision, Served
 from echolm.router.policy import Policy, decision_record
 from echolm.router.warm_up import GivenUp, WarmUp
 from echolm.settings import JudgingSettings, Settings
@@ -57,8 +57,8 @@ logger = logging.getLogger("echolm")
 _MOST_SAVED = 10.0  # judgements that a time without solicited requests leaves for later
 
 
-Reason = Literal["random", "solicited", "shadow"]
-"""Why an answer is judged."""
+Reason = Literal["random", "solicited", "shadow", "stored"]
+"""Why an answer is judged; ``stored``: it is compared with a stored one, with no LLM asked."""
 
 
 class JudgingMetrics(Protocol):
@@ -356,6 +356,7 @@ def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
     return (
         request.store
         and request.llm == AUTO
+        and served.decision.llm != STORED  # see echolm.judges.stored
         and request.tenant not in settings.exclude_tenants
         and bool(served.x.any())
     )

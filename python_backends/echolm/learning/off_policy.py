@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from echolm.errors import InvalidRequestError
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING, is_judged
+from echolm.primitives import STORED
 
 Probabilities = NDArray[np.float64]
 """A target policy at the logged contexts: pi(a|x), FP64 [n, arms], rows that sum to 1."""
@@ -248,6 +249,7 @@ def read_ratings(
     that is not configured is one of an arm that no policy draws: it belongs to what was asked of
     the router, and says so. Others are dropped and counted by reason:
 
+    - ``stored``: the answer came from the store; no LLM was chosen.
     - ``forced``: the caller named the LLM, or another one stood in; nothing was drawn.
     - ``revision``: the answer is an LLM's that was replaced since.
     - ``judged, no sample``: the judge's rating is no sample of known probability.
@@ -278,7 +280,9 @@ def read_ratings(
             continue
         llm = str(body["llm"])
         current = revisions is None or body.get("revision", "") == revisions.get(llm, "")
-        if llm in index and not current:
+        if llm == STORED:
+            dropped["stored"] += 1
+        elif llm in index and not current:
             dropped["revision"] += 1
         elif rating.weight == 0.0:
             dropped["judged, no sample"] += 1

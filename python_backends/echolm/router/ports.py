@@ -62,6 +62,9 @@ class RouterMetrics(Protocol):
     def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
         """Observe how long a stage took; ``generation`` and ``first_token`` have an LLM's name."""
 
+    def reuse(self, action: str) -> None:
+        """Count a request for which a stored answer was found: ``give`` | ``check`` | ``leave``."""
+
     def degraded(self, part: str, reason: str) -> None:
         """Count a part that failed and without which the request goes on."""
 
@@ -74,5 +77,6 @@ class NoMetrics:
 
     def answered(self, answer: Answer, chosen: str, seconds: float) -> None: ...
     def took(self, stage: Stage, seconds: float, llm: str = "") -> None: ...
+    def reuse(self, action: str) -> None: ...
     def degraded(self, part: str, reason: str) -> None: ...
     def failed(self, reason: str) -> None: ...

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.bandit.reuse import ReuseChoice
 from echolm.contracts import MAX_BATCH_SIZE
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.learning.tokens import FeedbackTokens
@@ -23,6 +24,7 @@ from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import (
     AUTO,
+    STORED,
     Answer,
     Choice,
     Completion,
@@ -44,6 +46,7 @@ from echolm.router.ports import (
     RouterMetrics,
 )
 from echolm.router.solicitation import Solicitor
+from echolm.router.stored import StoredAnswers, answer_key_of, stored_answer, stored_decision
 from echolm.settings import Settings
 
 logger = logging.getLogger("echolm")
@@ -58,6 +61,7 @@ class RouterService:
 
     Attributes:
         endpoints: the LLMs by name.
+        stored: draws what is answered from the store; None: nothing is.
         background: tasks that run on after an answer, each submitting an interaction.
     """
 
@@ -70,6 +74,7 @@ class RouterService:
     load: ServingLoad
     metrics: RouterMetrics = field(default_factory=NoMetrics)
     observer: AnswerObserver = field(default_factory=Observers)
+    stored: StoredAnswers | None = None
     clock: Callable[[], float] = time.perf_counter
     background: set[asyncio.Task[None]] = field(default_factory=set)
     solicitor: Solicitor = field(init=False)
@@ -95,7 +100,12 @@ class RouterService:
         notes: list[str] = []
         request_id = uuid.uuid4().hex
         retrieved = await self._retrieve(request, notes)
-        x, choice = await self._decide(request, retrieved, notes)
+        reuse = self._choose_stored(request, retrieved)
+        if reuse is not None and reuse.action == "give":
+            return self._give_stored(request_id, request, retrieved, reuse, on_text, notes, started)
+        checked = reuse is not None and reuse.action == "check"
+        wanted = replace(request, llm=self.settings.strongest_llm.name) if checked else request
+        x, choice = await self._decide(wanted, retrieved, notes)
         chosen = choice.arm
         llm, used, completion = await self._generate(
             request_id, request, retrieved, chosen, on_text, notes, started
@@ -120,9 +130,46 @@ class RouterService:
         self.metrics.answered(answer, chosen, self.clock() - started)
         self._submit(request, retrieved, answer)
         solicited = bool(decision.solicited)
+        check = reuse.propensity if checked and reuse is not None else 0.0
         self.observer.served(
-            Served(request, retrieved, x, choice, decision, answer.text, solicited)
+            Served(request, retrieved, x, choice, decision, answer.text, solicited, check)
         )
+        return answer
+
+    def _choose_stored(self, request: Request, retrieved: Retrieved) -> ReuseChoice | None:
+        if self.stored is None:
+            return None
+        try:
+            chosen = self.stored.choose(request, retrieved)
+        except Exception as error:  # whatever is wrong with what was learnt, an LLM can answer
+            logger.error("no answer from the store", exc_info=error)
+            self.metrics.degraded("reuse", "failed")
+            return None
+        if chosen is not None:
+            self.metrics.reuse(chosen.action)
+        return chosen
+
+    def _give_stored(
+        self,
+        request_id: str,
+        request: Request,
+        retrieved: Retrieved,
+        reuse: ReuseChoice,
+        on_text: OnText | None,
+        notes: list[str],
+        started: float,
+    ) -> Answer:
+        """The answer from the store, as the only piece of a stream."""
+        found = retrieved.reusable
+        assert found is not None
+        choice, decision = stored_decision(request_id, request.tenant, found, reuse)
+        answer = stored_answer(found, decision, self.tokens.dump(decision), "; ".join(notes))
+        if on_text is not None:
+            self.metrics.took("first_token", self.clock() - started, STORED)
+            on_text(answer.text)
+        self.metrics.answered(answer, STORED, self.clock() - started)
+        x = decision.context
+        self.observer.served(Served(request, retrieved, x, choice, decision, answer.text, False))
         return answer
 
     async def _retrieve(self, request: Request, notes: list[str]) -> Retrieved:
@@ -267,6 +314,11 @@ class RouterService:
             and llm in self.settings.example_sources
         )
 
+    def _answer_key(self, request: Request, llm: str) -> str:
+        """Under which the answer may be given again; only the strongest LLM's may."""
+        strongest = self.settings.strongest_llm.name
+        return answer_key_of(self.settings, request) if llm == strongest else ""
+
     def _submit(self, request: Request, retrieved: Retrieved, answer: Answer) -> None:
         if retrieved.embedding is None or not self._may_store(request, answer.llm):
             return
@@ -280,6 +332,7 @@ class RouterService:
             finish_reason=answer.finish_reason,
             quality=answer.predicted_quality,
             help_probability=retrieved.help_probability,
+            answer_key=self._answer_key(request, answer.llm),
         )
         task = asyncio.create_task(self._submit_interaction(interaction))
         self.background.add(task)  # the loop keeps only weak references to tasks

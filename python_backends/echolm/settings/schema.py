@@ -73,6 +73,8 @@ class Settings(BaseSettings):
             raise ValueError(f"llms: names must be unique, got {names}")
         if "auto" in names:
             raise ValueError("llms: 'auto' is reserved for the router's choice")
+        if "stored" in names:
+            raise ValueError("llms: 'stored' is reserved for answers from the store")
         longest = max(llm.context_length for llm in self.llms)
         if self.limits.default_max_tokens >= longest:
             raise ValueError(

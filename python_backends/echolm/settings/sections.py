@@ -141,7 +141,8 @@ class RoutingSettings(Section):
     least_ratings: float = Field(200.0, ge=20)
     """Number of ratings whose weight the bandit keeps for an LLM, however old they are."""
     exploration_floor: float = Field(0.005, ge=0, lt=1)
-    """Least probability with which each LLM is drawn."""
+    """Least probability with which an LLM is drawn; it is less for one whose cost takes off much of
+    the quality that there is to win."""
     solicit_share: float = Field(0.05, ge=0, le=1)
     """Share of answers whose rating is asked for."""
     solicit_random: float = Field(0.5, ge=0, le=1)
@@ -151,6 +152,9 @@ class RoutingSettings(Section):
     """Ratings and comparisons, with and without examples each, until which an LLM gets no requests
     of that kind: the strongest LLM answers, and the others are asked beside it and judged. 0 turns
     that off, as does a configuration without a judge."""
+    reuse_error: float = Field(0.01, ge=0, le=0.5)
+    """Largest share of answers given from the store that may be wrong: a stored answer of the
+    strongest LLM is given as it is where past comparisons bound the error by this; 0 gives none."""
     load_table: str = ""
     """File on a local disk in which all routers of a machine share their load; the retrievers'
     shared prefix index lies beside it. Empty means a file in data_dir."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm.primitives import Candidate
+from echolm.primitives import Candidate, Sampling
 
 MAX_TEXT_BYTES = 65_535
 """Longest request or response that a store takes, in bytes of UTF-8 (Milvus' VARCHAR)."""
@@ -34,6 +35,34 @@ def scope_key(tenant: str, system_prompt: str) -> int:
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
+MAX_ANSWER_KEYS = 8
+"""Answer keys that an example keeps; the oldest go first."""
+
+REPLAYED = "replayed"
+"""Stands in ``Example.answer_keys`` of an answer that replay has found; it is nobody's key."""
+
+
+def answer_key(sampling: Sampling, llm: str, revision: str) -> str:
+    """The key of answers that an LLM gives under one sampling, of 8 + 16 hexadecimal digits.
+
+    A stored answer may be given again to requests with its key only. Keys of one LLM and revision
+    begin alike.
+    """
+    # Without what has its default, so that a parameter that is added later changes no key.
+    default = vars(Sampling())
+    asked = {name: v for name, v in vars(sampling).items() if v != default[name]}
+    return _digest(f"{llm}\0{revision}", 4) + _digest(json.dumps(asked, sort_keys=True), 8)
+
+
+def _digest(text: str, size: int) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+
+
+def same_llm(a: str, b: str) -> bool:
+    """Whether two answer keys are of the same LLM and revision."""
+    return a[:8] == b[:8]
+
+
 @dataclass(frozen=True)
 class Example:
     """One stored interaction.
@@ -44,6 +73,8 @@ class Example:
         uses: number of prompts that held it.
         value: offloads that it was credited with when it was stored; a new example needs some, or
             it would be the first to be evicted.
+        answer_keys: every :func:`answer_key` under which the response was given, separated by
+            spaces; empty if it may not be given as it is.
     """
 
     id: int
@@ -59,6 +90,7 @@ class Example:
     uses: int = 0
     value: float = FRESH_VALUE
     replays: int = 0
+    answer_keys: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -85,6 +117,10 @@ Stored = tuple[Example, NDArray[np.float32]]
 
 class ExampleStore(Protocol):
     """Where examples live. For several threads; UnavailableError if it does not answer in time."""
+
+    @property
+    def keeps_answer_keys(self) -> bool:
+        """Whether it has a place for ``Example.answer_keys``; an older store may not."""
 
     def search(
         self,

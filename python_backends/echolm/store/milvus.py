@@ -45,10 +45,13 @@ _SCALARS: tuple[tuple[str, DataType, dict[str, int]], ...] = (
     ("value", DataType.FLOAT, {}),
     ("replays", DataType.INT64, {}),
     ("num_bytes", DataType.INT64, {}),
+    ("answer_keys", DataType.VARCHAR, {"max_length": 256}),
 )
-_FOUND_FIELDS = ["request", "response", "tenant", "quality"]
-_PLAIN_FIELDS = ["id", *(name for name, _, _ in _SCALARS)]
-_ALL_FIELDS = ["embedding", *_PLAIN_FIELDS]
+_SCHEMA = 2
+_ADDED = {"answer_keys": 2}  # the schema that brought a field; collections of earlier ones lack it
+_FOUND_FIELDS = ("request", "response", "tenant", "quality", "answer_keys")
+_PLAIN_FIELDS = ("id", *(name for name, _, _ in _SCALARS))
+_ALL_FIELDS = ("embedding", *_PLAIN_FIELDS)
 _EXPIRY_STEP_MS = 60_000  # the filter text changes once a minute, so Milvus can reuse its plan
 
 
@@ -56,7 +59,8 @@ class MilvusStore:
     """An :class:`~echolm.store.base.ExampleStore` in one Milvus collection.
 
     The collection's description holds the embedding model's name, its dimension D and the
-    schema's version; a collection made for another model is refused.
+    schema's version; a collection made for another model is refused. One of an earlier schema is
+    used as it is, without what it has no field for.
 
     Args:
         wait: whether a Milvus that does not answer may come back, as in a server. Every call then
@@ -79,7 +83,8 @@ class MilvusStore:
         self._settings = settings
         self._collection = settings.collection
         self.embedding_name, self.dimension = embedding_name, dimension
-        self._identity = {"embedding": embedding_name, "dimension": dimension, "schema": 1}
+        self._identity = {"embedding": embedding_name, "dimension": dimension, "schema": _SCHEMA}
+        self._schema = _SCHEMA  # that of the collection, once it is open
         self._client: MilvusClient | None = None
         self._lock = threading.Lock()
         self._wait = wait
@@ -136,14 +141,33 @@ class MilvusStore:
             identity = json.loads(description)
         except json.JSONDecodeError:
             identity = None
-        if identity != self._identity:
+        schemas = [{**self._identity, "schema": n} for n in range(1, _SCHEMA + 1)]
+        if identity not in schemas:
             raise ConfigurationError(
                 f"Milvus collection {self._collection!r}: expected one made for {self._identity}, "
                 f"got {identity or description!r}; set retrieval.collection to another name, or "
                 "configure the embedding model that made it"
             )
+        self._schema = int(identity["schema"])
+        if self._schema < _SCHEMA:
+            logger.warning(
+                "Milvus collection %r is of an earlier version: its answers are never given as "
+                "they are; to change that, set retrieval.collection to a new name and run "
+                "`echolm examples reembed --from %s`",
+                self._collection,
+                self._collection,
+            )
         replicas = self._settings.milvus_replicas
         client.load_collection(self._collection, timeout=_WRITE_TIMEOUT_S, replica_number=replicas)
+
+    @property
+    def keeps_answer_keys(self) -> bool:
+        """Whether the collection has a field for ``Example.answer_keys``."""
+        return "answer_keys" in self._fields(_PLAIN_FIELDS)
+
+    def _fields(self, names: Sequence[str]) -> list[str]:
+        """Those of the fields that the collection has."""
+        return [name for name in names if _ADDED.get(name, 1) <= self._schema]
 
     def _suspend(self, problem: UnavailableError) -> None:
         """Refuse calls until Milvus is back."""
@@ -232,7 +256,7 @@ class MilvusStore:
                     anns_field="embedding",
                     filter=visible,
                     limit=top_n,
-                    output_fields=_FOUND_FIELDS,
+                    output_fields=self._fields(_FOUND_FIELDS),
                     search_params={"params": dict(self._settings.search_params)},
                     **options,
                 )
@@ -246,7 +270,10 @@ class MilvusStore:
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if not examples:
             return
-        rows = {e.id: _row(e, vector) for e, vector in zip(examples, embeddings, strict=True)}
+        names = self._fields(_PLAIN_FIELDS)
+        rows = {
+            e.id: _row(e, vector, names) for e, vector in zip(examples, embeddings, strict=True)
+        }
         # Not Milvus' own upsert: that of Milvus Lite reads the whole collection (80 ms at 100,000
         # rows, in which nothing else is served), and that of Milvus 2.3 no partition key.
         self.delete(self.present(list(rows)))
@@ -270,7 +297,7 @@ class MilvusStore:
         return int(rows[0]["count(*)"])
 
     def get(self, ids: Sequence[int]) -> list[Stored]:
-        return [_stored(row) for row in self._get(ids, _ALL_FIELDS)]
+        return [_stored(row) for row in self._get(ids, self._fields(_ALL_FIELDS))]
 
     def present(self, ids: Sequence[int]) -> set[int]:
         return {int(row["id"]) for row in self._get(ids, ["id"])}
@@ -296,7 +323,7 @@ class MilvusStore:
                 rows = client.query(
                     self._collection,
                     filter=f"id > {last}{only}",
-                    output_fields=_ALL_FIELDS if embeddings else _PLAIN_FIELDS,
+                    output_fields=self._fields(_ALL_FIELDS if embeddings else _PLAIN_FIELDS),
                     limit=batch,
                     timeout=_WRITE_TIMEOUT_S,
                     # What was written before the scan is there from its first page on; a server
@@ -351,17 +378,16 @@ def _of_tenant(tenant: str) -> str:
 
 
 def _candidate(hit: Any) -> Candidate:
-    request, response, tenant, quality = (hit["entity"][name] for name in _FOUND_FIELDS)
-    similarity = float(hit["distance"])
-    return Candidate(int(hit["id"]), request, response, tenant, float(quality), similarity)
+    values = {name: hit["entity"][name] for name in _FOUND_FIELDS if name in hit["entity"]}
+    return Candidate(id=int(hit["id"]), similarity=float(hit["distance"]), **values)
 
 
 def _stored(row: Any) -> Stored:
-    values = {name: row[name] for name, _, _ in _SCALARS if name != "num_bytes"}
+    values = {name: row[name] for name, _, _ in _SCALARS if name in row and name != "num_bytes"}
     embedding = np.asarray(row.get("embedding", ()), dtype=np.float32)
     return Example(id=int(row["id"]), **values), embedding
 
 
-def _row(example: Example, embedding: NDArray[np.float32]) -> dict[str, Any]:
-    row = {name: getattr(example, name) for name in _PLAIN_FIELDS}
+def _row(example: Example, embedding: NDArray[np.float32], names: Sequence[str]) -> dict[str, Any]:
+    row = {name: getattr(example, name) for name in names}
     return {**row, "embedding": np.asarray(embedding, dtype=np.float32)}

@@ -21,6 +21,7 @@ class InMemoryStore:
     embedding_name: str = "fake"
     rows: dict[int, Stored] = field(default_factory=dict)
     error: Exception | None = None
+    keeps_answer_keys: bool = True
     _lock: Lock = field(default_factory=Lock, init=False)
 
     def search(
@@ -38,7 +39,15 @@ class InMemoryStore:
         results = []
         for embedding, query in zip(embeddings, queries, strict=True):
             scored = [
-                Candidate(e.id, e.request, e.response, e.tenant, e.quality, float(v @ embedding))
+                Candidate(
+                    e.id,
+                    e.request,
+                    e.response,
+                    e.tenant,
+                    e.quality,
+                    float(v @ embedding),
+                    e.answer_keys,
+                )
                 for e, v in rows
                 if e.scope == query.scope and e.expires_at_ms > now_ms
             ]
@@ -50,6 +59,8 @@ class InMemoryStore:
             raise self.error
         with self._lock:
             for example, embedding in zip(examples, embeddings, strict=True):
+                if not self.keeps_answer_keys:
+                    example = replace(example, answer_keys="")
                 self.rows[example.id] = (replace(example), np.asarray(embedding, np.float32))
 
     def delete(self, ids: Iterable[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from echolm import contracts
 from echolm.errors import EchoError, UnavailableError, from_remote
-from echolm.primitives import Interaction, Request, Retrieved, Selected
+from echolm.primitives import Interaction, Request, Retrieved, Reusable, Selected
 from echolm.router.batcher import Batcher
 from echolm.triton import codec
 
@@ -60,8 +60,16 @@ class BLSRetriever:
     processes, which costs more than a request's own work there.
     """
 
-    def __init__(self, timeout_s: float, max_running: int) -> None:
+    def __init__(
+        self, timeout_s: float, max_running: int, answer_key: Callable[[Request], str]
+    ) -> None:
+        """
+        Args:
+            answer_key: under which a stored answer must have been given to be reusable; empty
+                where none is.
+        """
         self._timeout_s = timeout_s
+        self._answer_key = answer_key
         self._batcher = Batcher(self._retrieve, contracts.MAX_BATCH_SIZE, max_running)
 
     async def retrieve(self, request: Request) -> Retrieved:
@@ -73,6 +81,7 @@ class BLSRetriever:
             "system_prompt": [r.system_prompt for r in requests],
             "tenant": [r.tenant for r in requests],
             "search": [r.use_examples for r in requests],
+            "answer_key": [self._answer_key(r) for r in requests],
             "learn": [r.store for r in requests],
         }
         out = await _infer(contracts.RETRIEVAL, len(requests), columns, self._timeout_s)
@@ -85,6 +94,7 @@ class BLSRetriever:
                 help_probability=float(out["help_probability"][row, 0]),
                 selection=out["selection_record"][row, 0].decode(),
                 degraded=out["retrieval_degraded"][row, 0].decode(),
+                reusable=_reusable(out, row),
             )
             for row in range(len(requests))
         ]
@@ -98,6 +108,13 @@ def _examples(out: dict[str, NDArray[Any]], row: int) -> tuple[Selected, ...]:
         for id, request, response, similarity, utility in zip(*columns, strict=True)
         if id != contracts.PAD_ID
     )
+
+
+def _reusable(out: dict[str, NDArray[Any]], row: int) -> Reusable | None:
+    id, exact = int(out["reusable_id"][row, 0]), bool(out["reusable_exact"][row, 0])
+    features = np.array(out["reusable_features"][row], dtype=np.float32)
+    response = out["reusable_response"][row, 0].decode()
+    return None if id == contracts.PAD_ID else Reusable(id, response, exact, features)
 
 
 class BLSTextEmbedder:

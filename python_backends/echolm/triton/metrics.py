@@ -69,8 +69,8 @@ _STAGES: Mapping[Stage, str] = {
 class RouterMetrics(Metrics):
     """The router's metrics and its judge's.
 
-    They are :class:`echolm.router.ports.RouterMetrics` and
-    :class:`echolm.judges.service.JudgingMetrics`.
+    They are :class:`echolm.router.ports.RouterMetrics`,
+    :class:`echolm.judges.service.JudgingMetrics` and :class:`echolm.judges.stored.ReuseMetrics`.
     """
 
     def __init__(self, runtime: Runtime, strongest_llm: str) -> None:
@@ -88,6 +88,13 @@ class RouterMetrics(Metrics):
     def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
         labels = {"llm": llm} if llm else {}
         self.observe(_STAGES[stage], seconds, **labels)
+
+    def reuse(self, action: str) -> None:
+        self.add("echolm_stored_answers_total", action=action)
+
+    def stored_compared(self, exact: bool, result: str) -> None:
+        kind = "exact" if exact else "near"
+        self.add("echolm_stored_comparisons_total", kind=kind, result=result)
 
     def degraded(self, part: str, reason: str) -> None:
         self.add("echolm_degraded_total", part=part, reason=reason)

@@ -18,8 +18,9 @@ from echolm import contracts
 from echolm.clock import now_ms
 from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.learning.request_sample import RequestSample
-from echolm.primitives import DEFAULT_TENANT, Candidate
+from echolm.primitives import DEFAULT_TENANT, Candidate, Reusable
 from echolm.retrieval.record import NONE
+from echolm.retrieval.reuse import REUSE_FEATURES, find_reusable
 from echolm.retrieval.selector import Selection
 from echolm.settings.loading import load_settings
 from echolm.store.base import Query
@@ -44,12 +45,19 @@ _STATISTICS_EVERY_S = 5.0
 
 @dataclass(frozen=True)
 class _Row:
-    """One request; ``embedding`` is FP32 [D], ``learn``: whether statistics may count it."""
+    """One request.
+
+    Attributes:
+        embedding: FP32 [D].
+        answer_key: says which stored answers are reusable.
+        learn: whether statistics may count it.
+    """
 
     text: str
     embedding: NDArray[np.float32]
     query: Query
     search: bool
+    answer_key: str
     learn: bool
 
 
@@ -59,6 +67,7 @@ class _Result:
 
     selection: Selection
     degraded: str
+    reusable: Reusable | None
 
 
 class TritonPythonModel(BatchedModel[_Row, _Result]):
@@ -89,7 +98,8 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
                 row["text_input"],
                 row["embedding"],
                 Query.of(row.get("tenant", DEFAULT_TENANT), row.get("system_prompt", "")),
-                row.get("search", True) and possible,
+                row.get("search", True) and (possible or bool(row.get("answer_key"))),
+                row.get("answer_key", ""),
                 row.get("learn", True) and bool(row["text_input"].strip()),
             )
             for row in rows
@@ -121,7 +131,11 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
             self._sample_of(rows, found)
         selections = self._selector.select([row.text for row in rows], found)
         self._count(selections)
-        return [_Result(selection, degraded) for selection in selections]
+        reusable = [
+            find_reusable(row.text, row.answer_key, candidates)
+            for row, candidates in zip(rows, found, strict=True)
+        ]
+        return [_Result(s, degraded, r) for s, r in zip(selections, reusable, strict=True)]
 
     def _sample_of(self, rows: Sequence[_Row], found: Sequence[Sequence[Candidate]]) -> None:
         """Let the statistics count those requests that may be learnt from."""
@@ -134,6 +148,8 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
         """One row per request; rows with fewer examples than the longest are padded."""
         chosen = [result.selection for result in results]
         records = [selection.record for selection in chosen]
+        reusable = [result.reusable for result in results]
+        none = np.zeros(len(REUSE_FEATURES), dtype=np.float32)
 
         def of_examples(field: str, fill: Any) -> list[Any]:
             return padded([[getattr(e, field) for e in s.examples] for s in chosen], fill)
@@ -147,6 +163,10 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
             "help_probability": [selection.help_probability for selection in chosen],
             "selection_record": ["" if r is None else r.dump() for r in records],
             "retrieval_degraded": [result.degraded for result in results],
+            "reusable_id": [contracts.PAD_ID if r is None else r.id for r in reusable],
+            "reusable_response": ["" if r is None else r.response for r in reusable],
+            "reusable_exact": [r is not None and r.exact for r in reusable],
+            "reusable_features": [none if r is None else r.features for r in reusable],
         }
         return codec.tensors(contracts.RETRIEVED, len(results), columns)
 

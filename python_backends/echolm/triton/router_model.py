@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import Coroutine
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -18,6 +19,7 @@ import triton_python_backend_utils as pb_utils
 from echolm import contracts
 from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
 from echolm.primitives import Answer, Request
+from echolm.router.stored import answer_key_of
 from echolm.router.validation import build_request
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
@@ -48,16 +50,23 @@ class TritonPythonModel:
         router = build_router(
             settings,
             load=self._load,
-            retriever=BLSRetriever(retrieval.timeout_s, retrieval.batches_in_flight),
+            retriever=BLSRetriever(
+                retrieval.timeout_s,
+                retrieval.batches_in_flight,
+                partial(answer_key_of, settings),
+            ),
             embedder=BLSTextEmbedder(retrieval.timeout_s),
             sink=BLSExampleManager(),
             metrics=self._metrics,
             judging_metrics=self._metrics,
+            reuse_metrics=self._metrics,
         )
         self._service, self._bias, self._warm_up = router.service, router.bias, router.warm_up
         follow_log(router.learner, self._runtime, self._metrics, self._name)
         self._runtime.spawn(self._show_state())
         self._runtime.spawn(router.usage.run())
+        if router.comparisons is not None:
+            self._runtime.spawn(router.comparisons.run())
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

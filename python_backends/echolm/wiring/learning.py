@@ -37,8 +37,9 @@ def needed_snapshots(settings: Settings) -> frozenset[str]:
     parts = ["request_statistics"]
     parts += ["threshold"] if retrieval.adaptive_utility_threshold else []
     parts += ["utility"] if retrieval.utility == "learned" else []
+    bandit = "bandit+reuse" if settings.routing.reuse_error > 0.0 else "bandit"
     manager = "judge_agreement+request_statistics"
-    return frozenset({"bandit", "statistics", manager, "+".join(parts)})
+    return frozenset({bandit, "statistics", manager, "+".join(parts)})
 
 
 def build_feedback_tokens(settings: Settings) -> FeedbackTokens:

@@ -9,17 +9,20 @@ import numpy as np
 from echolm.bandit.arms import LogisticArm
 from echolm.bandit.features import Featurizer
 from echolm.bandit.learning import BanditLearning
+from echolm.bandit.reuse import ReuseModel
 from echolm.bandit.thompson import ThompsonSampling
 from echolm.examples.usage import UsageRecorder
 from echolm.judges.service import JudgingMetrics, JudgingService
 from echolm.judges.similarity import TextEmbedder
-from echolm.learning.learner import Learner
+from echolm.judges.stored import ReuseMetrics, StoredComparisons
+from echolm.learning.learner import Learnable, Learner
 from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
 from echolm.load.tracker import ServingLoad
 from echolm.router.policy import Policy
 from echolm.router.ports import AnswerObserver, InteractionSink, Observers, Retriever, RouterMetrics
 from echolm.router.service import RouterService
+from echolm.router.stored import StoredAnswers
 from echolm.router.warm_up import WarmUp
 from echolm.settings import Settings
 from echolm.wiring.learning import build_feedback_tokens, build_learner, open_event_log
@@ -60,6 +63,7 @@ class Router:
         learner: teaches the bandit what is in the learning log; it has not learnt anything yet.
         bias: what the load takes off each LLM's score now.
         warm_up: which LLMs may be drawn.
+        comparisons: what compares stored answers; None if none are given.
     """
 
     service: RouterService
@@ -67,6 +71,7 @@ class Router:
     bias: LoadBias
     usage: UsageRecorder
     warm_up: WarmUp
+    comparisons: StoredComparisons | None
 
 
 def build_router(
@@ -78,6 +83,7 @@ def build_router(
     sink: InteractionSink,
     metrics: RouterMetrics,
     judging_metrics: JudgingMetrics,
+    reuse_metrics: ReuseMetrics,
 ) -> Router:
     """The router, with a judge (which gets the embedder) of answers if one is configured.
 
@@ -98,13 +104,21 @@ def build_router(
     endpoints = build_endpoints(settings)
     usage = UsageRecorder(log, settings.relative_costs)
     observers: list[AnswerObserver] = [usage]
+    judge = build_judge(settings, endpoints, embedder, load)
     if len(endpoints) > 1:
-        judge = build_judge(settings, endpoints, embedder, load)
         if judge is None:
             warm_up.give_up("no_judge", f"nothing judges answers, since {settings.no_judge}")
         else:
             parts = (judge, endpoints, policy, load, log, judging_metrics, warm_up)
             observers.append(JudgingService(settings, *parts))
+    learnables: list[Learnable] = [BanditLearning(bandit, featurizer)]
+    stored, comparisons = None, None
+    if settings.routing.reuse_error > 0.0:
+        model = ReuseModel(settings.routing.reuse_error)
+        learnables.append(model)
+        stored = StoredAnswers(model, np.random.default_rng())
+        comparisons = StoredComparisons(settings, judge, load, log, reuse_metrics)
+        observers.append(comparisons)
     service = RouterService(
         settings,
         endpoints,
@@ -115,6 +129,7 @@ def build_router(
         load,
         metrics,
         Observers(observers),
+        stored=stored,
     )
-    learner = build_learner(settings, log, [BanditLearning(bandit, featurizer)])
-    return Router(service, learner, bias, usage, warm_up)
+    learner = build_learner(settings, log, learnables)
+    return Router(service, learner, bias, usage, warm_up, comparisons)

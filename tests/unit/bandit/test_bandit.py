@@ -239,6 +239,18 @@ def test_propensities_sum_to_one_and_keep_the_floor(n: int, floor: float, seed: 
     assert 0 <= choice.quality <= 1
 
 
+def test_the_floor_falls_with_what_cost_leaves_to_win() -> None:
+    costs = {"cheap": 0.1, "middle": 0.35, "strong": 1.0}
+    arms = {"cheap": arm(0.99, 0.1), "middle": arm(0.01, 0.1), "strong": arm(0.01, 0.1)}
+    x = np.eye(D)[0]
+    for cost_weight, middle, strong in ((0.0, 0.02, 0.02), (1.0, 0.015, 0.002), (2.0, 0.01, 0.0)):
+        learner = ThompsonSampling(arms, costs, cost_weight, 0.02, 0.0)
+        drawn = learner.choose(x, {}, np.random.default_rng(0)).probabilities
+        assert drawn["middle"] == pytest.approx(middle)
+        assert drawn["strong"] == pytest.approx(strong)
+        assert sum(drawn.values()) == pytest.approx(1.0)
+
+
 def test_an_arm_is_drawn_as_often_as_its_propensity_says() -> None:
     learner = bandit(("small", "large", "medium"), floor=0.05)
     x = np.array([1, 0.7, 0.2, 0.1], dtype=np.float32)

@@ -111,8 +111,8 @@ def test_lengths_are_relative_to_what_is_typical() -> None:
     former = featurizer.statistics
     x = featurizer("q" * 40, None, [])
     featurizer.adopt(fit(requests(200, 2), np.zeros(0, np.float32), 2, lengths=2 * lengths))
-    assert featurizer.convert(x, former.version) == pytest.approx(
-        featurizer("q" * 40, None, []), abs=1e-4
+    assert featurizer.convert(x, former.version)[:FIRST] == pytest.approx(
+        featurizer("q" * 40, None, [])[:FIRST], abs=1e-4
     )
 
 

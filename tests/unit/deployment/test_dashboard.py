@@ -27,6 +27,7 @@ ELSEWHERE = {
     "echolm_load_table_degraded",
     "echolm_judge_seconds_total",
     "echolm_replay_seconds_total",
+    "echolm_stored_answers_total",
 }
 """Metrics for which a look at the endpoint will do."""
 

@@ -85,5 +85,19 @@ def test_an_admitted_interaction_is_stored_as_it_was_screened() -> None:
     assert result.interaction == replace(GOOD, request="Q")
 
 
+@pytest.mark.parametrize(
+    ("request_", "response", "key"), [("q", "a", "k"), ("Q", "a", ""), ("q", "A", "")]
+)
+def test_what_was_redacted_is_not_given_as_an_answer(
+    request_: str, response: str, key: str
+) -> None:
+    def redact(*_: str) -> Screened:
+        return Screened(request_, response)
+
+    result = AdmissionPolicy(Settings(), [redact]).judge(replace(GOOD, answer_key="k"))
+    assert result.interaction is not None
+    assert result.interaction.answer_key == key
+
+
 def test_examples_can_be_switched_off() -> None:
     assert reason(Settings(examples={"enabled": False})) == "disabled"

@@ -12,7 +12,8 @@ from echolm.examples.deduplication import (
     same_answer,
     same_request,
 )
-from echolm.store.base import Example, Stored, scope_key
+from echolm.primitives import Sampling
+from echolm.store.base import REPLAYED, Example, Stored, answer_key, scope_key
 from echolm.testing.store import InMemoryStore
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,46 @@ def test_a_better_answer_takes_the_place_of_the_known_one(store: InMemoryStore) 
 
 def test_an_answer_that_is_no_better_does_not(store: InMemoryStore) -> None:
     assert compare(store, entry(2, response="dir")) == [Comparison(Finding.WORSE, 1)]
+
+
+def test_the_same_answer_under_another_key_is_confirmed(store: InMemoryStore) -> None:
+    assert compare(store, entry(2, answer_keys="k1")) == [Comparison(Finding.CONFIRMED, 1)]
+    store.upsert([entry(1, answer_keys="k1 k2")[0]], entry(1)[1][None])
+    assert compare(store, entry(2, answer_keys="k2")) == [Comparison(Finding.REPEATED, 1)]
+    # To the letter, since it is given as it is.
+    other = entry(2, answer_keys="k3", response="LS")
+    assert compare(store, other) == [Comparison(Finding.REPEATED, 1)]
+
+
+def test_an_answer_that_may_be_given_replaces_one_that_may_not(store: InMemoryStore) -> None:
+    key = answer_key(Sampling(), "large", "")
+    assert compare(store, entry(2, response="dir", answer_keys=key)) == [
+        Comparison(Finding.BETTER, 1)
+    ]
+    worse = entry(2, response="dir", answer_keys=key, quality=0.8)
+    assert compare(store, worse) == [Comparison(Finding.WORSE, 1)]
+
+
+@pytest.mark.parametrize(
+    ("known", "finding"),
+    [
+        (answer_key(Sampling(), "large", ""), Finding.WORSE),
+        (answer_key(Sampling(7), "large", ""), Finding.WORSE),
+        (answer_key(Sampling(), "large", "former"), Finding.BETTER),
+        (REPLAYED, Finding.WORSE),
+    ],
+)
+def test_answers_of_a_former_revision_give_way(
+    store: InMemoryStore, known: str, finding: Finding
+) -> None:
+    store.upsert([entry(1, answer_keys=known)[0]], entry(1)[1][None])
+    new = entry(2, response="dir", answer_keys=answer_key(Sampling(), "large", ""))
+    assert compare(store, new) == [Comparison(finding, 1)]
+
+
+def test_what_replay_has_found_is_not_given_under_any_key(store: InMemoryStore) -> None:
+    store.upsert([entry(1, answer_keys=REPLAYED)[0]], entry(1)[1][None])
+    assert compare(store, entry(2, answer_keys="k")) == [Comparison(Finding.REPEATED, 1)]
 
 
 def test_another_tenants_and_another_scopes_examples_do_not_count(store: InMemoryStore) -> None:

@@ -95,6 +95,34 @@ def test_an_interaction_is_stored_with_all_it_holds(
     assert store.search(np.ones((1, 2), np.float32), [Query.of("acme", "rules")], 1, 0)[0]
 
 
+def test_the_keys_of_an_answer_that_is_given_again_are_gathered(
+    store: RecordingStore, open_writer: OpenWriter
+) -> None:
+    writer = open_writer(deduplicate=True)
+    [id] = writer.put([replace(GOOD, answer_key="k0")])
+    assert eventually(lambda: writer.pending == 0)
+    for n in range(1, 10):
+        writer.put([replace(GOOD, answer_key=f"k{n}")])
+        assert eventually(lambda: writer.pending == 0)
+    [(example, embedding)] = store.rows.values()
+    assert (example.id, example.response) == (id, "a")
+    assert example.answer_keys == "k2 k3 k4 k5 k6 k7 k8 k9", "the oldest go first"
+    assert embedding.tolist() == [1, 1]
+    assert writer.counts.repeated == 9
+
+
+def test_a_store_without_a_place_for_keys_gets_none(
+    store: RecordingStore, open_writer: OpenWriter
+) -> None:
+    store.keeps_answer_keys = False
+    writer = open_writer(deduplicate=True)
+    for response in ("a", "a", "other"):
+        writer.put([replace(GOOD, response=response, answer_key="k")])
+        assert eventually(lambda: writer.pending == 0)
+    [(example, _)] = store.rows.values()
+    assert (example.response, example.answer_keys) == ("a", "")
+
+
 def test_a_time_to_live_is_written_with_the_example(
     store: RecordingStore, open_writer: OpenWriter
 ) -> None:

@@ -17,7 +17,7 @@ from echolm.examples.replay import Replayed, Replayer
 from echolm.examples.statistics import StatisticsTable
 from echolm.primitives import Completion, OnText, Sampling
 from echolm.settings import ReplaySettings, Settings
-from echolm.store.base import Example, scope_key
+from echolm.store.base import REPLAYED, Example, scope_key
 from echolm.testing.event_log import MemoryEventLog
 from echolm.testing.judge import FakeJudge
 from echolm.testing.llm import FakeLLM
@@ -98,6 +98,7 @@ async def test_a_better_answer_takes_the_stored_ones_place(world: World) -> None
     assert (one.id, one.improved, one.candidates, one.tokens) == (1, True, 3, 3 * 15 + 2 * 5)
     [(example, embedding)] = world.store.rows.values()
     assert (example.request, example.response, example.tenant) == ("request 1", "better", "t")
+    assert example.answer_keys == REPLAYED, "nobody asked for an answer that is sampled so"
     assert example.id != 1 and example.updated_at_ms > 1 == example.created_at_ms
     assert embedding.tolist() == [1, 1]
     world.statistics.follow(world.log)

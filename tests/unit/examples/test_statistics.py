@@ -132,6 +132,19 @@ def test_values_keep_their_order_for_years(log: ScriptedLog, open_table: Open) -
     assert statistics.least_worth(1, 0, 10) == [(2, 10)]
 
 
+def test_a_rating_of_an_answer_from_the_store_counts_for_its_example(
+    log: ScriptedLog, open_table: Open
+) -> None:
+    statistics = open_table()
+    log.add(CHANGE, change([example(1)]))
+    log.add(USAGE, usage({1: (1, 0.8, 0.0)}))
+    log.add(RATING, rating(0.0, [1], llm="stored"))
+    follow(statistics, log)
+    assert of(statistics, 1).value == pytest.approx(FRESH_VALUE)
+    assert of(statistics, 1).ratings == 1
+    assert of(statistics, 1).gain == pytest.approx(0.0, abs=1e-6), "there is no LLM to do better"
+
+
 def test_a_rating_replaces_what_was_expected(log: ScriptedLog, open_table: Open) -> None:
     statistics = open_table()
     log.add(CHANGE, change([example(1), example(2)]))

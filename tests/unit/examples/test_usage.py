@@ -9,7 +9,7 @@ import pytest
 from echolm.examples.events import USAGE
 from echolm.examples.usage import UsageRecorder
 from echolm.learning.event_log import START
-from echolm.primitives import Retrieved, Selected
+from echolm.primitives import STORED, Retrieved, Selected
 from echolm.testing.event_log import MemoryEventLog
 
 COSTS = {"small": 0.1, "large": 1.0}
@@ -83,6 +83,13 @@ async def test_answers_without_examples_and_of_the_strongest_llm_do_not_count(
     recorder.served(served(1, llm="large"))
     await recorder.flush()
     assert logged(log) == []
+
+
+async def test_an_answer_from_the_store_is_its_examples_alone(log: MemoryEventLog) -> None:
+    recorder = UsageRecorder(log, COSTS)
+    recorder.served(served(1, llm=STORED, quality=0.99))
+    await recorder.flush()
+    assert logged(log) == [(USAGE, [[1, 1, 0.99, 0.0]])]
 
 
 async def test_an_outage_of_the_log_loses_nothing(log: MemoryEventLog) -> None:

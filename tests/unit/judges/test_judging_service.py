@@ -306,6 +306,7 @@ async def test_it_is_asked_only_for_what_is_not_known_yet(examples: tuple[Select
         await setup.events()
         learner.catch_up()
     assert setup.bandit.arms["small_llm"].evidence == (3, 3 if examples else 0)
+    setup.route_to("large_llm")  # without a doubt
     asked = len(setup.llms["small_llm"].prompts)
     answer = await setup.router.answer(build_request(setup.settings, text="a request"))
     await setup.events()

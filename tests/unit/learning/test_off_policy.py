@@ -301,10 +301,11 @@ def test_ratings_without_a_draw_are_dropped_and_counted() -> None:
         body("h", propensity=0),
         {},
         body("i"),
+        body("j", llm="stored"),
         revisions={"small": ""},
     )
     assert len(log) == 3
-    assert dropped == {"forced": 1, "revision": 1, "context": 1, "damaged": 4}
+    assert dropped == {"stored": 1, "forced": 1, "revision": 1, "context": 1, "damaged": 4}
 
 
 def judged(id: str, **judging: Any) -> dict[str, Any]:

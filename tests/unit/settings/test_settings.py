@@ -160,6 +160,8 @@ def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
         ("[[llms]]\nname = 'a'\ntakes_examples = true\n", r"llms\.0\.cost: Field required"),
         (LLMS.replace('"b"', '"a"', 1), r"names must be unique, got \['a', 'a'\]"),
         (LLMS.replace('name = "b"', 'name = "auto"'), r"'auto' is reserved"),
+        (LLMS.replace('name = "b"', 'name = "stored"'), r"'stored' is reserved"),
+        ("[routing]\nreuse_error = 0.9\n", r"routing\.reuse_error: .*less than or equal to 0\.5"),
         (LLMS.replace('name = "b"', 'name = "b b"'), r"llms\.1\.name: .*pattern"),
         ("[retrieval\n", r"expected TOML, got: "),
     ],

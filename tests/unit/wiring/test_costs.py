@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from echolm.bandit.features import DIMENSION
 from echolm.settings import Settings
 from echolm.wiring.routing import build_bandit
 
 
 def probabilities(settings: Settings) -> list[dict[str, float]]:
     """Of each LLM, for requests of which nothing was learnt."""
-    featurizer, bandit = build_bandit(settings)
+    _, bandit = build_bandit(settings)
     rng = np.random.default_rng(0)
-    contexts = rng.random((20, featurizer.dimension)).astype(np.float32)
+    contexts = rng.random((20, DIMENSION)).astype(np.float32)
     return [dict(choice.probabilities) for choice in bandit.choose_many(contexts, {}, rng)]
 
 

@@ -1,0 +1,161 @@
+"""Which stored answer might be given to a request as it is, and what tells whether it is right.
+
+Retrieval finds the one example whose answer is most probably right for the request itself;
+:class:`echolm.bandit.reuse.ReuseModel` knows how probable that is.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echolm.primitives import Candidate, Reusable
+from echolm.retrieval.features import words_and_literals
+from echolm.words import words_of
+
+REUSE_FEATURES = (
+    "constant",
+    "distance",
+    "words_differ",
+    "share_differs",
+    "order_differs",
+    "unseen_words",
+    "disagreement",
+    "contrary_nearness",
+)
+"""Features of a request and an example; all but the first are 0 for the same text.
+
+``distance`` is that of the embeddings; ``words_differ`` grows with the number of words that only
+one of the requests has, and ``share_differs`` is their share. ``order_differs`` says that the words
+that both have come in another order. ``unseen_words`` grows with the number of the request's words
+that no candidate with the same answer has. ``disagreement`` is the share of the other candidates,
+the nearest counting most, whose answer is a different one, and ``contrary_nearness`` how near the
+nearest of these is.
+"""
+
+_COMPARED = 4  # nearest eligible examples whose texts are compared
+_MAX_WORDS = 1_000  # of a request that are compared
+# Of English; a language that says "not" otherwise has to do with what is learnt.
+_NEGATIONS = frozenset(("not", "no", "never", "none", "nor", "without", "cannot", "t"))
+
+
+def normalised(text: str) -> str:
+    """A text without what cannot make a difference to it: Unicode's forms and blank space.
+
+    Indentation and line breaks stay, since they matter in code; so do case and punctuation.
+    """
+    lines = unicodedata.normalize("NFC", text).strip().splitlines()
+    return "\n".join(_indentation(line) + " ".join(line.split()) for line in lines)
+
+
+def _indentation(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
+def find_reusable(text: str, key: str, candidates: Sequence[Candidate]) -> Reusable | None:
+    """The candidate whose answer is most probably right for the request; None if there is none.
+
+    Args:
+        key: the request's :func:`~echolm.store.base.answer_key`; answers that were given under
+            another one are not considered. Empty: none is.
+        candidates: what the store found, most similar first.
+    """
+    eligible = [c for c in candidates if key and key in c.answer_keys.split()]
+    if not eligible:
+        return None
+    plain = normalised(text)
+    for candidate in eligible:
+        if normalised(candidate.request) == plain:
+            return Reusable(candidate.id, candidate.response, True, _features(text, candidate, ()))
+    request = _Words.of(text)
+    for candidate in eligible[:_COMPARED]:
+        if request.may_mean(_Words.of(candidate.request)):
+            features = _features(text, candidate, candidates)
+            return Reusable(candidate.id, candidate.response, False, features)
+    return None
+
+
+class _Words(NamedTuple):
+    """The words of a request in order, its literals, and whether it has an odd number of "not"."""
+
+    words: list[str]
+    literals: set[str]
+    negated: bool
+
+    @classmethod
+    def of(cls, text: str) -> _Words:
+        words = words_of(text)[:_MAX_WORDS]
+        negated = sum(word in _NEGATIONS for word in words) % 2 == 1
+        return cls(words, words_and_literals(text)[1], negated)
+
+    def may_mean(self, other: _Words) -> bool:
+        """Whether nothing tells at sight that two requests have different answers.
+
+        Other numbers, names or quoted values do, and so do a negation and the same words in
+        another order, which embeddings hardly see.
+        """
+        reordered = self.words != other.words and Counter(self.words) == Counter(other.words)
+        return self.literals == other.literals and self.negated == other.negated and not reordered
+
+
+def _features(text: str, chosen: Candidate, candidates: Sequence[Candidate]) -> NDArray[np.float32]:
+    """:data:`REUSE_FEATURES`, FP32 [f]."""
+    first, second = words_of(text)[:_MAX_WORDS], words_of(chosen.request)[:_MAX_WORDS]
+    a, b = Counter(first), Counter(second)
+    common = a & b
+    every = (a | b).total()
+    differing = every - common.total()
+    answer = normalised(chosen.response)
+    same = [normalised(c.response) == answer for c in candidates]
+    unseen = set(first).difference(
+        second, *(words_of(c.request) for c, s in zip(candidates, same, strict=True) if s)
+    )
+    disagreement, contrary = _contrary(chosen, candidates, same)
+    values = {
+        "constant": 1.0,
+        "distance": _distance(chosen.similarity),
+        "words_differ": math.log1p(differing),
+        "share_differs": differing / max(1, every),
+        "order_differs": float(_of(common, first) != _of(common, second)),
+        "unseen_words": math.log1p(len(unseen)),
+        "disagreement": disagreement,
+        "contrary_nearness": contrary,
+    }
+    return np.array([values[name] for name in REUSE_FEATURES], dtype=np.float32)
+
+
+def _of(common: Counter[str], words: Sequence[str]) -> list[str]:
+    return [word for word in words if word in common]
+
+
+def _distance(similarity: float) -> float:
+    """Euclidean distance of two vectors of unit length, by their cosine."""
+    return math.sqrt(max(0.0, 2.0 - 2.0 * similarity))
+
+
+def _contrary(
+    chosen: Candidate, candidates: Sequence[Candidate], same: Sequence[bool]
+) -> tuple[float, float]:
+    """The share of candidates with another answer, by rank, and how near the nearest of them is.
+
+    Nearness is exp(-excess), with the excess of its distance over that of the chosen one in terms
+    of the spread of all distances; 0 if all have the same answer. Alone, an answer is in doubt.
+    """
+    distances = [_distance(c.similarity) for c in candidates] or [0.0]
+    own, spread = _distance(chosen.similarity), max(1e-6, max(distances) - min(distances))
+    weight = different = nearness = 0.0
+    for rank, candidate in enumerate(candidates, start=1):
+        if candidate.id == chosen.id:
+            continue
+        weight += 1.0 / rank
+        if not same[rank - 1]:
+            different += 1.0 / rank
+            excess = max(0.0, distances[rank - 1] - own) / spread
+            nearness = max(nearness, math.exp(-excess))
+    return (different / weight if weight else 0.5), nearness
