@@ -61,7 +61,11 @@ def run(job: Job) -> tuple[Outcome, float]:
     file = ROOT / "build" / "cold_start" / f"{options.workload}.{job.seed}.npz"
     embedder = CachedEmbedder(settings.embedding, file)
     lab = Lab(settings, embedder, requests_of(options), options.pair, options.asked)
-    outcome = asyncio.run(EXPERIMENTS[job.experiment](lab, job.seed))
+
+    async def experiment() -> Outcome:
+        return await EXPERIMENTS[job.experiment](lab, job.seed)
+
+    outcome = asyncio.run(experiment())
     embedder.save()
     return outcome, time.monotonic() - started
 

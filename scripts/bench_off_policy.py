@@ -61,8 +61,8 @@ def main() -> int:
                 found[one.policy].append(one)
         table = Table(title=f"{llms} LLMs, doubly robust", title_justify="left")
         for column in ("policy", "truth", "off by", "most", "std. error", "within 2", "naive"):
-            number = column != "policy"
-            table.add_column(column, justify="right" if number else "left", no_wrap=True)
+            left = column == "policy"
+            table.add_column(column, justify="left" if left else "right", no_wrap=True)
         report[llms] = {policy: summary(seeds) for policy, seeds in found.items()}
         for policy, figures in report[llms].items():
             robust = figures["doubly robust"]

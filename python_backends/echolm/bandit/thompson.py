@@ -32,7 +32,7 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 # How far ratings lie from what is expected is learnt from about this many of them, by its weight
 # against that of a coin's ratings; less than a tenth of a coin's variance is not believed.
 _DISPERSION_MEMORY, _DISPERSION_PRIOR, _LEAST_DISPERSION = 2_000.0, 2.0, 0.1
-_KNOWN = 20.0  # pieces of evidence from which on `exploration` holds
+_KNOWN = 10.0  # pieces of evidence from which on `exploration` holds
 
 
 class ThompsonSampling:
@@ -170,7 +170,7 @@ class ThompsonSampling:
         costs more than any quality is worth is not tried at all.
         """
         costs = self.cost_weight * np.array([self.costs[name] for name in self.arms])
-        return self._floor * np.clip(1.0 - (costs - costs.min()), 0.0, 1.0)
+        return np.asarray(self._floor * np.clip(1.0 - (costs - costs.min()), 0.0, 1.0))
 
     def predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Means and standard deviations of all arms' log-odds, FP64 [n, arms] each."""
