@@ -29,6 +29,7 @@ REUSE_FEATURES = (
     "unseen_words",
     "disagreement",
     "contrary_nearness",
+    "passed_over",
 )
 """Features of a request and an example; all but the first are 0 for the same text.
 
@@ -37,7 +38,8 @@ one of the requests has, and ``share_differs`` is their share. ``order_differs``
 that both have come in another order. ``unseen_words`` grows with the number of the request's words
 that no candidate with the same answer has. ``disagreement`` is the share of the other candidates,
 the nearest counting most, whose answer is a different one, and ``contrary_nearness`` how near the
-nearest of these is.
+nearest of these is. ``passed_over`` says that a nearer example was found that tells at sight that
+the answer is another one.
 """
 
 _COMPARED = 4  # nearest eligible examples whose texts are compared
@@ -79,11 +81,11 @@ def find_reusable(text: str, key: str, candidates: Sequence[Candidate]) -> Reusa
     plain, request = normalised(text), _Words.of(text)
     for candidate in eligible:
         if _of_stored(candidate.request) == plain:
-            features = _features(request.words, candidate, ())
+            features = _features(request.words, candidate, (), False)
             return Reusable(candidate.id, candidate.response, True, features)
-    for candidate in eligible[:_COMPARED]:
+    for rank, candidate in enumerate(eligible[:_COMPARED]):
         if request.may_mean(_words_of_stored(candidate.request)):
-            features = _features(request.words, candidate, candidates)
+            features = _features(request.words, candidate, candidates, rank > 0)
             return Reusable(candidate.id, candidate.response, False, features)
     return None
 
@@ -125,7 +127,7 @@ _words_of_stored = lru_cache(maxsize=_KEPT)(_Words.of)
 
 
 def _features(
-    first: Sequence[str], chosen: Candidate, candidates: Sequence[Candidate]
+    first: Sequence[str], chosen: Candidate, candidates: Sequence[Candidate], passed_over: bool
 ) -> NDArray[np.float32]:
     """:data:`REUSE_FEATURES`, FP32 [f], by the request's words."""
     second = _words_of_stored(chosen.request).words
@@ -149,6 +151,7 @@ def _features(
         "unseen_words": math.log1p(len(unseen)),
         "disagreement": disagreement,
         "contrary_nearness": contrary,
+        "passed_over": float(passed_over),
     }
     return np.array([values[name] for name in REUSE_FEATURES], dtype=np.float32)
 

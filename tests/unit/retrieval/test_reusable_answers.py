@@ -119,6 +119,7 @@ def test_a_look_alike_that_cannot_be_right_gives_way_to_the_next() -> None:
     )
     assert found is not None
     assert (found.id, found.exact) == (2, False)
+    assert dict(zip(REUSE_FEATURES, found.features.tolist(), strict=True))["passed_over"] == 1.0
 
 
 def test_neighbours_with_other_answers_show_in_the_features() -> None:
