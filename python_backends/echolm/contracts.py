@@ -155,7 +155,7 @@ EXAMPLE_MANAGER = ModelContract(
         Tensor("finish_reason", "BYTES"),
         Tensor("quality", "FP32"),
         Tensor("help_probability", "FP32"),
-        Tensor("answer_key", "BYTES"),
+        _optional("answer_key", "BYTES"),
     ),
     (Tensor("admitted", "BOOL"), Tensor("reason", "BYTES")),
 )

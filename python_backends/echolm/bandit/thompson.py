@@ -32,7 +32,7 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 # How far ratings lie from what is expected is learnt from about this many of them, by its weight
 # against that of a coin's ratings; less than a tenth of a coin's variance is not believed.
 _DISPERSION_MEMORY, _DISPERSION_PRIOR, _LEAST_DISPERSION = 2_000.0, 2.0, 0.1
-_KNOWN = 20.0  # pieces of evidence from which on `exploration` holds
+_KNOWN = 10.0  # pieces of evidence from which on `exploration` holds
 
 
 class ThompsonSampling:

@@ -10,13 +10,14 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echolm.primitives import Candidate, Reusable
-from echolm.retrieval.features import words_and_literals
+from echolm.retrieval.features.texts import MAX_WORDS, words_and_literals
 from echolm.words import words_of
 
 REUSE_FEATURES = (
@@ -40,7 +41,7 @@ nearest of these is.
 """
 
 _COMPARED = 4  # nearest eligible examples whose texts are compared
-_MAX_WORDS = 1_000  # of a request that are compared
+_KEPT = 8_192  # texts of examples in the form in which they are compared
 # Of English; a language that says "not" otherwise has to do with what is learnt.
 _NEGATIONS = frozenset(("not", "no", "never", "none", "nor", "without", "cannot", "t"))
 
@@ -50,8 +51,14 @@ def normalised(text: str) -> str:
 
     Indentation and line breaks stay, since they matter in code; so do case and punctuation.
     """
+    if text.isascii() and " ".join(text.split()) == text:
+        return text
     lines = unicodedata.normalize("NFC", text).strip().splitlines()
     return "\n".join(_indentation(line) + " ".join(line.split()) for line in lines)
+
+
+# The same examples are found again and again.
+_of_stored = lru_cache(maxsize=_KEPT)(normalised)
 
 
 def _indentation(line: str) -> str:
@@ -69,52 +76,68 @@ def find_reusable(text: str, key: str, candidates: Sequence[Candidate]) -> Reusa
     eligible = [c for c in candidates if key and key in c.answer_keys.split()]
     if not eligible:
         return None
-    plain = normalised(text)
+    plain, request = normalised(text), _Words.of(text)
     for candidate in eligible:
-        if normalised(candidate.request) == plain:
-            return Reusable(candidate.id, candidate.response, True, _features(text, candidate, ()))
-    request = _Words.of(text)
+        if _of_stored(candidate.request) == plain:
+            features = _features(request.words, candidate, ())
+            return Reusable(candidate.id, candidate.response, True, features)
     for candidate in eligible[:_COMPARED]:
-        if request.may_mean(_Words.of(candidate.request)):
-            features = _features(text, candidate, candidates)
+        if request.may_mean(_words_of_stored(candidate.request)):
+            features = _features(request.words, candidate, candidates)
             return Reusable(candidate.id, candidate.response, False, features)
     return None
 
 
 class _Words(NamedTuple):
-    """The words of a request in order, its literals, and whether it has an odd number of "not"."""
+    """What a request says by its words.
+
+    Attributes:
+        words: all words in order.
+        negated: whether an odd number of them says "not".
+        whole: whether all of the text was read for literals.
+    """
 
     words: list[str]
     literals: set[str]
     negated: bool
+    whole: bool
 
     @classmethod
     def of(cls, text: str) -> _Words:
-        words = words_of(text)[:_MAX_WORDS]
+        words, whole = words_of(text), len(text.split()) <= MAX_WORDS
         negated = sum(word in _NEGATIONS for word in words) % 2 == 1
-        return cls(words, words_and_literals(text)[1], negated)
+        return cls(words, words_and_literals(text)[1], negated, whole)
 
     def may_mean(self, other: _Words) -> bool:
         """Whether nothing tells at sight that two requests have different answers.
 
         Other numbers, names or quoted values do, and so do a negation and the same words in
-        another order, which embeddings hardly see.
+        another order, which embeddings hardly see. Of a long text they do not even see the end.
         """
-        reordered = self.words != other.words and Counter(self.words) == Counter(other.words)
-        return self.literals == other.literals and self.negated == other.negated and not reordered
+        return (
+            (self.whole and other.whole)
+            and (self.literals, self.negated) == (other.literals, other.negated)
+            and (self.words == other.words or Counter(self.words) != Counter(other.words))
+        )
 
 
-def _features(text: str, chosen: Candidate, candidates: Sequence[Candidate]) -> NDArray[np.float32]:
-    """:data:`REUSE_FEATURES`, FP32 [f]."""
-    first, second = words_of(text)[:_MAX_WORDS], words_of(chosen.request)[:_MAX_WORDS]
+_words_of_stored = lru_cache(maxsize=_KEPT)(_Words.of)
+
+
+def _features(
+    first: Sequence[str], chosen: Candidate, candidates: Sequence[Candidate]
+) -> NDArray[np.float32]:
+    """:data:`REUSE_FEATURES`, FP32 [f], by the request's words."""
+    second = _words_of_stored(chosen.request).words
     a, b = Counter(first), Counter(second)
     common = a & b
     every = (a | b).total()
     differing = every - common.total()
-    answer = normalised(chosen.response)
-    same = [normalised(c.response) == answer for c in candidates]
+    answer = _of_stored(chosen.response)
+    same = [_of_stored(c.response) == answer for c in candidates]
     unseen = set(first).difference(
-        second, *(words_of(c.request) for c, s in zip(candidates, same, strict=True) if s)
+        second,
+        *(_words_of_stored(c.request).words for c, s in zip(candidates, same, strict=True) if s),
     )
     disagreement, contrary = _contrary(chosen, candidates, same)
     values = {

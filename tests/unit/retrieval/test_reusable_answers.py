@@ -103,6 +103,14 @@ def test_other_values_other_order_and_negations_are_no_repeats(text: str, stored
     assert find_reusable(text, KEY, [candidate(1, stored, similarity=0.999)]) is None
 
 
+def test_of_a_long_request_only_the_same_text_is_a_repeat() -> None:
+    document = "word " * 500
+    stored = [candidate(1, f"{document} what is first", similarity=1.0)]
+    assert find_reusable(f"{document} what is last", KEY, stored) is None
+    found = find_reusable(f"{document} what is first", KEY, stored)
+    assert found is not None and found.exact
+
+
 def test_a_look_alike_that_cannot_be_right_gives_way_to_the_next() -> None:
     found = find_reusable(
         "wait 3 days",
