@@ -277,6 +277,10 @@ class Answer:
     num_output_tokens: int
 
 
+OTHER_FEATURES = -1
+"""The value of ``Decision.statistics`` if the context has the elements of an earlier version."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """What a rating of an answer teaches about; feedback tokens and the event log hold it.
