@@ -50,7 +50,7 @@ _BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the
 # Standard deviations of the weights before any evidence; those of the first two follow from
 # ``prior_ratings``. To an LLM that does not see the examples, they say little.
 _LENGTH, _COMPONENT = 1.0, 0.5
-_TELLING, _SEEN, _UNSEEN = 1.5, 0.5, 0.25
+_TELLING, _SEEN, _UNSEEN = 1.0, 0.5, 0.25
 _ALIKE = 0.97  # correlation of what such an LLM does without and with them
 _GAIN = 0.5  # log-odds that examples are expected to add
 
@@ -164,7 +164,9 @@ def _scalars(
     text: str, examples: Sequence[Selected], statistics: RequestStatistics
 ) -> tuple[float, ...]:
     """The elements named in ``SCALARS``; in plain Python, since they are few."""
-    length = _cut((math.log1p(len(text)) - statistics.log_lengths[1]) / _deviation(statistics))
+    length = 0.0  # before it is known what lengths are typical
+    if statistics.version:
+        length = _cut((math.log1p(len(text)) - statistics.log_lengths[1]) / _deviation(statistics))
     if not examples:
         return (1.0, 0.0, length, *(0.0,) * (len(SCALARS) - 3))
     ranked = sorted(examples, key=lambda e: (-e.similarity, e.id))
@@ -213,9 +215,11 @@ def _between(source: RequestStatistics, target: RequestStatistics) -> NDArray[np
         T[k, k] = scale
         T[k, HAS_EXAMPLES] = (source.nearest[1] - target.nearest[1]) / _step(target)
     T[_MARGIN, _MARGIN] = scale
-    T[_LOG_LENGTH, _LOG_LENGTH] = _deviation(source) / _deviation(target)
-    # One of the first two elements is 1, so that together they are the constant.
-    T[_LOG_LENGTH, :2] = (source.log_lengths[1] - target.log_lengths[1]) / _deviation(target)
+    T[_LOG_LENGTH] = 0.0
+    if source.version and target.version:
+        T[_LOG_LENGTH, _LOG_LENGTH] = _deviation(source) / _deviation(target)
+        # One of the first two elements is 1, so that together they are the constant.
+        T[_LOG_LENGTH, :2] = (source.log_lengths[1] - target.log_lengths[1]) / _deviation(target)
     first = len(SCALARS)
     T[first:, first:] = 0.0
     k, m = len(target.components), len(source.components)

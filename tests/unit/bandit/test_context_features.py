@@ -128,22 +128,22 @@ def test_another_embedding_models_statistics_are_not_used() -> None:
 
 def test_the_scalars_of_examples_are_centred_and_cut() -> None:
     chosen = [
-        Selected(1, "list files", "ls a", 0.9, 0.7),
-        Selected(2, "x", "ls b", 0.6, 0.6),
-        Selected(3, "y", "ls a", 0.75, 0.5),
+        Selected(1, "list files", "ls a", 0.9, 0.7, 1.0),
+        Selected(2, "x", "ls b", 0.6, 0.6, -0.4),
+        Selected(3, "y", "ls a", 0.75, 0.5, 0.9),
     ]
     x = Featurizer()("list all files" + " " * 46, None, chosen)
     expected = {
         "without_examples": 0.0,
         "with_examples": 1.0,
-        "log_length": (math.log1p(60) - 5) / (5 / 2.56),
+        "log_length": 0.0,
         "best_similarity": (0.9 - 0.75) / 0.3,
         "mean_similarity": 0.0,
         "similarity_margin": 0.15 / 0.3,
         "best_utility": (logit(0.7) - 1.4) / 2,
         "num_examples": 3 / 2 - 1,
         "request_overlap": 2 / 3 - 0.5,
-        "response_agreement": 5 / 9 - 0.5,
+        "response_agreement": 0.5,
     }
     assert set(expected) == set(SCALARS)
     for name, number in expected.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from echolm.bandit.features import DIMENSION, HAS_EXAMPLES
+from echolm.bandit.features import DIMENSION, HAS_EXAMPLES, SCALARS
 from echolm.past_traffic.report import Outcomes, ServedPairs, outcomes
 from echolm.settings import LLMSettings, Settings
 from echolm.testing.event_log import MemoryEventLog
@@ -85,9 +85,9 @@ def judged_requests(
     for _ in range(count):
         id = f"{int(rng.integers(2**62)):016x}"
         x = np.zeros(DIMENSION, np.float32)
-        x[0] = x[HAS_EXAMPLES] = 1.0
+        x[HAS_EXAMPLES] = 1.0
         suits = bool(rng.random() < 0.5)
-        x[3] = 1.0 if suits else -1.0
+        x[SCALARS.index("best_utility")] = 1.0 if suits else -1.0
         small, large = (
             decision(f"past-{id}-small_llm-1", "small_llm", x),
             decision(f"past-{id}", "large_llm", x),
