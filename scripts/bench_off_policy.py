@@ -60,8 +60,9 @@ def main() -> int:
             for one in simulate(llms, options.requests, options.cost_weight, seed):
                 found[one.policy].append(one)
         table = Table(title=f"{llms} LLMs, doubly robust", title_justify="left")
-        for column in ("policy", "truth", "deviation", "std. error", "within two", "naive"):
-            table.add_column(column, justify="left" if column == "policy" else "right")
+        for column in ("policy", "truth", "off by", "most", "std. error", "within 2", "naive"):
+            left = column == "policy"
+            table.add_column(column, justify="left" if left else "right", no_wrap=True)
         report[llms] = {policy: summary(seeds) for policy, seeds in found.items()}
         for policy, figures in report[llms].items():
             robust = figures["doubly robust"]
@@ -70,7 +71,8 @@ def main() -> int:
             table.add_row(
                 policy,
                 f"{figures['truth']:.3f}",
-                f"{robust['mean_deviation']:+.3f}, at most {robust['largest_deviation']:.3f}",
+                f"{robust['mean_deviation']:+.3f}",
+                f"{robust['largest_deviation']:.3f}",
                 f"{robust['standard_error']:.3f}",
                 f"{robust['within_two']:.0%}",
                 "" if naive is None else f"{naive:+.3f}",

@@ -103,6 +103,7 @@ RETRIEVED = (
     Tensor("example_responses", "BYTES", (-1,)),
     Tensor("example_similarities", "FP32", (-1,)),
     Tensor("example_utilities", "FP32", (-1,)),
+    Tensor("example_agreements", "FP32", (-1,)),
     Tensor("help_probability", "FP32"),
     Tensor("selection_record", "BYTES"),
     Tensor("retrieval_degraded", "BYTES"),

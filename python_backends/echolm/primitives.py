@@ -163,6 +163,8 @@ class Selected:
     Attributes:
         similarity: see :class:`Candidate`.
         utility: its estimated usefulness for this request, 0..1.
+        agreement: how far the responses of all examples that were found agree with its own, by
+            their relevance, from -1 to 1.
     """
 
     id: int
@@ -170,6 +172,7 @@ class Selected:
     response: str
     similarity: float
     utility: float
+    agreement: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,10 @@ class Answer:
     finish_reason: str
     num_input_tokens: int
     num_output_tokens: int
+
+
+OTHER_FEATURES = -1
+"""The value of ``Decision.statistics`` if the context has the elements of an earlier version."""
 
 
 @dataclass(frozen=True)

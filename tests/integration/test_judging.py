@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sqlite3
@@ -158,14 +159,15 @@ def test_a_new_pair_is_learnt_without_ratings(answer: str, tmp_path: Path) -> No
         metrics_port=0,
     )
     with running_server(settings, options) as endpoints:
-        caller = Caller(endpoints)
+        caller, numbers = Caller(endpoints), itertools.count()
 
         def held(cell: str) -> float:
             labels = {"llm": "small_llm", "examples": cell, "model": "echolm"}
             return samples(endpoints, "echolm_warm_up", **labels)
 
         def ask() -> str:
-            return text(caller.ask("How do I reset my password?"), "llm")
+            number = next(numbers)  # else a stored answer would be given again
+            return text(caller.ask(f"How do I reset the password of account {number}?"), "llm")
 
         def warm() -> bool:
             ask()
@@ -187,11 +189,12 @@ def test_a_new_pair_is_learnt_without_ratings(answer: str, tmp_path: Path) -> No
             assert {e["better"]["llm"] for e in events} == {"large_llm"}
             assert answered.count("small_llm") < 10
         assert samples(endpoints, "echolm_judge_tokens_total", reason="shadow") > 0
-        twice = "consistent" if answer == BAD else "inconsistent"  # it takes the first good one
-        assert samples(endpoints, "echolm_judge_orders_total", result=twice) >= 2 * WARM_UP
-        assert samples(endpoints, "echolm_judge_orders_total") == samples(
-            endpoints, "echolm_judge_orders_total", result=twice
-        )
+        # The judge takes the first good answer.
+        said, other = "consistent", "inconsistent"
+        if answer == GOOD:
+            said, other = other, said
+        assert samples(endpoints, "echolm_judge_orders_total", result=said) >= 2 * WARM_UP
+        assert samples(endpoints, "echolm_judge_orders_total", result=other) == 0
 
 
 def test_a_grader_that_is_not_there_stops_the_start(tmp_path: Path) -> None:

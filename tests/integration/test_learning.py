@@ -11,6 +11,11 @@ import tritonclient.grpc as grpcclient
 from echolm import contracts
 from echolm.learning.event_log import START
 from echolm.learning.feedback import RATING
+from echolm.learning.request_statistics import (
+    LEAST_SAMPLE,
+    REQUEST_STATISTICS,
+    RequestStatistics,
+)
 from echolm.learning.sqlite_log import SQLiteEventLog
 from echolm.retrieval.record import SelectionRecord
 from echolm.serving import Endpoints
@@ -120,6 +125,25 @@ def test_an_answer_of_the_large_llm_changes_no_utility(server: Endpoints, taught
     assert caller.rate(answer["feedback_token"].item(), score=0.0)
     assert eventually(lambda: samples(server, **events) > learnt)
     assert utility(server, taught) == pytest.approx(before, abs=0.005)
+
+
+def test_what_requests_look_like_is_measured_and_logged(
+    server: Endpoints, server_settings: Settings
+) -> None:
+    for item in Workload(seed=0).stream(LEAST_SAMPLE, seed=78):
+        retrieve(server, item.text, "public")
+    assert server_settings.event_log_path is not None
+    log = SQLiteEventLog(server_settings.event_log_path)
+
+    def newest() -> list[RequestStatistics]:
+        events = log.read(START, 100_000)
+        return [RequestStatistics.read(e.body) for e in events if e.kind == REQUEST_STATISTICS]
+
+    try:
+        assert eventually(newest)
+        assert newest()[-1].count >= LEAST_SAMPLE
+    finally:
+        log.close()
 
 
 def test_a_prompt_with_a_known_prefix_counts_as_a_hit(server: Endpoints) -> None:

@@ -41,7 +41,8 @@ DIMENSION = len(SCALARS) + NUM_COMPONENTS
 
 _LOG_LENGTH = SCALARS.index("log_length")
 _SIMILARITIES = tuple(SCALARS.index(f"{name}_similarity") for name in ("best", "mean"))
-_MARGIN = SCALARS.index("similarity_margin")
+_MARGIN, _UTILITY = SCALARS.index("similarity_margin"), SCALARS.index("best_utility")
+_AGREEMENT = SCALARS.index("response_agreement")
 _MOST = 2.0  # a feature of examples is cut to this, so that no odd one decides alone
 _KEPT_VERSIONS = 4  # of the statistics, for contexts that were made some time ago
 _BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the index of its bit
@@ -49,9 +50,9 @@ _BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the
 # Standard deviations of the weights before any evidence; those of the first two follow from
 # ``prior_ratings``. To an LLM that does not see the examples, they say little.
 _LENGTH, _COMPONENT = 1.0, 0.5
-_SIMILARITY, _SEEN, _UNSEEN = 1.0, 0.5, 0.25
+_TELLING, _SEEN, _UNSEEN = 1.5, 0.5, 0.25
 _ALIKE = 0.97  # correlation of what such an LLM does without and with them
-_GAIN = 0.5  # log-odds that examples are expected to add, and a typical step in similarity
+_GAIN = 0.5  # log-odds that examples are expected to add
 
 
 class Featurizer:
@@ -142,7 +143,7 @@ class Featurizer:
             quality: what is expected of its answers, in (0, 1).
             ratings: how many ratings that is worth.
         """
-        sees, best = llm.takes_examples, _SIMILARITIES[0]
+        sees = llm.takes_examples
         # A rating's information about the log-odds is q (1 - q).
         level = (ratings * quality * (1.0 - quality)) ** -0.5
         of_examples = [_SEEN if sees else _UNSEEN] * (len(SCALARS) - 3)
@@ -151,8 +152,8 @@ class Featurizer:
         mean = np.zeros(DIMENSION)
         mean[:2] = logit(quality)
         if sees:
-            deviations[best] = _SIMILARITY
-            mean[[HAS_EXAMPLES, best]] += _GAIN
+            deviations[[_UTILITY, _AGREEMENT]] = _TELLING
+            mean[[HAS_EXAMPLES, _UTILITY]] += _GAIN, 1.0
         prior = GaussianWeights.independent(mean, deviations)
         if not sees:
             prior.covariance[0, 1] = prior.covariance[1, 0] = _ALIKE * level**2
@@ -180,7 +181,7 @@ def _scalars(
         _cut((logit(max(e.utility for e in examples)) - 1.4) / 2.0),
         _cut(len(examples) / 2.0 - 1.0),
         _overlap(_bitmap(text), _example_bitmap(ranked[0].request)) - 0.5,
-        _agreement([_example_bitmap(e.response) for e in ranked]) - 0.5,
+        sum(e.agreement for e in examples) / len(examples),
     )
 
 
@@ -242,11 +243,3 @@ def _overlap(a: int, b: int) -> float:
     """Jaccard index of two bitmaps."""
     either = (a | b).bit_count()
     return (a & b).bit_count() / either if either else 0.0
-
-
-def _agreement(responses: Sequence[int]) -> float:
-    """Mean pairwise overlap of the examples' responses: low if they tell different stories."""
-    if len(responses) < 2:
-        return 1.0
-    pairs = [_overlap(a, b) for i, a in enumerate(responses) for b in responses[i + 1 :]]
-    return sum(pairs) / len(pairs)

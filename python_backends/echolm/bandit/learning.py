@@ -19,7 +19,7 @@ from echolm.learning.learner import OutdatedError
 from echolm.learning.logistic import Site
 from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatistics
 from echolm.learning.snapshot import fingerprint
-from echolm.primitives import STORED
+from echolm.primitives import OTHER_FEATURES, STORED
 from echolm.retrieval.record import remember
 
 logger = logging.getLogger("echolm")
@@ -131,7 +131,10 @@ class BanditLearning:
             raise ValueError(f"context: expected shape {arm.prior.mean.shape}, got {x.shape}")
         if not np.isfinite(x).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
-        x = self._featurizer.convert(x, int(decision.get("statistics", 0)))
+        version = int(decision.get("statistics", OTHER_FEATURES))
+        if version == OTHER_FEATURES:
+            raise OutdatedError(f"{llm}: its context is of an earlier version of EchoLM")
+        x = self._featurizer.convert(x, version)
         return _Answer(decision["request_id"], llm, arm, x)
 
     def _rate(self, answer: _Answer, score: float, rank: int) -> None:

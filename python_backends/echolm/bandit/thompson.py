@@ -117,7 +117,7 @@ class ThompsonSampling:
         floors = self._floors() * eligible
         best = best * (1.0 - floors.sum(axis=1, keepdims=True)) + floors
         qualities, spreads = quality_moments(means, stds)
-        scores = qualities - penalties
+        scores = np.where(eligible, qualities - penalties, -np.inf)
         doubts = _doubts(scores, spreads)
         columns = (best, qualities, scores, spreads, doubts, rng.random(len(X)))
         rows = zip(*(column.tolist() for column in columns), strict=True)

@@ -130,12 +130,14 @@ class Rating:
     Attributes:
         answer: description of the rated answer, see :func:`describe`.
         rank: ``JUDGED`` or ``RATED``.
+        asked: whether the answer was made for a judgement, and so by an LLM that was not routed to.
     """
 
     request_id: str
     answer: Mapping[str, Any]
     score: float
     rank: int
+    asked: bool
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,14 @@ class Comparison:
         answers: their descriptions.
         share: what the first one won, in [0, 1].
         rank: ``JUDGED`` or ``PREFERRED``.
+        asked: of each answer, see :class:`Rating`.
     """
 
     request_ids: tuple[str, str]
     answers: tuple[Mapping[str, Any], Mapping[str, Any]]
     share: float
     rank: int
+    asked: tuple[bool, bool]
 
     @property
     def key(self) -> str:
@@ -167,16 +171,18 @@ def read_feedback(event: Event) -> Rating | Comparison:
         KeyError, TypeError, ValueError: the event is damaged.
     """
     body, judged = event.body, is_judged(event.body)
+    asked = (body.get("judging") or {}).get("asked", ())
     if event.kind == RATING:
         score = _share_of(body["score"], "score")
-        return Rating(_request_id(body), body, score, JUDGED if judged else RATED)
+        return Rating(_request_id(body), body, score, JUDGED if judged else RATED, bool(asked))
+    asked = ("better" in asked, "worse" in asked)
     answers, share = (body["better"], body["worse"]), _share_of(body.get("share", 1.0), "share")
     ids = (_request_id(answers[0]), _request_id(answers[1]))
     if ids[0] == ids[1]:
         raise ValueError("preference: expected two answers, got the same one twice")
     if ids[0] > ids[1]:
-        ids, answers, share = ids[::-1], answers[::-1], 1.0 - share
-    return Comparison(ids, answers, share, JUDGED if judged else PREFERRED)
+        ids, answers, share, asked = ids[::-1], answers[::-1], 1.0 - share, asked[::-1]
+    return Comparison(ids, answers, share, JUDGED if judged else PREFERRED, asked)
 
 
 def _request_id(answer: Mapping[str, Any]) -> str:

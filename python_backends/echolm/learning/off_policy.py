@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from echolm.errors import InvalidRequestError
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING, is_judged
-from echolm.primitives import STORED
+from echolm.primitives import OTHER_FEATURES, STORED
 
 Probabilities = NDArray[np.float64]
 """A target policy at the logged contexts: pi(a|x), FP64 [n, arms], rows that sum to 1."""
@@ -252,6 +252,7 @@ def read_ratings(
     - ``stored``: the answer came from the store; no LLM was chosen.
     - ``forced``: the caller named the LLM, or another one stood in; nothing was drawn.
     - ``revision``: the answer is an LLM's that was replaced since.
+    - ``earlier version``: its context has other elements than this version's.
     - ``judged, no sample``: the judge's rating is no sample of known probability.
     - ``asked``, ``judged``, ``volunteered``: of a kind that ``ratings`` excludes.
     - ``damaged``: a field is missing or out of range.
@@ -288,6 +289,8 @@ def read_ratings(
             dropped["judged, no sample"] += 1
         elif rating.propensity >= 1.0 and len(arms) > 1:
             dropped["forced"] += 1
+        elif rating.statistics == OTHER_FEATURES:
+            dropped["earlier version"] += 1
         else:
             key = (is_judged(body), str(body["request_id"]))
             if key in found:
@@ -337,7 +340,7 @@ def _read(body: Mapping[str, Any], index: Mapping[str, int], order: int) -> _Rat
     usable = x.ndim == 1 and np.isfinite(x).all() and 0 <= score <= 1
     if not (usable and propensity > 0 and 0 <= weight < math.inf):
         raise ValueError("rating: expected finite numbers within their ranges")
-    statistics = int(body.get("statistics", 0))
+    statistics = int(body.get("statistics", OTHER_FEATURES))
     return _Rating(kind, order, drawn, x, statistics, propensity, weight, score, request)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
 from echolm.errors import ConfigurationError, InvalidRequestError
-from echolm.primitives import Decision
+from echolm.primitives import OTHER_FEATURES, Decision
 
 _SALT = "echolm.feedback.v1"
 
@@ -55,8 +56,9 @@ class FeedbackTokens:
             raise InvalidRequestError.of(name, expected, "an expired one") from error
         except BadSignature as error:
             raise InvalidRequestError.of(name, "a token that this service signed", token) from error
-        # Tokens of earlier versions end earlier; what they lack has its default.
+        # Tokens of earlier versions end earlier, and their contexts have other elements.
         request_id, tenant, llm, context, propensity, quality, example_ids, *later = fields
         x = np.frombuffer(base64.b64decode(context), dtype="<f2").astype(np.float32)
         ids = tuple(example_ids)
-        return Decision(request_id, tenant, llm, x, propensity, quality, ids, *later[:5])
+        decision = Decision(request_id, tenant, llm, x, propensity, quality, ids, *later[:5])
+        return decision if len(later) > 2 else replace(decision, statistics=OTHER_FEATURES)

@@ -222,6 +222,7 @@ class ExampleSelector:
         columns = [column for choice in chosen if choice for column in choice.columns]
         features = batch.example[rows, columns]
         worth = utilities[rows, columns].tolist()
+        agreements = batch.agreement[rows, columns].tolist()
         tokens = [self._texts.num_tokens(slot) for slot in batch.slots[rows, columns].tolist()]
         selections = []
         end = 0
@@ -236,8 +237,8 @@ class ExampleSelector:
                 batch.request[row], ids, features[here], num_tokens, choice.dropped, choice.draw
             )
             examples = [
-                Selected(c.id, c.request, c.response, c.similarity, u)
-                for c, u in zip(selected, worth[here], strict=True)
+                Selected(c.id, c.request, c.response, c.similarity, u, a)
+                for c, u, a in zip(selected, worth[here], agreements[here], strict=True)
             ]
             selections.append(Selection(tuple(examples), record, help_probabilities[row]))
         return selections

@@ -130,16 +130,20 @@ class AdaptiveThreshold:
         """Learn from feedback on answers whose selection says which thresholds it stands for."""
         feedback = read_feedback(event)
         if isinstance(feedback, Rating):
-            rows = [(feedback.request_id, feedback.answer, feedback.score)]
+            rows = [(feedback.request_id, feedback.answer, feedback.score, feedback.asked)]
         else:
             expected = [float(answer["quality"]) for answer in feedback.answers]
             scores = scores_of_comparison(feedback.share, *expected)
-            rows = list(zip(feedback.request_ids, feedback.answers, scores, strict=True))
+            columns = (feedback.request_ids, feedback.answers, scores, feedback.asked)
+            rows = list(zip(*columns, strict=True))
+        # What an LLM that was not routed to makes of a selection says nothing of thresholds.
         # All rows are read before the first one changes anything.
         taught = [
             (id, *self._observed(selection.draw, selection, answer, score))
-            for id, answer, score in rows
-            if (selection := selection_of(answer)) is not None and selection.draw is not None
+            for id, answer, score, asked in rows
+            if not asked
+            and (selection := selection_of(answer)) is not None
+            and selection.draw is not None
         ]
         if not taught:
             return

@@ -166,7 +166,7 @@ class Settings(BaseSettings):
         """The quality that is expected of an LLM before any rating, in (0, 1)."""
         if llm.prior_quality is not None:
             return llm.prior_quality
-        return 0.8 if llm.cost >= self.strongest_llm.cost else 0.7
+        return 0.9 if llm.cost >= self.strongest_llm.cost else 0.7
 
     @property
     def write_ahead_log_path(self) -> Path:

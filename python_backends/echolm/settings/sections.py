@@ -341,7 +341,7 @@ class LLMSettings(Section):
     can_judge: bool = True
     """Whether the LLM follows the instructions of a judge; no for LLMs of a narrow task."""
     prior_quality: float | None = Field(None, gt=0, lt=1)
-    """Quality expected before any rating; without it 0.8 for LLMs of the highest cost, and 0.7 for
+    """Quality expected before any rating; without it 0.9 for LLMs of the highest cost, and 0.7 for
     the others."""
     prior_ratings: float | None = Field(None, gt=0, le=100)
     """Number of ratings that prior_quality is worth; without it routing.prior_ratings holds."""

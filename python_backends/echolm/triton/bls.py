@@ -101,11 +101,11 @@ class BLSRetriever:
 
 
 def _examples(out: dict[str, NDArray[Any]], row: int) -> tuple[Selected, ...]:
-    names = ("ids", "requests", "responses", "similarities", "utilities")
+    names = ("ids", "requests", "responses", "similarities", "utilities", "agreements")
     columns = (out[f"example_{name}"][row].tolist() for name in names)
     return tuple(
-        Selected(id, request.decode(), response.decode(), similarity, utility)
-        for id, request, response, similarity, utility in zip(*columns, strict=True)
+        Selected(id, request.decode(), response.decode(), *numbers)
+        for id, request, response, *numbers in zip(*columns, strict=True)
         if id != contracts.PAD_ID
     )
 

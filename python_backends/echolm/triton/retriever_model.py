@@ -160,6 +160,7 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
             "example_responses": of_examples("response", ""),
             "example_similarities": of_examples("similarity", 0.0),
             "example_utilities": of_examples("utility", 0.0),
+            "example_agreements": of_examples("agreement", 0.0),
             "help_probability": [selection.help_probability for selection in chosen],
             "selection_record": ["" if r is None else r.dump() for r in records],
             "retrieval_degraded": [result.degraded for result in results],

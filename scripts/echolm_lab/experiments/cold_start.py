@@ -7,7 +7,7 @@ Each experiment takes a :class:`Lab` and a seed and gives an outcome; all run in
 from __future__ import annotations
 
 import csv
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -342,7 +342,7 @@ async def drift(lab: Lab, seed: int) -> Outcome:
     return Outcome(tuple(checks), figures)
 
 
-EXPERIMENTS: dict[str, Callable[[Lab, int], Awaitable[Outcome]]] = {
+EXPERIMENTS: dict[str, Callable[[Lab, int], Coroutine[Any, Any, Outcome]]] = {
     experiment.__name__: experiment
     for experiment in (new_pair, bad_pair, second_workload, lock_in, as_good, calibration, drift)
 }

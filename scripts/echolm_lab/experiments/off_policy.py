@@ -68,7 +68,7 @@ class Requests:
 
     texts: list[str]
     embeddings: NDArray[np.float32]
-    examples: list[tuple[Selected, ...]]
+    examples: Sequence[Sequence[Selected]]
     qualities: NDArray[np.float64]
 
 

@@ -137,17 +137,17 @@ def offloaded(answers: list[tuple[str, bool, bool]]) -> float:
 
 
 async def test_a_good_small_llm_gets_what_it_can_serve_within_1000_requests() -> None:
-    """Although the judge errs: of requests with examples, less those of the warm-up."""
+    """Although the judge errs: the share of requests with examples, warm-up included."""
     shares = []
-    for seed in range(3):
+    for seed in range(4):
         service = Service(without=0.3, with_examples=0.92, seed=seed)
         answers = await service.run()
         assert [llm for llm, _, _ in answers[:60]] == ["large"] * 60
         assert sum(llm == "small" and not had for llm, _, had in answers) < 20
         assert sum(right for _, right, _ in answers) / len(answers) > 0.9
-        assert service.asked < 350  # the warm-up is 120 of them
-        shares.append(offloaded(answers[500:]) / service.known)
-    assert np.mean(shares) > 0.75
+        assert service.asked < 350  # the warm-up is about 120 of them
+        shares.append(offloaded(answers) / service.known)
+    assert sum(shares) / len(shares) > 0.8
     assert min(shares) > 0.5
 
 

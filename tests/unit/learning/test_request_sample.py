@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from echolm.learning.event_log import Event
@@ -124,10 +126,11 @@ def test_a_restored_one_goes_on_as_the_saved_one() -> None:
         restored.apply(broken)
 
 
-def test_a_vote_counts_only_while_it_is_among_the_last_4096_requests() -> None:
+def test_a_request_counts_only_while_it_is_among_the_last_4096_requests() -> None:
     process = Process(MemoryEventLog())
     process.sample.add(requests(4_096), [0.1] * 4_096, [100] * 4_096)
     process.sample.add(requests(4_096, seed=1), [0.9] * 4_096, [400] * 4_096)
     assert process.sample.log_if_due()
     process.learner.catch_up()
     assert process.newest.statistics.nearest == pytest.approx((0.9, 0.9, 0.9))
+    assert process.newest.statistics.log_lengths == pytest.approx((math.log(401),) * 3, abs=1e-4)

@@ -179,6 +179,17 @@ def test_a_rating_takes_the_place_of_a_comparison_and_not_the_reverse() -> None:
     assert values["b"] == pytest.approx(1.0 - COSTS["small_llm"] - 0.01)
 
 
+def test_answers_that_were_made_for_a_judgement_teach_it_nothing() -> None:
+    draw, model = ThresholdDraw(2, 4, 0.1), threshold()
+    model.apply(rating(1, record(1, draw), 1.0, source="judge:llm", judging={"asked": True}))
+    assert pack(model.state()) == pack(threshold().state())
+    one, two = (answer(1, record(1, draw), id=name) for name in "ab")
+    for better, worse, asked in ((one, two, "worse"), (two, one, "better")):
+        model = threshold()
+        model.apply(preference(1, better, worse, source="judge:llm", judging={"asked": [asked]}))
+        assert [key for key, *_ in model.state()["learned"]] == ["a"]
+
+
 def test_a_comparison_says_how_far_answers_are_apart() -> None:
     assert scores_of_comparison(1.0, 0.9, 0.9) == (1.0, 0.0)
     assert scores_of_comparison(0.5, 0.9, 0.7) == pytest.approx((0.8, 0.8))

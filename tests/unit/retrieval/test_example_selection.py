@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations, takewhile
 from operator import eq, itemgetter
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm.learning.event_log import Event
-from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatistics
+from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatistics, fit
 from echolm.primitives import Candidate, Selected
 from echolm.retrieval.features import FeatureBatch
 from echolm.retrieval.record import NONE
@@ -171,15 +172,9 @@ def test_by_default_what_unrelated_requests_reach_is_no_candidate() -> None:
     floor = SimilarityScale.of(RequestStatistics.none()).floor
     found = [candidate(1, floor + 0.01), candidate(2, floor - 0.01)]
     assert ids(selector.select(["q"], [found])[0].examples) == [1]
-    far = RequestStatistics(
-        1,
-        64,
-        np.zeros(2, np.float32),
-        np.eye(2, dtype=np.float32),
-        1.0,
-        (0.8, 0.9, 0.93),
-        (0.94, 0.96, 0.99),
-    )
+    rng = np.random.default_rng(0)
+    measured = fit(rng.random((64, 2)).astype(np.float32), np.zeros(0, np.float32), 1)
+    far = replace(measured, unrelated=(0.8, 0.9, 0.93), nearest=(0.94, 0.96, 0.99))
     selector.newest_statistics.apply(Event("1", REQUEST_STATISTICS, far.body(), 0))
     assert not selector.select(["q"], [found])[0].examples
     found = [candidate(1, 0.95), candidate(2, 0.85)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,7 @@ EMPTY = RequestStatistics.none()
 
 
 def scale(unrelated: Quantiles, nearest: Quantiles) -> SimilarityScale:
-    mean, components = np.zeros(2, np.float32), np.eye(2, dtype=np.float32)
-    return SimilarityScale.of(RequestStatistics(1, 64, mean, components, 1.0, unrelated, nearest))
+    return SimilarityScale.of(replace(EMPTY, unrelated=unrelated, nearest=nearest))
 
 
 def at(of: SimilarityScale, *cosines: float) -> list[float]:

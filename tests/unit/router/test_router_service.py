@@ -213,22 +213,27 @@ async def test_the_answer_carries_what_learning_needs(setup: Setup) -> None:
     assert other.request_id != decision.request_id
 
 
-async def test_ratings_are_asked_for_where_they_are_worth_most() -> None:
-    setup = Setup(Settings(routing={"solicit_share": 0.1}))
-    relevant = setup.retriever.found
-    asked: dict[str, list[bool]] = {"relevant": [], "none": []}
-    for _ in range(150):
-        # Without examples it is clear that the small LLM is poor.
-        setup.retriever.found = Retrieved(EMBEDDING, ())
-        asked["none"].append((await setup.ask()).solicit_feedback)
-        setup.retriever.found = relevant
-        asked["relevant"].append((await setup.ask()).solicit_feedback)
-    assert sum(asked["relevant"]) > 10
-    assert sum(asked["none"]) <= 1
+@pytest.mark.parametrize("found", [EXAMPLES, ()])
+async def test_a_token_says_why_a_rating_is_asked_for_and_how_probable_that_was(
+    found: tuple[Selected, ...],
+) -> None:
+    setup = Setup(Settings(routing={"solicit_share": 0.3}))
+    setup.retriever.found = Retrieved(EMBEDDING, found)
+    answers = [await setup.ask() for _ in range(200)]
+    decisions = [setup.tokens.load(answer.feedback_token) for answer in answers]
+    assert [bool(d.solicited) for d in decisions] == [a.solicit_feedback for a in answers]
+    assert {d.solicited for d in decisions} == {"", "random", "value"}
+    assert all(0.0 < d.solicit_probability <= 1.0 for d in decisions)
+    assert all(d.solicit_probability == 1.0 for d in decisions if d.solicited == "value")
+    assert all(d.solicit_probability < 1.0 for d in decisions if not d.solicited)
 
 
-async def test_nobody_is_asked_about_an_llm_of_their_own_choice(setup: Setup) -> None:
-    assert (await setup.ask(llm="small_llm")).solicit_feedback is False
+async def test_nobody_is_asked_about_an_llm_of_their_own_choice() -> None:
+    setup = Setup(Settings(routing={"solicit_share": 1.0}))
+    answer = await setup.ask(llm="small_llm")
+    assert answer.solicit_feedback is False
+    decision = setup.tokens.load(answer.feedback_token)
+    assert (decision.solicited, decision.solicit_probability) == ("", 0.0)
 
 
 # Degradation

@@ -22,6 +22,6 @@ def test_fixed_policies_and_a_changed_cost_weight_are_compared(
 
 
 def test_counting_all_ratings_alike_is_worse(compared: dict[str, Comparison]) -> None:
-    one = compared["always large_llm"]
-    assert one.naive is not None
-    assert one.naive.value < one.truth - 0.08  # bad ratings come unasked
+    fixed = [(one.truth, one.naive) for one in compared.values() if one.naive is not None]
+    truth, naive = max(fixed, key=lambda pair: pair[1].effective_sample_size)
+    assert naive.value < truth - 0.05  # bad ratings come unasked
