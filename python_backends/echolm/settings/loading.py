@@ -45,7 +45,10 @@ RENAMED_KEYS = {
 
 REMOVED_KEYS = {
     "retrieval.utility_discount": "time forgets, see retrieval.utility_half_life_h",
+    "routing.discount": "time forgets, see routing.half_life_h",
     "routing.fit_ceiling": "what similarity is relevant is measured",
+    "routing.noise": "how far ratings scatter is learnt",
+    "routing.projection_dim": "the principal components of the requests are measured",
     "routing.similarity_saturation": "what similarity is relevant is measured",
 }
 """Keys that have no present form, and why, for the message to a file that is older."""

@@ -164,8 +164,8 @@ def _pair_features(
     per_neighbour = 1.0 / np.maximum(support, 1e-6)
     agreement = (np.matmul(responses, total.transpose(0, 2, 1))[:, :, 0] - itself) * per_neighbour
     agreement = np.minimum(np.maximum(agreement, 0.0), 1.0)
-    # A vote of the nearest neighbours, by their meaning. That an example is the right one is told by
-    # it better than by its cosine: on Banking77 with an AUC of 0.87 to 0.89, for 0.74 to 0.76.
+    # A vote of the nearest neighbours, by their meaning. It tells better than a cosine whether an
+    # example is the right one: on Banking77 with an AUC of 0.87 to 0.89, for 0.74 to 0.76.
     votes = np.square(np.square(batch.relevance)) * valid
     votes /= np.maximum(votes.sum(axis=1, keepdims=True), 1e-6)
     for_each = np.matmul(responses, np.matmul(votes[:, None, :], responses).transpose(0, 2, 1))
