@@ -144,7 +144,12 @@ def test_a_new_pair_is_learnt_without_ratings(answer: str, tmp_path: Path) -> No
                 **defaults.embedding.model_dump(),
                 "model_dir": ROOT / "build" / "embedder",
             },
-            "routing": {**defaults.routing.model_dump(), "warm_up_ratings": WARM_UP},
+            # The same request comes again and again, and an LLM is to answer it.
+            "routing": {
+                **defaults.routing.model_dump(),
+                "warm_up_ratings": WARM_UP,
+                "reuse_error": 0.0,
+            },
             "llms": (
                 LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
                 LLMSettings(name="large_llm", cost=1.0, takes_examples=False),

@@ -53,8 +53,9 @@ _PRIOR_WRONG = 2.0  # wrong answers to exact repeats up to which the prior alone
 _PRIOR_CONSTANT, _PRIOR_SLOPE, _DEVIATION = 2.0, -1.0, 2.0
 _RANKS = np.arange(-2.0, 8.0, 0.5)  # least lower bounds of the log-odds of all ranks but the lowest
 _EXACT = len(_RANKS) + 1  # what follows all ranks
-# One-sided quantiles of the normal distribution: of one test at 95%, and of one of so many tests.
-_ONE, _OF_MANY = 1.645, 2.33
+# One-sided quantiles of the normal distribution: 95% for one test, and 97.5% for each of several
+# that hardly differ, since each rank includes all above it.
+_ONE, _OF_MANY = 1.645, 1.96
 _MOST_EXAMPLES = 50_000  # of which it is kept that their answer was wrong
 
 
@@ -211,14 +212,20 @@ class ReuseModel:
         if exact or right:
             self._note(int(id), bool(exact), right)
         else:
-            self._learn(Comparison(int(id), False, x, same=False, right=False))
+            wrong = Comparison(int(id), False, x, same=False, right=False)
+            self._learn(wrong, given=True)
 
-    def _learn(self, compared: Comparison) -> None:
-        """Count a comparison, and learn from it if it is no exact repeat."""
+    def _learn(self, compared: Comparison, given: bool = False) -> None:
+        """Count a comparison, and learn from it if it is no exact repeat.
+
+        Args:
+            given: whether the answer was given; others are no matter of their example's record,
+                unless they would have been.
+        """
         different, judged = not compared.same, compared.right is not None
         wrong = compared.right is False
         if compared.exact:
-            rank = _EXACT
+            rank, given = _EXACT, True
         else:
             mean, std = _log_odds(self._weights, compared.features)
             rank = _rank(mean - std)
@@ -228,11 +235,15 @@ class ReuseModel:
                 score = (n - bad) / (n + 1.0)
             x = compared.features.astype(np.float64)
             self._weights = self._weights.updated(x, rating_site(mean, std**2, score))
+            given = given or rank >= self._solved[1]
+        times_wrong, times_right = self._refuted.get((compared.id, compared.exact), (0, 0))
+        if given and (compared.same or judged):
+            self._note(compared.id, compared.exact, not wrong)
+        if times_wrong > times_right:
+            return  # it is not given, and says nothing of those that are
         kinds = slice(_EXACT, None) if compared.exact else slice(_EXACT)
         self._counts[:, kinds] *= 1.0 - 1.0 / _REMEMBERED[0 if compared.exact else 1]
         self._counts[:, rank] += (1.0, different, judged, wrong)
-        if compared.same or judged:
-            self._note(compared.id, compared.exact, not wrong)
 
     def _note(self, id: int, exact: bool, right: bool) -> None:
         """Remember that an example's answer was wrong, until it was right as often."""

@@ -156,6 +156,31 @@ def test_one_wrong_answer_stops_its_example_until_it_is_right_again(model: Reuse
     assert model.choose(exact(7), uniform=0.5).action == "give"
 
 
+def test_answers_that_are_outdated_do_not_stop_the_others(model: ReuseModel) -> None:
+    rng = np.random.default_rng(0)
+    outdated = range(40)
+    given, wrong = [], []
+    for _ in range(20_000):
+        found = exact(int(rng.integers(400)))
+        right = found.id not in outdated
+        action = model.choose(found, float(rng.random())).action
+        given.append(action == "give")
+        wrong.append(action == "give" and not right)
+        if action != "give":
+            compare(model, found, right, None if right else False)
+    assert np.mean(given[10_000:]) > 0.8
+    assert np.sum(wrong[10_000:]) < ERROR * np.sum(given[10_000:])
+
+
+def test_a_look_alike_that_nobody_would_give_is_no_matter_of_its_example(
+    model: ReuseModel,
+) -> None:
+    compare(model, other(1, distance=1.4), same=False, right=False)
+    assert not model.estimate(other(1)).refuted
+    rate(model, other(1), 0.0)
+    assert model.estimate(other(1)).refuted
+
+
 def test_a_poor_rating_stops_an_exact_repeat_and_no_other(model: ReuseModel) -> None:
     rate(model, exact(7), 0.0)
     assert model.choose(exact(7), uniform=0.5).action == "leave"
