@@ -157,8 +157,8 @@ def test_learners_and_one_that_was_killed_reach_identical_posteriors(log_url: st
                 assert victim.kill()
         restarted = Process(*arguments)
         results = {process.wait()[-1] for process in (*steady, restarted)}
-        bandit = build_bandit(Settings())[1]
-        replayed = Learner(log, [BanditLearning(bandit)])
+        featurizer, bandit = build_bandit(Settings())
+        replayed = Learner(log, [BanditLearning(bandit, featurizer)])
         replayed.catch_up()
     assert replayed.applied == count
     assert (replayed.skipped, replayed.ignored) == (2, 1)
@@ -189,8 +189,8 @@ def test_learners_agree_while_what_snapshots_have_taken_in_is_removed(log_url: s
         processes.append(Process(*arguments))
         results = {process.wait()[-1] for process in processes}
         left = len(log.read(START, count))
-    bandit = build_bandit(Settings())[1]
-    Learner(whole, [BanditLearning(bandit)]).catch_up()
+    featurizer, bandit = build_bandit(Settings())
+    Learner(whole, [BanditLearning(bandit, featurizer)]).catch_up()
     assert results == {f"{count} 0 0 {digest(bandit)}"}
     assert removed > count // 4
     assert left == count - removed
@@ -206,8 +206,8 @@ def test_what_is_kept_too_long_goes_and_a_new_replica_knows_it_all_the_same(
         for number in range(30):
             log.append(*feedback(number))
             log.append(USAGE, usage({1: (1, 0.1, 0.1)}))
-        bandit, other = (build_bandit(Settings())[1] for _ in range(2))
-        learner = Learner(log, [BanditLearning(bandit)], snapshot_every=5)
+        (features, bandit), (others, other) = (build_bandit(Settings()) for _ in range(2))
+        learner = Learner(log, [BanditLearning(bandit, features)], snapshot_every=5)
         learner.catch_up()
         first.follow(log)
         time.sleep(0.05)
@@ -221,7 +221,7 @@ def test_what_is_kept_too_long_goes_and_a_new_replica_knows_it_all_the_same(
         assert retention.trim() == learner.events == 61
         log.append(USAGE, usage({1: (1, 0.1, 0.1)}))
         log.append(*feedback(30))
-        restarted = Learner(log, [BanditLearning(other)], snapshot_every=5)
+        restarted = Learner(log, [BanditLearning(other, others)], snapshot_every=5)
         for one in (learner, restarted):
             one.catch_up()
         assert digest(other) == digest(bandit)
