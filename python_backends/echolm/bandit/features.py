@@ -49,7 +49,7 @@ _BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the
 
 # Standard deviations of the weights before any evidence; those of the first two follow from
 # ``prior_ratings``. To an LLM that does not see the examples, they say little.
-_LENGTH, _COMPONENT = 1.0, 0.5
+_LENGTH, _COMPONENT = 1.0, 0.3
 _TELLING, _SEEN, _UNSEEN = 1.0, 0.5, 0.25
 _ALIKE = 0.97  # correlation of what such an LLM does without and with them
 _GAIN = 0.5  # log-odds that examples are expected to add
