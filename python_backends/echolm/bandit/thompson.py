@@ -112,7 +112,11 @@ class ThompsonSampling:
         )
         if eligible is None:
             eligible = np.ones(means.shape, dtype=np.bool_)
-        best = probability_of_best(means, self._explored(X) * stds, penalties, eligible)
+        # What an arm does without examples, or with them, has to be known a little before there
+        # is anything to be cautious with.
+        cautious = self._exploration
+        explored = np.where(self._known(X), cautious, max(1.0, cautious) if cautious else 0.0)
+        best = probability_of_best(means, explored * stds, penalties, eligible)
         # Mixing with a draw at random keeps every eligible arm's propensity above its floor.
         floors = self._floors() * eligible
         best = best * (1.0 - floors.sum(axis=1, keepdims=True)) + floors
@@ -123,16 +127,11 @@ class ThompsonSampling:
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [self._draw(*row) for row in rows]
 
-    def _explored(self, X: Context) -> NDArray[np.float64]:
-        """Factors on the standard deviations with which arms are drawn, FP64 [n, arms].
-
-        What an arm does without examples, or with them, has to be known a little before there is
-        anything to be cautious with.
-        """
+    def _known(self, X: Context) -> NDArray[np.bool_]:
+        """Whether an arm has some evidence of such requests, BOOL [n, arms]."""
         known = np.array([arm.evidence for arm in self.arms.values()]) >= _KNOWN
         cells = (X[:, HAS_EXAMPLES] != 0).astype(np.intp)
-        cautious = self._exploration
-        return np.where(known[:, cells].T, cautious, max(1.0, cautious) if cautious else 0.0)
+        return np.asarray(known[:, cells].T)
 
     def _draw(
         self,
