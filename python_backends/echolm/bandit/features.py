@@ -52,7 +52,10 @@ _BITMAP_MASK = 2_047  # a bitmap has 2,048 bits, and a word's hash is cut to the
 _LENGTH, _COMPONENT = 1.0, 0.3
 _TELLING, _SEEN, _UNSEEN = 1.0, 0.5, 0.25
 _ALIKE = 0.97  # correlation of what such an LLM does without and with them
-_GAIN = 0.5  # log-odds that examples are expected to add
+# Log-odds that examples are expected to add, and what a step of similarity, utility or agreement
+# does: an example that is less like the request than is typical, or that others contradict, is not
+# expected to help because typical ones do.
+_GAIN, _SLOPE = 0.5, 0.8
 
 
 class Featurizer:
@@ -152,8 +155,10 @@ class Featurizer:
         mean = np.zeros(DIMENSION)
         mean[:2] = logit(quality)
         if sees:
-            deviations[[_UTILITY, _AGREEMENT]] = _TELLING
-            mean[[HAS_EXAMPLES, _UTILITY]] += _GAIN, 1.0
+            telling = [_SIMILARITIES[0], _UTILITY, _AGREEMENT]
+            deviations[telling] = _TELLING
+            mean[telling] = _SLOPE
+            mean[HAS_EXAMPLES] += _GAIN
         prior = GaussianWeights.independent(mean, deviations)
         if not sees:
             prior.covariance[0, 1] = prior.covariance[1, 0] = _ALIKE * level**2
