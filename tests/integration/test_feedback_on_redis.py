@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from dummy_llm import REPOSITORY, dummy_llm
+from echolm.bandit.features import DIMENSION
 from echolm.learning.tokens import FeedbackTokens
 from echolm.primitives import Decision
 from echolm.serving.serve import Endpoints, LocalServer, ServeOptions
 from echolm.settings import FeedbackSettings, LearningSettings, Settings
-from echolm.wiring.routing import build_bandit
 from learning_process import put_damaged
 from pydantic import SecretStr
 from redis_server import RedisServer
@@ -89,7 +89,7 @@ def token(
     monkeypatch: pytest.MonkeyPatch | None = None, age_s: float = 0, tenant: str = "public"
 ) -> bytes:
     """A token of an answer that was given so long ago."""
-    x = np.zeros(build_bandit(Settings())[0].dimension, dtype=np.float32)
+    x = np.zeros(DIMENSION, dtype=np.float32)
     decision = Decision(uuid.uuid4().hex, tenant, "small_llm", x, 0.5, 0.5, ())
     if monkeypatch is None:
         return TOKENS.dump(decision).encode()
