@@ -325,9 +325,13 @@ def test_the_log_is_stored_from_where_it_ended(bench: Bench, tmp_path: Path) -> 
 
     log = open_log([path], tenant="t", accept=Acceptance(SETTINGS, {}, "large_llm"))
     running = bench.examples().store_log(log, "log", bench.state)
-    assert [next(running), next(running)] == [0, 256]
+    assert next(running) == 0
+    some = next(running)  # a batch is full, or has taken long enough
+    assert 0 < some <= 256
     running.close()
-    assert list(bench.examples().store_log(log, "log", bench.state)) == [256, 256, 88]
+    goes_on = list(bench.examples().store_log(log, "log", bench.state))
+    assert goes_on[0] == some
+    assert sum(goes_on) == 600
     assert bench.state.stored("log") == (600, {"stored": 600})
     assert len(bench.store.rows) == 600
     assert not Skips().counts
