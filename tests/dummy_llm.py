@@ -6,9 +6,21 @@ import shutil
 from pathlib import Path
 
 from echolm.serving import model_config
+from echolm.serving.serve import ServeOptions
 from google.protobuf import text_format
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
+
+
+def core_with(models: Path) -> ServeOptions:
+    """Serve the core models and those of a folder, on free ports."""
+    return ServeOptions(
+        profile=None,
+        model_repositories=(REPOSITORY / "core", models),
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+    )
 
 
 def dummy_llm(name: str, options: dict[str, str], into: Path) -> None:

@@ -345,7 +345,6 @@ class Served:
         x: the bandit's context, FP32 [d].
         choice: the choice of the LLM that answered.
         text: the answer.
-        solicited: whether the client is asked to rate it.
         check: the probability with which the strongest LLM was drawn to check a stored answer; 0 if
             it was not.
     """
@@ -356,5 +355,4 @@ class Served:
     choice: Choice
     decision: Decision
     text: str
-    solicited: bool
     check: float = 0.0

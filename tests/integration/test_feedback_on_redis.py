@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dummy_llm import REPOSITORY, dummy_llm
+from dummy_llm import REPOSITORY, core_with, dummy_llm
 from echolm.bandit.features import DIMENSION
 from echolm.learning.tokens import FeedbackTokens
 from echolm.primitives import Decision
-from echolm.serving.serve import Endpoints, LocalServer, ServeOptions
+from echolm.serving.serve import Endpoints, LocalServer
 from echolm.settings import FeedbackSettings, LearningSettings, Settings
 from learning_process import put_damaged
 from pydantic import SecretStr
@@ -54,13 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(settings: Settings, models: Path) -> tuple[LocalServer, Endpoints]:
-    options = ServeOptions(
-        profile=None,
-        model_repositories=(REPOSITORY / "core", models),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-    )
+    options = core_with(models)
     server = LocalServer(settings, options)
     try:
         return server, server.start()

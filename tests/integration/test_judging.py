@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dummy_llm import REPOSITORY, dummy_llm
+from dummy_llm import REPOSITORY, core_with, dummy_llm
 from echolm.errors import EchoError
 from echolm.serving import Endpoints, ServeOptions, running_server
 from echolm.settings import LLMSettings, Settings
@@ -156,13 +156,7 @@ def test_a_new_pair_is_learnt_without_ratings(answer: str, tmp_path: Path) -> No
             ),
         }
     )
-    options = ServeOptions(
-        profile=None,
-        model_repositories=(REPOSITORY / "core", models),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-    )
+    options = core_with(models)
     with running_server(settings, options) as endpoints:
         caller, numbers = Caller(endpoints), itertools.count()
 

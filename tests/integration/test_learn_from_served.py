@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dummy_llm import REPOSITORY, dummy_llm
+from dummy_llm import REPOSITORY, core_with, dummy_llm
 from echolm.cli.main import main
-from echolm.serving import Endpoints, ServeOptions, running_server
+from echolm.serving import Endpoints, running_server
 from echolm.settings import JudgingSettings, LLMSettings, Settings
 from learn_from_grader import answer, request, write_log
 from triton_calls import Caller, text
@@ -46,13 +46,7 @@ def endpoints(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> I
     shutil.copytree(REPOSITORY / "local" / "embedder", models / "embedder")
     dummy_llm("small_llm", {"echo_prompt": "true"}, models)
     dummy_llm("large_llm", {"text": "large says so"}, models)
-    options = ServeOptions(
-        profile=None,
-        model_repositories=(REPOSITORY / "core", models),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-    )
+    options = core_with(models)
     with running_server(settings, options) as endpoints:
         yield endpoints
 

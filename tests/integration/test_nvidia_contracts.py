@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
-from echolm.serving import Endpoints, ServeOptions, running_server
+from dummy_llm import core_with
+from echolm.serving import Endpoints, running_server
 from echolm.settings import JudgingSettings, LLMSettings, Settings
 from nvidia_llms import write_ensemble, write_llmapi
 from triton_calls import Caller, eventually, inputs, refusal, streams, text
@@ -75,13 +76,7 @@ def deployment(
             ),
         }
     )
-    options = ServeOptions(
-        profile=None,
-        model_repositories=(REPOSITORY / "core", models),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-    )
+    options = core_with(models)
     with running_server(settings, options) as endpoints:
         yield Deployment(endpoints, Caller(endpoints), log)
 

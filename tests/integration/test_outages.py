@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
-from dummy_llm import dummy_llm
-from echolm.serving.serve import Endpoints, LocalServer, ServeOptions
+from dummy_llm import core_with, dummy_llm
+from echolm.serving.serve import Endpoints, LocalServer
 from echolm.settings import JudgingSettings, LLMSettings, Settings
 from triton_calls import Caller, eventually, inputs, refusal, samples, streams, text
 
@@ -54,13 +54,7 @@ def deployment(
             ),
         }
     )
-    options = ServeOptions(
-        profile=None,
-        model_repositories=(REPOSITORY / "core", models),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-    )
+    options = core_with(models)
     server = LocalServer(settings, options)
     try:
         yield Deployment(server, server.start())

@@ -96,10 +96,8 @@ class LogisticArm:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a :meth:`state`; ValueError if it has another number of weights."""
-        mean, covariance = state["mean"], state["covariance"]
-        if mean.shape != self.prior.mean.shape or covariance.shape != self.prior.covariance.shape:
-            raise ValueError(f"arm: expected {self.prior.mean.shape} weights, got {mean.shape}")
+        weights = self.prior.restored(state, "arm")
         without, with_examples = map(float, state["evidence"])
-        self.weights = GaussianWeights(mean, covariance)
+        self.weights = weights
         self.evidence = (without, with_examples)
         self._forgetting.restore(state)

@@ -173,9 +173,6 @@ class JudgingService:
         s = self.settings.judging
         self.sampler = Sampler(s.sample_share, s.solicited_share, self.rng)
         self._reference = self.settings.reference_llm.name
-        capacity = sum(e.settings.capacity for e in self.endpoints.values())
-        limit = s.max_in_flight_llm_requests
-        self._most_in_flight = capacity if limit is None else limit
 
     def served(self, served: Served) -> None:
         """Judge the answer, perhaps; see ``AnswerObserver``."""
@@ -195,7 +192,7 @@ class JudgingService:
 
     def _cases(self, served: Served) -> list[_Case]:
         """What is to be judged about an answer."""
-        reason = self.sampler.draw(bool(served.solicited))
+        reason = self.sampler.draw(bool(served.decision.solicited))
         if reason is None and (shadows := self._shadows(served)):
             return shadows
         if reason is None and self._is_wanted(served):
@@ -242,7 +239,7 @@ class JudgingService:
         return self.rng.random() < share * served.choice.doubt
 
     def _refusal(self) -> str:
-        if sum(self.load.in_flight(name) for name in self.endpoints) > self._most_in_flight:
+        if sum(map(self.load.in_flight, self.endpoints)) > self.settings.judging_limit:
             return "load"
         return "busy" if len(self.tasks) >= self.settings.judging.max_concurrent else ""
 

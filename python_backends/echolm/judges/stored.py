@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from echolm.bandit.reuse import COMPARISON, Comparison, describe
 from echolm.errors import EchoError, UnavailableError
 from echolm.judges.base import Judge
+from echolm.judges.events import judged
 from echolm.judges.service import Reason
 from echolm.learning.event_log import EventLog
 from echolm.load.tracker import ServingLoad
@@ -85,11 +86,9 @@ class StoredComparisons:
 
     def _may_judge(self, served: Served) -> bool:
         s, llms = self.settings.judging, self.settings.llms
-        limit = s.max_in_flight_llm_requests
-        most = sum(llm.capacity for llm in llms) if limit is None else limit
         return (
             served.request.tenant not in s.exclude_tenants
-            and sum(self.load.in_flight(llm.name) for llm in llms) <= most
+            and sum(self.load.in_flight(llm.name) for llm in llms) <= self.settings.judging_limit
             and len(self.tasks) < s.max_concurrent
             and (served.check > 0.0 or self.rng.random() < s.sample_share)
         )
@@ -147,14 +146,11 @@ async def as_good(judge: Judge, request: str, stored: str, fresh: str) -> tuple[
 
     None if the judge could not decide.
     """
-    judgement = await judge.judge(request, stored, fresh)
-    score, tokens = judgement.score, judgement.tokens
-    if score is None:
-        return None, tokens
-    if judge.scale == "preference":
-        return score >= 0.5, tokens
-    if judge.scale == "agreement":
-        return score >= _AGREES, tokens
-    other = await judge.judge(request, fresh, None)
-    tokens += other.tokens
-    return (None if other.score is None else score >= other.score - _TOLERANCE), tokens
+    result = await judged(judge, request, stored, fresh)
+    score, other = result.score, result.reference_score
+    right: bool | None = None
+    if score is not None and judge.scale != "absolute":
+        right = score >= (0.5 if judge.scale == "preference" else _AGREES)
+    elif score is not None and other is not None:
+        right = score >= other - _TOLERANCE
+    return right, result.tokens

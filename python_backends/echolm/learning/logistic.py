@@ -11,8 +11,9 @@ again.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,19 @@ class GaussianWeights:
     def independent(cls, mean: Vector, deviations: Vector) -> GaussianWeights:
         """Weights with these standard deviations, FP64 [d]."""
         return cls(np.array(mean, np.float64), np.diag(np.square(deviations)))
+
+    def restored(self, state: Mapping[str, Any], what: str) -> GaussianWeights:
+        """The weights in a state, which must be as many as here; ValueError if they are not.
+
+        Args:
+            state: with the attributes of the weights.
+            what: has these weights, for the message.
+        """
+        mean = np.array(state["mean"], np.float64)
+        covariance = np.array(state["covariance"], np.float64)
+        if mean.shape != self.mean.shape or covariance.shape != self.covariance.shape:
+            raise ValueError(f"{what}: expected {self.mean.shape} weights, got {mean.shape}")
+        return GaussianWeights(mean, covariance)
 
     def at(self, x: Vector) -> tuple[float, float]:
         """Mean and variance of eta at the context x."""
@@ -152,11 +166,12 @@ def rating_site(mean: float, variance: float, score: float, weight: float = 1.0)
     eta = mode + deviation * _GRID
     # log sigma(eta) = -log(1 + exp(-eta)), and log(1 - sigma(eta)) is eta less.
     log_likelihood = weight * ((score - 1.0) * eta - np.logaddexp(0.0, -eta))
-    return _site(mean, variance, eta, log_likelihood - np.square(eta - mean) / (2.0 * variance))
+    log_density = log_likelihood - np.square(eta - mean) / (2.0 * variance)
+    return _moment_site(mean, variance, eta, np.exp(log_density - log_density.max()))
 
 
 def comparison_sites(
-    better: tuple[float, float], worse: tuple[float, float], share: float, weight: float = 1.0
+    better: tuple[float, float], worse: tuple[float, float], share: float
 ) -> tuple[Site, Site]:
     """What a comparison of two answers says about the log-odds of each.
 
@@ -169,14 +184,13 @@ def comparison_sites(
         share: what ``better`` wins, in [0, 1]; 0.5 is a tie.
     """
     if share < 0.5:
-        second, first = comparison_sites(worse, better, 1.0 - share, weight)
+        second, first = comparison_sites(worse, better, 1.0 - share)
         return first, second
     eta_a, eta_b = (mean + math.sqrt(variance) * _NODES for mean, variance in (better, worse))
     qa, qb = sigmoids(eta_a)[:, None], sigmoids(eta_b)[None, :]
     win, tie = qa * (1.0 - qb), qa * qb + (1.0 - qa) * (1.0 - qb)
-    log_likelihood = weight * (
-        (2.0 * share - 1.0) * np.log(win + 1e-12) + (2.0 - 2.0 * share) * np.log(tie + 1e-12)
-    )
+    log_likelihood = (2.0 * share - 1.0) * np.log(win + 1e-12)
+    log_likelihood = log_likelihood + (2.0 - 2.0 * share) * np.log(tie + 1e-12)
     joint = np.exp(log_likelihood - log_likelihood.max()) * _WEIGHTS[:, None] * _WEIGHTS[None, :]
     sides = ((eta_a, joint.sum(axis=1), better), (eta_b, joint.sum(axis=0), worse))
     first, second = (_moment_site(*prior, eta, mass) for eta, mass, prior in sides)
@@ -214,10 +228,6 @@ def joint_comparison_site(
         gain = (observed - float(slopes @ mean)) / (variance + float(slopes @ spread))
         eta = (eta + mean + gain * spread) / 2.0  # half a step, so that it does not swing
     return (float(slopes[0]), float(slopes[1])), Site(1.0 / variance, observed / variance)
-
-
-def _site(mean: float, variance: float, eta: Vector, log_density: Vector) -> Site:
-    return _moment_site(mean, variance, eta, np.exp(log_density - log_density.max()))
 
 
 def _moment_site(mean: float, variance: float, eta: Vector, mass: Vector) -> Site:

@@ -30,6 +30,7 @@ from echolm.learning.logistic import (
     joint_comparison_site,
     logit,
     rating_site,
+    sigmoid,
 )
 from echolm.learning.snapshot import fingerprint
 from echolm.retrieval.features import EXAMPLE_FEATURES, PRIOR, REQUEST_FEATURES, FeatureBatch
@@ -194,8 +195,7 @@ class LearnedUtility:
 
     def level(self, llm: str) -> float:
         """The quality that is expected of an LLM without examples; KeyError if it is unknown."""
-        eta = self.weights.mean[self._levels[llm]]
-        return float(1.0 / (1.0 + np.exp(-eta)))
+        return sigmoid(float(self.weights.mean[self._levels[llm]]))
 
     def apply(self, event: Event) -> None:
         """Learn from feedback, on answers with and without examples."""
@@ -348,12 +348,7 @@ class LearnedUtility:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over a :meth:`state`; ValueError if it has another number of weights."""
-        mean = np.array(state["mean"], np.float64)
-        covariance = np.array(state["covariance"], np.float64)
-        if mean.shape != self._prior.mean.shape or covariance.shape != self._prior.covariance.shape:
-            raise ValueError(
-                f"utility: expected {self._prior.mean.shape} weights, got {mean.shape}"
-            )
+        weights = self._prior.restored(state, "utility")
         rows = zip(state["effect_ids"].tolist(), state["effects"].tolist(), strict=True)
         effects = OrderedDict((i, Effect(*effect)) for i, effect in rows)
         learned: OrderedDict[str, _Learned] = OrderedDict()
@@ -364,7 +359,7 @@ class LearnedUtility:
         self._forgetting.restore(state["forgetting"])
         self.updates = int(state["updates"])
         self._effects, self._learned, self._comparisons = effects, learned, comparisons
-        self._set_weights(GaussianWeights(mean, covariance))
+        self._set_weights(weights)
 
 
 def _of_part(site: Site, share: float, mean: float, variance: float) -> Site:

@@ -129,11 +129,8 @@ class RouterService:
         )
         self.metrics.answered(answer, chosen, self.clock() - started)
         self._submit(request, retrieved, answer)
-        solicited = bool(decision.solicited)
         check = reuse.propensity if checked and reuse is not None else 0.0
-        self.observer.served(
-            Served(request, retrieved, x, choice, decision, answer.text, solicited, check)
-        )
+        self.observer.served(Served(request, retrieved, x, choice, decision, answer.text, check))
         return answer
 
     def _choose_stored(self, request: Request, retrieved: Retrieved) -> ReuseChoice | None:
@@ -169,7 +166,7 @@ class RouterService:
             on_text(answer.text)
         self.metrics.answered(answer, STORED, self.clock() - started)
         x = decision.context
-        self.observer.served(Served(request, retrieved, x, choice, decision, answer.text, False))
+        self.observer.served(Served(request, retrieved, x, choice, decision, answer.text))
         return answer
 
     async def _retrieve(self, request: Request, notes: list[str]) -> Retrieved:

@@ -137,6 +137,12 @@ class Settings(BaseSettings):
         return self.llm(name) if name else self.strongest_llm
 
     @property
+    def judging_limit(self) -> float:
+        """Requests in flight to all LLMs above which nothing is judged."""
+        limit = self.judging.max_in_flight_llm_requests
+        return sum(llm.capacity for llm in self.llms) if limit is None else limit
+
+    @property
     def no_judge(self) -> str:
         """Why no answer can be judged; empty if there is a judge."""
         if self.judging.kind == "none":

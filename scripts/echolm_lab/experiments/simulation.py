@@ -409,5 +409,5 @@ class Simulation:
             max([e.similarity for e in examples], default=0.0),
             max([e.utility for e in examples], default=0.0),
             len(examples),
-            served.solicited,
+            bool(served.decision.solicited),
         )

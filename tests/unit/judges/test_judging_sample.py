@@ -79,12 +79,10 @@ async def judge_all(scale: Any = "absolute", **judging: Any) -> MemoryEventLog:
         request = build_request(settings, text=text)
         x = featurizer(text, None, [])
         propensity = probabilities[llm]
-        decision = Decision(str(n), "public", llm, x, propensity, 0.5, ())
+        solicited = "value" if rng.random() < 0.2 and llm == "a" else ""
+        decision = Decision(str(n), "public", llm, x, propensity, 0.5, (), solicited=solicited)
         choice = Choice(llm, propensity, probabilities, 0.5)
-        solicited = rng.random() < 0.2 and llm == "a"
-        service.served(
-            Served(request, Retrieved(), x, choice, decision, f"{text} {llm}", solicited)
-        )
+        service.served(Served(request, Retrieved(), x, choice, decision, f"{text} {llm}"))
         if n % 100 == 0:
             await asyncio.gather(*service.tasks)
     await asyncio.gather(*service.tasks)
