@@ -32,7 +32,9 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 # How far ratings lie from what is expected is learnt from about this many of them, by its weight
 # against that of a coin's ratings; less than a tenth of a coin's variance is not believed.
 _DISPERSION_MEMORY, _DISPERSION_PRIOR, _LEAST_DISPERSION = 2_000.0, 2.0, 0.1
-_KNOWN = 10.0  # pieces of evidence from which on `exploration` holds
+# Pieces of evidence until which arms are drawn as by Thompson sampling, whatever `exploration`;
+# with more the caution grows, as their square root.
+_KNOWN = 30.0
 
 
 class ThompsonSampling:
@@ -44,7 +46,8 @@ class ThompsonSampling:
         exploration_floor: least probability of an eligible arm, if cost is no matter.
         exploration: scales the posterior's standard deviations when an arm is drawn. 1 is Thompson
             sampling; less suits arms whose qualities differ by little, and few ratings. It holds
-            once an arm has some evidence.
+            once an arm has a few hundred pieces of evidence; before, there is nothing yet to be
+            cautious with.
     """
 
     def __init__(
@@ -112,11 +115,7 @@ class ThompsonSampling:
         )
         if eligible is None:
             eligible = np.ones(means.shape, dtype=np.bool_)
-        # What an arm does without examples, or with them, has to be known a little before there
-        # is anything to be cautious with.
-        cautious = self._exploration
-        explored = np.where(self._known(X), cautious, max(1.0, cautious) if cautious else 0.0)
-        best = probability_of_best(means, explored * stds, penalties, eligible)
+        best = probability_of_best(means, self._explored(X) * stds, penalties, eligible)
         # Mixing with a draw at random keeps every eligible arm's propensity above its floor.
         floors = self._floors() * eligible
         best = best * (1.0 - floors.sum(axis=1, keepdims=True)) + floors
@@ -127,11 +126,18 @@ class ThompsonSampling:
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [self._draw(*row) for row in rows]
 
-    def _known(self, X: Context) -> NDArray[np.bool_]:
-        """Whether an arm has some evidence of such requests, BOOL [n, arms]."""
-        known = np.array([arm.evidence for arm in self.arms.values()]) >= _KNOWN
-        cells = (X[:, HAS_EXAMPLES] != 0).astype(np.intp)
-        return np.asarray(known[:, cells].T)
+    def _explored(self, X: Context) -> NDArray[np.float64]:
+        """By what the standard deviations are scaled, by the evidence of such requests, [n, arms].
+
+        What an arm does without examples says little of what it does with them, so both count
+        apart.
+        """
+        least = self._exploration
+        if not least:
+            return np.zeros((len(X), len(self.arms)))
+        evidence = np.array([arm.evidence for arm in self.arms.values()]).T
+        scales = np.clip(np.sqrt(_KNOWN / np.maximum(evidence, 1.0)), least, max(least, 1.0))
+        return np.asarray(scales[(X[:, HAS_EXAMPLES] != 0).astype(np.intp)])
 
     def _draw(
         self,

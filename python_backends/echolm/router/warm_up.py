@@ -31,6 +31,8 @@ logger = logging.getLogger("echolm")
 
 PATIENCE = 25
 """Requests for each rating that is wanted, without any, after which an LLM is tried untested."""
+THOROUGH = 4
+"""Times the wanted evidence until which all doubtful answers are compared."""
 LEAST_CASES = 20
 """Judgements after which it is known whether the judge can decide."""
 
@@ -105,10 +107,14 @@ class WarmUp:
         return [name for name, known in zip(self._names, ready, strict=True) if not known]
 
     def share(self, has_examples: bool) -> float:
-        """Wanted evidence over what there is of the least known LLM, at most 1; 0 if given up."""
+        """The share of doubtful answers that are compared though no LLM lacks evidence.
+
+        It is 1 until the least known LLM has :data:`THOROUGH` times the wanted evidence, falls as
+        its evidence grows, and is 0 if the warm-up was given up.
+        """
         cell = int(has_examples)
         known = self._learnt()[cell][~self._free[cell]]
-        return min(1.0, self._ratings / max(1.0, known.min())) if known.size else 0.0
+        return min(1.0, THOROUGH * self._ratings / max(1.0, known.min())) if known.size else 0.0
 
     def evidence(self) -> list[tuple[str, str, float, bool]]:
         """For each LLM and cell: their names, the evidence, and whether the LLM is held back."""

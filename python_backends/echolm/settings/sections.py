@@ -162,10 +162,12 @@ class RoutingSettings(Section):
     """Half-life, in seconds, of the moving average of the load."""
     load_threshold: float = Field(1.0, ge=0)
     """Load above which LLMs lose score; 1 is the capacity of a pool of LLMs."""
-    load_bias: float = Field(0.1, ge=0)
+    load_bias: float = Field(0.3, ge=0)
     """Most quality (0 to 1) that a request gives up under load: lambda_0 of the paper."""
-    load_gain: float = Field(1.0, ge=0)
-    """How fast the bias grows with load: gamma of the paper."""
+    load_gain: float = Field(0.1, ge=0)
+    """How fast the bias grows with load: gamma of the paper. By default a queue at the large LLM as
+    long as what it serves at once costs a tenth of the largest bias, ten such queues three
+    quarters."""
 
 
 class FeedbackSettings(Section):

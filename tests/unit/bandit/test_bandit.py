@@ -280,8 +280,8 @@ def test_less_exploration_makes_a_choice_firmer_and_none_makes_it_certain() -> N
 def test_what_is_not_known_yet_is_explored_without_caution() -> None:
     """Poor answers without examples must not keep an LLM from being tried with them."""
     arms = {"good": arm(0.8, std=0.1), "poor": arm(0.5)}
-    arms["poor"].evidence = (50.0, 3.0)
-    arms["good"].evidence = (50.0, 50.0)
+    arms["poor"].evidence = (500.0, 3.0)
+    arms["good"].evidence = (500.0, 500.0)
     learner = ThompsonSampling(arms, {"good": 0, "poor": 0}, RATE, 0.0, 0.25)
     without, with_examples = np.array([1, 0, 0, 0]), np.array([1, 1, 0, 0])
     shares = [

@@ -19,6 +19,7 @@ from echolm.load.tracker import LoadTracker
 from echolm.primitives import Interaction, Request, Retrieved, Selected
 from echolm.router.policy import Policy
 from echolm.router.service import RouterService
+from echolm.router.solicitation import Solicitor
 from echolm.router.validation import build_request
 from echolm.router.warm_up import WarmUp
 from echolm.settings import LLMSettings, Settings
@@ -83,6 +84,9 @@ class Service:
             load,
             observer=self.service,
         )
+        # A seed is one course of events.
+        share, at_random = settings.routing.solicit_share, settings.routing.solicit_random
+        self.router.solicitor = Solicitor(share, at_random, random.Random(self.seed))
 
     def answer(self, quality: float) -> str:
         return RIGHT if self.rng.random() < quality else WRONG
@@ -137,18 +141,21 @@ def offloaded(answers: list[tuple[str, bool, bool]]) -> float:
 
 
 async def test_a_good_small_llm_gets_what_it_can_serve_within_1000_requests() -> None:
-    """Although the judge errs: the share of requests with examples, warm-up included."""
+    """Although the judge errs: the share of requests with examples, warm-up included.
+
+    Over 64 seeds it is 0.79 with a deviation of 0.14, and at least 0.40.
+    """
     shares = []
-    for seed in range(4):
+    for seed in range(6):
         service = Service(without=0.3, with_examples=0.92, seed=seed)
         answers = await service.run()
         assert [llm for llm, _, _ in answers[:60]] == ["large"] * 60
         assert sum(llm == "small" and not had for llm, _, had in answers) < 20
         assert sum(right for _, right, _ in answers) / len(answers) > 0.9
-        assert service.asked < 350  # the warm-up is about 120 of them
+        assert service.asked < 500  # the warm-up is about 120 of them
         shares.append(offloaded(answers) / service.known)
-    assert sum(shares) / len(shares) > 0.8
-    assert min(shares) > 0.5
+    assert sum(shares) / len(shares) > 0.7
+    assert min(shares) > 0.4
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

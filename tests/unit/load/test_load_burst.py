@@ -125,14 +125,14 @@ def simulate(
 
     Args:
         routing_settings: what differs in the section ``routing`` from the default, and from
-            a bias that is large enough for the poorest of these requests.
+            a bias that is large enough for the poorest of these requests and keeps queues short.
     """
     pools = ("", "") if isinstance(hardware, Shared) else ("one", "two")
     llms = tuple(
         LLMSettings(name=n, cost=c, takes_examples=False, capacity=CAPACITY[n], pool=pool)
         for n, c, pool in (("small", 0.1, pools[0]), ("large", 1.0, pools[1]))
     )
-    settings = Settings(llms=llms, routing={"load_bias": 0.8, **routing_settings})
+    settings = Settings(llms=llms, routing={"load_bias": 0.8, "load_gain": 1.0, **routing_settings})
     arms = {
         # x = (1, relevance), learnt well.
         n: LogisticArm(GaussianWeights.independent(np.array(known), np.full(2, 0.03)), 1e9, 20.0)

@@ -171,9 +171,9 @@ def test_a_judge_that_can_mostly_decide_goes_on() -> None:
 def test_what_is_known_of_the_least_known_llm_is_told() -> None:
     setup = Setup()
     assert setup.warm_up.share(True) == 1.0
-    setup.learn("a", with_examples=True, times=4 * RATINGS)
+    setup.learn("a", with_examples=True, times=9 * RATINGS)
     assert setup.warm_up.share(True) == 1.0
-    setup.learn("b", with_examples=True, times=2 * RATINGS)
+    setup.learn("b", with_examples=True, times=8 * RATINGS)
     assert (setup.warm_up.share(True), setup.warm_up.share(False)) == (0.5, 1.0)
     setup.warm_up.give_up("no_judge", "nothing judges")
     assert setup.warm_up.share(True) == 0.0
