@@ -30,7 +30,8 @@ if TYPE_CHECKING:  # what is slow to import is imported when the command runs
     from echolm.bandit.features import Featurizer
     from echolm.bandit.thompson import ThompsonSampling
     from echolm.learning.event_log import Event, EventLog
-    from echolm.learning.off_policy import LoggedDecisions, Probabilities, Ratings
+    from echolm.learning.logged_ratings import Ratings
+    from echolm.learning.off_policy import LoggedDecisions, Probabilities
     from echolm.settings import Settings
 
 _FIGURES = ("cost", "ESS", "IPS", "SNIPS", "doubly robust")
@@ -183,7 +184,7 @@ def read_decisions(
 ) -> tuple[LoggedDecisions, dict[str, int]]:
     """The usable ratings with contexts by the newest statistics, and how many others there are."""
     from echolm.bandit.features import DIMENSION, Featurizer
-    from echolm.learning.off_policy import read_ratings
+    from echolm.learning.logged_ratings import read_ratings
 
     featurizer = Featurizer()
 

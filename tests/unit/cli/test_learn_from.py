@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 from commands import ECHOLM, assert_message, run
-from echolm.cli import learn_from
+from echolm.cli.learn_from import options as learn_from_options
 from echolm.past_traffic.columns import FIELDS
 from echolm.past_traffic.log import FORMATS
 
 
 def test_help_names_what_there_is() -> None:
     # They stand twice, so that --help need not import what reads logs.
-    assert set(learn_from._FORMATS) == {format.name for format in FORMATS}
-    assert learn_from._FIELDS == FIELDS
+    assert set(learn_from_options.FORMATS) == {format.name for format in FORMATS}
+    assert learn_from_options.FIELDS == FIELDS
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from echolm.errors import InvalidRequestError
 from echolm.judges.events import rated_propensity
 from echolm.judges.service import JudgingService
 from echolm.learning.event_log import START, Event
-from echolm.learning.off_policy import LoggedDecisions, read_ratings, snips
+from echolm.learning.logged_ratings import read_ratings
+from echolm.learning.off_policy import LoggedDecisions, snips
 from echolm.load.bias import LoadBias
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import Choice, Decision, Retrieved, Served

@@ -10,6 +10,7 @@ import pytest
 from echolm.errors import InvalidRequestError
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import PREFERENCE, RATING, describe
+from echolm.learning.logged_ratings import read_ratings
 from echolm.learning.off_policy import (
     Estimate,
     LoggedDecisions,
@@ -17,7 +18,6 @@ from echolm.learning.off_policy import (
     doubly_robust,
     fit_reward_model,
     ips,
-    read_ratings,
     snips,
 )
 from echolm.primitives import Decision
