@@ -140,7 +140,7 @@ class RoutingSettings(Section):
     that change are learnt anew."""
     least_ratings: float = Field(200.0, ge=20)
     """Number of ratings whose weight the bandit keeps for an LLM, however old they are."""
-    exploration_floor: float = Field(0.005, ge=0, lt=1)
+    exploration_floor: float = Field(0.003, ge=0, lt=1)
     """Least probability with which an LLM is drawn; it is less for one whose cost takes off much of
     the quality that there is to win."""
     solicit_share: float = Field(0.05, ge=0, le=1)
@@ -162,7 +162,7 @@ class RoutingSettings(Section):
     """Half-life, in seconds, of the moving average of the load."""
     load_threshold: float = Field(1.0, ge=0)
     """Load above which LLMs lose score; 1 is the capacity of a pool of LLMs."""
-    load_bias: float = Field(0.3, ge=0)
+    load_bias: float = Field(0.1, ge=0)
     """Most quality (0 to 1) that a request gives up under load: lambda_0 of the paper."""
     load_gain: float = Field(0.1, ge=0)
     """How fast the bias grows with load: gamma of the paper. By default a queue at the large LLM as
