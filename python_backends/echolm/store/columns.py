@@ -1,10 +1,10 @@
 """Searches whose results are read as Milvus sends them: in columns.
 
-``MilvusClient.search`` makes a dictionary of each hit, value by value: of the CPU time that this
-process spends on a search of 8 rows it takes four fifths. So the request is built and the answer
-read here, from the messages of Milvus' API; the connection and its retries stay pymilvus' own. Of
-these, ``_get_connection``, ``_generate_call_context`` and ``_stub`` are not public: pymilvus is
-pinned, and a test compares both searches against a real Milvus.
+``MilvusClient.search`` makes a dictionary of each hit, value by value, which takes three quarters
+of the CPU time of a search of 8 rows (``scripts/bench_store.py``). So the request is built and the
+answer read here, from the messages of Milvus' API; the connection and its retries stay pymilvus'
+own. Of these, ``_get_connection``, ``_generate_call_context`` and ``_stub`` are not public, but
+pymilvus is pinned, and a test compares both searches against a real Milvus.
 """
 
 from __future__ import annotations
