@@ -3,9 +3,10 @@
 
 Fills a collection of its own with clustered random vectors of several tenants, waits until all of
 them are indexed, and searches one by one as the retriever does, tenant and expiry in the filter.
-Reports latency and the memory of this process, which must not grow with the store. The collection
-stays, and is not filled again. With --statistics it also begins statistics of every example, as
-the example manager does when it meets a store for the first time. The last line is JSON.
+Reports latency, the memory of this process, which must not grow with the store, and its CPU time
+for searches of 8 rows over that for pymilvus' own, in 5 pairs. The collection stays, and is not
+filled again. With --statistics it also begins statistics of every example, as the example manager
+does when it meets a store for the first time. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from echolm.store.milvus import MilvusStore
 from echolm_lab.experiments.large_store import (
     CLUSTERS,
     DIMENSION,
+    compare_cpu,
     fill,
     make_statistics,
     measure,
@@ -82,11 +84,13 @@ def main() -> int:
         p50, p99, hits = measure(store, options.searches, options.tenants, centres, retrieval.top_n)
         statistics = make_statistics(settings, store, console) if options.statistics else 0
         grown = (process.memory_info().rss - before) / 2**20
+        cpu_ratios = compare_cpu(store, found.retrieval, options.tenants, centres)
         store.close()
     print(
         f"{options.examples} examples of {options.tenants} tenants, {index}: p50 {p50:.1f} ms, "
         f"p99 {p99:.1f} ms, {hits:.1f} candidates found; memory of the client grew by "
-        f"{grown:.0f} MiB"
+        f"{grown:.0f} MiB; CPU time of a search {np.mean(cpu_ratios):.2f} ± "
+        f"{np.std(cpu_ratios, ddof=1):.2f} of that of pymilvus' own"
     )
     print(
         json.dumps(
@@ -97,6 +101,7 @@ def main() -> int:
                 "p50_ms": p50,
                 "p99_ms": p99,
                 "candidates": hits,
+                "cpu_ratios": [round(ratio, 3) for ratio in cpu_ratios],
                 "statistics": statistics,
                 "client_grown_mib": grown,
             }

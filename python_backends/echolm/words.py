@@ -11,10 +11,15 @@ import zlib
 from functools import lru_cache
 
 _WORD = re.compile(r"\w+")
+# Of ASCII, what separates words becomes a space, and capitals become small.
+_ASCII_WORDS = bytes(ord(c.lower()) if _WORD.match(c) else 32 for c in map(chr, range(128)))
+_ASCII_WORDS += bytes(128)
 
 
 def words_of(text: str) -> list[str]:
     """All words of a text in order, in lower case. White space and punctuation separate them."""
+    if text.isascii():  # most texts are, and this takes half the time
+        return text.encode().translate(_ASCII_WORDS).decode().split()
     return _WORD.findall(text.lower())
 
 

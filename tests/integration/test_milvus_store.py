@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -18,6 +19,7 @@ from echolm.serving.milvus_lite import MilvusLite
 from echolm.settings import RetrievalSettings
 from echolm.store import milvus as milvus_module
 from echolm.store.base import Example, Query, scope_key
+from echolm.store.columns import FOUND_FIELDS
 from echolm.store.milvus import MilvusStore
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,19 +126,78 @@ def test_a_batch_keeps_its_rows_and_finds_only_the_own_scope(store: MilvusStore)
     assert [[c.id for c in row] for row in found] == [[1], [2], [3], [], [4]]
 
 
-def test_a_batch_of_one_scope_costs_one_search(
-    store: MilvusStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[int] = []
-    search = store._client.search
+@pytest.fixture
+def sent(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The searches that are sent to Milvus, one after the other."""
+    requests: list[Any] = []
+    stub = store._client._get_connection()._stub
+    to_milvus = stub.Search
 
-    def counted(*args: object, **options: object) -> object:
-        calls.append(len(options["data"]))  # type: ignore[arg-type]
-        return search(*args, **options)
+    def recorded(request: Any, **options: Any) -> Any:
+        requests.append(request)
+        return to_milvus(request, **options)
 
-    monkeypatch.setattr(store._client, "search", counted)
+    monkeypatch.setattr(stub, "Search", recorded)
+    return requests
+
+
+def test_a_batch_of_one_scope_costs_one_search(store: MilvusStore, sent: list[Any]) -> None:
     store.search(np.concatenate([unit(0)] * 32), [Query.of("t", "")] * 32, 4, NOW)
-    assert calls == [32]
+    assert [request.nq for request in sent] == [32]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_search_asks_and_reads_what_that_of_pymilvus_does(
+    settings: RetrievalSettings, store: MilvusStore, sent: list[Any], fresh: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((40, D)).astype(np.float32)
+    vectors[20:30] = vectors[5]  # which are equally near to everything
+    texts = ["", "\U0001f600 你好", "line\nbreak", "x" * 5_000]
+    examples = [
+        replace(
+            example(id),
+            request=texts[id % 4],
+            response=texts[id % 3],
+            quality=float(np.float32(rng.random())),
+            answer_keys="k" * (id % 2),
+        )
+        for id in range(1, 41)
+    ]
+    store.upsert(examples, vectors)
+    find(store)  # afresh, so that a search that may be late finds them, too
+    asked = np.concatenate([vectors[[5, 0]], unit(3)])
+    del sent[:]
+    found = store.search(asked, [Query.of("t", "")] * 3, 16, NOW, fresh)
+    hits = store._client.search(
+        settings.collection,
+        data=list(asked),
+        anns_field="embedding",
+        filter=f"scope == {scope_key('t', '')} and expires_at_ms > {NOW}",
+        limit=16,
+        output_fields=["request", "response", "tenant", "quality", "answer_keys"],
+        search_params={"params": settings.search_params},
+        timeout=30,
+        consistency_level="Strong" if fresh else "Bounded",
+    )
+    ours, theirs = sent
+    assert ours == theirs
+    assert found == [
+        [Candidate(id=hit["id"], similarity=hit["distance"], **hit["entity"]) for hit in row]
+        for row in hits
+    ]
+    assert [len(row) for row in found] == [16] * 3
+    by_id = {e.id: e for e in examples}
+    for candidate in found[0]:
+        stored = by_id[candidate.id]
+        for name in FOUND_FIELDS:
+            assert getattr(candidate, name) == getattr(stored, name)
+
+
+def test_a_search_in_an_empty_collection_finds_nothing(store: MilvusStore) -> None:
+    for fresh in (True, False):
+        queries = [Query.of("t", ""), Query.of("t", "")]
+        assert store.search(unit(0).repeat(2, 0), queries, 4, NOW, fresh) == [[], []]
 
 
 def test_a_hash_that_collides_does_not_cross_tenants(store: MilvusStore) -> None:

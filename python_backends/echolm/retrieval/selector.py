@@ -28,7 +28,7 @@ from echolm.retrieval.threshold import GRID, AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, UtilityModel
 from echolm.settings import RetrievalSettings
 
-_TEXTS = 16_384  # examples whose texts' features are kept
+_TEXTS = 65_536  # examples whose texts' features are kept, in 80 MB if there are so many
 _ROUNDING = 1e-6  # by which sums of the same numbers in another order differ
 
 
@@ -145,7 +145,7 @@ class ExampleSelector:
             sets = MarginalRelevance(
                 {k: worth[k] for k in order if may[k]},
                 settings.diversity * batch.redundancy(row) if settings.diversity else None,
-                self._tokens_of(batch.slots[row].tolist()),
+                self._tokens_of(batch.slots[row].tolist(), batch.candidates[row]),
                 settings.max_examples,
                 settings.max_example_tokens,
             )
@@ -155,8 +155,10 @@ class ExampleSelector:
             picked.append(self._warmest(sets, best, ids) if warm else best.columns)
         return picked
 
-    def _tokens_of(self, slots: Sequence[int]) -> Callable[[int], int]:
-        return lambda column: self._texts.num_tokens(slots[column])
+    def _tokens_of(
+        self, slots: Sequence[int], candidates: Sequence[Candidate]
+    ) -> Callable[[int], int]:
+        return lambda column: self._texts.num_tokens(slots[column], candidates[column])
 
     def _warmest(self, sets: MarginalRelevance, best: ScoredSet, ids: Sequence[int]) -> list[int]:
         """Columns of the set that shares most with earlier prompts, if it is nearly as good."""
@@ -223,15 +225,16 @@ class ExampleSelector:
         features = batch.example[rows, columns]
         worth = utilities[rows, columns].tolist()
         agreements = batch.agreement[rows, columns].tolist()
-        tokens = [self._texts.num_tokens(slot) for slot in batch.slots[rows, columns].tolist()]
+        found = [batch.candidates[row][column] for row, column in zip(rows, columns, strict=True)]
+        tokens = list(map(self._texts.num_tokens, batch.slots[rows, columns].tolist(), found))
         selections = []
         end = 0
         for row, choice in enumerate(chosen):
             if choice is None:
                 selections.append(Selection())
                 continue
-            selected = [batch.candidates[row][column] for column in choice.columns]
-            here, end = slice(end, end + len(selected)), end + len(selected)
+            here, end = slice(end, end + len(choice.columns)), end + len(choice.columns)
+            selected = found[here]
             ids, num_tokens = tuple([c.id for c in selected]), tuple(tokens[here])
             record = SelectionRecord(
                 batch.request[row], ids, features[here], num_tokens, choice.dropped, choice.draw

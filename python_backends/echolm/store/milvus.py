@@ -20,6 +20,7 @@ from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableEr
 from echolm.primitives import Candidate
 from echolm.settings import RetrievalSettings
 from echolm.store.base import MAX_TEXT_BYTES, Example, Query, Stored
+from echolm.store.columns import FOUND_FIELDS, read_candidates, search, search_request
 
 logger = logging.getLogger("echolm")
 
@@ -49,7 +50,6 @@ _SCALARS: tuple[tuple[str, DataType, dict[str, int]], ...] = (
 )
 _SCHEMA = 2
 _ADDED = {"answer_keys": 2}  # the schema that brought a field; collections of earlier ones lack it
-_FOUND_FIELDS = ("request", "response", "tenant", "quality", "answer_keys")
 _PLAIN_FIELDS = ("id", *(name for name, _, _ in _SCALARS))
 _ALL_FIELDS = ("embedding", *_PLAIN_FIELDS)
 _EXPIRY_STEP_MS = 60_000  # the filter text changes once a minute, so Milvus can reuse its plan
@@ -240,31 +240,26 @@ class MilvusStore:
         for row, query in enumerate(queries):
             rows_of_scope.setdefault(query.scope, []).append(row)
         not_before = now_ms // _EXPIRY_STEP_MS * _EXPIRY_STEP_MS
-        options = {"timeout": self._settings.search_timeout_s, "consistency_level": _BOUNDED}
+        timeout, level = self._settings.search_timeout_s, _BOUNDED
         if fresh:
-            options = _READ_FRESH
+            timeout, level = _WRITE_TIMEOUT_S, _FRESH
+        fields = self._fields(FOUND_FIELDS)
         candidates: list[list[Candidate]] = [[] for _ in queries]
         for scope, rows in rows_of_scope.items():
             visible = f"scope == {scope} and expires_at_ms > {not_before}"
             if self._settings.partition_by_tenant:
                 # The scope implies the tenant, by which Milvus finds the partition.
                 visible += f" and {_of_tenant(queries[rows[0]].tenant)}"
+            params = self._settings.search_params
+            request = search_request(
+                self._collection, embeddings[rows], visible, top_n, fields, params, level
+            )
             with self._calling("search") as client:
-                hits = client.search(
-                    self._collection,
-                    data=[embeddings[row] for row in rows],
-                    anns_field="embedding",
-                    filter=visible,
-                    limit=top_n,
-                    output_fields=self._fields(_FOUND_FIELDS),
-                    search_params={"params": dict(self._settings.search_params)},
-                    **options,
-                )
-            for row, row_hits in zip(rows, hits, strict=True):
-                # The scope is a hash; the tenant's name is what must match.
-                candidates[row] = [
-                    c for c in map(_candidate, row_hits) if c.tenant == queries[row].tenant
-                ]
+                results = search(client, request, timeout)
+            # The scope is a hash; the tenant's name is what must match.
+            found = read_candidates(results, [queries[row].tenant for row in rows], fields)
+            for row, row_candidates in zip(rows, found, strict=True):
+                candidates[row] = row_candidates
         return candidates
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
@@ -375,11 +370,6 @@ def _reported(what: str) -> Iterator[None]:
 
 def _of_tenant(tenant: str) -> str:
     return f"tenant == {json.dumps(tenant, ensure_ascii=False)}"
-
-
-def _candidate(hit: Any) -> Candidate:
-    values = {name: hit["entity"][name] for name in _FOUND_FIELDS if name in hit["entity"]}
-    return Candidate(id=int(hit["id"]), similarity=float(hit["distance"]), **values)
 
 
 def _stored(row: Any) -> Stored:

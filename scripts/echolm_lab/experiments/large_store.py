@@ -8,8 +8,10 @@ from collections.abc import Callable
 import numpy as np
 from echolm.examples.consistency import reconcile
 from echolm.examples.statistics import StatisticsTable
-from echolm.settings import Settings
+from echolm.primitives import Candidate
+from echolm.settings import RetrievalSettings, Settings
 from echolm.store.base import Example, Query
+from echolm.store.columns import FOUND_FIELDS
 from echolm.store.milvus import MilvusStore
 from echolm.wiring.learning import open_event_log
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ CLUSTERS, SPREAD = 2_000, 0.04
 _BATCH = 1_000
 _NOW_MS = 1_790_000_000_000
 _INDEXING_TIMEOUT_S = 3_600.0
+_COMPARED, _ROWS = 200, 8  # searches whose CPU time is compared, and rows in each
 
 
 def vectors(rng: np.random.Generator, centres: NDArray[np.float32], n: int) -> NDArray[np.float32]:
@@ -103,6 +106,55 @@ def measure(
             found += len(row)
     p50, p99 = np.quantile(took, (0.5, 0.99))
     return float(p50), float(p99), found / searches
+
+
+def compare_cpu(
+    store: MilvusStore,
+    settings: RetrievalSettings,
+    tenants: int,
+    centres: NDArray[np.float32],
+    pairs: int = 5,
+) -> list[float]:
+    """CPU time of this process for the store's searches over that for pymilvus' own.
+
+    In turn, so that a busy machine is busy for both.
+
+    Args:
+        pairs: how often they are compared.
+    """
+    client = MilvusClient(uri=settings.milvus_uri, timeout=10)
+    queried = vectors(np.random.default_rng(3), centres, _COMPARED * _ROWS)
+    starts = [(k, Query.of(f"tenant-{k % tenants}", "")) for k in range(_COMPARED)]
+
+    def of_store(rows: NDArray[np.float32], query: Query) -> object:
+        return store.search(rows, [query] * _ROWS, settings.top_n, _NOW_MS)
+
+    def of_pymilvus(rows: NDArray[np.float32], query: Query) -> object:
+        found = client.search(
+            settings.collection,
+            data=list(rows),
+            anns_field="embedding",
+            filter=f"scope == {query.scope} and expires_at_ms > {_NOW_MS}",
+            limit=settings.top_n,
+            output_fields=list(FOUND_FIELDS),
+            search_params={"params": dict(settings.search_params)},
+            timeout=10,
+            consistency_level="Bounded",
+        )
+        return [
+            [Candidate(id=hit["id"], similarity=hit["distance"], **hit["entity"]) for hit in row]
+            for row in found
+        ]
+
+    def seconds(search: Callable[[NDArray[np.float32], Query], object]) -> float:
+        started = time.process_time()
+        for k, query in starts:
+            search(queried[k * _ROWS : (k + 1) * _ROWS], query)
+        return time.process_time() - started
+
+    ratios = [seconds(of_store) / seconds(of_pymilvus) for _ in range(pairs)]
+    client.close()
+    return ratios
 
 
 def make_statistics(settings: Settings, store: MilvusStore, console: Console) -> int:

@@ -102,10 +102,19 @@ def test_a_replayed_example_has_the_features_of_its_new_response() -> None:
     texts = ExampleTexts(EstimatedTokens())
     old, new = candidate(1, REQUEST, "lost"), candidate(1, REQUEST, ANSWER)
     before = featurize([REQUEST], [[old]], texts)
-    tokens = texts.num_tokens(int(before.slots[0, 0]))
+    tokens = texts.num_tokens(int(before.slots[0, 0]), old)
     after = featurize([REQUEST], [[new]], texts)
     assert value(before, "consistency") < value(after, "consistency")
-    assert texts.num_tokens(int(after.slots[0, 0])) > tokens
+    assert texts.num_tokens(int(after.slots[0, 0]), new) > tokens
+
+
+def test_two_requests_may_see_an_example_before_and_after_its_replay() -> None:
+    texts = ExampleTexts(EstimatedTokens())
+    old, new = candidate(1, REQUEST, "lost"), candidate(1, REQUEST, ANSWER)
+    both = featurize([REQUEST, REQUEST], [[old], [new]], texts)
+    for row, one in enumerate((old, new)):
+        alone = featurize([REQUEST], [[one]], ExampleTexts(EstimatedTokens()))
+        assert np.array_equal(both.example[row], alone.example[0])
 
 
 def test_many_examples_take_turns_in_little_room() -> None:
@@ -118,7 +127,9 @@ def test_many_examples_take_turns_in_little_room() -> None:
         ]
         one, two = (featurize(["ask 3 of x"], [found], t) for t in (small, large))
         assert np.array_equal(one.example, two.example)
-        tokens = [[t.num_tokens(s) for s in b.slots[0]] for t, b in ((small, one), (large, two))]
+        tokens = [
+            list(map(t.num_tokens, b.slots[0], found)) for t, b in ((small, one), (large, two))
+        ]
         assert tokens[0] == tokens[1]
 
 

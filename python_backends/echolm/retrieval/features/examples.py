@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,21 +26,20 @@ _LENGTHS = ("request_length", "response_length")  # log(1 + characters)
 
 
 class ExampleTexts:
-    """What is known of stored examples' texts, in arrays of a fixed size.
+    """What is known of stored examples' texts, in arrays of a fixed size; not the texts themselves.
 
     When the arrays are full, the examples that were looked up least recently make room.
 
     Args:
         tokens: counts tokens of the LLM that will read the examples.
-        capacity: how many examples are kept, each in about 1.1 kB besides its texts.
+        capacity: how many examples are kept, each in about 1.2 kB.
     """
 
     def __init__(self, tokens: TokenCounter, capacity: int = 16_384) -> None:
         self._tokens = tokens
-        self._slots: dict[int, int] = {}
+        self._slots: dict[int, int] = {}  # by key
         self._free = list(reversed(range(capacity)))
-        self._ids, self._num_tokens = [0] * capacity, [0] * capacity
-        self._requests, self._responses = [""] * capacity, [""] * capacity
+        self._keys, self._num_tokens = [0] * capacity, [0] * capacity
         self._looked_up = np.zeros(capacity, dtype=np.int64)
         self._lookups = 0
         # Gathering whole rows of a structured array is several times slower.
@@ -60,51 +58,35 @@ class ExampleTexts:
         """Where each candidate's values stand; at most ``capacity`` different ones at a time."""
         if not candidates:
             return np.zeros(0, dtype=np.intp)
+        keys = list(map(_key, candidates))
         get = self._slots.get
-        slots = [get(c.id, -1) for c in candidates]
+        slots = [get(key, -1) for key in keys]
         self._lookups += 1
-        if -1 in slots or not self._as_kept(slots, candidates):
+        if -1 in slots:
             # Marked first, so that none of them makes room for another.
             self._looked_up[[slot for slot in slots if slot >= 0]] = self._lookups
-            self._store(candidates)
-            slots = [self._slots[c.id] for c in candidates]
+            new = {k: c for k, c, slot in zip(keys, candidates, slots, strict=True) if slot < 0}
+            self._fill([self._keep(key) for key in new], list(new.values()))
+            slots = [self._slots[key] for key in keys]
         places = np.array(slots, dtype=np.intp)
         self._looked_up[places] = self._lookups
         return places
 
-    def _as_kept(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> bool:
-        """Whether all texts are what they were: a replayed example has another response."""
-        kept = itemgetter(*slots, 0)  # with a second index, since a single one gives no tuple
-        *requests, _ = kept(self._requests)
-        *responses, _ = kept(self._responses)
-        same: bool = requests == [c.request for c in candidates]
-        return same and responses == [c.response for c in candidates]
-
-    def _store(self, candidates: Sequence[Candidate]) -> None:
-        """Keep the candidates whose texts are not kept yet, all at once."""
-        changed: dict[int, Candidate] = {}
-        for candidate in candidates:
-            slot = self._slots.get(candidate.id)
-            if slot is None:
-                slot = self._slots[candidate.id] = self._vacant()
-                self._ids[slot] = candidate.id
-                self._looked_up[slot] = self._lookups
-            elif self._as_kept([slot], [candidate]):
-                continue
-            self._requests[slot], self._responses[slot] = candidate.request, candidate.response
-            self._num_tokens[slot] = -1
-            changed[slot] = candidate
-        if changed:
-            self._fill(list(changed), list(changed.values()))
+    def _keep(self, key: int) -> int:
+        """A slot for what is kept under a new key."""
+        slot = self._slots[key] = self._vacant()
+        self._keys[slot], self._num_tokens[slot] = key, -1
+        self._looked_up[slot] = self._lookups
+        return slot
 
     def _vacant(self) -> int:
         if not self._free:
             # Several at a time, since finding the oldest looks at all; none that this lookup needs.
-            some = len(self._ids) // 64
+            some = len(self._keys) // 64
             oldest = np.argpartition(self._looked_up, some)[: some + 1]
             self._free = oldest[self._looked_up[oldest] < self._lookups].tolist()
             for slot in self._free:
-                del self._slots[self._ids[slot]]
+                del self._slots[self._keys[slot]]
         return self._free.pop()
 
     def _fill(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
@@ -131,12 +113,20 @@ class ExampleTexts:
         for name, value in values.items():
             self._columns[name][slots] = value
 
-    def num_tokens(self, slot: int) -> int:
-        """Tokens of an example's request and response; counted when first asked for."""
+    def num_tokens(self, slot: int, candidate: Candidate) -> int:
+        """Tokens of a request and response, which stand in this slot; counted when first asked."""
         if self._num_tokens[slot] < 0:
-            texts = self._requests[slot], self._responses[slot]
-            self._num_tokens[slot] = sum(self._tokens.count(text) for text in texts)
+            texts = candidate.request, candidate.response
+            self._num_tokens[slot] = sum(map(self._tokens.count, texts))
         return self._num_tokens[slot]
+
+
+def _key(candidate: Candidate) -> int:
+    """64 bits of an example and its texts: a replayed example has another response.
+
+    Every process hashes texts in another way, so that nobody can choose two of the same key.
+    """
+    return hash((candidate.id, candidate.request, candidate.response))
 
 
 def _consistency(literals: set[str], response: str) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,42 +37,14 @@ def words_and_literals(text: str) -> tuple[set[str], set[str]]:
             words.add(raw)
             starts_sentence = False
             continue
-        token = _read_token(raw)
-        if token.is_literal or (token.is_named and not starts_sentence):
-            literals.add(token.text)
+        token = raw.strip(_MARKS)
+        is_name = bool(token) and not token.islower() and not token.isupper()
+        if (is_name and not starts_sentence) or _LITERAL_SIGNS.search(token):
+            literals.add(token.lower())
         else:
-            words.update(token.words)
-        starts_sentence = token.ends_sentence
+            words.update(words_of(token))
+        starts_sentence = raw[-1] in ".!?:"
     return words, literals
-
-
-class _Token(NamedTuple):
-    """What a token without spaces is, wherever it stands.
-
-    Attributes:
-        text: the token in lower case, without punctuation around it.
-        is_literal: whether it holds a digit or a sign of a path, address or identifier.
-        is_named: whether it is of mixed case, which inside a sentence makes it a name.
-        ends_sentence: whether the next token begins a sentence.
-    """
-
-    text: str
-    words: tuple[str, ...]
-    is_literal: bool
-    is_named: bool
-    ends_sentence: bool
-
-
-@lru_cache(maxsize=32_768)
-def _read_token(raw: str) -> _Token:
-    token = raw.strip(_MARKS)
-    return _Token(
-        token.lower(),
-        tuple(words_of(token)),
-        bool(_LITERAL_SIGNS.search(token)),
-        bool(token) and not token.islower() and not token.isupper(),
-        raw[-1] in ".!?:",
-    )
 
 
 def popcount(bitmaps: NDArray[np.uint16]) -> NDArray[np.float32]:
