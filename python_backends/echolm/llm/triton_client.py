@@ -23,7 +23,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
-from echolm.contracts import Tensor
+from echolm.contracts import STREAM_INTERVAL_MS, Tensor
 from echolm.engines.text import REPLACEMENT, StopWords
 from echolm.errors import ContextLengthError, EchoError, UnavailableError, from_remote, parse
 from echolm.primitives import Completion, OnText, Sampling
@@ -84,7 +84,14 @@ class TritonLLMClient:
     contract: ClassVar[str]
     inputs: ClassVar[Mapping[str, Tensor]]
 
-    def __init__(self, channels: Channels, url: str, model: str) -> None:
+    def __init__(
+        self, channels: Channels, url: str, model: str, stream_interval_ms: float = 0.0
+    ) -> None:
+        """
+        Args:
+            stream_interval_ms: time for which the LLM's pieces gather, if it can do that.
+        """
+        self._stream_interval_ms = stream_interval_ms
         self._channels = channels
         self._url = url
         self._model = model
@@ -99,6 +106,8 @@ class TritonLLMClient:
             values = self.input_values(prompt, sampling, streaming, signature)
             reader = self.new_reader(sampling, signature)
             request = self._request(request_id, values, signature)
+            if streaming and self._stream_interval_ms and self.can_gather(signature):
+                request.parameters[STREAM_INTERVAL_MS].double_param = self._stream_interval_ms
             # Leaving this block by an exception, a cancellation included, ends the call, and
             # with it the generation.
             async with aclosing(self._responses(request, signature.decoupled)) as responses:
@@ -127,6 +136,10 @@ class TritonLLMClient:
     def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
         """A reader of the responses to one request."""
         raise NotImplementedError
+
+    def can_gather(self, signature: ModelSignature) -> bool:
+        """Whether the model takes the parameter ``STREAM_INTERVAL_MS``."""
+        return False
 
     async def _ask_signature(self) -> ModelSignature:
         """The model's configuration; UnavailableError if it does not suit the contract."""
