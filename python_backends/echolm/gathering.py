@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -21,6 +23,7 @@ class Gatherer(Generic[T]):
         join: makes one piece of several.
         interval_s: time for which pieces gather, in seconds; with 0 each goes out by itself.
         call_later: calls a function after so many seconds, in any thread.
+        clock: the time in seconds.
     """
 
     def __init__(
@@ -29,26 +32,36 @@ class Gatherer(Generic[T]):
         join: Callable[[Sequence[T]], T],
         interval_s: float,
         call_later: Callable[[float, Callable[[], None]], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
         self._join = join
         self._interval_s = interval_s
         self._call_later = call_later
+        self._clock = clock
         self._gathered: list[T] = []
         self._lock = threading.Lock()
-        self._waiting = False  # for the end of an interval
+        self._over_at = -math.inf  # when the interval ends
+        self._called_later = False
 
     def __call__(self, piece: T) -> None:
         """Take the next piece; raises what ``send`` raises."""
         with self._lock:
             self._gathered.append(piece)
-            if not self._waiting:
+            if self._called_later:
+                return
+            # Few pieces wait where they come from another gatherer, so no timer is set before.
+            wait_s = self._over_at - self._clock()
+            if wait_s > 0:
+                self._called_later = True
+                self._call_later(wait_s, self._interval_over)
+            else:
                 self._send_gathered()
 
     def flush(self) -> None:
         """Send what has gathered, since there is no more to wait for; raises as ``send`` does."""
         with self._lock:
-            self._send_all()
+            self._send_gathered()
 
     def drop(self) -> None:
         """Forget what has gathered, since nobody wants it."""
@@ -56,19 +69,13 @@ class Gatherer(Generic[T]):
             self._gathered.clear()
 
     def _send_gathered(self) -> None:
-        self._send_all()
-        if self._interval_s > 0:
-            self._waiting = True
-            self._call_later(self._interval_s, self._interval_over)
-
-    def _send_all(self) -> None:
         # Forgotten first: what cannot be sent once is not sent later, out of turn.
         gathered, self._gathered = self._gathered, []
         if gathered:
             self._send(gathered[0] if len(gathered) == 1 else self._join(gathered))
+            self._over_at = self._clock() + self._interval_s
 
     def _interval_over(self) -> None:
         with self._lock:
-            self._waiting = False
-            if self._gathered:
-                self._send_gathered()
+            self._called_later = False
+            self._send_gathered()

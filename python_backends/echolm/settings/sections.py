@@ -35,7 +35,7 @@ class Limits(Section):
     """Requests that one router process answers at a time; more are refused as UNAVAILABLE."""
     request_timeout_s: float = Field(120.0, gt=0)
     """Seconds after which an LLM that has not answered counts as failed and another is asked."""
-    stream_interval_ms: float = Field(25.0, ge=0, le=1_000)
+    stream_interval_ms: float = Field(40.0, ge=0, le=1_000)
     """Milliseconds in which the pieces of a streamed answer gather for one response, which costs
     much less than a response each and delays text by no more than this; the first piece and the
     end never wait. 0 sends every piece by itself."""

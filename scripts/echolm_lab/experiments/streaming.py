@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import psutil
 from echolm import contracts
 from echolm.serving.serve import Endpoints, ServeOptions, running_server
 from echolm.settings import JudgingSettings, LLMSettings, Settings
+from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 _MODELS = Path(__file__).resolve().parents[3] / "model_repository"
@@ -117,7 +117,7 @@ def _cpu_s(endpoints: Endpoints) -> dict[str, float]:
 
 
 def _request(number: int, pieces: int) -> service_pb2.ModelInferRequest:
-    values = {
+    values: dict[str, bytes | NDArray[Any]] = {
         "text_input": f"request {number}".encode(),
         "max_tokens": np.array(pieces, np.int32),
         "stream": np.array(True),
@@ -130,8 +130,10 @@ def _request(number: int, pieces: int) -> service_pb2.ModelInferRequest:
         if value is None:
             continue
         request.inputs.add(name=spec.name, datatype=spec.datatype, shape=[1, 1])
-        text = isinstance(value, bytes)
-        raw = len(value).to_bytes(4, "little") + value if text else value.tobytes()
+        if isinstance(value, bytes):
+            raw = len(value).to_bytes(4, "little") + value
+        else:
+            raw = value.tobytes()
         request.raw_input_contents.append(raw)
     return request
 
