@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--answers", type=int, default=40, help="of a round")
     parser.add_argument("--rounds", type=int, default=5, help="of each interval, in turn")
     parser.add_argument(
-        "--intervals", type=float, nargs="+", default=[0.0, 25.0], help="in milliseconds"
+        "--intervals", type=float, nargs="+", default=[0.0, 40.0], help="in milliseconds"
     )
     options = parser.parse_args()
     with (

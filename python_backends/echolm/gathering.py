@@ -43,9 +43,10 @@ class Gatherer(Generic[T]):
         self._lock = threading.Lock()
         self._over_at = -math.inf  # when the interval ends
         self._called_later = False
+        self._problem: Exception | None = None  # of sending at an interval's end
 
     def __call__(self, piece: T) -> None:
-        """Take the next piece; raises what ``send`` raises."""
+        """Take the next piece; raises what ``send`` raises, now or at an interval's end before."""
         with self._lock:
             self._gathered.append(piece)
             if self._called_later:
@@ -59,7 +60,7 @@ class Gatherer(Generic[T]):
                 self._send_gathered()
 
     def flush(self) -> None:
-        """Send what has gathered, since there is no more to wait for; raises as ``send`` does."""
+        """Send what has gathered, since there is no more to wait for; raises as a call does."""
         with self._lock:
             self._send_gathered()
 
@@ -69,6 +70,8 @@ class Gatherer(Generic[T]):
             self._gathered.clear()
 
     def _send_gathered(self) -> None:
+        if self._problem is not None:
+            raise self._problem
         # Forgotten first: what cannot be sent once is not sent later, out of turn.
         gathered, self._gathered = self._gathered, []
         if gathered:
@@ -78,4 +81,7 @@ class Gatherer(Generic[T]):
     def _interval_over(self) -> None:
         with self._lock:
             self._called_later = False
-            self._send_gathered()
+            try:
+                self._send_gathered()
+            except Exception as problem:  # The stream must not go on with a gap.
+                self._problem = problem

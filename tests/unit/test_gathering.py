@@ -110,6 +110,21 @@ def test_what_sending_raises_reaches_the_caller() -> None:
         world.pieces.flush()
 
 
+def test_a_failure_at_an_intervals_end_ends_the_stream() -> None:
+    world = World()
+    world.pieces("a")
+    world.pieces("b")
+    world.error = RuntimeError("the server is stopping")
+    world.pass_to(1.0)
+    world.error = None
+    with pytest.raises(RuntimeError, match="stopping"):
+        world.pieces.flush()
+    with pytest.raises(RuntimeError, match="stopping"):
+        world.now = 3.0
+        world.pieces("c")
+    assert world.sent == ["a"]  # no text after a gap
+
+
 def test_pieces_of_one_thread_and_intervals_of_another_keep_their_order() -> None:
     sent: list[str] = []
 

@@ -363,5 +363,7 @@ def _gathering(on_text: OnText | None, interval_s: float) -> Iterator[OnText | N
     except asyncio.CancelledError:
         pieces.drop()
         raise
-    finally:
+    except Exception:
         pieces.flush()
+        raise
+    pieces.flush()

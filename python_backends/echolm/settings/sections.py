@@ -37,8 +37,9 @@ class Limits(Section):
     """Seconds after which an LLM that has not answered counts as failed and another is asked."""
     stream_interval_ms: float = Field(40.0, ge=0, le=1_000)
     """Milliseconds in which the pieces of a streamed answer gather for one response, which costs
-    much less than a response each and delays text by no more than this; the first piece and the
-    end never wait. 0 sends every piece by itself."""
+    less than a response each and delays text by at most about as long; 40 are 25 responses a
+    second, which read as a steady flow. The first piece, the end, and pieces that are further apart
+    never wait. 0 sends every piece by itself."""
 
     @model_validator(mode="after")
     def _default_within_limit(self) -> Limits:
