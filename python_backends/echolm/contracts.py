@@ -188,6 +188,10 @@ LLM_API_OUTPUTS = (
     Tensor("cumulative_logprob", "FP32", (-1,)),
 )
 
+STREAM_INTERVAL_MS = "stream_interval_ms"
+"""Parameter of a request that our LLM model takes besides: a number, the milliseconds in which the
+pieces of its stream gather; without it each goes out by itself."""
+
 INFLIGHT_BATCHER_INPUTS = (
     Tensor("text_input", "BYTES"),
     Tensor("max_tokens", "INT32"),

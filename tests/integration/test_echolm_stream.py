@@ -54,7 +54,7 @@ def test_the_pieces_are_the_answer_and_the_end_says_the_rest(server: Endpoints) 
         send(client, text_input=REQUEST, stream=True, **FORCED)
         pieces, last = receive(arrived)
     assert "".join(pieces) == text(whole, "text_output")
-    assert len(pieces) > 3
+    assert len(pieces) > 1  # how many depends on the LLM's speed, since pieces gather
     assert all(pieces)
     assert set(last) == {t.name for t in contracts.ECHOLM_STREAM.outputs}
     assert text(last, "text_output") == ""
@@ -140,7 +140,7 @@ def events(server: Endpoints, **body: Any) -> list[dict[str, Any]]:
 
 def test_generate_stream_sends_the_pieces_as_events(server: Endpoints) -> None:
     found = events(server, text_input=REQUEST, stream=True, **FORCED)
-    assert len(found) > 3
+    assert len(found) > 2  # the last has no text
     whole = text(Caller(server).ask(REQUEST, **FORCED), "text_output")
     assert "".join(event["text_output"] for event in found) == whole
     assert found[-1]["llm"] == "large_llm"

@@ -6,11 +6,12 @@ from its thread, so that hundreds of requests in flight cost no thread each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from echolm.errors import ContextLengthError, InvalidRequestError
+from echolm.gathering import Gatherer
 from echolm.primitives import Sampling
 
 FINISH_STOP = "stop"  # The model ended its answer, or a stop word was generated.
@@ -65,6 +66,34 @@ class GenerationChunk:
 OnChunk = Callable[[GenerationChunk | Exception], None]
 """Gets the chunks of one request in order, the last with a ``finish_reason``; or an exception,
 which is then the last call. It runs on the engine's thread and must not block it."""
+
+
+def gathered(
+    on_chunk: OnChunk,
+    interval_s: float,
+    call_later: Callable[[float, Callable[[], None]], object],
+) -> OnChunk:
+    """What gathers a request's chunks for ``on_chunk``; see :class:`echolm.gathering.Gatherer`.
+
+    The first chunk, the last and an exception go on at once, after what has gathered.
+    """
+    chunks = Gatherer[GenerationChunk](on_chunk, _joined, interval_s, call_later)
+
+    def take(event: GenerationChunk | Exception) -> None:
+        if isinstance(event, Exception):
+            chunks.flush()
+            on_chunk(event)
+            return
+        chunks(event)
+        if event.is_last:
+            chunks.flush()
+
+    return take if interval_s > 0 else on_chunk
+
+
+def _joined(chunks: Sequence[GenerationChunk]) -> GenerationChunk:
+    """Counts and reasons are of the whole answer so far, so the newest chunk's hold."""
+    return replace(chunks[-1], text="".join(chunk.text for chunk in chunks))
 
 
 @dataclass(frozen=True)

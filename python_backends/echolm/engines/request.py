@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from echolm.contracts import STREAM_INTERVAL_MS
 from echolm.engines.base import GenerationRequest
 from echolm.errors import InvalidRequestError
 from echolm.primitives import Sampling, decode
@@ -26,6 +27,7 @@ class LLMRequest:
     Attributes:
         generation: for the engine.
         echo: whether the answer starts with the prompt.
+        stream_interval_s: time for which pieces gather; 0: each goes out by itself.
         return_finish_reason, …: whether this output is wanted besides the text.
     """
 
@@ -34,6 +36,7 @@ class LLMRequest:
     return_finish_reason: bool
     return_stop_reason: bool
     return_cumulative_logprob: bool
+    stream_interval_s: float = 0.0
 
 
 def is_stop(inputs: Inputs) -> bool:
@@ -41,11 +44,16 @@ def is_stop(inputs: Inputs) -> bool:
     return _flag(inputs, "stop")
 
 
-def parse_request(request_id: str, inputs: Inputs) -> LLMRequest:
+def parse_request(
+    request_id: str, inputs: Inputs, parameters: Mapping[str, Any] | None = None
+) -> LLMRequest:
     """Check the elements of each input that the caller sent; ``request_id`` is for the engine.
 
+    Args:
+        parameters: of the request, beside its tensors.
+
     Raises:
-        InvalidRequestError: names the tensor, what was expected and what came.
+        InvalidRequestError: names the tensor or parameter, what was expected and what came.
     """
     prompt = decode(_scalar({"text_input": (), **inputs}, "text_input"), "text_input")
     if not prompt:
@@ -62,7 +70,15 @@ def parse_request(request_id: str, inputs: Inputs) -> LLMRequest:
         return_finish_reason=_flag(inputs, "return_finish_reason"),
         return_stop_reason=_flag(inputs, "return_stop_reason"),
         return_cumulative_logprob=logprobs,
+        stream_interval_s=_interval_s(parameters or {}),
     )
+
+
+def _interval_s(parameters: Mapping[str, Any]) -> float:
+    value = parameters.get(STREAM_INTERVAL_MS, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1_000:
+        raise InvalidRequestError.of(STREAM_INTERVAL_MS, "a number from 0 to 1000", repr(value))
+    return value / 1_000
 
 
 def _sampling(inputs: Inputs) -> Sampling:

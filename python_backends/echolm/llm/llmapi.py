@@ -44,6 +44,9 @@ class LLMAPIClient(TritonLLMClient):
             values["sampling_param_stop"] = sampling.stop
         return values
 
+    def can_gather(self, signature: ModelSignature) -> bool:
+        return _is_ours(signature)
+
     def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
         ours = _is_ours(signature)
         stop = () if ours else sampling.stop

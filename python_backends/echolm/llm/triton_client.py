@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
-from echolm.contracts import Tensor
+from echolm.contracts import STREAM_INTERVAL_MS, Tensor
 from echolm.engines.text import REPLACEMENT, StopWords
 from echolm.errors import ContextLengthError, EchoError, UnavailableError, from_remote, parse
 from echolm.primitives import Completion, OnText, Sampling
@@ -84,7 +83,14 @@ class TritonLLMClient:
     contract: ClassVar[str]
     inputs: ClassVar[Mapping[str, Tensor]]
 
-    def __init__(self, channels: Channels, url: str, model: str) -> None:
+    def __init__(
+        self, channels: Channels, url: str, model: str, stream_interval_ms: float = 0.0
+    ) -> None:
+        """
+        Args:
+            stream_interval_ms: time for which the LLM's pieces gather, if it can do that.
+        """
+        self._stream_interval_ms = stream_interval_ms
         self._channels = channels
         self._url = url
         self._model = model
@@ -99,15 +105,9 @@ class TritonLLMClient:
             values = self.input_values(prompt, sampling, streaming, signature)
             reader = self.new_reader(sampling, signature)
             request = self._request(request_id, values, signature)
-            # Leaving this block by an exception, a cancellation included, ends the call, and
-            # with it the generation.
-            async with aclosing(self._responses(request, signature.decoupled)) as responses:
-                async for response in responses:
-                    piece = reader.take(response)
-                    if on_text is not None and piece:
-                        on_text(piece)
-                    if reader.stopped:
-                        break
+            if streaming and self._stream_interval_ms and self.can_gather(signature):
+                request.parameters[STREAM_INTERVAL_MS].double_param = self._stream_interval_ms
+            await self._read(request, signature.decoupled, reader, on_text)
         except UnavailableError:
             self._signature = None  # the model may come back with another one
             raise
@@ -127,6 +127,10 @@ class TritonLLMClient:
     def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
         """A reader of the responses to one request."""
         raise NotImplementedError
+
+    def can_gather(self, signature: ModelSignature) -> bool:
+        """Whether the model takes the parameter ``STREAM_INTERVAL_MS``."""
+        return False
 
     async def _ask_signature(self) -> ModelSignature:
         """The model's configuration; UnavailableError if it does not suit the contract."""
@@ -161,19 +165,35 @@ class TritonLLMClient:
                 request.raw_input_contents.append(raw)
         return request
 
-    async def _responses(
-        self, request: service_pb2.ModelInferRequest, decoupled: bool
-    ) -> AsyncGenerator[RawOutputs, None]:
+    async def _read(
+        self,
+        request: service_pb2.ModelInferRequest,
+        decoupled: bool,
+        reader: ResponseReader,
+        on_text: OnText | None,
+    ) -> None:
+        """Call the LLM and give its responses to the reader until it needs no more.
+
+        An exception, a cancellation included, ends the call, and with it the generation.
+        """
+
+        def take(response: service_pb2.ModelInferResponse) -> None:
+            piece = reader.take(_outputs(response))
+            if on_text is not None and piece:
+                on_text(piece)
+
         stub = self._channels.stub(self._url)
         call = stub.ModelStreamInfer([request]) if decoupled else stub.ModelInfer(request)
         try:
             if not decoupled:
-                yield _outputs(await call)
+                take(await call)
                 return
             async for message in call:
                 if message.error_message:
                     raise remote_error(self._model, message.error_message)
-                yield _outputs(message.infer_response)
+                take(message.infer_response)
+                if reader.stopped:
+                    return
         except grpc.RpcError as error:
             raise _failed_call(self._model, error) from error
         finally:
@@ -261,8 +281,8 @@ def sampling_values(sampling: Sampling) -> dict[str, Any]:
 
 
 def _outputs(response: service_pb2.ModelInferResponse) -> RawOutputs:
-    names = [output.name for output in response.outputs]
-    return dict(zip(names, response.raw_output_contents, strict=True))
+    pairs = zip(response.outputs, response.raw_output_contents, strict=True)
+    return {output.name: raw for output, raw in pairs}
 
 
 def read_text(raw: bytes) -> str:

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from echolm.bandit.reuse import ReuseChoice
 from echolm.contracts import MAX_BATCH_SIZE
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
+from echolm.gathering import Gatherer
 from echolm.learning.tokens import FeedbackTokens
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
@@ -90,7 +92,8 @@ class RouterService:
         """Answer one request.
 
         Args:
-            on_text: gets the text piece by piece; None if only the whole text is wanted.
+            on_text: gets the text piece by piece, those of ``limits.stream_interval_ms`` together;
+                None if only the whole text is wanted.
 
         Raises:
             InvalidRequestError: no LLM can take the request.
@@ -107,9 +110,11 @@ class RouterService:
         wanted = replace(request, llm=self.settings.strongest_llm.name) if checked else request
         x, choice = await self._decide(wanted, retrieved, notes)
         chosen = choice.arm
-        llm, used, completion = await self._generate(
-            request_id, request, retrieved, chosen, on_text, notes, started
-        )
+        interval_s = self.settings.limits.stream_interval_ms / 1_000
+        with _gathering(on_text, interval_s) as on_piece:
+            llm, used, completion = await self._generate(
+                request_id, request, retrieved, chosen, on_piece, notes, started
+            )
         if llm != chosen:
             choice = self._stand_in_choice(x, llm, choice.statistics)
         revision = self.endpoints[llm].settings.revision
@@ -341,3 +346,24 @@ class RouterService:
         except EchoError as error:
             logger.warning("interaction not submitted: %s", error)
             self.metrics.degraded("example_manager", "unavailable")
+
+
+@contextmanager
+def _gathering(on_text: OnText | None, interval_s: float) -> Iterator[OnText | None]:
+    """What takes the pieces of one answer; at the end, be it an error, the rest goes out.
+
+    Only when the answer is cancelled, nobody wants the rest.
+    """
+    if on_text is None:
+        yield None
+        return
+    pieces = Gatherer(on_text, "".join, interval_s, asyncio.get_running_loop().call_later)
+    try:
+        yield pieces
+    except asyncio.CancelledError:
+        pieces.drop()
+        raise
+    except Exception:
+        pieces.flush()
+        raise
+    pieces.flush()

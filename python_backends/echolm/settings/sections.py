@@ -35,6 +35,11 @@ class Limits(Section):
     """Requests that one router process answers at a time; more are refused as UNAVAILABLE."""
     request_timeout_s: float = Field(120.0, gt=0)
     """Seconds after which an LLM that has not answered counts as failed and another is asked."""
+    stream_interval_ms: float = Field(40.0, ge=0, le=1_000)
+    """Milliseconds in which the pieces of a streamed answer gather for one response, which costs
+    less than a response each and delays text by at most about as long; 40 are 25 responses a
+    second, which read as a steady flow. The first piece, the end, and pieces that are further apart
+    never wait. 0 sends every piece by itself."""
 
     @model_validator(mode="after")
     def _default_within_limit(self) -> Limits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
@@ -34,6 +35,13 @@ def read_embedded(request: Any, specs: Sequence[Tensor], dimension: int) -> list
 def tensor(spec: Tensor, values: Any, shape: Sequence[int] | None = None) -> Any:
     """An output tensor of the contract's name and type; see :func:`echolm.triton.rows.to_array`."""
     return pb_utils.Tensor(spec.name, rows.to_array(spec, values, shape))
+
+
+def text_tensor(name: str, text: str) -> Any:
+    """A BYTES tensor [1, 1]: what :func:`tensor` makes, cheaper for the pieces of a stream."""
+    array = np.empty((1, 1), np.object_)
+    array[0, 0] = text.encode()
+    return pb_utils.Tensor(name, array)
 
 
 def tensors(specs: Sequence[Tensor], n: int, columns: Mapping[str, Any]) -> list[Any]:

@@ -22,7 +22,7 @@ import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
 from echolm.engines import create_engine
-from echolm.engines.base import FINISH_CANCELLED, GenerationChunk
+from echolm.engines.base import FINISH_CANCELLED, GenerationChunk, gathered
 from echolm.engines.request import LLMRequest, is_stop, parse_request
 from echolm.errors import EchoError
 from echolm.triton import codec
@@ -101,13 +101,18 @@ class TritonPythonModel:
             return
         # Clients choose request ids and may repeat them, so the engine gets its own.
         key = str(next(self._keys))
-        entry = _InFlight(key, triton_id, parse_request(key, inputs), responder)
+        parameters = json.loads(request.parameters() or "{}")
+        entry = _InFlight(key, triton_id, parse_request(key, inputs, parameters), responder)
+        on_chunk = gathered(
+            lambda event: self._on_chunk(entry, event),
+            entry.request.stream_interval_s,
+            self._runtime.call_later,
+        )
         with self._lock:
             self._in_flight[key] = entry
         self._runtime.watch(responder, lambda: self._left(entry))
         try:
-            generation = entry.request.generation
-            self._engine.submit(generation, lambda event: self._on_chunk(entry, event))
+            self._engine.submit(entry.request.generation, on_chunk)
         except Exception:
             self._forget(entry)
             raise

@@ -97,7 +97,7 @@ class TritonPythonModel:
 
     async def _respond(self, rows: list[Request], responder: Responder) -> None:
         def send_piece(piece: str) -> None:
-            responder.send([codec.tensor(_TEXT_OUTPUT, [piece], (1, 1))])
+            responder.send([codec.text_tensor(_TEXT_OUTPUT.name, piece)])
 
         streaming = self._decoupled and rows[0].stream
         on_text = send_piece if streaming else None

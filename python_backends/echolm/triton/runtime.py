@@ -56,6 +56,10 @@ class Runtime:
         """Run a coroutine on the loop; it is cancelled when the responder's client goes away."""
         self.loop.call_soon_threadsafe(self._start, work, responder)
 
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Call a function on the loop after so many seconds; from any thread."""
+        self.loop.call_soon_threadsafe(self.loop.call_later, delay_s, call)
+
     def repeat(
         self, work: Callable[[], object], every_s: float, failure: str, first_s: float | None = None
     ) -> None:

@@ -22,9 +22,11 @@ def build_llm_clients(settings: Settings) -> dict[str, LLMClient]:
     from echolm.llm.contracts import CONTRACTS
     from echolm.llm.triton_client import Channels
 
-    channels = Channels()
+    channels, interval_ms = Channels(), settings.limits.stream_interval_ms
     return {
-        llm.name: CONTRACTS[llm.contract](channels, llm.url or settings.grpc_url, llm.model)
+        llm.name: CONTRACTS[llm.contract](
+            channels, llm.url or settings.grpc_url, llm.model, interval_ms
+        )
         for llm in settings.llms
     }
 

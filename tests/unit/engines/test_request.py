@@ -89,3 +89,18 @@ def test_stop_needs_no_text() -> None:
     assert is_stop({"text_input": [b""], "stop": [True]})
     assert not is_stop({"text_input": [b"x"], "stop": [False]})
     assert not is_stop({"text_input": [b"x"]})
+
+
+def test_the_time_in_which_pieces_gather_is_a_parameter() -> None:
+    inputs = {"text_input": [b"hello"]}
+    assert parse_request("1", inputs).stream_interval_s == 0
+    assert parse_request("1", inputs, {"other": "x"}).stream_interval_s == 0
+    for value in (40, 40.0):
+        request = parse_request("1", inputs, {"stream_interval_ms": value})
+        assert request.stream_interval_s == 0.04
+
+
+@pytest.mark.parametrize("value", [-1, 1_001, math.nan, "40", True])
+def test_a_wrong_interval_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^stream_interval_ms: expected a number from 0"):
+        parse_request("1", {"text_input": [b"hello"]}, {"stream_interval_ms": value})

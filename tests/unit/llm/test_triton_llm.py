@@ -235,6 +235,21 @@ async def test_streaming_is_asked_for_by_a_listener_only(server: Server, llm: LL
     assert [sent(request)["streaming"] for request in server.servicer.requests] == [[False], [True]]
 
 
+async def test_only_our_own_llm_is_told_how_long_its_pieces_gather(server: Server) -> None:
+    def take(piece: str) -> None: ...
+
+    ours = LLMAPIClient(Channels(), server.url, "small_llm", 40.0)
+    await ours.generate("streamed", "hi", SAMPLING, take)
+    await ours.generate("whole", "hi", SAMPLING, None)
+    await LLMAPIClient(Channels(), server.url, "small_llm").generate("0", "hi", SAMPLING, take)
+    server.servicer.config = configuration(list(INPUTS), ["text_output", "finish_reason"])
+    theirs = LLMAPIClient(Channels(), server.url, "small_llm", 40.0)
+    await theirs.generate("theirs", "hi", SAMPLING, take)
+    given = {r.id: dict(r.parameters) for r in server.servicer.requests}
+    assert given.pop("streamed")["stream_interval_ms"].double_param == 40.0
+    assert given == {"whole": {}, "0": {}, "theirs": {}}
+
+
 async def test_triton_is_not_asked_for_what_crashes_it(server: Server, llm: LLMAPIClient) -> None:
     await ask(llm)
     assert "triton_grpc_error" not in server.servicer.metadata[0]

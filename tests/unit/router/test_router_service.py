@@ -18,7 +18,16 @@ from echolm.learning.request_statistics import fit
 from echolm.learning.tokens import FeedbackTokens
 from echolm.load.bias import LoadBias
 from echolm.load.tracker import LoadTracker
-from echolm.primitives import Answer, Interaction, Request, Retrieved, Selected
+from echolm.primitives import (
+    Answer,
+    Completion,
+    Interaction,
+    OnText,
+    Request,
+    Retrieved,
+    Sampling,
+    Selected,
+)
 from echolm.router.policy import Policy
 from echolm.router.ports import Stage
 from echolm.router.service import RouterService
@@ -396,10 +405,94 @@ async def test_a_refusal_counts_more_than_an_outage(setup: Setup) -> None:
 # Streaming
 
 
-async def test_a_stream_brings_the_text_in_pieces(setup: Setup) -> None:
-    pieces, answer = await setup.stream(llm="large_llm")
+def streaming_every(interval_ms: float) -> Setup:
+    return Setup(Settings(limits={"stream_interval_ms": interval_ms}))
+
+
+class PausingLLM(FakeLLM):
+    """Streams its pieces up to the last, which comes when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def generate(
+        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+    ) -> Completion:
+        assert on_text is not None
+        for piece in ("one", " two", " three"):
+            on_text(piece)
+        await self.go_on.wait()
+        on_text(" four")
+        return Completion("one two three four", "stop", 1, 4)
+
+
+def paused(setup: Setup) -> PausingLLM:
+    """The large LLM, replaced by one that pauses."""
+    llm = PausingLLM()
+    endpoint = setup.service.endpoints["large_llm"]
+    setup.service.endpoints = {"large_llm": replace(endpoint, client=llm)}
+    return llm
+
+
+async def test_a_stream_brings_the_text_in_pieces() -> None:
+    pieces, answer = await streaming_every(0).stream(llm="large_llm")
     assert pieces == ["answer", " of", " large_llm"]
     assert answer.text == "answer of large_llm"
+
+
+async def test_pieces_after_the_first_gather_and_the_end_does_not_wait() -> None:
+    pieces, answer = await streaming_every(1_000).stream(llm="large_llm")
+    assert pieces == ["answer", " of large_llm"]
+    assert answer.text == "answer of large_llm"
+
+
+async def test_gathered_pieces_go_out_while_the_llm_pauses() -> None:
+    setup = streaming_every(1)
+    llm, pieces, gathered = paused(setup), [], asyncio.Event()
+
+    def on_text(piece: str) -> None:
+        pieces.append(piece)
+        if len(pieces) == 2:
+            gathered.set()
+
+    request = build_request(setup.settings, text="a request", llm="large_llm")
+    task = asyncio.create_task(setup.service.answer(request, on_text))
+    await gathered.wait()
+    assert pieces == ["one", " two three"]
+    llm.go_on.set()
+    await task
+    assert pieces == ["one", " two three", " four"]
+
+
+async def test_a_cancelled_stream_sends_nothing_more() -> None:
+    setup = streaming_every(1_000)
+    paused(setup)
+    begun, pieces = asyncio.Event(), []
+
+    def on_text(piece: str) -> None:
+        pieces.append(piece)
+        begun.set()
+
+    request = build_request(setup.settings, text="a request", llm="large_llm")
+    task = asyncio.create_task(setup.service.answer(request, on_text))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert pieces == ["one"]
+
+
+async def test_a_stream_that_breaks_brings_the_text_before() -> None:
+    setup = streaming_every(1_000)
+    setup.llms["small_llm"].error = UnavailableError("died")
+    setup.llms["small_llm"].reply = lambda prompt: "one two three four"
+    setup.llms["small_llm"].fail_after = 3
+    pieces: list[str] = []
+    request = build_request(setup.settings, text="a request", llm="small_llm")
+    with pytest.raises(UnavailableError, match="failed after part of the answer"):
+        await setup.service.answer(request, pieces.append)
+    assert pieces == ["one", " two three"]
 
 
 async def test_the_parts_of_a_requests_time_are_measured(setup: Setup) -> None:
