@@ -60,6 +60,8 @@ def work(endpoints: Endpoints) -> None:
             client.rate(answer, 0.5)
             with client.stream(OTHER, llm=llm, **MINE) as stream:
                 assert "".join(stream)
+        # Whatever other tests have taught of examples, some are chosen now and then.
+        assert eventually(lambda: client.generate(REQUEST, llm="small_llm", **MINE).example_ids, 60)
         # The repeats are answered from the store: here an LLM is chosen.
         client.generate(REQUEST, cache_control="no-examples", **MINE)
         with pytest.raises(InvalidRequest):
