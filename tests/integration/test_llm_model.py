@@ -183,6 +183,13 @@ class Client:
                 count -= 1
         return answers
 
+    def wait_begun(self) -> None:
+        """Until there is a response, which ``collect`` gets later."""
+        deadline = time.monotonic() + 60
+        while self._queue.empty():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
     def ask(self, text: bytes | str = PROMPT, **inputs: Any) -> Answer:
         self.send("1", text, **inputs)
         (answer,) = self.collect(1).values()
@@ -462,7 +469,7 @@ def test_stop_cancels_the_request_of_the_same_id(client: Client, server: Server)
             return_finish_reason=True,
             **RAMBLING,
         )
-        server.wait_busy()
+        client.wait_begun()
         for i in range(31):
             client.send(str(i), sampling_param_max_tokens=60, **RAMBLING)
         other.send("victim", b"", stop=True)
