@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,12 +18,17 @@ def add_verb(subparsers: Subparsers, name: str, **options: Any) -> argparse.Argu
     return parser
 
 
+def as_number(text: str) -> float:
+    """The number; NaN, which lies in no range, if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def seconds(text: str) -> float:
     """A time above 0 s."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = as_number(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from echolm_client.cli.arguments import as_number
 from echolm_client.cli.console import CommandError
 
 if TYPE_CHECKING:  # what is slow to import is imported when the command runs
@@ -17,10 +18,7 @@ FIELDS = ("request", "response", "system_prompt", "model", "finish_reason")
 
 def amount(text: str) -> float:
     """A number above 0, for argparse."""
-    try:
-        value = float(text.replace("_", ""))
-    except ValueError:
-        value = 0.0
+    value = as_number(text.replace("_", ""))
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected an amount above 0, got {text!r}")
     return value
@@ -28,10 +26,7 @@ def amount(text: str) -> float:
 
 def share(text: str) -> float:
     """A number from 0 to 1, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = as_number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
@@ -55,10 +50,7 @@ def prices_of(args: argparse.Namespace, settings: Settings) -> dict[str, Price]:
     prices = {}
     for name, text in args.price:
         read, colon, written = text.partition(":")
-        try:
-            price = Price(float(read), float(written if colon else read))
-        except ValueError:
-            price = Price(-1.0, -1.0)
+        price = Price(as_number(read), as_number(written if colon else read))
         if not (0 <= price.read < float("inf") and 0 <= price.written < float("inf")):
             raise CommandError(f"--price: expected LLM=INPUT:OUTPUT, got {name}={text}")
         prices[name] = price
