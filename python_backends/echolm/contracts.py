@@ -97,43 +97,53 @@ ECHOLM_OUTPUTS = (
 TOKENS = (Tensor("input_ids", "INT64", (-1,)), Tensor("attention_mask", "INT64", (-1,)))
 EMBEDDING = Tensor("embedding", "FP32", (-1,))
 
-RETRIEVED = (
-    _EXAMPLE_IDS,
-    Tensor("example_requests", "BYTES", (-1,)),
-    Tensor("example_responses", "BYTES", (-1,)),
-    Tensor("example_similarities", "FP32", (-1,)),
-    Tensor("example_utilities", "FP32", (-1,)),
-    Tensor("example_agreements", "FP32", (-1,)),
-    Tensor("help_probability", "FP32"),
-    Tensor("selection_record", "BYTES"),
-    Tensor("retrieval_degraded", "BYTES"),
-    Tensor("reusable_id", "INT64"),
-    Tensor("reusable_response", "BYTES"),
-    Tensor("reusable_exact", "BOOL"),
-    Tensor("reusable_features", "FP32", (-1,)),
-)
-"""The selected examples in prompt order; the probability that any candidate helps (see
-``Selection``); what a rating needs to know of the selection (text of a ``SelectionRecord``, empty
-if there was nothing to select from); why nothing was searched, if the store failed; and the stored
-answer that is most probably right as it is (``PAD_ID`` if there is none), see ``Reusable``."""
+RETRIEVED = Tensor("retrieved", "BYTES")
+"""What the retriever has found for a request, packed by :mod:`echolm.retrieval.packed`: it would
+pass the process border as a dozen tensors else."""
 
-_SEARCH_INPUTS = (
-    _SYSTEM_PROMPT,
-    _TENANT,
-    _optional("search", "BOOL"),
-    _optional("answer_key", "BYTES"),
-    _optional("learn", "BOOL"),
+_RETRIEVAL_DEGRADED = _optional("retrieval_degraded", "BYTES")
+"""Why nothing was retrieved, from a caller that could not get ``RETRIEVED``."""
+
+REPORT = _optional("report", "BYTES")
+"""What has become of a decision, packed by :mod:`echolm.router.packed`; a request to the router has
+either this or the inputs of ``echolm``."""
+
+PLAN = (
+    Tensor("refusal", "BYTES"),
+    Tensor("request_id", "BYTES"),
+    Tensor("llm_model", "BYTES"),
+    Tensor("llm_call", "BYTES"),
+    Tensor("stored_answer", "BYTES"),
+    Tensor("chosen_llm", "BYTES"),
+    _EXAMPLE_IDS,
+    Tensor("predicted_quality", "FP32"),
+    Tensor("solicit_feedback", "BOOL"),
+    Tensor("feedback_token", "BYTES"),
+    Tensor("degraded", "BYTES"),
 )
-"""Whose examples may be found; whether to search at all; under which key a stored answer must have
-been given to be reusable (without one, none is); and whether the request may count in the
-statistics of requests; without ``search`` or ``learn``, yes."""
+"""What the front door does with a request: refuse it with this error; or call ``llm_model`` with
+``llm_call`` (packed by :mod:`echolm.router.packed`); or, where ``llm_model`` is empty, give
+``stored_answer``. The others are outputs of ``echolm``. An ensemble's output must not have the name
+of an input: Triton (2.51) then gives an empty tensor without an error. So the chosen LLM is
+``chosen_llm`` here."""
+
+
+def _all_optional(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(replace(tensor, optional=True) for tensor in tensors)
+
 
 ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
 ECHOLM_STREAM = ModelContract("echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, decoupled=True)
-RETRIEVAL = ModelContract("retrieval", (_TEXT_INPUT, *_SEARCH_INPUTS), (EMBEDDING, *RETRIEVED))
 TOKENIZER = ModelContract("tokenizer", (_TEXT_INPUT,), TOKENS)
 EMBEDDER = ModelContract("embedder", tuple(replace(t, ragged=True) for t in TOKENS), (EMBEDDING,))
-RETRIEVER = ModelContract("retriever", (_TEXT_INPUT, EMBEDDING, *_SEARCH_INPUTS), RETRIEVED)
+RETRIEVER = ModelContract("retriever", (*ECHOLM_INPUTS, EMBEDDING), (RETRIEVED,))
+ROUTER = ModelContract(
+    "router",
+    _all_optional((*ECHOLM_INPUTS, EMBEDDING, RETRIEVED, _RETRIEVAL_DEGRADED, REPORT)),
+    PLAN,
+)
+SELECTION = ModelContract("selection", ECHOLM_INPUTS, PLAN)
+TEXT_EMBEDDING = ModelContract("text_embedding", (_TEXT_INPUT,), (EMBEDDING,))
 FEEDBACK = ModelContract(
     "feedback",
     (
@@ -216,4 +226,18 @@ def llm(name: str) -> ModelContract:
     )
 
 
-CORE_MODELS = (ECHOLM, ECHOLM_STREAM, RETRIEVAL, TOKENIZER, RETRIEVER, FEEDBACK, EXAMPLE_MANAGER)
+REMOTE_LLM = replace(llm("remote_llm"), inputs=(*LLM_API_INPUTS, Tensor("llm", "BYTES")))
+"""Our LLM model's contract, and the name of a configured LLM that another Triton serves."""
+
+CORE_MODELS = (
+    ECHOLM,
+    ECHOLM_STREAM,
+    SELECTION,
+    TOKENIZER,
+    RETRIEVER,
+    ROUTER,
+    TEXT_EMBEDDING,
+    REMOTE_LLM,
+    FEEDBACK,
+    EXAMPLE_MANAGER,
+)

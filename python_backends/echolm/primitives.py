@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -311,6 +311,59 @@ class Decision:
     statistics: int = 0
     solicited: str = ""
     solicit_probability: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the front door is to do for a request.
+
+    Attributes:
+        llm: which LLM is to be called with ``prompt``; ``stored``: none, ``text`` is the answer.
+        stream: whether the text is wanted in pieces.
+        degraded: what has failed so far.
+        example_ids, predicted_quality, solicit_feedback, feedback_token: see :class:`Answer`.
+    """
+
+    request_id: str
+    llm: str
+    prompt: str
+    sampling: Sampling
+    stream: bool
+    example_ids: tuple[int, ...]
+    predicted_quality: float
+    solicit_feedback: bool
+    feedback_token: str
+    degraded: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What has become of a plan.
+
+    Attributes:
+        kind: ``answered``; ``failed``: its LLM has, before the client got any text, and another
+            plan is wanted; ``ended``: the client has got no answer.
+        llm: the plan's.
+        completion: the answer, if there is one.
+        selection_s, generation_s, total_s: seconds that the front door has measured: until the plan
+            came, of the LLM, and of the whole request.
+        first_token_s: from the request to the first piece of a stream; below 0 if there was none.
+        refused: whether the LLM that failed calls the request invalid.
+        reason: the error of the LLM that failed, or why the request ended: ``cancelled``,
+            ``stream_broken``, ``overload``, ``late`` (nobody waited for the plan), ``error``.
+    """
+
+    kind: Literal["answered", "failed", "ended"]
+    request_id: str
+    llm: str
+    completion: Completion
+    selection_s: float = 0.0
+    generation_s: float = 0.0
+    first_token_s: float = -1.0
+    total_s: float = 0.0
+    refused: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)

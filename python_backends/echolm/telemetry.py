@@ -77,9 +77,9 @@ METRICS: Mapping[str, MetricSpec] = {
         _seconds(
             "time_to_first_token", "From request to the first piece of a streamed answer", "llm"
         ),
-        _seconds("retrieval", "The router's wait for examples, queueing included"),
-        _seconds("decision", "The router's choice of an LLM, queueing included"),
-        _seconds("generation", "The router's wait for an LLM's whole answer", "llm"),
+        _seconds("selection", "From request to the call of an LLM, queueing included"),
+        _seconds("decision", "The router's draw of an LLM, for all requests of a batch together"),
+        _seconds("generation", "The front door's wait for an LLM's whole answer", "llm"),
         _gauge("in_flight", "Requests in flight from one router to an LLM", "llm", "model"),
         _gauge(
             "load",

@@ -17,7 +17,7 @@ PRODUCT = ROOT / "python_backends"
 CLIENT = ROOT / "client"
 
 LAYERS = (
-    {"echolm", "errors", "clock", "contracts", "gathering", "sqlite", "words"},
+    {"echolm", "errors", "clock", "contracts", "sqlite", "words"},
     {"primitives", "telemetry"},
     {"settings"},
     {"embedding", "engines", "learning", "llm", "load", "store"},

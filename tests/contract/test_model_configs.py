@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from echolm import contracts
-from echolm.contracts import Tensor
+from echolm.contracts import ModelContract, Tensor
 from echolm.engines.openvino import OpenVINOOptions
 from echolm.engines.options import read_options
 from echolm.engines.tensorrt_llm import TensorRTLLMOptions
@@ -104,24 +104,40 @@ def test_a_python_model_is_one_import(path: Path) -> None:
     assert [name.name for name in statement.names] == ["TritonPythonModel"]
 
 
-def test_the_ensemble_connects_its_steps_by_their_own_names() -> None:
-    config = parse(REPOSITORY / "core" / "retrieval" / "config.pbtxt")
-    known = {t.name for t in contracts.RETRIEVAL.inputs}
+NOT_IN_THE_ENSEMBLE = {"report", "retrieval_degraded"}
+"""Inputs of the router that only the front door sends, to the router alone."""
+
+
+@pytest.mark.parametrize("ensemble", [contracts.SELECTION, contracts.TEXT_EMBEDDING])
+def test_an_ensemble_connects_its_steps_by_their_own_names(ensemble: ModelContract) -> None:
+    config = parse(REPOSITORY / "core" / ensemble.name / "config.pbtxt")
+    known = {t.name for t in ensemble.inputs}
     for step in config.ensemble_scheduling.step:
         contract = contract_of(step.model_name)
-        assert set(step.input_map) == {t.name for t in contract.inputs}
+        assert set(step.input_map) == {t.name for t in contract.inputs} - NOT_IN_THE_ENSEMBLE
         assert set(step.output_map) == {t.name for t in contract.outputs}
+        assert all(key == value for key, value in step.input_map.items())
         assert set(step.input_map.values()) <= known, "an input before the step that makes it"
+        assert not known & set(step.output_map.values()), "Triton gives an empty tensor then"
         known |= set(step.output_map.values())
-    assert {t.name for t in contracts.RETRIEVAL.outputs} <= known
+    assert {t.name for t in ensemble.outputs} <= known
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "retriever", "example_manager"])
+def test_the_selection_is_four_steps_and_carries_no_example_texts_out() -> None:
+    config = parse(REPOSITORY / "core" / "selection" / "config.pbtxt")
+    steps = [step.model_name for step in config.ensemble_scheduling.step]
+    assert steps == ["tokenizer", "embedder", "retriever", "router"]
+    assert contracts.RETRIEVED not in contracts.SELECTION.outputs
+
+
+@pytest.mark.parametrize(
+    "name", ["echolm", "echolm_stream", "tokenizer", "retriever", "router", "example_manager"]
+)
 def test_models_on_the_path_batch_requests(name: str) -> None:
     assert parse(REPOSITORY / "core" / name / "config.pbtxt").HasField("dynamic_batching")
 
 
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("*/*_llm/config.pbtxt")), ids=NAMES.get)
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name in LLM_MODELS], ids=NAMES.get)
 def test_the_parameters_of_an_llm_are_options_of_its_engine(path: Path) -> None:
     kinds = {"openvino": OpenVINOOptions, "vllm": VLLMOptions, "tensorrt_llm": TensorRTLLMOptions}
     given = {key: value.string_value for key, value in parse(path).parameters.items()}
@@ -133,8 +149,8 @@ def test_the_parameters_of_an_llm_are_options_of_its_engine(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: NAMES[p])
 def test_a_router_has_one_instance(path: Path) -> None:
-    """Its load and its learning are per process; it never blocks, so one is enough."""
-    if path.parent.name in ("echolm", "echolm_stream"):
+    """Plans and reports of a request meet in one process; it never blocks, so one is enough."""
+    if path.parent.name in ("echolm", "echolm_stream", "router"):
         assert [g.count for g in parse(path).instance_group] == [1]
 
 

@@ -82,7 +82,7 @@ def test_the_small_llm_gets_examples_and_the_path_is_timed(evaluated: Bench) -> 
     assert parts["report"]["small_with_examples"]["examples"] > 0
     assert parts["always_small: steady"]["examples"] == 0
     for row in (parts["report"]["policies"]["echolm"], parts["report"]["small_with_examples"]):
-        assert 0 < row["decision_s"] + row["retrieval_s"] < row["request_s"]
+        assert 0 < row["selection_s"] < row["request_s"]
 
 
 def test_what_was_evaluated_is_not_evaluated_again(evaluated: Bench) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from echolm.engines.gathering import Gatherer
 from echolm.errors import ContextLengthError, InvalidRequestError
-from echolm.gathering import Gatherer
 from echolm.primitives import Sampling
 
 FINISH_STOP = "stop"  # The model ended its answer, or a stop word was generated.
@@ -73,7 +73,7 @@ def gathered(
     interval_s: float,
     call_later: Callable[[float, Callable[[], None]], object],
 ) -> OnChunk:
-    """What gathers a request's chunks for ``on_chunk``; see :class:`echolm.gathering.Gatherer`.
+    """What gathers a request's chunks for ``on_chunk``; see :mod:`echolm.engines.gathering`.
 
     The first chunk, the last and an exception go on at once, after what has gathered.
     """

@@ -8,10 +8,8 @@ from typing import Any, ClassVar
 from echolm import contracts
 from echolm.llm.triton_client import (
     ModelSignature,
-    RawOutputs,
-    ResponseReader,
+    Reading,
     TritonLLMClient,
-    read_int,
     sampling_values,
 )
 from echolm.primitives import Sampling
@@ -44,19 +42,5 @@ class InflightBatcherClient(TritonLLMClient):
             values["stop_words"] = sampling.stop
         return values
 
-    def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
-        return _InflightBatcherReader(sampling.max_tokens, sampling.stop, cumulative=False)
-
-
-class _InflightBatcherReader(ResponseReader):
-    def read_outputs(self, outputs: RawOutputs) -> None:
-        if "num_output_tokens" in outputs:  # counts this response only
-            new_tokens = read_int(outputs["num_output_tokens"])
-            self.num_output_tokens = max(self.num_output_tokens, 0) + new_tokens
-
-    def end(self) -> str:
-        rest = super().end()
-        if not self.finish_reason and self.num_output_tokens >= 0:
-            full = self.num_output_tokens >= self.max_tokens
-            self.finish_reason = "length" if full else "stop"
-        return rest
+    def reading(self, sampling: Sampling, signature: ModelSignature) -> Reading:
+        return Reading(stop=sampling.stop, counts_add=True)

@@ -7,12 +7,10 @@ from typing import Any, ClassVar
 
 from echolm import contracts
 from echolm.llm.triton_client import (
+    Channels,
     ModelSignature,
-    RawOutputs,
-    ResponseReader,
+    Reading,
     TritonLLMClient,
-    read_int,
-    read_text,
     sampling_values,
 )
 from echolm.primitives import Sampling
@@ -47,21 +45,35 @@ class LLMAPIClient(TritonLLMClient):
     def can_gather(self, signature: ModelSignature) -> bool:
         return _is_ours(signature)
 
-    def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
-        ours = _is_ours(signature)
-        stop = () if ours else sampling.stop
-        return _LLMAPIReader(sampling.max_tokens, stop, cumulative=not ours)
+    def reading(self, sampling: Sampling, signature: ModelSignature) -> Reading:
+        if _is_ours(signature):
+            return Reading()
+        return Reading(stop=sampling.stop, cumulative=True)
+
+
+class RemoteLLM(LLMAPIClient):
+    """Reaches an LLM of another Triton by way of this server's model ``remote_llm``.
+
+    The front door calls models of its own server only.
+    """
+
+    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.REMOTE_LLM.inputs}
+
+    def __init__(self, channels: Channels, url: str, llm: str) -> None:
+        """
+        Args:
+            url: of this server.
+            llm: name of a configured LLM.
+        """
+        super().__init__(channels, url, contracts.REMOTE_LLM.name)
+        self._llm = llm
+
+    def input_values(
+        self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
+    ) -> dict[str, Sequence[Any]]:
+        values = super().input_values(prompt, sampling, streaming, signature)
+        return {**values, "llm": [self._llm]}
 
 
 def _is_ours(signature: ModelSignature) -> bool:
     return contracts.TOKEN_COUNTS[0].name in signature.outputs
-
-
-class _LLMAPIReader(ResponseReader):
-    def read_outputs(self, outputs: RawOutputs) -> None:
-        reason = read_text(outputs.get("finish_reason", b""))
-        # NVIDIA's model sends Python's None as text as long as there is no reason.
-        if reason not in ("", "None"):
-            self.finish_reason = reason
-        if "num_output_tokens" in outputs:
-            self.num_output_tokens = read_int(outputs["num_output_tokens"])

@@ -72,6 +72,46 @@ class ModelSignature:
     outputs: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the responses to a request are read.
+
+    Attributes:
+        stop: words to cut the text at, except for those that the server cuts at.
+        cumulative: whether each response holds all of the text so far.
+        counts_add: whether ``num_output_tokens`` counts the tokens of one response. Such a server
+            does not say why an answer ends, which then follows from their sum.
+    """
+
+    stop: Sequence[str] = ()
+    cumulative: bool = False
+    counts_add: bool = False
+
+
+@dataclass(frozen=True)
+class EncodedInput:
+    """One input of a request, as Triton takes it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class LLMCall:
+    """A request to an LLM model that somebody else sends.
+
+    Attributes:
+        gathers: whether the model takes the parameter ``STREAM_INTERVAL_MS``.
+    """
+
+    model: str
+    inputs: Sequence[EncodedInput]
+    reading: Reading
+    gathers: bool
+
+
 class TritonLLMClient:
     """An LLM served by Triton. A subclass knows the names of one contract's tensors.
 
@@ -100,16 +140,19 @@ class TritonLLMClient:
         self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
     ) -> Completion:
         try:
-            signature = self._signature = self._signature or await self._ask_signature()
+            signature = await self.signature()
             streaming = signature.decoupled and on_text is not None
             values = self.input_values(prompt, sampling, streaming, signature)
-            reader = self.new_reader(sampling, signature)
-            request = self._request(request_id, values, signature)
+            reader = ResponseReader(sampling.max_tokens, self.reading(sampling, signature))
+            request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
+            for one in self._encoded(values, signature):
+                request.inputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
+                request.raw_input_contents.append(one.raw)
             if streaming and self._stream_interval_ms and self.can_gather(signature):
                 request.parameters[STREAM_INTERVAL_MS].double_param = self._stream_interval_ms
             await self._read(request, signature.decoupled, reader, on_text)
         except UnavailableError:
-            self._signature = None  # the model may come back with another one
+            self.forget_signature()
             raise
         rest = reader.end()
         if on_text is not None and rest:
@@ -118,14 +161,36 @@ class TritonLLMClient:
             raise UnavailableError(f"{self._model}: ended without an answer")
         return reader.completion()
 
+    async def call(self, prompt: str, sampling: Sampling, streaming: bool) -> LLMCall:
+        """What the front door sends to the LLM of this server; raises as ``generate`` does.
+
+        Args:
+            streaming: whether pieces are wanted.
+        """
+        signature = await self.signature()
+        values = self.input_values(prompt, sampling, streaming and signature.decoupled, signature)
+        inputs = self._encoded(values, signature)
+        gathers = self.can_gather(signature)
+        return LLMCall(self._model, inputs, self.reading(sampling, signature), gathers)
+
+    async def signature(self) -> ModelSignature:
+        """The model's signature; the server is asked once. UnavailableError if it has none."""
+        if self._signature is None:
+            self._signature = await self._ask_signature()
+        return self._signature
+
+    def forget_signature(self) -> None:
+        """The model has failed, and may come back with another signature."""
+        self._signature = None
+
     def input_values(
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
     ) -> dict[str, Sequence[Any]]:
         """The elements of each input, by its name; ``streaming`` wants the answer in pieces."""
         raise NotImplementedError
 
-    def new_reader(self, sampling: Sampling, signature: ModelSignature) -> ResponseReader:
-        """A reader of the responses to one request."""
+    def reading(self, sampling: Sampling, signature: ModelSignature) -> Reading:
+        """How the responses are read."""
         raise NotImplementedError
 
     def can_gather(self, signature: ModelSignature) -> bool:
@@ -150,20 +215,19 @@ class TritonLLMClient:
         decoupled = config.model_transaction_policy.decoupled
         return ModelSignature(decoupled, config.max_batch_size > 0, inputs, outputs)
 
-    def _request(
-        self, request_id: str, values: Mapping[str, Sequence[Any]], signature: ModelSignature
-    ) -> service_pb2.ModelInferRequest:
-        request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
-        batch = [1] if signature.batched else []
+    def _encoded(
+        self, values: Mapping[str, Sequence[Any]], signature: ModelSignature
+    ) -> list[EncodedInput]:
+        batch = (1,) if signature.batched else ()
+        encoded = []
         for name, value in values.items():
             if name in signature.inputs:
                 datatype = self.inputs[name].datatype
-                request.inputs.add(name=name, datatype=datatype, shape=[*batch, len(value)])
                 array = np.array(value, triton_to_np_dtype(datatype))
                 text = datatype == "BYTES"
                 raw = serialize_byte_tensor(array).item() if text else array.tobytes()
-                request.raw_input_contents.append(raw)
-        return request
+                encoded.append(EncodedInput(name, datatype, (*batch, len(value)), raw))
+        return encoded
 
     async def _read(
         self,
@@ -202,22 +266,20 @@ class TritonLLMClient:
 
 
 class ResponseReader:
-    """Reads one answer from its responses. A subclass knows the names of one contract's outputs.
+    """Reads one answer from its responses.
 
     Args:
         max_tokens: most new tokens that were asked for.
-        stop: words to cut the text at, except for those that the server cuts at.
-        cumulative: whether each response holds all of the text so far.
 
     Attributes:
         begun: whether any response held text, be it empty.
         finish_reason: see ``Completion``; empty as long as it is not known.
     """
 
-    def __init__(self, max_tokens: int, stop: Sequence[str], cumulative: bool) -> None:
+    def __init__(self, max_tokens: int, reading: Reading) -> None:
         self.max_tokens = max_tokens
-        self._stop = StopWords(stop)
-        self._cumulative = cumulative
+        self._stop = StopWords(reading.stop)
+        self._reading = reading
         self._whole = ""
         self._pieces: list[str] = []
         self.begun = False
@@ -236,25 +298,31 @@ class ResponseReader:
         self.begun = True
         if "num_input_tokens" in outputs:
             self.num_input_tokens = read_int(outputs["num_input_tokens"])
-        self.read_outputs(outputs)
+        if "num_output_tokens" in outputs:
+            tokens = read_int(outputs["num_output_tokens"])
+            before = max(self.num_output_tokens, 0) if self._reading.counts_add else 0
+            self.num_output_tokens = before + tokens
+        reason = read_text(outputs.get("finish_reason", b""))
+        # NVIDIA's llmapi sends Python's None as text as long as there is no reason.
+        if reason not in ("", "None"):
+            self.finish_reason = reason
         text = read_text(outputs["text_output"])
-        if self._cumulative:
+        if self._reading.cumulative:
             # An incomplete character becomes a whole one with the next token.
             taken, self._whole = len(self._whole.rstrip(REPLACEMENT)), text
             text = text.rstrip(REPLACEMENT)[taken:]
         return self._push(self._stop.push(text))
-
-    def read_outputs(self, outputs: RawOutputs) -> None:
-        """Take output tokens and the finish reason from a response, as far as it holds them."""
-        raise NotImplementedError
 
     def end(self) -> str:
         """The text that was held back; called when no more responses come."""
         if self.stopped:
             self.finish_reason = "stop"
             return ""
+        if self._reading.counts_add and not self.finish_reason and self.num_output_tokens >= 0:
+            full = self.num_output_tokens >= self.max_tokens
+            self.finish_reason = "length" if full else "stop"
         rest = ""
-        if self._cumulative:
+        if self._reading.cumulative:
             rest = self._whole[len(self._whole.rstrip(REPLACEMENT)) :]
         return self._push(self._stop.push(rest) + self._stop.flush())
 
@@ -296,10 +364,11 @@ def read_int(raw: bytes) -> int:
     return int.from_bytes(raw[:4], "little", signed=True)
 
 
-def remote_error(
-    model: str, message: str, status: grpc.StatusCode = grpc.StatusCode.UNKNOWN
-) -> EchoError:
+def remote_error(model: str, message: str, refused: bool = False) -> EchoError:
     """An LLM's error message as an exception.
+
+    Args:
+        refused: whether its status calls the request invalid.
 
     Our own models put its code in front (see :mod:`echolm.errors`); NVIDIA's are known by their
     words. Triton gives streamed errors no status, unless asked for it by the ``triton_grpc_error``
@@ -307,10 +376,11 @@ def remote_error(
     """
     if parse(message)[0] is None and _TOO_LONG.search(message):
         return ContextLengthError(f"{model}: {message}")
-    return from_remote(model, message, refused=status is grpc.StatusCode.INVALID_ARGUMENT)
+    return from_remote(model, message, refused)
 
 
 def _failed_call(model: str, error: grpc.RpcError) -> EchoError:
     if error.code() is grpc.StatusCode.CANCELLED:
         return UnavailableError(f"{model}: generation was cancelled by the server")
-    return remote_error(model, error.details() or error.code().name, error.code())
+    refused = error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    return remote_error(model, error.details() or error.code().name, refused)

@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from echolm.primitives import Answer, Interaction, Request, Retrieved, Served
-
-
-class Retriever(Protocol):
-    """Finds examples for a request."""
-
-    async def retrieve(self, request: Request) -> Retrieved:
-        """The request's embedding and selected examples; UnavailableError if that fails."""
+from echolm.primitives import Answer, Interaction, Served
 
 
 class InteractionSink(Protocol):
@@ -41,11 +34,13 @@ class Observers:
             observer.served(served)
 
 
-Stage = Literal["retrieval", "decision", "generation", "first_token"]
+Stage = Literal["selection", "decision", "generation", "first_token"]
 """The parts of a request's time that are measured.
 
-``first_token`` lasts from the request's beginning to the first piece of text, and is measured for
-streams only; each of the others lasts as long as its own work.
+``selection`` lasts from the request's beginning until it is decided, ``decision`` is the router's
+part of it, for all requests of a batch together. ``first_token`` lasts from the request's beginning
+to the first piece of text, and is measured for streams only; ``generation`` as long as the LLM's
+work.
 """
 
 

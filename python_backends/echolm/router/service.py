@@ -1,7 +1,9 @@
-"""A request's way: retrieve, decide, generate, submit what can be learnt.
+"""The router's part in a request: decide which LLM answers, and learn from what it said.
 
-Nothing here knows Triton. Every part may fail; the answer then comes without it, says so in
-``degraded``, and only when no LLM answers does the client get an error.
+The front door (``echolm.front_door``) asks for a plan, calls the LLM that it names, and reports
+what has become of it; if the LLM fails, it is given another plan. Nothing here knows Triton, and
+nothing waits. Every part may fail; the answer then comes without it, says so in ``degraded``, and
+only when no LLM answers does the client get an error.
 """
 
 from __future__ import annotations
@@ -10,17 +12,14 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echolm.bandit.reuse import ReuseChoice
-from echolm.contracts import MAX_BATCH_SIZE
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
-from echolm.gathering import Gatherer
 from echolm.learning.tokens import FeedbackTokens
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.load.tracker import ServingLoad
@@ -29,26 +28,25 @@ from echolm.primitives import (
     STORED,
     Answer,
     Choice,
-    Completion,
+    Decision,
     Interaction,
-    OnText,
+    Plan,
+    Report,
     Request,
     Retrieved,
-    Selected,
     Served,
 )
-from echolm.router.batcher import Batcher
 from echolm.router.policy import Policy, decision_record, fallback_choice
 from echolm.router.ports import (
     AnswerObserver,
     InteractionSink,
     NoMetrics,
     Observers,
-    Retriever,
     RouterMetrics,
 )
 from echolm.router.solicitation import Solicitor
-from echolm.router.stored import StoredAnswers, answer_key_of, stored_answer, stored_decision
+from echolm.router.stored import StoredAnswers, answer_key_of, stored_decision
+from echolm.router.validation import may_store
 from echolm.settings import Settings
 
 logger = logging.getLogger("echolm")
@@ -58,8 +56,37 @@ _Decided = tuple[NDArray[np.float32], Choice]
 
 
 @dataclass
+class _Open:
+    """A request that has a plan, of which no final report has come.
+
+    Attributes:
+        x: the bandit's context, FP32 [d].
+        choice, decision, plan: the present ones, which change when an LLM fails.
+        chosen: name of the LLM that the router chose first.
+        untried: names of the LLMs that come next.
+        notes: what has failed.
+        check: see ``Served``.
+        refused: the error of the first LLM that has called the request invalid.
+        since: when it was planned, in seconds of the clock.
+    """
+
+    request: Request
+    retrieved: Retrieved
+    x: NDArray[np.float32]
+    choice: Choice
+    chosen: str
+    untried: list[str]
+    notes: list[str]
+    check: float
+    since: float
+    decision: Decision = field(init=False)
+    plan: Plan = field(init=False)
+    refused: InvalidRequestError | None = None
+
+
+@dataclass
 class RouterService:
-    """Answers requests. Belongs to one event loop.
+    """Plans answers, and takes note of them. Belongs to one event loop.
 
     Attributes:
         endpoints: the LLMs by name.
@@ -69,7 +96,6 @@ class RouterService:
 
     settings: Settings
     endpoints: Mapping[str, LLMEndpoint]
-    retriever: Retriever
     policy: Policy
     tokens: FeedbackTokens
     sink: InteractionSink
@@ -80,63 +106,52 @@ class RouterService:
     clock: Callable[[], float] = time.perf_counter
     background: set[asyncio.Task[None]] = field(default_factory=set)
     solicitor: Solicitor = field(init=False)
-    _decisions: Batcher[tuple[Request, Retrieved], _Decided | Exception] = field(init=False)
+    _open: dict[str, _Open] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        # Requests come back from retrieval in batches, so they are decided on in batches, too.
-        self._decisions = Batcher(self._decide_together, MAX_BATCH_SIZE, max_running=1)
         routing = self.settings.routing
         self.solicitor = Solicitor(routing.solicit_share, routing.solicit_random)
+        costs = {name: endpoint.settings.cost for name, endpoint in self.endpoints.items()}
+        self._strongest_first = sorted(costs, key=lambda name: -costs[name])
 
-    async def answer(self, request: Request, on_text: OnText | None = None) -> Answer:
-        """Answer one request.
+    @property
+    def in_flight(self) -> int:
+        """Plans of which no final report has come."""
+        return len(self._open)
 
-        Args:
-            on_text: gets the text piece by piece, those of ``limits.stream_interval_ms`` together;
-                None if only the whole text is wanted.
+    def plan(self, requests: Sequence[tuple[Request, Retrieved]]) -> list[Plan]:
+        """What is to be done for each of several requests. Never fails.
 
-        Raises:
-            InvalidRequestError: no LLM can take the request.
-            UnavailableError: no LLM answered.
+        An LLM that a plan names counts as serving the request until the report comes.
         """
-        started = self.clock()
-        notes: list[str] = []
-        request_id = uuid.uuid4().hex
-        retrieved = await self._retrieve(request, notes)
+        opened = [self._begin(request, retrieved) for request, retrieved in requests]
+        drawn = [o for o in opened if o.request.llm == AUTO and not o.chosen]
+        if drawn:
+            started = self.clock()
+            decided = self._decide_together([(o.request, o.retrieved) for o in drawn])
+            seconds = self.clock() - started
+            for one, decision in zip(drawn, decided, strict=True):
+                self.metrics.took("decision", seconds)
+                self._take(one, decision)
+        for one in opened:
+            if not one.chosen:
+                self._take(one, self._force(one))
+        return [one.plan for one in opened]
+
+    def _begin(self, request: Request, retrieved: Retrieved) -> _Open:
+        notes = []
+        if retrieved.degraded:
+            notes.append(f"no examples: {retrieved.degraded}")
+            self.metrics.degraded("retrieval", retrieved.degraded.replace(" ", "_"))
+        nothing = self.policy.empty_context(), fallback_choice("")
+        one = _Open(request, retrieved, *nothing, "", [], notes, 0.0, self.clock())
         reuse = self._choose_stored(request, retrieved)
         if reuse is not None and reuse.action == "give":
-            return self._give_stored(request_id, request, retrieved, reuse, on_text, notes, started)
-        checked = reuse is not None and reuse.action == "check"
-        wanted = replace(request, llm=self.settings.strongest_llm.name) if checked else request
-        x, choice = await self._decide(wanted, retrieved, notes)
-        chosen = choice.arm
-        interval_s = self.settings.limits.stream_interval_ms / 1_000
-        with _gathering(on_text, interval_s) as on_piece:
-            llm, used, completion = await self._generate(
-                request_id, request, retrieved, chosen, on_piece, notes, started
-            )
-        if llm != chosen:
-            choice = self._stand_in_choice(x, llm, choice.statistics)
-        revision = self.endpoints[llm].settings.revision
-        decision = decision_record(request_id, request, retrieved, x, choice, used, revision)
-        arms = sum(p > 0.0 for p in choice.probabilities.values())
-        if arms > 1:  # nobody is asked about an LLM of their own choice
-            ask = self.solicitor.should_solicit(choice.rating_value, choice.propensity, arms)
-            decision = replace(decision, solicited=ask.reason, solicit_probability=ask.probability)
-        answer = Answer(
-            **vars(completion),
-            llm=llm,
-            example_ids=decision.example_ids,
-            predicted_quality=choice.quality,
-            solicit_feedback=bool(decision.solicited),
-            feedback_token=self.tokens.dump(decision),
-            degraded="; ".join(notes),
-        )
-        self.metrics.answered(answer, chosen, self.clock() - started)
-        self._submit(request, retrieved, answer)
-        check = reuse.propensity if checked and reuse is not None else 0.0
-        self.observer.served(Served(request, retrieved, x, choice, decision, answer.text, check))
-        return answer
+            self._give_stored(one, reuse)
+        elif reuse is not None and reuse.action == "check":
+            one.request = replace(request, llm=self.settings.strongest_llm.name)
+            one.check = reuse.propensity
+        return one
 
     def _choose_stored(self, request: Request, retrieved: Retrieved) -> ReuseChoice | None:
         if self.stored is None:
@@ -151,71 +166,22 @@ class RouterService:
             self.metrics.reuse(chosen.action)
         return chosen
 
-    def _give_stored(
-        self,
-        request_id: str,
-        request: Request,
-        retrieved: Retrieved,
-        reuse: ReuseChoice,
-        on_text: OnText | None,
-        notes: list[str],
-        started: float,
-    ) -> Answer:
-        """The answer from the store, as the only piece of a stream."""
-        found = retrieved.reusable
+    def _give_stored(self, one: _Open, reuse: ReuseChoice) -> None:
+        """Plan the answer from the store."""
+        found = one.retrieved.reusable
         assert found is not None
-        choice, decision = stored_decision(request_id, request.tenant, found, reuse)
-        answer = stored_answer(found, decision, self.tokens.dump(decision), "; ".join(notes))
-        if on_text is not None:
-            self.metrics.took("first_token", self.clock() - started, STORED)
-            on_text(answer.text)
-        self.metrics.answered(answer, STORED, self.clock() - started)
-        x = decision.context
-        self.observer.served(Served(request, retrieved, x, choice, decision, answer.text))
-        return answer
+        id, one.chosen = uuid.uuid4().hex, STORED
+        one.choice, one.decision = stored_decision(id, one.request.tenant, found, reuse)
+        one.x = one.decision.context
+        self._set_plan(one, found.response, "")
 
-    async def _retrieve(self, request: Request, notes: list[str]) -> Retrieved:
-        requested = None if request.llm == AUTO else self.endpoints[request.llm].settings
-        if (
-            requested is not None
-            and not (requested.takes_examples and request.use_examples)
-            and not self._may_store(request, requested.name)
-        ):
-            return Retrieved()  # nothing that retrieval finds would be used
-        started = self.clock()
+    def _force(self, one: _Open) -> _Decided | Exception:
         try:
-            retrieved = await self.retriever.retrieve(request)
-        except EchoError as error:
-            logger.warning("retrieval failed: %s", error)
-            retrieved = Retrieved(degraded="retrieval unavailable")
-        except Exception as error:  # whatever is wrong with it, an LLM can answer
-            logger.error("retrieval failed", exc_info=error)
-            retrieved = Retrieved(degraded="retrieval failed")
-        self.metrics.took("retrieval", self.clock() - started)
-        if retrieved.degraded:
-            notes.append(f"no examples: {retrieved.degraded}")
-            self.metrics.degraded("retrieval", retrieved.degraded.replace(" ", "_"))
-        return retrieved
+            return self.policy.force(one.request, one.retrieved)
+        except Exception as error:
+            return error
 
-    async def _decide(self, request: Request, retrieved: Retrieved, notes: list[str]) -> _Decided:
-        try:
-            if request.llm != AUTO:
-                return self.policy.force(request, retrieved)
-            started = self.clock()
-            decision = await self._decisions((request, retrieved))
-            self.metrics.took("decision", self.clock() - started)
-            if isinstance(decision, Exception):
-                raise decision
-            return decision
-        except Exception as error:  # whatever is wrong with the router's state, an LLM can answer
-            logger.error("routing failed", exc_info=error)
-            by_caller = request.llm != AUTO
-            notes.append("routing failed" if by_caller else "routing failed: default LLM")
-            self.metrics.degraded("routing", "failed")
-            name = request.llm if by_caller else self.settings.default_llm.name
-            return self.policy.empty_context(), fallback_choice(name)
-
-    async def _decide_together(
+    def _decide_together(
         self, requests: Sequence[tuple[Request, Retrieved]]
     ) -> Sequence[_Decided | Exception]:
         """Decide for all at once; if that fails, for each alone, so that none fails for another."""
@@ -224,105 +190,157 @@ class RouterService:
         except Exception as error:
             if len(requests) == 1:
                 return [error]
-        return [(await self._decide_together([request]))[0] for request in requests]
+        return [self._decide_together([request])[0] for request in requests]
+
+    def _take(self, one: _Open, decided: _Decided | Exception) -> None:
+        """Plan the call of the chosen LLM."""
+        if isinstance(decided, Exception):
+            # Whatever is wrong with the router's state, an LLM can answer.
+            logger.error("routing failed", exc_info=decided)
+            by_caller = one.request.llm != AUTO
+            one.notes.append("routing failed" if by_caller else "routing failed: default LLM")
+            self.metrics.degraded("routing", "failed")
+            name = one.request.llm if by_caller else self.settings.default_llm.name
+            one.choice = fallback_choice(name)
+        else:
+            one.x, one.choice = decided
+        one.chosen = one.choice.arm
+        order = [one.chosen, self.settings.default_llm.name, *self._strongest_first]
+        one.untried = list(dict.fromkeys(order))[1:]
+        self._plan_call(one, uuid.uuid4().hex)
+
+    def _plan_call(self, one: _Open, request_id: str) -> None:
+        endpoint = self.endpoints[one.choice.arm]
+        prompt, used = endpoint.prompt(one.request, one.retrieved.examples)
+        choice, revision = one.choice, endpoint.settings.revision
+        decision = decision_record(
+            request_id, one.request, one.retrieved, one.x, choice, used, revision
+        )
+        arms = sum(p > 0.0 for p in choice.probabilities.values())
+        if arms > 1:  # nobody is asked about an LLM of their own choice
+            ask = self.solicitor.should_solicit(choice.rating_value, choice.propensity, arms)
+            decision = replace(decision, solicited=ask.reason, solicit_probability=ask.probability)
+        one.decision = decision
+        self.load.change(decision.llm, +1)
+        self._set_plan(one, "", prompt)
+
+    def _set_plan(self, one: _Open, text: str, prompt: str) -> None:
+        decision = one.decision
+        one.plan = Plan(
+            decision.request_id,
+            decision.llm,
+            prompt,
+            one.request.sampling,
+            one.request.stream,
+            decision.example_ids,
+            decision.quality,
+            bool(decision.solicited),
+            self.tokens.dump(decision),
+            "; ".join(one.notes),
+            text,
+        )
+        self._open[decision.request_id] = one
+
+    def failed(self, report: Report, error: EchoError) -> Plan:
+        """Another plan for a request whose LLM has failed.
+
+        Args:
+            error: what it said.
+
+        Raises:
+            InvalidRequestError: an LLM refuses the request, and no other is left.
+            UnavailableError: no LLM is left.
+        """
+        one = self._close(report)
+        if one is None:
+            raise UnavailableError("router: restarted since the request was planned")
+        name = one.plan.llm
+        reason, note = "unavailable", "unavailable"
+        if isinstance(error, InvalidRequestError):
+            # Another LLM may have the context that this one lacks.
+            one.refused = one.refused or error
+            reason, note = "refused", "refused the request"
+        elif report.reason == "timeout":
+            reason = "timeout"
+        one.notes.append(f"{name} {note}")
+        logger.warning("LLM %s failed: %s", name, error)
+        self.metrics.degraded(name, reason)
+        if not one.untried:
+            if one.refused is not None:
+                self.metrics.failed("invalid")
+                raise one.refused
+            self.metrics.failed("no_llm")
+            raise UnavailableError(f"no LLM answered: {'; '.join(one.notes)}")
+        one.choice = self._stand_in_choice(one.x, one.untried.pop(0), one.choice.statistics)
+        self._plan_call(one, report.request_id)
+        return one.plan
 
     def _stand_in_choice(self, x: NDArray[np.float32], llm: str, statistics: int) -> Choice:
-        """The choice of the LLM that answered in place of the chosen one."""
+        """The choice of the LLM that is asked in place of the chosen one."""
         try:
             return self.policy.forced_choice(x, llm, statistics)
-        except Exception as error:  # there is an answer, which must not be lost
+        except Exception as error:  # whatever is wrong with the router's state, an LLM can answer
             logger.error("routing failed", exc_info=error)
             return fallback_choice(llm)
 
-    async def _generate(
-        self,
-        request_id: str,
-        request: Request,
-        retrieved: Retrieved,
-        chosen: str,
-        on_text: OnText | None,
-        notes: list[str],
-        started: float,
-    ) -> tuple[str, Sequence[Selected], Completion]:
-        """Let the chosen LLM answer, or another one if it fails.
-
-        Args:
-            notes: is told of each LLM that failed.
-            started: when the request came, by ``clock``.
-
-        Returns:
-            Name of the LLM that answered, the examples in its prompt, and the answer.
-        """
-        refused: InvalidRequestError | None = None
-        problem: Exception
-        timeout_s = self.settings.limits.request_timeout_s
-        sent = False
-
-        def forward(piece: str) -> None:
-            nonlocal sent
-            if not sent:
-                self.metrics.took("first_token", self.clock() - started, name)
-            sent = True
-            assert on_text is not None
-            on_text(piece)
-
-        on_piece = None if on_text is None else forward
-        for attempt, name in enumerate(self._order(chosen)):
-            endpoint = self.endpoints[name]
-            prompt, used = endpoint.prompt(request, retrieved.examples)
-            generation_started = self.clock()
-            try:
-                with self.load.serving(name):
-                    answering = endpoint.client.generate(
-                        f"{request_id}-{attempt}", prompt, request.sampling, on_piece
-                    )
-                    completion = await asyncio.wait_for(answering, timeout_s)
-                self.metrics.took("generation", self.clock() - generation_started, name)
-                return name, used, completion
-            except InvalidRequestError as error:
-                # Another LLM may have the context that this one lacks.
-                refused = refused or error
-                problem, reason, note = error, "refused", "refused the request"
-            except asyncio.TimeoutError as error:
-                problem, reason, note = error, "timeout", "unavailable"
-            except UnavailableError as error:
-                problem, reason, note = error, "unavailable", "unavailable"
-            except Exception as error:  # a defect of one LLM's client leaves the others
-                logger.error("LLM %s failed unexpectedly", name, exc_info=error)
-                problem, reason, note = error, "failed", "failed"
-            notes.append(f"{name} {note}")
-            if sent:
-                # Another LLM's answer cannot continue what the client has already read.
-                self.metrics.failed("stream_broken")
-                raise UnavailableError(f"{name} failed after part of the answer was sent")
-            logger.warning("LLM %s failed: %s", name, problem)
-            self.metrics.degraded(name, reason)
-        if refused is not None:
-            self.metrics.failed("invalid")
-            raise refused
-        self.metrics.failed("no_llm")
-        raise UnavailableError(f"no LLM answered: {'; '.join(notes)}")
-
-    def _order(self, chosen: str) -> list[str]:
-        """LLMs in the order in which they are tried: chosen, default, then strongest first."""
-        by_cost = sorted(self.endpoints, key=lambda n: -self.endpoints[n].settings.cost)
-        return list(dict.fromkeys([chosen, self.settings.default_llm.name, *by_cost]))
-
-    def _may_store(self, request: Request, llm: str) -> bool:
-        return (
-            self.settings.examples.enabled
-            and request.store
-            and not request.sampling.stop  # one of them may have cut the answer short
-            and llm in self.settings.example_sources
+    def answered(self, report: Report) -> None:
+        """Take note of an answer that the client has got; nothing if its plan is not known."""
+        one = self._close(report)
+        if one is None:
+            logger.warning("nothing is learnt of an answer that was planned before a restart")
+            return
+        plan = one.plan
+        answer = Answer(
+            **vars(report.completion),
+            llm=plan.llm,
+            example_ids=plan.example_ids,
+            predicted_quality=plan.predicted_quality,
+            solicit_feedback=plan.solicit_feedback,
+            feedback_token=plan.feedback_token,
+            degraded=plan.degraded,
         )
+        took = self.metrics.took
+        took("selection", report.selection_s)
+        if report.first_token_s >= 0.0:
+            took("first_token", report.first_token_s, plan.llm)
+        if plan.llm != STORED:
+            took("generation", report.generation_s, plan.llm)
+        self.metrics.answered(answer, one.chosen, report.total_s)
+        self._submit(one, answer)
+        self.observer.served(
+            Served(
+                one.request, one.retrieved, one.x, one.choice, one.decision, answer.text, one.check
+            )
+        )
+
+    def ended(self, report: Report) -> None:
+        """Take note of a request that has got no answer."""
+        self._close(report)
+        if report.reason != "late":  # that request has another plan
+            self.metrics.failed(report.reason)
+
+    def _close(self, report: Report) -> _Open | None:
+        one = self._open.pop(report.request_id, None)
+        if one is not None and one.plan.llm != STORED:
+            self.load.change(one.plan.llm, -1)
+        return one
+
+    def forget(self, older_than_s: float) -> None:
+        """Close plans so old that their reports were lost; the load shall not keep them."""
+        before = self.clock() - older_than_s
+        for request_id in [i for i, one in self._open.items() if one.since < before]:
+            one = self._open.pop(request_id)
+            if one.plan.llm != STORED:
+                self.load.change(one.plan.llm, -1)
 
     def _answer_key(self, request: Request, llm: str) -> str:
         """Under which the answer may be given again; only the strongest LLM's may."""
         strongest = self.settings.strongest_llm.name
         return answer_key_of(self.settings, request) if llm == strongest else ""
 
-    def _submit(self, request: Request, retrieved: Retrieved, answer: Answer) -> None:
-        if retrieved.embedding is None or not self._may_store(request, answer.llm):
+    def _submit(self, one: _Open, answer: Answer) -> None:
+        request, retrieved = one.request, one.retrieved
+        if retrieved.embedding is None or not may_store(self.settings, request, answer.llm):
             return
         interaction = Interaction(
             request=request.text,
@@ -346,24 +364,3 @@ class RouterService:
         except EchoError as error:
             logger.warning("interaction not submitted: %s", error)
             self.metrics.degraded("example_manager", "unavailable")
-
-
-@contextmanager
-def _gathering(on_text: OnText | None, interval_s: float) -> Iterator[OnText | None]:
-    """What takes the pieces of one answer; at the end, be it an error, the rest goes out.
-
-    Only when the answer is cancelled, nobody wants the rest.
-    """
-    if on_text is None:
-        yield None
-        return
-    pieces = Gatherer(on_text, "".join, interval_s, asyncio.get_running_loop().call_later)
-    try:
-        yield pieces
-    except asyncio.CancelledError:
-        pieces.drop()
-        raise
-    except Exception:
-        pieces.flush()
-        raise
-    pieces.flush()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from echolm.bandit.reuse import ReuseChoice, ReuseModel, context
-from echolm.primitives import AUTO, STORED, Answer, Choice, Decision, Request, Retrieved, Reusable
+from echolm.primitives import AUTO, STORED, Choice, Decision, Request, Retrieved, Reusable
 from echolm.settings import Settings
 from echolm.store.base import answer_key
 
@@ -50,19 +50,3 @@ def stored_decision(
         request_id, tenant, STORED, context(found), choice.propensity, choice.quality, (found.id,)
     )
     return choice, decision
-
-
-def stored_answer(found: Reusable, decision: Decision, token: str, degraded: str) -> Answer:
-    """The answer as the caller gets it; only complete answers are stored, and no LLM has run."""
-    return Answer(
-        text=found.response,
-        llm=STORED,
-        example_ids=decision.example_ids,
-        predicted_quality=decision.quality,
-        solicit_feedback=False,
-        feedback_token=token,
-        degraded=degraded,
-        finish_reason="stop",
-        num_input_tokens=0,
-        num_output_tokens=0,
-    )

@@ -71,3 +71,21 @@ def build_request(
         expected = f"a name of 1 to {_MAX_TENANT_BYTES} bytes"
         raise InvalidRequestError.of("tenant", expected, f"{tenant_bytes} bytes")
     return Request(text, checked, system_prompt, tenant, use_examples, store, llm, stream)
+
+
+def may_store(settings: Settings, request: Request, llm: str) -> bool:
+    """Whether an answer of this LLM to the request may become an example."""
+    return (
+        settings.examples.enabled
+        and request.store
+        and not request.sampling.stop  # one of them may have cut the answer short
+        and llm in settings.example_sources
+    )
+
+
+def is_searched(settings: Settings, request: Request) -> bool:
+    """Whether examples are searched for the request: not where nothing that is found is used."""
+    if not request.use_examples or request.llm == AUTO:
+        return request.use_examples
+    takes = next(llm.takes_examples for llm in settings.llms if llm.name == request.llm)
+    return takes or may_store(settings, request, request.llm)

@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from echolm.contracts import Tensor
+from echolm.errors import InvalidRequestError
 from echolm.triton import rows
 
 
@@ -19,16 +20,26 @@ def read(request: Any, name: str) -> NDArray[Any] | None:
     return None if found is None else found.as_numpy()
 
 
+def _arrays(request: Any, specs: Sequence[Tensor]) -> dict[str, NDArray[Any]]:
+    arrays = {spec.name: read(request, spec.name) for spec in specs}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
 def read_rows(request: Any, specs: Sequence[Tensor]) -> list[dict[str, Any]]:
     """The rows of a batched request, as :func:`echolm.triton.rows.read_rows` gives them."""
-    arrays = {spec.name: read(request, spec.name) for spec in specs}
-    return rows.read_rows({k: a for k, a in arrays.items() if a is not None}, specs)
+    return rows.read_rows(_arrays(request, specs), specs)
+
+
+def read_each(request: Any, specs: Sequence[Tensor]) -> list[dict[str, Any] | InvalidRequestError]:
+    """The rows of several callers, as :func:`echolm.triton.rows.read_each` gives them."""
+    return rows.read_each(_arrays(request, specs), specs)
 
 
 def read_embedded(request: Any, specs: Sequence[Tensor], dimension: int) -> list[dict[str, Any]]:
     """As :func:`read_rows`, of inputs with an embedding of this dimension."""
     embedded = read_rows(request, specs)
-    rows.check_embeddings(embedded, dimension)
+    for row in embedded:
+        rows.check_embedding(row["embedding"], dimension)
     return embedded
 
 

@@ -59,7 +59,7 @@ class Metrics(telemetry.Metrics):
 
 
 _STAGES: Mapping[Stage, str] = {
-    "retrieval": "echolm_retrieval_seconds",
+    "selection": "echolm_selection_seconds",
     "decision": "echolm_decision_seconds",
     "generation": "echolm_generation_seconds",
     "first_token": "echolm_time_to_first_token_seconds",

@@ -18,17 +18,20 @@ from echolm import contracts
 from echolm.clock import now_ms
 from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.learning.request_sample import RequestSample
-from echolm.primitives import DEFAULT_TENANT, Candidate, Reusable
+from echolm.primitives import Candidate, Request, Retrieved
+from echolm.retrieval.packed import pack
 from echolm.retrieval.record import NONE
-from echolm.retrieval.reuse import REUSE_FEATURES, find_reusable
+from echolm.retrieval.reuse import find_reusable
 from echolm.retrieval.selector import Selection
+from echolm.router.stored import answer_key_of
+from echolm.router.validation import build_request, is_searched
 from echolm.settings.loading import load_settings
 from echolm.store.base import Query
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 from echolm.triton.learning import follow_log
 from echolm.triton.metrics import Metrics, process_label
-from echolm.triton.rows import padded
+from echolm.triton.rows import check_embedding
 from echolm.triton.runtime import Runtime
 from echolm.wiring.learning import build_learner, open_event_log
 from echolm.wiring.retrieval import (
@@ -48,29 +51,21 @@ class _Row:
     """One request.
 
     Attributes:
+        request: None if the router will refuse it.
         embedding: FP32 [D].
-        answer_key: says which stored answers are reusable.
-        learn: whether statistics may count it.
+        searched: whether examples are.
     """
 
-    text: str
+    request: Request | None
     embedding: NDArray[np.float32]
-    query: Query
-    search: bool
-    answer_key: str
-    learn: bool
+    searched: bool
+
+    @property
+    def text(self) -> str:
+        return "" if self.request is None else self.request.text
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What is chosen for one request, and why nothing is if the store failed."""
-
-    selection: Selection
-    degraded: str
-    reusable: Reusable | None
-
-
-class TritonPythonModel(BatchedModel[_Row, _Result]):
+class TritonPythonModel(BatchedModel[_Row, Retrieved]):
     """Chooses examples for all requests of a batch at once."""
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -90,24 +85,30 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
         self._runtime.repeat(self._sample.log_if_due, _STATISTICS_EVERY_S, failure)
 
     def read(self, request: Any) -> list[_Row]:
-        inputs = contracts.RETRIEVER.inputs
-        rows = codec.read_embedded(request, inputs, self._store.dimension)
-        possible = self._settings.retrieval.max_examples > 0
-        return [
-            _Row(
-                row["text_input"],
-                row["embedding"],
-                Query.of(row.get("tenant", DEFAULT_TENANT), row.get("system_prompt", "")),
-                row.get("search", True) and (possible or bool(row.get("answer_key"))),
-                row.get("answer_key", ""),
-                row.get("learn", True) and bool(row["text_input"].strip()),
-            )
-            for row in rows
-        ]
+        rows = codec.read_each(request, contracts.RETRIEVER.inputs)
+        return [self._row(row) for row in rows]
 
-    def run(self, rows: Sequence[_Row]) -> list[_Result]:
+    def _row(self, row: dict[str, Any] | InvalidRequestError) -> _Row:
+        nothing = np.zeros(self._store.dimension, dtype=np.float32)
+        if isinstance(row, InvalidRequestError):
+            return _Row(None, nothing, False)
+        embedding = row.pop("embedding")
+        try:
+            request = build_request(self._settings, text=row.pop("text_input"), **row)
+            check_embedding(embedding, self._store.dimension)
+        except InvalidRequestError:
+            # The router says so: it is not this row's caller alone that waits for the batch.
+            return _Row(None, nothing, False)
+        possible = self._settings.retrieval.max_examples > 0
+        wanted = is_searched(self._settings, request)
+        return _Row(request, embedding, wanted and (possible or bool(self._answer_key(request))))
+
+    def _answer_key(self, request: Request) -> str:
+        return answer_key_of(self._settings, request)
+
+    def run(self, rows: Sequence[_Row]) -> list[Retrieved]:
         found: list[list[Candidate]] = [[] for _ in rows]
-        searched = [i for i, row in enumerate(rows) if row.search]
+        searched = [(i, r.request) for i, r in enumerate(rows) if r.request and r.searched]
         degraded = ""
         if searched:
             self._metrics.add("echolm_retrieval_batches_total")
@@ -115,61 +116,60 @@ class TritonPythonModel(BatchedModel[_Row, _Result]):
             started = time.perf_counter()
             try:
                 results = self._store.search(
-                    np.stack([rows[i].embedding for i in searched]),
-                    [rows[i].query for i in searched],
+                    np.stack([rows[i].embedding for i, _ in searched]),
+                    [Query.of(request.tenant, request.system_prompt) for _, request in searched],
                     self._settings.retrieval.top_n,
                     now_ms(),
                 )
-                for i, result in zip(searched, results, strict=True):
+                for (i, _), result in zip(searched, results, strict=True):
                     found[i] = result
             # What Milvus refuses is the fault of its settings: embeddings were checked before.
             except (UnavailableError, InvalidRequestError) as error:
                 logger.warning("no examples: %s", error)
                 degraded = "example store unavailable"
+            except Exception as error:  # a defect costs the examples and no answer
+                logger.error("no examples", exc_info=error)
+                degraded = "retrieval failed"
             self._metrics.observe("echolm_search_seconds", time.perf_counter() - started)
         if not degraded:
             self._sample_of(rows, found)
-        selections = self._selector.select([row.text for row in rows], found)
+        try:
+            selections = self._selector.select([row.text for row in rows], found)
+        except Exception as error:
+            logger.error("no examples", exc_info=error)
+            selections, degraded = [Selection() for _ in rows], "retrieval failed"
         self._count(selections)
-        reusable = [
-            find_reusable(row.text, row.answer_key, candidates)
-            for row, candidates in zip(rows, found, strict=True)
+        return [
+            self._retrieved(row, candidates, selection, degraded)
+            for row, candidates, selection in zip(rows, found, selections, strict=True)
         ]
-        return [_Result(s, degraded, r) for s, r in zip(selections, reusable, strict=True)]
+
+    def _retrieved(
+        self, row: _Row, found: Sequence[Candidate], selection: Selection, degraded: str
+    ) -> Retrieved:
+        """What the router is told of one request."""
+        reusable = None
+        if row.request is not None:
+            reusable = find_reusable(row.text, self._answer_key(row.request), found)
+        return Retrieved(
+            None,
+            selection.examples,
+            selection.help_probability,
+            "" if selection.record is None else selection.record.dump(),
+            degraded if row.searched else "",
+            reusable,
+        )
 
     def _sample_of(self, rows: Sequence[_Row], found: Sequence[Sequence[Candidate]]) -> None:
         """Let the statistics count those requests that may be learnt from."""
-        counted = [k for k, row in enumerate(rows) if row.learn]
+        counted = [k for k, row in enumerate(rows) if row.request and row.request.store]
         nearest = [found[k][0].similarity if found[k] else math.nan for k in counted]
         lengths = [len(rows[k].text) for k in counted]
         self._sample.add([rows[k].embedding for k in counted], nearest, lengths)
 
-    def tensors(self, results: Sequence[_Result]) -> list[Any]:
-        """One row per request; rows with fewer examples than the longest are padded."""
-        chosen = [result.selection for result in results]
-        records = [selection.record for selection in chosen]
-        reusable = [result.reusable for result in results]
-        none = np.zeros(len(REUSE_FEATURES), dtype=np.float32)
-
-        def of_examples(field: str, fill: Any) -> list[Any]:
-            return padded([[getattr(e, field) for e in s.examples] for s in chosen], fill)
-
-        columns = {
-            "example_ids": of_examples("id", contracts.PAD_ID),
-            "example_requests": of_examples("request", ""),
-            "example_responses": of_examples("response", ""),
-            "example_similarities": of_examples("similarity", 0.0),
-            "example_utilities": of_examples("utility", 0.0),
-            "example_agreements": of_examples("agreement", 0.0),
-            "help_probability": [selection.help_probability for selection in chosen],
-            "selection_record": ["" if r is None else r.dump() for r in records],
-            "retrieval_degraded": [result.degraded for result in results],
-            "reusable_id": [contracts.PAD_ID if r is None else r.id for r in reusable],
-            "reusable_response": ["" if r is None else r.response for r in reusable],
-            "reusable_exact": [r is not None and r.exact for r in reusable],
-            "reusable_features": [none if r is None else r.features for r in reusable],
-        }
-        return codec.tensors(contracts.RETRIEVED, len(results), columns)
+    def tensors(self, results: Sequence[Retrieved]) -> list[Any]:
+        packed = [pack(result) for result in results]
+        return [codec.tensor(contracts.RETRIEVED, packed, (len(packed), 1))]
 
     def _count(self, selections: list[Selection]) -> None:
         add = self._metrics.add

@@ -1,61 +1,70 @@
-"""The models ``echolm`` (one response) and ``echolm_stream`` (decoupled): the router.
+"""The model ``router``: which LLM answers, and what is learnt from it.
 
-They are python models and not ensembles for two reasons, both seen in Triton 2.51: an
-ensemble does not pass a client's cancellation on to a step that is already running, and one
-failing step fails the whole request where EchoLM answers without examples.
+It is the last step of the ``selection`` ensemble, which never fails a request: what is wrong with
+one is its ``refusal``. The front door also calls it alone, with the reports of what it did. Plans
+and reports meet in one process, so that the state of a request need not travel; one process is
+enough, since the front door asks for the plans of many requests at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Coroutine
-from dataclasses import fields
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import triton_python_backend_utils as pb_utils
-
 from echolm import contracts
-from echolm.errors import CancelledError, EchoError, InvalidRequestError, UnavailableError
-from echolm.primitives import Answer, Request
-from echolm.router.stored import answer_key_of
+from echolm.errors import EchoError, InvalidRequestError, UnavailableError
+from echolm.llm.triton_client import remote_error
+from echolm.primitives import STORED, Completion, Plan, Report, Request, Retrieved
+from echolm.retrieval.packed import unpack
+from echolm.router.packed import CallPacker, unpack_report
 from echolm.router.validation import build_request
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
-from echolm.triton.bls import BLSExampleManager, BLSRetriever, BLSTextEmbedder
+from echolm.triton.bls import BLSExampleManager, BLSTextEmbedder
 from echolm.triton.learning import follow_log
 from echolm.triton.metrics import RouterMetrics, process_label
 from echolm.triton.responder import Responder
-from echolm.triton.rows import padded
-from echolm.triton.runtime import Runtime, cancel
+from echolm.triton.rows import error_text, padded
+from echolm.triton.runtime import Runtime
+from echolm.wiring.llms import build_callees, build_llm_clients
 from echolm.wiring.routing import build_router, open_load_table
 
 _SHOW_LOAD_EVERY_S = 0.2
-_TEXT_OUTPUT = contracts.ECHOLM_OUTPUTS[0]
+_FORGET_EVERY_S = 60.0
+_NOTHING = Completion("", "")
+
+_Row = tuple[Request, Retrieved] | InvalidRequestError
+
+
+@dataclass(frozen=True)
+class _Next:
+    """What the front door does next: a plan and the packed call of its LLM, or a refusal."""
+
+    plan: Plan | None
+    model: str = ""
+    call: bytes = b""
+    refusal: str = ""
 
 
 class TritonPythonModel:
     """Answers requests without ever blocking its instance."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        config = json.loads(args["model_config"])
-        self._decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
-        self._model, self._name = args["model_name"], process_label(args)
+        self._name = process_label(args)
         self._settings = settings = load_settings()
-        self._runtime = Runtime(self._name)
+        self._runtime = Runtime(args["model_name"])
         self._metrics = RouterMetrics(self._runtime, settings.strongest_llm.name)
         self._load = open_load_table(settings)
-        retrieval = settings.retrieval
+        clients = build_llm_clients(settings)
+        self._callees = build_callees(settings, clients)
+        self._packer = CallPacker(settings)
         router = build_router(
             settings,
+            clients=clients,
             load=self._load,
-            retriever=BLSRetriever(
-                retrieval.timeout_s,
-                retrieval.batches_in_flight,
-                partial(answer_key_of, settings),
-            ),
-            embedder=BLSTextEmbedder(retrieval.timeout_s),
+            embedder=BLSTextEmbedder(settings.retrieval.timeout_s),
             sink=BLSExampleManager(),
             metrics=self._metrics,
             judging_metrics=self._metrics,
@@ -64,55 +73,128 @@ class TritonPythonModel:
         self._service, self._bias, self._warm_up = router.service, router.bias, router.warm_up
         follow_log(router.learner, self._runtime, self._metrics, self._name)
         self._runtime.spawn(self._show_state())
+        self._runtime.spawn(self._forget_lost())
         self._runtime.spawn(router.usage.run())
         if router.comparisons is not None:
             self._runtime.spawn(router.comparisons.run())
 
     def execute(self, requests: list[Any]) -> None:
+        asked: list[tuple[Responder, list[_Row]]] = []
         for request in requests:
             responder = Responder(request)
             try:
-                rows = self._read(request)
+                reports = codec.read(request, contracts.REPORT.name)
+                if reports is None:
+                    asked.append((responder, self._read(request)))
+                else:
+                    read = [unpack_report(packed) for packed in reports.reshape(-1)]
+                    self._runtime.spawn(self._take(read, responder))
             except Exception as problem:
-                overloaded = isinstance(problem, UnavailableError)
-                self._metrics.failed("overload" if overloaded else "invalid")
                 responder.fail(problem)
-                continue
-            self._runtime.spawn(self._respond(rows, responder), responder)
+        if asked:
+            self._runtime.spawn(self._plan(asked))
 
-    def _read(self, request: Any) -> list[Request]:
-        """The rows of one Triton request, if all can be answered."""
-        rows = codec.read_rows(request, contracts.ECHOLM_INPUTS)
-        parsed = [build_request(self._settings, text=r.pop("text_input"), **r) for r in rows]
-        if self._decoupled and len(rows) != 1:
-            raise InvalidRequestError.of("batch", f"one request for {self._model}", f"{len(rows)}")
-        # What would only wait is refused: another replica answers, or the caller backs off.
-        limit = self._settings.limits.max_in_flight
-        if self._runtime.in_flight >= limit:
-            raise UnavailableError(
-                f"{self._name}: {limit} requests are in flight already; try again later, or raise "
-                "limits.max_in_flight"
-            )
-        return parsed
+    def _read(self, request: Any) -> list[_Row]:
+        return [self._row(row) for row in codec.read_each(request, contracts.ROUTER.inputs)]
 
-    async def _respond(self, rows: list[Request], responder: Responder) -> None:
-        def send_piece(piece: str) -> None:
-            responder.send([codec.text_tensor(_TEXT_OUTPUT.name, piece)])
-
-        streaming = self._decoupled and rows[0].stream
-        on_text = send_piece if streaming else None
+    def _row(self, row: dict[str, Any] | InvalidRequestError) -> _Row:
         try:
-            answers = await _all([self._service.answer(row, on_text) for row in rows])
-        except asyncio.CancelledError:
-            self._metrics.failed("cancelled")
-            responder.fail(CancelledError("the client went away"))
-            raise
+            if isinstance(row, InvalidRequestError):
+                raise row
+            degraded, packed = row.pop("retrieval_degraded", ""), row.pop("retrieved", None)
+            embedding = row.pop("embedding", None)
+            request = build_request(self._settings, text=row.pop("text_input", ""), **row)
+        except InvalidRequestError as error:
+            self._metrics.failed("invalid")
+            return error
+        if packed is None:
+            return request, Retrieved(degraded=degraded)
+        return request, replace(unpack(packed), embedding=embedding)
+
+    async def _plan(self, asked: Sequence[tuple[Responder, list[_Row]]]) -> None:
+        try:
+            good = [row for _, rows in asked for row in rows if not isinstance(row, Exception)]
+            plans = iter([await self._call_of(plan) for plan in self._service.plan(good)])
+            for responder, rows in asked:
+                results = [
+                    _refused(row) if isinstance(row, Exception) else next(plans) for row in rows
+                ]
+                responder.send(self._tensors(results), final=True)
         except Exception as problem:
-            if not isinstance(problem, EchoError):
-                self._metrics.failed("internal")
+            for responder, _ in asked:
+                responder.fail(problem)
+
+    async def _take(self, reports: Sequence[Report], responder: Responder) -> None:
+        try:
+            results = [await self._take_one(report) for report in reports]
+            responder.send(self._tensors(results), final=True)
+        except Exception as problem:
             responder.fail(problem)
-            return
-        responder.send(output_tensors(answers, text_sent=streaming), final=True)
+
+    async def _take_one(self, report: Report) -> _Next:
+        if report.kind == "failed":
+            return await self._instead(report)
+        if report.kind == "answered":
+            self._service.answered(report)
+        else:
+            self._service.ended(report)
+        return _Next(None)
+
+    async def _instead(self, report: Report) -> _Next:
+        """What to do after an LLM has failed."""
+        callee = self._callees.get(report.llm)
+        if callee is not None:
+            callee.forget_signature()
+        error: EchoError
+        if report.reason == "timeout":
+            limit = self._settings.limits.request_timeout_s
+            error = UnavailableError(f"{report.llm}: no answer in {limit:g} s")
+        else:
+            error = remote_error(report.llm, report.reason, report.refused)
+        try:
+            plan = self._service.failed(report, error)
+        except EchoError as refusal:
+            return _refused(refusal)
+        return await self._call_of(plan)
+
+    async def _call_of(self, plan: Plan) -> _Next:
+        if plan.llm == STORED:
+            return _Next(plan, call=self._packer.nothing)
+        try:
+            callee = self._callees[plan.llm]
+            call = await callee.call(plan.prompt, plan.sampling, plan.stream)
+        except UnavailableError as error:
+            report = Report("failed", plan.request_id, plan.llm, _NOTHING, reason=str(error))
+            return await self._instead(report)
+        return _Next(plan, call.model, self._packer.pack(call, plan.sampling.max_tokens))
+
+    def _tensors(self, results: Sequence[_Next]) -> list[Any]:
+        plans = [result.plan for result in results]
+
+        def column(name: str, nothing: Any) -> list[Any]:
+            return [nothing if plan is None else getattr(plan, name) for plan in plans]
+
+        columns = {
+            "refusal": [result.refusal for result in results],
+            "request_id": column("request_id", ""),
+            "llm_model": [result.model for result in results],
+            "llm_call": [result.call for result in results],
+            "stored_answer": column("text", ""),
+            "chosen_llm": column("llm", ""),
+            "example_ids": padded(column("example_ids", ()), contracts.PAD_ID),
+            "predicted_quality": column("predicted_quality", 0.0),
+            "solicit_feedback": column("solicit_feedback", False),
+            "feedback_token": column("feedback_token", ""),
+            "degraded": column("degraded", ""),
+        }
+        return codec.tensors(contracts.PLAN, len(results), columns)
+
+    async def _forget_lost(self) -> None:
+        """Close plans whose reports the front door could not send."""
+        llms, limits = len(self._settings.llms), self._settings.limits
+        while True:
+            await asyncio.sleep(_FORGET_EVERY_S)
+            self._service.forget(llms * limits.request_timeout_s + _FORGET_EVERY_S)
 
     async def _show_state(self) -> None:
         """Export the load that the router sees, and which LLMs it may draw."""
@@ -122,7 +204,7 @@ class TritonPythonModel:
             for llm, bias in self._bias().items():
                 level("echolm_load_bias", bias, llm=llm, model=self._name)
                 level("echolm_load", loads[llm], llm=llm, model=self._name)
-                # This process only: the sum over the models is what the LLM has in flight.
+                # This process only: the sum over the routers is what the LLM has in flight.
                 in_flight = self._load.local.in_flight(llm)
                 level("echolm_in_flight", in_flight, llm=llm, model=self._name)
             level("echolm_load_table_degraded", bool(self._load.degraded), model=self._name)
@@ -138,23 +220,5 @@ class TritonPythonModel:
         self._metrics.flush()
 
 
-async def _all(work: list[Coroutine[Any, Any, Answer]]) -> list[Answer]:
-    """All answers; when one fails, nobody waits for the others, so they are cancelled."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        await cancel(tasks)
-        raise
-
-
-def output_tensors(answers: list[Answer], text_sent: bool) -> list[Any]:
-    """The outputs of one Triton response, one row per answer.
-
-    Args:
-        text_sent: the text has gone out in pieces; the last response repeats none of it.
-    """
-    columns = {f.name: [getattr(answer, f.name) for answer in answers] for f in fields(Answer)}
-    columns["text_output"] = ["" if text_sent else answer.text for answer in answers]
-    columns["example_ids"] = padded(columns["example_ids"], contracts.PAD_ID)
-    return codec.tensors(contracts.ECHOLM_OUTPUTS, len(answers), columns)
+def _refused(error: Exception) -> _Next:
+    return _Next(None, refusal=error_text(error)[1])

@@ -50,15 +50,31 @@ def read_rows(arrays: Mapping[str, NDArray[Any]], specs: Sequence[Tensor]) -> li
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def check_embeddings(rows: Sequence[Mapping[str, Any]], dimension: int) -> None:
-    """Raise InvalidRequestError if a row's ``embedding`` is not FP32 [dimension] and finite."""
-    for embedding in (row["embedding"] for row in rows):
-        if embedding.shape != (dimension,):
-            got = f"shape [{len(rows)}, {embedding.size}]"
-            raise InvalidRequestError.of("embedding", f"shape [n, {dimension}], as configured", got)
-        # All rows of a batch go to the store together, and it would refuse all for this one.
-        if not np.isfinite(embedding).all():
-            raise InvalidRequestError.of("embedding", "finite numbers", "NaN or infinity")
+def read_each(
+    arrays: Mapping[str, NDArray[Any]], specs: Sequence[Tensor]
+) -> list[dict[str, Any] | InvalidRequestError]:
+    """As :func:`read_rows`, of rows that several callers may have sent.
+
+    What is wrong with a row stands in its place. Which inputs there are is not checked.
+    """
+    given = [(spec, arrays[spec.name]) for spec in specs if spec.name in arrays]
+    rows: list[dict[str, Any] | InvalidRequestError] = []
+    for cells in zip(*(array for _, array in given), strict=True):
+        try:
+            rows.append({s.name: _cell(c, s) for (s, _), c in zip(given, cells, strict=True)})
+        except InvalidRequestError as error:
+            rows.append(error)
+    return rows
+
+
+def check_embedding(embedding: NDArray[np.float32], dimension: int) -> None:
+    """Raise InvalidRequestError if an ``embedding`` is not FP32 [dimension] and finite."""
+    if embedding.shape != (dimension,):
+        got = f"shape [n, {embedding.size}]"
+        raise InvalidRequestError.of("embedding", f"shape [n, {dimension}], as configured", got)
+    # All rows of a batch go to the store together, and it would refuse all for this one.
+    if not np.isfinite(embedding).all():
+        raise InvalidRequestError.of("embedding", "finite numbers", "NaN or infinity")
 
 
 def _cell(cell: NDArray[Any], spec: Tensor) -> Any:

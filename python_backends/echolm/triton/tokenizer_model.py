@@ -24,14 +24,16 @@ class TritonPythonModel(BatchedModel[str, _Tokens]):
     def initialize(self, args: dict[str, str]) -> None:
         settings = load_settings()
         embedding = settings.embedding
-        # The router refuses longer texts; what others send must not keep everybody waiting.
+        # The router refuses longer texts, and must not wait for their tokens.
         self._max_chars = settings.limits.max_input_chars
         self._multiple = embedding.pad_to_multiple_of
         self._tokenizer = TextTokenizer.load(embedding.model_dir)
 
     def read(self, request: Any) -> list[str]:
-        rows = codec.read_rows(request, contracts.TOKENIZER.inputs)
-        return [row["text_input"][: self._max_chars] for row in rows]
+        texts = codec.read(request, contracts.TOKENIZER.inputs[0].name)
+        assert texts is not None, "it is not optional"
+        # Texts of several callers come together, and the router refuses what is not UTF-8.
+        return [text.decode("utf-8", "replace")[: self._max_chars] for text in texts.reshape(-1)]
 
     def run(self, rows: Sequence[str]) -> list[_Tokens]:
         batch = self._tokenizer.encode(rows)

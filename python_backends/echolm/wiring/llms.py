@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from echolm.judges.base import Judge
 from echolm.judges.grader import GraderJudge, load_grader
@@ -16,8 +17,11 @@ from echolm.load.tracker import ServingLoad
 from echolm.primitives import Completion, OnText, Sampling
 from echolm.settings import Settings
 
+if TYPE_CHECKING:
+    from echolm.llm.triton_client import TritonLLMClient
 
-def build_llm_clients(settings: Settings) -> dict[str, LLMClient]:
+
+def build_llm_clients(settings: Settings) -> dict[str, TritonLLMClient]:
     """A client for each configured LLM, by its name."""
     from echolm.llm.contracts import CONTRACTS
     from echolm.llm.triton_client import Channels
@@ -29,6 +33,22 @@ def build_llm_clients(settings: Settings) -> dict[str, LLMClient]:
         )
         for llm in settings.llms
     }
+
+
+def build_callees(
+    settings: Settings, clients: Mapping[str, TritonLLMClient]
+) -> dict[str, TritonLLMClient]:
+    """What says how the front door calls each LLM, by its name.
+
+    Args:
+        clients: see :func:`build_llm_clients`; those of LLMs on another Triton are replaced.
+    """
+    from echolm.llm.llmapi import RemoteLLM
+    from echolm.llm.triton_client import Channels
+
+    here = Channels()
+    remote = [llm.name for llm in settings.llms if llm.url]
+    return {**clients, **{name: RemoteLLM(here, settings.grpc_url, name) for name in remote}}
 
 
 def build_endpoints(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,12 @@ from echolm.judges.service import JudgingMetrics, JudgingService
 from echolm.judges.similarity import TextEmbedder
 from echolm.judges.stored import ReuseMetrics, StoredComparisons
 from echolm.learning.learner import Learnable, Learner
+from echolm.llm.endpoint import LLMClient
 from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
 from echolm.load.tracker import ServingLoad
 from echolm.router.policy import Policy
-from echolm.router.ports import AnswerObserver, InteractionSink, Observers, Retriever, RouterMetrics
+from echolm.router.ports import AnswerObserver, InteractionSink, Observers, RouterMetrics
 from echolm.router.service import RouterService
 from echolm.router.stored import StoredAnswers
 from echolm.router.warm_up import WarmUp
@@ -77,8 +79,8 @@ class Router:
 def build_router(
     settings: Settings,
     *,
+    clients: Mapping[str, LLMClient],
     load: ServingLoad,
-    retriever: Retriever,
     embedder: TextEmbedder,
     sink: InteractionSink,
     metrics: RouterMetrics,
@@ -86,6 +88,9 @@ def build_router(
     reuse_metrics: ReuseMetrics,
 ) -> Router:
     """The router, with a judge (which gets the embedder) of answers if one is configured.
+
+    Args:
+        clients: the LLMs by name, by which judging asks them.
 
     Raises:
         ConfigurationError: the judge, the log or the signing key cannot be used as configured.
@@ -101,7 +106,7 @@ def build_router(
         judging_metrics.warm_up_given_up,
     )
     policy = Policy(featurizer, bandit, bias, np.random.default_rng(), warm_up)
-    endpoints = build_endpoints(settings)
+    endpoints = build_endpoints(settings, clients)
     usage = UsageRecorder(log, settings.relative_costs)
     observers: list[AnswerObserver] = [usage]
     judge = build_judge(settings, endpoints, embedder, load)
@@ -122,7 +127,6 @@ def build_router(
     service = RouterService(
         settings,
         endpoints,
-        retriever,
         policy,
         build_feedback_tokens(settings),
         sink,

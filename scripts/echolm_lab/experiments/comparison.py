@@ -35,11 +35,11 @@ from echolm_lab.tasks.past import WORKLOAD_SEED
 _CHOOSING = ("small_with_examples", "echolm")
 """Policies under which the server chooses examples."""
 _PATH = {
-    "retrieval_s": "echolm_retrieval_seconds_sum",
+    "selection_s": "echolm_selection_seconds_sum",
     "decision_s": "echolm_decision_seconds_sum",
     "request_s": "echolm_request_latency_seconds_sum",
 }
-"""Seconds spent on choosing their examples, on choosing an LLM, and in all, by metric."""
+"""Seconds until the LLM is called, of which some are the router's choice, and in all, by metric."""
 LOAD = 0.7
 """Share of what the large LLM alone can serve, under which latencies are measured."""
 

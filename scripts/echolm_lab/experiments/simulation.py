@@ -35,6 +35,7 @@ from echolm.router.warm_up import WarmUp
 from echolm.settings import EmbeddingSettings, Settings
 from echolm.store.base import Example, ExampleStore, Query, scope_key
 from echolm.testing.event_log import MemoryEventLog
+from echolm.testing.front_door import FrontDoor
 from echolm.testing.store import InMemoryStore
 from echolm.wiring.learning import build_feedback_tokens, build_learner
 from echolm.wiring.llms import build_endpoints, build_judge
@@ -165,7 +166,7 @@ class Record:
 
 @dataclass
 class _Retriever:
-    """What the retriever's process does for a request; a ``router.ports.Retriever``."""
+    """What the retriever's process does for a request; a ``testing.front_door.Retriever``."""
 
     simulation: Simulation
 
@@ -322,16 +323,16 @@ class Simulation:
             self.judging = JudgingService(settings, judge, endpoints, policy, load, *rest)
             observers.append(self.judging)
         tokens = build_feedback_tokens(settings)
-        self.service = RouterService(
+        service = RouterService(
             settings,
             endpoints,
-            _Retriever(self),
             policy,
             tokens,
             self.sink,
             load,
             observer=Observers(observers),
         )
+        self.front_door = FrontDoor(service, _Retriever(self))
         self._feedback = FeedbackService(tokens, self.log)
         bandit = BanditLearning(self.bandit, self.featurizer)
         self.learners = [
@@ -365,7 +366,7 @@ class Simulation:
         for item in items:
             self._elapsed_ms += self._step_ms
             request = Request(item.text, Sampling(max_tokens=128))
-            answer = await self.service.answer(request)
+            answer = await self.front_door.answer(request)
             served = self._last.take()
             await self._settle()
             right = self.truth.is_right(item.text, answer.text)
@@ -381,7 +382,10 @@ class Simulation:
 
     async def _settle(self) -> None:
         """Wait for what runs on after an answer."""
-        while tasks := [*self.service.background, *(self.judging.tasks if self.judging else ())]:
+        while tasks := [
+            *self.front_door.service.background,
+            *(self.judging.tasks if self.judging else ()),
+        ]:
             await asyncio.wait(tasks)
             await asyncio.sleep(0)
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import tritonclient.grpc.aio as grpc_aio
 from echolm import contracts
+from echolm.retrieval.packed import unpack
 
 from echolm_lab.policies.base import AnswerPolicy, Reply
+from echolm_lab.policies.static_router import embedding
 from echolm_lab.report.quality import win_rate
 from echolm_lab.tasks import WorkItem
 
@@ -24,15 +26,17 @@ class Neighbour:
 
 async def nearest(grpc: grpc_aio.InferenceServerClient, text: str) -> Neighbour:
     """The stored interaction most similar to a text, from the server's own retrieval."""
-    tensor = grpc_aio.InferInput("text_input", [1, 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[text.encode("utf-8")]], dtype=np.object_))
-    result = await grpc.infer(contracts.RETRIEVAL.name, [tensor])
-    similarities = result.as_numpy("example_similarities")[0]
-    if similarities.size == 0:
-        return Neighbour(-1.0, "")
-    best = int(np.argmax(similarities))
-    response = result.as_numpy("example_responses")[0][best].decode("utf-8")
-    return Neighbour(float(similarities[best]), response)
+    vector = await embedding(grpc, text)
+    inputs = [
+        grpc_aio.InferInput("text_input", [1, 1], "BYTES"),
+        grpc_aio.InferInput("embedding", [1, vector.size], "FP32"),
+    ]
+    inputs[0].set_data_from_numpy(np.array([[text.encode("utf-8")]], dtype=np.object_))
+    inputs[1].set_data_from_numpy(vector[None])
+    result = await grpc.infer(contracts.RETRIEVER.name, inputs)
+    examples = unpack(result.as_numpy(contracts.RETRIEVED.name).item()).examples
+    best = max(examples, key=lambda example: example.similarity, default=None)
+    return Neighbour(-1.0, "") if best is None else Neighbour(best.similarity, best.response)
 
 
 class SemanticCache:

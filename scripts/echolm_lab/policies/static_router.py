@@ -84,14 +84,10 @@ def calibrate(
 
 
 async def embedding(grpc: grpc_aio.InferenceServerClient, text: str) -> NDArray[np.float32]:
-    """A text's embedding FP32 [D] from the running server, without a search."""
-    inputs = [
-        grpc_aio.InferInput("text_input", [1, 1], "BYTES"),
-        grpc_aio.InferInput("search", [1, 1], "BOOL"),
-    ]
-    inputs[0].set_data_from_numpy(np.array([[text.encode("utf-8")]], dtype=np.object_))
-    inputs[1].set_data_from_numpy(np.array([[False]]))
-    result = await grpc.infer(contracts.RETRIEVAL.name, inputs)
+    """A text's embedding FP32 [D] from the running server."""
+    tensor = grpc_aio.InferInput("text_input", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[text.encode("utf-8")]], dtype=np.object_))
+    result = await grpc.infer(contracts.TEXT_EMBEDDING.name, [tensor])
     return np.array(result.as_numpy("embedding")[0], dtype=np.float32)
 
 

@@ -84,7 +84,7 @@ def checks(results: Results) -> list[Check]:
     steady: Results = next((row for n, row in path.items() if n.startswith("echolm at")), {})
     overhead = _NONE
     if echolm.get("request_s"):
-        overhead = (echolm["retrieval_s"] + echolm["decision_s"]) / echolm["request_s"]
+        overhead = echolm["selection_s"] / echolm["request_s"]
     return [
         Check("win rate against always_large", HOLDS_QUALITY, echolm.get("win_rate", _NONE)),
         Check("throughput over always_large", 5.9, _ratio(echolm, large, "throughput")),

@@ -24,6 +24,7 @@ from echolm.router.validation import build_request
 from echolm.router.warm_up import WarmUp
 from echolm.settings import LLMSettings, Settings
 from echolm.testing.event_log import MemoryEventLog
+from echolm.testing.front_door import FrontDoor
 from echolm.testing.llm import FakeLLM
 from echolm.wiring.llms import build_endpoints
 from echolm.wiring.routing import build_bandit
@@ -77,7 +78,6 @@ class Service:
         self.router = RouterService(
             settings,
             endpoints,
-            self,
             policy,
             FeedbackTokens("key", 60),
             self,
@@ -122,7 +122,8 @@ class Service:
         answered = []
         for number in range(requests):
             text = f"request {number}"
-            answer = await self.router.answer(build_request(self.settings, text=text))
+            request = build_request(self.settings, text=text)
+            answer = await FrontDoor(self.router, self).answer(request)
             while tasks := self.service.tasks | self.router.background:
                 await asyncio.gather(*tasks)
             self.learner.catch_up()

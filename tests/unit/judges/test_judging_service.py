@@ -26,6 +26,7 @@ from echolm.router.validation import build_request
 from echolm.router.warm_up import LEAST_CASES, GivenUp, WarmUp
 from echolm.settings import LLMSettings, Settings
 from echolm.testing.event_log import MemoryEventLog
+from echolm.testing.front_door import FrontDoor
 from echolm.testing.judge import FakeJudge
 from echolm.testing.llm import FakeLLM
 from echolm.wiring.llms import build_endpoints
@@ -108,16 +109,16 @@ class Setup:
             settings, self.judge, endpoints, policy, self.load, self.log, self.counts, self.warm_up
         )
         self.tokens, self.retriever = FeedbackTokens("key", 60), Retriever()
-        self.router = RouterService(
+        service = RouterService(
             settings=settings,
             endpoints=endpoints,
-            retriever=self.retriever,
             policy=policy,
             tokens=self.tokens,
             sink=Sink(),
             load=self.load,
             observer=self.judging,
         )
+        self.router = FrontDoor(service, self.retriever)
 
     def route_to(self, name: str) -> None:
         self.bandit._floor = 0.0

@@ -20,19 +20,17 @@ from echolm.load.bias import LoadBias
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import (
     Answer,
-    Completion,
     Interaction,
-    OnText,
     Request,
     Retrieved,
-    Sampling,
     Selected,
 )
 from echolm.router.policy import Policy
 from echolm.router.ports import Stage
 from echolm.router.service import RouterService
-from echolm.router.validation import build_request
+from echolm.router.validation import build_request, is_searched
 from echolm.settings import LLMSettings, Settings
+from echolm.testing.front_door import FrontDoor
 from echolm.testing.llm import FakeLLM, failing_llm
 from echolm.wiring.llms import build_endpoints
 from echolm.wiring.routing import build_bandit
@@ -100,13 +98,13 @@ class Setup:
         self.service = RouterService(
             settings=self.settings,
             endpoints=build_endpoints(self.settings, self.llms),
-            retriever=self.retriever,
             policy=self.policy,
             tokens=self.tokens,
             sink=self.sink,
             load=self.load,
             metrics=self.metrics,
         )
+        self.front_door = FrontDoor(self.service, self.retriever)
 
     @staticmethod
     def _reply(name: str) -> Any:
@@ -124,12 +122,12 @@ class Setup:
         self.bandit._floor = 0.0
 
     async def ask(self, text: str = "a request", **values: Any) -> Answer:
-        return await self.service.answer(build_request(self.settings, text=text, **values))
+        return await self.front_door.answer(build_request(self.settings, text=text, **values))
 
     async def stream(self, **values: Any) -> tuple[list[str], Answer]:
         pieces: list[str] = []
         request = build_request(self.settings, text="a request", **values)
-        answer = await self.service.answer(request, pieces.append)
+        answer = await self.front_door.answer(request, pieces.append)
         return pieces, answer
 
     async def submitted(self) -> list[Interaction]:
@@ -248,17 +246,8 @@ async def test_nobody_is_asked_about_an_llm_of_their_own_choice() -> None:
 # Degradation
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (UnavailableError("Milvus is away"), "retrieval unavailable"),
-        (RuntimeError("a defect"), "retrieval failed"),
-    ],
-)
-async def test_a_failing_retriever_costs_the_examples_only(
-    setup: Setup, error: Exception, reason: str
-) -> None:
-    setup.retriever.found = error
+async def test_a_failing_retriever_costs_the_examples_only(setup: Setup) -> None:
+    setup.retriever.found, reason = UnavailableError("Milvus is away"), "retrieval unavailable"
     answer = await setup.ask(llm="small_llm")
     assert answer.text == "answer of small_llm"
     assert answer.example_ids == ()
@@ -317,16 +306,11 @@ async def test_one_request_that_cannot_be_decided_leaves_the_others_their_router
 ) -> None:
     adopt_statistics(setup)
     setup.prefer("small_llm")
-    good, bad = EMBEDDING, EMBEDDING * np.float32("nan")
-
-    async def retrieve(request: Request) -> Retrieved:
-        await asyncio.sleep(0)  # all of them end in the same turn of the loop
-        return Retrieved(bad if request.text == "request 3" else good, ())
-
-    setup.retriever.retrieve = retrieve  # type: ignore[method-assign]
-    answers = await asyncio.gather(*(setup.ask(f"request {k}") for k in range(8)))
-    degraded = [k for k, answer in enumerate(answers) if answer.degraded]
-    assert degraded == [3]
+    requests = [build_request(setup.settings, text=f"request {k}") for k in range(8)]
+    bad = EMBEDDING * np.float32("nan")
+    found = [Retrieved(bad if k == 3 else EMBEDDING, ()) for k in range(8)]
+    plans = setup.service.plan(list(zip(requests, found, strict=True)))
+    assert [k for k, plan in enumerate(plans) if plan.degraded] == [3]
 
 
 @pytest.mark.parametrize(
@@ -335,7 +319,6 @@ async def test_one_request_that_cannot_be_decided_leaves_the_others_their_router
         (UnavailableError("down"), "unavailable"),
         (asyncio.TimeoutError(), "timeout"),
         (ContextLengthError("too long"), "refused"),
-        (RuntimeError("a defect"), "failed"),
     ],
 )
 async def test_the_other_llm_answers_for_one_that_is_down(
@@ -405,94 +388,10 @@ async def test_a_refusal_counts_more_than_an_outage(setup: Setup) -> None:
 # Streaming
 
 
-def streaming_every(interval_ms: float) -> Setup:
-    return Setup(Settings(limits={"stream_interval_ms": interval_ms}))
-
-
-class PausingLLM(FakeLLM):
-    """Streams its pieces up to the last, which comes when the test says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go_on = asyncio.Event()
-
-    async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
-    ) -> Completion:
-        assert on_text is not None
-        for piece in ("one", " two", " three"):
-            on_text(piece)
-        await self.go_on.wait()
-        on_text(" four")
-        return Completion("one two three four", "stop", 1, 4)
-
-
-def paused(setup: Setup) -> PausingLLM:
-    """The large LLM, replaced by one that pauses."""
-    llm = PausingLLM()
-    endpoint = setup.service.endpoints["large_llm"]
-    setup.service.endpoints = {"large_llm": replace(endpoint, client=llm)}
-    return llm
-
-
-async def test_a_stream_brings_the_text_in_pieces() -> None:
-    pieces, answer = await streaming_every(0).stream(llm="large_llm")
+async def test_a_stream_brings_the_text_in_pieces(setup: Setup) -> None:
+    pieces, answer = await setup.stream(llm="large_llm")
     assert pieces == ["answer", " of", " large_llm"]
     assert answer.text == "answer of large_llm"
-
-
-async def test_pieces_after_the_first_gather_and_the_end_does_not_wait() -> None:
-    pieces, answer = await streaming_every(1_000).stream(llm="large_llm")
-    assert pieces == ["answer", " of large_llm"]
-    assert answer.text == "answer of large_llm"
-
-
-async def test_gathered_pieces_go_out_while_the_llm_pauses() -> None:
-    setup = streaming_every(1)
-    llm, pieces, gathered = paused(setup), [], asyncio.Event()
-
-    def on_text(piece: str) -> None:
-        pieces.append(piece)
-        if len(pieces) == 2:
-            gathered.set()
-
-    request = build_request(setup.settings, text="a request", llm="large_llm")
-    task = asyncio.create_task(setup.service.answer(request, on_text))
-    await gathered.wait()
-    assert pieces == ["one", " two three"]
-    llm.go_on.set()
-    await task
-    assert pieces == ["one", " two three", " four"]
-
-
-async def test_a_cancelled_stream_sends_nothing_more() -> None:
-    setup = streaming_every(1_000)
-    paused(setup)
-    begun, pieces = asyncio.Event(), []
-
-    def on_text(piece: str) -> None:
-        pieces.append(piece)
-        begun.set()
-
-    request = build_request(setup.settings, text="a request", llm="large_llm")
-    task = asyncio.create_task(setup.service.answer(request, on_text))
-    await begun.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert pieces == ["one"]
-
-
-async def test_a_stream_that_breaks_brings_the_text_before() -> None:
-    setup = streaming_every(1_000)
-    setup.llms["small_llm"].error = UnavailableError("died")
-    setup.llms["small_llm"].reply = lambda prompt: "one two three four"
-    setup.llms["small_llm"].fail_after = 3
-    pieces: list[str] = []
-    request = build_request(setup.settings, text="a request", llm="small_llm")
-    with pytest.raises(UnavailableError, match="failed after part of the answer"):
-        await setup.service.answer(request, pieces.append)
-    assert pieces == ["one", " two three"]
 
 
 async def test_the_parts_of_a_requests_time_are_measured(setup: Setup) -> None:
@@ -502,20 +401,21 @@ async def test_the_parts_of_a_requests_time_are_measured(setup: Setup) -> None:
     setup.prefer("small_llm")
     await setup.stream()
     assert [(stage, llm) for stage, llm, _ in setup.metrics.stages] == [
-        ("retrieval", ""),
         ("decision", ""),
+        ("selection", ""),
         ("first_token", "large_llm"),
         ("generation", "large_llm"),
     ]
     seconds = {stage: seconds for stage, _, seconds in setup.metrics.stages}
     # The first piece is timed from the request on, the generation from its own beginning.
     assert seconds["first_token"] > seconds["generation"] > seconds["decision"] == 1.0
+    assert seconds["selection"] > seconds["decision"]
 
 
 async def test_no_first_token_is_measured_without_a_stream(setup: Setup) -> None:
     await setup.ask()
     assert {stage for stage, _, _ in setup.metrics.stages} == {
-        "retrieval",
+        "selection",
         "decision",
         "generation",
     }
@@ -527,7 +427,7 @@ async def test_a_stream_that_breaks_is_an_error_and_no_second_answer(setup: Setu
     pieces: list[str] = []
     request = build_request(setup.settings, text="a request", llm="small_llm")
     with pytest.raises(UnavailableError, match="small_llm failed after part of the answer"):
-        await setup.service.answer(request, pieces.append)
+        await setup.front_door.answer(request, pieces.append)
     assert pieces == ["answer", " of"]
     assert setup.llms["large_llm"].prompts == []
     assert setup.metrics.log[-1] == ("failed", "stream_broken")
@@ -620,20 +520,21 @@ async def test_no_store_means_nothing_is_submitted(setup: Setup, control: str, s
 
 
 @pytest.mark.parametrize(
-    ("values", "asked"),
+    ("values", "searched"),
     [
-        ({"llm": "large_llm", "cache_control": "no-store"}, 0),
-        ({"llm": "large_llm"}, 1),
-        ({"llm": "small_llm", "cache_control": "no-examples"}, 0),
-        ({"llm": "small_llm"}, 1),
-        ({}, 1),
+        ({"llm": "large_llm", "cache_control": "no-store"}, False),
+        ({"llm": "large_llm"}, True),
+        ({"llm": "small_llm", "cache_control": "no-examples"}, False),
+        ({"llm": "small_llm"}, True),
+        ({"cache_control": "no-examples"}, False),
+        ({}, True),
     ],
 )
-async def test_nothing_is_retrieved_that_would_not_be_used(
-    setup: Setup, values: dict[str, str], asked: int
+def test_nothing_is_searched_that_would_not_be_used(
+    setup: Setup, values: dict[str, str], searched: bool
 ) -> None:
-    await setup.ask(**values)
-    assert len(setup.retriever.asked) == asked
+    request = build_request(setup.settings, text="a request", **values)
+    assert is_searched(setup.settings, request) is searched
 
 
 async def test_an_interaction_of_a_source_llm_is_submitted_as_it_was(setup: Setup) -> None:

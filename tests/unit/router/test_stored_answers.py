@@ -39,6 +39,7 @@ from echolm.router.stored import StoredAnswers, answer_key_of
 from echolm.router.validation import build_request
 from echolm.settings import Settings
 from echolm.store.base import answer_key
+from echolm.testing.front_door import FrontDoor
 from echolm.testing.llm import FakeLLM, failing_llm
 from echolm.wiring.llms import build_endpoints
 from echolm.wiring.routing import build_bandit
@@ -107,7 +108,6 @@ class Setup:
         self.service = RouterService(
             self.settings,
             build_endpoints(self.settings, self.llms),
-            self.retriever,
             Policy(featurizer, bandit, bias, np.random.default_rng(1)),
             self.tokens,
             self.sink,
@@ -116,13 +116,14 @@ class Setup:
             self.seen,
             stored=StoredAnswers(self.model, self.draws),  # type: ignore[arg-type]
         )
+        self.front_door = FrontDoor(self.service, self.retriever)
 
     @staticmethod
     def _reply(name: str) -> Any:
         return lambda prompt: f"answer of {name}"
 
     async def ask(self, text: str = "a request", **values: Any) -> Answer:
-        return await self.service.answer(build_request(self.settings, text=text, **values))
+        return await self.front_door.answer(build_request(self.settings, text=text, **values))
 
     @property
     def prompts(self) -> int:
@@ -154,7 +155,7 @@ async def test_a_stored_answer_is_given_and_says_so(setup: Setup) -> None:
 async def test_it_streams_as_one_piece(setup: Setup) -> None:
     pieces: list[str] = []
     request = build_request(setup.settings, text="a request", stream=True)
-    answer = await setup.service.answer(request, pieces.append)
+    answer = await setup.front_door.answer(request, pieces.append)
     assert pieces == [answer.text] == ["stored answer"]
 
 

@@ -11,9 +11,10 @@ from echolm.contracts import Tensor
 from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.triton.rows import (
     answer_together,
-    check_embeddings,
+    check_embedding,
     error_text,
     padded,
+    read_each,
     read_rows,
     to_array,
 )
@@ -146,14 +147,22 @@ def test_a_failure_of_the_shared_call_is_every_requests_error(
 @pytest.mark.parametrize(
     ("embedding", "message"),
     [
-        (np.ones((1, 3), np.float32), r"^embedding: expected shape \[n, 2\].*got shape \[1, 3\]"),
+        (np.ones((1, 3), np.float32), r"^embedding: expected shape \[n, 2\].*got shape \[n, 3\]"),
         (np.array([[1, np.nan]], np.float32), "^embedding: expected finite numbers"),
     ],
 )
 def test_an_embedding_that_the_store_would_refuse_is_refused(embedding: Any, message: str) -> None:
-    rows = read_rows({"embedding": embedding}, (Tensor("embedding", "FP32", (-1,)),))
+    [row] = read_rows({"embedding": embedding}, (Tensor("embedding", "FP32", (-1,)),))
     with pytest.raises(InvalidRequestError, match=message):
-        check_embeddings(rows, 2)
+        check_embedding(row["embedding"], 2)
+
+
+def test_what_is_wrong_with_one_callers_row_stands_in_its_place() -> None:
+    arrays = {"text": texts(b"a", b"\xff", b"c"), "count": np.array([[1], [2], [3]], np.int32)}
+    first, bad, last = read_each(arrays, SPECS)
+    assert (first, last) == ({"text": "a", "count": 1}, {"text": "c", "count": 3})
+    assert isinstance(bad, InvalidRequestError)
+    assert str(bad).startswith("text: expected UTF-8 text, got byte 0xff")
 
 
 def test_rows_of_different_lengths_become_one_array() -> None:

@@ -27,7 +27,7 @@ def policy(throughput: float, p50_s: float, p99_s: float, win_rate: float = 0.5)
         "throughput": throughput,
         "p50_s": p50_s,
         "p99_s": p99_s,
-        "retrieval_s": 0.004,
+        "selection_s": 0.004,
         "decision_s": 0.001,
         "request_s": 1.0,
     }

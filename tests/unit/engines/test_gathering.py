@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from echolm.gathering import Gatherer
+from echolm.engines.gathering import Gatherer
 
 
 class World:

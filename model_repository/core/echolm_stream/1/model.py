@@ -1,1 +1,0 @@
-from echolm.triton.router_model import TritonPythonModel  # noqa: F401
