@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import struct
 import urllib.error
 import urllib.request
 import uuid
@@ -274,38 +275,30 @@ def test_bad_requests_do_not_disturb_the_good_ones_beside_them(
     assert all("INVALID_ARGUMENT" in got for got in results[1::2])
 
 
-@pytest.mark.parametrize("model", ["retrieval", "retriever"])
-def test_one_bad_text_in_a_dynamic_batch_fails_alone(
-    server: Endpoints, grpc: Caller, model: str
-) -> None:
-    dimension = np.zeros((1, 384), dtype=np.float32)
-    dimension[0, 0] = 1
+def test_a_bad_row_of_a_selection_is_refused_alone(server: Endpoints) -> None:
+    """Rows of several callers are selected for together."""
+    client = Caller(server).client
+    texts = np.array([[b"hello"], [b"\xff"], [b" "], [b"hello again"]], dtype=np.object_)
+    tenants = np.array([[b"t"], [b"t"], [b"t"], [b"\xff"]], dtype=np.object_)
+    made = [raw("text_input", texts, "BYTES"), raw("tenant", tenants, "BYTES")]
+    plans = client.infer("selection", made)
+    first, *others = [refused.decode() for refused in plans.as_numpy("refusal").reshape(-1)]
+    assert first == ""
+    expected = ("text_input: expected UTF-8", "text_input: expected text that", "tenant: expected")
+    for refused, start in zip(others, expected, strict=True):
+        assert refused.startswith(f"[invalid_request] {start}")
+    # A plan counts as load until what came of it is reported.
+    id = plans.as_numpy("request_id")[0, 0]
+    report = b"\x02" + struct.pack("<I", len(id)) + id + bytes(4 * 3 + 4 * 2 + 8 * 4 + 1)
+    report += struct.pack("<I", 4) + b"late"
+    client.infer("router", [raw("report", np.array([[report]], dtype=np.object_), "BYTES")])
 
-    def call(good: bool) -> Any:
-        made = [
-            raw(
-                "text_input",
-                HELLO if good or model != "retrieval" else np.array([[b"\xff"]], dtype=np.object_),
-                "BYTES",
-            )
-        ]
-        if model == "retriever":
-            made.append(raw("embedding", dimension, "FP32"))
-            tenant = np.array([[b"t" if good else b"\xff"]], dtype=np.object_)
-            made.append(raw("tenant", tenant, "BYTES"))
-        return Caller(server).client.infer(model, made)
 
-    def attempt(n: int) -> str:
-        try:
-            call(n % 2 == 0)
-        except InferenceServerException as error:
-            return str(error.message())
-        return ""
-
-    with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(attempt, range(48)))
-    assert not any(results[0::2])
-    assert all("expected" in message for message in results[1::2])
+@pytest.mark.parametrize("report", [b"", b"\x02", b"\x09" + bytes(80)])
+def test_bytes_that_are_no_report_are_refused(server: Endpoints, report: bytes) -> None:
+    made = [raw("report", np.array([[report]], dtype=np.object_), "BYTES")]
+    with pytest.raises(InferenceServerException, match="report: expected what a front door"):
+        Caller(server).client.infer("router", made)
 
 
 def test_markers_in_a_text_forge_nothing(grpc: Caller) -> None:

@@ -95,7 +95,7 @@ def test_answers_are_judged_and_the_router_learns(judged: tuple[Endpoints, Setti
     )
     assert eventually(
         lambda: (
-            samples(endpoints, "echolm_learning_events_total", result="applied", model="echolm")
+            samples(endpoints, "echolm_learning_events_total", result="applied", model="router")
             >= len(events)
         )
     )
@@ -161,7 +161,7 @@ def test_a_new_pair_is_learnt_without_ratings(answer: str, tmp_path: Path) -> No
         caller, numbers = Caller(endpoints), itertools.count()
 
         def held(cell: str) -> float:
-            labels = {"llm": "small_llm", "examples": cell, "model": "echolm"}
+            labels = {"llm": "small_llm", "examples": cell, "model": "router"}
             return samples(endpoints, "echolm_warm_up", **labels)
 
         def ask() -> str:

@@ -17,6 +17,8 @@ from echolm.learning.request_statistics import (
     RequestStatistics,
 )
 from echolm.learning.sqlite_log import SQLiteEventLog
+from echolm.primitives import Retrieved
+from echolm.retrieval.packed import unpack
 from echolm.retrieval.record import SelectionRecord
 from echolm.serving import Endpoints
 from echolm.settings import Settings
@@ -29,23 +31,32 @@ ITEM = Workload(seed=0).stream(1, seed=77)[0]
 NO_STORE = {"cache_control": "no-store"}
 
 
-def retrieve(server: Endpoints, request: str, tenant: str) -> dict[str, Any]:
+def text_tensor(name: str, value: str) -> Any:
+    tensor = grpcclient.InferInput(name, [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
+    return tensor
+
+
+def retrieve(server: Endpoints, request: str, tenant: str) -> Retrieved:
     """What the retriever chooses for a request."""
-    tensors = []
-    for name, value in (("text_input", request), ("tenant", tenant)):
-        tensor = grpcclient.InferInput(name, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[value]], dtype=np.object_))
-        tensors.append(tensor)
-    found = grpcclient.InferenceServerClient(server.grpc_url).infer("retrieval", tensors)
-    return {t.name: found.as_numpy(t.name)[0] for t in contracts.RETRIEVED}
+    client, asked = (
+        grpcclient.InferenceServerClient(server.grpc_url),
+        text_tensor("text_input", request),
+    )
+    embedding = client.infer(contracts.TEXT_EMBEDDING.name, [asked]).as_numpy("embedding")
+    vector = grpcclient.InferInput("embedding", list(embedding.shape), "FP32")
+    vector.set_data_from_numpy(embedding)
+    tensors = [asked, vector, text_tensor("tenant", tenant)]
+    found = client.infer(contracts.RETRIEVER.name, tensors).as_numpy(contracts.RETRIEVED.name)
+    return unpack(found.item())
 
 
 def utility(server: Endpoints, tenant: str) -> float:
     """The utility of ITEM's own interaction for ITEM."""
     for _ in range(20):  # now and then a threshold is tried that drops it
-        found = retrieve(server, ITEM.text, tenant)["example_utilities"]
-        if len(found):
-            return float(found[0])
+        found = retrieve(server, ITEM.text, tenant).examples
+        if found:
+            return found[0].utility
     raise AssertionError("the example is not used any more")
 
 
@@ -55,17 +66,17 @@ def taught(server: Endpoints) -> str:
     tenant = f"test-{uuid.uuid4().hex}"
     answer = Caller(server).ask(ITEM.text, tenant=tenant, llm="large_llm", max_tokens=400)
     assert text(answer, "finish_reason") == "stop", "else the answer is not admitted"
-    assert eventually(lambda: len(retrieve(server, ITEM.text, tenant)["example_ids"]))
+    assert eventually(lambda: retrieve(server, ITEM.text, tenant).examples)
     return tenant
 
 
 def test_the_retriever_says_what_it_chose_and_how(server: Endpoints, taught: str) -> None:
     found = retrieve(server, ITEM.text, taught)
-    record = SelectionRecord.load(found["selection_record"][0].decode())
-    assert list(record.ids) == found["example_ids"].tolist()
+    record = SelectionRecord.load(found.selection)
+    assert list(record.ids) == [example.id for example in found.examples]
     assert record.draw is not None
     assert 0 < record.draw.probability <= 1
-    assert retrieve(server, ITEM.text, f"{taught}x")["selection_record"].tolist() == [b""]
+    assert retrieve(server, ITEM.text, f"{taught}x").selection == ""
 
 
 def test_a_rating_brings_the_selection_into_the_log(

@@ -1,4 +1,4 @@
-"""The routers ``echolm`` and ``echolm_stream`` are two processes and see each other's load."""
+"""The models ``echolm`` and ``echolm_stream`` count as one load of the LLMs behind them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from triton_calls import eventually, inputs, samples, streams
 pytestmark = pytest.mark.timeout(240)
 
 
-def test_a_router_sees_what_the_other_one_has_in_flight(server: Endpoints) -> None:
-    def seen(model: str) -> float:
-        return samples(server, "echolm_load", llm="large_llm", model=model)
+def test_streams_count_in_the_load_by_which_unary_requests_are_routed(server: Endpoints) -> None:
+    def load() -> float:
+        return samples(server, "echolm_load", llm="large_llm", model="router")
 
-    def own(model: str) -> float:
-        return samples(server, "echolm_in_flight", llm="large_llm", model=model)
+    def in_flight() -> float:
+        return samples(server, "echolm_in_flight", llm="large_llm", model="router")
 
     assert samples(server, "echolm_load_table_degraded") == 0
     with streams(server) as (client, _):
@@ -30,7 +30,6 @@ def test_a_router_sees_what_the_other_one_has_in_flight(server: Endpoints) -> No
             client.async_stream_infer("echolm_stream", inputs(grpcclient, [row]))
         # Two thirds of its capacity; the average takes a few seconds to get near, and a fast
         # machine may end some before.
-        assert eventually(lambda: seen("echolm") > 0.2)
-        assert own("echolm") == 0
-    assert eventually(lambda: seen("echolm") < 0.05)
-    assert eventually(lambda: own("echolm_stream") == 0)
+        assert eventually(lambda: load() > 0.2)
+    assert eventually(lambda: load() < 0.05)
+    assert eventually(lambda: in_flight() == 0)

@@ -39,7 +39,7 @@ def add_subcommand(subparsers: Subparsers) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="router and retriever processes (default: 1); about one for every four cores",
+        help="retriever processes (default: 1); about one for every four cores",
     )
     parser.add_argument(
         "--repository-root",

@@ -43,8 +43,6 @@ DEFAULT_CONTEXT = 8_192
 _ROLES = ("small", "large")
 _SHARE_ALONE, _SHARES = 0.9, {"small": 0.3, "large": 0.6}
 """Shares of a GPU's memory: of an LLM that has it for itself, and of two on the same."""
-_SCALED = ("echolm", "echolm_stream", "retriever")
-"""Models of one python process each, which is one core at most."""
 _PAD = 32
 """Tokens to a multiple of which texts are padded for the ONNX Runtime backend, which batches only
 what has the same length."""
@@ -105,7 +103,7 @@ class BuildOptions:
         llms: by role, ``small`` and ``large``.
         embedder: form of the embedding model, where a python model runs it; None: ``cuda`` where
             ONNX Runtime has it.
-        processes: of the router (for each of its two models) and of the retriever.
+        processes: of the retriever, each of which is one core at most.
         force: whether an earlier build in ``output`` may be replaced.
     """
 
@@ -168,8 +166,7 @@ def build(options: BuildOptions, say: Progress) -> Path:
 
     output.mkdir(parents=True, exist_ok=True)
     _copy(root / "core", output / "core")
-    for name in _SCALED:
-        _set_processes(output / "core" / name, options.processes)
+    _set_processes(output / "core" / "retriever", options.processes)
     _copy(root / options.profile, output / options.profile)
     for llm in llms:
         model = output / options.profile / f"{llm.role}_llm"

@@ -27,6 +27,7 @@ GLIBC = (2, 35)
 PYTHONS = ((3, 10), (3, 11), (3, 12))
 MACHINE = "x86_64"
 _SHM_SPARE = 8 << 20
+FRONT_DOOR_BACKEND = "echolm"
 
 
 def check_machine(system: str | None = None, machine: str | None = None) -> None:
@@ -261,7 +262,14 @@ def check_backends(models: Mapping[str, Path], backends: Path) -> None:
     """Triton has the backends of all models."""
     for name, directory in models.items():
         backend = model_config.read(directory).backend
-        if backend and not (backends / backend).is_dir():
+        # Triton looks for a backend's library in the model's directory first.
+        own = directory / f"libtriton_{backend}.so"
+        if backend == FRONT_DOOR_BACKEND and not own.is_file():
+            raise ConfigurationError(
+                f"model {name}: expected the front door's library {own}, got none; build it: "
+                "`make install` in the checkout, or `python -m echolm.front_door.build`"
+            )
+        if backend and not own.is_file() and not (backends / backend).is_dir():
             raise ConfigurationError(
                 f"model {name}: expected Triton's backend {backend} in {backends}, got none; "
                 "take a Triton that has it (NVIDIA's image nvcr.io/nvidia/tritonserver:<release>"

@@ -47,11 +47,6 @@ class Runtime:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def in_flight(self) -> int:
-        """Requests whose responder is open, and the loop's own background tasks."""
-        return len(self._tasks)
-
     def spawn(self, work: Coroutine[Any, Any, None], responder: Responder | None = None) -> None:
         """Run a coroutine on the loop; it is cancelled when the responder's client goes away."""
         self.loop.call_soon_threadsafe(self._start, work, responder)

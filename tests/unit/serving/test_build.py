@@ -129,7 +129,7 @@ def test_what_is_written_is_what_serve_takes(
     assert "How good the LLMs are is learnt" in (output / "echolm.toml").read_text()
 
 
-def test_router_and_retriever_get_as_many_processes_as_are_asked_for(build: Any) -> None:
+def test_the_retriever_gets_as_many_processes_as_are_asked_for(build: Any) -> None:
     _, _, output = build("--processes=3")
 
     def instances(model: str) -> int:
@@ -137,8 +137,9 @@ def test_router_and_retriever_get_as_many_processes_as_are_asked_for(build: Any)
         config = text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
         return int(config.instance_group[0].count)
 
-    assert [instances(name) for name in ("echolm", "echolm_stream", "retriever")] == [3, 3, 3]
+    assert instances("retriever") == 3
     assert instances("example_manager") == 1  # it alone writes
+    assert instances("router") == 1  # plans and their reports meet in it
 
 
 def test_tritons_backend_gets_the_embedder_and_texts_of_equal_length(
