@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
+# Written with a second copy, echolm_stream's.
+FRONT_DOOR := model_repository/core/echolm/libtriton_echolm.so
+
 .PHONY: help install demo serve test unit check format clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed  ## Make .venv with the locked dependencies and this package
+install: $(VENV)/.installed $(FRONT_DOOR)  ## Make .venv with the locked dependencies and this package
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"EchoLM needs Python 3.10, 3.11 or 3.12, got {v[0]}.{v[1]}; choose one with make PYTHON=python3.11")'
@@ -18,6 +21,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+
+$(FRONT_DOOR): $(VENV)/.installed $(wildcard python_backends/echolm/front_door/*.*)
+	$(BIN)/python -m echolm.front_door.build
 
 demo: install  ## Serve, send live requests, compare EchoLM with the alternatives
 	$(BIN)/python scripts/demo.py
@@ -41,4 +47,4 @@ format: install  ## Format the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove what was built
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) model_repository/core/*/libtriton_echolm.so

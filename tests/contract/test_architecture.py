@@ -20,7 +20,7 @@ LAYERS = (
     {"echolm", "errors", "clock", "contracts", "sqlite", "words"},
     {"primitives", "telemetry"},
     {"settings"},
-    {"embedding", "engines", "learning", "llm", "load", "store"},
+    {"embedding", "engines", "front_door", "learning", "llm", "load", "store"},
     {"retrieval"},
     {"bandit"},
     {"judges", "router"},

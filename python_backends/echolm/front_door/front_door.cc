@@ -1,0 +1,1075 @@
+// The models `echolm` and `echolm_stream`: from a client's request to its answer.
+//
+// A request is selected for (model `selection`, or `router` alone), then an LLM is called, another
+// one if it fails, and afterwards `router` is told how it ended. All models run in the same server
+// and are called in process. Nothing here waits: each step ends in a callback on one of Triton's
+// threads, and one thread of our own sees to deadlines, gathered pieces and clients that went away.
+//
+// Locks: a Call's comes before the Door's; none is held while a request is sent to another model.
+
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "answer_text.h"
+#include "in_process.h"
+#include "packed.h"
+#include "triton_api.h"
+
+namespace echolm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using TimePoint = Clock::time_point;
+using std::chrono::milliseconds;
+
+constexpr int64_t kMaxRows = 64;         // of a request to `selection` or `router`
+constexpr size_t kMaxReports = 10'000;   // that wait for `router`
+constexpr int64_t kPadId = -1;           // in example_ids, where rows differ in length
+constexpr milliseconds kPollEvery{50};   // whether clients have gone, deadlines have passed
+constexpr milliseconds kUnloadWait{5'000};
+constexpr std::array<const char*, 10> kOutputs = {
+    "text_output",    "llm",      "example_ids",   "predicted_quality", "solicit_feedback",
+    "feedback_token", "degraded", "finish_reason", "num_input_tokens",  "num_output_tokens"};
+
+enum class Kind : uint8_t { kAnswered = 0, kFailed = 1, kEnded = 2 };  // of a report
+
+double seconds(TimePoint from, TimePoint to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+uint64_t nanoseconds(TimePoint time) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
+}
+
+struct Input {
+  std::string name;
+  TRITONSERVER_DataType datatype;
+  std::vector<int64_t> shape;  // the first is the number of rows
+  std::string data;
+};
+using Inputs = std::vector<Input>;
+
+/// What became of one row of a client's request so far.
+struct Row {
+  std::string request_id, llm, feedback_token, degraded;
+  std::vector<int64_t> example_ids;
+  float predicted_quality = 0;
+  bool solicit_feedback = false;
+  bool refused = false;  // by `router`, which needs no report then
+
+  std::shared_ptr<const LLMCall> llm_call;
+  std::string llm_model;
+  std::shared_ptr<InProcessRequest> generation;  // responses of any other one are late
+  TimePoint llm_started, deadline;
+  int attempts = 0;
+  AnswerText reader;
+  bool begun = false;  // whether any response held text, be it empty
+  bool done = false;
+
+  std::string text, finish_reason;
+  int32_t num_input_tokens = -1, num_output_tokens = -1;
+  double selection_s = 0, generation_s = 0, first_token_s = -1;
+};
+
+/// One request of a client. Everything but what is const is guarded by `mutex`.
+struct Call {
+  std::mutex mutex;
+  TRITONBACKEND_ModelInstance* instance = nullptr;
+  TRITONBACKEND_Request* request = nullptr;
+  TRITONBACKEND_ResponseFactory* factory = nullptr;
+  TimePoint started = Clock::now();
+  uint32_t wanted_outputs = 0;  // a bit for each of kOutputs
+  bool streaming = false;
+  std::shared_ptr<const Inputs> inputs;
+  std::string merge_key;  // requests with the same one can be one request to `selection`
+  std::vector<Row> rows;
+  std::atomic<bool> closed{false};  // the final response is out
+
+  bool sent = false;     // whether any piece was taken for the client
+  std::string gathered;  // pieces that wait for the end of the interval
+  TimePoint interval_over;
+  bool flush_scheduled = false;
+};
+using CallPtr = std::shared_ptr<Call>;
+
+/// Rows of a call about which `selection` or `router` is asked.
+struct Target {
+  CallPtr call;
+  size_t first, count;
+};
+
+/// Requests to one model, of which few run at a time, so that those that wait go together.
+struct Lane {
+  const char* model;
+  int running = 0;
+  std::deque<CallPtr> waiting;
+};
+
+/// One request to `selection` or `router` for plans.
+struct Planning {
+  enum class Stage { kSelection, kRouter, kFailedLLM };
+  std::vector<Target> targets;
+  Stage stage;
+  Lane* lane;  // in which it has a place
+  TimePoint deadline;
+  std::atomic<bool> over{false};  // answered, failed or timed out
+
+  size_t rows() const {
+    size_t sum = 0;
+    for (const auto& target : targets) sum += target.count;
+    return sum;
+  }
+};
+using PlanningPtr = std::shared_ptr<Planning>;
+
+/// The outputs of `selection` or `router`, by row.
+class Plans {
+ public:
+  /// Throws Failure if an output is missing or has not one element a row.
+  Plans(const Response& response, size_t rows) : outputs_(response.outputs()), rows_(rows) {
+    for (size_t i = 0; i < kTexts.size(); ++i)
+      texts_[i] = elements(kTexts[i], find(kTexts[i], TRITONSERVER_TYPE_BYTES).data, rows);
+    ids_ = fixed("example_ids", TRITONSERVER_TYPE_INT64, 0);
+    quality_ = fixed("predicted_quality", TRITONSERVER_TYPE_FP32, sizeof(float));
+    solicit_ = fixed("solicit_feedback", TRITONSERVER_TYPE_BOOL, sizeof(bool));
+  }
+
+  std::string_view refusal(size_t row) const { return texts_[0][row]; }
+  std::string_view stored_answer(size_t row) const { return texts_[3][row]; }
+
+  /// Throws Failure if the packed LLM call is malformed; the request id is taken even so.
+  void read(size_t row, Row* to) const {
+    to->request_id = texts_[1][row];
+    to->refused = !refusal(row).empty();
+    to->llm_model = texts_[2][row];
+    to->llm = texts_[5][row];
+    to->feedback_token = texts_[6][row];
+    to->degraded = texts_[7][row];
+    to->example_ids.resize(ids_.size() / rows_ / sizeof(int64_t));
+    const size_t bytes = to->example_ids.size() * sizeof(int64_t);
+    if (bytes > 0) memcpy(to->example_ids.data(), ids_.data() + row * bytes, bytes);
+    while (!to->example_ids.empty() && to->example_ids.back() == kPadId) to->example_ids.pop_back();
+    memcpy(&to->predicted_quality, quality_.data() + row * sizeof(float), sizeof(float));
+    to->solicit_feedback = solicit_[row] != 0;
+    if (!to->refused && !to->llm_model.empty())
+      to->llm_call = std::make_shared<const LLMCall>(texts_[4][row]);
+  }
+
+ private:
+  static constexpr std::array<const char*, 8> kTexts = {
+      "refusal",  "request_id", "llm_model",      "stored_answer",
+      "llm_call", "chosen_llm", "feedback_token", "degraded"};
+
+  const Output& find(const char* name, TRITONSERVER_DataType datatype) const {
+    for (const auto& output : outputs_)
+      if (output.name == name && output.datatype == datatype) return output;
+    throw malformed(std::string("plan: expected an output ") + name + ", got none of its type");
+  }
+  std::string_view fixed(const char* name, TRITONSERVER_DataType datatype, size_t size) const {
+    const auto data = find(name, datatype).data;
+    if (size == 0 ? data.size() % (rows_ * sizeof(int64_t)) != 0 : data.size() != rows_ * size)
+      throw malformed(std::string(name) + ": expected " + std::to_string(rows_) +
+                      " rows, got " + std::to_string(data.size()) + " bytes");
+    return data;
+  }
+
+  std::vector<Output> outputs_;
+  size_t rows_;
+  std::array<std::vector<std::string_view>, kTexts.size()> texts_;
+  std::string_view ids_, quality_, solicit_;
+};
+
+/// A response to a client while it is put together; sent or deleted.
+class ClientResponse {
+ public:
+  explicit ClientResponse(const Call& call) : wanted_(call.wanted_outputs) {
+    check(TRITONBACKEND_ResponseNewFromFactory(&response_, call.factory));
+  }
+
+  template <typename T>
+  void fixed(size_t output, TRITONSERVER_DataType datatype, const std::vector<T>& values,
+             int64_t rows) {
+    const size_t size = values.size() * sizeof(T);
+    const int64_t columns = static_cast<int64_t>(values.size()) / rows;
+    if (char* to = buffer(output, datatype, {rows, columns}, size); to != nullptr && size > 0)
+      memcpy(to, values.data(), size);
+  }
+  void texts(size_t output, const std::vector<std::string_view>& values) {
+    size_t size = 0;
+    for (auto value : values) size += sizeof(uint32_t) + value.size();
+    const auto rows = static_cast<int64_t>(values.size());
+    char* to = buffer(output, TRITONSERVER_TYPE_BYTES, {rows, 1}, size);
+    if (to == nullptr) return;
+    for (auto value : values) {
+      const auto length = static_cast<uint32_t>(value.size());
+      memcpy(to, &length, sizeof(length));
+      memcpy(to + sizeof(length), value.data(), value.size());
+      to += sizeof(length) + value.size();
+    }
+  }
+  void send(uint32_t flags, const Failure* failure = nullptr) {
+    auto* error = failure == nullptr ? nullptr : TRITONSERVER_ErrorNew(failure->code, failure->what());
+    log_failed(TRITONBACKEND_ResponseSend(response_, flags, error));
+    if (error != nullptr) TRITONSERVER_ErrorDelete(error);
+  }
+
+ private:
+  /// Memory for an output; null if the client does not want it.
+  char* buffer(size_t output, TRITONSERVER_DataType datatype, std::array<int64_t, 2> shape,
+               size_t size) {
+    if ((wanted_ >> output & 1) == 0) return nullptr;
+    TRITONBACKEND_Output* tensor;
+    void* data = nullptr;
+    auto memory = TRITONSERVER_MEMORY_CPU;
+    int64_t memory_id = 0;
+    check(TRITONBACKEND_ResponseOutput(response_, &tensor, kOutputs[output], datatype,
+                                       shape.data(), shape.size()));
+    check(TRITONBACKEND_OutputBuffer(tensor, &data, size, &memory, &memory_id));
+    if (memory > 1) throw malformed("output: expected memory of the CPU");
+    return static_cast<char*>(data);
+  }
+
+  TRITONBACKEND_Response* response_ = nullptr;
+  uint32_t wanted_;
+};
+
+/// Code and text of an error that `router` gives to a client.
+Failure refusal(std::string_view text) {
+  const auto begins = [&](std::string_view code) { return text.substr(0, code.size()) == code; };
+  auto status = TRITONSERVER_ERROR_INTERNAL;
+  if (begins("[invalid_request]") || begins("[context_length]"))
+    status = TRITONSERVER_ERROR_INVALID_ARG;
+  else if (begins("[unavailable]"))
+    status = TRITONSERVER_ERROR_UNAVAILABLE;
+  else if (begins("[cancelled]"))
+    status = TRITONSERVER_ERROR_CANCELLED;
+  return Failure(status, std::string(text));
+}
+
+/// One loaded model. Outlives what it has asked other models for.
+class Door : public std::enable_shared_from_this<Door> {
+ public:
+  Door(TRITONSERVER_Server* server, std::string name, bool decoupled)
+      : server_(std::make_shared<Server>(server)), name_(std::move(name)), decoupled_(decoupled) {}
+
+  void start() {
+    timer_ = std::thread([this] { run_timer(); });
+  }
+
+  /// Ends the thread and waits, for a while, for other models' answers.
+  void stop() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    timer_.join();
+    const auto until = Clock::now() + kUnloadWait;
+    while (server_->requests_out > 0 && Clock::now() < until)
+      std::this_thread::sleep_for(milliseconds(5));
+  }
+
+  void accept(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request) {
+    auto call = std::make_shared<Call>();
+    call->instance = instance;
+    call->request = request;
+    check(TRITONBACKEND_ResponseFactoryNew(&call->factory, request));
+    try {
+      read(call.get());
+      const size_t limit = max_in_flight_;
+      Lane& lane = goes_to_router(*call) ? direct_ : selection_;
+      bool overloaded;
+      {
+        std::lock_guard lock(mutex_);
+        overloaded = open_.size() >= limit;
+        if (!overloaded) {
+          open_.insert(call);
+          lane.waiting.push_back(call);
+        }
+      }
+      if (overloaded) {
+        close(call, Failure(TRITONSERVER_ERROR_UNAVAILABLE,
+                            "[unavailable] " + name_ + ": " + std::to_string(limit) +
+                                " requests are in flight already; try again later, or raise "
+                                "limits.max_in_flight"));
+        report({packed(Kind::kEnded, Row(), *call, "overload")});
+      } else {
+        run(&lane);
+      }
+    } catch (const std::exception& problem) {
+      close(call, problem);
+    }
+  }
+
+ private:
+  // ---- The client's request
+
+  void read(Call* call) const {
+    uint32_t count;
+    check(TRITONBACKEND_RequestOutputCount(call->request, &count));
+    for (uint32_t i = 0; i < count; ++i) {
+      const char* name;
+      check(TRITONBACKEND_RequestOutputName(call->request, i, &name));
+      for (size_t k = 0; k < kOutputs.size(); ++k)
+        if (std::string_view(name) == kOutputs[k]) call->wanted_outputs |= 1u << k;
+    }
+    Inputs inputs;
+    int64_t rows = 1;
+    check(TRITONBACKEND_RequestInputCount(call->request, &count));
+    for (uint32_t i = 0; i < count; ++i) {
+      TRITONBACKEND_Input* input;
+      const char* name;
+      TRITONSERVER_DataType datatype;
+      const int64_t* shape;
+      uint32_t dims, buffers;
+      uint64_t size;
+      check(TRITONBACKEND_RequestInputByIndex(call->request, i, &input));
+      check(TRITONBACKEND_InputProperties(input, &name, &datatype, &shape, &dims, &size, &buffers));
+      Input taken{name, datatype, {shape, shape + dims}, {}};
+      taken.data.reserve(size);
+      for (uint32_t b = 0; b < buffers; ++b) {
+        const void* data;
+        auto memory = TRITONSERVER_MEMORY_CPU;
+        int64_t memory_id = 0;
+        check(TRITONBACKEND_InputBuffer(input, b, &data, &size, &memory, &memory_id));
+        if (memory > 1) throw malformed("input: expected memory of the CPU");
+        taken.data.append(static_cast<const char*>(data), size);
+      }
+      if (taken.name == "text_input" && dims > 0) rows = shape[0];
+      if (taken.name == "stream") {
+        call->streaming = decoupled_ && !taken.data.empty() && taken.data[0] != 0;
+        if (!decoupled_) continue;
+      }
+      inputs.push_back(std::move(taken));
+    }
+    if (rows < 1) throw malformed("batch: expected at least one row");
+    call->rows.resize(static_cast<size_t>(rows));
+    if (decoupled_ && rows != 1)
+      throw Failure(TRITONSERVER_ERROR_INVALID_ARG, "[invalid_request] batch: expected one request "
+                                                    "for " + name_ + ", got " + std::to_string(rows));
+    // Triton keeps them in no order.
+    std::sort(inputs.begin(), inputs.end(), [](auto& a, auto& b) { return a.name < b.name; });
+    for (const auto& input : inputs) {
+      call->merge_key += input.name + ':' + std::to_string(input.datatype);
+      for (size_t d = 1; d < input.shape.size(); ++d)
+        call->merge_key += ',' + std::to_string(input.shape[d]);
+      call->merge_key += ';';
+    }
+    call->inputs = std::make_shared<const Inputs>(std::move(inputs));
+  }
+
+  /// Whether nothing that is found would be used.
+  static bool goes_to_router(const Call& call) {
+    int named = 0;
+    for (const auto& input : *call.inputs) {
+      const bool llm = input.name == "llm";
+      if (!llm && input.name != "cache_control") continue;
+      for (auto value : elements(input.name, input.data, call.rows.size()))
+        if (llm ? value.empty() || value == "auto" : value != "no-cache") return false;
+      ++named;
+    }
+    return named == 2;
+  }
+
+  // ---- Plans
+
+  /// Sends what waits in the lane, as far as there are places.
+  void run(Lane* lane) {
+    for (;;) {
+      auto planning = std::make_shared<Planning>();
+      planning->stage =
+          lane == &selection_ ? Planning::Stage::kSelection : Planning::Stage::kRouter;
+      planning->lane = lane;
+      {
+        std::lock_guard lock(mutex_);
+        if (lane->running >= selections_in_flight_) return;
+        size_t rows = 0;
+        std::deque<CallPtr> others;
+        for (auto& call : lane->waiting) {
+          if (call->closed) continue;
+          auto& targets = planning->targets;
+          const bool fits = targets.empty() ||
+                            (rows + call->rows.size() <= static_cast<size_t>(kMaxRows) &&
+                             call->merge_key == targets[0].call->merge_key);
+          if (!fits) {
+            others.push_back(std::move(call));
+            continue;
+          }
+          rows += call->rows.size();
+          targets.push_back({std::move(call), 0, 0});
+          targets.back().count = targets.back().call->rows.size();
+        }
+        lane->waiting = std::move(others);
+        if (planning->targets.empty()) return;
+        ++lane->running;
+      }
+      ask(planning, lane->model);
+    }
+  }
+
+  /// Asks for plans for the rows of calls; with `extra`, one more input of one text for all rows.
+  void ask(const PlanningPtr& planning, const char* model, const char* extra = nullptr,
+           std::string report = "") {
+    struct Data {  // what the request points to
+      std::vector<std::shared_ptr<const Inputs>> inputs;
+      std::string extra;
+    };
+    auto data = std::make_shared<Data>();
+    planning->deadline = Clock::now() + milliseconds(selection_timeout_ms_);
+    try {
+      auto request = std::make_shared<InProcessRequest>(
+          server_, model,
+          [self = shared_from_this(), planning, data](const Response& response, bool final) {
+            self->on_planned(planning, response, final);
+          });
+      const auto rows = static_cast<int64_t>(planning->rows());
+      if (planning->stage == Planning::Stage::kFailedLLM) {
+        data->extra = std::move(report);
+        request->add_input("report", TRITONSERVER_TYPE_BYTES, {1, 1});
+        request->append("report", data->extra);
+      } else {
+        for (const auto& target : planning->targets) data->inputs.push_back(target.call->inputs);
+        for (size_t i = 0; i < data->inputs[0]->size(); ++i) {
+          const Input& first = data->inputs[0]->at(i);
+          auto shape = first.shape;
+          if (!shape.empty()) shape[0] = rows;
+          request->add_input(first.name, first.datatype, shape);
+          for (const auto& inputs : data->inputs) request->append(first.name, inputs->at(i).data);
+        }
+        if (extra != nullptr) {
+          Packer to;
+          for (int64_t i = 0; i < rows; ++i) to.text("retrieval unavailable");
+          data->extra = std::move(to).element().substr(sizeof(uint32_t));
+          request->add_input(extra, TRITONSERVER_TYPE_BYTES, {rows, 1});
+          request->append(extra, data->extra);
+        }
+      }
+      {
+        std::lock_guard lock(mutex_);
+        planning_.insert(planning);
+      }
+      InProcessRequest::send(request);
+    } catch (const std::exception& problem) {
+      if (end(planning)) no_plan(planning, problem.what());
+    }
+  }
+
+  /// Ends the planning once: false if it has ended before.
+  bool end(const PlanningPtr& planning) {
+    if (planning->over.exchange(true)) return false;
+    {
+      std::lock_guard lock(mutex_);
+      planning_.erase(planning);
+      if (planning->lane != nullptr) --planning->lane->running;
+    }
+    return true;
+  }
+
+  void on_planned(const PlanningPtr& planning, const Response& response, bool final) try {
+    const auto error = response.error();
+    const bool late = !final && !error && response.outputs().empty() ? true : !end(planning);
+    Lane* lane = planning->lane;
+    if (late) {
+      if (!error) report_late(planning, response);
+      return;
+    }
+    if (lane != nullptr) run(lane);
+    if (error) return no_plan(planning, error->what());
+    try {
+      const Plans plans(response, planning->rows());
+      size_t at = 0;
+      for (const auto& target : planning->targets) {
+        plan(target, plans, at, planning->stage);
+        at += target.count;
+      }
+    } catch (const std::exception& problem) {
+      for (const auto& target : planning->targets) close(target.call, problem);
+    }
+  } catch (const std::exception& problem) {
+    log(TRITONSERVER_LOG_ERROR, problem.what());
+  }
+
+  /// Whoever asked for plans that came too late has got others; what was counted for these ends.
+  void report_late(const PlanningPtr& planning, const Response& response) {
+    if (planning->stage == Planning::Stage::kFailedLLM || response.outputs().empty()) return;
+    const Plans plans(response, planning->rows());
+    std::vector<std::string> reports;
+    size_t at = 0;
+    for (const auto& target : planning->targets) {
+      for (size_t i = 0; i < target.count; ++i, ++at) {
+        Row row;
+        plans.read(at, &row);
+        if (!row.refused) reports.push_back(packed(Kind::kEnded, row, *target.call, "late"));
+      }
+    }
+    report(std::move(reports));
+  }
+
+  /// The rows get no plan, or `router` is asked alone where `selection` failed.
+  void no_plan(const PlanningPtr& planning, const std::string& message) {
+    if (planning->stage != Planning::Stage::kSelection) {
+      for (const auto& target : planning->targets)
+        close(target.call,
+              Failure(TRITONSERVER_ERROR_UNAVAILABLE, "[unavailable] router: " + message));
+      return;
+    }
+    log(TRITONSERVER_LOG_WARN, "selection failed: " + message);
+    auto alone = std::make_shared<Planning>();
+    for (const auto& target : planning->targets)
+      if (!target.call->closed) alone->targets.push_back(target);
+    alone->stage = Planning::Stage::kRouter;
+    alone->lane = nullptr;
+    if (!alone->targets.empty()) ask(alone, "router", "retrieval_degraded");
+  }
+
+  /// Takes the plans of a call's rows, from row `at` of `plans` on, and calls the LLMs.
+  void plan(const Target& target, const Plans& plans, size_t at, Planning::Stage stage) try {
+    const auto& call = target.call;
+    std::unique_lock lock(call->mutex);
+    if (call->closed) {
+      if (stage == Planning::Stage::kFailedLLM) return;  // has been reported
+      std::vector<std::string> reports;
+      for (size_t i = 0; i < target.count; ++i) {
+        Row row;
+        plans.read(at + i, &row);
+        if (!row.refused) reports.push_back(packed(Kind::kEnded, row, *call, "cancelled"));
+      }
+      lock.unlock();
+      return report(std::move(reports));
+    }
+    std::optional<Failure> failure;
+    for (size_t i = 0; i < target.count; ++i) {
+      Row& row = call->rows[target.first + i];
+      try {
+        plans.read(at + i, &row);
+        if (row.refused && !failure) failure = refusal(plans.refusal(at + i));
+        if (row.llm_call) obey(*row.llm_call);
+      } catch (const Failure& problem) {
+        if (!failure) failure = problem;
+      }
+      if (stage != Planning::Stage::kFailedLLM) row.selection_s = seconds(call->started, Clock::now());
+    }
+    if (failure) return close(call, &lock, *failure);
+    std::vector<size_t> generating;
+    for (size_t i = target.first; i < target.first + target.count; ++i) {
+      Row& row = call->rows[i];
+      if (!row.llm_model.empty()) {
+        generating.push_back(i);
+        continue;
+      }
+      row.text = plans.stored_answer(at + i - target.first);
+      row.finish_reason = "stop";
+      row.num_input_tokens = row.num_output_tokens = 0;
+      row.done = true;
+      if (call->streaming) take_piece(call, &row, row.text);
+    }
+    if (generating.empty()) return answer_if_done(call, &lock);
+    lock.unlock();
+    for (size_t i : generating) generate(call, i);
+  } catch (const std::exception& problem) {
+    close(target.call, problem);
+  }
+
+  void obey(const LLMCall& call) {
+    max_in_flight_ = static_cast<size_t>(std::max(1, call.max_in_flight));
+    selections_in_flight_ = std::max(1, call.selections_in_flight);
+    selection_timeout_ms_ = std::max(1, call.selection_timeout_ms);
+    request_timeout_ms_ = std::max(1, call.request_timeout_ms);
+    stream_interval_ms_ = call.stream_interval_ms;
+  }
+
+  // ---- LLMs
+
+  /// Calls the LLM of a row's plan.
+  void generate(const CallPtr& call, size_t index) {
+    std::shared_ptr<InProcessRequest> request;
+    std::unique_lock lock(call->mutex);
+    if (call->closed) return;
+    Row& row = call->rows[index];
+    row.reader = AnswerText(row.llm_call->stop_words, row.llm_call->cumulative);
+    row.text.clear();
+    row.finish_reason.clear();
+    row.num_input_tokens = row.num_output_tokens = -1;
+    row.begun = false;
+    row.llm_started = Clock::now();
+    row.deadline = row.llm_started + milliseconds(request_timeout_ms_);
+    row.generation = nullptr;
+    try {
+      const auto id = row.request_id + "-" + std::to_string(row.attempts++);
+      // The request knows itself, since what it brings is late once the row has another one.
+      auto self = std::make_shared<std::weak_ptr<InProcessRequest>>();
+      request = std::make_shared<InProcessRequest>(
+          server_, row.llm_model,
+          [door = shared_from_this(), call, index, self, data = row.llm_call](
+              const Response& response, bool final) {
+            door->on_generated(call, index, self->lock(), response, final);
+          });
+      *self = request;
+      if (!row.request_id.empty()) request->set_id(id);
+      for (const auto& input : row.llm_call->inputs) {
+        const auto datatype = TRITONSERVER_StringToDataType(input.datatype.c_str());
+        request->add_input(input.name, datatype, input.shape);
+        request->append(input.name, input.data);
+      }
+      if (call->streaming && row.llm_call->gathers && row.llm_call->stream_interval_ms > 0)
+        request->set_parameter("stream_interval_ms", row.llm_call->stream_interval_ms);
+      row.generation = request;
+      lock.unlock();
+      InProcessRequest::send(request);
+    } catch (const Failure& problem) {
+      if (!lock.owns_lock()) lock.lock();
+      if (row.generation == request) llm_failed(call, index, &lock, problem);
+    }
+  }
+
+  void on_generated(const CallPtr& call, size_t index,
+                    const std::shared_ptr<InProcessRequest>& request, const Response& response,
+                    bool final) try {
+    std::unique_lock lock(call->mutex);
+    Row& row = call->rows[index];
+    if (call->closed || row.generation != request) return;
+    if (const auto error = response.error()) return llm_failed(call, index, &lock, *error);
+    const size_t known = row.text.size();
+    take(response, &row);
+    const bool stopped = row.reader.stopped();
+    const bool ended = final || stopped;
+    if (ended) {
+      row.generation_s = seconds(row.llm_started, Clock::now());
+      if (!row.begun)
+        return llm_failed(call, index, &lock,
+                          Failure(TRITONSERVER_ERROR_UNAVAILABLE,
+                                  row.llm_model + ": ended without an answer"));
+      row.reader.end(&row.text);
+      end_reason(&row, stopped);
+      row.generation = nullptr;
+      row.done = true;
+    }
+    if (call->streaming) take_piece(call, &row, std::string_view(row.text).substr(known));
+    if (ended) answer_if_done(call, &lock);
+    if (lock.owns_lock()) lock.unlock();
+    if (stopped && !final) request->cancel();
+  } catch (const std::exception& problem) {
+    close(call, problem);
+  }
+
+  static void take(const Response& response, Row* row) {
+    const auto outputs = response.outputs();
+    const auto find = [&](std::string_view name, TRITONSERVER_DataType datatype) {
+      for (const auto& output : outputs)
+        if (output.name == name && output.datatype == datatype) return output.data;
+      return std::string_view();
+    };
+    const auto text = find("text_output", TRITONSERVER_TYPE_BYTES);
+    if (text.empty()) return;
+    row->begun = true;
+    if (auto count = find("num_input_tokens", TRITONSERVER_TYPE_INT32); !count.empty())
+      row->num_input_tokens = Unpacker(count).number<int32_t>();
+    if (auto count = find("num_output_tokens", TRITONSERVER_TYPE_INT32); !count.empty()) {
+      const auto tokens = Unpacker(count).number<int32_t>();
+      const auto before = row->llm_call->adds_counts ? std::max(row->num_output_tokens, 0) : 0;
+      row->num_output_tokens = before + tokens;
+    }
+    if (auto data = find("finish_reason", TRITONSERVER_TYPE_BYTES); !data.empty())
+      if (auto reason = Unpacker(data).text(); !reason.empty() && reason != "None")
+        row->finish_reason = reason;
+    row->reader.take(Unpacker(text).text(), &row->text);
+  }
+
+  static void end_reason(Row* row, bool stopped) {
+    if (stopped) {
+      row->finish_reason = "stop";
+    } else if (row->llm_call->adds_counts && row->finish_reason.empty() &&
+               row->num_output_tokens >= 0) {
+      const bool full = row->num_output_tokens >= row->llm_call->max_tokens;
+      row->finish_reason = full ? "length" : "stop";
+    }
+  }
+
+  /// Another LLM answers, if the client has read nothing of this one's answer.
+  void llm_failed(const CallPtr& call, size_t index, std::unique_lock<std::mutex>* lock,
+                  const Failure& problem, bool timed_out = false) {
+    Row& row = call->rows[index];
+    auto request = std::exchange(row.generation, nullptr);
+    row.generation_s = seconds(row.llm_started, Clock::now());
+    if (call->sent) {
+      flush(call);
+      close(call, lock, Failure(TRITONSERVER_ERROR_UNAVAILABLE,
+                                "[unavailable] " + row.llm +
+                                    " failed after part of the answer was sent"),
+            "stream_broken");
+    } else {
+      auto planning = std::make_shared<Planning>();
+      planning->targets.push_back({call, index, 1});
+      planning->stage = Planning::Stage::kFailedLLM;
+      planning->lane = nullptr;
+      const bool refused = !timed_out && problem.code == TRITONSERVER_ERROR_INVALID_ARG;
+      auto report =
+          packed(Kind::kFailed, row, *call, timed_out ? "timeout" : problem.what(), refused);
+      lock->unlock();
+      ask(planning, "router", nullptr, std::move(report));
+    }
+    if (request != nullptr) request->cancel();
+  }
+
+  // ---- Answers
+
+  /// Takes the next piece of a stream: the first goes out at once, then what gathers.
+  void take_piece(const CallPtr& call, Row* row, std::string_view piece) {
+    if (piece.empty()) return;
+    const auto now = Clock::now();
+    if (!call->sent) row->first_token_s = seconds(call->started, now);
+    call->sent = true;
+    call->gathered.append(piece);
+    if (call->flush_scheduled) return;
+    if (now >= call->interval_over) return flush(call);
+    call->flush_scheduled = true;
+    bool sooner;
+    {
+      std::lock_guard lock(mutex_);
+      sooner = flushes_.empty() || call->interval_over < flushes_.begin()->first;
+      flushes_.emplace(call->interval_over, call);
+    }
+    if (sooner) wake_.notify_one();
+  }
+
+  /// Sends what has gathered.
+  void flush(const CallPtr& call) {
+    if (call->gathered.empty()) return;
+    const auto piece = std::exchange(call->gathered, "");
+    ClientResponse response(*call);
+    response.texts(0, {piece});
+    response.send(0);
+    call->interval_over =
+        Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                           std::chrono::duration<double, std::milli>(stream_interval_ms_.load()));
+  }
+
+  void answer_if_done(const CallPtr& call, std::unique_lock<std::mutex>* lock) {
+    for (const auto& row : call->rows)
+      if (!row.done) return;
+    flush(call);
+    const auto rows = static_cast<int64_t>(call->rows.size());
+    const auto texts = [&](auto field) {
+      std::vector<std::string_view> values;
+      for (const auto& row : call->rows) values.push_back(field(row));
+      return values;
+    };
+    size_t longest = 0;
+    for (const auto& row : call->rows) longest = std::max(longest, row.example_ids.size());
+    std::vector<int64_t> ids;
+    std::vector<float> quality;
+    std::vector<char> solicit;
+    std::vector<int32_t> input_tokens, output_tokens;
+    for (const auto& row : call->rows) {
+      ids.insert(ids.end(), row.example_ids.begin(), row.example_ids.end());
+      ids.insert(ids.end(), longest - row.example_ids.size(), kPadId);
+      quality.push_back(row.predicted_quality);
+      solicit.push_back(row.solicit_feedback);
+      input_tokens.push_back(row.num_input_tokens);
+      output_tokens.push_back(row.num_output_tokens);
+    }
+    ClientResponse response(*call);
+    const bool streaming = call->streaming;
+    response.texts(0, texts([&](const Row& row) {
+                     return streaming ? std::string_view() : std::string_view(row.text);
+                   }));
+    response.texts(1, texts([](const Row& row) { return std::string_view(row.llm); }));
+    response.fixed(2, TRITONSERVER_TYPE_INT64, ids, rows);
+    response.fixed(3, TRITONSERVER_TYPE_FP32, quality, rows);
+    response.fixed(4, TRITONSERVER_TYPE_BOOL, solicit, rows);
+    response.texts(5, texts([](const Row& row) { return std::string_view(row.feedback_token); }));
+    response.texts(6, texts([](const Row& row) { return std::string_view(row.degraded); }));
+    response.texts(7, texts([](const Row& row) { return std::string_view(row.finish_reason); }));
+    response.fixed(8, TRITONSERVER_TYPE_INT32, input_tokens, rows);
+    response.fixed(9, TRITONSERVER_TYPE_INT32, output_tokens, rows);
+    response.send(TRITONSERVER_RESPONSE_COMPLETE_FINAL);
+    finish(call, lock, Kind::kAnswered, "");
+  }
+
+  /// Ends a call that cannot be answered; nothing if it has ended.
+  void close(const CallPtr& call, const std::exception& problem) {
+    std::unique_lock lock(call->mutex);
+    if (call->closed) return;
+    const auto* failure = dynamic_cast<const Failure*>(&problem);
+    close(call, &lock, failure != nullptr ? *failure : malformed(problem.what()));
+  }
+
+  void close(const CallPtr& call, std::unique_lock<std::mutex>* lock, const Failure& failure,
+             const char* reason = "error") {
+    ClientResponse(*call).send(TRITONSERVER_RESPONSE_COMPLETE_FINAL, &failure);
+    finish(call, lock, Kind::kEnded, reason);
+  }
+
+  /// Gives back what belongs to a call after its final response, and reports.
+  void finish(const CallPtr& call, std::unique_lock<std::mutex>* lock, Kind kind,
+              const char* reason) {
+    call->closed = true;
+    std::vector<std::shared_ptr<InProcessRequest>> running;
+    std::vector<std::string> reports;
+    for (auto& row : call->rows) {
+      if (row.generation) running.push_back(std::exchange(row.generation, nullptr));
+      if (!row.request_id.empty() && !row.refused)
+        reports.push_back(packed(kind, row, *call, reason));
+    }
+    lock->unlock();
+    for (const auto& request : running) request->cancel();
+    const auto from = nanoseconds(call->started), to = nanoseconds(Clock::now());
+    const bool ok = kind == Kind::kAnswered;
+    log_failed(TRITONBACKEND_ModelInstanceReportStatistics(call->instance, call->request, ok, from,
+                                                           from, to, to));
+    if (ok)
+      log_failed(TRITONBACKEND_ModelInstanceReportBatchStatistics(
+          call->instance, call->rows.size(), from, from, to, to));
+    {
+      std::lock_guard guard(mutex_);
+      open_.erase(call);
+    }
+    log_failed(TRITONBACKEND_RequestRelease(call->request, TRITONSERVER_REQUEST_RELEASE_ALL));
+    log_failed(TRITONBACKEND_ResponseFactoryDelete(call->factory));
+    report(std::move(reports));
+  }
+
+  // ---- Reports
+
+  static std::string packed(Kind kind, const Row& row, const Call& call, std::string_view reason,
+                            bool refused = false) {
+    const bool answered = kind == Kind::kAnswered;
+    Packer to;
+    to.number(kind).text(row.request_id).text(row.llm);
+    to.text(answered ? std::string_view(row.text) : std::string_view());
+    to.text(answered ? std::string_view(row.finish_reason) : std::string_view());
+    to.number(row.num_input_tokens).number(row.num_output_tokens);
+    to.number(row.selection_s).number(row.generation_s).number(row.first_token_s);
+    to.number(seconds(call.started, Clock::now()));
+    to.number(static_cast<uint8_t>(refused)).text(reason);
+    return std::move(to).element();
+  }
+
+  void report(std::vector<std::string> reports) {
+    {
+      std::lock_guard lock(mutex_);
+      for (auto& one : reports)
+        if (reports_.size() < kMaxReports) reports_.push_back(std::move(one));
+    }
+    send_reports();
+  }
+
+  /// Sends those that wait, if none are on their way.
+  void send_reports() {
+    for (;;) {
+      auto batch = std::make_shared<std::vector<std::string>>();
+      {
+        std::lock_guard lock(mutex_);
+        if (reporting_ || reports_.empty()) return;
+        reporting_ = true;
+        while (!reports_.empty() && batch->size() < static_cast<size_t>(kMaxRows)) {
+          batch->push_back(std::move(reports_.front()));
+          reports_.pop_front();
+        }
+      }
+      try {
+        auto request = std::make_shared<InProcessRequest>(
+            server_, "router",
+            [self = shared_from_this(), batch](const Response& response, bool final) {
+              if (const auto error = response.error()) self->complain(error->what());
+              if (!final) return;
+              {
+                std::lock_guard lock(self->mutex_);
+                self->reporting_ = false;
+              }
+              self->send_reports();
+            });
+        request->add_input("report", TRITONSERVER_TYPE_BYTES,
+                           {static_cast<int64_t>(batch->size()), 1});
+        for (const auto& one : *batch) request->append("report", one);
+        InProcessRequest::send(request);
+        return;
+      } catch (const Failure& problem) {
+        complain(problem.what());
+        std::lock_guard lock(mutex_);
+        reporting_ = false;
+      }
+    }
+  }
+
+  void complain(const std::string& message) {
+    {
+      std::lock_guard lock(mutex_);
+      const auto now = Clock::now();
+      if (now < next_complaint_) return;
+      next_complaint_ = now + std::chrono::minutes(1);
+    }
+    log(TRITONSERVER_LOG_ERROR, name_ + ": reports were not taken: " + message);
+  }
+
+  // ---- Time
+
+  void run_timer() {
+    auto next_poll = Clock::now() + kPollEvery;
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      const auto next = flushes_.empty() ? next_poll : std::min(next_poll, flushes_.begin()->first);
+      wake_.wait_until(lock, next);
+      const auto now = Clock::now();
+      std::vector<std::weak_ptr<Call>> due;
+      while (!flushes_.empty() && flushes_.begin()->first <= now) {
+        due.push_back(std::move(flushes_.begin()->second));
+        flushes_.erase(flushes_.begin());
+      }
+      std::vector<CallPtr> open;
+      std::vector<PlanningPtr> overdue;
+      if (now >= next_poll) {
+        next_poll = now + kPollEvery;
+        open.assign(open_.begin(), open_.end());
+        for (const auto& planning : planning_)
+          if (now >= planning->deadline) overdue.push_back(planning);
+      }
+      lock.unlock();
+      for (const auto& call : due) guarded(call.lock(), [&](auto& c, auto*) {
+        c->flush_scheduled = false;
+        flush(c);
+      });
+      for (const auto& planning : overdue) {
+        if (!end(planning)) continue;
+        if (planning->lane != nullptr) run(planning->lane);
+        no_plan(planning, "no answer within " + std::to_string(selection_timeout_ms_) + " ms");
+      }
+      for (const auto& call : open) guarded(call, [&](auto& c, auto* l) { poll(c, l, now); });
+      open.clear();
+      overdue.clear();
+      lock.lock();
+    }
+  }
+
+  /// Runs `work` for a call that is open, under its lock.
+  template <typename Work>
+  void guarded(const CallPtr& call, Work work) {
+    if (call == nullptr) return;
+    try {
+      std::unique_lock lock(call->mutex);
+      if (!call->closed) work(call, &lock);
+    } catch (const std::exception& problem) {
+      close(call, problem);
+    }
+  }
+
+  /// Ends a call whose client has gone, and its LLM calls that take too long.
+  void poll(const CallPtr& call, std::unique_lock<std::mutex>* lock, TimePoint now) {
+    bool gone = false;
+    // Only before the final response: afterwards the question crashes the server.
+    log_failed(TRITONBACKEND_ResponseFactoryIsCancelled(call->factory, &gone));
+    if (gone)
+      return close(call, lock,
+                   Failure(TRITONSERVER_ERROR_CANCELLED, "[cancelled] the client went away"),
+                   "cancelled");
+    for (size_t i = 0; i < call->rows.size(); ++i) {
+      if (!lock->owns_lock()) lock->lock();
+      if (call->closed) return;
+      if (call->rows[i].generation && now >= call->rows[i].deadline)
+        llm_failed(call, i, lock, malformed("timeout"), true);
+    }
+  }
+
+  const std::shared_ptr<Server> server_;
+  const std::string name_;
+  const bool decoupled_;
+
+  // Settings; `router` sends them with each LLM call.
+  std::atomic<size_t> max_in_flight_{4096};
+  std::atomic<int> selections_in_flight_{2}, selection_timeout_ms_{5'000};
+  std::atomic<int> request_timeout_ms_{600'000};
+  std::atomic<double> stream_interval_ms_{40.0};
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_;
+  bool stopping_ = false;
+  Lane selection_{"selection", 0, {}}, direct_{"router", 0, {}};
+  std::set<CallPtr> open_;
+  std::set<PlanningPtr> planning_;
+  std::multimap<TimePoint, std::weak_ptr<Call>> flushes_;
+  std::deque<std::string> reports_;
+  bool reporting_ = false;
+  TimePoint next_complaint_;
+  std::thread timer_;
+};
+
+/// Runs what Triton called; an exception becomes an error.
+template <typename Work>
+TRITONSERVER_Error* no_throw(Work work) try {
+  work();
+  return nullptr;
+} catch (const Failure& problem) {
+  return TRITONSERVER_ErrorNew(problem.code, problem.what());
+} catch (const std::exception& problem) {
+  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, problem.what());
+}
+
+bool is_decoupled(TRITONBACKEND_Model* model) {
+  TRITONSERVER_Message* message;
+  check(TRITONBACKEND_ModelConfig(model, 1, &message));
+  const char* json;
+  size_t size;
+  check(TRITONSERVER_MessageSerializeToJson(message, &json, &size));
+  const bool found = std::string_view(json, size).find("\"decoupled\":true") != std::string::npos;
+  check(TRITONSERVER_MessageDelete(message));
+  return found;
+}
+
+}  // namespace
+}  // namespace echolm
+
+extern "C" {
+
+TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
+  return echolm::no_throw([] {
+    uint32_t major, minor;
+    echolm::check(TRITONBACKEND_ApiVersion(&major, &minor));
+    if (major != kBackendApiMajor || minor < kBackendApiMinor)
+      throw echolm::Failure(TRITONSERVER_ERROR_UNSUPPORTED,
+                            "front door: expected version 1." + std::to_string(kBackendApiMinor) +
+                                " or later of Triton's backend API, got " + std::to_string(major) +
+                                "." + std::to_string(minor) + "; take a newer Triton");
+  });
+}
+
+TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* model) {
+  return echolm::no_throw([model] {
+    TRITONSERVER_Server* server;
+    const char* name;
+    echolm::check(TRITONBACKEND_ModelServer(model, &server));
+    echolm::check(TRITONBACKEND_ModelName(model, &name));
+    auto door = std::make_shared<echolm::Door>(server, name, echolm::is_decoupled(model));
+    auto state = std::make_unique<std::shared_ptr<echolm::Door>>(door);
+    echolm::check(TRITONBACKEND_ModelSetState(model, state.get()));
+    door->start();
+    state.release();
+  });
+}
+
+TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* model) {
+  return echolm::no_throw([model] {
+    void* state;
+    echolm::check(TRITONBACKEND_ModelState(model, &state));
+    std::unique_ptr<std::shared_ptr<echolm::Door>> door(
+        static_cast<std::shared_ptr<echolm::Door>*>(state));
+    if (door != nullptr) (*door)->stop();
+  });
+}
+
+TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
+    TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests, uint32_t count) {
+  return echolm::no_throw([=] {
+    TRITONBACKEND_Model* model;
+    void* state;
+    echolm::check(TRITONBACKEND_ModelInstanceModel(instance, &model));
+    echolm::check(TRITONBACKEND_ModelState(model, &state));
+    for (uint32_t i = 0; i < count; ++i)
+      (*static_cast<std::shared_ptr<echolm::Door>*>(state))->accept(instance, requests[i]);
+  });
+}
+}

@@ -1,0 +1,168 @@
+// The part of Triton's C API that the front door uses, declared here since no package carries it.
+//
+// Source of the signatures and values: triton-inference-server/core, include/triton/core/
+// tritonserver.h (API 1.34) and tritonbackend.h (API 1.19). Within a major version they only grow.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#define TRITON_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+constexpr uint32_t kBackendApiMajor = 1;
+constexpr uint32_t kBackendApiMinor = 15;  // the first with TRITONBACKEND_ResponseFactoryIsCancelled
+
+struct TRITONSERVER_Error;
+struct TRITONSERVER_InferenceRequest;
+struct TRITONSERVER_InferenceResponse;
+struct TRITONSERVER_InferenceTrace;
+struct TRITONSERVER_Message;
+struct TRITONSERVER_ResponseAllocator;
+struct TRITONSERVER_Server;
+struct TRITONBACKEND_Backend;
+struct TRITONBACKEND_Input;
+struct TRITONBACKEND_Model;
+struct TRITONBACKEND_ModelInstance;
+struct TRITONBACKEND_Output;
+struct TRITONBACKEND_Request;
+struct TRITONBACKEND_Response;
+struct TRITONBACKEND_ResponseFactory;
+
+enum TRITONSERVER_Error_Code : int {
+  TRITONSERVER_ERROR_INTERNAL = 1,
+  TRITONSERVER_ERROR_INVALID_ARG = 3,
+  TRITONSERVER_ERROR_UNAVAILABLE = 4,
+  TRITONSERVER_ERROR_UNSUPPORTED = 5,
+  TRITONSERVER_ERROR_CANCELLED = 7
+};
+enum TRITONSERVER_DataType : int {
+  TRITONSERVER_TYPE_BOOL = 1,
+  TRITONSERVER_TYPE_INT32 = 8,
+  TRITONSERVER_TYPE_INT64 = 9,
+  TRITONSERVER_TYPE_FP32 = 11,
+  TRITONSERVER_TYPE_BYTES = 13
+};
+enum TRITONSERVER_MemoryType : int { TRITONSERVER_MEMORY_CPU = 0 };
+enum TRITONSERVER_LogLevel : int { TRITONSERVER_LOG_WARN = 1, TRITONSERVER_LOG_ERROR = 2 };
+constexpr uint32_t TRITONSERVER_REQUEST_RELEASE_ALL = 1;
+constexpr uint32_t TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1;
+
+// Errors: whoever gets one deletes it.
+TRITONSERVER_Error* TRITONSERVER_ErrorNew(TRITONSERVER_Error_Code, const char* message);
+void TRITONSERVER_ErrorDelete(TRITONSERVER_Error*);
+TRITONSERVER_Error_Code TRITONSERVER_ErrorCode(TRITONSERVER_Error*);
+const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error*);
+TRITONSERVER_Error* TRITONSERVER_LogMessage(TRITONSERVER_LogLevel, const char* file, int line,
+                                            const char* message);
+TRITONSERVER_DataType TRITONSERVER_StringToDataType(const char* name);
+
+TRITONSERVER_Error* TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message*, const char** base,
+                                                        size_t* byte_size);
+TRITONSERVER_Error* TRITONSERVER_MessageDelete(TRITONSERVER_Message*);
+
+// Requests made in the server's own process.
+typedef TRITONSERVER_Error* (*TRITONSERVER_ResponseAllocatorAllocFn_t)(
+    TRITONSERVER_ResponseAllocator*, const char* tensor, size_t byte_size, TRITONSERVER_MemoryType,
+    int64_t memory_type_id, void* user, void** buffer, void** buffer_user,
+    TRITONSERVER_MemoryType* actual_type, int64_t* actual_id);
+typedef TRITONSERVER_Error* (*TRITONSERVER_ResponseAllocatorReleaseFn_t)(
+    TRITONSERVER_ResponseAllocator*, void* buffer, void* buffer_user, size_t byte_size,
+    TRITONSERVER_MemoryType, int64_t memory_type_id);
+typedef TRITONSERVER_Error* (*TRITONSERVER_ResponseAllocatorStartFn_t)(
+    TRITONSERVER_ResponseAllocator*, void* user);
+typedef void (*TRITONSERVER_InferenceRequestReleaseFn_t)(TRITONSERVER_InferenceRequest*,
+                                                         uint32_t flags, void* user);
+typedef void (*TRITONSERVER_InferenceResponseCompleteFn_t)(TRITONSERVER_InferenceResponse*,
+                                                           uint32_t flags, void* user);
+TRITONSERVER_Error* TRITONSERVER_ResponseAllocatorNew(TRITONSERVER_ResponseAllocator**,
+                                                      TRITONSERVER_ResponseAllocatorAllocFn_t,
+                                                      TRITONSERVER_ResponseAllocatorReleaseFn_t,
+                                                      TRITONSERVER_ResponseAllocatorStartFn_t);
+TRITONSERVER_Error* TRITONSERVER_ResponseAllocatorDelete(TRITONSERVER_ResponseAllocator*);
+TRITONSERVER_Error* TRITONSERVER_InferenceRequestNew(TRITONSERVER_InferenceRequest**,
+                                                     TRITONSERVER_Server*, const char* model,
+                                                     int64_t version);
+TRITONSERVER_Error* TRITONSERVER_InferenceRequestDelete(TRITONSERVER_InferenceRequest*);
+TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetId(TRITONSERVER_InferenceRequest*,
+                                                       const char* id);
+TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetDoubleParameter(TRITONSERVER_InferenceRequest*,
+                                                                    const char* key, double value);
+TRITONSERVER_Error* TRITONSERVER_InferenceRequestAddInput(TRITONSERVER_InferenceRequest*,
+                                                          const char* name, TRITONSERVER_DataType,
+                                                          const int64_t* shape,
+                                                          uint64_t dim_count);
+TRITONSERVER_Error* TRITONSERVER_InferenceRequestAppendInputData(TRITONSERVER_InferenceRequest*,
+                                                                 const char* name, const void* base,
+                                                                 size_t byte_size,
+                                                                 TRITONSERVER_MemoryType,
+                                                                 int64_t memory_type_id);
+TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetReleaseCallback(
+    TRITONSERVER_InferenceRequest*, TRITONSERVER_InferenceRequestReleaseFn_t, void* user);
+TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetResponseCallback(
+    TRITONSERVER_InferenceRequest*, TRITONSERVER_ResponseAllocator*, void* allocator_user,
+    TRITONSERVER_InferenceResponseCompleteFn_t, void* user);
+TRITONSERVER_Error* TRITONSERVER_ServerInferAsync(TRITONSERVER_Server*,
+                                                  TRITONSERVER_InferenceRequest*,
+                                                  TRITONSERVER_InferenceTrace*);
+TRITONSERVER_Error* TRITONSERVER_InferenceRequestCancel(TRITONSERVER_InferenceRequest*);
+// The error belongs to the response.
+TRITONSERVER_Error* TRITONSERVER_InferenceResponseError(TRITONSERVER_InferenceResponse*);
+TRITONSERVER_Error* TRITONSERVER_InferenceResponseDelete(TRITONSERVER_InferenceResponse*);
+TRITONSERVER_Error* TRITONSERVER_InferenceResponseOutputCount(TRITONSERVER_InferenceResponse*,
+                                                              uint32_t* count);
+TRITONSERVER_Error* TRITONSERVER_InferenceResponseOutput(
+    TRITONSERVER_InferenceResponse*, uint32_t index, const char** name, TRITONSERVER_DataType*,
+    const int64_t** shape, uint64_t* dim_count, const void** base, size_t* byte_size,
+    TRITONSERVER_MemoryType*, int64_t* memory_type_id, void** user);
+
+// The model that this library is.
+TRITONSERVER_Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor);
+TRITONSERVER_Error* TRITONBACKEND_ModelName(TRITONBACKEND_Model*, const char** name);
+TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model*, uint32_t config_version,
+                                              TRITONSERVER_Message** config);
+TRITONSERVER_Error* TRITONBACKEND_ModelServer(TRITONBACKEND_Model*, TRITONSERVER_Server**);
+TRITONSERVER_Error* TRITONBACKEND_ModelState(TRITONBACKEND_Model*, void** state);
+TRITONSERVER_Error* TRITONBACKEND_ModelSetState(TRITONBACKEND_Model*, void* state);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceModel(TRITONBACKEND_ModelInstance*,
+                                                     TRITONBACKEND_Model**);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportStatistics(
+    TRITONBACKEND_ModelInstance*, TRITONBACKEND_Request*, bool success, uint64_t exec_start_ns,
+    uint64_t compute_start_ns, uint64_t compute_end_ns, uint64_t exec_end_ns);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportBatchStatistics(
+    TRITONBACKEND_ModelInstance*, uint64_t batch_size, uint64_t exec_start_ns,
+    uint64_t compute_start_ns, uint64_t compute_end_ns, uint64_t exec_end_ns);
+
+// A client's request and its responses.
+TRITONSERVER_Error* TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request*, uint32_t* count);
+TRITONSERVER_Error* TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request*, uint32_t index,
+                                                      TRITONBACKEND_Input**);
+TRITONSERVER_Error* TRITONBACKEND_InputProperties(TRITONBACKEND_Input*, const char** name,
+                                                  TRITONSERVER_DataType*, const int64_t** shape,
+                                                  uint32_t* dim_count, uint64_t* byte_size,
+                                                  uint32_t* buffer_count);
+TRITONSERVER_Error* TRITONBACKEND_InputBuffer(TRITONBACKEND_Input*, uint32_t index,
+                                              const void** buffer, uint64_t* byte_size,
+                                              TRITONSERVER_MemoryType*, int64_t* memory_type_id);
+TRITONSERVER_Error* TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request*, uint32_t* count);
+TRITONSERVER_Error* TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request*, uint32_t index,
+                                                    const char** name);
+TRITONSERVER_Error* TRITONBACKEND_RequestRelease(TRITONBACKEND_Request*, uint32_t flags);
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryNew(TRITONBACKEND_ResponseFactory**,
+                                                     TRITONBACKEND_Request*);
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryDelete(TRITONBACKEND_ResponseFactory*);
+TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryIsCancelled(TRITONBACKEND_ResponseFactory*,
+                                                             bool* is_cancelled);
+TRITONSERVER_Error* TRITONBACKEND_ResponseNewFromFactory(TRITONBACKEND_Response**,
+                                                         TRITONBACKEND_ResponseFactory*);
+TRITONSERVER_Error* TRITONBACKEND_ResponseOutput(TRITONBACKEND_Response*, TRITONBACKEND_Output**,
+                                                 const char* name, TRITONSERVER_DataType,
+                                                 const int64_t* shape, uint32_t dim_count);
+TRITONSERVER_Error* TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output*, void** buffer,
+                                               uint64_t byte_size, TRITONSERVER_MemoryType*,
+                                               int64_t* memory_type_id);
+// Takes the response, but not the error.
+TRITONSERVER_Error* TRITONBACKEND_ResponseSend(TRITONBACKEND_Response*, uint32_t flags,
+                                               TRITONSERVER_Error*);
+}
