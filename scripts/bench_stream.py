@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Measure what a streamed answer costs the front: core-ms an answer and a piece, time to the first.
 
-A dummy LLM in a Triton of its own gives a piece every few milliseconds. For each interval of
-limits.stream_interval_ms a front is started, and all are measured in turn in the same run: the
-CPU time of the front's Triton and router over the answers that they streamed. Prints a table and
-ends with one JSON line.
+A dummy LLM gives a piece every few milliseconds. For each interval of limits.stream_interval_ms a
+server is started, and all are measured in turn in the same run: the CPU time of Triton, the front
+door in it included, and of the router over the answers that they streamed. Prints a table and ends
+with one JSON line.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a streamed answer costs the front: the router's process and the Triton around it.
+"""What a streamed answer costs the front: Triton with the front door in it, and the router.
 
-The LLM is a dummy engine in a Triton of its own, which gives a piece every few milliseconds, so
-that the CPU time of one process tree is the front's and nothing else's. Requests name the LLM and
-use no examples: nothing is retrieved.
+The LLM is a dummy engine that gives a piece every few milliseconds; the CPU time of its process
+does not count, that of Triton for its responses does. Requests name the LLM and use no examples:
+nothing is retrieved.
 """
 
 from __future__ import annotations
@@ -80,36 +80,35 @@ def _served(repository: Path) -> ServeOptions:
 def fronts(
     settings: Settings, work: Path, intervals_ms: Sequence[float], pieces: int, piece_ms: float
 ) -> Iterator[list[Endpoints]]:
-    """A front for each interval, all before one LLM, as long as the context lasts."""
-    front = work / "front"
-    front.mkdir()
-    shutil.copytree(_MODELS / "core" / "echolm_stream", front / "echolm_stream")
+    """A front for each interval, with an LLM of its own, as long as the context lasts."""
+    models = _llm_repository(work / "models", pieces, piece_ms)
+    for name in (contracts.ECHOLM_STREAM.name, contracts.ROUTER.name):
+        shutil.copytree(_MODELS / "core" / name, models / name)
+    llm = LLMSettings(name=_LLM, cost=1.0, takes_examples=False)
     retrieval = settings.retrieval.model_copy(update={"milvus_uri": _NO_MILVUS})
-
-    def with_data(name: str, **changes: Any) -> Settings:
-        changes |= {"data_dir": work / name, "retrieval": retrieval}
-        return settings.model_copy(update=changes)
-
     with contextlib.ExitStack() as running:
-        repository = _llm_repository(work / "llm", pieces, piece_ms)
-        llm_server = running.enter_context(
-            running_server(with_data("llm-data"), _served(repository))
-        )
-        llm = LLMSettings(name=_LLM, url=llm_server.grpc_url, cost=1.0, takes_examples=False)
         made = []
         for interval_ms in intervals_ms:
-            limits = settings.limits.model_copy(update={"stream_interval_ms": interval_ms})
-            options = {"limits": limits, "llms": (llm,), "judging": JudgingSettings(kind="none")}
-            own = with_data(f"front-{interval_ms:g}-data", **options)
-            made.append(running.enter_context(running_server(own, _served(front))))
+            changes = {
+                "data_dir": work / f"{interval_ms:g}-data",
+                "retrieval": retrieval,
+                "limits": settings.limits.model_copy(update={"stream_interval_ms": interval_ms}),
+                "llms": (llm,),
+                "judging": JudgingSettings(kind="none"),
+            }
+            server = running_server(settings.model_copy(update=changes), _served(models))
+            made.append(running.enter_context(server))
         yield made
 
 
 def _cpu_s(endpoints: Endpoints) -> dict[str, float]:
-    """CPU seconds so far of the front's Triton and of its router."""
+    """CPU seconds so far of Triton and of the router's process."""
     triton = psutil.Process(endpoints.pids["triton"])
     seconds: dict[str, float] = {}
     for process in [triton, *triton.children(recursive=True)]:
+        # A stub's command line has the path of its model.
+        if any(f"/{_LLM}/" in argument for argument in process.cmdline()):
+            continue
         name = "triton" if process == triton else "router"
         times = process.cpu_times()
         seconds[name] = seconds.get(name, 0.0) + times.user + times.system
