@@ -32,7 +32,8 @@ class Limits(Section):
     max_stop_words: int = Field(16, ge=0)
     """Largest number of stop words in one request."""
     max_in_flight: int = Field(2_048, gt=0)
-    """Requests that one router process answers at a time; more are refused as UNAVAILABLE."""
+    """Requests that each of the models `echolm` and `echolm_stream` answers at a time; more are refused
+    as UNAVAILABLE."""
     request_timeout_s: float = Field(120.0, gt=0)
     """Seconds after which an LLM that has not answered counts as failed and another is asked."""
     stream_interval_ms: float = Field(40.0, ge=0, le=1_000)
@@ -86,8 +87,8 @@ class RetrievalSettings(Section):
     """Seconds for everything from tokenizer to selection, queueing included, after which the
     request goes on without examples."""
     batches_in_flight: int = Field(3, ge=1)
-    """Batches of requests that one router process has in retrieval at a time; further requests
-    gather for the next batch."""
+    """Batches of requests that a front door has in selection at a time; further requests gather for
+    the next batch."""
     top_n: int = Field(16, ge=1, le=1024)
     """Nearest examples that Milvus returns for a request."""
     max_examples: int = Field(2, ge=0, le=MAX_EXAMPLES)
