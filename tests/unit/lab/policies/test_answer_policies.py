@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm import contracts
+from echolm.primitives import Retrieved, Selected
+from echolm.retrieval.packed import pack
 from echolm_client import Answer
 from echolm_lab.policies.base import MAX_TOKENS, Reply
 from echolm_lab.policies.llm import LLMPolicy
@@ -56,10 +58,11 @@ class Stored:
         return self
 
     def as_numpy(self, name: str) -> NDArray[Any]:
-        if name == "example_similarities":
-            return np.array([[s for s, _ in self._interactions]], dtype=np.float32)
-        assert name == "example_responses"
-        return np.array([[r.encode() for _, r in self._interactions]], dtype=np.object_)
+        if name == "embedding":
+            return np.ones((1, 4), dtype=np.float32)
+        assert name == contracts.RETRIEVED.name
+        examples = [Selected(1, "", r, s, s) for s, r in self._interactions]
+        return np.array([[pack(Retrieved(examples=tuple(examples)))]], dtype=np.object_)
 
 
 class Large:
@@ -106,8 +109,9 @@ async def test_the_nearest_interaction_is_the_most_similar_wherever_it_stands() 
     grpc: Any = Stored((0.7, "far"), (0.95, "ünear"), (0.8, "middle"))
     found = await nearest(grpc, "wörds")
     assert (round(found.similarity, 4), found.response) == (0.95, "ünear")
-    [(model, [tensor])] = grpc.asked
-    assert model == contracts.RETRIEVAL.name
+    [(first, [tensor]), (second, [text, embedding])] = grpc.asked
+    assert (first, second) == (contracts.TEXT_EMBEDDING.name, contracts.RETRIEVER.name)
+    assert (text.name(), embedding.shape()) == ("text_input", [1, 4])
     assert (tensor.name(), tensor.datatype(), tensor.shape()) == ("text_input", "BYTES", [1, 1])
 
 
