@@ -186,5 +186,3 @@ def running_front_door(
     finally:
         (folder / "open").touch()
         triton.stop()
-
-

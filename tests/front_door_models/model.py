@@ -90,7 +90,9 @@ def outputs(plans):
         "request_id": [plan["request_id"] for plan in plans],
         "llm_model": ["" if "stored" in plan else plan.get("llm", "alpha") for plan in plans],
         "stored_answer": [plan.get("stored", "") for plan in plans],
-        "chosen_llm": ["stored" if "stored" in plan else plan.get("llm", "alpha") for plan in plans],
+        "chosen_llm": [
+            "stored" if "stored" in plan else plan.get("llm", "alpha") for plan in plans
+        ],
         "feedback_token": ["token " + plan["request_id"] for plan in plans],
         "degraded": [plan.get("degraded", "") for plan in plans],
     }
@@ -246,7 +248,9 @@ class LLM:
                 piece = pieces[-1] if script.get("cumulative") else "".join(pieces)
             tensors = [pb_utils.Tensor("text_output", np.array([piece.encode()], np.object_))]
             reason = script.get("reason", "stop") if whole else "None"
-            tensors.append(pb_utils.Tensor("finish_reason", np.array([reason.encode()], np.object_)))
+            tensors.append(
+                pb_utils.Tensor("finish_reason", np.array([reason.encode()], np.object_))
+            )
             if script.get("counts", True):
                 told = 1 if script.get("adds") and streaming else counts[1]
                 for name, count in (("input", counts[0]), ("output", told)):
@@ -272,7 +276,9 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            threading.Thread(target=self.serve, args=(request, request.get_response_sender())).start()
+            threading.Thread(
+                target=self.serve, args=(request, request.get_response_sender())
+            ).start()
 
     def serve(self, request, sender):
         try:
