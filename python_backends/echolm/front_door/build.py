@@ -1,4 +1,4 @@
-"""Builds the front door's library; ``python -m echolm.front_door.build`` puts it where Triton looks.
+"""Builds the front door; ``python -m echolm.front_door.build`` puts it where Triton looks.
 
 The compiler is Zig's, which comes as a Python package and needs nothing of the system. What it
 makes runs on any Linux with the C library named below or a later one.

@@ -1,0 +1,695 @@
+"""The front door's library in a real Triton, in front of models that behave as each test says."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from echolm.front_door.build import compile_front_door
+from front_door import FrontDoor, plan, running_front_door, tensors
+from triton_calls import eventually, refusal, text
+from tritonclient.utils import InferenceServerException
+
+pytestmark = pytest.mark.timeout(300)
+
+names = iter(f"request {n}" for n in range(10**9))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("library") / "libtriton_echolm.so"
+    compile_front_door(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def door(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontDoor]:
+    with running_front_door(tmp_path_factory.mktemp("door"), library) as running:
+        yield running
+
+
+def script(*plans: dict[str, Any], **row: Any) -> dict[str, Any]:
+    """What a request's text tells the models, under a name of its own."""
+    return {"name": next(names), "plans": list(plans), **row}
+
+
+@contextmanager
+def obeying(door: FrontDoor, **settings: Any) -> Iterator[None]:
+    """Within it the front door has these settings, which come with each LLM call."""
+
+    def send(**wanted: Any) -> None:
+        door.ask(script({**plan(), "settings": wanted}))
+        Stream(door, script({**plan(), "settings": wanted})).rest()
+
+    send(**settings)
+    try:
+        yield
+    finally:
+        send()
+
+
+class Later:
+    """A request whose answer is waited for later."""
+
+    def __init__(self, door: FrontDoor, *scripts: dict[str, Any], **options: Any) -> None:
+        self._arrived: queue.Queue[Any] = queue.Queue()
+        self._client = door.client()
+        self._call = self._client.async_infer(
+            options.pop("model", "echolm"),
+            tensors(*scripts, **options),
+            lambda result, error: self._arrived.put((result, error)),
+        )
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def result(self) -> Any:
+        """The answer; raises what the client gets."""
+        result, error = self._arrived.get(timeout=60)
+        if error is not None:
+            raise error
+        return result
+
+
+class Stream:
+    """A request to ``echolm_stream`` whose pieces are wanted."""
+
+    def __init__(self, door: FrontDoor, *rows: dict[str, Any], stream: bool = True) -> None:
+        self.arrived: queue.Queue[Any] = queue.Queue()
+        self._client = door.client()
+        self._client.start_stream(lambda result, error: self.arrived.put((result, error)))
+        self._client.async_stream_infer(
+            "echolm_stream", tensors(*rows, stream=stream), enable_empty_final_response=True
+        )
+
+    def next(self) -> Any:
+        """The next response; raises what the client gets."""
+        result, error = self.arrived.get(timeout=60)
+        if error is not None:
+            raise error
+        return result
+
+    def rest(self) -> tuple[list[str], Any]:
+        """Texts of the pieces still to come, and the last response."""
+        pieces = []
+        while True:
+            result = self.next()
+            piece = result.as_numpy("text_output").item().decode()
+            if result.get_response().parameters["triton_final_response"].bool_param:
+                return pieces, result
+            assert result.as_numpy("llm") is None
+            pieces.append(piece)
+
+    def leave(self) -> None:
+        self._client.stop_stream(cancel_requests=True)
+
+
+def asked(door: FrontDoor, name: str) -> bool:
+    """Whether `selection` was asked about a request, be it later."""
+    return eventually(lambda: any(name in e["names"] for e in door.events("selection", "plan")))
+
+
+def ended(door: FrontDoor, name: str) -> list[dict[str, Any]]:
+    """The reports of the only id that a request of this name was given."""
+    assert eventually(lambda: door.ids(name))
+    (request_id,) = door.ids(name)
+    return door.reports(request_id)
+
+
+def test_a_request_is_answered_and_reported(door: FrontDoor) -> None:
+    row = script({**plan(pieces=["hello ", "world"]), "example_ids": [4, 2], "solicit": True})
+    answer = door.ask(row, max_tokens=7, stream=True)
+    assert text(answer, "text_output") == "hello world"
+    assert text(answer, "llm") == "alpha"
+    assert answer["example_ids"].tolist() == [[4, 2]]
+    assert answer["predicted_quality"].tolist() == [[0.5]]
+    assert answer["solicit_feedback"].tolist() == [[True]]
+    assert text(answer, "finish_reason") == "stop"
+    assert (answer["num_input_tokens"].item(), answer["num_output_tokens"].item()) == (3, 2)
+    (request_id,) = door.ids(row["name"])
+    assert text(answer, "feedback_token") == f"token {request_id}"
+    (report,) = door.reports(request_id)
+    assert report["kind"] == 0
+    assert (report["llm"], report["text"]) == ("alpha", "hello world")
+    assert (report["finish_reason"], report["num_output_tokens"]) == ("stop", 2)
+    assert report["first_token_s"] == -1.0
+    assert 0 < report["selection_s"] < report["total_s"]
+    assert 0 < report["generation_s"] < report["total_s"]
+    (seen,) = (e for e in door.events("selection", "plan") if row["name"] in e["names"])
+    assert seen["inputs"] == ["max_tokens", "text_input"]  # only echolm_stream streams
+
+
+def test_only_the_outputs_that_are_asked_for(door: FrontDoor) -> None:
+    wanted = [grpcclient.InferRequestedOutput("llm")]
+    result = door.client().infer("echolm", tensors(script(plan())), outputs=wanted)
+    assert [output.name for output in result.get_response().outputs] == ["llm"]
+
+
+def test_rows_are_answered_together(door: FrontDoor) -> None:
+    rows = [
+        script({**plan(pieces=[f"answer {n}"]), "example_ids": list(range(n))}) for n in range(5)
+    ]
+    rows.append(script({"stored": "from the store", "example_ids": [9]}))
+    answer = door.ask(*rows)
+    texts = [text(answer, "text_output", n) for n in range(6)]
+    assert texts == [f"answer {n}" for n in range(5)] + ["from the store"]
+    assert answer["example_ids"].shape == (6, 4)
+    assert answer["example_ids"][2].tolist() == [0, 1, -1, -1]
+    assert answer["num_output_tokens"][:, 0].tolist() == [1, 1, 1, 1, 1, 0]
+    assert text(answer, "finish_reason", 5) == "stop"
+    for row in rows:
+        assert [report["kind"] for report in ended(door, row["name"])] == [0]
+
+
+def test_a_row_that_fails_for_good_fails_the_request(door: FrontDoor) -> None:
+    rows = [script(plan(hang=0)), script(plan(fail=0))]
+    with door.shut():
+        assert "no LLM answered: out of memory" in refusal(lambda: door.ask(*rows))
+        (request_id,) = door.ids(rows[0]["name"])
+        assert eventually(lambda: door.events("alpha", "cancelled", request_id=f"{request_id}-0"))
+    assert [(r["kind"], r["reason"]) for r in door.reports(request_id)] == [(2, "error")]
+    # router knows of the other that no LLM answered.
+    reports = door.events("router", "report", request_id=door.ids(rows[1]["name"])[0])
+    assert [report["kind"] for report in reports] == [1]
+
+
+def test_echolm_stream_takes_one_row(door: FrontDoor) -> None:
+    error = refusal(Stream(door, script(), script()).next)
+    assert "[invalid_request] batch: expected one request for echolm_stream, got 2" in error
+
+
+def test_a_stream_has_pieces_and_a_last_response(door: FrontDoor) -> None:
+    row = script(plan(pieces=["one ", "two ", "three"], delay_s=0.01))
+    pieces, last = Stream(door, row).rest()
+    assert pieces[0] == "one "
+    assert "".join(pieces) == "one two three"
+    assert last.as_numpy("text_output").item() == b""
+    assert last.as_numpy("llm").item() == b"alpha"
+    assert last.as_numpy("num_output_tokens").item() == 3
+    (report,) = ended(door, row["name"])
+    assert report["text"] == "one two three"
+    assert 0 < report["first_token_s"] <= report["total_s"]
+
+
+def test_pieces_gather(door: FrontDoor) -> None:
+    with obeying(door, stream_interval_ms=60_000.0):
+        settings = {"settings": {"stream_interval_ms": 60_000.0}}
+        row = script({**plan(pieces=[f"{n} " for n in range(20)]), **settings})
+        pieces, _ = Stream(door, row).rest()
+    assert pieces == ["0 ", "".join(f"{n} " for n in range(1, 20))]
+
+
+def test_pieces_do_not_gather_with_an_interval_of_zero(door: FrontDoor) -> None:
+    with obeying(door, stream_interval_ms=0.0):
+        row = script({**plan(pieces=list("abcdef")), "settings": {"stream_interval_ms": 0.0}})
+        pieces, _ = Stream(door, row).rest()
+    assert pieces == list("abcdef")
+
+
+def test_a_gathered_piece_goes_out_when_its_time_has_come(door: FrontDoor) -> None:
+    with door.shut():
+        stream = Stream(door, script(plan(pieces=["a", "b", "c"], hang=2)))
+        read = ""
+        while read != "ab":
+            read += stream.next().as_numpy("text_output").item().decode()
+    assert "".join(stream.rest()[0]) == "c"
+
+
+def test_a_stream_of_one_response(door: FrontDoor) -> None:
+    pieces, last = Stream(door, script(plan(pieces=["a", "b"])), stream=False).rest()
+    assert pieces == []
+    assert last.as_numpy("text_output").item() == b"ab"
+
+
+def test_a_stored_answer_is_the_only_piece(door: FrontDoor) -> None:
+    row = script({"stored": "as before"})
+    pieces, last = Stream(door, row).rest()
+    assert pieces == ["as before"]
+    assert last.as_numpy("text_output").item() == b""
+    assert [report["text"] for report in ended(door, row["name"])] == ["as before"]
+
+
+def test_the_stream_interval_goes_to_an_llm_that_takes_it(door: FrontDoor) -> None:
+    rows = [script({**plan(), "flags": flags}) for flags in (0, 4)]
+    for row, expected in zip(rows, ({}, {"stream_interval_ms": 40.0}), strict=True):
+        Stream(door, row).rest()
+        (request_id,) = door.ids(row["name"])
+        (begun,) = door.events("alpha", "begin", request_id=f"{request_id}-0")
+        assert begun["parameters"] == expected
+
+
+def waiting(door: FrontDoor, rows: list[dict[str, Any]]) -> list[Later]:
+    """Requests that wait for their selection behind one that hangs.
+
+    The last of ``rows`` is refused, which shows that the others have arrived.
+    """
+    first = script(plan(), selection="hang")
+    later = [Later(door, first)]
+    assert asked(door, first["name"])
+    later += [Later(door, row) for row in rows]
+    assert eventually(lambda: door.events("router", "report", reason="overload"))
+    return later
+
+
+def outcome(call: Callable[[], Any]) -> str:
+    """The error that a call ends with, if any."""
+    try:
+        call()
+    except InferenceServerException as error:
+        return str(error)
+    return ""
+
+
+def test_requests_that_wait_are_selected_for_together(door: FrontDoor) -> None:
+    limits = {"selections_in_flight": 1, "max_in_flight": 6, "selection_timeout_ms": 60_000}
+    rows = [script({**plan(), "settings": limits}) for _ in range(6)]
+    with obeying(door, **limits):
+        with door.shut():
+            later = waiting(door, rows)
+        errors = list(filter(None, (outcome(one.result) for one in later)))
+    assert len(errors) == 1
+    assert "[unavailable] echolm: 6 requests are in flight already; try again later" in errors[0]
+    together = [e["names"] for e in door.events("selection", "plan") if len(e["names"]) > 1][-1]
+    assert len(together) == 5
+    assert set(together) < {row["name"] for row in rows}
+    overload = door.events("router", "report", reason="overload")
+    assert [(report["kind"], report["request_id"]) for report in overload] == [(2, "")]
+
+
+def test_requests_with_other_inputs_are_not_merged(door: FrontDoor) -> None:
+    with obeying(door, selections_in_flight=1, selection_timeout_ms=60_000):
+        with door.shut():
+            hanging = Later(door, script(plan(), selection="hang"))
+            later = [
+                Later(door, script(plan()), stop_words=["a"]),
+                Later(door, script(plan()), stop_words=["a", "b"]),
+                Later(door, script(plan()), temperature=0.5),
+            ]
+        assert [outcome(one.result) for one in (hanging, *later)] == [""] * 4
+
+
+def test_a_named_llm_without_cache_needs_no_selection(door: FrontDoor) -> None:
+    direct, cached, auto = (script(plan()) for _ in range(3))
+    door.ask(direct, llm="alpha", cache_control="no-cache")
+    door.ask(cached, llm="alpha", cache_control="no-store")
+    door.ask(auto, llm="auto", cache_control="no-cache")
+    planner = {e["names"][0]: e["model"] for e in door.events(event="plan")}
+    assert [planner[row["name"]] for row in (direct, cached, auto)] == [
+        "router",
+        "selection",
+        "selection",
+    ]
+
+
+def test_another_llm_answers_where_one_fails(door: FrontDoor) -> None:
+    row = script(
+        plan("alpha", fail=0, status="INVALID_ARG", message="too long"),
+        plan("unary", fail=0),
+        plan("beta", pieces=["from beta"]),
+    )
+    answer = door.ask(row)
+    assert text(answer, "text_output") == "from beta"
+    assert text(answer, "llm") == "beta"
+    assert text(answer, "degraded") == "unary unavailable"
+    reports = ended(door, row["name"])
+    assert [(r["kind"], r["llm"], r["refused"]) for r in reports] == [
+        (1, "alpha", 1),
+        (1, "unary", 0),
+        (0, "beta", 0),
+    ]
+    assert "too long" in reports[0]["reason"]
+
+
+def test_a_stream_falls_back_before_its_first_piece(door: FrontDoor) -> None:
+    row = script(plan("alpha", fail=0), plan("beta", pieces=["from ", "beta"]))
+    pieces, last = Stream(door, row).rest()
+    assert "".join(pieces) == "from beta"
+    assert last.as_numpy("llm").item() == b"beta"
+
+
+def test_a_stream_that_breaks_says_so(door: FrontDoor) -> None:
+    with obeying(door, stream_interval_ms=60_000.0):
+        slow = {"settings": {"stream_interval_ms": 60_000.0}}
+        row = script({**plan("alpha", pieces=["a", "b", "c"], fail=2), **slow}, plan("beta"))
+        stream = Stream(door, row)
+        pieces = [stream.next().as_numpy("text_output").item().decode() for _ in range(2)]
+        error = refusal(stream.next)
+    assert pieces == ["a", "b"]  # what had gathered comes before the error
+    assert "[unavailable] alpha failed after part of the answer was sent" in error
+    assert [(r["kind"], r["reason"]) for r in ended(door, row["name"])] == [(2, "stream_broken")]
+
+
+def test_an_llm_that_says_nothing_has_failed(door: FrontDoor) -> None:
+    row = script(plan("alpha", silent=True), plan("beta"))
+    assert text(door.ask(row), "llm") == "beta"
+    assert ended(door, row["name"])[0]["reason"] == "alpha: ended without an answer"
+
+
+def test_an_llm_that_is_not_loaded_has_failed(door: FrontDoor) -> None:
+    row = script(plan("gamma"), plan("beta"))
+    assert text(door.ask(row), "llm") == "beta"
+    assert "gamma" in ended(door, row["name"])[0]["reason"]
+
+
+def test_an_llm_that_takes_too_long_has_failed(door: FrontDoor) -> None:
+    row = script({**plan("alpha", hang=0), "settings": {"request_timeout_ms": 100}}, plan("beta"))
+    with door.shut():
+        assert text(door.ask(row), "llm") == "beta"
+        (request_id,) = door.ids(row["name"])
+        assert eventually(lambda: door.events("alpha", "cancelled", request_id=f"{request_id}-0"))
+    assert [(r["kind"], r["reason"]) for r in door.reports(request_id)] == [(1, "timeout"), (0, "")]
+
+
+def test_no_router_for_the_next_plan(door: FrontDoor) -> None:
+    row = script(plan("alpha", fail=0), {**plan("beta"), "router": "error"})
+    assert "[unavailable] router: no router today" in refusal(lambda: door.ask(row))
+    reports = ended(door, row["name"])
+    assert [(r["kind"], r["reason"]) for r in reports[1:]] == [(2, "error")]
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        ("[invalid_request] no such LLM", "StatusCode.INVALID_ARGUMENT"),
+        ("[context_length] too long", "StatusCode.INVALID_ARGUMENT"),
+        ("[unavailable] no LLM answered", "StatusCode.UNAVAILABLE"),
+        ("[cancelled] gone", "StatusCode.CANCELLED"),
+        ("[internal] defect", "StatusCode.INTERNAL"),
+        ("whatever", "StatusCode.INTERNAL"),
+    ],
+)
+def test_a_refusal_has_the_status_of_its_code(door: FrontDoor, message: str, status: str) -> None:
+    row = script({"refusal": message})
+    assert refusal(lambda: door.ask(row)) == f"{status} {message}"
+    assert refusal(lambda: door.ask(row, script(plan()))) == f"{status} {message}"
+
+
+def test_rows_beside_a_refused_one_are_reported(door: FrontDoor) -> None:
+    other = script(plan())
+    refusal(lambda: door.ask(script({"refusal": "[invalid_request] no"}), other))
+    assert [(r["kind"], r["reason"]) for r in ended(door, other["name"])] == [(2, "error")]
+
+
+def test_router_alone_plans_when_selection_fails(door: FrontDoor) -> None:
+    rows = [script(plan(), selection="error"), script(plan())]
+    answer = door.ask(*rows)
+    assert text(answer, "degraded") == text(answer, "degraded", 1) == "retrieval unavailable"
+    for row in rows:
+        assert [r["kind"] for r in ended(door, row["name"])] == [0]
+
+
+def test_router_alone_plans_when_selection_hangs(door: FrontDoor) -> None:
+    row = script(plan(), selection="hang")
+    with obeying(door, selection_timeout_ms=200):
+        with door.shut():
+            assert text(door.ask(row), "degraded") == "retrieval unavailable"
+        assert eventually(lambda: len(door.ids(row["name"])) == 2)
+    (late,) = (e["request_id"] for e in door.events("selection", "id", name=row["name"]))
+    (used,) = (e["request_id"] for e in door.events("router", "id", name=row["name"]))
+    assert [(r["kind"], r["reason"]) for r in door.reports(late)] == [(2, "late")]
+    assert [r["kind"] for r in door.reports(used)] == [0]
+
+
+def test_no_selection_and_no_router(door: FrontDoor) -> None:
+    row = script(plan(), selection="error", router="error")
+    expected = "StatusCode.UNAVAILABLE [unavailable] router: no router today"
+    assert refusal(lambda: door.ask(row)) == expected
+
+
+def test_router_hangs_where_selection_failed(door: FrontDoor) -> None:
+    row = script(plan(), selection="error", router="hang")
+    with obeying(door, selection_timeout_ms=200):
+        with door.shut():
+            error = refusal(lambda: door.ask(row))
+        assert "StatusCode.UNAVAILABLE [unavailable] router: no answer within 200 ms" in error
+        assert [(r["kind"], r["reason"]) for r in ended(door, row["name"])] == [(2, "late")]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 40, 60, 100])
+def test_a_plan_that_is_cut_off(door: FrontDoor, cut: int) -> None:
+    row = script({**plan(), "cut": cut})
+    error = refusal(lambda: door.ask(row))
+    assert error.startswith("StatusCode.INTERNAL [internal] packed value: expected")
+    assert [(r["kind"], r["reason"]) for r in ended(door, row["name"])] == [(2, "error")]
+
+
+def test_outputs_that_are_missing(door: FrontDoor) -> None:
+    row = script(plan(), selection="nothing")
+    error = refusal(lambda: door.ask(row))
+    assert error.startswith("StatusCode.INTERNAL [internal] plan: expected an output")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "expected"),
+    [
+        (["one tw", "o thr", "ee"], ["two"], "one "),
+        (["one", " two", " three"], ["four", "two t"], "one "),
+        (["a", "b", "a", "b", "c"], ["abc"], "ab"),
+        (["grüß", "e au", "s Köln"], ["üße aus"], "gr"),
+        (["日本", "語の", "文"], ["語の文"], "日本"),
+        (["one ", "tw"], ["two"], "one tw"),
+        (["", "x"], ["", "never"], "x"),
+        (["stop"], ["stop"], ""),
+    ],
+)
+def test_stop_words_are_cut_at(
+    door: FrontDoor, pieces: list[str], stop: list[str], expected: str
+) -> None:
+    row = script({**plan(pieces=pieces, reason="length"), "stop": stop})
+    streamed, last = Stream(door, row).rest()
+    assert "".join(streamed) == expected
+    reason = "stop" if expected != "".join(pieces) else "length"
+    assert last.as_numpy("finish_reason").item().decode() == reason
+    answer = door.ask(row)
+    assert text(answer, "text_output") == expected
+    assert text(answer, "finish_reason") == reason
+
+
+def test_an_llm_is_cancelled_at_a_stop_word(door: FrontDoor) -> None:
+    row = script({**plan(pieces=["one", "two", "three"], hang=2), "stop": ["two"]})
+    with door.shut():
+        pieces, _ = Stream(door, row).rest()
+        (request_id,) = door.ids(row["name"])
+        assert eventually(lambda: door.events("alpha", "cancelled", request_id=f"{request_id}-0"))
+    assert pieces == ["one"]
+    assert [r["kind"] for r in door.reports(request_id)] == [0]
+
+
+def test_text_that_repeats_and_is_incomplete(door: FrontDoor) -> None:
+    wholes = ["K", "K\ufffd", "Kö", "Köln \ufffd\ufffd", "Köln 日", "Köln 日\ufffd"]
+    row = script({**plan(pieces=wholes, cumulative=True), "flags": 1})
+    pieces, _ = Stream(door, row).rest()
+    assert "".join(pieces) == "Köln 日\ufffd"
+    assert "\ufffd" not in "".join(pieces[:-1])
+    assert text(door.ask(row), "text_output") == "Köln 日\ufffd"
+
+
+@pytest.mark.parametrize(("max_tokens", "reason"), [(4, "length"), (5, "stop")])
+def test_counts_that_are_of_one_response_are_added(
+    door: FrontDoor, max_tokens: int, reason: str
+) -> None:
+    made = {**plan(pieces=list("abcd"), adds=True, reason=""), "flags": 2, "max_tokens": max_tokens}
+    _, last = Stream(door, script(made)).rest()
+    assert last.as_numpy("num_output_tokens").item() == 4
+    assert last.as_numpy("finish_reason").item().decode() == reason
+
+
+def test_an_llm_that_counts_nothing(door: FrontDoor) -> None:
+    answer = door.ask(script({**plan(counts=[], reason=""), "flags": 2}))
+    assert answer["num_input_tokens"].item() == answer["num_output_tokens"].item() == -1
+    assert text(answer, "finish_reason") == ""
+
+
+def test_a_long_text(door: FrontDoor) -> None:
+    long = "0123456789" * 300_000
+    row = script(plan(pieces=[long]))
+    assert text(door.ask(row), "text_output") == long
+    assert [len(r["text"]) for r in ended(door, row["name"])] == [len(long)]
+
+
+def cancelled(door: FrontDoor, name: str) -> bool:
+    (request_id,) = door.ids(name)
+    assert eventually(lambda: door.events("alpha", "cancelled", request_id=f"{request_id}-0"))
+    return [(r["kind"], r["reason"]) for r in door.reports(request_id)] == [(2, "cancelled")]
+
+
+def begun(door: FrontDoor, name: str) -> bool:
+    return eventually(lambda: door.ids(name)) and eventually(
+        lambda: door.events(event="begin", request_id=f"{door.ids(name)[0]}-0")
+    )
+
+
+def test_a_client_that_cancels_its_request(door: FrontDoor) -> None:
+    row = script(plan(hang=0))
+    with door.shut():
+        later = Later(door, row)
+        assert begun(door, row["name"])
+        later.cancel()
+        assert cancelled(door, row["name"])
+
+
+def test_a_client_that_leaves_its_stream(door: FrontDoor) -> None:
+    row = script(plan(pieces=["a", "b"], hang=1))
+    with door.shut():
+        stream = Stream(door, row)
+        stream.next()
+        stream.leave()
+        assert cancelled(door, row["name"])
+
+
+def test_a_client_that_leaves_an_http_stream(door: FrontDoor) -> None:
+    row = script(plan(pieces=["a", "b"], hang=1))
+    with door.shut():
+        connection = http.client.HTTPConnection(door.http_address)
+        body = json.dumps({"text_input": json.dumps(row), "stream": True})
+        connection.request("POST", "/v2/models/echolm_stream/generate_stream", body)
+        response = connection.getresponse()
+        assert b'"a"' in response.readline()
+        response.close()
+        connection.close()
+        assert cancelled(door, row["name"])
+
+
+def failures(door: FrontDoor) -> int:
+    """Requests to ``echolm`` that were not answered, by Triton's statistics."""
+    statistics = door.client().get_inference_statistics("echolm")
+    return int(statistics.model_stats[0].inference_stats.fail.count)
+
+
+def test_a_client_that_leaves_before_its_plan(door: FrontDoor) -> None:
+    row = script(plan(), selection="hang")
+    with door.shut():
+        later = Later(door, row)
+        assert asked(door, row["name"])
+        before = failures(door)
+        later.cancel()
+        assert "CANCELLED" in refusal(later.result)
+        assert eventually(lambda: failures(door) > before)
+    assert [(r["kind"], r["reason"]) for r in ended(door, row["name"])] == [(2, "cancelled")]
+
+
+def storm(door: FrontDoor, count: int, seed: int) -> None:
+    """Requests of all kinds, many of them cancelled at any time; all must be accounted for."""
+    draw = random.Random(seed)
+    rows = []
+
+    def one(n: int, delay_s: float, row: dict[str, Any]) -> None:
+        request: Any
+        if n % 2:
+            stream = Stream(door, row)
+            time.sleep(delay_s)
+            if n % 3:
+                stream.leave()
+            else:
+                outcome(stream.rest)
+                stream.leave()
+        else:
+            request = Later(door, row)
+            time.sleep(delay_s)
+            if n % 3:
+                request.cancel()
+            outcome(request.result)
+
+    threads: list[threading.Thread] = []
+    for n in range(count):
+        pieces = [f"{i} " for i in range(draw.randrange(1, 12))]
+        made = plan("alpha", pieces=pieces, delay_s=draw.choice([0, 0.001, 0.01]))
+        kinds = [
+            [made],
+            [plan("alpha", fail=0), plan("beta", pieces=pieces, delay_s=0.002)],
+            [plan("alpha", pieces=pieces, fail=1, delay_s=0.005), plan("unary")],
+            [{**made, "stop": ["3"]}],
+            [{"stored": "x"}],
+        ]
+        selection = draw.choice(["", "", "", "error"])
+        row = script(*draw.choice(kinds), selection=selection)
+        rows.append(row)
+        delay_s = draw.choice([0.0, 0.005, 0.02, 0.05, 0.1])
+        threads.append(threading.Thread(target=one, args=(n, delay_s, row)))
+        threads[-1].start()
+        time.sleep(draw.choice([0.0, 0.002]))
+        while sum(thread.is_alive() for thread in threads) > 32:
+            time.sleep(0.005)
+    for thread in threads:
+        thread.join()
+    mine = {row["name"] for row in rows}
+
+    def unfinished() -> set[str]:
+        given = {e["request_id"] for e in door.events(event="id") if e["name"] in mine}
+        lost = {r["request_id"] for r in door.events("router", "report", kind=1)}
+        refused = {i for i in lost if not (door.folder / "plans" / i).exists()}
+        return {i for i in given if door.ends()[i] != 1 and i not in refused}
+
+    assert eventually(lambda: not unfinished()), unfinished()
+    # What remained in flight would count.
+    with obeying(door, max_in_flight=1):
+        pass
+    ends = door.ends()
+    assert max(ends[i] for row in rows for i in door.ids(row["name"])) <= 1
+
+
+def test_a_storm_of_cancelled_requests(door: FrontDoor) -> None:
+    storm(door, 400, seed=1)
+    assert door.triton.poll() is None
+
+
+def test_a_front_door_that_is_unloaded_answers_what_it_has(door: FrontDoor) -> None:
+    row = script(plan(hang=0, pieces=["still there"]))
+    client = door.client()
+    with door.shut():
+        later = Later(door, row)
+        assert begun(door, row["name"])
+        client.unload_model("echolm")
+    assert later.result().as_numpy("text_output").item() == b"still there"
+    assert [r["kind"] for r in ended(door, row["name"])] == [0]
+    assert eventually(lambda: not client.is_model_ready("echolm"))
+    client.load_model("echolm")
+    assert text(door.ask(script(plan())), "text_output") == "hello"
+
+
+def test_models_behind_the_front_door_come_and_go(door: FrontDoor) -> None:
+    client = door.client()
+    for model in ("alpha", "selection", "router"):
+        client.unload_model(model)
+        assert eventually(lambda model=model: not client.is_model_ready(model))
+        if model == "router":
+            assert "[unavailable] router: " in refusal(lambda: door.ask(script(plan("beta"))))
+        else:
+            door.ask(script(plan("alpha"), plan("beta")))
+    for model in ("alpha", "selection", "router"):
+        client.load_model(model)
+    assert text(door.ask(script(plan("alpha"))), "llm") == "alpha"
+
+
+def test_a_server_that_stops_with_requests_in_flight(library: Path, tmp_path: Path) -> None:
+    with running_front_door(tmp_path, library) as door, door.shut():
+        rows = [script(plan(pieces=["a", "b"], hang=1)) for _ in range(4)]
+        streams = [Stream(door, row) for row in rows]
+        later = Later(door, script(plan(), selection="hang"))
+        for stream in streams:
+            stream.next()
+        door.triton.stop()
+        for stream in streams:
+            stream.leave()
+        outcome(later.result)
+        assert not re.search(r"Signal \((?!15)|Segmentation|terminate", door.log_file.read_text())
+
+
+def test_numbers_are_exact(door: FrontDoor) -> None:
+    row = script({**plan(), "quality": 0.25, "example_ids": [2**62, 0, -1]})
+    answer = door.ask(row)
+    assert answer["predicted_quality"].dtype == np.float32
+    assert answer["predicted_quality"].item() == 0.25
+    assert answer["example_ids"].tolist() == [[2**62, 0]]
