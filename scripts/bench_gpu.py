@@ -94,6 +94,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--concurrency", type=int, default=512,
         help="at saturation; more than the engines take at once (256), or no load bias acts",
     )  # fmt: skip
+    comparing.add_argument(
+        "--trace", type=Path, metavar="FILE",
+        help="CSV of arrivals, as evaluate.py takes it: all policies under it as well",
+    )  # fmt: skip
+    comparing.add_argument("--trace-seconds", type=float, default=60.0, help="of it, each policy")
     comparing.add_argument("--seed", type=int, default=1)
     pathing = argparse.ArgumentParser(add_help=False)
     pathing.add_argument("--examples", type=int, default=100_000)

@@ -35,13 +35,14 @@ from echolm_lab.experiments import (
     replay,
     solicit,
     trace,
+    trace_load,
 )
 from echolm_lab.experiments.bench import Bench
 from echolm_lab.experiments.outcome import Outcome
 from echolm_lab.experiments.sizes import QUICK, Sizes
 from echolm_lab.report.check import jsonable, summarise
 from echolm_lab.report.environment import host, versions
-from echolm_lab.report.tables import print_checks, print_policies
+from echolm_lab.report.tables import print_checks, print_policies, print_trace
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
     "solicit": solicit.run,
     "prefix": prefix.run,
     "replay": replay.run,
+    "trace": trace_load.run,
 }
 QUICK_EXPERIMENTS = ("learning", "corruption", "drift", "burst")
 """By default, since every server takes seconds to start; the others can be named."""
@@ -84,7 +86,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=names,
         default=None,
         metavar="NAME,...",
-        help=f"of {', '.join(EXPERIMENTS)}; default: all; quick: {', '.join(QUICK_EXPERIMENTS)}",
+        help=f"of {', '.join(EXPERIMENTS)}; default: all, trace only with --trace; quick: "
+        f"{', '.join(QUICK_EXPERIMENTS)}",
     )
     parser.add_argument(
         "--seeds", type=seeds, default=None, metavar="N,...", help="default: 1,2,3; quick: 1"
@@ -93,14 +96,24 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--quick", action="store_true", help="few requests: shows that it runs, and nothing else"
     )
     parser.add_argument(
-        "--trace", type=Path, default=None, help="CSV of arrivals for the burst; else Poisson"
+        "--trace",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="CSV of arrivals, for the experiment trace and in place of Poisson's for the burst",
     )
     parser.add_argument("--config", type=Path, default=None, help="an echolm.toml")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "evaluation.json")
     parser.add_argument(
         "--plots", type=Path, default=None, help="directory; default: beside the output"
     )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.experiments is None:
+        every = [name for name in EXPERIMENTS if name != "trace" or options.trace]
+        options.experiments = list(QUICK_EXPERIMENTS) if options.quick else every
+    if "trace" in options.experiments and options.trace is None:
+        parser.error("--experiments trace: expected --trace FILE as well, got none")
+    return options
 
 
 async def evaluate(options: argparse.Namespace, console: Console, work: Path) -> dict[str, Any]:
@@ -114,7 +127,7 @@ async def evaluate(options: argparse.Namespace, console: Console, work: Path) ->
         for seed in options.seeds or ([1] if options.quick else [1, 2, 3])
     ]
     report: dict[str, Any] = {}
-    for name in options.experiments or (QUICK_EXPERIMENTS if options.quick else EXPERIMENTS):
+    for name in options.experiments:
         outcomes: dict[str, Outcome] = {}
         started = time.monotonic()
         for bench in benches:
@@ -161,6 +174,8 @@ def main() -> int:
     options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if "learning" in experiments:
         print_policies(console, report["experiments"]["learning"]["seeds"])
+    if "trace" in experiments:
+        print_trace(console, report["experiments"]["trace"]["seeds"])
     for file in plots.draw(report, options.plots or options.output.parent / "plots"):
         console.print(f"plot: {file}")
     console.print(f"written to {options.output} after {report['seconds']:.0f} s")

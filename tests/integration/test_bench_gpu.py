@@ -40,12 +40,15 @@ class Bench:
 
     def evaluate(self) -> subprocess.CompletedProcess[str]:
         models = ROOT / "model_repository" / "local"
+        trace = self.work / "trace.csv"
+        lines = [f"2023-11-16 18:{s // 60:02d}:{s % 60:02d}.5,10,20" for s in range(3_000)]
+        trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]))
         return self.run(
             "evaluate",
             *(f"--{r}={models / f'{r}_llm' / '1' / 'openvino'}" for r in ("small", "large")),
             *(f"--vllm-python={self.python}", "--set=load_format=dummy", "--embedder=fp32"),
             *("--history=16", "--learning=8", f"--requests={REQUESTS}", "--labelled=6"),
-            *("--concurrency=6", "--latency-seconds=1"),
+            *("--concurrency=6", "--latency-seconds=1", f"--trace={trace}", "--trace-seconds=1"),
         )
 
     def kept(self, name: str) -> dict[str, Any]:
@@ -74,6 +77,10 @@ def test_all_policies_get_the_same_requests_on_one_server(evaluated: Bench) -> N
     assert list(report["policies"]) == POLICIES
     assert {row["requests"] for row in report["policies"].values()} == {REQUESTS}
     assert {row["failed"] for row in report["policies"].values()} == {0}
+    traced = report["trace"]
+    assert [row["policy"] for row in traced] == ["always_large", "static_router", "echolm"]
+    assert len({row["requests"] for row in traced}) == 1
+    assert {row["failed"] for row in traced} == {0}
     assert report["errors"] == []
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from echolm.embedding.runtimes import Ids, Session, Vectors, default_threads, open_session
+from echolm.embedding.runtimes import default_threads, open_session
+from echolm.embedding.session import Ids, Session, Vectors
 from echolm.embedding.spec import MODEL_FILE, EmbedderSpec
 from echolm.errors import ConfigurationError, InvalidRequestError
 
@@ -78,6 +79,10 @@ class OnnxEmbedder:
         # BF16 leaves lengths off by up to 1e-3, and ranks with them.
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
+
+    def warm_up(self) -> None:
+        """Prepare for usual batches, so that the first requests do not wait for it."""
+        self._session.warm_up()
 
     def check(self, input_ids: Ids, attention_mask: Ids) -> Ids:
         """The length of each row up to its last token; InvalidRequestError as :meth:`embed`."""

@@ -4,6 +4,10 @@ The graph takes ``input_ids`` and ``attention_mask`` (INT64 ``[batch, seq]``, bo
 and gives ``embedding`` (FP32 ``[batch, hidden]``): the encoder, the mean of the token vectors
 under the mask, and L2 normalisation. Token types are zero.
 
+The sum of the embeddings is the tensor ``token_embeddings``, what hides tokens in attention is
+``attention_bias``, and what is pooled ``token_vectors``: between them a runtime may lay out the
+tokens in another way (:mod:`echolm.embedding.openvino`).
+
 All operators are standard ones of opset 17, which ONNX Runtime (alone and in Triton, CPU and GPU)
 and OpenVINO fuse in their own ways. Its fused operators, written by hand, were slower on a CPU.
 """
@@ -57,8 +61,8 @@ class _Graph:
     def scalar(self, value: float) -> str:
         return self.constant(f"scalar_{value!r}", np.asarray(value, np.float32))
 
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{kind}_{len(self.nodes)}"
+    def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        name = name or f"{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
@@ -84,12 +88,12 @@ class _Bert:
         product = g.op("MatMul", x, g.constant(f"{key}.weight", weight.T))
         return g.op("Add", product, g.constant(f"{key}.bias", bias))
 
-    def norm(self, x: str, skip: str, name: str) -> str:
+    def norm(self, x: str, name: str, output: str = "") -> str:
         g = self.graph
         gamma = g.constant(f"{name}.gamma", self.weights[f"{name}.weight"])
         beta = g.constant(f"{name}.beta", self.weights[f"{name}.bias"])
         eps = self.shape.layer_norm_eps
-        return g.op("LayerNormalization", g.op("Add", x, skip), gamma, beta, axis=-1, epsilon=eps)
+        return g.op("LayerNormalization", x, gamma, beta, name=output, axis=-1, epsilon=eps)
 
     def gelu(self, x: str) -> str:
         g = self.graph
@@ -105,7 +109,9 @@ class _Bert:
         table = g.constant("position_embeddings", positions + first_type)
         length = g.op("Slice", g.op("Shape", "input_ids"), g.ints(1), g.ints(2))
         position = g.op("Slice", table, g.ints(0), length, g.ints(0))  # [s, h]
-        return self.norm(g.op("Gather", word, "input_ids"), position, "embeddings.LayerNorm")
+        word = g.op("Gather", word, "input_ids")
+        tokens = g.op("Add", word, position, name="token_embeddings")
+        return self.norm(tokens, "embeddings.LayerNorm")
 
     def attention(self, x: str, bias: str, name: str) -> str:
         """Self-attention of [b, s, h]; ``bias`` [b, 1, 1, s] hides the padding."""
@@ -123,12 +129,14 @@ class _Bert:
         context = g.op("Transpose", context, perm=[0, 2, 1, 3])
         return g.op("Reshape", context, g.ints(0, 0, self.shape.hidden))
 
-    def layer(self, x: str, bias: str, name: str) -> str:
+    def layer(self, x: str, bias: str, name: str, output: str = "") -> str:
+        g = self.graph
         context = self.attention(x, bias, f"{name}.attention.self")
         attended = self.linear(context, f"{name}.attention.output.dense")
-        x = self.norm(attended, x, f"{name}.attention.output.LayerNorm")
+        x = self.norm(g.op("Add", attended, x), f"{name}.attention.output.LayerNorm")
         wide = self.gelu(self.linear(x, f"{name}.intermediate.dense"))
-        return self.norm(self.linear(wide, f"{name}.output.dense"), x, f"{name}.output.LayerNorm")
+        x = g.op("Add", self.linear(wide, f"{name}.output.dense"), x)
+        return self.norm(x, f"{name}.output.LayerNorm", output)
 
 
 def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
@@ -142,11 +150,12 @@ def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
     bert = _Bert(g, weights, shape)
     mask = g.op("Cast", "attention_mask", to=TensorProto.FLOAT)  # [b, s]
     hidden = g.op("Mul", g.op("Sub", g.scalar(1.0), mask), g.scalar(_MASKED))
-    bias = g.op("Unsqueeze", hidden, g.ints(1, 2))  # [b, 1, 1, s]
+    bias = g.op("Unsqueeze", hidden, g.ints(1, 2), name="attention_bias")  # [b, 1, 1, s]
 
     x = bert.embeddings()
     for index in range(shape.layers):
-        x = bert.layer(x, bias, f"encoder.layer.{index}")
+        last = index == shape.layers - 1
+        x = bert.layer(x, bias, f"encoder.layer.{index}", "token_vectors" if last else "")
 
     kept = g.op("Mul", x, g.op("Unsqueeze", mask, g.ints(2)))
     total = g.op("ReduceSum", kept, g.ints(1), keepdims=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from echolm.embedding.runtimes import Ids
+from echolm.embedding.session import Ids
 from echolm.embedding.spec import TOKENIZER_FILE, EmbedderSpec, check_built
 from echolm.errors import ConfigurationError, InvalidRequestError
 

@@ -14,8 +14,6 @@ from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 
-_WARM_ROWS, _WARM_TOKENS = 12, 48
-
 _Ids = NDArray[np.int64]
 _Tokens = tuple[_Ids, _Ids]
 """Ids and attention mask of one text, INT64 [tokens] each."""
@@ -27,14 +25,7 @@ class TritonPythonModel(BatchedModel[_Tokens, NDArray[np.float32]]):
     def initialize(self, args: dict[str, str]) -> None:
         embedding = load_settings().embedding
         self._embedder = OnnxEmbedder.load(embedding.model_dir, threads=embedding.threads)
-        self._warm_up()
-
-    def _warm_up(self) -> None:
-        """Show the runtime the shapes of short texts, which it else meets under load."""
-        for tokens in range(8, _WARM_TOKENS + 1, 8):
-            for rows in range(1, _WARM_ROWS + 1):
-                ids = np.zeros((rows, tokens), dtype=np.int64)
-                self._embedder.embed(ids, np.ones_like(ids))
+        self._embedder.warm_up()
 
     def read(self, request: Any) -> list[_Tokens]:
         rows = codec.read_rows(request, contracts.EMBEDDER.inputs)

@@ -25,6 +25,9 @@ class Sizes:
         noise: in the worse small LLM's weights.
         solicit_requests, solicit_share: requests of each way to rate, and the share rated.
         burst_learning, calm_s, burst_s, back_s: requests before the load, and its parts.
+        trace_learning, trace_rated: requests from which EchoLM learns before a recorded trace, and
+            the share rated.
+        trace_s: of the trace, for each policy.
         prefix_requests: for each order.
         flawed: share of the stored answers that is corrupted before replay.
         replay_learning, replay_rated: requests served before it, and the share rated.
@@ -56,6 +59,9 @@ class Sizes:
     calm_s: float = 60.0
     burst_s: float = 60.0
     back_s: float = 50.0
+    trace_learning: int = 1_000
+    trace_rated: float = 0.2
+    trace_s: float = 120.0
     prefix_requests: int = 600
     flawed: float = 0.15
     replay_learning: int = 2_000
@@ -86,6 +92,8 @@ QUICK = Sizes(
     calm_s=2.0,
     burst_s=2.0,
     back_s=2.0,
+    trace_learning=8,
+    trace_s=2.0,
     prefix_requests=12,
     replay_learning=24,
     replay_rated=0.5,

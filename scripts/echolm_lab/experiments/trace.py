@@ -11,6 +11,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 from echolm.errors import ConfigurationError
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -69,3 +70,34 @@ def rescaled(trace: list[float], count: int, rate: float, start: int = 0) -> lis
         now += gap * scale
         arrivals.append(now)
     return arrivals
+
+
+def window(trace: list[float], seconds: float, rate: float, seed: int) -> list[float]:
+    """Arrivals of a random window of a trace that is sped up to ``rate`` per second on average.
+
+    The whole trace has that rate, a window more or less of it: bursts and busy minutes stay.
+
+    Args:
+        seconds: of the window, after the change of speed.
+
+    Returns:
+        Seconds since the window's begin, ascending.
+
+    Raises:
+        ConfigurationError: the trace is too short, or nothing arrives in the window.
+    """
+    scale = (len(trace) - 1) / rate / trace[-1]
+    longest = trace[-1] * scale
+    if longest < seconds:
+        raise ConfigurationError(
+            f"trace: expected arrivals for {seconds:.0f} s at {rate:.1f} a second, got "
+            f"{len(trace)}, which last {longest:.0f} s; take a longer trace"
+        )
+    start = np.random.default_rng(seed).uniform(0.0, longest - seconds)
+    found = [time * scale - start for time in trace if start <= time * scale <= start + seconds]
+    if not found:
+        raise ConfigurationError(
+            f"trace: expected an arrival within {seconds:.0f} s, got none after "
+            f"{start / scale:.0f} s of the trace; choose another seed"
+        )
+    return found

@@ -85,6 +85,7 @@ def checks(results: Results) -> list[Check]:
     overhead = _NONE
     if echolm.get("request_s"):
         overhead = echolm["selection_s"] / echolm["request_s"]
+    traced = {row["policy"]: row for row in report.get("trace", ())}
     return [
         Check("win rate against always_large", HOLDS_QUALITY, echolm.get("win_rate", _NONE)),
         Check("throughput over always_large", 5.9, _ratio(echolm, large, "throughput")),
@@ -106,7 +107,14 @@ def checks(results: Results) -> list[Check]:
         Check("path: requests/s", 1_500, full.get("requests_per_s", _NONE)),
         Check("path: p50 ms at that throughput", 8, full.get("p50_ms", _NONE), "at_most"),
         Check("path: p50 ms under a fixed load", 8, steady.get("p50_ms", _NONE), "at_most"),
+        *(_trace_checks(traced["echolm"], traced["always_large"]) if traced else ()),
     ]
+
+
+def _trace_checks(echolm: Results, large: Results) -> Iterator[Check]:
+    p99 = _ratio(echolm, large, "p99_s")
+    yield Check("trace: p99 latency over always_large's", 0.29, p99, "at_most")
+    yield Check("trace: win rate against always_large", HOLDS_QUALITY, echolm["win_rate"])
 
 
 def prefix_cost_ratio(shapes: Mapping[str, Sequence[Results]]) -> float:
@@ -158,6 +166,8 @@ def _sections(results: Results) -> Iterator[str]:
         )
     if report := results["evaluate"].get("report"):
         yield _policies(report)
+        if "trace" in report:
+            yield _trace(report["trace"])
     for name, rows in results["shapes"].items():
         if rows:
             yield _shape(name, rows)
@@ -193,6 +203,24 @@ def _policies(report: Results) -> str:
         f"{table}\n\np50, p99 at {report['latency_rate']:.1f} requests/s, 70% of what the large "
         "LLM alone serves at saturation."
     )
+
+
+def _trace(rows: Sequence[Results]) -> str:
+    heads = ("requests", "win rate", "p50 ms", "p99 ms", "over 10 s", "offloaded", "failed")
+    cells = [
+        [
+            row["policy"],
+            str(row["requests"]),
+            f"{row['win_rate']:.3f}",
+            f"{row['p50_s'] * 1e3:.0f}",
+            f"{row['p99_s'] * 1e3:.0f}",
+            str(row["over_10_s"]),
+            f"{row['offload_share']:.0%}",
+            str(row["failed"]),
+        ]
+        for row in rows
+    ]
+    return _table(("under a recorded trace", *heads), cells)
 
 
 def _shape(name: str, rows: Sequence[Results]) -> str:

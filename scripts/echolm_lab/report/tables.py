@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,27 @@ def print_policies(console: Console, figures: Mapping[str, Mapping[str, Any]]) -
             spread = f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
             cells.append(f"{mean:.3f}{spread}")
         table.add_row(name, *cells, style="bold" if name == "echolm" else None)
+    console.print(table)
+
+
+def print_trace(console: Console, figures: Mapping[str, Mapping[str, Any]]) -> None:
+    """Mean and standard deviation over seeds of every policy under a recorded trace."""
+    table = Table(title="trace", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    columns = {"p50_s": "p50 s", "p99_s": "p99 s", "over_10_s": "over 10 s"}
+    columns |= {"win_rate": "win rate", "offload_share": "offload"}
+    for column in ("", *columns.values()):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for seed in figures.values():
+        for row in seed["policies"]:
+            by_name.setdefault(row["policy"], []).append(row)
+    for name, rows in by_name.items():
+        cells = []
+        for key in columns:
+            values = [row[key] for row in rows]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.3f}{spread}")
+        table.add_row(TITLES[name], *cells, style="bold" if name == "echolm" else None)
     console.print(table)
 
 

@@ -146,7 +146,11 @@ def test_tritons_backend_gets_the_embedder_and_texts_of_equal_length(
     build: Any, embedders: list[str]
 ) -> None:
     _, _, output = build(profile="tensorrt_llm")
-    assert (output / "tensorrt_llm" / "embedder" / "1" / "model.onnx").read_text() == "fp32"
+    model = output / "tensorrt_llm" / "embedder"
+    assert (model / "1" / "model.onnx").read_text() == "fp32"
+    config = text_format.Parse((model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    # Else ONNX Runtime would take all cores of a machine without a GPU for each call.
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
     assert embedders == ["fp32"]
     assert load_settings(output / "echolm.toml").embedding.pad_to_multiple_of == 32
 

@@ -102,10 +102,12 @@ def test_threads_are_limited_for_the_cpu_profile_unless_the_user_set_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     limits = module._thread_limits(ServeOptions(profile="local"))
     assert limits["OMP_NUM_THREADS"] == "3"
     assert limits["OPENBLAS_NUM_THREADS"] == "1"
+    assert limits["TOKENIZERS_PARALLELISM"] == "false"
     assert module._thread_limits(ServeOptions(profile="vllm")) == {}
 
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from echolm.serving.build import CONFIGURATION, BuildOptions, LLMChoice, build, built_root
 from echolm.serving.serve import ServeOptions, running_server
@@ -15,7 +16,8 @@ from echolm.settings import Settings
 from echolm.settings.loading import load_settings
 from rich.console import Console
 
-from echolm_lab.experiments.bench import connected
+from echolm_lab.experiments.baselines import static_routing
+from echolm_lab.experiments.bench import Site, connected
 from echolm_lab.experiments.comparison import Kept, Plan, PolicyComparison, store_past
 from echolm_lab.experiments.gpu.common import (
     LONG_PAST,
@@ -24,7 +26,11 @@ from echolm_lab.experiments.gpu.common import (
     engine_options,
     machine,
 )
-from echolm_lab.tasks.past import PAST_FILE, recorded_past
+from echolm_lab.experiments.trace import read_trace, window
+from echolm_lab.experiments.trace_load import under_arrivals
+from echolm_lab.report.quality import HOLDS_QUALITY
+from echolm_lab.tasks import Workload
+from echolm_lab.tasks.past import PAST_FILE, WORKLOAD_SEED, recorded_past
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -34,8 +40,10 @@ def evaluate(options: argparse.Namespace) -> None:
     longer = options.work / LONG_PAST
     past_file = longer if longer.is_file() else PAST_FILE
     names = ("profile", "embedder", "processes", "concurrency", "history", "labelled")
+    trace = read_trace(options.trace) if options.trace else None
     asked = {
         **asdict(plan),
+        "trace": [str(options.trace or ""), options.trace_seconds],
         **{name: getattr(options, name) for name in names},
         "past": str(past_file),
         "engines": [
@@ -78,7 +86,19 @@ def evaluate(options: argparse.Namespace) -> None:
                 report["small_with_examples"] = await comparison.steady(
                     "small_with_examples", report["latency_rate"]
                 )
+                if trace is not None:
+                    rate = report["latency_rate"]
+                    report["trace"] = await kept.part("trace", lambda: under_trace(site, rate))
                 kept.add("report", report)
+
+        async def under_trace(site: Site, rate: float) -> list[dict[str, Any]]:
+            arrivals = window(trace or [], options.trace_seconds, rate, plan.seed)
+            items = Workload(seed=WORKLOAD_SEED).stream(
+                len(arrivals), seed=plan.seed + 3, phase="live"
+            )
+            static = await static_routing(site, recorded_past(options.labelled), HOLDS_QUALITY)
+            policies = (site.large(), static, site.echolm())
+            return [asdict(row) for row in await under_arrivals(site, policies, items, arrivals)]
 
         asyncio.run(measure())
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from echolm.errors import ConfigurationError
-from echolm_lab.experiments.trace import read_trace, rescaled
+from echolm_lab.experiments.trace import read_trace, rescaled, window
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
@@ -56,3 +56,26 @@ def test_a_trace_that_ends_goes_on_from_its_start() -> None:
     assert arrivals == sorted(arrivals)
     gaps = np.diff([0.0, *arrivals])
     assert gaps / gaps[1] == pytest.approx([2, 1, 2, 1, 2])
+
+
+def test_a_window_keeps_the_busy_minutes_of_a_trace_with_the_rate() -> None:
+    quiet, busy = np.arange(0, 500, 1.0), np.arange(500, 1_000, 0.25)
+    trace = [*quiet, *busy]
+    whole = len(trace) / 5.0  # seconds at 5 a second
+    for seed in range(20):
+        arrivals = window(trace, whole / 8, rate=5.0, seed=seed)
+        assert arrivals == sorted(arrivals)
+        assert arrivals[0] >= 0
+        assert arrivals[-1] <= whole / 8
+        rates = 1 / np.diff(arrivals)
+        assert np.logical_or(np.isclose(rates, 2, rtol=0.01), np.isclose(rates, 8, rtol=0.01)).all()
+    counts = [len(window(trace, whole / 8, rate=5.0, seed=seed)) for seed in range(200)]
+    assert np.mean(counts) / (whole / 8) == pytest.approx(5.0, rel=0.15)
+    assert window(trace, 9.0, 5.0, seed=3) == window(trace, 9.0, 5.0, seed=3)
+
+
+def test_a_trace_without_such_a_window_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"for 10 s at 1.0 a second, got 5, .* last 4 s"):
+        window([0.0, 1.0, 2.0, 3.0, 4.0], 10.0, rate=1.0, seed=0)
+    with pytest.raises(ConfigurationError, match="expected an arrival within 1 s, got none"):
+        window([0.0, 100.0], 1.0, rate=0.01, seed=1)

@@ -122,6 +122,21 @@ def test_the_text_has_the_tables_the_hardware_and_the_command(tmp_path: Path) ->
         assert len({line.count("|") for line in lines}) == 1
 
 
+def test_a_recorded_trace_has_its_checks_and_a_table(tmp_path: Path) -> None:
+    work = measured(tmp_path)
+    parts = json.loads((work / "evaluate.json").read_text())
+    parts["report"]["trace"] = [
+        {"policy": "always_large", "requests": 99, "over_10_s": 7, **policy(1.0, 2.0, 12.0)},
+        {"policy": "echolm", "requests": 99, "over_10_s": 0, **policy(1.0, 0.3, 3.0, 0.49)},
+    ]
+    (work / "evaluate.json").write_text(json.dumps(parts))
+    text = gpu_report.write(work)
+    assert "| always_large | 99 | 0.500 | 2000 | 12000 | 7 | 50% | 0 |" in text
+    found = values(work)
+    assert found["trace: p99 latency over always_large's"] == (0.25, True)
+    assert found["trace: win rate against always_large"] == (0.49, False)
+
+
 def test_of_repeats_the_mean_counts_and_the_spread_is_said(tmp_path: Path) -> None:
     work = measured(tmp_path)
     rows = json.loads((work / "shapes/3b.json").read_text())
