@@ -34,6 +34,7 @@ from echolm.wiring.routing import build_router, open_load_table
 _SHOW_LOAD_EVERY_S = 0.2
 _FORGET_EVERY_S = 60.0
 _NOTHING = Completion("", "")
+_REFUSAL = contracts.PLAN[0]
 
 _Row = tuple[Request, Retrieved] | InvalidRequestError
 
@@ -127,7 +128,11 @@ class TritonPythonModel:
     async def _take(self, reports: Sequence[Report], responder: Responder) -> None:
         try:
             results = [await self._take_one(report) for report in reports]
-            responder.send(self._tensors(results), final=True)
+            if any(report.kind == "failed" for report in reports):
+                responder.send(self._tensors(results), final=True)
+            else:
+                taken = [codec.tensor(_REFUSAL, [""] * len(reports), (len(reports), 1))]
+                responder.send(taken, final=True)
         except Exception as problem:
             responder.fail(problem)
 
