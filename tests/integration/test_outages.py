@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 from dummy_llm import core_with, dummy_llm
@@ -178,7 +179,7 @@ def test_only_when_no_llm_answers_is_there_an_error(deployment: Deployment, call
 def test_clients_that_leave_are_noticed_while_every_thread_waits_for_an_llm(
     deployment: Deployment, caller: Caller
 ) -> None:
-    """More requests than BLS threads: those that nobody waits for any more are never generated."""
+    """Those that nobody waits for any more are never generated."""
     number = 1_500
     before = count(deployment, "echolm_llm_generated_tokens_total", model="slow_llm")
     row = {"text_input": "leave", "llm": "slow_llm", "cache_control": "no-cache"}
@@ -193,3 +194,35 @@ def test_clients_that_leave_are_noticed_while_every_thread_waits_for_an_llm(
     assert eventually(lambda: count(deployment, "echolm_llm_in_flight") == 0)
     after = count(deployment, "echolm_llm_generated_tokens_total", model="slow_llm")
     assert after - before < number * 3  # three words an answer
+
+
+def kill_step(deployment: Deployment, model: str) -> None:
+    """Kill the process of a model."""
+    triton = psutil.Process(deployment.endpoints.pids["triton"])
+    living = [c for c in triton.children() if c.status() != psutil.STATUS_ZOMBIE]
+    # A stub's command line has the path of its model.
+    [stub] = [c for c in living if any(f"/{model}/" in a for a in c.cmdline())]
+    stub.kill()
+    psutil.wait_procs([stub], timeout=30)
+
+
+def test_killed_steps_cost_the_examples_and_a_killed_router_the_answer_not_the_server(
+    deployment: Deployment, caller: Caller
+) -> None:
+    """The last test here: in this Triton the steps do not come back by themselves."""
+    row = {"text_input": "hello", "llm": "small_llm", "stream": True}
+    for step in ("retriever", "embedder", "tokenizer"):
+        kill_step(deployment, step)
+        answer = caller.ask("hello", llm="small_llm")
+        assert text(answer, "text_output") == "small says so"
+        assert text(answer, "degraded") == "no examples: retrieval unavailable"
+        assert text(caller.ask("hello"), "degraded") == "no examples: retrieval unavailable"
+    kill_step(deployment, "router")
+    assert refusal(lambda: caller.ask("hello")).startswith(
+        "StatusCode.UNAVAILABLE [unavailable] router: "
+    )
+    with streams(deployment.endpoints) as (client, arrived):
+        client.async_stream_infer("echolm_stream", inputs(grpcclient, [row]))
+        _, error = arrived.get(timeout=30)
+        assert "[unavailable] router: " in str(error)
+    assert caller.client.is_server_live()
