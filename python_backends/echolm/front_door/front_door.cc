@@ -28,10 +28,11 @@ using Clock = std::chrono::steady_clock;
 using TimePoint = Clock::time_point;
 using std::chrono::milliseconds;
 
-constexpr int64_t kMaxRows = 64;         // of a request to `selection` or `router`
+constexpr size_t kMaxRows = 64;          // of a request to `selection` or `router`
 constexpr size_t kMaxReports = 10'000;   // that wait for `router`
 constexpr int64_t kPadId = -1;           // in example_ids, where rows differ in length
 constexpr milliseconds kPollEvery{50};   // whether clients have gone, deadlines have passed
+constexpr milliseconds kSlowFailure{500};  // a dead model process is noticed after a second
 constexpr milliseconds kUnloadWait{5'000};
 constexpr std::array<const char*, 10> kOutputs = {
     "text_output",    "llm",      "example_ids",   "predicted_quality", "solicit_feedback",
@@ -116,7 +117,7 @@ struct Planning {
   std::vector<Target> targets;
   Stage stage;
   Lane* lane;  // in which it has a place
-  TimePoint deadline;
+  TimePoint asked, deadline;
   std::atomic<bool> over{false};  // answered, failed or timed out
 
   size_t rows() const {
@@ -382,34 +383,56 @@ class Door : public std::enable_shared_from_this<Door> {
   void run(Lane* lane) {
     for (;;) {
       auto planning = std::make_shared<Planning>();
-      planning->stage =
-          lane == &selection_ ? Planning::Stage::kSelection : Planning::Stage::kRouter;
-      planning->lane = lane;
+      bool bypassed, probed = false;
       {
         std::lock_guard lock(mutex_);
-        if (lane->running >= selections_in_flight_) return;
-        size_t rows = 0;
-        std::deque<CallPtr> others;
-        for (auto& call : lane->waiting) {
-          if (call->closed) continue;
-          auto& targets = planning->targets;
-          const bool fits = targets.empty() ||
-                            (rows + call->rows.size() <= static_cast<size_t>(kMaxRows) &&
-                             call->merge_key == targets[0].call->merge_key);
-          if (!fits) {
-            others.push_back(std::move(call));
-            continue;
-          }
-          rows += call->rows.size();
-          targets.push_back({std::move(call), 0, 0});
-          targets.back().count = targets.back().call->rows.size();
-        }
-        lane->waiting = std::move(others);
+        bypassed = lane == &selection_ && stalled_;
+        if (!bypassed && lane->running >= selections_in_flight_) return;
+        planning->targets = gather(lane);
         if (planning->targets.empty()) return;
-        ++lane->running;
+        if (bypassed)
+          probed = !std::exchange(probing_, true);
+        else
+          ++lane->running;
       }
-      ask(planning, lane->model);
+      const bool selecting = lane == &selection_ && !bypassed;
+      planning->stage = selecting ? Planning::Stage::kSelection : Planning::Stage::kRouter;
+      if (probed) {
+        // Nobody waits for it: when it is answered, the next ones are selected for again.
+        auto probe = std::make_shared<Planning>();
+        probe->targets = planning->targets;
+        probe->stage = Planning::Stage::kSelection;
+        probe->lane = nullptr;
+        probe->over = true;
+        ask(probe, selection_.model);
+      }
+      planning->lane = bypassed ? nullptr : lane;
+      if (bypassed)
+        ask(planning, direct_.model, "retrieval_degraded");
+      else
+        ask(planning, lane->model);
     }
+  }
+
+  /// Takes those from the lane that can go together; with `mutex_` held.
+  std::vector<Target> gather(Lane* lane) {
+    std::vector<Target> targets;
+    size_t rows = 0;
+    std::deque<CallPtr> others;
+    for (auto& call : lane->waiting) {
+      if (call->closed) continue;
+      const bool fits = targets.empty() || (rows + call->rows.size() <= kMaxRows &&
+                                            call->merge_key == targets[0].call->merge_key);
+      if (!fits) {
+        others.push_back(std::move(call));
+        continue;
+      }
+      const auto count = call->rows.size();
+      rows += count;
+      targets.push_back({std::move(call), 0, count});
+    }
+    lane->waiting = std::move(others);
+    return targets;
   }
 
   /// Asks for plans for the rows of calls; with `extra`, one more input of one text for all rows.
@@ -420,7 +443,8 @@ class Door : public std::enable_shared_from_this<Door> {
       std::string extra;
     };
     auto data = std::make_shared<Data>();
-    planning->deadline = Clock::now() + milliseconds(selection_timeout_ms_);
+    planning->asked = Clock::now();
+    planning->deadline = planning->asked + milliseconds(selection_timeout_ms_);
     try {
       auto request = std::make_shared<InProcessRequest>(
           server_, model,
@@ -451,12 +475,21 @@ class Door : public std::enable_shared_from_this<Door> {
       }
       {
         std::lock_guard lock(mutex_);
-        planning_.insert(planning);
+        if (!planning->over) planning_.insert(planning);
       }
       InProcessRequest::send(request);
     } catch (const std::exception& problem) {
       if (end(planning)) no_plan(planning, problem.what());
     }
+  }
+
+  /// `selection` has answered: soon, or with an error for which nobody should wait again.
+  void selected(const Planning& planning, bool failed) {
+    if (failed && Clock::now() - planning.asked > kSlowFailure) stall();
+    std::lock_guard lock(mutex_);
+    probing_ = false;
+    if (!failed && std::exchange(stalled_, false))
+      log(TRITONSERVER_LOG_WARN, name_ + ": selection answers again");
   }
 
   /// Ends the planning once: false if it has ended before.
@@ -472,6 +505,7 @@ class Door : public std::enable_shared_from_this<Door> {
 
   void on_planned(const PlanningPtr& planning, const Response& response, bool final) try {
     const auto error = response.error();
+    if (planning->stage == Planning::Stage::kSelection && final) selected(*planning, error.has_value());
     const bool late = !final && !error && response.outputs().empty() ? true : !end(planning);
     Lane* lane = planning->lane;
     if (late) {
@@ -867,7 +901,7 @@ class Door : public std::enable_shared_from_this<Door> {
         std::lock_guard lock(mutex_);
         if (reporting_ || reports_.empty()) return;
         reporting_ = true;
-        while (!reports_.empty() && batch->size() < static_cast<size_t>(kMaxRows)) {
+        while (!reports_.empty() && batch->size() < kMaxRows) {
           batch->push_back(std::move(reports_.front()));
           reports_.pop_front();
         }
@@ -936,6 +970,7 @@ class Door : public std::enable_shared_from_this<Door> {
       });
       for (const auto& planning : overdue) {
         if (!end(planning)) continue;
+        if (planning->stage == Planning::Stage::kSelection) stall();
         if (planning->lane != nullptr) run(planning->lane);
         no_plan(planning, "no answer within " + std::to_string(selection_timeout_ms_) + " ms");
       }
@@ -944,6 +979,13 @@ class Door : public std::enable_shared_from_this<Door> {
       overdue.clear();
       lock.lock();
     }
+  }
+
+  /// Until `selection` answers again, requests go without examples, so that none waits in vain.
+  void stall() {
+    std::lock_guard lock(mutex_);
+    if (!std::exchange(stalled_, true))
+      log(TRITONSERVER_LOG_WARN, name_ + ": selection fails slowly; without examples meanwhile");
   }
 
   /// Runs `work` for a call that is open, under its lock.
@@ -988,6 +1030,8 @@ class Door : public std::enable_shared_from_this<Door> {
   std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;
   bool stopping_ = false;
+  bool stalled_ = false;  // `selection` did not answer in time, or took long to fail
+  bool probing_ = false;  // whether a request is out to see when it does again
   Lane selection_{"selection", 0, {}}, direct_{"router", 0, {}};
   std::set<CallPtr> open_;
   std::set<PlanningPtr> planning_;
