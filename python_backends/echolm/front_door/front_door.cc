@@ -633,6 +633,7 @@ class Door : public std::enable_shared_from_this<Door> {
     std::unique_lock lock(call->mutex);
     Row& row = call->rows[index];
     if (call->closed || row.generation != request) return;
+    if (call->streaming && gone(*call)) return close(call, &lock, client_gone(), "cancelled");
     if (const auto error = response.error()) return llm_failed(call, index, &lock, *error);
     const size_t known = row.text.size();
     take(response, &row);
@@ -717,6 +718,17 @@ class Door : public std::enable_shared_from_this<Door> {
   }
 
   // ---- Answers
+
+  /// Whether the client has gone. Only before the final response: afterwards the question crashes
+  /// the server. What is sent to a client that has gone can crash Triton 2.51, too.
+  static bool gone(const Call& call) {
+    bool cancelled = false;
+    log_failed(TRITONBACKEND_ResponseFactoryIsCancelled(call.factory, &cancelled));
+    return cancelled;
+  }
+  static Failure client_gone() {
+    return Failure(TRITONSERVER_ERROR_CANCELLED, "[cancelled] the client went away");
+  }
 
   /// Takes the next piece of a stream: the first goes out at once, then what gathers.
   void take_piece(const CallPtr& call, Row* row, std::string_view piece) {
@@ -932,6 +944,7 @@ class Door : public std::enable_shared_from_this<Door> {
       lock.unlock();
       for (const auto& call : due) guarded(call.lock(), [&](auto& c, auto*) {
         c->flush_scheduled = false;
+          if (gone(*c)) return;  // the next poll ends it
         flush(c);
       });
       for (const auto& planning : overdue) {
@@ -960,13 +973,7 @@ class Door : public std::enable_shared_from_this<Door> {
 
   /// Ends a call whose client has gone, and its LLM calls that take too long.
   void poll(const CallPtr& call, std::unique_lock<std::mutex>* lock, TimePoint now) {
-    bool gone = false;
-    // Only before the final response: afterwards the question crashes the server.
-    log_failed(TRITONBACKEND_ResponseFactoryIsCancelled(call->factory, &gone));
-    if (gone)
-      return close(call, lock,
-                   Failure(TRITONSERVER_ERROR_CANCELLED, "[cancelled] the client went away"),
-                   "cancelled");
+    if (gone(*call)) return close(call, lock, client_gone(), "cancelled");
     for (size_t i = 0; i < call->rows.size(); ++i) {
       if (!lock->owns_lock()) lock->lock();
       if (call->closed) return;
