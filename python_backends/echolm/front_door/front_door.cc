@@ -103,19 +103,23 @@ struct Target {
   size_t first, count;
 };
 
-/// Requests to one model, of which few run at a time, so that those that wait go together.
+/// How plans are asked for: all but the first are for `router`.
+enum class Stage { kSelection, kRouterAlone, kSelectionFailed, kLLMFailed };
+
+/// Requests at one stage, of which few run at a time, so that those that wait go together.
 struct Lane {
-  const char* model;
+  const Stage stage;
   int running = 0;
   std::deque<CallPtr> waiting;
 };
 
 /// One request to `selection` or `router` for plans.
 struct Planning {
-  enum class Stage { kSelection, kRouter, kFailedLLM };
+  Planning(Stage stage, Lane* lane, std::vector<Target> targets = {})
+      : stage(stage), lane(lane), targets(std::move(targets)) {}
+  const Stage stage;
+  Lane* const lane;  // in which it has a place; null: in none
   std::vector<Target> targets;
-  Stage stage;
-  Lane* lane;  // in which it has a place
   TimePoint deadline;
   std::atomic<bool> over{false};  // answered, failed or timed out
 
@@ -140,9 +144,9 @@ class Plans {
   }
 
   std::string_view refusal(size_t row) const { return texts_[0][row]; }
+  std::string_view llm_call(size_t row) const { return texts_[4][row]; }
   std::string_view stored_answer(size_t row) const { return texts_[3][row]; }
 
-  /// Throws Failure if the packed LLM call is malformed; the request id is taken even so.
   void read(size_t row, Row* to) const {
     to->request_id = texts_[1][row];
     to->refused = !refusal(row).empty();
@@ -156,8 +160,6 @@ class Plans {
     while (!to->example_ids.empty() && to->example_ids.back() == kPadId) to->example_ids.pop_back();
     memcpy(&to->predicted_quality, quality_.data() + row * sizeof(float), sizeof(float));
     to->solicit_feedback = solicit_[row] != 0;
-    if (!to->refused && !to->llm_model.empty())
-      to->llm_call = std::make_shared<const LLMCall>(texts_[4][row]);
   }
 
  private:
@@ -190,6 +192,10 @@ class ClientResponse {
   explicit ClientResponse(const Call& call) : wanted_(call.wanted_outputs) {
     check(TRITONBACKEND_ResponseNewFromFactory(&response_, call.factory));
   }
+  ClientResponse(const ClientResponse&) = delete;
+  ~ClientResponse() {
+    if (response_ != nullptr) log_failed(TRITONBACKEND_ResponseDelete(response_));
+  }
 
   template <typename T>
   void fixed(size_t output, TRITONSERVER_DataType datatype, const std::vector<T>& values,
@@ -213,8 +219,9 @@ class ClientResponse {
     }
   }
   void send(uint32_t flags, const Failure* failure = nullptr) {
-    auto* error = failure == nullptr ? nullptr : TRITONSERVER_ErrorNew(failure->code, failure->what());
-    log_failed(TRITONBACKEND_ResponseSend(response_, flags, error));
+    auto* error =
+        failure == nullptr ? nullptr : TRITONSERVER_ErrorNew(failure->code, failure->what());
+    log_failed(TRITONBACKEND_ResponseSend(std::exchange(response_, nullptr), flags, error));
     if (error != nullptr) TRITONSERVER_ErrorDelete(error);
   }
 
@@ -282,7 +289,7 @@ class Door : public std::enable_shared_from_this<Door> {
     try {
       read(call.get());
       const size_t limit = max_in_flight_;
-      Lane& lane = goes_to_router(*call) ? direct_ : selection_;
+      Lane& lane = goes_to_router(*call) ? router_ : selection_;
       bool overloaded;
       {
         std::lock_guard lock(mutex_);
@@ -350,8 +357,9 @@ class Door : public std::enable_shared_from_this<Door> {
     if (rows < 1) throw malformed("batch: expected at least one row");
     call->rows.resize(static_cast<size_t>(rows));
     if (decoupled_ && rows != 1)
-      throw Failure(TRITONSERVER_ERROR_INVALID_ARG, "[invalid_request] batch: expected one request "
-                                                    "for " + name_ + ", got " + std::to_string(rows));
+      throw Failure(TRITONSERVER_ERROR_INVALID_ARG,
+                    "[invalid_request] batch: expected one request for " + name_ + ", got " +
+                        std::to_string(rows));
     // Triton keeps them in no order.
     std::sort(inputs.begin(), inputs.end(), [](auto& a, auto& b) { return a.name < b.name; });
     for (const auto& input : inputs) {
@@ -381,10 +389,7 @@ class Door : public std::enable_shared_from_this<Door> {
   /// Sends what waits in the lane, as far as there are places.
   void run(Lane* lane) {
     for (;;) {
-      auto planning = std::make_shared<Planning>();
-      planning->stage =
-          lane == &selection_ ? Planning::Stage::kSelection : Planning::Stage::kRouter;
-      planning->lane = lane;
+      auto planning = std::make_shared<Planning>(lane->stage, lane);
       {
         std::lock_guard lock(mutex_);
         if (lane->running >= selections_in_flight_) return;
@@ -408,18 +413,19 @@ class Door : public std::enable_shared_from_this<Door> {
         if (planning->targets.empty()) return;
         ++lane->running;
       }
-      ask(planning, lane->model);
+      ask(planning);
     }
   }
 
-  /// Asks for plans for the rows of calls; with `extra`, one more input of one text for all rows.
-  void ask(const PlanningPtr& planning, const char* model, const char* extra = nullptr,
-           std::string report = "") {
+  /// Asks for plans. At the stage kLLMFailed, the input is the report of it.
+  void ask(const PlanningPtr& planning, std::string report = "") {
     struct Data {  // what the request points to
       std::vector<std::shared_ptr<const Inputs>> inputs;
       std::string extra;
     };
     auto data = std::make_shared<Data>();
+    data->extra = std::move(report);
+    const char* model = planning->stage == Stage::kSelection ? "selection" : "router";
     planning->deadline = Clock::now() + milliseconds(selection_timeout_ms_);
     try {
       auto request = std::make_shared<InProcessRequest>(
@@ -428,8 +434,7 @@ class Door : public std::enable_shared_from_this<Door> {
             self->on_planned(planning, response, final);
           });
       const auto rows = static_cast<int64_t>(planning->rows());
-      if (planning->stage == Planning::Stage::kFailedLLM) {
-        data->extra = std::move(report);
+      if (planning->stage == Stage::kLLMFailed) {
         request->add_input("report", TRITONSERVER_TYPE_BYTES, {1, 1});
         request->append("report", data->extra);
       } else {
@@ -441,12 +446,12 @@ class Door : public std::enable_shared_from_this<Door> {
           request->add_input(first.name, first.datatype, shape);
           for (const auto& inputs : data->inputs) request->append(first.name, inputs->at(i).data);
         }
-        if (extra != nullptr) {
+        if (planning->stage == Stage::kSelectionFailed) {
           Packer to;
           for (int64_t i = 0; i < rows; ++i) to.text("retrieval unavailable");
           data->extra = std::move(to).element().substr(sizeof(uint32_t));
-          request->add_input(extra, TRITONSERVER_TYPE_BYTES, {rows, 1});
-          request->append(extra, data->extra);
+          request->add_input("retrieval_degraded", TRITONSERVER_TYPE_BYTES, {rows, 1});
+          request->append("retrieval_degraded", data->extra);
         }
       }
       {
@@ -472,102 +477,88 @@ class Door : public std::enable_shared_from_this<Door> {
 
   void on_planned(const PlanningPtr& planning, const Response& response, bool final) try {
     const auto error = response.error();
-    const bool late = !final && !error && response.outputs().empty() ? true : !end(planning);
-    Lane* lane = planning->lane;
-    if (late) {
-      if (!error) report_late(planning, response);
-      return;
-    }
-    if (lane != nullptr) run(lane);
-    if (error) return no_plan(planning, error->what());
+    if (!final && !error && response.outputs().empty()) return;
+    const bool late = !end(planning);
+    if (!late && planning->lane != nullptr) run(planning->lane);
+    if (error) return late ? void() : no_plan(planning, error->what());
     try {
       const Plans plans(response, planning->rows());
       size_t at = 0;
       for (const auto& target : planning->targets) {
-        plan(target, plans, at, planning->stage);
+        if (late)
+          end_rows(target, plans, at, planning->stage, "late");
+        else
+          plan(target, plans, at, planning->stage);
         at += target.count;
       }
     } catch (const std::exception& problem) {
+      if (late) throw;
       for (const auto& target : planning->targets) close(target.call, problem);
     }
   } catch (const std::exception& problem) {
     log(TRITONSERVER_LOG_ERROR, problem.what());
   }
 
-  /// Whoever asked for plans that came too late has got others; what was counted for these ends.
-  void report_late(const PlanningPtr& planning, const Response& response) {
-    if (planning->stage == Planning::Stage::kFailedLLM || response.outputs().empty()) return;
-    const Plans plans(response, planning->rows());
+  /// Reports rows whose plans nobody waits for any more; after a failed LLM they have been.
+  void end_rows(const Target& target, const Plans& plans, size_t at, Stage stage,
+                std::string_view reason) {
+    if (stage == Stage::kLLMFailed) return;
     std::vector<std::string> reports;
-    size_t at = 0;
-    for (const auto& target : planning->targets) {
-      for (size_t i = 0; i < target.count; ++i, ++at) {
-        Row row;
-        plans.read(at, &row);
-        if (!row.refused) reports.push_back(packed(Kind::kEnded, row, *target.call, "late"));
-      }
+    for (size_t i = 0; i < target.count; ++i) {
+      Row row;
+      plans.read(at + i, &row);
+      if (!row.refused) reports.push_back(packed(Kind::kEnded, row, *target.call, reason));
     }
     report(std::move(reports));
   }
 
   /// The rows get no plan, or `router` is asked alone where `selection` failed.
   void no_plan(const PlanningPtr& planning, const std::string& message) {
-    if (planning->stage != Planning::Stage::kSelection) {
-      for (const auto& target : planning->targets)
+    const bool selection = planning->stage == Stage::kSelection;
+    if (selection) log(TRITONSERVER_LOG_WARN, "selection failed: " + message);
+    auto alone = std::make_shared<Planning>(Stage::kSelectionFailed, nullptr);
+    for (const auto& target : planning->targets) {
+      if (!selection)
         close(target.call,
               Failure(TRITONSERVER_ERROR_UNAVAILABLE, "[unavailable] router: " + message));
-      return;
+      else if (!target.call->closed)
+        alone->targets.push_back(target);
     }
-    log(TRITONSERVER_LOG_WARN, "selection failed: " + message);
-    auto alone = std::make_shared<Planning>();
-    for (const auto& target : planning->targets)
-      if (!target.call->closed) alone->targets.push_back(target);
-    alone->stage = Planning::Stage::kRouter;
-    alone->lane = nullptr;
-    if (!alone->targets.empty()) ask(alone, "router", "retrieval_degraded");
+    if (!alone->targets.empty()) ask(alone);
   }
 
   /// Takes the plans of a call's rows, from row `at` of `plans` on, and calls the LLMs.
-  void plan(const Target& target, const Plans& plans, size_t at, Planning::Stage stage) try {
+  void plan(const Target& target, const Plans& plans, size_t at, Stage stage) try {
     const auto& call = target.call;
     std::unique_lock lock(call->mutex);
     if (call->closed) {
-      if (stage == Planning::Stage::kFailedLLM) return;  // has been reported
-      std::vector<std::string> reports;
-      for (size_t i = 0; i < target.count; ++i) {
-        Row row;
-        plans.read(at + i, &row);
-        if (!row.refused) reports.push_back(packed(Kind::kEnded, row, *call, "cancelled"));
-      }
       lock.unlock();
-      return report(std::move(reports));
+      return end_rows(target, plans, at, stage, "cancelled");
     }
     std::optional<Failure> failure;
+    std::vector<size_t> generating;
     for (size_t i = 0; i < target.count; ++i) {
       Row& row = call->rows[target.first + i];
+      plans.read(at + i, &row);
+      if (stage != Stage::kLLMFailed) row.selection_s = seconds(call->started, Clock::now());
       try {
-        plans.read(at + i, &row);
-        if (row.refused && !failure) failure = refusal(plans.refusal(at + i));
-        if (row.llm_call) obey(*row.llm_call);
+        if (row.refused) throw refusal(plans.refusal(at + i));
+        if (row.llm_model.empty()) {
+          row.text = plans.stored_answer(at + i);
+          row.finish_reason = "stop";
+          row.num_input_tokens = row.num_output_tokens = 0;
+          row.done = true;
+          continue;
+        }
+        row.llm_call = std::make_shared<const LLMCall>(plans.llm_call(at + i));
+        obey(*row.llm_call);
+        generating.push_back(target.first + i);
       } catch (const Failure& problem) {
         if (!failure) failure = problem;
       }
-      if (stage != Planning::Stage::kFailedLLM) row.selection_s = seconds(call->started, Clock::now());
     }
     if (failure) return close(call, &lock, *failure);
-    std::vector<size_t> generating;
-    for (size_t i = target.first; i < target.first + target.count; ++i) {
-      Row& row = call->rows[i];
-      if (!row.llm_model.empty()) {
-        generating.push_back(i);
-        continue;
-      }
-      row.text = plans.stored_answer(at + i - target.first);
-      row.finish_reason = "stop";
-      row.num_input_tokens = row.num_output_tokens = 0;
-      row.done = true;
-      if (call->streaming) take_piece(call, &row, row.text);
-    }
+    if (call->streaming && generating.empty()) take_piece(call, &call->rows[0], call->rows[0].text);
     if (generating.empty()) return answer_if_done(call, &lock);
     lock.unlock();
     for (size_t i : generating) generate(call, i);
@@ -704,15 +695,13 @@ class Door : public std::enable_shared_from_this<Door> {
                                     " failed after part of the answer was sent"),
             "stream_broken");
     } else {
-      auto planning = std::make_shared<Planning>();
-      planning->targets.push_back({call, index, 1});
-      planning->stage = Planning::Stage::kFailedLLM;
-      planning->lane = nullptr;
+      auto planning = std::make_shared<Planning>(Stage::kLLMFailed, nullptr,
+                                                 std::vector<Target>{{call, index, 1}});
       const bool refused = !timed_out && problem.code == TRITONSERVER_ERROR_INVALID_ARG;
       auto report =
           packed(Kind::kFailed, row, *call, timed_out ? "timeout" : problem.what(), refused);
       lock->unlock();
-      ask(planning, "router", nullptr, std::move(report));
+      ask(planning, std::move(report));
     }
     if (request != nullptr) request->cancel();
   }
@@ -803,12 +792,14 @@ class Door : public std::enable_shared_from_this<Door> {
     finish(call, lock, Kind::kAnswered, "");
   }
 
-  /// Ends a call that cannot be answered; nothing if it has ended.
-  void close(const CallPtr& call, const std::exception& problem) {
+  /// Ends a call that cannot be answered; nothing if it has ended. The last resort: does not throw.
+  void close(const CallPtr& call, const std::exception& problem) try {
     std::unique_lock lock(call->mutex);
     if (call->closed) return;
     const auto* failure = dynamic_cast<const Failure*>(&problem);
     close(call, &lock, failure != nullptr ? *failure : malformed(problem.what()));
+  } catch (const std::exception& defect) {
+    log(TRITONSERVER_LOG_ERROR, name_ + ": " + defect.what());
   }
 
   void close(const CallPtr& call, std::unique_lock<std::mutex>* lock, const Failure& failure,
@@ -995,7 +986,7 @@ class Door : public std::enable_shared_from_this<Door> {
   std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;
   bool stopping_ = false;
-  Lane selection_{"selection", 0, {}}, direct_{"router", 0, {}};
+  Lane selection_{Stage::kSelection, 0, {}}, router_{Stage::kRouterAlone, 0, {}};
   std::set<CallPtr> open_;
   std::set<PlanningPtr> planning_;
   std::multimap<TimePoint, std::weak_ptr<Call>> flushes_;
