@@ -515,7 +515,7 @@ class Door : public std::enable_shared_from_this<Door> {
   /// The rows get no plan, or `router` is asked alone where `selection` failed.
   void no_plan(const PlanningPtr& planning, const std::string& message) {
     const bool selection = planning->stage == Stage::kSelection;
-    if (selection) log(TRITONSERVER_LOG_WARN, "selection failed: " + message);
+    if (selection) complain("selection failed: ", message);
     auto alone = std::make_shared<Planning>(Stage::kSelectionFailed, nullptr);
     for (const auto& target : planning->targets) {
       if (!selection)
@@ -854,11 +854,14 @@ class Door : public std::enable_shared_from_this<Door> {
   }
 
   void report(std::vector<std::string> reports) {
+    bool dropped;
     {
       std::lock_guard lock(mutex_);
-      for (auto& one : reports)
-        if (reports_.size() < kMaxReports) reports_.push_back(std::move(one));
+      for (auto& one : reports) reports_.push_back(std::move(one));
+      dropped = reports_.size() > kMaxReports;
+      reports_.resize(std::min(reports_.size(), kMaxReports));
     }
+    if (dropped) complain("reports were dropped: ", "router does not keep up");
     send_reports();
   }
 
@@ -879,7 +882,8 @@ class Door : public std::enable_shared_from_this<Door> {
         auto request = std::make_shared<InProcessRequest>(
             server_, "router",
             [self = shared_from_this(), batch](const Response& response, bool final) {
-              if (const auto error = response.error()) self->complain(error->what());
+              if (const auto error = response.error())
+                self->complain("reports were not taken: ", error->what());
               if (!final) return;
               {
                 std::lock_guard lock(self->mutex_);
@@ -893,21 +897,23 @@ class Door : public std::enable_shared_from_this<Door> {
         InProcessRequest::send(request);
         return;
       } catch (const Failure& problem) {
-        complain(problem.what());
+        complain("reports were not taken: ", problem.what());
         std::lock_guard lock(mutex_);
         reporting_ = false;
       }
     }
   }
 
-  void complain(const std::string& message) {
+  /// Logs it, the same `what` at most once a minute.
+  void complain(const std::string& what, const std::string& why) {
     {
       std::lock_guard lock(mutex_);
       const auto now = Clock::now();
-      if (now < next_complaint_) return;
-      next_complaint_ = now + std::chrono::minutes(1);
+      auto& quiet_until = quiet_until_[what];
+      if (now < quiet_until) return;
+      quiet_until = now + std::chrono::minutes(1);
     }
-    log(TRITONSERVER_LOG_ERROR, name_ + ": reports were not taken: " + message);
+    log(TRITONSERVER_LOG_WARN, name_ + ": " + what + why);
   }
 
   // ---- Time
@@ -992,7 +998,7 @@ class Door : public std::enable_shared_from_this<Door> {
   std::multimap<TimePoint, std::weak_ptr<Call>> flushes_;
   std::deque<std::string> reports_;
   bool reporting_ = false;
-  TimePoint next_complaint_;
+  std::map<std::string, TimePoint> quiet_until_;
   std::thread timer_;
 };
 
@@ -1022,18 +1028,6 @@ bool is_decoupled(TRITONBACKEND_Model* model) {
 }  // namespace echolm
 
 extern "C" {
-
-TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
-  return echolm::no_throw([] {
-    uint32_t major, minor;
-    echolm::check(TRITONBACKEND_ApiVersion(&major, &minor));
-    if (major != kBackendApiMajor || minor < kBackendApiMinor)
-      throw echolm::Failure(TRITONSERVER_ERROR_UNSUPPORTED,
-                            "front door: expected version 1." + std::to_string(kBackendApiMinor) +
-                                " or later of Triton's backend API, got " + std::to_string(major) +
-                                "." + std::to_string(minor) + "; take a newer Triton");
-  });
-}
 
 TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* model) {
   return echolm::no_throw([model] {

@@ -1,7 +1,7 @@
 // The part of Triton's C API that the front door uses, declared here since no package carries it.
 //
 // Source of the signatures and values: triton-inference-server/core, include/triton/core/
-// tritonserver.h (API 1.34) and tritonbackend.h (API 1.19). Within a major version they only grow.
+// tritonserver.h and tritonbackend.h, release 24.05. Later releases only add to them.
 #pragma once
 
 #include <cstddef>
@@ -10,9 +10,6 @@
 #define TRITON_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
-
-constexpr uint32_t kBackendApiMajor = 1;
-constexpr uint32_t kBackendApiMinor = 15;  // the first with TRITONBACKEND_ResponseFactoryIsCancelled
 
 struct TRITONSERVER_Error;
 struct TRITONSERVER_InferenceRequest;
@@ -34,7 +31,6 @@ enum TRITONSERVER_Error_Code : int {
   TRITONSERVER_ERROR_INTERNAL = 1,
   TRITONSERVER_ERROR_INVALID_ARG = 3,
   TRITONSERVER_ERROR_UNAVAILABLE = 4,
-  TRITONSERVER_ERROR_UNSUPPORTED = 5,
   TRITONSERVER_ERROR_CANCELLED = 7
 };
 enum TRITONSERVER_DataType : int {
@@ -108,7 +104,6 @@ Status TRITONSERVER_InferenceResponseOutput(TRITONSERVER_InferenceResponse*, uin
     void** user);
 
 // The model that this library is.
-Status TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor);
 Status TRITONBACKEND_ModelName(TRITONBACKEND_Model*, const char** name);
 Status TRITONBACKEND_ModelConfig(TRITONBACKEND_Model*, uint32_t config_version,
     TRITONSERVER_Message** config);
