@@ -15,6 +15,7 @@ from typing import Any
 import tritonclient.grpc as grpcclient
 from echolm import contracts
 from echolm.contracts import ModelContract, Tensor
+from echolm.serving.triton_installation import TritonInstallation
 from echolm.serving.triton_server import TritonOptions, TritonServer
 from generate_configs import generated
 from triton_calls import eventually, inputs, outputs
@@ -159,7 +160,10 @@ def plan(llm: str = "alpha", /, **script: Any) -> dict[str, Any]:
 
 @contextmanager
 def running_front_door(
-    folder: Path, library: Path, environment: dict[str, str] | None = None
+    folder: Path,
+    library: Path,
+    environment: dict[str, str] | None = None,
+    installation: TritonInstallation | None = None,
 ) -> Iterator[FrontDoor]:
     """Serve from a new folder; models can be unloaded by the client."""
     write_models(folder / "models", library)
@@ -175,7 +179,8 @@ def running_front_door(
             metrics_port=metrics,
             environment={"FRONT_DOOR_TEST": str(folder), **(environment or {})},
             extra_args=("--model-control-mode=explicit", "--load-model=*"),
-        )
+        ),
+        installation,
     )
     triton.start()
     try:

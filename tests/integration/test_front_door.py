@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import queue
-import random
 import re
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +12,10 @@ import pytest
 import tritonclient.grpc as grpcclient
 from echolm.front_door.build import compile_front_door
 from front_door import FrontDoor, plan, running_front_door, tensors
+from front_door_calls import Later, Stream, http_stream, obeying, outcome, script, storm
 from triton_calls import eventually, refusal, text
-from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.timeout(300)
-
-names = iter(f"request {n}" for n in range(10**9))
 
 
 @pytest.fixture(scope="module")
@@ -38,82 +29,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def door(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontDoor]:
     with running_front_door(tmp_path_factory.mktemp("door"), library) as running:
         yield running
-
-
-def script(*plans: dict[str, Any], **row: Any) -> dict[str, Any]:
-    """What a request's text tells the models, under a name of its own."""
-    return {"name": next(names), "plans": list(plans), **row}
-
-
-@contextmanager
-def obeying(door: FrontDoor, **settings: Any) -> Iterator[None]:
-    """Within it the front door has these settings, which come with each LLM call."""
-
-    def send(**wanted: Any) -> None:
-        door.ask(script({**plan(), "settings": wanted}))
-        Stream(door, script({**plan(), "settings": wanted})).rest()
-
-    send(**settings)
-    try:
-        yield
-    finally:
-        send()
-
-
-class Later:
-    """A request whose answer is waited for later."""
-
-    def __init__(self, door: FrontDoor, *scripts: dict[str, Any], **options: Any) -> None:
-        self._arrived: queue.Queue[Any] = queue.Queue()
-        self._client = door.client()
-        self._call = self._client.async_infer(
-            options.pop("model", "echolm"),
-            tensors(*scripts, **options),
-            lambda result, error: self._arrived.put((result, error)),
-        )
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-    def result(self) -> Any:
-        """The answer; raises what the client gets."""
-        result, error = self._arrived.get(timeout=60)
-        if error is not None:
-            raise error
-        return result
-
-
-class Stream:
-    """A request to ``echolm_stream`` whose pieces are wanted."""
-
-    def __init__(self, door: FrontDoor, *rows: dict[str, Any], stream: bool = True) -> None:
-        self.arrived: queue.Queue[Any] = queue.Queue()
-        self._client = door.client()
-        self._client.start_stream(lambda result, error: self.arrived.put((result, error)))
-        self._client.async_stream_infer(
-            "echolm_stream", tensors(*rows, stream=stream), enable_empty_final_response=True
-        )
-
-    def next(self) -> Any:
-        """The next response; raises what the client gets."""
-        result, error = self.arrived.get(timeout=60)
-        if error is not None:
-            raise error
-        return result
-
-    def rest(self) -> tuple[list[str], Any]:
-        """Texts of the pieces still to come, and the last response."""
-        pieces = []
-        while True:
-            result = self.next()
-            piece = result.as_numpy("text_output").item().decode()
-            if result.get_response().parameters["triton_final_response"].bool_param:
-                return pieces, result
-            assert result.as_numpy("llm") is None
-            pieces.append(piece)
-
-    def leave(self) -> None:
-        self._client.stop_stream(cancel_requests=True)
 
 
 def asked(door: FrontDoor, name: str) -> bool:
@@ -261,15 +176,6 @@ def waiting(door: FrontDoor, rows: list[dict[str, Any]]) -> list[Later]:
     later += [Later(door, row) for row in rows]
     assert eventually(lambda: door.events("router", "report", reason="overload"))
     return later
-
-
-def outcome(call: Callable[[], Any]) -> str:
-    """The error that a call ends with, if any."""
-    try:
-        call()
-    except InferenceServerException as error:
-        return str(error)
-    return ""
 
 
 def test_requests_that_wait_are_selected_for_together(door: FrontDoor) -> None:
@@ -552,13 +458,10 @@ def test_a_client_that_leaves_its_stream(door: FrontDoor) -> None:
 def test_a_client_that_leaves_an_http_stream(door: FrontDoor) -> None:
     row = script(plan(pieces=["a", "b"], hang=1))
     with door.shut():
-        connection = http.client.HTTPConnection(door.http_address)
-        body = json.dumps({"text_input": json.dumps(row), "stream": True})
-        connection.request("POST", "/v2/models/echolm_stream/generate_stream", body)
-        response = connection.getresponse()
-        assert b'"a"' in response.readline()
-        response.close()
-        connection.close()
+        with http_stream(door, row) as connection:
+            response = connection.getresponse()
+            assert b'"a"' in response.readline()
+            response.close()
         assert cancelled(door, row["name"])
 
 
@@ -578,66 +481,6 @@ def test_a_client_that_leaves_before_its_plan(door: FrontDoor) -> None:
         assert "CANCELLED" in refusal(later.result)
         assert eventually(lambda: failures(door) > before)
     assert [(r["kind"], r["reason"]) for r in ended(door, row["name"])] == [(2, "cancelled")]
-
-
-def storm(door: FrontDoor, count: int, seed: int) -> None:
-    """Requests of all kinds, many of them cancelled at any time; all must be accounted for."""
-    draw = random.Random(seed)
-    rows = []
-
-    def one(n: int, delay_s: float, row: dict[str, Any]) -> None:
-        request: Any
-        if n % 2:
-            stream = Stream(door, row)
-            time.sleep(delay_s)
-            if n % 3:
-                stream.leave()
-            else:
-                outcome(stream.rest)
-                stream.leave()
-        else:
-            request = Later(door, row)
-            time.sleep(delay_s)
-            if n % 3:
-                request.cancel()
-            outcome(request.result)
-
-    threads: list[threading.Thread] = []
-    for n in range(count):
-        pieces = [f"{i} " for i in range(draw.randrange(1, 12))]
-        made = plan("alpha", pieces=pieces, delay_s=draw.choice([0, 0.001, 0.01]))
-        kinds = [
-            [made],
-            [plan("alpha", fail=0), plan("beta", pieces=pieces, delay_s=0.002)],
-            [plan("alpha", pieces=pieces, fail=1, delay_s=0.005), plan("unary")],
-            [{**made, "stop": ["3"]}],
-            [{"stored": "x"}],
-        ]
-        selection = draw.choice(["", "", "", "error"])
-        row = script(*draw.choice(kinds), selection=selection)
-        rows.append(row)
-        delay_s = draw.choice([0.0, 0.005, 0.02, 0.05, 0.1])
-        threads.append(threading.Thread(target=one, args=(n, delay_s, row)))
-        threads[-1].start()
-        time.sleep(draw.choice([0.0, 0.002]))
-        while sum(thread.is_alive() for thread in threads) > 32:
-            time.sleep(0.005)
-    for thread in threads:
-        thread.join()
-    mine = {row["name"] for row in rows}
-
-    def unfinished() -> set[str]:
-        given = {e["request_id"] for e in door.events(event="id") if e["name"] in mine}
-        lost = {r["request_id"] for r in door.events("router", "report", kind=1)}
-        refused = {i for i in lost if not (door.folder / "plans" / i).exists()}
-        return {i for i in given if door.ends()[i] != 1 and i not in refused}
-
-    assert eventually(lambda: not unfinished()), unfinished()
-    # What remained in flight would count.
-    with obeying(door, max_in_flight=1):
-        pass
-    ends = door.ends()
-    assert max(ends[i] for row in rows for i in door.ids(row["name"])) <= 1
 
 
 def test_a_storm_of_cancelled_requests(door: FrontDoor) -> None:

@@ -32,7 +32,7 @@ constexpr size_t kMaxRows = 64;          // of a request to `selection` or `rout
 constexpr size_t kMaxReports = 10'000;   // that wait for `router`
 constexpr int64_t kPadId = -1;           // in example_ids, where rows differ in length
 constexpr milliseconds kPollEvery{50};   // whether clients have gone, deadlines have passed
-constexpr milliseconds kSlowFailure{500};  // a dead model process is noticed after a second
+constexpr milliseconds kSlowFailure{500};  // Triton sees a dead model process after a second
 constexpr milliseconds kUnloadWait{5'000};
 constexpr std::array<const char*, 10> kOutputs = {
     "text_output",    "llm",      "example_ids",   "predicted_quality", "solicit_feedback",
@@ -104,19 +104,23 @@ struct Target {
   size_t first, count;
 };
 
-/// Requests to one model, of which few run at a time, so that those that wait go together.
+/// How plans are asked for: all but the first are for `router`.
+enum class Stage { kSelection, kRouterAlone, kSelectionFailed, kLLMFailed };
+
+/// Requests at one stage, of which few run at a time, so that those that wait go together.
 struct Lane {
-  const char* model;
+  const Stage stage;
   int running = 0;
   std::deque<CallPtr> waiting;
 };
 
 /// One request to `selection` or `router` for plans.
 struct Planning {
-  enum class Stage { kSelection, kRouter, kFailedLLM };
+  Planning(Stage stage, Lane* lane, std::vector<Target> targets = {})
+      : stage(stage), lane(lane), targets(std::move(targets)) {}
+  const Stage stage;
+  Lane* const lane;  // in which it has a place; null: in none
   std::vector<Target> targets;
-  Stage stage;
-  Lane* lane;  // in which it has a place
   TimePoint asked, deadline;
   std::atomic<bool> over{false};  // answered, failed or timed out
 
@@ -141,9 +145,9 @@ class Plans {
   }
 
   std::string_view refusal(size_t row) const { return texts_[0][row]; }
+  std::string_view llm_call(size_t row) const { return texts_[4][row]; }
   std::string_view stored_answer(size_t row) const { return texts_[3][row]; }
 
-  /// Throws Failure if the packed LLM call is malformed; the request id is taken even so.
   void read(size_t row, Row* to) const {
     to->request_id = texts_[1][row];
     to->refused = !refusal(row).empty();
@@ -157,8 +161,6 @@ class Plans {
     while (!to->example_ids.empty() && to->example_ids.back() == kPadId) to->example_ids.pop_back();
     memcpy(&to->predicted_quality, quality_.data() + row * sizeof(float), sizeof(float));
     to->solicit_feedback = solicit_[row] != 0;
-    if (!to->refused && !to->llm_model.empty())
-      to->llm_call = std::make_shared<const LLMCall>(texts_[4][row]);
   }
 
  private:
@@ -191,6 +193,10 @@ class ClientResponse {
   explicit ClientResponse(const Call& call) : wanted_(call.wanted_outputs) {
     check(TRITONBACKEND_ResponseNewFromFactory(&response_, call.factory));
   }
+  ClientResponse(const ClientResponse&) = delete;
+  ~ClientResponse() {
+    if (response_ != nullptr) log_failed(TRITONBACKEND_ResponseDelete(response_));
+  }
 
   template <typename T>
   void fixed(size_t output, TRITONSERVER_DataType datatype, const std::vector<T>& values,
@@ -214,8 +220,9 @@ class ClientResponse {
     }
   }
   void send(uint32_t flags, const Failure* failure = nullptr) {
-    auto* error = failure == nullptr ? nullptr : TRITONSERVER_ErrorNew(failure->code, failure->what());
-    log_failed(TRITONBACKEND_ResponseSend(response_, flags, error));
+    auto* error =
+        failure == nullptr ? nullptr : TRITONSERVER_ErrorNew(failure->code, failure->what());
+    log_failed(TRITONBACKEND_ResponseSend(std::exchange(response_, nullptr), flags, error));
     if (error != nullptr) TRITONSERVER_ErrorDelete(error);
   }
 
@@ -283,7 +290,7 @@ class Door : public std::enable_shared_from_this<Door> {
     try {
       read(call.get());
       const size_t limit = max_in_flight_;
-      Lane& lane = goes_to_router(*call) ? direct_ : selection_;
+      Lane& lane = goes_to_router(*call) ? router_ : selection_;
       bool overloaded;
       {
         std::lock_guard lock(mutex_);
@@ -351,8 +358,9 @@ class Door : public std::enable_shared_from_this<Door> {
     if (rows < 1) throw malformed("batch: expected at least one row");
     call->rows.resize(static_cast<size_t>(rows));
     if (decoupled_ && rows != 1)
-      throw Failure(TRITONSERVER_ERROR_INVALID_ARG, "[invalid_request] batch: expected one request "
-                                                    "for " + name_ + ", got " + std::to_string(rows));
+      throw Failure(TRITONSERVER_ERROR_INVALID_ARG,
+                    "[invalid_request] batch: expected one request for " + name_ + ", got " +
+                        std::to_string(rows));
     // Triton keeps them in no order.
     std::sort(inputs.begin(), inputs.end(), [](auto& a, auto& b) { return a.name < b.name; });
     for (const auto& input : inputs) {
@@ -382,52 +390,44 @@ class Door : public std::enable_shared_from_this<Door> {
   /// Sends what waits in the lane, as far as there are places.
   void run(Lane* lane) {
     for (;;) {
-      auto planning = std::make_shared<Planning>();
+      std::vector<Target> targets;
       bool bypassed, probed = false;
       {
         std::lock_guard lock(mutex_);
-        bypassed = lane == &selection_ && stalled_;
+        bypassed = lane->stage == Stage::kSelection && stalled_;
         if (!bypassed && lane->running >= selections_in_flight_) return;
-        planning->targets = gather(lane);
-        if (planning->targets.empty()) return;
-        if (bypassed)
-          probed = !std::exchange(probing_, true);
-        else
+        targets = gather(lane);
+        if (targets.empty()) return;
+        if (!bypassed)
           ++lane->running;
+        else
+          probed = !std::exchange(probing_, true);
       }
-      const bool selecting = lane == &selection_ && !bypassed;
-      planning->stage = selecting ? Planning::Stage::kSelection : Planning::Stage::kRouter;
       if (probed) {
         // Nobody waits for it: when it is answered, the next ones are selected for again.
-        auto probe = std::make_shared<Planning>();
-        probe->targets = planning->targets;
-        probe->stage = Planning::Stage::kSelection;
-        probe->lane = nullptr;
+        auto probe = std::make_shared<Planning>(Stage::kSelection, nullptr, targets);
         probe->over = true;
-        ask(probe, selection_.model);
+        ask(probe);
       }
-      planning->lane = bypassed ? nullptr : lane;
-      if (bypassed)
-        ask(planning, direct_.model, "retrieval_degraded");
-      else
-        ask(planning, lane->model);
+      const auto stage = bypassed ? Stage::kSelectionFailed : lane->stage;
+      ask(std::make_shared<Planning>(stage, bypassed ? nullptr : lane, std::move(targets)));
     }
   }
 
-  /// Takes those from the lane that can go together; with `mutex_` held.
+  /// Takes those from the lane that can go together; under `mutex_`.
   std::vector<Target> gather(Lane* lane) {
     std::vector<Target> targets;
     size_t rows = 0;
     std::deque<CallPtr> others;
     for (auto& call : lane->waiting) {
       if (call->closed) continue;
-      const bool fits = targets.empty() || (rows + call->rows.size() <= kMaxRows &&
+      const auto count = call->rows.size();
+      const bool fits = targets.empty() || (rows + count <= kMaxRows &&
                                             call->merge_key == targets[0].call->merge_key);
       if (!fits) {
         others.push_back(std::move(call));
         continue;
       }
-      const auto count = call->rows.size();
       rows += count;
       targets.push_back({std::move(call), 0, count});
     }
@@ -435,14 +435,15 @@ class Door : public std::enable_shared_from_this<Door> {
     return targets;
   }
 
-  /// Asks for plans for the rows of calls; with `extra`, one more input of one text for all rows.
-  void ask(const PlanningPtr& planning, const char* model, const char* extra = nullptr,
-           std::string report = "") {
+  /// Asks for plans. At the stage kLLMFailed, the input is the report of it.
+  void ask(const PlanningPtr& planning, std::string report = "") {
     struct Data {  // what the request points to
       std::vector<std::shared_ptr<const Inputs>> inputs;
       std::string extra;
     };
     auto data = std::make_shared<Data>();
+    data->extra = std::move(report);
+    const char* model = planning->stage == Stage::kSelection ? "selection" : "router";
     planning->asked = Clock::now();
     planning->deadline = planning->asked + milliseconds(selection_timeout_ms_);
     try {
@@ -452,8 +453,7 @@ class Door : public std::enable_shared_from_this<Door> {
             self->on_planned(planning, response, final);
           });
       const auto rows = static_cast<int64_t>(planning->rows());
-      if (planning->stage == Planning::Stage::kFailedLLM) {
-        data->extra = std::move(report);
+      if (planning->stage == Stage::kLLMFailed) {
         request->add_input("report", TRITONSERVER_TYPE_BYTES, {1, 1});
         request->append("report", data->extra);
       } else {
@@ -465,12 +465,12 @@ class Door : public std::enable_shared_from_this<Door> {
           request->add_input(first.name, first.datatype, shape);
           for (const auto& inputs : data->inputs) request->append(first.name, inputs->at(i).data);
         }
-        if (extra != nullptr) {
+        if (planning->stage == Stage::kSelectionFailed) {
           Packer to;
           for (int64_t i = 0; i < rows; ++i) to.text("retrieval unavailable");
           data->extra = std::move(to).element().substr(sizeof(uint32_t));
-          request->add_input(extra, TRITONSERVER_TYPE_BYTES, {rows, 1});
-          request->append(extra, data->extra);
+          request->add_input("retrieval_degraded", TRITONSERVER_TYPE_BYTES, {rows, 1});
+          request->append("retrieval_degraded", data->extra);
         }
       }
       {
@@ -481,15 +481,6 @@ class Door : public std::enable_shared_from_this<Door> {
     } catch (const std::exception& problem) {
       if (end(planning)) no_plan(planning, problem.what());
     }
-  }
-
-  /// `selection` has answered: soon, or with an error for which nobody should wait again.
-  void selected(const Planning& planning, bool failed) {
-    if (failed && Clock::now() - planning.asked > kSlowFailure) stall();
-    std::lock_guard lock(mutex_);
-    probing_ = false;
-    if (!failed && std::exchange(stalled_, false))
-      log(TRITONSERVER_LOG_WARN, name_ + ": selection answers again");
   }
 
   /// Ends the planning once: false if it has ended before.
@@ -503,105 +494,107 @@ class Door : public std::enable_shared_from_this<Door> {
     return true;
   }
 
+  /// `selection` has answered: soon, or with an error for which nobody shall wait again.
+  void selected(const Planning& planning, bool failed) {
+    if (failed && Clock::now() - planning.asked > kSlowFailure) stall();
+    std::lock_guard lock(mutex_);
+    probing_ = false;
+    if (!failed && std::exchange(stalled_, false))
+      log(TRITONSERVER_LOG_WARN, name_ + ": selection answers again");
+  }
+
+  /// Until `selection` answers again, requests go without examples, so that none waits in vain.
+  void stall() {
+    std::lock_guard lock(mutex_);
+    if (!std::exchange(stalled_, true))
+      log(TRITONSERVER_LOG_WARN, name_ + ": selection fails slowly; without examples meanwhile");
+  }
+
   void on_planned(const PlanningPtr& planning, const Response& response, bool final) try {
     const auto error = response.error();
-    if (planning->stage == Planning::Stage::kSelection && final) selected(*planning, error.has_value());
-    const bool late = !final && !error && response.outputs().empty() ? true : !end(planning);
-    Lane* lane = planning->lane;
-    if (late) {
-      if (!error) report_late(planning, response);
-      return;
-    }
-    if (lane != nullptr) run(lane);
-    if (error) return no_plan(planning, error->what());
+    if (!final && !error && response.outputs().empty()) return;
+    if (planning->stage == Stage::kSelection) selected(*planning, error.has_value());
+    const bool late = !end(planning);
+    if (!late && planning->lane != nullptr) run(planning->lane);
+    if (error) return late ? void() : no_plan(planning, error->what());
     try {
       const Plans plans(response, planning->rows());
       size_t at = 0;
       for (const auto& target : planning->targets) {
-        plan(target, plans, at, planning->stage);
+        if (late)
+          end_rows(target, plans, at, planning->stage, "late");
+        else
+          plan(target, plans, at, planning->stage);
         at += target.count;
       }
     } catch (const std::exception& problem) {
+      if (late) throw;
       for (const auto& target : planning->targets) close(target.call, problem);
     }
   } catch (const std::exception& problem) {
     log(TRITONSERVER_LOG_ERROR, problem.what());
   }
 
-  /// Whoever asked for plans that came too late has got others; what was counted for these ends.
-  void report_late(const PlanningPtr& planning, const Response& response) {
-    if (planning->stage == Planning::Stage::kFailedLLM || response.outputs().empty()) return;
-    const Plans plans(response, planning->rows());
+  /// Reports rows whose plans nobody waits for any more; after a failed LLM they have been.
+  void end_rows(const Target& target, const Plans& plans, size_t at, Stage stage,
+                std::string_view reason) {
+    if (stage == Stage::kLLMFailed) return;
     std::vector<std::string> reports;
-    size_t at = 0;
-    for (const auto& target : planning->targets) {
-      for (size_t i = 0; i < target.count; ++i, ++at) {
-        Row row;
-        plans.read(at, &row);
-        if (!row.refused) reports.push_back(packed(Kind::kEnded, row, *target.call, "late"));
-      }
+    for (size_t i = 0; i < target.count; ++i) {
+      Row row;
+      plans.read(at + i, &row);
+      if (!row.refused) reports.push_back(packed(Kind::kEnded, row, *target.call, reason));
     }
     report(std::move(reports));
   }
 
   /// The rows get no plan, or `router` is asked alone where `selection` failed.
   void no_plan(const PlanningPtr& planning, const std::string& message) {
-    if (planning->stage != Planning::Stage::kSelection) {
-      for (const auto& target : planning->targets)
+    const bool selection = planning->stage == Stage::kSelection;
+    if (selection) complain("selection failed: ", message);
+    auto alone = std::make_shared<Planning>(Stage::kSelectionFailed, nullptr);
+    for (const auto& target : planning->targets) {
+      if (!selection)
         close(target.call,
               Failure(TRITONSERVER_ERROR_UNAVAILABLE, "[unavailable] router: " + message));
-      return;
+      else if (!target.call->closed)
+        alone->targets.push_back(target);
     }
-    log(TRITONSERVER_LOG_WARN, "selection failed: " + message);
-    auto alone = std::make_shared<Planning>();
-    for (const auto& target : planning->targets)
-      if (!target.call->closed) alone->targets.push_back(target);
-    alone->stage = Planning::Stage::kRouter;
-    alone->lane = nullptr;
-    if (!alone->targets.empty()) ask(alone, "router", "retrieval_degraded");
+    if (!alone->targets.empty()) ask(alone);
   }
 
   /// Takes the plans of a call's rows, from row `at` of `plans` on, and calls the LLMs.
-  void plan(const Target& target, const Plans& plans, size_t at, Planning::Stage stage) try {
+  void plan(const Target& target, const Plans& plans, size_t at, Stage stage) try {
     const auto& call = target.call;
     std::unique_lock lock(call->mutex);
     if (call->closed) {
-      if (stage == Planning::Stage::kFailedLLM) return;  // has been reported
-      std::vector<std::string> reports;
-      for (size_t i = 0; i < target.count; ++i) {
-        Row row;
-        plans.read(at + i, &row);
-        if (!row.refused) reports.push_back(packed(Kind::kEnded, row, *call, "cancelled"));
-      }
       lock.unlock();
-      return report(std::move(reports));
+      return end_rows(target, plans, at, stage, "cancelled");
     }
     std::optional<Failure> failure;
+    std::vector<size_t> generating;
     for (size_t i = 0; i < target.count; ++i) {
       Row& row = call->rows[target.first + i];
+      plans.read(at + i, &row);
+      if (stage != Stage::kLLMFailed) row.selection_s = seconds(call->started, Clock::now());
       try {
-        plans.read(at + i, &row);
-        if (row.refused && !failure) failure = refusal(plans.refusal(at + i));
-        if (row.llm_call) obey(*row.llm_call);
+        if (row.refused) throw refusal(plans.refusal(at + i));
+        if (row.llm_model.empty()) {
+          row.text = plans.stored_answer(at + i);
+          row.finish_reason = "stop";
+          row.num_input_tokens = row.num_output_tokens = 0;
+          row.done = true;
+          continue;
+        }
+        row.llm_call = std::make_shared<const LLMCall>(plans.llm_call(at + i));
+        obey(*row.llm_call);
+        generating.push_back(target.first + i);
       } catch (const Failure& problem) {
         if (!failure) failure = problem;
       }
-      if (stage != Planning::Stage::kFailedLLM) row.selection_s = seconds(call->started, Clock::now());
     }
     if (failure) return close(call, &lock, *failure);
-    std::vector<size_t> generating;
-    for (size_t i = target.first; i < target.first + target.count; ++i) {
-      Row& row = call->rows[i];
-      if (!row.llm_model.empty()) {
-        generating.push_back(i);
-        continue;
-      }
-      row.text = plans.stored_answer(at + i - target.first);
-      row.finish_reason = "stop";
-      row.num_input_tokens = row.num_output_tokens = 0;
-      row.done = true;
-      if (call->streaming) take_piece(call, &row, row.text);
-    }
+    if (call->streaming && generating.empty()) take_piece(call, &call->rows[0], call->rows[0].text);
     if (generating.empty()) return answer_if_done(call, &lock);
     lock.unlock();
     for (size_t i : generating) generate(call, i);
@@ -667,6 +660,7 @@ class Door : public std::enable_shared_from_this<Door> {
     std::unique_lock lock(call->mutex);
     Row& row = call->rows[index];
     if (call->closed || row.generation != request) return;
+    if (call->streaming && gone(*call)) return close(call, &lock, client_gone(), "cancelled");
     if (const auto error = response.error()) return llm_failed(call, index, &lock, *error);
     const size_t known = row.text.size();
     take(response, &row);
@@ -737,20 +731,29 @@ class Door : public std::enable_shared_from_this<Door> {
                                     " failed after part of the answer was sent"),
             "stream_broken");
     } else {
-      auto planning = std::make_shared<Planning>();
-      planning->targets.push_back({call, index, 1});
-      planning->stage = Planning::Stage::kFailedLLM;
-      planning->lane = nullptr;
+      auto planning = std::make_shared<Planning>(Stage::kLLMFailed, nullptr,
+                                                 std::vector<Target>{{call, index, 1}});
       const bool refused = !timed_out && problem.code == TRITONSERVER_ERROR_INVALID_ARG;
       auto report =
           packed(Kind::kFailed, row, *call, timed_out ? "timeout" : problem.what(), refused);
       lock->unlock();
-      ask(planning, "router", nullptr, std::move(report));
+      ask(planning, std::move(report));
     }
     if (request != nullptr) request->cancel();
   }
 
   // ---- Answers
+
+  /// Whether the client has gone. Only before the final response: afterwards the question crashes
+  /// the server. What is sent to a client that has gone can crash Triton 2.51, too.
+  static bool gone(const Call& call) {
+    bool cancelled = false;
+    log_failed(TRITONBACKEND_ResponseFactoryIsCancelled(call.factory, &cancelled));
+    return cancelled;
+  }
+  static Failure client_gone() {
+    return Failure(TRITONSERVER_ERROR_CANCELLED, "[cancelled] the client went away");
+  }
 
   /// Takes the next piece of a stream: the first goes out at once, then what gathers.
   void take_piece(const CallPtr& call, Row* row, std::string_view piece) {
@@ -825,12 +828,14 @@ class Door : public std::enable_shared_from_this<Door> {
     finish(call, lock, Kind::kAnswered, "");
   }
 
-  /// Ends a call that cannot be answered; nothing if it has ended.
-  void close(const CallPtr& call, const std::exception& problem) {
+  /// Ends a call that cannot be answered; nothing if it has ended. The last resort: does not throw.
+  void close(const CallPtr& call, const std::exception& problem) try {
     std::unique_lock lock(call->mutex);
     if (call->closed) return;
     const auto* failure = dynamic_cast<const Failure*>(&problem);
     close(call, &lock, failure != nullptr ? *failure : malformed(problem.what()));
+  } catch (const std::exception& defect) {
+    log(TRITONSERVER_LOG_ERROR, name_ + ": " + defect.what());
   }
 
   void close(const CallPtr& call, std::unique_lock<std::mutex>* lock, const Failure& failure,
@@ -885,11 +890,14 @@ class Door : public std::enable_shared_from_this<Door> {
   }
 
   void report(std::vector<std::string> reports) {
+    bool dropped;
     {
       std::lock_guard lock(mutex_);
-      for (auto& one : reports)
-        if (reports_.size() < kMaxReports) reports_.push_back(std::move(one));
+      for (auto& one : reports) reports_.push_back(std::move(one));
+      dropped = reports_.size() > kMaxReports;
+      reports_.resize(std::min(reports_.size(), kMaxReports));
     }
+    if (dropped) complain("reports were dropped: ", "router does not keep up");
     send_reports();
   }
 
@@ -910,7 +918,8 @@ class Door : public std::enable_shared_from_this<Door> {
         auto request = std::make_shared<InProcessRequest>(
             server_, "router",
             [self = shared_from_this(), batch](const Response& response, bool final) {
-              if (const auto error = response.error()) self->complain(error->what());
+              if (const auto error = response.error())
+                self->complain("reports were not taken: ", error->what());
               if (!final) return;
               {
                 std::lock_guard lock(self->mutex_);
@@ -924,21 +933,23 @@ class Door : public std::enable_shared_from_this<Door> {
         InProcessRequest::send(request);
         return;
       } catch (const Failure& problem) {
-        complain(problem.what());
+        complain("reports were not taken: ", problem.what());
         std::lock_guard lock(mutex_);
         reporting_ = false;
       }
     }
   }
 
-  void complain(const std::string& message) {
+  /// Logs it, the same `what` at most once a minute.
+  void complain(const std::string& what, const std::string& why) {
     {
       std::lock_guard lock(mutex_);
       const auto now = Clock::now();
-      if (now < next_complaint_) return;
-      next_complaint_ = now + std::chrono::minutes(1);
+      auto& quiet_until = quiet_until_[what];
+      if (now < quiet_until) return;
+      quiet_until = now + std::chrono::minutes(1);
     }
-    log(TRITONSERVER_LOG_ERROR, name_ + ": reports were not taken: " + message);
+    log(TRITONSERVER_LOG_WARN, name_ + ": " + what + why);
   }
 
   // ---- Time
@@ -966,11 +977,12 @@ class Door : public std::enable_shared_from_this<Door> {
       lock.unlock();
       for (const auto& call : due) guarded(call.lock(), [&](auto& c, auto*) {
         c->flush_scheduled = false;
+          if (gone(*c)) return;  // the next poll ends it
         flush(c);
       });
       for (const auto& planning : overdue) {
         if (!end(planning)) continue;
-        if (planning->stage == Planning::Stage::kSelection) stall();
+        if (planning->stage == Stage::kSelection) stall();
         if (planning->lane != nullptr) run(planning->lane);
         no_plan(planning, "no answer within " + std::to_string(selection_timeout_ms_) + " ms");
       }
@@ -979,13 +991,6 @@ class Door : public std::enable_shared_from_this<Door> {
       overdue.clear();
       lock.lock();
     }
-  }
-
-  /// Until `selection` answers again, requests go without examples, so that none waits in vain.
-  void stall() {
-    std::lock_guard lock(mutex_);
-    if (!std::exchange(stalled_, true))
-      log(TRITONSERVER_LOG_WARN, name_ + ": selection fails slowly; without examples meanwhile");
   }
 
   /// Runs `work` for a call that is open, under its lock.
@@ -1002,13 +1007,7 @@ class Door : public std::enable_shared_from_this<Door> {
 
   /// Ends a call whose client has gone, and its LLM calls that take too long.
   void poll(const CallPtr& call, std::unique_lock<std::mutex>* lock, TimePoint now) {
-    bool gone = false;
-    // Only before the final response: afterwards the question crashes the server.
-    log_failed(TRITONBACKEND_ResponseFactoryIsCancelled(call->factory, &gone));
-    if (gone)
-      return close(call, lock,
-                   Failure(TRITONSERVER_ERROR_CANCELLED, "[cancelled] the client went away"),
-                   "cancelled");
+    if (gone(*call)) return close(call, lock, client_gone(), "cancelled");
     for (size_t i = 0; i < call->rows.size(); ++i) {
       if (!lock->owns_lock()) lock->lock();
       if (call->closed) return;
@@ -1032,13 +1031,13 @@ class Door : public std::enable_shared_from_this<Door> {
   bool stopping_ = false;
   bool stalled_ = false;  // `selection` did not answer in time, or took long to fail
   bool probing_ = false;  // whether a request is out to see when it does again
-  Lane selection_{"selection", 0, {}}, direct_{"router", 0, {}};
+  Lane selection_{Stage::kSelection, 0, {}}, router_{Stage::kRouterAlone, 0, {}};
   std::set<CallPtr> open_;
   std::set<PlanningPtr> planning_;
   std::multimap<TimePoint, std::weak_ptr<Call>> flushes_;
   std::deque<std::string> reports_;
   bool reporting_ = false;
-  TimePoint next_complaint_;
+  std::map<std::string, TimePoint> quiet_until_;
   std::thread timer_;
 };
 
@@ -1068,18 +1067,6 @@ bool is_decoupled(TRITONBACKEND_Model* model) {
 }  // namespace echolm
 
 extern "C" {
-
-TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
-  return echolm::no_throw([] {
-    uint32_t major, minor;
-    echolm::check(TRITONBACKEND_ApiVersion(&major, &minor));
-    if (major != kBackendApiMajor || minor < kBackendApiMinor)
-      throw echolm::Failure(TRITONSERVER_ERROR_UNSUPPORTED,
-                            "front door: expected version 1." + std::to_string(kBackendApiMinor) +
-                                " or later of Triton's backend API, got " + std::to_string(major) +
-                                "." + std::to_string(minor) + "; take a newer Triton");
-  });
-}
 
 TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* model) {
   return echolm::no_throw([model] {

@@ -53,9 +53,14 @@ class Response {
   }
 
   std::optional<Failure> error() const {
-    auto* error = response_ == nullptr ? nullptr : TRITONSERVER_InferenceResponseError(response_);
-    if (error == nullptr) return std::nullopt;
-    return Failure(TRITONSERVER_ErrorCode(error), TRITONSERVER_ErrorMessage(error));
+    if (response_ == nullptr) return std::nullopt;
+    try {
+      // Each call makes a new error, though Triton's documentation says it is the response's.
+      check(TRITONSERVER_InferenceResponseError(response_));
+      return std::nullopt;
+    } catch (const Failure& failure) {
+      return failure;
+    }
   }
 
   /// The outputs; none if it only says that no more responses come.

@@ -112,7 +112,8 @@ struct LLMCall {
       Input input;
       input.name = from.text();
       input.datatype = from.text();
-      for (auto d = from.number<uint32_t>(); d > 0; --d) input.shape.push_back(from.number<int64_t>());
+      for (auto d = from.number<uint32_t>(); d > 0; --d)
+        input.shape.push_back(from.number<int64_t>());
       input.data = from.text();
       inputs.push_back(std::move(input));
     }

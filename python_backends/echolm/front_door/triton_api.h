@@ -1,7 +1,7 @@
 // The part of Triton's C API that the front door uses, declared here since no package carries it.
 //
 // Source of the signatures and values: triton-inference-server/core, include/triton/core/
-// tritonserver.h (API 1.34) and tritonbackend.h (API 1.19). Within a major version they only grow.
+// tritonserver.h and tritonbackend.h, release 24.05. Later releases only add to them.
 #pragma once
 
 #include <cstddef>
@@ -10,9 +10,6 @@
 #define TRITON_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
-
-constexpr uint32_t kBackendApiMajor = 1;
-constexpr uint32_t kBackendApiMinor = 15;  // the first with TRITONBACKEND_ResponseFactoryIsCancelled
 
 struct TRITONSERVER_Error;
 struct TRITONSERVER_InferenceRequest;
@@ -34,7 +31,6 @@ enum TRITONSERVER_Error_Code : int {
   TRITONSERVER_ERROR_INTERNAL = 1,
   TRITONSERVER_ERROR_INVALID_ARG = 3,
   TRITONSERVER_ERROR_UNAVAILABLE = 4,
-  TRITONSERVER_ERROR_UNSUPPORTED = 5,
   TRITONSERVER_ERROR_CANCELLED = 7
 };
 enum TRITONSERVER_DataType : int {
@@ -49,120 +45,101 @@ enum TRITONSERVER_LogLevel : int { TRITONSERVER_LOG_WARN = 1, TRITONSERVER_LOG_E
 constexpr uint32_t TRITONSERVER_REQUEST_RELEASE_ALL = 1;
 constexpr uint32_t TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1;
 
-// Errors: whoever gets one deletes it.
-TRITONSERVER_Error* TRITONSERVER_ErrorNew(TRITONSERVER_Error_Code, const char* message);
+using Status = TRITONSERVER_Error*;  // null: it went well; whoever gets an error deletes it
+Status TRITONSERVER_ErrorNew(TRITONSERVER_Error_Code, const char* message);
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error*);
 TRITONSERVER_Error_Code TRITONSERVER_ErrorCode(TRITONSERVER_Error*);
 const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error*);
-TRITONSERVER_Error* TRITONSERVER_LogMessage(TRITONSERVER_LogLevel, const char* file, int line,
-                                            const char* message);
+Status TRITONSERVER_LogMessage(TRITONSERVER_LogLevel, const char* file, int line,
+    const char* message);
 TRITONSERVER_DataType TRITONSERVER_StringToDataType(const char* name);
 
-TRITONSERVER_Error* TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message*, const char** base,
-                                                        size_t* byte_size);
-TRITONSERVER_Error* TRITONSERVER_MessageDelete(TRITONSERVER_Message*);
+Status TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message*, const char** base,
+    size_t* byte_size);
+Status TRITONSERVER_MessageDelete(TRITONSERVER_Message*);
 
 // Requests made in the server's own process.
-typedef TRITONSERVER_Error* (*TRITONSERVER_ResponseAllocatorAllocFn_t)(
-    TRITONSERVER_ResponseAllocator*, const char* tensor, size_t byte_size, TRITONSERVER_MemoryType,
-    int64_t memory_type_id, void* user, void** buffer, void** buffer_user,
-    TRITONSERVER_MemoryType* actual_type, int64_t* actual_id);
-typedef TRITONSERVER_Error* (*TRITONSERVER_ResponseAllocatorReleaseFn_t)(
-    TRITONSERVER_ResponseAllocator*, void* buffer, void* buffer_user, size_t byte_size,
-    TRITONSERVER_MemoryType, int64_t memory_type_id);
-typedef TRITONSERVER_Error* (*TRITONSERVER_ResponseAllocatorStartFn_t)(
-    TRITONSERVER_ResponseAllocator*, void* user);
-typedef void (*TRITONSERVER_InferenceRequestReleaseFn_t)(TRITONSERVER_InferenceRequest*,
-                                                         uint32_t flags, void* user);
-typedef void (*TRITONSERVER_InferenceResponseCompleteFn_t)(TRITONSERVER_InferenceResponse*,
-                                                           uint32_t flags, void* user);
-TRITONSERVER_Error* TRITONSERVER_ResponseAllocatorNew(TRITONSERVER_ResponseAllocator**,
-                                                      TRITONSERVER_ResponseAllocatorAllocFn_t,
-                                                      TRITONSERVER_ResponseAllocatorReleaseFn_t,
-                                                      TRITONSERVER_ResponseAllocatorStartFn_t);
-TRITONSERVER_Error* TRITONSERVER_ResponseAllocatorDelete(TRITONSERVER_ResponseAllocator*);
-TRITONSERVER_Error* TRITONSERVER_InferenceRequestNew(TRITONSERVER_InferenceRequest**,
-                                                     TRITONSERVER_Server*, const char* model,
-                                                     int64_t version);
-TRITONSERVER_Error* TRITONSERVER_InferenceRequestDelete(TRITONSERVER_InferenceRequest*);
-TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetId(TRITONSERVER_InferenceRequest*,
-                                                       const char* id);
-TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetDoubleParameter(TRITONSERVER_InferenceRequest*,
-                                                                    const char* key, double value);
-TRITONSERVER_Error* TRITONSERVER_InferenceRequestAddInput(TRITONSERVER_InferenceRequest*,
-                                                          const char* name, TRITONSERVER_DataType,
-                                                          const int64_t* shape,
-                                                          uint64_t dim_count);
-TRITONSERVER_Error* TRITONSERVER_InferenceRequestAppendInputData(TRITONSERVER_InferenceRequest*,
-                                                                 const char* name, const void* base,
-                                                                 size_t byte_size,
-                                                                 TRITONSERVER_MemoryType,
-                                                                 int64_t memory_type_id);
-TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetReleaseCallback(
-    TRITONSERVER_InferenceRequest*, TRITONSERVER_InferenceRequestReleaseFn_t, void* user);
-TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetResponseCallback(
-    TRITONSERVER_InferenceRequest*, TRITONSERVER_ResponseAllocator*, void* allocator_user,
+using TRITONSERVER_ResponseAllocatorAllocFn_t = Status (*)(TRITONSERVER_ResponseAllocator*,
+    const char* tensor, size_t byte_size, TRITONSERVER_MemoryType, int64_t memory_type_id,
+    void* user, void** buffer, void** buffer_user, TRITONSERVER_MemoryType* actual_type,
+    int64_t* actual_id);
+using TRITONSERVER_ResponseAllocatorReleaseFn_t = Status (*)(TRITONSERVER_ResponseAllocator*,
+    void* buffer, void* buffer_user, size_t byte_size, TRITONSERVER_MemoryType,
+    int64_t memory_type_id);
+using TRITONSERVER_ResponseAllocatorStartFn_t = Status (*)(TRITONSERVER_ResponseAllocator*,
+    void* user);
+using TRITONSERVER_InferenceRequestReleaseFn_t = void (*)(TRITONSERVER_InferenceRequest*,
+    uint32_t flags, void* user);
+using TRITONSERVER_InferenceResponseCompleteFn_t = void (*)(TRITONSERVER_InferenceResponse*,
+    uint32_t flags, void* user);
+Status TRITONSERVER_ResponseAllocatorNew(TRITONSERVER_ResponseAllocator**,
+    TRITONSERVER_ResponseAllocatorAllocFn_t, TRITONSERVER_ResponseAllocatorReleaseFn_t,
+    TRITONSERVER_ResponseAllocatorStartFn_t);
+Status TRITONSERVER_ResponseAllocatorDelete(TRITONSERVER_ResponseAllocator*);
+Status TRITONSERVER_InferenceRequestNew(TRITONSERVER_InferenceRequest**, TRITONSERVER_Server*,
+    const char* model, int64_t version);
+Status TRITONSERVER_InferenceRequestDelete(TRITONSERVER_InferenceRequest*);
+Status TRITONSERVER_InferenceRequestSetId(TRITONSERVER_InferenceRequest*, const char* id);
+Status TRITONSERVER_InferenceRequestSetDoubleParameter(TRITONSERVER_InferenceRequest*,
+    const char* key, double value);
+Status TRITONSERVER_InferenceRequestAddInput(TRITONSERVER_InferenceRequest*, const char* name,
+    TRITONSERVER_DataType, const int64_t* shape, uint64_t dim_count);
+Status TRITONSERVER_InferenceRequestAppendInputData(TRITONSERVER_InferenceRequest*,
+    const char* name, const void* base, size_t byte_size, TRITONSERVER_MemoryType,
+    int64_t memory_type_id);
+Status TRITONSERVER_InferenceRequestSetReleaseCallback(TRITONSERVER_InferenceRequest*,
+    TRITONSERVER_InferenceRequestReleaseFn_t, void* user);
+Status TRITONSERVER_InferenceRequestSetResponseCallback(TRITONSERVER_InferenceRequest*,
+    TRITONSERVER_ResponseAllocator*, void* allocator_user,
     TRITONSERVER_InferenceResponseCompleteFn_t, void* user);
-TRITONSERVER_Error* TRITONSERVER_ServerInferAsync(TRITONSERVER_Server*,
-                                                  TRITONSERVER_InferenceRequest*,
-                                                  TRITONSERVER_InferenceTrace*);
-TRITONSERVER_Error* TRITONSERVER_InferenceRequestCancel(TRITONSERVER_InferenceRequest*);
-// The error belongs to the response.
-TRITONSERVER_Error* TRITONSERVER_InferenceResponseError(TRITONSERVER_InferenceResponse*);
-TRITONSERVER_Error* TRITONSERVER_InferenceResponseDelete(TRITONSERVER_InferenceResponse*);
-TRITONSERVER_Error* TRITONSERVER_InferenceResponseOutputCount(TRITONSERVER_InferenceResponse*,
-                                                              uint32_t* count);
-TRITONSERVER_Error* TRITONSERVER_InferenceResponseOutput(
-    TRITONSERVER_InferenceResponse*, uint32_t index, const char** name, TRITONSERVER_DataType*,
-    const int64_t** shape, uint64_t* dim_count, const void** base, size_t* byte_size,
-    TRITONSERVER_MemoryType*, int64_t* memory_type_id, void** user);
+Status TRITONSERVER_ServerInferAsync(TRITONSERVER_Server*, TRITONSERVER_InferenceRequest*,
+    TRITONSERVER_InferenceTrace*);
+Status TRITONSERVER_InferenceRequestCancel(TRITONSERVER_InferenceRequest*);
+Status TRITONSERVER_InferenceResponseError(TRITONSERVER_InferenceResponse*);
+Status TRITONSERVER_InferenceResponseDelete(TRITONSERVER_InferenceResponse*);
+Status TRITONSERVER_InferenceResponseOutputCount(TRITONSERVER_InferenceResponse*, uint32_t* count);
+Status TRITONSERVER_InferenceResponseOutput(TRITONSERVER_InferenceResponse*, uint32_t index,
+    const char** name, TRITONSERVER_DataType*, const int64_t** shape, uint64_t* dim_count,
+    const void** base, size_t* byte_size, TRITONSERVER_MemoryType*, int64_t* memory_type_id,
+    void** user);
 
 // The model that this library is.
-TRITONSERVER_Error* TRITONBACKEND_ApiVersion(uint32_t* major, uint32_t* minor);
-TRITONSERVER_Error* TRITONBACKEND_ModelName(TRITONBACKEND_Model*, const char** name);
-TRITONSERVER_Error* TRITONBACKEND_ModelConfig(TRITONBACKEND_Model*, uint32_t config_version,
-                                              TRITONSERVER_Message** config);
-TRITONSERVER_Error* TRITONBACKEND_ModelServer(TRITONBACKEND_Model*, TRITONSERVER_Server**);
-TRITONSERVER_Error* TRITONBACKEND_ModelState(TRITONBACKEND_Model*, void** state);
-TRITONSERVER_Error* TRITONBACKEND_ModelSetState(TRITONBACKEND_Model*, void* state);
-TRITONSERVER_Error* TRITONBACKEND_ModelInstanceModel(TRITONBACKEND_ModelInstance*,
-                                                     TRITONBACKEND_Model**);
-TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportStatistics(
-    TRITONBACKEND_ModelInstance*, TRITONBACKEND_Request*, bool success, uint64_t exec_start_ns,
-    uint64_t compute_start_ns, uint64_t compute_end_ns, uint64_t exec_end_ns);
-TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportBatchStatistics(
-    TRITONBACKEND_ModelInstance*, uint64_t batch_size, uint64_t exec_start_ns,
-    uint64_t compute_start_ns, uint64_t compute_end_ns, uint64_t exec_end_ns);
+Status TRITONBACKEND_ModelName(TRITONBACKEND_Model*, const char** name);
+Status TRITONBACKEND_ModelConfig(TRITONBACKEND_Model*, uint32_t config_version,
+    TRITONSERVER_Message** config);
+Status TRITONBACKEND_ModelServer(TRITONBACKEND_Model*, TRITONSERVER_Server**);
+Status TRITONBACKEND_ModelState(TRITONBACKEND_Model*, void** state);
+Status TRITONBACKEND_ModelSetState(TRITONBACKEND_Model*, void* state);
+Status TRITONBACKEND_ModelInstanceModel(TRITONBACKEND_ModelInstance*, TRITONBACKEND_Model**);
+Status TRITONBACKEND_ModelInstanceReportStatistics(TRITONBACKEND_ModelInstance*,
+    TRITONBACKEND_Request*, bool success, uint64_t exec_start_ns, uint64_t compute_start_ns,
+    uint64_t compute_end_ns, uint64_t exec_end_ns);
+Status TRITONBACKEND_ModelInstanceReportBatchStatistics(TRITONBACKEND_ModelInstance*,
+    uint64_t batch_size, uint64_t exec_start_ns, uint64_t compute_start_ns, uint64_t compute_end_ns,
+    uint64_t exec_end_ns);
 
 // A client's request and its responses.
-TRITONSERVER_Error* TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request*, uint32_t* count);
-TRITONSERVER_Error* TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request*, uint32_t index,
-                                                      TRITONBACKEND_Input**);
-TRITONSERVER_Error* TRITONBACKEND_InputProperties(TRITONBACKEND_Input*, const char** name,
-                                                  TRITONSERVER_DataType*, const int64_t** shape,
-                                                  uint32_t* dim_count, uint64_t* byte_size,
-                                                  uint32_t* buffer_count);
-TRITONSERVER_Error* TRITONBACKEND_InputBuffer(TRITONBACKEND_Input*, uint32_t index,
-                                              const void** buffer, uint64_t* byte_size,
-                                              TRITONSERVER_MemoryType*, int64_t* memory_type_id);
-TRITONSERVER_Error* TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request*, uint32_t* count);
-TRITONSERVER_Error* TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request*, uint32_t index,
-                                                    const char** name);
-TRITONSERVER_Error* TRITONBACKEND_RequestRelease(TRITONBACKEND_Request*, uint32_t flags);
-TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryNew(TRITONBACKEND_ResponseFactory**,
-                                                     TRITONBACKEND_Request*);
-TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryDelete(TRITONBACKEND_ResponseFactory*);
-TRITONSERVER_Error* TRITONBACKEND_ResponseFactoryIsCancelled(TRITONBACKEND_ResponseFactory*,
-                                                             bool* is_cancelled);
-TRITONSERVER_Error* TRITONBACKEND_ResponseNewFromFactory(TRITONBACKEND_Response**,
-                                                         TRITONBACKEND_ResponseFactory*);
-TRITONSERVER_Error* TRITONBACKEND_ResponseOutput(TRITONBACKEND_Response*, TRITONBACKEND_Output**,
-                                                 const char* name, TRITONSERVER_DataType,
-                                                 const int64_t* shape, uint32_t dim_count);
-TRITONSERVER_Error* TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output*, void** buffer,
-                                               uint64_t byte_size, TRITONSERVER_MemoryType*,
-                                               int64_t* memory_type_id);
+Status TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request*, uint32_t* count);
+Status TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request*, uint32_t index,
+    TRITONBACKEND_Input**);
+Status TRITONBACKEND_InputProperties(TRITONBACKEND_Input*, const char** name,
+    TRITONSERVER_DataType*, const int64_t** shape, uint32_t* dim_count, uint64_t* byte_size,
+    uint32_t* buffer_count);
+Status TRITONBACKEND_InputBuffer(TRITONBACKEND_Input*, uint32_t index, const void** buffer,
+    uint64_t* byte_size, TRITONSERVER_MemoryType*, int64_t* memory_type_id);
+Status TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request*, uint32_t* count);
+Status TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request*, uint32_t index, const char** name);
+Status TRITONBACKEND_RequestRelease(TRITONBACKEND_Request*, uint32_t flags);
+Status TRITONBACKEND_ResponseFactoryNew(TRITONBACKEND_ResponseFactory**, TRITONBACKEND_Request*);
+Status TRITONBACKEND_ResponseFactoryDelete(TRITONBACKEND_ResponseFactory*);
+Status TRITONBACKEND_ResponseFactoryIsCancelled(TRITONBACKEND_ResponseFactory*, bool* is_cancelled);
+Status TRITONBACKEND_ResponseNewFromFactory(TRITONBACKEND_Response**,
+    TRITONBACKEND_ResponseFactory*);
+Status TRITONBACKEND_ResponseOutput(TRITONBACKEND_Response*, TRITONBACKEND_Output**,
+    const char* name, TRITONSERVER_DataType, const int64_t* shape, uint32_t dim_count);
+Status TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output*, void** buffer, uint64_t byte_size,
+    TRITONSERVER_MemoryType*, int64_t* memory_type_id);
+Status TRITONBACKEND_ResponseDelete(TRITONBACKEND_Response*);
 // Takes the response, but not the error.
-TRITONSERVER_Error* TRITONBACKEND_ResponseSend(TRITONBACKEND_Response*, uint32_t flags,
-                                               TRITONSERVER_Error*);
+Status TRITONBACKEND_ResponseSend(TRITONBACKEND_Response*, uint32_t flags, TRITONSERVER_Error*);
 }
