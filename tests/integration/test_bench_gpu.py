@@ -40,7 +40,7 @@ class Bench:
 
     def evaluate(self) -> subprocess.CompletedProcess[str]:
         models = ROOT / "model_repository" / "local"
-        trace = self.work / "trace.csv"
+        trace = self.python.with_name("trace.csv")
         lines = [f"2023-11-16 18:{s // 60:02d}:{s % 60:02d}.5,10,20" for s in range(3_000)]
         trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]))
         return self.run(

@@ -62,10 +62,23 @@ def print_policies(console: Console, figures: Mapping[str, Mapping[str, Any]]) -
 
 def print_trace(console: Console, figures: Mapping[str, Mapping[str, Any]]) -> None:
     """Mean and standard deviation over seeds of every policy under a recorded trace."""
-    table = Table(title="trace", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    columns = {"p50_s": "p50 s", "p99_s": "p99 s", "over_10_s": "over 10 s"}
-    columns |= {"win_rate": "win rate", "offload_share": "offload"}
-    for column in ("", *columns.values()):
+    table = Table(
+        title="trace",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    # Title and decimals of each column: narrow enough for 80 columns.
+    columns = {
+        "p50_s": ("p50 s", 1),
+        "p99_s": ("p99 s", 1),
+        "over_10_s": ("over 10 s", 0),
+        "win_rate": ("win rate", 3),
+        "offload_share": ("offload", 2),
+    }
+    for column in ("", *(title for title, _ in columns.values())):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for seed in figures.values():
@@ -73,10 +86,10 @@ def print_trace(console: Console, figures: Mapping[str, Mapping[str, Any]]) -> N
             by_name.setdefault(row["policy"], []).append(row)
     for name, rows in by_name.items():
         cells = []
-        for key in columns:
+        for key, (_, digits) in columns.items():
             values = [row[key] for row in rows]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.3f}{spread}")
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
         table.add_row(TITLES[name], *cells, style="bold" if name == "echolm" else None)
     console.print(table)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 from echolm_lab.experiments.load import Record, Run
 from echolm_lab.experiments.trace_load import Row, checks, peak_rate
 from echolm_lab.policies.base import Reply
+from echolm_lab.report.tables import print_trace
 from echolm_lab.tasks import Workload
+from rich.console import Console
 
 ITEMS = Workload(seed=0).stream(4, seed=1, phase="live")
 
@@ -41,3 +45,17 @@ def test_the_reduction_of_p99_is_checked_at_equal_quality() -> None:
 
 def test_the_peak_is_that_of_the_busiest_five_seconds() -> None:
     assert peak_rate([0.0, 1.0, 5.0, 5.5, 6.0, 9.9, 12.0]) == 4 / 5
+
+
+def test_the_table_has_mean_and_spread_of_the_seeds_in_80_columns() -> None:
+    def seed(latency_s: float) -> dict[str, object]:
+        row = Row.of("always_large", run("large_llm", *[latency_s] * 4), [1.0] * 4)
+        return {"policies": [asdict(row)]}
+
+    console = Console(width=80, record=True)
+    print_trace(console, {"1": seed(13.0), "2": seed(15.0)})
+    text = console.export_text()
+    assert "14.0 ± 1.4" in text
+    assert "4 ± 0" in text
+    assert "0.500 ± 0.000" in text
+    assert "0.00 ± 0.00" in text
