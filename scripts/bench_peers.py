@@ -12,35 +12,21 @@ that says why, and an error if --peers names it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import uvloop
-from echolm.serving.preflight import free_ports
 from echolm_lab.experiments.arguments import at_least_one
-from echolm_lab.experiments.peers.base import Bench, Peer, PeerUnavailableError, Running
+from echolm_lab.experiments.peers.base import Peer
 from echolm_lab.experiments.peers.catalogue import PEERS
-from echolm_lab.experiments.peers.measure import (
-    LLMServer,
-    Load,
-    Round,
-    figures_of,
-    load_of,
-    measure_round,
-    warm_up,
-)
-from echolm_lab.experiments.peers.processes import ProcessTree, answers, server
+from echolm_lab.experiments.peers.errors import PeerUnavailableError
+from echolm_lab.experiments.peers.measure import load_of, results_of
+from echolm_lab.experiments.peers.session import bench_servers, rounds_of, started
 from echolm_lab.experiments.peers.table import print_peers
 from echolm_lab.report.check import jsonable
 from echolm_lab.report.environment import host
 from rich.console import Console
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def chosen(text: str) -> list[Peer]:
@@ -54,118 +40,60 @@ def chosen(text: str) -> list[Peer]:
     return [by_name[name] for name in names]
 
 
-@contextlib.contextmanager
-def own_server(module: str, path: str, work: Path) -> Iterator[tuple[int, ProcessTree]]:
-    """A server of the bench itself: its port and its process."""
-    [port] = free_ports("127.0.0.1", 1)
-    program = [sys.executable, "-m", f"echolm_lab.experiments.peers.{module}", str(port)]
-    environment = {"PYTHONPATH": str(ROOT / "scripts")}
-    up = server(
-        module, program, work, ready=lambda: answers(port, path), environment=environment
-    )
-    with up as tree:
-        yield port, tree
-
-
-async def rounds_of(
-    peers: dict[str, Running], load: Load, llm: LLMServer, console: Console
-) -> dict[str, list[Round]]:
-    """All rounds of all fronts, in turn."""
-    fronts = [
-        (name, connect, running)
-        for running in peers.values()
-        for name, connect in running.fronts.items()
-    ]
-    for name, connect, _ in fronts:
-        console.print(f"{name}: {len(load.history)} requests before the rounds")
-        await warm_up(connect, load)
-    rounds: dict[str, list[Round]] = {name: [] for name, _, _ in fronts}
-    for number in range(len(load.saturating)):
-        for name, connect, running in fronts:
-            one = await measure_round(running, connect, load, number, llm)
-            rounds[name].append(one)
-            run = one.saturated.run
-            console.print(f"round {number + 1}: {name} {run.steady_throughput:.0f} requests/s")
-    return rounds
+def positive(text: str) -> float:
+    """A number above 0."""
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    names = ",".join(peer.name for peer in PEERS)
-    parser.add_argument("--peers", type=chosen, default=None, help=f"some of {names}; all")
+    names = ", ".join(peer.name for peer in PEERS)
+    parser.add_argument("--peers", type=chosen, help=f"with commas, of {names}; default: all")
     parser.add_argument("--rounds", type=at_least_one, default=3, help="of each peer, in turn")
     parser.add_argument("--requests", type=at_least_one, default=1_000, help="of a round")
-    parser.add_argument("--concurrency", type=at_least_one, default=16)
-    parser.add_argument("--rate", type=float, default=20.0, help="arrivals a second")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals, in a round")
+    parser.add_argument("--concurrency", type=at_least_one, default=16, help="requests in flight")
+    parser.add_argument("--rate", type=positive, default=20.0, help="arrivals a second")
+    parser.add_argument("--seconds", type=positive, default=20.0, help="of arrivals, in a round")
     parser.add_argument("--history", type=at_least_one, default=500, help="requests before")
     parser.add_argument("--repeats", type=float, default=0.1, help="share of exact repeats")
     parser.add_argument("--examples", type=at_least_one, default=100_000, help="in EchoLM's store")
+    parser.add_argument("--admit", action="store_true", help="EchoLM stores answers, too")
     parser.add_argument(
         "--workers",
         type=at_least_one,
         default=os.cpu_count(),
-        help="processes of LiteLLM's proxy; as many as there are cores",
+        help="processes of LiteLLM's proxy; default: the number of cores",
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    console = Console(stderr=True)
+    progress = Console(stderr=True, markup=False, highlight=False).print
+    peers = options.peers or PEERS
     load = load_of(
-        options.rounds,
-        options.requests,
-        options.history,
-        options.concurrency,
-        options.rate,
-        options.seconds,
-        options.repeats,
-        options.seed,
+        rounds=options.rounds,
+        requests=options.requests,
+        history=options.history,
+        concurrency=options.concurrency,
+        rate=options.rate,
+        seconds=options.seconds,
+        repeats=options.repeats,
+        seed=options.seed,
     )
-    missing: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        llm_port, llm_tree = stack.enter_context(own_server("llm_server", "/calls", work))
-        embedding = stack.enter_context(own_server("embedding_server", "/ready", work))
-        bench = Bench(
-            directory=ROOT / "build" / "bench" / "peers",
-            work=work,
-            llm_port=llm_port,
-            embedding_port=embedding[0],
-            embedding=embedding[1],
-            workers=options.workers,
-            examples=options.examples,
-            progress=console.print,
-        )
-        running: dict[str, Running] = {}
-        for peer in options.peers or PEERS:
-            try:
-                peer.install(bench)
-                console.print(f"starting {peer.name}")
-                running[peer.name] = stack.enter_context(peer.running(bench))
-            except PeerUnavailableError as error:
-                if options.peers:
-                    console.print(f"bench_peers: {error}", style="red", markup=False)
-                    return 1
-                missing[peer.name] = str(error)
-        llm = LLMServer(llm_port, llm_tree)
-        rounds = uvloop.run(rounds_of(running, load, llm, console))
-    results = {}
-    for peer in options.peers or PEERS:
-        facts = {"version": peer.version, "licence": peer.licence, "does": peer.does}
-        if peer.name in missing:
-            results[peer.name] = {**facts, "missing": missing[peer.name]}
-            continue
-        for front in running[peer.name].fronts:
-            figures = figures_of(rounds[front], options.rate)
-            if running[peer.name].own_llm:
-                del figures["llm_calls"], figures["llm_core_ms"]
-            results[front] = {**facts, **figures}
+    servers = bench_servers(options.workers, options.examples, options.admit, progress)
+    try:
+        with (
+            servers as (bench, llm),
+            started(peers, bench, required=options.peers is not None) as (running, missing),
+        ):
+            rounds = uvloop.run(rounds_of(running, load, llm, progress))
+    except PeerUnavailableError as error:
+        progress(f"bench_peers: {error}")
+        return 1
+    results = results_of(peers, running, missing, rounds, options.rate)
     print_peers(Console(), results, options.concurrency, options.rate)
-    report = {
-        name: getattr(options, name)
-        for name in ("rounds", "requests", "concurrency", "rate", "seconds", "history", "repeats")
-        + ("examples", "workers", "seed")
-    }
-    print(json.dumps(jsonable({**report, "host": host(), "peers": results})))
+    used = {name: value for name, value in vars(options).items() if name != "peers"}
+    print(json.dumps(jsonable({**used, "host": host(), "peers": results})))
     return 0
 
 

@@ -16,10 +16,6 @@ Connect = Callable[[], contextlib.AbstractAsyncContextManager[AnswerPolicy]]
 """Opens a client; what it sends is answered by the peer."""
 
 
-class PeerUnavailableError(Exception):
-    """A peer cannot be installed or started here; the message says why."""
-
-
 @dataclass(frozen=True)
 class Bench:
     """What all peers of one run share.
@@ -32,6 +28,7 @@ class Bench:
         embedding: the embedder's processes; they count for the peer that calls them.
         workers: processes of a peer that can run as several.
         examples: in EchoLM's store.
+        admit: whether EchoLM stores answers, too, as the caches do.
     """
 
     directory: Path
@@ -41,6 +38,7 @@ class Bench:
     embedding: ProcessTree
     workers: int
     examples: int
+    admit: bool
     progress: Progress
 
     @property

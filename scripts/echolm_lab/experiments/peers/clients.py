@@ -1,4 +1,4 @@
-"""The load generator's clients: as little of the CPU as they can, the same for all that speak HTTP."""
+"""The load generator's clients: one for all peers that speak HTTP, and one for gRPC."""
 
 from __future__ import annotations
 
@@ -75,26 +75,36 @@ class HttpClient:
         reader, writer = stream
         body = json.dumps(self._body(text)).encode()
         writer.write(self._head + b"%d\r\n\r\n" % len(body) + body)
-        head = await reader.readuntil(b"\r\n\r\n")
-        status, size = parse_head(head)
-        answer = await reader.readexactly(size)
+        status, size = parse_head(await reader.readuntil(b"\r\n\r\n"))
+        answer = await (_chunks(reader) if size is None else reader.readexactly(size))
         if status != 200:
             raise RuntimeError(f"HTTP status: expected 200, got {status}: {answer[:500]!r}")
         return self._text(json.loads(answer))
 
 
-def parse_head(head: bytes) -> tuple[int, int]:
-    """Status and body length of a response.
+def parse_head(head: bytes) -> tuple[int, int | None]:
+    """Status and body length of a response; None if the body comes in chunks.
 
     Raises:
-        RuntimeError: it gives no length.
+        RuntimeError: neither is said.
     """
     first, *headers = head.split(b"\r\n")
+    status = int(first.split(b" ")[1])
     for header in headers:
         name, _, value = header.partition(b":")
         if name.lower() == b"content-length":
-            return int(first.split(b" ")[1]), int(value)
-    raise RuntimeError(f"HTTP response: expected content-length, got {head[:500]!r}")
+            return status, int(value)
+        if name.lower() == b"transfer-encoding" and value.strip().lower() == b"chunked":
+            return status, None
+    raise RuntimeError(f"HTTP response: expected content-length or chunks, got {head[:500]!r}")
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readuntil(b"\r\n")
+    return body
 
 
 def chat(port: int, key: str = "none", **more: Any) -> Connect:

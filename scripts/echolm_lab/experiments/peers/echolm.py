@@ -13,9 +13,10 @@ from echolm.errors import EchoError
 from echolm.serving.serve import ServeOptions, prepare_embedder, running_server
 from echolm.settings import Settings
 
-from echolm_lab.experiments.path import dummy_repository
-from echolm_lab.experiments.peers.base import Bench, PeerUnavailableError, Running
+from echolm_lab.experiments.path import dummy_repository, full_store, wait_for_statistics
+from echolm_lab.experiments.peers.base import Bench, Running
 from echolm_lab.experiments.peers.clients import generate, infer
+from echolm_lab.experiments.peers.errors import PeerUnavailableError
 from echolm_lab.experiments.peers.llm_server import ANSWER
 from echolm_lab.experiments.peers.processes import ProcessTree
 from echolm_lab.experiments.store import fill
@@ -33,7 +34,7 @@ class EchoLM:
     licence = "Apache-2.0"
     does = (
         "embeds, searches its store of examples in Milvus Lite, selects examples, chooses the LLM "
-        "and writes its prompt; stores no answers in this run"
+        "and writes its prompt; stores answers only with --admit"
     )
 
     def install(self, bench: Bench) -> None:
@@ -65,9 +66,15 @@ class EchoLM:
             metrics_port=0,
         )
         with contextlib.ExitStack() as stack:
+            settings = self._settings(bench)
+            if bench.admit:
+                settings = full_store(settings, bench.work / "data", bench.examples)
             try:
-                running = running_server(self._settings(bench), options, progress=bench.progress)
+                running = running_server(settings, options, progress=bench.progress)
                 endpoints = stack.enter_context(running)
+                if bench.admit:
+                    bench.progress("making the statistics of the examples (once)")
+                    wait_for_statistics(settings)
             except EchoError as error:
                 raise PeerUnavailableError(f"{self.name}: {error}") from error
             model = contracts.ECHOLM.name

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from echolm_lab.experiments.peers.base import Bench, PeerUnavailableError
+from echolm_lab.experiments.peers.base import Bench
+from echolm_lab.experiments.peers.errors import PeerUnavailableError
 
 _REQUIREMENTS = Path(__file__).with_name("requirements")
 _TAIL = 1_500  # characters of pip's output in a message

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from echolm.serving.preflight import free_ports
 
 from echolm_lab.experiments.peers import embedding_server
-from echolm_lab.experiments.peers.base import Bench, PeerUnavailableError, Running
+from echolm_lab.experiments.peers.base import Bench, Running
 from echolm_lab.experiments.peers.clients import chat
 from echolm_lab.experiments.peers.environments import installed, python_of
 from echolm_lab.experiments.peers.litellm_cache import SIMILARITY
@@ -26,8 +26,8 @@ class GPTCache:
     version = "0.1.44"
     licence = "MIT"
     does = (
-        "embeds, looks up in faiss and SQLite, proxies what it does not find and stores the answer; "
-        "its server takes one request at a time"
+        "embeds, looks up in faiss and SQLite, proxies what it does not find and stores the "
+        "answer; its server takes one request at a time"
     )
 
     def install(self, bench: Bench) -> None:
@@ -59,11 +59,9 @@ class GPTCache:
             "OPENAI_API_BASE": bench.embedding_url,
             "PATH": os.pathsep.join((str(binaries), os.environ["PATH"])),
         }
-        try:
-            with server(
-                self.name, program, work, ready=lambda: answers(port, "/"), environment=environment
-            ) as tree:
-                parts = {"server": tree, "embedder": bench.embedding}
-                yield Running({self.name: chat(port, api_base=bench.llm_url)}, parts)
-        except RuntimeError as error:
-            raise PeerUnavailableError(str(error)) from error
+        up = server(
+            self.name, program, work, ready=lambda: answers(port, "/"), environment=environment
+        )
+        with up as tree:
+            parts = {"server": tree, "embedder": bench.embedding}
+            yield Running({self.name: chat(port, api_base=bench.llm_url)}, parts)

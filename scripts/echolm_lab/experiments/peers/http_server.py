@@ -52,11 +52,19 @@ class _Connection(asyncio.Protocol):
             if handler is None:
                 answer, status = b'{"error": "no such path"}', b"404 Not Found"
             else:
-                answer, status = await handler(json.loads(body) if body else None), b"200 OK"
+                answer, status = await _answer_of(handler, body)
             self._transport.write(
                 b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
                 % (status, len(answer), answer)
             )
+
+
+async def _answer_of(handler: Handler, body: bytes) -> tuple[bytes, bytes]:
+    try:
+        return await handler(json.loads(body) if body else None), b"200 OK"
+    except Exception as error:  # whatever it is, the client gets it and the server goes on
+        message = {"error": f"{type(error).__name__}: {error}"}
+        return json.dumps(message).encode(), b"500 Internal Server Error"
 
 
 def parse_request(received: bytearray) -> tuple[str, bytes, int] | None:
@@ -85,12 +93,16 @@ def parse_request(received: bytearray) -> tuple[str, bytes, int] | None:
     return path, bytes(received[start : start + size]), start + size
 
 
+async def listen(port: int, handlers: Mapping[str, Handler]) -> asyncio.AbstractServer:
+    """A server on 127.0.0.1 in this event loop; port 0 takes a free one."""
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(lambda: _Connection(handlers), "127.0.0.1", port)
+
+
 def serve(port: int, handlers: Mapping[str, Handler]) -> None:
     """Serve on 127.0.0.1 until the process is stopped."""
 
     async def run() -> None:
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Connection(handlers), "127.0.0.1", port)
-        await server.serve_forever()
+        await (await listen(port, handlers)).serve_forever()
 
     uvloop.run(run())

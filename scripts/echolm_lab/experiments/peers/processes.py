@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 from echolm.serving.process import Command, GuardedProcess, foreign_environment
 
+from echolm_lab.experiments.peers.errors import PeerUnavailableError
+
 _POLL_S = 0.1
 
 
@@ -83,7 +85,7 @@ def server(
         environment: added to this process's own.
 
     Raises:
-        RuntimeError: it ended by itself or did not answer in ``ready_s``.
+        PeerUnavailableError: it ended by itself or did not answer in ``ready_s``.
     """
     started = GuardedProcess(
         Command(
@@ -100,7 +102,7 @@ def server(
         while not ready():
             if (status := started.poll()) is not None or time.monotonic() > deadline:
                 got = "none" if status is None else f"its end with status {status}"
-                raise RuntimeError(
+                raise PeerUnavailableError(
                     f"{name}: expected an answer in {ready_s:.0f} s, got {got}; last lines of its "
                     f"log:\n{started.log_tail()}"
                 )

@@ -17,6 +17,7 @@ _COLUMNS = {
     "at rate": "core_ms_at_rate",
     "MiB": "memory_mib",
 }
+_NONE = "-"
 _OF_THE_RATE = ("p50_ms", "p99_ms")
 
 
@@ -32,13 +33,13 @@ def rows(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     table = []
     for name, row in results.items():
         if "missing" in row:
-            table.append((name, *("–" for _ in _COLUMNS), "–"))
+            table.append((name, *(_NONE for _ in _COLUMNS), _NONE))
             continue
         cells = [
             "overloaded" if row["overloaded"] and key in _OF_THE_RATE else cell(row[key])
             for key in _COLUMNS.values()
         ]
-        calls = f"{row['llm_calls']['mean']:.2f}" if "llm_calls" in row else "–"
+        calls = f"{row['llm_calls']['mean']:.2f}" if "llm_calls" in row else _NONE
         table.append((name, *cells, calls))
     return table
 
@@ -55,8 +56,8 @@ def print_peers(
     )
     for column in ("", *_COLUMNS, "LLM calls"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in rows(results):
-        table.add_row(*row, style="bold" if row[0].startswith("echolm") else None)
+    for cells in rows(results):
+        table.add_row(*cells, style="bold" if cells[0].startswith("echolm") else None)
     # Wide enough for all columns, also in a pipe, whose width is taken for 80.
     console.width = max(console.width, 120)
     console.print(table)

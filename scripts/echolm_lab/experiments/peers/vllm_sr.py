@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from echolm_lab.experiments.peers.base import Bench, PeerUnavailableError, Running
+from echolm_lab.experiments.peers.base import Bench, Running
+from echolm_lab.experiments.peers.errors import PeerUnavailableError
 
 
 class VLLMSemanticRouter:
