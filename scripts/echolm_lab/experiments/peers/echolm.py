@@ -47,7 +47,16 @@ class EchoLM:
         settings.data_dir.mkdir(parents=True)
         bench.progress(f"storing {bench.examples} examples in {settings.data_dir} (once)")
         items = Workload(seed=0).stream(bench.examples, seed=0, phase="past")
-        fill(settings, [(item.text, item.answer) for item in items])
+        stored = 0
+
+        def on_stored(count: int) -> None:
+            nonlocal stored
+            tenths = 10 * stored // len(items)
+            stored += count
+            if 10 * stored // len(items) > tenths:
+                bench.progress(f"stored {stored}")
+
+        fill(settings, [(item.text, item.answer) for item in items], on_stored)
         filled.touch()
 
     @contextlib.contextmanager

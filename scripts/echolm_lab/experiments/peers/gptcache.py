@@ -17,6 +17,8 @@ from echolm_lab.experiments.peers.litellm_cache import SIMILARITY
 from echolm_lab.experiments.peers.processes import answers, server
 
 _ENVIRONMENT = "gptcache"
+_THRESHOLD = 1 - (1 - SIMILARITY) / 2
+"""The cosine as GPTCache counts: 1 less a quarter of the squared distance of unit vectors."""
 
 
 class GPTCache:
@@ -46,7 +48,7 @@ class GPTCache:
             "pre_function": "last_content",
             "post_function": "first",
             # Counting tokens would download a vocabulary.
-            "config": {"similarity_threshold": SIMILARITY, "enable_token_counter": False},
+            "config": {"similarity_threshold": _THRESHOLD, "enable_token_counter": False},
         }
         file = work / "cache.yaml"
         file.write_text(json.dumps(configuration), encoding="utf-8")  # JSON is YAML

@@ -19,7 +19,7 @@ from echolm_lab.experiments.peers.measure import (
 )
 from echolm_lab.experiments.peers.table import rows
 from echolm_lab.policies.base import AnswerPolicy, Reply
-from echolm_lab.tasks import Workload, WorkItem
+from echolm_lab.tasks import WorkItem, Workload
 
 ITEMS = Workload(seed=0).stream(400, seed=1, phase="live")
 

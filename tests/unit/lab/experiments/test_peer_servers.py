@@ -71,7 +71,7 @@ async def test_what_a_server_fails_at_is_an_error_of_that_request() -> None:
 
     made, port = await listening({"/v1/chat/completions": fail})
     async with made, chat(port)() as client:
-        with pytest.raises(RuntimeError, match="expected 200, got 500.*not today"):
+        with pytest.raises(RuntimeError, match=r"expected 200, got 500.*not today"):
             await client.send(ITEMS[0])
 
 
