@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--history", type=at_least_one, default=500, help="requests before")
     parser.add_argument("--repeats", type=float, default=0.1, help="share of exact repeats")
     parser.add_argument("--examples", type=at_least_one, default=100_000, help="in EchoLM's store")
-    parser.add_argument("--admit", action="store_true", help="EchoLM stores answers, too")
+    parser.add_argument("--admit", action="store_true", help="EchoLM admits answers, too")
     parser.add_argument(
         "--workers",
         type=at_least_one,

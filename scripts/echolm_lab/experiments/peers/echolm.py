@@ -34,7 +34,7 @@ class EchoLM:
     licence = "Apache-2.0"
     does = (
         "embeds, searches its store of examples in Milvus Lite, selects examples, chooses the LLM "
-        "and writes its prompt; stores answers only with --admit"
+        "and writes its prompt; admits answers only with --admit"
     )
 
     def install(self, bench: Bench) -> None:

@@ -21,6 +21,7 @@ from echolm_lab.tasks import WorkItem, Workload
 
 _SETTLE_S = 0.5
 """After a load, so that what a peer does after its answers is in its CPU time."""
+_IDLE_S = 2.0
 _SATURATED = 0.9
 """Share of its requests/s at saturation from which on a fixed rate is too much for a peer."""
 
@@ -100,11 +101,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of one front."""
+    """One round of one front.
+
+    Attributes:
+        idle_share: CPU time of the peer while nothing is asked, in cores.
+    """
 
     saturated: Phase
     at_rate: Phase
     memory_mib: float
+    idle_share: float
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,9 @@ async def measure_round(
         PeerUnavailableError: requests fail.
     """
     items, due = load.arriving[number], load.arrivals_s[number]
+    before_s = sum(cpu_s(running.parts).values())
+    await asyncio.sleep(_IDLE_S)
+    idle_share = (sum(cpu_s(running.parts).values()) - before_s) / _IDLE_S
     async with connect() as client:
         # A first request opens what the peer has closed meanwhile.
         _succeeded(name, await closed_loop(client, load.saturating[number][:1], 1))
@@ -153,7 +162,8 @@ async def measure_round(
         run = await open_loop(client, items, due)
         _succeeded(name, run)
         at_rate = await before.phase(run, running, llm)
-    return Round(saturated, at_rate, sum(tree.memory_mib() for tree in running.parts.values()))
+    memory_mib = sum(tree.memory_mib() for tree in running.parts.values())
+    return Round(saturated, at_rate, memory_mib, idle_share)
 
 
 @dataclass(frozen=True)
@@ -200,6 +210,7 @@ def figures_of(rounds: Sequence[Round], rate: float) -> dict[str, Any]:
         "core_ms": [sum(one.saturated.core_ms.values()) for one in rounds],
         "core_ms_at_rate": [sum(one.at_rate.core_ms.values()) for one in rounds],
         "memory_mib": [one.memory_mib for one in rounds],
+        "idle_percent": [one.idle_share * 100 for one in rounds],
         "llm_calls": [one.saturated.llm_calls for one in rounds],
         "saturated_p50_ms": [one.saturated.run.latency_quantile(0.5) * 1e3 for one in rounds],
         "saturated_p99_ms": [one.saturated.run.latency_quantile(0.99) * 1e3 for one in rounds],

@@ -76,7 +76,7 @@ def server(
     ready: Callable[[], bool],
     environment: Mapping[str, str] | None = None,
     library_path: Sequence[Path] = (),
-    ready_s: float = 120.0,
+    ready_s: float = 600.0,
 ) -> Iterator[ProcessTree]:
     """A server of another program, as long as the context lasts; its log is ``NAME.log``.
 

@@ -15,6 +15,7 @@ _COLUMNS = {
     "p99 ms": "p99_ms",
     "core-ms": "core_ms",
     "at rate": "core_ms_at_rate",
+    "idle %": "idle_percent",
     "MiB": "memory_mib",
 }
 _NONE = "-"
@@ -65,7 +66,7 @@ def print_peers(
         f"Mean ± half the range of the rounds. req/s, core-ms, LLM calls: {concurrency} in flight; "
         f"p50, p99, at rate: {rate:g} arrivals a second. core-ms: CPU time a request of the "
         "peer's processes, its store and its embedder, without the LLM and the load generator; at "
-        "rate: the same at those arrivals. MiB: resident memory of the same processes. LLM calls: "
+        "rate: the same at those arrivals; idle %: of a core, while nothing is asked. MiB: resident memory of the same processes. LLM calls: "
         "a request; what a cache answers makes none."
     )
     told = set()

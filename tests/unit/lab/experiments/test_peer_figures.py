@@ -36,7 +36,7 @@ def run_of(latencies_s: Sequence[float], gap_s: float) -> Run:
 def round_of(gap_s: float, core_ms: float, latency_s: float = 0.01) -> Round:
     saturated = Phase(run_of([0.1] * 100, gap_s), {"proxy": core_ms, "embedder": 2.0}, 0.1, 0.2, 1)
     at_rate = Phase(run_of([latency_s] * 100, 0.05), {"proxy": 9.0, "embedder": 3.0}, 0.1, 0.2, 1)
-    return Round(saturated, at_rate, memory_mib=100.0)
+    return Round(saturated, at_rate, memory_mib=100.0, idle_share=0.01)
 
 
 @contextlib.asynccontextmanager
@@ -82,6 +82,7 @@ def test_figures_are_the_mean_over_the_rounds_and_half_of_their_range() -> None:
     assert figures["requests_per_s"] == {"mean": pytest.approx(75.0), "spread": pytest.approx(25.0)}
     assert figures["core_ms"] == {"mean": 9.0, "spread": 1.0}
     assert figures["core_ms_at_rate"]["mean"] == 12.0
+    assert figures["idle_percent"]["mean"] == 1.0
     assert figures["parts_core_ms"] == {"proxy": 7.0, "embedder": 2.0}
     assert figures["p99_ms"]["mean"] == pytest.approx(10.0)
     assert not figures["overloaded"]
