@@ -23,8 +23,8 @@ class LiteLLMCache(LiteLLM):
     name = "litellm-cache"
     licence = f"{LiteLLM.licence}; Redis Stack 7.4: RSALv2 or SSPLv1"
     does = (
-        "embeds, looks up in Redis Stack, proxies what it does not find, embeds it again and stores "
-        "the answer"
+        "embeds, looks up in Redis Stack, proxies what it does not find, embeds it again and "
+        "stores the answer"
     )
 
     @contextlib.contextmanager

@@ -60,14 +60,15 @@ def print_peers(
     for cells in rows(results):
         table.add_row(*cells, style="bold" if cells[0].startswith("echolm") else None)
     # Wide enough for all columns, also in a pipe, whose width is taken for 80.
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 140)
     console.print(table)
     console.print(
         f"Mean ± half the range of the rounds. req/s, core-ms, LLM calls: {concurrency} in flight; "
-        f"p50, p99, at rate: {rate:g} arrivals a second. core-ms: CPU time a request of the "
-        "peer's processes, its store and its embedder, without the LLM and the load generator; at "
-        "rate: the same at those arrivals; idle %: of a core, while nothing is asked. MiB: resident memory of the same processes. LLM calls: "
-        "a request; what a cache answers makes none."
+        f"p50, p99, at rate: {rate:g} arrivals a second. core-ms: CPU time a request of the peer's "
+        "processes, its store and its embedder, without the LLM and the load generator; at rate: "
+        "the same at those arrivals, which includes idle %: of a core, while nothing is asked. "
+        "MiB: resident memory of the same processes. LLM calls: a request; what a cache answers "
+        "makes none."
     )
     told = set()
     for name, row in results.items():
