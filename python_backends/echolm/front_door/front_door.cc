@@ -59,7 +59,7 @@ struct Row {
   std::string request_id, llm, feedback_token, degraded;
   std::vector<int64_t> example_ids;
   float predicted_quality = 0;
-  bool solicit_feedback = false;
+  uint8_t solicit_feedback = 0;
   bool refused = false;  // by `router`, which needs no report then
 
   std::shared_ptr<const LLMCall> llm_call;
@@ -689,7 +689,6 @@ class Door : public std::enable_shared_from_this<Door> {
     auto request = std::exchange(row.generation, nullptr);
     row.generation_s = seconds(row.llm_started, Clock::now());
     if (call->sent) {
-      flush(call);
       close(call, lock, Failure(TRITONSERVER_ERROR_UNAVAILABLE,
                                 "[unavailable] " + row.llm +
                                     " failed after part of the answer was sent"),
@@ -755,39 +754,34 @@ class Door : public std::enable_shared_from_this<Door> {
       if (!row.done) return;
     flush(call);
     const auto rows = static_cast<int64_t>(call->rows.size());
-    const auto texts = [&](auto field) {
+    const auto texts = [&](std::string Row::*field) {
       std::vector<std::string_view> values;
-      for (const auto& row : call->rows) values.push_back(field(row));
+      for (const auto& row : call->rows) values.push_back(row.*field);
+      return values;
+    };
+    const auto numbers = [&](auto Row::*field) {
+      std::vector<std::decay_t<decltype(call->rows[0].*field)>> values;
+      for (const auto& row : call->rows) values.push_back(row.*field);
       return values;
     };
     size_t longest = 0;
     for (const auto& row : call->rows) longest = std::max(longest, row.example_ids.size());
     std::vector<int64_t> ids;
-    std::vector<float> quality;
-    std::vector<char> solicit;
-    std::vector<int32_t> input_tokens, output_tokens;
-    for (const auto& row : call->rows) {
-      ids.insert(ids.end(), row.example_ids.begin(), row.example_ids.end());
-      ids.insert(ids.end(), longest - row.example_ids.size(), kPadId);
-      quality.push_back(row.predicted_quality);
-      solicit.push_back(row.solicit_feedback);
-      input_tokens.push_back(row.num_input_tokens);
-      output_tokens.push_back(row.num_output_tokens);
+    for (auto row_ids : numbers(&Row::example_ids)) {
+      row_ids.resize(longest, kPadId);
+      ids.insert(ids.end(), row_ids.begin(), row_ids.end());
     }
     ClientResponse response(*call);
-    const bool streaming = call->streaming;
-    response.texts(0, texts([&](const Row& row) {
-                     return streaming ? std::string_view() : std::string_view(row.text);
-                   }));
-    response.texts(1, texts([](const Row& row) { return std::string_view(row.llm); }));
+    response.texts(0, call->streaming ? std::vector<std::string_view>{""} : texts(&Row::text));
+    response.texts(1, texts(&Row::llm));
     response.fixed(2, TRITONSERVER_TYPE_INT64, ids, rows);
-    response.fixed(3, TRITONSERVER_TYPE_FP32, quality, rows);
-    response.fixed(4, TRITONSERVER_TYPE_BOOL, solicit, rows);
-    response.texts(5, texts([](const Row& row) { return std::string_view(row.feedback_token); }));
-    response.texts(6, texts([](const Row& row) { return std::string_view(row.degraded); }));
-    response.texts(7, texts([](const Row& row) { return std::string_view(row.finish_reason); }));
-    response.fixed(8, TRITONSERVER_TYPE_INT32, input_tokens, rows);
-    response.fixed(9, TRITONSERVER_TYPE_INT32, output_tokens, rows);
+    response.fixed(3, TRITONSERVER_TYPE_FP32, numbers(&Row::predicted_quality), rows);
+    response.fixed(4, TRITONSERVER_TYPE_BOOL, numbers(&Row::solicit_feedback), rows);
+    response.texts(5, texts(&Row::feedback_token));
+    response.texts(6, texts(&Row::degraded));
+    response.texts(7, texts(&Row::finish_reason));
+    response.fixed(8, TRITONSERVER_TYPE_INT32, numbers(&Row::num_input_tokens), rows);
+    response.fixed(9, TRITONSERVER_TYPE_INT32, numbers(&Row::num_output_tokens), rows);
     response.send(TRITONSERVER_RESPONSE_COMPLETE_FINAL);
     finish(call, lock, Kind::kAnswered, "");
   }
@@ -804,6 +798,8 @@ class Door : public std::enable_shared_from_this<Door> {
 
   void close(const CallPtr& call, std::unique_lock<std::mutex>* lock, const Failure& failure,
              const char* reason = "error") {
+    if (failure.code == TRITONSERVER_ERROR_CANCELLED) call->gathered.clear();
+    flush(call);
     ClientResponse(*call).send(TRITONSERVER_RESPONSE_COMPLETE_FINAL, &failure);
     finish(call, lock, Kind::kEnded, reason);
   }
@@ -939,11 +935,12 @@ class Door : public std::enable_shared_from_this<Door> {
           if (now >= planning->deadline) overdue.push_back(planning);
       }
       lock.unlock();
-      for (const auto& call : due) guarded(call.lock(), [&](auto& c, auto*) {
-        c->flush_scheduled = false;
-          if (gone(*c)) return;  // the next poll ends it
-        flush(c);
-      });
+      for (const auto& call : due) {
+        guarded(call.lock(), [&](auto& c, auto*) {
+          c->flush_scheduled = false;
+          if (!gone(*c)) flush(c);  // otherwise the next poll ends it
+        });
+      }
       for (const auto& planning : overdue) {
         if (!end(planning)) continue;
         if (planning->lane != nullptr) run(planning->lane);
