@@ -54,7 +54,7 @@ _BATCHING = "dynamic_batching { }\n"
 def write_models(folder: Path, library: Path) -> None:
     """The model repository: the front door's two models and those that it calls."""
     python = [
-        (ModelContract("selection", _OPTIONAL, PLAN), _BATCHING),
+        (ModelContract("planner", _OPTIONAL, PLAN), _BATCHING),
         (ModelContract("router", (*_OPTIONAL, _DEGRADED), PLAN), _BATCHING),
         *(
             (ModelContract(name, *_LLM, max_batch_size=0, decoupled=decoupled), "")
@@ -64,6 +64,18 @@ def write_models(folder: Path, library: Path) -> None:
     for contract, extra in python:
         _write(folder, contract, "python", extra)
         shutil.copy(MODEL, folder / contract.name / "1" / "model.py")
+    # An ensemble, as in the product, here of one step.
+    maps = "".join(
+        f'{kind}_map {{ key: "{t.name}" value: "{t.name}" }}\n'
+        for kind, tensors in (("input", _OPTIONAL), ("output", PLAN))
+        for t in tensors
+    )
+    step = (
+        f'ensemble_scheduling {{ step [ {{ model_name: "planner" model_version: -1\n{maps}}} ] }}'
+    )
+    selection = generated(ModelContract("selection", _OPTIONAL, PLAN))
+    (folder / "selection" / "1").mkdir(parents=True)
+    (folder / "selection" / "config.pbtxt").write_text(f'platform: "ensemble"\n{selection}{step}\n')
     for contract in (contracts.ECHOLM, contracts.ECHOLM_STREAM):
         _write(folder, contract, "echolm")
         shutil.copy(library, folder / contract.name / "libtriton_echolm.so")

@@ -268,7 +268,8 @@ class TritonPythonModel:
 
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        name = args["model_name"]
+        # `planner` is the only step of the ensemble `selection`.
+        name = {"planner": "selection"}.get(args["model_name"], args["model_name"])
         decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         planner = name in ("selection", "router")
         self.part = Planner(name) if planner else LLM(name, decoupled)

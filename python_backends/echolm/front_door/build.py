@@ -14,7 +14,8 @@ from pathlib import Path
 
 from echolm.errors import ConfigurationError
 
-GLIBC = "2.28"
+GLIBC = "2.31"
+"""The first with a wait that no change of the system's clock prolongs is 2.30."""
 LIBRARY = "libtriton_echolm.so"
 MODELS = ("echolm", "echolm_stream")
 """Models of the repository that are the front door; each has a copy of its own."""

@@ -7,7 +7,7 @@
 //
 // Locks: a Call's comes before the Door's; none is held while a request is sent to another model.
 
-#include <array>
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -17,26 +17,22 @@
 #include <thread>
 
 #include "answer_text.h"
+#include "call.h"
 #include "in_process.h"
 #include "packed.h"
+#include "plans.h"
 #include "triton_api.h"
 
 namespace echolm {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-using TimePoint = Clock::time_point;
 using std::chrono::milliseconds;
 
 constexpr size_t kMaxRows = 64;          // of a request to `selection` or `router`
 constexpr size_t kMaxReports = 10'000;   // that wait for `router`
-constexpr int64_t kPadId = -1;           // in example_ids, where rows differ in length
 constexpr milliseconds kPollEvery{50};   // whether clients have gone, deadlines have passed
 constexpr milliseconds kSlowFailure{500};  // Triton sees a dead model process after a second
 constexpr milliseconds kUnloadWait{5'000};
-constexpr std::array<const char*, 10> kOutputs = {
-    "text_output",    "llm",      "example_ids",   "predicted_quality", "solicit_feedback",
-    "feedback_token", "degraded", "finish_reason", "num_input_tokens",  "num_output_tokens"};
 
 enum class Kind : uint8_t { kAnswered = 0, kFailed = 1, kEnded = 2 };  // of a report
 
@@ -46,57 +42,6 @@ double seconds(TimePoint from, TimePoint to) {
 uint64_t nanoseconds(TimePoint time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
 }
-
-struct Input {
-  std::string name;
-  TRITONSERVER_DataType datatype;
-  std::vector<int64_t> shape;  // the first is the number of rows
-  std::string data;
-};
-using Inputs = std::vector<Input>;
-
-/// What became of one row of a client's request so far.
-struct Row {
-  std::string request_id, llm, feedback_token, degraded;
-  std::vector<int64_t> example_ids;
-  float predicted_quality = 0;
-  bool solicit_feedback = false;
-  bool refused = false;  // by `router`, which needs no report then
-
-  std::shared_ptr<const LLMCall> llm_call;
-  std::string llm_model;
-  std::shared_ptr<InProcessRequest> generation;  // responses of any other one are late
-  TimePoint llm_started, deadline;
-  int attempts = 0;
-  AnswerText reader;
-  bool begun = false;  // whether any response held text, be it empty
-  bool done = false;
-
-  std::string text, finish_reason;
-  int32_t num_input_tokens = -1, num_output_tokens = -1;
-  double selection_s = 0, generation_s = 0, first_token_s = -1;
-};
-
-/// One request of a client. Everything but what is const is guarded by `mutex`.
-struct Call {
-  std::mutex mutex;
-  TRITONBACKEND_ModelInstance* instance = nullptr;
-  TRITONBACKEND_Request* request = nullptr;
-  TRITONBACKEND_ResponseFactory* factory = nullptr;
-  TimePoint started = Clock::now();
-  uint32_t wanted_outputs = 0;  // a bit for each of kOutputs
-  bool streaming = false;
-  std::shared_ptr<const Inputs> inputs;
-  std::string merge_key;  // requests with the same one can be one request to `selection`
-  std::vector<Row> rows;
-  std::atomic<bool> closed{false};  // the final response is out
-
-  bool sent = false;     // whether any piece was taken for the client
-  std::string gathered;  // pieces that wait for the end of the interval
-  TimePoint interval_over;
-  bool flush_scheduled = false;
-};
-using CallPtr = std::shared_ptr<Call>;
 
 /// Rows of a call about which `selection` or `router` is asked.
 struct Target {
@@ -131,133 +76,6 @@ struct Planning {
   }
 };
 using PlanningPtr = std::shared_ptr<Planning>;
-
-/// The outputs of `selection` or `router`, by row.
-class Plans {
- public:
-  /// Throws Failure if an output is missing or has not one element a row.
-  Plans(const Response& response, size_t rows) : outputs_(response.outputs()), rows_(rows) {
-    for (size_t i = 0; i < kTexts.size(); ++i)
-      texts_[i] = elements(kTexts[i], find(kTexts[i], TRITONSERVER_TYPE_BYTES).data, rows);
-    ids_ = fixed("example_ids", TRITONSERVER_TYPE_INT64, 0);
-    quality_ = fixed("predicted_quality", TRITONSERVER_TYPE_FP32, sizeof(float));
-    solicit_ = fixed("solicit_feedback", TRITONSERVER_TYPE_BOOL, sizeof(bool));
-  }
-
-  std::string_view refusal(size_t row) const { return texts_[0][row]; }
-  std::string_view llm_call(size_t row) const { return texts_[4][row]; }
-  std::string_view stored_answer(size_t row) const { return texts_[3][row]; }
-
-  void read(size_t row, Row* to) const {
-    to->request_id = texts_[1][row];
-    to->refused = !refusal(row).empty();
-    to->llm_model = texts_[2][row];
-    to->llm = texts_[5][row];
-    to->feedback_token = texts_[6][row];
-    to->degraded = texts_[7][row];
-    to->example_ids.resize(ids_.size() / rows_ / sizeof(int64_t));
-    const size_t bytes = to->example_ids.size() * sizeof(int64_t);
-    if (bytes > 0) memcpy(to->example_ids.data(), ids_.data() + row * bytes, bytes);
-    while (!to->example_ids.empty() && to->example_ids.back() == kPadId) to->example_ids.pop_back();
-    memcpy(&to->predicted_quality, quality_.data() + row * sizeof(float), sizeof(float));
-    to->solicit_feedback = solicit_[row] != 0;
-  }
-
- private:
-  static constexpr std::array<const char*, 8> kTexts = {
-      "refusal",  "request_id", "llm_model",      "stored_answer",
-      "llm_call", "chosen_llm", "feedback_token", "degraded"};
-
-  const Output& find(const char* name, TRITONSERVER_DataType datatype) const {
-    for (const auto& output : outputs_)
-      if (output.name == name && output.datatype == datatype) return output;
-    throw malformed(std::string("plan: expected an output ") + name + ", got none of its type");
-  }
-  std::string_view fixed(const char* name, TRITONSERVER_DataType datatype, size_t size) const {
-    const auto data = find(name, datatype).data;
-    if (size == 0 ? data.size() % (rows_ * sizeof(int64_t)) != 0 : data.size() != rows_ * size)
-      throw malformed(std::string(name) + ": expected " + std::to_string(rows_) +
-                      " rows, got " + std::to_string(data.size()) + " bytes");
-    return data;
-  }
-
-  std::vector<Output> outputs_;
-  size_t rows_;
-  std::array<std::vector<std::string_view>, kTexts.size()> texts_;
-  std::string_view ids_, quality_, solicit_;
-};
-
-/// A response to a client while it is put together; sent or deleted.
-class ClientResponse {
- public:
-  explicit ClientResponse(const Call& call) : wanted_(call.wanted_outputs) {
-    check(TRITONBACKEND_ResponseNewFromFactory(&response_, call.factory));
-  }
-  ClientResponse(const ClientResponse&) = delete;
-  ~ClientResponse() {
-    if (response_ != nullptr) log_failed(TRITONBACKEND_ResponseDelete(response_));
-  }
-
-  template <typename T>
-  void fixed(size_t output, TRITONSERVER_DataType datatype, const std::vector<T>& values,
-             int64_t rows) {
-    const size_t size = values.size() * sizeof(T);
-    const int64_t columns = static_cast<int64_t>(values.size()) / rows;
-    if (char* to = buffer(output, datatype, {rows, columns}, size); to != nullptr && size > 0)
-      memcpy(to, values.data(), size);
-  }
-  void texts(size_t output, const std::vector<std::string_view>& values) {
-    size_t size = 0;
-    for (auto value : values) size += sizeof(uint32_t) + value.size();
-    const auto rows = static_cast<int64_t>(values.size());
-    char* to = buffer(output, TRITONSERVER_TYPE_BYTES, {rows, 1}, size);
-    if (to == nullptr) return;
-    for (auto value : values) {
-      const auto length = static_cast<uint32_t>(value.size());
-      memcpy(to, &length, sizeof(length));
-      memcpy(to + sizeof(length), value.data(), value.size());
-      to += sizeof(length) + value.size();
-    }
-  }
-  void send(uint32_t flags, const Failure* failure = nullptr) {
-    auto* error =
-        failure == nullptr ? nullptr : TRITONSERVER_ErrorNew(failure->code, failure->what());
-    log_failed(TRITONBACKEND_ResponseSend(std::exchange(response_, nullptr), flags, error));
-    if (error != nullptr) TRITONSERVER_ErrorDelete(error);
-  }
-
- private:
-  /// Memory for an output; null if the client does not want it.
-  char* buffer(size_t output, TRITONSERVER_DataType datatype, std::array<int64_t, 2> shape,
-               size_t size) {
-    if ((wanted_ >> output & 1) == 0) return nullptr;
-    TRITONBACKEND_Output* tensor;
-    void* data = nullptr;
-    auto memory = TRITONSERVER_MEMORY_CPU;
-    int64_t memory_id = 0;
-    check(TRITONBACKEND_ResponseOutput(response_, &tensor, kOutputs[output], datatype,
-                                       shape.data(), shape.size()));
-    check(TRITONBACKEND_OutputBuffer(tensor, &data, size, &memory, &memory_id));
-    if (memory > 1) throw malformed("output: expected memory of the CPU");
-    return static_cast<char*>(data);
-  }
-
-  TRITONBACKEND_Response* response_ = nullptr;
-  uint32_t wanted_;
-};
-
-/// Code and text of an error that `router` gives to a client.
-Failure refusal(std::string_view text) {
-  const auto begins = [&](std::string_view code) { return text.substr(0, code.size()) == code; };
-  auto status = TRITONSERVER_ERROR_INTERNAL;
-  if (begins("[invalid_request]") || begins("[context_length]"))
-    status = TRITONSERVER_ERROR_INVALID_ARG;
-  else if (begins("[unavailable]"))
-    status = TRITONSERVER_ERROR_UNAVAILABLE;
-  else if (begins("[cancelled]"))
-    status = TRITONSERVER_ERROR_CANCELLED;
-  return Failure(status, std::string(text));
-}
 
 /// One loaded model. Outlives what it has asked other models for.
 class Door : public std::enable_shared_from_this<Door> {
@@ -725,7 +543,6 @@ class Door : public std::enable_shared_from_this<Door> {
     auto request = std::exchange(row.generation, nullptr);
     row.generation_s = seconds(row.llm_started, Clock::now());
     if (call->sent) {
-      flush(call);
       close(call, lock, Failure(TRITONSERVER_ERROR_UNAVAILABLE,
                                 "[unavailable] " + row.llm +
                                     " failed after part of the answer was sent"),
@@ -791,39 +608,34 @@ class Door : public std::enable_shared_from_this<Door> {
       if (!row.done) return;
     flush(call);
     const auto rows = static_cast<int64_t>(call->rows.size());
-    const auto texts = [&](auto field) {
+    const auto texts = [&](std::string Row::*field) {
       std::vector<std::string_view> values;
-      for (const auto& row : call->rows) values.push_back(field(row));
+      for (const auto& row : call->rows) values.push_back(row.*field);
+      return values;
+    };
+    const auto numbers = [&](auto Row::*field) {
+      std::vector<std::decay_t<decltype(call->rows[0].*field)>> values;
+      for (const auto& row : call->rows) values.push_back(row.*field);
       return values;
     };
     size_t longest = 0;
     for (const auto& row : call->rows) longest = std::max(longest, row.example_ids.size());
     std::vector<int64_t> ids;
-    std::vector<float> quality;
-    std::vector<char> solicit;
-    std::vector<int32_t> input_tokens, output_tokens;
-    for (const auto& row : call->rows) {
-      ids.insert(ids.end(), row.example_ids.begin(), row.example_ids.end());
-      ids.insert(ids.end(), longest - row.example_ids.size(), kPadId);
-      quality.push_back(row.predicted_quality);
-      solicit.push_back(row.solicit_feedback);
-      input_tokens.push_back(row.num_input_tokens);
-      output_tokens.push_back(row.num_output_tokens);
+    for (auto row_ids : numbers(&Row::example_ids)) {
+      row_ids.resize(longest, kPadId);
+      ids.insert(ids.end(), row_ids.begin(), row_ids.end());
     }
     ClientResponse response(*call);
-    const bool streaming = call->streaming;
-    response.texts(0, texts([&](const Row& row) {
-                     return streaming ? std::string_view() : std::string_view(row.text);
-                   }));
-    response.texts(1, texts([](const Row& row) { return std::string_view(row.llm); }));
+    response.texts(0, call->streaming ? std::vector<std::string_view>{""} : texts(&Row::text));
+    response.texts(1, texts(&Row::llm));
     response.fixed(2, TRITONSERVER_TYPE_INT64, ids, rows);
-    response.fixed(3, TRITONSERVER_TYPE_FP32, quality, rows);
-    response.fixed(4, TRITONSERVER_TYPE_BOOL, solicit, rows);
-    response.texts(5, texts([](const Row& row) { return std::string_view(row.feedback_token); }));
-    response.texts(6, texts([](const Row& row) { return std::string_view(row.degraded); }));
-    response.texts(7, texts([](const Row& row) { return std::string_view(row.finish_reason); }));
-    response.fixed(8, TRITONSERVER_TYPE_INT32, input_tokens, rows);
-    response.fixed(9, TRITONSERVER_TYPE_INT32, output_tokens, rows);
+    response.fixed(3, TRITONSERVER_TYPE_FP32, numbers(&Row::predicted_quality), rows);
+    response.fixed(4, TRITONSERVER_TYPE_BOOL, numbers(&Row::solicit_feedback), rows);
+    response.texts(5, texts(&Row::feedback_token));
+    response.texts(6, texts(&Row::degraded));
+    response.texts(7, texts(&Row::finish_reason));
+    response.fixed(8, TRITONSERVER_TYPE_INT32, numbers(&Row::num_input_tokens), rows);
+    response.fixed(9, TRITONSERVER_TYPE_INT32, numbers(&Row::num_output_tokens), rows);
     response.send(TRITONSERVER_RESPONSE_COMPLETE_FINAL);
     finish(call, lock, Kind::kAnswered, "");
   }
@@ -840,6 +652,8 @@ class Door : public std::enable_shared_from_this<Door> {
 
   void close(const CallPtr& call, std::unique_lock<std::mutex>* lock, const Failure& failure,
              const char* reason = "error") {
+    if (failure.code == TRITONSERVER_ERROR_CANCELLED) call->gathered.clear();
+    flush(call);
     ClientResponse(*call).send(TRITONSERVER_RESPONSE_COMPLETE_FINAL, &failure);
     finish(call, lock, Kind::kEnded, reason);
   }
@@ -975,11 +789,12 @@ class Door : public std::enable_shared_from_this<Door> {
           if (now >= planning->deadline) overdue.push_back(planning);
       }
       lock.unlock();
-      for (const auto& call : due) guarded(call.lock(), [&](auto& c, auto*) {
-        c->flush_scheduled = false;
-          if (gone(*c)) return;  // the next poll ends it
-        flush(c);
-      });
+      for (const auto& call : due) {
+        guarded(call.lock(), [&](auto& c, auto*) {
+          c->flush_scheduled = false;
+          if (!gone(*c)) flush(c);  // otherwise the next poll ends it
+        });
+      }
       for (const auto& planning : overdue) {
         if (!end(planning)) continue;
         if (planning->stage == Stage::kSelection) stall();
