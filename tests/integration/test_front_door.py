@@ -328,6 +328,21 @@ def test_router_alone_plans_when_selection_hangs(door: FrontDoor) -> None:
     assert [r["kind"] for r in door.reports(used)] == [0]
 
 
+def test_requests_pass_by_a_selection_that_hangs_until_it_answers_again(door: FrontDoor) -> None:
+    hanging = script(plan(), selection="hang")
+    long = {"selection_timeout_ms": 60_000}
+    others = [script({**plan(), "settings": long}, selection="hang") for _ in range(4)]
+    with door.shut(), obeying(door, selection_timeout_ms=200):
+        # The first waits in vain; after it each would wait for a minute.
+        for row in (hanging, *others):
+            assert text(door.ask(row), "degraded") == "retrieval unavailable"
+    assert eventually(lambda: text(door.ask(script(plan())), "degraded") == "")
+    ids = {id for row in (hanging, *others) for id in door.ids(row["name"])}
+    assert len(ids) >= 7  # the first was selected for twice, and so was the probe
+    assert eventually(lambda: ids <= door.ends().keys())
+    assert {door.ends()[id] for id in ids} == {1}
+
+
 def test_no_selection_and_no_router(door: FrontDoor) -> None:
     row = script(plan(), selection="error", router="error")
     expected = "StatusCode.UNAVAILABLE [unavailable] router: no router today"
