@@ -297,6 +297,7 @@ class Door : public std::enable_shared_from_this<Door> {
       }
       InProcessRequest::send(request);
     } catch (const std::exception& problem) {
+      if (planning->stage == Stage::kSelection) selected(*planning, true);
       if (end(planning)) no_plan(planning, problem.what());
     }
   }
