@@ -98,10 +98,7 @@ def main() -> int:
                 results = beside_admissions(endpoints, inputs, interactions, options, settings)
             else:
                 load = [f"--concurrency-range={options.concurrency}"]
-                results = {
-                    model: measure(model, endpoints.grpc_url, inputs, options, load)
-                    for model in ("retrieval", "echolm")
-                }
+                results = {"echolm": measure("echolm", endpoints.grpc_url, inputs, options, load)}
                 if options.rate:
                     # Arrivals at random, as users come.
                     load = [f"--request-rate-range={options.rate}"]

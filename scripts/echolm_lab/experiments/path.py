@@ -29,8 +29,8 @@ from echolm_lab.tasks import WorkItem
 _ROOT = Path(__file__).resolve().parents[3]
 ADMITTED = 12_000
 """Different interactions that are admitted, again and again."""
-STAGES = ("tokenizer", "embedder", "retriever")
-"""Models whose runs say where retrieval's time goes; a router's return before its answers."""
+STAGES = ("tokenizer", "embedder", "retriever", "router")
+"""Models whose runs say where the time goes; a run of the router ends before its answer."""
 _STATISTICS_S = 300.0
 _LLM_PROCESSES = 2
 
