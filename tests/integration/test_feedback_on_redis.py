@@ -75,7 +75,7 @@ def caller(endpoints: Endpoints) -> Caller:
     return Caller(endpoints)
 
 
-def learnt(endpoints: Endpoints, result: str = "applied", model: str = "echolm") -> float:
+def learnt(endpoints: Endpoints, result: str = "applied", model: str = "router") -> float:
     return samples(endpoints, "echolm_learning_events_total", result=result, model=model)
 
 
@@ -152,17 +152,17 @@ def test_damaged_and_unknown_events_are_counted_and_learning_goes_on(
     assert learnt(endpoints, "ignored") == ignored + 1
 
 
-def test_both_routers_learn_and_a_restarted_server_knows_what_the_first_learnt(
+def test_all_models_learn_and_a_restarted_server_knows_what_the_first_learnt(
     endpoints: Endpoints, caller: Caller, settings: Settings, models: Path, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {"llm": "small_llm", "cache_control": "no-cache"}
-    routers = ("echolm", "echolm_stream")
-    before = {model: learnt(endpoints, model=model) for model in routers}
+    models_that_learn = ("router", "retriever")
+    before = {model: learnt(endpoints, model=model) for model in models_that_learn}
     for _ in range(EVERY + 2):
         answer = caller.ask("remember me", **asked)
         assert caller.rate(answer["feedback_token"].item(), score=0.0)
     assert eventually(
-        lambda: all(learnt(endpoints, model=m) >= before[m] + EVERY + 2 for m in routers)
+        lambda: all(learnt(endpoints, model=m) >= before[m] + EVERY + 2 for m in before)
     )
     expected = caller.ask("remember me", **asked)["predicted_quality"].item()
     other = settings.model_copy(update={"data_dir": tmp_path / "replica"})
