@@ -251,7 +251,7 @@ class RouterService:
             InvalidRequestError: an LLM refuses the request, and no other is left.
             UnavailableError: no LLM is left.
         """
-        one = self._close(report)
+        one = self._close(report.request_id)
         if one is None:
             raise UnavailableError("router: restarted since the request was planned")
         name = one.plan.llm
@@ -285,7 +285,7 @@ class RouterService:
 
     def answered(self, report: Report) -> None:
         """Take note of an answer that the client has got; nothing if its plan is not known."""
-        one = self._close(report)
+        one = self._close(report.request_id)
         if one is None:
             logger.warning("nothing is learnt of an answer that was planned before a restart")
             return
@@ -315,12 +315,12 @@ class RouterService:
 
     def ended(self, report: Report) -> None:
         """Take note of a request that has got no answer."""
-        self._close(report)
+        self._close(report.request_id)
         if report.reason != "late":  # that request has another plan
             self.metrics.failed(report.reason)
 
-    def _close(self, report: Report) -> _Open | None:
-        one = self._open.pop(report.request_id, None)
+    def _close(self, request_id: str) -> _Open | None:
+        one = self._open.pop(request_id, None)
         if one is not None and one.plan.llm != STORED:
             self.load.change(one.plan.llm, -1)
         return one
@@ -329,9 +329,7 @@ class RouterService:
         """Close plans so old that their reports were lost; the load shall not keep them."""
         before = self.clock() - older_than_s
         for request_id in [i for i, one in self._open.items() if one.since < before]:
-            one = self._open.pop(request_id)
-            if one.plan.llm != STORED:
-                self.load.change(one.plan.llm, -1)
+            self._close(request_id)
 
     def _answer_key(self, request: Request, llm: str) -> str:
         """Under which the answer may be given again; only the strongest LLM's may."""

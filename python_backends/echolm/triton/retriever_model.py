@@ -54,11 +54,13 @@ class _Row:
         request: None if the router will refuse it.
         embedding: FP32 [D].
         searched: whether examples are.
+        answer_key: says which stored answers are reusable; empty: none.
     """
 
     request: Request | None
     embedding: NDArray[np.float32]
     searched: bool
+    answer_key: str = ""
 
     @property
     def text(self) -> str:
@@ -100,11 +102,8 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
             # The router says so: it is not this row's caller alone that waits for the batch.
             return _Row(None, nothing, False)
         possible = self._settings.retrieval.max_examples > 0
-        wanted = is_searched(self._settings, request)
-        return _Row(request, embedding, wanted and (possible or bool(self._answer_key(request))))
-
-    def _answer_key(self, request: Request) -> str:
-        return answer_key_of(self._settings, request)
+        wanted, key = is_searched(self._settings, request), answer_key_of(self._settings, request)
+        return _Row(request, embedding, wanted and (possible or bool(key)), key)
 
     def run(self, rows: Sequence[_Row]) -> list[Retrieved]:
         found: list[list[Candidate]] = [[] for _ in rows]
@@ -148,16 +147,13 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
         self, row: _Row, found: Sequence[Candidate], selection: Selection, degraded: str
     ) -> Retrieved:
         """What the router is told of one request."""
-        reusable = None
-        if row.request is not None:
-            reusable = find_reusable(row.text, self._answer_key(row.request), found)
         return Retrieved(
             None,
             selection.examples,
             selection.help_probability,
             "" if selection.record is None else selection.record.dump(),
             degraded if row.searched else "",
-            reusable,
+            find_reusable(row.text, row.answer_key, found),
         )
 
     def _sample_of(self, rows: Sequence[_Row], found: Sequence[Sequence[Candidate]]) -> None:

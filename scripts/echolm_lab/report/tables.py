@@ -39,17 +39,22 @@ def print_checks(console: Console, name: str, rows: Sequence[Mapping[str, Any]])
     console.print(table)
 
 
+def _by_policy(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of all seeds, by their policy."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for seed in figures.values():
+        for row in seed["policies"]:
+            by_name.setdefault(row["policy"], []).append(row)
+    return by_name
+
+
 def print_policies(console: Console, figures: Mapping[str, Mapping[str, Any]]) -> None:
     """Mean and spread over seeds of every policy."""
     table = Table(title="policies", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     keys = ("mean_score", "win_rate", "throughput", "offload_share")
     for column in ("", "score", "win rate", "req/s", "offload"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for seed in figures.values():
-        for row in seed["policies"]:
-            by_name.setdefault(row["policy"], []).append(row)
-    for name, rows in by_name.items():
+    for name, rows in _by_policy(figures).items():
         cells = []
         for key in keys:
             values = [row[key] for row in rows]
@@ -80,11 +85,7 @@ def print_trace(console: Console, figures: Mapping[str, Mapping[str, Any]]) -> N
     }
     for column in ("", *(title for title, _ in columns.values())):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for seed in figures.values():
-        for row in seed["policies"]:
-            by_name.setdefault(row["policy"], []).append(row)
-    for name, rows in by_name.items():
+    for name, rows in _by_policy(figures).items():
         cells = []
         for key, (_, digits) in columns.items():
             values = [row[key] for row in rows]
