@@ -23,7 +23,7 @@ def read(*messages: Any) -> Conversation:
     return read_messages(json.dumps(messages))
 
 
-def said(role: str, content: Any, **fields: Any) -> dict[str, Any]:
+def said(role: Any, content: Any, **fields: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **fields}
 
 
