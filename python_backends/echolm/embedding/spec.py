@@ -34,6 +34,8 @@ class EmbedderSpec:
             with VNNI.
         vocabulary: token ids are below this; None leaves that to the runtime.
         source_sha256: of the weights the file was made from; empty when unknown.
+        graph_version: of the graph that :mod:`echolm.embedding.minilm` makes of them; 0 for one of
+            an earlier version of EchoLM, or that somebody else made.
     """
 
     name: str
@@ -43,6 +45,7 @@ class EmbedderSpec:
     precision: Precision = "fp32"
     vocabulary: int | None = None
     source_sha256: str = ""
+    graph_version: int = 0
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError for a value that cannot work."""
@@ -51,6 +54,8 @@ class EmbedderSpec:
             value = getattr(self, key)
             good = type(value) is int and value > 0  # A bool is no number here.
             self._expect(key, good or (key == "vocabulary" and value is None), "an integer > 0")
+        version = self.graph_version
+        self._expect("graph_version", type(version) is int and version >= 0, "an integer >= 0")
         for key, known in (("runtime", get_args(Runtime)), ("precision", get_args(Precision))):
             self._expect(key, getattr(self, key) in known, f"one of {known}")
         fits = self.precision == "fp32" or self.runtime == "openvino"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import echolm
-from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE
+from echolm.embedding import minilm
+from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, EmbedderSpec
 from echolm.errors import ConfigurationError, EchoError, UnavailableError
 from echolm.serving import preflight
 from echolm.serving.data_dir import CONFIGURATION, DataDir, resolve
@@ -291,6 +292,8 @@ def model_repository_root(path: Path | None) -> Path:
 def prepare_embedder(settings: Settings, progress: Progress) -> None:
     """Build the default embedding model, if there is none in ``embedding.model_dir``.
 
+    One that an earlier version has built is built anew: its vectors are the same, at more cost.
+
     Raises:
         ConfigurationError: a part of a model is there, perhaps the user's; it is left as it is.
     """
@@ -298,6 +301,10 @@ def prepare_embedder(settings: Settings, progress: Progress) -> None:
     files = (MODEL_FILE, TOKENIZER_FILE, SPEC_FILE)
     missing = [name for name in files if not (directory / name).is_file()]
     if not missing:
+        earlier = minilm.form_of_earlier(EmbedderSpec.read(directory))
+        if earlier is not None:
+            progress(f"building the embedding model in {directory} anew, for this version")
+            minilm.build(directory, earlier)
         return
     if len(missing) < len(files):
         raise ConfigurationError(
@@ -306,8 +313,6 @@ def prepare_embedder(settings: Settings, progress: Progress) -> None:
             f"`python scripts/build_embedder.py --output {directory}`"
         )
     progress(f"building the embedding model in {directory} (once)")
-    from echolm.embedding import minilm  # Its libraries are needed for building only.
-
     minilm.build(directory)
 
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from echolm.cli import main as cli
+from echolm.embedding import minilm
+from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import ConfigurationError
 from echolm.serving import Endpoints, ServeOptions
 from echolm.serving import serve as module
@@ -60,11 +64,27 @@ def embedder(directory: Path) -> Settings:
     return Settings(embedding=EmbeddingSettings(model_dir=directory))
 
 
+def write_embedder(directory: Path, **values: Any) -> None:
+    for file in ("model.onnx", "tokenizer.json"):
+        (directory / file).write_text("own")
+    spec = {"name": "own", "dimension": 8, "max_tokens": 32, **values}
+    (directory / "embedder.json").write_text(json.dumps(spec))
+
+
 def test_complete_embedder_is_left_alone(tmp_path: Path) -> None:
-    for file in ("model.onnx", "tokenizer.json", "embedder.json"):
-        (tmp_path / file).write_text("own")
+    write_embedder(tmp_path)
     prepare_embedder(embedder(tmp_path), pytest.fail)
     assert (tmp_path / "model.onnx").read_text() == "own"
+
+
+def test_embedder_of_an_earlier_version_is_built_anew_in_its_form(tmp_path: Path) -> None:
+    write_embedder(tmp_path, runtime="onnxruntime", source_sha256=minilm.SHA256)
+    messages: list[str] = []
+    prepare_embedder(embedder(tmp_path), messages.append)
+    assert "anew" in messages[0]
+    spec = EmbedderSpec.read(tmp_path)
+    assert (spec.runtime, spec.graph_version) == ("onnxruntime", minilm.GRAPH_VERSION)
+    prepare_embedder(embedder(tmp_path), pytest.fail)
 
 
 def test_partial_embedder_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -75,8 +95,6 @@ def test_partial_embedder_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_missing_embedder_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from echolm.embedding import minilm
-
     built: list[Path] = []
     monkeypatch.setattr(minilm, "build", built.append)
     messages: list[str] = []
