@@ -188,8 +188,11 @@ LLM_API_INPUTS = (
     _optional("return_stop_reason", "BOOL"),
     _optional("return_cumulative_logprob", "BOOL"),
     _optional("stop", "BOOL"),
+    _optional("sampling_param_add_special_tokens", "BOOL"),
 )
-"""Those ``llmapi`` inputs that our LLM model takes; ``stop`` cancels the request of that id."""
+"""Those ``llmapi`` inputs that our LLM model takes; ``stop`` cancels the request of that id. The
+last one is ours, by the name of the library's parameter: NVIDIA's model lets the tokenizer put its
+special tokens around every prompt."""
 
 LLM_API_OUTPUTS = (
     Tensor("text_output", "BYTES", (-1,)),

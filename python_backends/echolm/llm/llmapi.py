@@ -21,7 +21,7 @@ class LLMAPIClient(TritonLLMClient):
 
     NVIDIA's model gives no token counts and repeats all of the text so far in each response of a
     stream. It passes stop words to a tokenizer in a form that the tokenizer does not take, so they
-    are cut here.
+    are cut here. Its tokenizer puts BOS in front of every prompt, so the prompt's own is taken off.
     """
 
     contract = "llmapi"
@@ -38,8 +38,12 @@ class LLMAPIClient(TritonLLMClient):
             "return_finish_reason": [True],
         }
         values |= {f"sampling_param_{k}": [v] for k, v in sampling_values(sampling).items()}
-        if sampling.stop and _is_ours(signature):
-            values["sampling_param_stop"] = sampling.stop
+        if _is_ours(signature):
+            values["sampling_param_add_special_tokens"] = [False]
+            if sampling.stop:
+                values["sampling_param_stop"] = sampling.stop
+        else:
+            values["text_input"] = [prompt.removeprefix(self.added_bos)]
         return values
 
     def can_gather(self, signature: ModelSignature) -> bool:

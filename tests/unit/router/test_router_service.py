@@ -482,8 +482,8 @@ async def test_load_moves_requests_off_the_strongest_llm(setup: Setup) -> None:
 
 async def test_a_token_names_the_llms_revision() -> None:
     llms = (
-        LLMSettings(name="a", cost=1, takes_examples=False, revision="2"),
-        LLMSettings(name="b", cost=2, takes_examples=False),
+        LLMSettings(chat_template="echolm", name="a", cost=1, takes_examples=False, revision="2"),
+        LLMSettings(chat_template="echolm", name="b", cost=2, takes_examples=False),
     )
     setup = Setup(Settings(llms=llms))
     tokens = [(await setup.ask(llm=name)).feedback_token for name in ("a", "b")]
@@ -492,7 +492,7 @@ async def test_a_token_names_the_llms_revision() -> None:
 
 def test_a_prior_of_more_ratings_is_narrower() -> None:
     def std(**values: Any) -> float:
-        llm = LLMSettings(name="a", cost=1, takes_examples=False, **values)
+        llm = LLMSettings(chat_template="echolm", name="a", cost=1, takes_examples=False, **values)
         featurizer, bandit = build_bandit(Settings(llms=(llm,)))
         return bandit.arms["a"].predict(featurizer("t" * 147, None, []))[1]
 
@@ -579,8 +579,20 @@ async def test_a_failing_example_manager_is_counted_and_harms_no_answer(setup: S
 
 def short_context(tokens: int) -> Setup:
     llms: Sequence[LLMSettings] = (
-        LLMSettings(name="small_llm", cost=0.1, takes_examples=True, context_length=tokens),
-        LLMSettings(name="large_llm", cost=1, takes_examples=False, context_length=tokens),
+        LLMSettings(
+            chat_template="echolm",
+            name="small_llm",
+            cost=0.1,
+            takes_examples=True,
+            context_length=tokens,
+        ),
+        LLMSettings(
+            chat_template="echolm",
+            name="large_llm",
+            cost=1,
+            takes_examples=False,
+            context_length=tokens,
+        ),
     )
     return Setup(Settings(llms=tuple(llms)))
 
@@ -602,7 +614,7 @@ async def test_examples_that_do_not_fit_beside_the_answer_are_dropped_least_usef
 
 async def test_several_llms_are_tried_default_first_then_the_strongest() -> None:
     llms = tuple(
-        LLMSettings(name=name, cost=cost, takes_examples=False)
+        LLMSettings(chat_template="echolm", name=name, cost=cost, takes_examples=False)
         for name, cost in (("a", 1.0), ("b", 3.0), ("c", 2.0), ("d", 4.0))
     )
     setup = Setup(Settings(llms=llms, routing={"default_llm": "c"}))
