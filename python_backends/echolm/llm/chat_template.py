@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -430,13 +431,12 @@ def _copy_of_call() -> dict[str, Any]:
 
 def _parse_arguments(call: dict[str, Any]) -> None:
     """Templates want a call's arguments as an object, where OpenAI's API has them as text."""
-    function = call.get("function")
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if isinstance(function, dict) and isinstance(arguments, str):
-        try:
-            function["arguments"] = json.loads(arguments or "{}")
-        except ValueError:
-            return  # the LLM may have written anything
+    function = call["function"]
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        with suppress(ValueError):  # the LLM may have written anything
+            arguments = json.loads(arguments)
+    function["arguments"] = arguments
 
 
 def _said(error: Exception) -> str:

@@ -34,7 +34,7 @@ def build_llm_clients(settings: Settings) -> dict[str, TritonLLMClient]:
             llm.url or settings.grpc_url,
             llm.model,
             interval_ms,
-            _chat_template(llm).added_bos,
+            build_chat_template(llm).added_bos,
         )
         for llm in settings.llms
     }
@@ -65,7 +65,7 @@ def build_endpoints(
         llm.name: LLMEndpoint(
             llm,
             clients[llm.name],
-            _chat_template(llm),
+            build_chat_template(llm),
             token_counter(llm.tokenizer),
             settings.examples.format,
         )
@@ -73,7 +73,8 @@ def build_endpoints(
     }
 
 
-def _chat_template(llm: LLMSettings) -> ChatTemplate:
+def build_chat_template(llm: LLMSettings) -> ChatTemplate:
+    """An LLM's chat template; ConfigurationError if there is none that suits its tokenizer."""
     try:
         return load_chat_template(llm.chat_template, llm.tokenizer, llm.chat_template_args)
     except ConfigurationError as error:
