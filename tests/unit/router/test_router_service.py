@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm.bandit.features import DIMENSION, HAS_EXAMPLES
+from echolm.conversation import Turn
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.examples.admission import AdmissionPolicy
 from echolm.learning.logistic import GaussianWeights
 from echolm.learning.request_statistics import fit
 from echolm.learning.tokens import FeedbackTokens
+from echolm.llm.chat_template import ChatTemplate
 from echolm.load.bias import LoadBias
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import (
@@ -376,6 +378,60 @@ async def test_a_request_that_every_llm_refuses_is_invalid(setup: Setup) -> None
     with pytest.raises(InvalidRequestError, match="too long for small_llm"):
         await setup.ask(llm="small_llm")
     assert setup.metrics.log[-1] == ("failed", "invalid")
+
+
+NO_GREETING = (
+    "{% if messages[0].role == 'assistant' %}{{ raise_exception('begin with a user') }}{% endif %}"
+    "{% for message in messages %}{{ message.content }}{% endfor %}"
+)
+
+
+def greeted(setup: Setup, **values: Any) -> Request:
+    """A request after an assistant's greeting, in front of which no examples are put."""
+    values = {"text": "hi", "cache_control": "no-examples", **values}
+    history = (Turn("assistant", "How can I help?"),)
+    return replace(build_request(setup.settings, **values), history=history)
+
+
+def with_chat_template(setup: Setup, *names: str) -> None:
+    """Give LLMs a chat template that refuses conversations which an assistant begins."""
+    template = ChatTemplate({"default": NO_GREETING})
+    setup.service.endpoints = {
+        name: replace(endpoint, template=template) if name in names else endpoint
+        for name, endpoint in setup.service.endpoints.items()
+    }
+
+
+async def test_a_conversation_that_a_chat_template_refuses_goes_to_another_llm(
+    setup: Setup,
+) -> None:
+    with_chat_template(setup, "small_llm")
+    answer = await setup.front_door.answer(greeted(setup, llm="small_llm"))
+    assert (answer.llm, answer.degraded) == ("large_llm", "small_llm refused the request")
+    assert setup.metrics.log[0] == ("degraded", "small_llm", "refused")
+    assert setup.load.in_flight("small_llm") == setup.load.in_flight("large_llm") == 0
+
+
+async def test_a_conversation_that_no_chat_template_takes_is_refused_and_others_are_not(
+    setup: Setup,
+) -> None:
+    with_chat_template(setup, "small_llm", "large_llm")
+    requests = [build_request(setup.settings, text=f"request {k}") for k in range(3)]
+    requests[1] = greeted(setup)
+    plans = setup.service.plan([(request, Retrieved()) for request in requests])
+    assert [isinstance(plan, Exception) for plan in plans] == [False, True, False]
+    with pytest.raises(InvalidRequestError, match=r"messages: expected .*got begin with a user"):
+        await setup.front_door.answer(requests[1])
+    assert setup.metrics.log[-1] == ("failed", "invalid")
+    assert setup.service.in_flight == 2
+
+
+async def test_the_chat_template_of_a_stand_in_counts_too(setup: Setup) -> None:
+    with_chat_template(setup, "large_llm")
+    setup.llms["small_llm"].error = UnavailableError("down")
+    with pytest.raises(InvalidRequestError, match="begin with a user"):
+        await setup.front_door.answer(greeted(setup, llm="small_llm"))
+    assert setup.service.in_flight == 0
 
 
 async def test_a_refusal_counts_more_than_an_outage(setup: Setup) -> None:
