@@ -25,7 +25,7 @@ class LLMAPIClient(TritonLLMClient):
     """
 
     contract = "llmapi"
-    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.LLM_API_INPUTS}
+    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.llm("").inputs}
 
     def input_values(
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature

@@ -23,7 +23,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 Answer = Callable[[service_pb2.ModelInferRequest, Any], AsyncIterator[Any]]
-INPUTS = {tensor.name: tensor for tensor in contracts.LLM_API_INPUTS}
+INPUTS = {tensor.name: tensor for tensor in contracts.llm("").inputs}
 OUTPUTS = {t.name: t for t in (*contracts.LLM_API_OUTPUTS, *contracts.TOKEN_COUNTS)}
 NUMPY = {"BOOL": np.bool_, "FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64}
 SAMPLING = Sampling(max_tokens=16)
