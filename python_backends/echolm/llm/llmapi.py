@@ -15,6 +15,8 @@ from echolm.llm.triton_client import (
 )
 from echolm.primitives import Sampling
 
+_ADDS_NOTHING = contracts.LLM_API_EXTENSIONS[0].name
+
 
 class LLMAPIClient(TritonLLMClient):
     """Calls our own LLM model or NVIDIA's ``llmapi``.
@@ -38,10 +40,10 @@ class LLMAPIClient(TritonLLMClient):
             "return_finish_reason": [True],
         }
         values |= {f"sampling_param_{k}": [v] for k, v in sampling_values(sampling).items()}
-        if _is_ours(signature):
-            values["sampling_param_add_special_tokens"] = [False]
-            if sampling.stop:
-                values["sampling_param_stop"] = sampling.stop
+        if sampling.stop and _is_ours(signature):
+            values["sampling_param_stop"] = sampling.stop
+        if _ADDS_NOTHING in signature.inputs:
+            values[_ADDS_NOTHING] = [False]
         else:
             values["text_input"] = [prompt.removeprefix(self.added_bos)]
         return values

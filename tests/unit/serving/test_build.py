@@ -96,7 +96,7 @@ def build(small: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def parameters(output: Path, llm: str) -> dict[str, str]:
     (file,) = output.glob(f"*/{llm}/config.pbtxt")
     config = text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
-    assert {t.name for t in config.input} == {t.name for t in contracts.LLM_API_INPUTS}
+    assert {t.name for t in config.input} == {t.name for t in contracts.llm("").inputs}
     return {key: value.string_value for key, value in config.parameters.items()}
 
 
