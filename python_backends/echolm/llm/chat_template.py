@@ -37,25 +37,27 @@ from echolm.llm.tokenizer_files import (
 BUILT_IN: Mapping[str, str] = {
     "echolm": (
         "{% for message in messages %}"
-        "{% if message.role == 'system' %}{{ '<|system|>' + message.content + '<|end|>' }}"
-        "{% elif message.role == 'user' %}{{ '<|user|>' + message.content }}"
-        "{% elif message.role == 'assistant' %}{{ '<|assistant|>' + message.content + '<|end|>' }}"
-        "{% else %}{{ raise_exception('there is no role ' + message.role) }}{% endif %}"
+        "{% if message['role'] == 'system' %}{{ '<|system|>' + message['content'] + '<|end|>' }}"
+        "{% elif message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ '<|assistant|>' + message['content'] + '<|end|>' }}"
+        "{% else %}{{ raise_exception('there is no role ' + message['role']) }}{% endif %}"
         "{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     ),
     "chatml": (
         "{% for message in messages %}"
-        "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
         "{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "plain": (
         "{% for message in messages %}"
-        "{% if message.role == 'system' %}{{ message.content + '\n\n' }}"
-        "{% elif message.role == 'user' %}{{ 'Request:\n' + message.content + '\n\nAnswer:\n' }}"
-        "{% elif message.role == 'assistant' %}{{ message.content + '\n\n' }}"
-        "{% else %}{{ raise_exception('there is no role ' + message.role) }}{% endif %}"
+        "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+        "{% elif message['role'] == 'user' %}"
+        "{{ 'Request:\n' + message['content'] + '\n\nAnswer:\n' }}"
+        "{% elif message['role'] == 'assistant' %}{{ message['content'] + '\n\n' }}"
+        "{% else %}{{ raise_exception('there is no role ' + message['role']) }}{% endif %}"
         "{% endfor %}"
     ),
 }
@@ -258,9 +260,12 @@ class ChatTemplate:
         user, answer, again = (_message(r, t) for r, t in zip(_PROBE_ROLES, _PROBE, strict=True))
         try:
             self._rendered([user])
+            self._rendered([user, answer, again])
         except Exception as error:
             raise ConfigurationError(
-                f"{self.name}: expected a chat template that renders a request, got: {_said(error)}"
+                f"{self.name}: expected a chat template that renders a request after another and "
+                f"its answer, got: {_said(error)}; tokens that it names come from the files in "
+                "llms.tokenizer, other variables from llms.chat_template_args"
             ) from error
         system, called = _message("system", "Sys5tem"), {**answer, "tool_calls": [_copy_of_call()]}
         result = {**_message("tool", "Res6ult"), "tool_call_id": _CALL["id"]}

@@ -330,9 +330,13 @@ def test_a_conversation_that_a_template_refuses_is_refused_with_what_it_says(
     ("source", "message"),
     [
         ("{% for m in messages %}", r"chat template: expected a Jinja2 template, got: .*line 1"),
-        ("{{ raise_exception('need tools') }}", r"that renders a request, got: need tools"),
-        ("{{ messages[0].text.strip() }}", r"that renders a request, got: .*no attribute 'text'"),
-        ("{{ ''.__class__.__mro__ }}", r"that renders a request, got: .*unsafe"),
+        ("{{ raise_exception('need tools') }}", r"that renders a request .*got: need tools"),
+        ("{{ messages[0].text.strip() }}", r"that renders a request .*got: .*no attribute 'text'"),
+        (
+            "{% for m in messages %}{{ m.content + (eos if m.role[0] == 'a' else '') }}{% endfor %}",
+            r"that renders a request .*got: 'eos' is undefined; tokens .*llms\.tokenizer",
+        ),
+        ("{{ ''.__class__.__mro__ }}", r"that renders a request .*got: .*unsafe"),
     ],
 )
 def test_what_is_no_template_stops_the_start(source: str, message: str) -> None:
