@@ -66,7 +66,11 @@ one for base models, which know no turns."""
 
 _STOP: Mapping[str, tuple[str, ...]] = {"plain": ("\n\nRequest:",)}
 """What ends an answer, by built-in template, where no token does."""
-_OF_BUILT_IN = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>", "<|endoftext|>")
+_MORE_SPECIAL: Mapping[str, tuple[str, ...]] = {
+    "echolm": ("<|pad|>",),
+    "chatml": ("<|endoftext|>",),
+}
+"""Tokens that tokenizers of a built-in template have, and that it does not write."""
 
 _MARKER = re.compile(
     r"<([|\uff5c])[^<>|\uff5c\s]{1,40}\1>|</?[a-z]+(?:_[a-z]+)+>|\[/?[A-Z_]{3,40}\]|<</?[A-Z]+>>"
@@ -77,7 +81,7 @@ _REASONING = frozenset(("<think>", "</think>"))
 """By these templates cut the reasoning off earlier answers."""
 
 _ROLES = ("user", "assistant", "system", "tool")
-_CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+_CALL = '[{"id": "abcdefghi", "type": "function", "function": {"name": "f"}}]'
 
 
 class _Generation(Extension):
@@ -200,11 +204,12 @@ class ChatTemplate:
             if turn.role not in self.roles and turn.role != "system":
                 expected = f"roles that the LLM's chat template has, {sorted(self.roles)}"
                 raise InvalidRequestError.of("messages", expected, turn.role)
-        messages = [self._message(turn) for turn in self._adapted(turns)]
-        escaped = None if tools is None else self.special_tokens.escape_all(list(tools))
         try:
+            messages = [self._message(turn) for turn in self._adapted(turns)]
+            escaped = None if tools is None else self.special_tokens.escape_all(list(tools))
             return self._rendered(messages, escaped)
-        except Exception as error:  # a template is a program, which fails in its own ways
+        # A template is a program, which fails in its own ways; and JSON may be nested too deep.
+        except Exception as error:
             raise InvalidRequestError.of(
                 "messages", "a conversation that the LLM's chat template takes", _said(error)
             ) from error
@@ -240,10 +245,7 @@ class ChatTemplate:
     def _message(self, turn: Turn) -> dict[str, Any]:
         special = self._answers if turn.role == "assistant" else self.special_tokens
         message: dict[str, Any] = _message(turn.role, special.escape(turn.text))
-        if turn.tool_calls:
-            calls = self.special_tokens.escape_all(json.loads(turn.tool_calls))
-            for call in calls:
-                _parse_arguments(call)
+        if calls := self.special_tokens.escape_all(_tool_calls(turn.tool_calls)):
             message["tool_calls"] = calls
         if turn.tool_call_id:
             message["tool_call_id"] = self.special_tokens.escape(turn.tool_call_id)
@@ -267,8 +269,8 @@ class ChatTemplate:
                 f"its answer, got: {_said(error)}; tokens that it names come from the files in "
                 "llms.tokenizer, other variables from llms.chat_template_args"
             ) from error
-        system, called = _message("system", "Sys5tem"), {**answer, "tool_calls": [_copy_of_call()]}
-        result = {**_message("tool", "Res6ult"), "tool_call_id": _CALL["id"]}
+        system, called = _message("system", "Sys5tem"), {**answer, "tool_calls": _tool_calls(_CALL)}
+        result = {**_message("tool", "Res6ult"), "tool_call_id": "abcdefghi"}
         rendered = {
             "user": self._attempt([user]),
             "assistant": self._attempt([user, answer, again]),
@@ -361,7 +363,7 @@ def load_chat_template(
             arguments,
             stop=_STOP.get(chosen, ()),
             name=f"llms.chat_template {chosen!r}",
-            more_special=_OF_BUILT_IN,
+            more_special=_MORE_SPECIAL.get(chosen, ()),
         )
         _check_markers(template, files)
         return template
@@ -428,20 +430,21 @@ def _message(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def _copy_of_call() -> dict[str, Any]:
-    call: dict[str, Any] = json.loads(json.dumps(_CALL))
-    _parse_arguments(call)
-    return call
+def _tool_calls(text: str) -> list[dict[str, Any]]:
+    """The calls of a :class:`~echolm.conversation.Turn`; none if a stored text holds no such.
 
-
-def _parse_arguments(call: dict[str, Any]) -> None:
-    """Templates want a call's arguments as an object, where OpenAI's API has them as text."""
-    function = call["function"]
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        with suppress(ValueError):  # the LLM may have written anything
-            arguments = json.loads(arguments)
-    function["arguments"] = arguments
+    Templates want the arguments as an object, where OpenAI's API has them as text.
+    """
+    calls: list[dict[str, Any]] = []
+    with suppress(ValueError, TypeError, LookupError):
+        calls = [{**call, "function": {**call["function"]}} for call in json.loads(text or "[]")]
+    for call in calls:
+        arguments = call["function"].get("arguments") or {}
+        if isinstance(arguments, str):
+            with suppress(ValueError):  # the LLM may have written anything
+                arguments = json.loads(arguments)
+        call["function"]["arguments"] = arguments
+    return calls
 
 
 def _said(error: Exception) -> str:

@@ -260,6 +260,21 @@ def test_names_and_values_of_tool_calls_are_escaped() -> None:
     assert '"arguments": {"<\u200b|im_start|>": ["<\u200b|im_start|>"]}' in prompt
 
 
+@pytest.mark.parametrize("calls", ["no JSON", "[1]", '{"a": 1}', '[{"id": "x"}]', "3", "null"])
+def test_what_is_no_tool_call_in_a_stored_text_is_left_out(calls: str) -> None:
+    source = "{% for m in messages %}{{ m.content }}{{ m.tool_calls | length if m.tool_calls }}"
+    turns = [USER, Turn("assistant", "two", tool_calls=calls), MORE]
+    assert template(f"{source}{{% endfor %}}").render(turns) == "onetwothree"
+
+
+def test_arguments_nested_too_deep_are_refused() -> None:
+    source = "{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}"
+    function = {"name": "f", "arguments": "[" * 100_000 + "]" * 100_000}
+    turns = [USER, Turn("assistant", "", tool_calls=json.dumps([{"function": function}])), MORE]
+    with pytest.raises(InvalidRequestError, match=r"messages: expected .*RecursionError"):
+        template(f"{source}{{% endfor %}}").render(turns)
+
+
 # What a template takes
 
 
@@ -333,7 +348,7 @@ def test_a_conversation_that_a_template_refuses_is_refused_with_what_it_says(
         ("{{ raise_exception('need tools') }}", r"that renders a request .*got: need tools"),
         ("{{ messages[0].text.strip() }}", r"that renders a request .*got: .*no attribute 'text'"),
         (
-            "{% for m in messages %}{{ m.content + (eos if m.role[0] == 'a' else '') }}{% endfor %}",
+            "{% for m in messages %}{{ m.content + (eos if loop.index == 2 else '') }}{% endfor %}",
             r"that renders a request .*got: 'eos' is undefined; tokens .*llms\.tokenizer",
         ),
         ("{{ ''.__class__.__mro__ }}", r"that renders a request .*got: .*unsafe"),
