@@ -102,7 +102,7 @@ class Checkpoint:
 
     def missing_end(self, chat_template: str) -> str:
         """The token that ends a turn in the template, if no answer ends with it; else empty."""
-        end = load_chat_template(chat_template, self.tokenizer).end_of_turn
+        end = load_chat_template(chat_template, self.tokenizer).facts.end
         return "" if self.token_ids.get(end, -1) in {*self.end_ids, -1} else end
 
 

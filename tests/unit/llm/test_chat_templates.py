@@ -280,8 +280,8 @@ def test_arguments_nested_too_deep_are_refused() -> None:
 
 def test_a_system_prompt_that_a_template_refuses_goes_in_front_of_the_first_user_turn() -> None:
     chosen = ChatTemplate({"default": ALTERNATING}, arguments={"bos_token": "<s>"})
-    assert "system" not in chosen.roles
-    assert chosen.alternates
+    assert "system" not in chosen.facts.roles
+    assert chosen.facts.alternates
     assert chosen.render(few_shot([USER], [("q", "a")], "rules")) == (
         "<s><turn>user\nrules\n\nq<end>\n<turn>assistant\na<end>\n<turn>user\none<end>\n<turn>model\n"
     )
@@ -452,7 +452,7 @@ def test_it_is_known_whether_the_tokenizer_repeats_the_templates_bos(
     ("name", "end"), [("chatml", "<|im_end|>"), ("echolm", "<|end|>"), ("plain", "")]
 )
 def test_what_ends_a_turn_is_read_off_the_template(name: str, end: str) -> None:
-    assert load_chat_template(name, None).end_of_turn == end
+    assert load_chat_template(name, None).facts.end == end
 
 
 # Prompts of requests

@@ -104,10 +104,13 @@ def test_roles_that_a_template_does_not_show_are_refused(
 ) -> None:
     calls = json.dumps([{"id": "abcdefghi", "type": "function", "function": {"name": "f"}}])
     asked = [Turn("user", "a"), Turn("assistant", "", calls), Turn("tool", "seen", "", "abcdefghi")]
-    if "tool" in template.roles:
+    if "tool" in template.facts.roles:
         assert "seen" in template.render(asked)
     else:
         with pytest.raises(InvalidRequestError, match="messages: expected roles"):
             template.render(asked)
     with_tools = {"qwen2.5", "qwen3", "llama3", "mistral"}
-    assert (shape in with_tools) == ("tool" in template.roles) or shape in ("named", "smollm2")
+    assert (shape in with_tools) == ("tool" in template.facts.roles) or shape in (
+        "named",
+        "smollm2",
+    )
