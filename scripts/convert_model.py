@@ -11,8 +11,9 @@ A CPU build of torch is enough. Tried with torch 2.13.0 (CPU), transformers
 
 The output folder holds all that ``openvino_genai`` and the ``openvino`` engine
 of the LLM model need: ``openvino_model.xml/.bin``, the OpenVINO tokenizer and
-detokenizer, ``config.json``, ``generation_config.json`` (with the end token)
-and ``tokenizer.json``.
+detokenizer, ``config.json``, ``generation_config.json`` (with the end token),
+``tokenizer.json``, and the checkpoint's chat template, so that the folder does
+as ``llms.tokenizer``.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ import time
 from pathlib import Path
 
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
-COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-#: Files that optimum writes and nothing at serving time reads.
-DROPPED = ("openvino_config.json", "special_tokens_map.json", "chat_template.jinja")
+COPIED = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "chat_template.jinja"),
+)
+#: A file that optimum writes and nothing at serving time reads.
+DROPPED = "openvino_config.json"
 
 
 def convert(checkpoint: Path, output: Path, weight_format: str, group_size: int) -> None:
@@ -47,8 +51,7 @@ def convert(checkpoint: Path, output: Path, weight_format: str, group_size: int)
     for name in COPIED:
         if (checkpoint / name).exists():
             shutil.copyfile(checkpoint / name, output / name)
-    for name in DROPPED:
-        (output / name).unlink(missing_ok=True)
+    (output / DROPPED).unlink(missing_ok=True)
 
 
 def compress(model_file: Path, weight_format: str, group_size: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from echolm.settings.schema import Settings
 from echolm.settings.sections import LLMSettings
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, JsonValue, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -91,6 +91,8 @@ def _name_of(annotation: Any) -> str:
         return _name_of(next(a for a in arguments if a is not type(None)))
     if origin is tuple:
         return f"list of {_name_of(arguments[0])}s"
+    if origin is dict and arguments[1] is JsonValue:
+        return "table"
     if origin is dict:
         return f"table of {_name_of(arguments[1])}s"
     return "secret text" if annotation is SecretStr else _TYPES[annotation]

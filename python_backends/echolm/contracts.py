@@ -191,6 +191,10 @@ LLM_API_INPUTS = (
 )
 """Those ``llmapi`` inputs that our LLM model takes; ``stop`` cancels the request of that id."""
 
+LLM_API_EXTENSIONS = (_optional("sampling_param_add_special_tokens", "BOOL"),)
+"""Inputs that our LLM model adds to NVIDIA's, by the names of the library's parameters. NVIDIA's
+lets the tokenizer put its special tokens around every prompt."""
+
 LLM_API_OUTPUTS = (
     Tensor("text_output", "BYTES", (-1,)),
     Tensor("finish_reason", "BYTES", (-1,)),
@@ -221,12 +225,12 @@ INFLIGHT_BATCHER_INPUTS = (
 
 def llm(name: str) -> ModelContract:
     """Contract of our own LLM model under the name it has in the model repository."""
-    return ModelContract(
-        name, LLM_API_INPUTS, (*LLM_API_OUTPUTS, *TOKEN_COUNTS), max_batch_size=0, decoupled=True
-    )
+    inputs = (*LLM_API_INPUTS, *LLM_API_EXTENSIONS)
+    outputs = (*LLM_API_OUTPUTS, *TOKEN_COUNTS)
+    return ModelContract(name, inputs, outputs, max_batch_size=0, decoupled=True)
 
 
-REMOTE_LLM = replace(llm("remote_llm"), inputs=(*LLM_API_INPUTS, Tensor("llm", "BYTES")))
+REMOTE_LLM = replace(llm("remote_llm"), inputs=(*llm("").inputs, Tensor("llm", "BYTES")))
 """Our LLM model's contract, and the name of a configured LLM that another Triton serves."""
 
 CORE_MODELS = (

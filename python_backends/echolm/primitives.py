@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echolm.errors import InvalidRequestError
+
+if TYPE_CHECKING:  # workers import this module, and their environments have few packages
+    from echolm.conversation import Turn
 
 AUTO = "auto"
 """The value of ``Request.llm`` that leaves the choice of the LLM to the router."""
@@ -125,6 +128,7 @@ class Request:
         store: whether the interaction may become an example.
         llm: ``auto`` or the name of a configured LLM.
         stream: whether the text is wanted in pieces.
+        history: the turns before ``text``, oldest first, without the system prompt.
     """
 
     text: str
@@ -135,6 +139,7 @@ class Request:
     store: bool = True
     llm: str = AUTO
     stream: bool = False
+    history: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)

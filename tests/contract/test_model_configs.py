@@ -156,9 +156,11 @@ def test_a_router_has_one_instance(path: Path) -> None:
 
 def test_llms_speak_tensorrt_llms_contract() -> None:
     contract = contracts.llm("any")
-    for tensor in contract.inputs:
+    for tensor in contracts.LLM_API_INPUTS:
         assert (tensor.datatype, tensor.dims) == LLMAPI_INPUTS[tensor.name]
+    for tensor in contract.inputs:
         assert tensor.optional is (tensor.name != "text_input")
+    assert not {tensor.name for tensor in contracts.LLM_API_EXTENSIONS} & set(LLMAPI_INPUTS)
     ours = {t.name: (t.datatype, t.dims) for t in contract.outputs}
     extra = {t.name for t in contracts.TOKEN_COUNTS}
     theirs = {name: LLMAPI_OUTPUTS[name] for name in ours if name not in extra}
@@ -168,11 +170,12 @@ def test_llms_speak_tensorrt_llms_contract() -> None:
 
 
 def test_what_the_adapters_send_is_in_nvidias_configurations() -> None:
-    for client, theirs in (
-        (LLMAPIClient, LLMAPI_INPUTS),
-        (InflightBatcherClient, ENSEMBLE_INPUTS),
+    for client, ours, theirs in (
+        (LLMAPIClient, contracts.LLM_API_INPUTS, LLMAPI_INPUTS),
+        (InflightBatcherClient, contracts.INFLIGHT_BATCHER_INPUTS, ENSEMBLE_INPUTS),
     ):
-        for tensor in client.inputs.values():
+        for tensor in ours:
+            assert client.inputs[tensor.name] == tensor
             assert (tensor.datatype, tensor.dims) == theirs[tensor.name]
 
 

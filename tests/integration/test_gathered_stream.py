@@ -42,9 +42,13 @@ def endpoints(
             "limits": server_settings.limits.model_copy(update={"stream_interval_ms": 1_000.0}),
             "judging": JudgingSettings(kind="none"),
             "llms": (
-                LLMSettings(name="ours", cost=1.0, takes_examples=False),
+                LLMSettings(chat_template="echolm", name="ours", cost=1.0, takes_examples=False),
                 LLMSettings(
-                    name="theirs", contract="inflight_batcher", cost=2.0, takes_examples=False
+                    chat_template="echolm",
+                    name="theirs",
+                    contract="inflight_batcher",
+                    cost=2.0,
+                    takes_examples=False,
                 ),
             ),
         }

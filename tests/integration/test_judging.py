@@ -151,8 +151,12 @@ def test_a_new_pair_is_learnt_without_ratings(answer: str, tmp_path: Path) -> No
                 "reuse_error": 0.0,
             },
             "llms": (
-                LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
-                LLMSettings(name="large_llm", cost=1.0, takes_examples=False),
+                LLMSettings(
+                    chat_template="echolm", name="small_llm", cost=0.1, takes_examples=True
+                ),
+                LLMSettings(
+                    chat_template="echolm", name="large_llm", cost=1.0, takes_examples=False
+                ),
             ),
         }
     )

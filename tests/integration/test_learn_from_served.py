@@ -30,8 +30,8 @@ GRADER = Path(__file__).parents[1] / "learn_from_grader.py"
 @pytest.fixture(scope="module")
 def settings(server_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     llms = (
-        LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
-        LLMSettings(name="large_llm", cost=1.0, takes_examples=False),
+        LLMSettings(chat_template="echolm", name="small_llm", cost=0.1, takes_examples=True),
+        LLMSettings(chat_template="echolm", name="large_llm", cost=1.0, takes_examples=False),
     )
     judging = JudgingSettings(kind="grader", grader=f"{GRADER}:grade")
     data_dir = tmp_path_factory.mktemp("learn_from") / "data"

@@ -71,7 +71,13 @@ def deployment(
             "data_dir": folder / "data",
             "judging": JudgingSettings(kind="none"),
             "llms": tuple(
-                LLMSettings(name=name, contract=contract, cost=1.0 + n, takes_examples=False)
+                LLMSettings(
+                    chat_template="echolm",
+                    name=name,
+                    contract=contract,
+                    cost=1.0 + n,
+                    takes_examples=False,
+                )
                 for n, (name, contract) in enumerate(LLMS.items())
             ),
         }

@@ -49,9 +49,15 @@ def deployment(
             "data_dir": tmp_path_factory.mktemp("outages") / "data",
             "judging": JudgingSettings(kind="none"),
             "llms": (
-                LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
-                LLMSettings(name="large_llm", cost=1.0, takes_examples=False),
-                LLMSettings(name="slow_llm", cost=0.5, takes_examples=False),
+                LLMSettings(
+                    chat_template="echolm", name="small_llm", cost=0.1, takes_examples=True
+                ),
+                LLMSettings(
+                    chat_template="echolm", name="large_llm", cost=1.0, takes_examples=False
+                ),
+                LLMSettings(
+                    chat_template="echolm", name="slow_llm", cost=0.5, takes_examples=False
+                ),
             ),
         }
     )

@@ -16,7 +16,7 @@ _WORDS = (
     *("knoll", "larch", "meadow", "north", "oasis", "pine", "quartz", "ridge", "shore", "trail"),
 )
 BLOCK_TOKENS = 4
-EOS = 1
+EOS, BOS = 1, 2
 SLOW_S = 0.02
 
 
@@ -24,17 +24,21 @@ class WordTokenizer:
     """A token is a word; ids are given in the order in which words are seen."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, int] = {}
-        self._words: list[str] = ["<pad>", "</s>"]
+        self._ids: dict[str, int] = {"<s>": BOS}
+        self._words: list[str] = ["<pad>", "</s>", "<s>"]
         self._lock = threading.Lock()
         for word in _WORDS:
             self._id(word)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [self._id(word) for word in text.split()]
+        words = ["<s>", *text.split()] if add_special_tokens else text.split()
+        return [self._id(word) for word in words]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return " ".join(self._words[i] for i in ids if i != EOS)
+        return " ".join(self._words[i] for i in ids if i not in (EOS, BOS))
+
+    def first_word(self, ids: Sequence[int]) -> str:
+        return self.decode(ids[:2]).partition(" ")[0]
 
     def _id(self, word: str) -> int:
         with self._lock:
@@ -57,7 +61,7 @@ class WordModel:
         self._prefixes: set[tuple[int, ...]] = set()
 
     def step_time(self, prompt: Sequence[int]) -> float:
-        return SLOW_S if self.tokenizer.decode(prompt[:1]) == "slowly" else self.step_s
+        return SLOW_S if self.tokenizer.first_word(prompt) == "slowly" else self.step_s
 
     def answer(
         self, prompt: Sequence[int], temperature: float, seed: int | None
@@ -69,7 +73,7 @@ class WordModel:
         words = self.tokenizer.decode(prompt)
         generator = random.Random(f"{words} {seed}" if seed is not None else None)
         tokens = [generator.choice(_WORDS) for _ in range(generator.randint(30, 60))]
-        ids = [self.tokenizer.encode(word)[0] for word in tokens]
+        ids = [self.tokenizer.encode(word, add_special_tokens=False)[0] for word in tokens]
         return [(i, -math.log(1 + generator.random())) for i in [*ids, EOS]]
 
     def cached(self, prompt: Sequence[int]) -> int:

@@ -82,7 +82,8 @@ def _add_llm(parser: argparse.ArgumentParser, role: str) -> None:
         f"--{role}-template",
         default="",
         metavar="NAME",
-        help="prompt template (default: by the tokenizer)",
+        help="chat template: a folder, a .jinja file, echolm, chatml or plain (default: the "
+        "tokenizer's)",
     )
     _add_set(group, f"--{role}-set", "the engine")
 

@@ -28,6 +28,8 @@ class GenerationRequest:
         prompt: the whole prompt; the engine applies no template.
         streaming: whether the text comes in pieces; otherwise there is one chunk, at the end.
         logprobs: whether the caller wants ``cumulative_logprob``, which costs a softmax per token.
+        add_special_tokens: whether the tokenizer puts those around the prompt that it puts around
+            any text. A chat template has written them already.
     """
 
     request_id: str
@@ -35,6 +37,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     streaming: bool = False
     logprobs: bool = False
+    add_special_tokens: bool = True
 
 
 @dataclass(frozen=True)

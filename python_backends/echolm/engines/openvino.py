@@ -149,7 +149,8 @@ class OpenVINOStepper:
     def add(self, request: GenerationRequest) -> None:
         sampling = request.sampling
         check_context_length(self._context_length, sampling.max_tokens)  # before the tokenizer runs
-        ids = self._tokenizer.encode(request.prompt).input_ids
+        special = request.add_special_tokens
+        ids = self._tokenizer.encode(request.prompt, add_special_tokens=special).input_ids
         check_context_length(self._context_length, sampling.max_tokens, ids.shape[1])
         try:
             config = generation_config(request)

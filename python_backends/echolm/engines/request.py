@@ -64,8 +64,9 @@ def parse_request(
         )
     logprobs = _flag(inputs, "return_cumulative_logprob")
     sampling, streaming = _sampling(inputs), _flag(inputs, "streaming")
+    special = _flag(inputs, "sampling_param_add_special_tokens", True)
     return LLMRequest(
-        generation=GenerationRequest(request_id, prompt, sampling, streaming, logprobs),
+        generation=GenerationRequest(request_id, prompt, sampling, streaming, logprobs, special),
         echo=not _flag(inputs, "sampling_param_exclude_input_from_output"),
         return_finish_reason=_flag(inputs, "return_finish_reason"),
         return_stop_reason=_flag(inputs, "return_stop_reason"),
@@ -96,5 +97,5 @@ def _scalar(inputs: Inputs, name: str, default: Any = None) -> Any:
     return values[0]
 
 
-def _flag(inputs: Inputs, name: str) -> bool:
-    return bool(_scalar(inputs, name, False))
+def _flag(inputs: Inputs, name: str, default: bool = False) -> bool:
+    return bool(_scalar(inputs, name, default))

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from echolm.clock import now_ms
+from echolm.conversation import turns_of
 from echolm.errors import EchoError
 from echolm.examples.events import REPLAY, replayed
 from echolm.examples.replacement import finish_interrupted, replace_example
@@ -205,8 +206,8 @@ class Replayer:
     ) -> list[str]:
         """The complete ones of ``n`` answers to the example's request."""
         max_tokens = self.settings.limits.default_max_tokens
-        sampling = Sampling(max_tokens, self.settings.replay.temperature)
-        prompt = endpoint.template.render(example.request, [])
+        sampling = endpoint.sampling(Sampling(max_tokens, self.settings.replay.temperature))
+        prompt = endpoint.template.render(turns_of(example.request))
         generate = endpoint.client.generate
         ids = [f"replay-{uuid.uuid4().hex}" for _ in range(n)]
         completions = await asyncio.gather(*(generate(id, prompt, sampling, None) for id in ids))

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from echolm.conversation import Turn
 from echolm.errors import ConfigurationError
 from echolm.judges.base import Judgement, Scale, spent_tokens
+from echolm.llm.chat_template import ChatTemplate
 from echolm.llm.endpoint import LLMClient
-from echolm.llm.templates import PromptTemplate
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Sampling
 
@@ -54,7 +55,7 @@ class LLMJudge:
     """
 
     client: LLMClient
-    template: PromptTemplate
+    template: ChatTemplate
     tokens: TokenCounter
     prompt: str = DEFAULT_PROMPT
     max_tokens: int = 16
@@ -81,7 +82,7 @@ class LLMJudge:
         values = dict(zip(_FIELDS, (_quote(request), _quote(a), _quote(b)), strict=True))
         # One pass, so that an answer holding "{request}" stays as it is.
         text = re.sub("|".join(map(re.escape, _FIELDS)), lambda m: values[m[0]], self.prompt)
-        prompt = self.template.render(text, [])
+        prompt = self.template.render([Turn("user", text)])
         request_id = f"judge-{uuid.uuid4().hex}"
         reply = await self.client.generate(request_id, prompt, Sampling(self.max_tokens), None)
         spent = spent_tokens(self.tokens, prompt, reply)

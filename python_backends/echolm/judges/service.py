@@ -336,9 +336,8 @@ class JudgingService:
         prompt, used = endpoint.prompt(request, retrieved.examples)
         id = uuid.uuid4().hex
         with self.load.serving(case.llm):
-            completion = await endpoint.client.generate(
-                f"judge-{id}", prompt, request.sampling, None
-            )
+            sampling = endpoint.sampling(request.sampling)
+            completion = await endpoint.client.generate(f"judge-{id}", prompt, sampling, None)
         spent.tokens += spent_tokens(endpoint.tokens, prompt, completion)
         choice = replace(choice, propensity=case.propensity)
         revision = endpoint.settings.revision

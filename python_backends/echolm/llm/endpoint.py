@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
-from echolm.llm.templates import PromptTemplate
+from echolm.conversation import Turn
+from echolm.llm.chat_template import ChatTemplate, few_shot
+from echolm.llm.examples_block import examples_block
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Completion, OnText, Request, Sampling, Selected
 from echolm.settings import LLMSettings
@@ -33,24 +35,44 @@ class LLMClient(Protocol):
 
 @dataclass(frozen=True)
 class LLMEndpoint:
-    """One LLM that can answer, with all that calling it needs."""
+    """One LLM that can answer, with all that calling it needs.
+
+    Attributes:
+        examples_as: ``examples.format``.
+    """
 
     settings: LLMSettings
     client: LLMClient
-    template: PromptTemplate
+    template: ChatTemplate
     tokens: TokenCounter
+    examples_as: Literal["turns", "block"] = "turns"
 
     def prompt(self, request: Request, examples: Sequence[Selected]) -> tuple[str, list[Selected]]:
         """The prompt, and the examples in it: those that fit beside the answer, in order.
 
         The least useful examples give way. An LLM that takes no examples gets none.
+
+        Raises:
+            InvalidRequestError: the LLM's chat template refuses the conversation.
         """
         kept = list(examples) if self.settings.takes_examples else []
         room = self.settings.context_length - request.sampling.max_tokens
         while True:
-            pairs = [(e.request, e.response) for e in kept]
-            text = self.template.render(request.text, pairs, request.system_prompt)
+            text = self.template.render(self._turns(request, kept))
             # A token is at least one byte, so short prompts need no counting.
             if not kept or len(text.encode("utf-8")) <= room or self.tokens.count(text) <= room:
                 return text, kept
             kept.remove(min(kept, key=lambda e: e.utility))
+
+    def sampling(self, asked: Sampling) -> Sampling:
+        """With which the LLM is called: that of a request, with the template's stop words."""
+        stop = self.template.stop
+        return replace(asked, stop=(*asked.stop, *stop)) if stop else asked
+
+    def _turns(self, request: Request, examples: Sequence[Selected]) -> list[Turn]:
+        turns = [*request.history, Turn("user", request.text)]
+        pairs = [(example.request, example.response) for example in examples]
+        if pairs and self.examples_as == "block":
+            turns[-1] = replace(turns[-1], text=f"{examples_block(pairs)}\n\n{turns[-1].text}")
+            pairs = []
+        return few_shot(turns, pairs, request.system_prompt)

@@ -19,7 +19,9 @@ class InflightBatcherClient(TritonLLMClient):
     """The ensemble of TensorRT-LLM's C++ backend, ``inflight_batcher_llm``.
 
     It does not say why an answer ended; that follows from the token counts, if the release tells
-    them. Its answers end with the stop word, which is cut here.
+    them. Its answers end with the stop word, which is cut here. Its tokenizer puts BOS in front of
+    every prompt (``add_special_tokens`` of its ``preprocessing``, which is true where it is not
+    set), so the prompt's own is taken off.
     """
 
     contract = "inflight_batcher"
@@ -29,7 +31,7 @@ class InflightBatcherClient(TritonLLMClient):
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
     ) -> dict[str, Sequence[Any]]:
         values: dict[str, Sequence[Any]] = {
-            "text_input": [prompt],
+            "text_input": [prompt.removeprefix(self.added_bos)],
             "max_tokens": [sampling.max_tokens],
             "stream": [streaming],
             "beam_width": [1],

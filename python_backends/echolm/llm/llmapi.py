@@ -15,17 +15,19 @@ from echolm.llm.triton_client import (
 )
 from echolm.primitives import Sampling
 
+_ADDS_NOTHING = contracts.LLM_API_EXTENSIONS[0].name
+
 
 class LLMAPIClient(TritonLLMClient):
     """Calls our own LLM model or NVIDIA's ``llmapi``.
 
     NVIDIA's model gives no token counts and repeats all of the text so far in each response of a
     stream. It passes stop words to a tokenizer in a form that the tokenizer does not take, so they
-    are cut here.
+    are cut here. Its tokenizer puts BOS in front of every prompt, so the prompt's own is taken off.
     """
 
     contract = "llmapi"
-    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.LLM_API_INPUTS}
+    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.llm("").inputs}
 
     def input_values(
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
@@ -40,6 +42,10 @@ class LLMAPIClient(TritonLLMClient):
         values |= {f"sampling_param_{k}": [v] for k, v in sampling_values(sampling).items()}
         if sampling.stop and _is_ours(signature):
             values["sampling_param_stop"] = sampling.stop
+        if _ADDS_NOTHING in signature.inputs:
+            values[_ADDS_NOTHING] = [False]
+        else:
+            values["text_input"] = [prompt.removeprefix(self.added_bos)]
         return values
 
     def can_gather(self, signature: ModelSignature) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from tokenizers import Tokenizer
-
 from echolm.errors import ConfigurationError
+from echolm.llm.tokenizer_files import read_tokenizer_files, tokenizer_json
 
 
 class TokenCounter(Protocol):
@@ -31,16 +30,22 @@ class EstimatedTokens:
 
 
 class ExactTokens:
-    """Counts with the LLM's own ``tokenizer.json``; ConfigurationError if there is no such file."""
+    """Counts with the LLM's own tokenizer.
+
+    Args:
+        path: a folder with a ``tokenizer.json``, or that file.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
+        tokenizer = read_tokenizer_files(path).tokenizer
+        if tokenizer is None:
             raise ConfigurationError(
-                f"llms.tokenizer: expected a tokenizer.json, got no file {path}"
+                f"llms.tokenizer: expected a tokenizer.json, got no file {tokenizer_json(path)}"
             )
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = tokenizer
 
     def count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)

@@ -124,12 +124,20 @@ class TritonLLMClient:
     inputs: ClassVar[Mapping[str, Tensor]]
 
     def __init__(
-        self, channels: Channels, url: str, model: str, stream_interval_ms: float = 0.0
+        self,
+        channels: Channels,
+        url: str,
+        model: str,
+        stream_interval_ms: float = 0.0,
+        added_bos: str = "",
     ) -> None:
         """
         Args:
             stream_interval_ms: time for which the LLM's pieces gather, if it can do that.
+            added_bos: what a tokenizer that cannot be told otherwise puts in front of each prompt,
+                and prompts begin with already.
         """
+        self.added_bos = added_bos
         self._stream_interval_ms = stream_interval_ms
         self._channels = channels
         self._url = url

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from echolm.conversation import turns_of
 from echolm.judges.llm import DEFAULT_PROMPT
+from echolm.llm.chat_template import few_shot
 from echolm.llm.endpoint import LLMEndpoint
 from echolm.llm.tokens import TokenCounter
 from echolm.past_traffic.record import Logged
@@ -122,7 +124,8 @@ def expected_cost(
         retrieval = settings.retrieval
         examples = min(retrieval.max_example_tokens, retrieval.max_examples * usual)
         for one, (_, answer) in zip(counted, pairs, strict=True):
-            read = count(endpoint.template.render(one.request, [], one.system_prompt))
+            turns = few_shot(turns_of(one.request), system=one.system_prompt)
+            read = count(endpoint.template.render(turns))
             ways = [read] + ([read + examples] if endpoint.settings.takes_examples else [])
             for way in ways:
                 total.add(scale * way, scale * answer, scale)

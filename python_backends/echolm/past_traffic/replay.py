@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from echolm.conversation import Turn
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.examples.transfer import EmbedTexts
 from echolm.judges.base import Judge
@@ -97,7 +98,7 @@ class PastReplay:
         judge = [self.settings.judge_llm.name] if self.settings.judging.kind == "llm" else []
         for name in dict.fromkeys([*self.candidates, *judge]):
             endpoint = self.endpoints[name]
-            prompt = endpoint.template.render("ping", [])
+            prompt = endpoint.template.render([Turn("user", "ping")])
             asking = endpoint.client.generate(f"past-probe-{name}", prompt, Sampling(1), None)
             url = endpoint.settings.url or self.settings.grpc_url
             try:
@@ -205,7 +206,8 @@ class PastReplay:
         """
         if pair is not None and pair.stage != ANSWERED:
             return pair
-        endpoint, sampling = self.endpoints[prompt.key.llm], prompt.request.sampling
+        endpoint = self.endpoints[prompt.key.llm]
+        sampling = endpoint.sampling(prompt.request.sampling)
         text, used = endpoint.prompt(prompt.request, prompt.context.examples)
         read = endpoint.tokens.count(text)
         most_tokens = min(sampling.max_tokens, endpoint.settings.context_length - read)

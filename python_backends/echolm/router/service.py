@@ -34,6 +34,7 @@ from echolm.primitives import (
     Report,
     Request,
     Retrieved,
+    Sampling,
     Served,
 )
 from echolm.router.policy import Policy, decision_record, fallback_choice
@@ -67,6 +68,7 @@ class _Open:
         notes: what has failed.
         check: see ``Served``.
         refused: the error of the first LLM that has called the request invalid.
+        refusal: that error, where no LLM was left and there is no plan.
         since: when it was planned, in seconds of the clock.
     """
 
@@ -82,6 +84,7 @@ class _Open:
     decision: Decision = field(init=False)
     plan: Plan = field(init=False)
     refused: InvalidRequestError | None = None
+    refusal: InvalidRequestError | None = None
 
 
 @dataclass
@@ -119,10 +122,13 @@ class RouterService:
         """Plans of which no final report has come."""
         return len(self._open)
 
-    def plan(self, requests: Sequence[tuple[Request, Retrieved]]) -> list[Plan]:
+    def plan(
+        self, requests: Sequence[tuple[Request, Retrieved]]
+    ) -> list[Plan | InvalidRequestError]:
         """What is to be done for each of several requests. Never fails.
 
-        An LLM that a plan names counts as serving the request until the report comes.
+        An error in place of a plan refuses a conversation that no LLM's chat template takes. An LLM
+        that a plan names counts as serving the request until the report comes.
         """
         opened = [self._begin(request, retrieved) for request, retrieved in requests]
         drawn = [o for o in opened if o.request.llm == AUTO and not o.chosen]
@@ -136,7 +142,7 @@ class RouterService:
         for one in opened:
             if not one.chosen:
                 self._take(one, self._force(one))
-        return [one.plan for one in opened]
+        return [one.refusal or one.plan for one in opened]
 
     def _begin(self, request: Request, retrieved: Retrieved) -> _Open:
         notes = []
@@ -173,7 +179,7 @@ class RouterService:
         id, one.chosen = uuid.uuid4().hex, STORED
         one.choice, one.decision = stored_decision(id, one.request.tenant, found, reuse)
         one.x = one.decision.context
-        self._set_plan(one, found.response, "")
+        self._set_plan(one, found.response, "", one.request.sampling)
 
     def _force(self, one: _Open) -> _Decided | Exception:
         try:
@@ -207,7 +213,20 @@ class RouterService:
         one.chosen = one.choice.arm
         order = [one.chosen, self.settings.default_llm.name, *self._strongest_first]
         one.untried = list(dict.fromkeys(order))[1:]
-        self._plan_call(one, uuid.uuid4().hex)
+        try:
+            self._plan_call_of_any(one, uuid.uuid4().hex)
+        except InvalidRequestError as error:
+            one.refusal = error
+
+    def _plan_call_of_any(self, one: _Open, request_id: str) -> None:
+        """Plan the call of the chosen LLM, or of the next one whose chat template takes the
+        conversation; raises as :meth:`failed` does if none is left."""
+        while True:
+            try:
+                return self._plan_call(one, request_id)
+            except InvalidRequestError as error:
+                self._note_failure(one, one.choice.arm, "refused", error)
+                self._choose_next(one)
 
     def _plan_call(self, one: _Open, request_id: str) -> None:
         endpoint = self.endpoints[one.choice.arm]
@@ -222,15 +241,15 @@ class RouterService:
             decision = replace(decision, solicited=ask.reason, solicit_probability=ask.probability)
         one.decision = decision
         self.load.change(decision.llm, +1)
-        self._set_plan(one, "", prompt)
+        self._set_plan(one, "", prompt, endpoint.sampling(one.request.sampling))
 
-    def _set_plan(self, one: _Open, text: str, prompt: str) -> None:
+    def _set_plan(self, one: _Open, text: str, prompt: str, sampling: Sampling) -> None:
         decision = one.decision
         one.plan = Plan(
             decision.request_id,
             decision.llm,
             prompt,
-            one.request.sampling,
+            sampling,
             one.request.stream,
             decision.example_ids,
             decision.quality,
@@ -254,17 +273,24 @@ class RouterService:
         one = self._close(report.request_id)
         if one is None:
             raise UnavailableError("router: restarted since the request was planned")
-        name = one.plan.llm
-        reason, note = "unavailable", "unavailable"
+        reason = "timeout" if report.reason == "timeout" else "unavailable"
+        if isinstance(error, InvalidRequestError):
+            reason = "refused"
+        self._note_failure(one, one.plan.llm, reason, error)
+        self._choose_next(one)
+        self._plan_call_of_any(one, report.request_id)
+        return one.plan
+
+    def _note_failure(self, one: _Open, llm: str, reason: str, error: EchoError) -> None:
         if isinstance(error, InvalidRequestError):
             # Another LLM may have the context that this one lacks.
             one.refused = one.refused or error
-            reason, note = "refused", "refused the request"
-        elif report.reason == "timeout":
-            reason = "timeout"
-        one.notes.append(f"{name} {note}")
-        logger.warning("LLM %s failed: %s", name, error)
-        self.metrics.degraded(name, reason)
+        one.notes.append(f"{llm} {'refused the request' if reason == 'refused' else 'unavailable'}")
+        logger.warning("LLM %s failed: %s", llm, error)
+        self.metrics.degraded(llm, reason)
+
+    def _choose_next(self, one: _Open) -> None:
+        """Take the next LLM for one that has failed; raises as :meth:`failed` does."""
         if not one.untried:
             if one.refused is not None:
                 self.metrics.failed("invalid")
@@ -272,8 +298,6 @@ class RouterService:
             self.metrics.failed("no_llm")
             raise UnavailableError(f"no LLM answered: {'; '.join(one.notes)}")
         one.choice = self._stand_in_choice(one.x, one.untried.pop(0), one.choice.statistics)
-        self._plan_call(one, report.request_id)
-        return one.plan
 
     def _stand_in_choice(self, x: NDArray[np.float32], llm: str, statistics: int) -> Choice:
         """The choice of the LLM that is asked in place of the chosen one."""

@@ -82,7 +82,8 @@ class LLMChoice:
         gpus: numbers of the GPUs, as ``0,1``.
         memory: share of each GPU's memory; None: 0.9 alone on a GPU; together 0.3 and 0.6.
         context: in tokens; None: what the model can, at most 8,192.
-        template: prompt template; empty: by the tokenizer.
+        template: chat template as in ``llms.chat_template``; empty: the tokenizer's own, or a
+            built-in one that suits it.
         options: more options of the engine.
     """
 
@@ -221,7 +222,7 @@ def _llm(role: str, profile: Profile, options: BuildOptions) -> _LLM:
     if tokenizer != directory:
         values["tokenizer"] = str(tokenizer)
     parsed = read_options(profile.options, values, profile.engine)
-    template = checkpoint.template(choice.template, f"--{role}-template")
+    template = checkpoint.chat_template(choice.template, f"--{role}-template")
     return _LLM(role, checkpoint, context, template, values, parsed)
 
 
@@ -293,8 +294,8 @@ def _settings(
     for llm in llms:
         if end := llm.checkpoint.missing_end(llm.template):
             say(
-                f"warning: {end} ends a turn in the prompt template {llm.template}, but is no "
-                f"eos_token_id of {llm.checkpoint.directory}: answers of the {llm.role} LLM may go "
+                f"warning: {end} ends a turn in the chat template, but is no eos_token_id of "
+                f"{llm.checkpoint.directory}: answers of the {llm.role} LLM may go "
                 "on after it"
             )
     embedding: dict[str, Any] = {"model_dir": "embedder"}
@@ -309,7 +310,7 @@ def _settings(
             "capacity": float(getattr(llm.parsed, profile.batch) * llm.parsed.copies),
             "pool": "gpus" if shared else "",
             "context_length": llm.context,
-            "prompt_template": llm.template,
+            **({"chat_template": llm.template} if llm.template else {}),
             "tokenizer": str(llm.checkpoint.tokenizer),
         }
         for llm in llms

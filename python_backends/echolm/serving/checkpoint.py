@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from echolm.errors import ConfigurationError
-from echolm.llm.templates import TEMPLATES
+from echolm.llm.chat_template import BUILT_IN, load_chat_template
+from echolm.llm.tokenizer_files import read_tokenizer_files
 
 _SIGNS = {
-    "echolm": ("<|system|>", "<|user|>", "<|assistant|>", "<|pad|>", "<|end|>"),
-    "chatml": ("<|im_start|>", "<|im_end|>"),
-    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "echolm": {"<|system|>", "<|user|>", "<|assistant|>", "<|pad|>", "<|end|>"},
+    "chatml": {"<|im_start|>", "<|im_end|>"},
 }
-"""Tokens by which a prompt template is recognised: the tokenizer has all of them. The last ends
-the LLM's turn."""
+"""Tokens by which the built-in template of a checkpoint without one is recognised."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,6 @@ class Checkpoint:
         context_length: most tokens that the model can take.
         num_parameters: approximate number of parameters that are active for a token; 0 if the
             configuration does not tell.
-        templates: prompt templates whose tokens its tokenizer has.
         end_ids: ids of the tokens that end an answer.
         token_ids: ids of the tokenizer's added tokens by their text.
     """
@@ -40,7 +37,6 @@ class Checkpoint:
     built: bool
     context_length: int
     num_parameters: int
-    templates: tuple[str, ...]
     end_ids: frozenset[int]
     token_ids: dict[str, int]
 
@@ -77,36 +73,37 @@ class Checkpoint:
             built=built,
             context_length=_context_length(directory, model),
             num_parameters=0 if built else _num_parameters(model),
-            templates=tuple(name for name, signs in _SIGNS.items() if set(signs) <= set(added)),
             end_ids=_end_ids(folder, config, added),
             token_ids=added,
         )
 
-    def template(self, name: str, option: str) -> str:
-        """The prompt template of that name, or the first whose tokens the tokenizer has.
+    def chat_template(self, chosen: str, option: str) -> str:
+        """The setting ``llms.chat_template``: the chosen one, or empty for the tokenizer's own, or
+        a built-in template if it has none and has that one's tokens.
 
         Args:
-            option: the option that sets the name, for messages.
+            option: the option that chooses, for messages.
 
         Raises:
             ConfigurationError: there is no such template, or none that suits the tokenizer.
         """
-        if name and name not in TEMPLATES:
+        try:
+            if chosen and chosen not in BUILT_IN:
+                chosen = str(Path(chosen).expanduser().resolve())
+            if not chosen and not read_tokenizer_files(self.tokenizer).templates:
+                fitting = [name for name, signs in _SIGNS.items() if signs <= self.token_ids.keys()]
+                chosen = fitting[0] if fitting else ""
+            load_chat_template(chosen, self.tokenizer)
+        except ConfigurationError as error:
             raise ConfigurationError(
-                f"{option}: expected one of {', '.join(TEMPLATES)}, got {name!r}"
-            )
-        if not name and not self.templates:
-            raise ConfigurationError(
-                f"checkpoint {self.directory}: expected a tokenizer with the tokens of one of the "
-                f"prompt templates {', '.join(TEMPLATES)}, got none of them: choose one with "
-                f"{option}, or take an instruction-tuned checkpoint"
-            )
-        return name or self.templates[0]
+                f"checkpoint {self.directory}: {error} (with {option})"
+            ) from error
+        return chosen
 
-    def missing_end(self, template: str) -> str:
+    def missing_end(self, chat_template: str) -> str:
         """The token that ends a turn in the template, if no answer ends with it; else empty."""
-        end = _SIGNS[template][-1]
-        return "" if self.token_ids.get(end) in self.end_ids else end
+        end = load_chat_template(chat_template, self.tokenizer).facts.end
+        return "" if self.token_ids.get(end, -1) in {*self.end_ids, -1} else end
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -18,10 +18,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from echolm.contracts import CORE_MODELS, ModelContract
+from echolm.contracts import CORE_MODELS, ROUTER, ModelContract
 from echolm.errors import ConfigurationError
 from echolm.serving import model_config
 from echolm.settings import Settings
+from echolm.wiring.llms import build_chat_template
 
 GLIBC = (2, 35)
 PYTHONS = ((3, 10), (3, 11), (3, 12))
@@ -185,7 +186,7 @@ def models_in(repositories: Iterable[Path]) -> dict[str, Path]:
 
 
 def check_models(models: Mapping[str, Path], settings: Settings) -> None:
-    """All configured LLMs have a model, and all models have their files."""
+    """All configured LLMs have a model and a chat template, and all models have their files."""
     for llm in settings.llms:
         if llm.model not in models:
             raise ConfigurationError(
@@ -193,6 +194,8 @@ def check_models(models: Mapping[str, Path], settings: Settings) -> None:
                 f"got only {', '.join(sorted(models))}; add its directory with --model-repository, "
                 "or correct llms.triton_model in the configuration"
             )
+        if ROUTER.name in models:
+            build_chat_template(llm)
     for contract in CORE_MODELS:
         if contract.name in models:
             _check_tensors(contract, models[contract.name])

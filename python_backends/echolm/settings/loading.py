@@ -18,6 +18,7 @@ from pydantic_settings import SettingsError
 from echolm.errors import ConfigurationError
 from echolm.settings.environment import ENV_CONFIG, ENV_PREFIX, check_names
 from echolm.settings.schema import Settings
+from echolm.settings.sections import BUILT_IN_CHAT_TEMPLATES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,6 +32,7 @@ RENAMED_KEYS = {
     "examples.max_examples": "examples.max_stored",
     "examples.max_exchange_chars": "examples.max_interaction_chars",
     "examples.tidy_interval_s": "examples.maintenance_interval_s",
+    "llms.prompt_template": "llms.chat_template",
     "judging.max_load": "judging.max_in_flight_llm_requests",
     "judging.max_verdict_tokens": "judging.max_judgement_tokens",
     "replay.max_load": "replay.max_in_flight_llm_requests",
@@ -107,16 +109,20 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     llms = values.get("llms")
     for llm in llms if isinstance(llms, list) else ():
         anchor(llm, "tokenizer")
+        if isinstance(llm, dict) and llm.get("chat_template") not in BUILT_IN_CHAT_TEMPLATES:
+            anchor(llm, "chat_template")
 
 
 def _explain(error: ValidationError, path: Path | str | None) -> str:
     lines = [f"configuration {path or '(environment)'} is not valid:"]
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"]) or "(file)"
-        if (present := RENAMED_KEYS.get(key.lower())) and problem["type"] == "extra_forbidden":
+        # Tables of a list have a number between the section and the key.
+        name = ".".join(part.lower() for part in problem["loc"] if isinstance(part, str))
+        if (present := RENAMED_KEYS.get(name)) and problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: renamed to {present}")
             continue
-        if (why := REMOVED_KEYS.get(key.lower())) and problem["type"] == "extra_forbidden":
+        if (why := REMOVED_KEYS.get(name)) and problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: removed, leave it out: {why}")
             continue
         shown = _PASSWORD.sub("://***@", repr(problem.get("input")))

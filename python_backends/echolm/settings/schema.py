@@ -15,9 +15,17 @@ from echolm.settings.environment import ENV_PREFIX, with_values_of_files
 from echolm.settings.sections import LLMSettings
 
 _DEFAULT_LLMS = (  # both know the demo's workload and nothing else
-    LLMSettings(name="small_llm", cost=0.1, takes_examples=True, can_judge=False),
-    # Two cores are busy with half a dozen requests to the large LLM: more only wait longer.
-    LLMSettings(name="large_llm", cost=1.0, takes_examples=False, can_judge=False, capacity=6.0),
+    LLMSettings(
+        name="small_llm", cost=0.1, takes_examples=True, can_judge=False, chat_template="echolm"
+    ),
+    LLMSettings(
+        name="large_llm",
+        cost=1.0,
+        takes_examples=False,
+        can_judge=False,
+        chat_template="echolm",
+        capacity=6.0,  # two cores are busy with half a dozen requests: more only wait longer
+    ),
 )
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, model_validator
 
 from echolm.contracts import MAX_EXAMPLES
+
+BUILT_IN_CHAT_TEMPLATES = ("echolm", "chatml", "plain")
+"""Values of ``llms.chat_template`` that are no path."""
 
 
 class Section(BaseModel):
@@ -256,6 +259,9 @@ class ExamplesSettings(Section):
 
     enabled: bool = True
     """Whether interactions become examples at all."""
+    format: Literal["turns", "block"] = "turns"
+    """How examples stand in a prompt: `turns` as earlier turns of the conversation, `block` as a
+    block of text in front of the request."""
     from_llms: tuple[str, ...] = ()
     """Names of the LLMs whose answers may become examples; empty means only the strongest."""
     min_response_chars: int = Field(1, ge=1)
@@ -362,11 +368,15 @@ class LLMSettings(Section):
     """Name of the hardware that LLMs share and on which they slow each other."""
     context_length: int = Field(2_048, gt=0)
     """Longest prompt and answer together, in tokens."""
-    prompt_template: str = "echolm"
-    """Chat template of the LLM's prompts: echolm, chatml, llama3 or gemma."""
+    chat_template: str = ""
+    """Chat template of the LLM's prompts: a checkpoint's folder, a .jinja file, or the built-in
+    `echolm` (the shipped pair's), `chatml` or `plain` (base models); empty means the template in
+    the folder of `tokenizer`."""
+    chat_template_args: dict[str, JsonValue] = {}
+    """Variables of the chat template, for example enable_thinking = false."""
     tokenizer: Path | None = None
-    """The LLM's tokenizer.json, with which tokens are counted exactly; without it they are
-    estimated from characters."""
+    """The checkpoint's folder, or the tokenizer.json in it: tokens are counted exactly, and its
+    special tokens escaped in texts; without it tokens are estimated from characters."""
 
     @property
     def model(self) -> str:

@@ -51,6 +51,8 @@ class FrontDoor:
         started = clock()
         retrieved = await self._retrieve(request)
         plan = self.service.plan([(request, retrieved)])[0]
+        if isinstance(plan, Exception):
+            raise plan
         selection_s = clock() - started
         while True:
             call = _Call(plan, on_text, clock, started)

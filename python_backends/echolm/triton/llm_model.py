@@ -91,7 +91,7 @@ class TritonPythonModel:
     def _start(self, request: Any, responder: Responder) -> None:
         inputs = {
             spec.name: array.reshape(-1).tolist()
-            for spec in contracts.LLM_API_INPUTS
+            for spec in contracts.llm(self._name).inputs
             if (array := codec.read(request, spec.name)) is not None
         }
         triton_id = request.request_id()

@@ -115,7 +115,13 @@ class TritonPythonModel:
     async def _plan(self, asked: Sequence[tuple[Responder, list[_Row]]]) -> None:
         try:
             good = [row for _, rows in asked for row in rows if not isinstance(row, Exception)]
-            plans = iter([await self._call_of(plan) for plan in self._service.plan(good)])
+            planned = self._service.plan(good)
+            plans = iter(
+                [
+                    _refused(plan) if isinstance(plan, Exception) else await self._call_of(plan)
+                    for plan in planned
+                ]
+            )
             for responder, rows in asked:
                 results = [
                     _refused(row) if isinstance(row, Exception) else next(plans) for row in rows

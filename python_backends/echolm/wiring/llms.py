@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from echolm.errors import ConfigurationError
 from echolm.judges.base import Judge
 from echolm.judges.grader import GraderJudge, load_grader
 from echolm.judges.llm import LLMJudge, read_prompt
 from echolm.judges.similarity import SimilarityJudge, TextEmbedder
+from echolm.llm.chat_template import ChatTemplate, load_chat_template
 from echolm.llm.endpoint import LLMClient, LLMEndpoint
-from echolm.llm.templates import template
 from echolm.llm.tokens import token_counter
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import Completion, OnText, Sampling
-from echolm.settings import Settings
+from echolm.settings import LLMSettings, Settings
 
 if TYPE_CHECKING:
     from echolm.llm.triton_client import TritonLLMClient
@@ -29,7 +30,11 @@ def build_llm_clients(settings: Settings) -> dict[str, TritonLLMClient]:
     channels, interval_ms = Channels(), settings.limits.stream_interval_ms
     return {
         llm.name: CONTRACTS[llm.contract](
-            channels, llm.url or settings.grpc_url, llm.model, interval_ms
+            channels,
+            llm.url or settings.grpc_url,
+            llm.model,
+            interval_ms,
+            build_chat_template(llm).added_bos,
         )
         for llm in settings.llms
     }
@@ -58,10 +63,22 @@ def build_endpoints(
     clients = build_llm_clients(settings) if clients is None else clients
     return {
         llm.name: LLMEndpoint(
-            llm, clients[llm.name], template(llm.prompt_template), token_counter(llm.tokenizer)
+            llm,
+            clients[llm.name],
+            build_chat_template(llm),
+            token_counter(llm.tokenizer),
+            settings.examples.format,
         )
         for llm in settings.llms
     }
+
+
+def build_chat_template(llm: LLMSettings) -> ChatTemplate:
+    """An LLM's chat template; ConfigurationError if there is none that suits its tokenizer."""
+    try:
+        return load_chat_template(llm.chat_template, llm.tokenizer, llm.chat_template_args)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"LLM {llm.name}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,13 @@ async def second_workload(lab: Lab, seed: int) -> Outcome:
 async def lock_in(lab: Lab, seed: int) -> Outcome:
     """Four LLMs, of which a cheap one is as good as the prior's favourite; all is rated."""
     llms = [
-        {"name": name, "cost": cost, "takes_examples": False, "prior_quality": quality}
+        {
+            "name": name,
+            "cost": cost,
+            "takes_examples": False,
+            "prior_quality": quality,
+            "chat_template": "echolm",
+        }
         for name, cost, quality in (
             ("tiny", 0.01, 0.7),
             ("cheap", 0.034, 0.8),

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from echolm.llm.templates import template
+from echolm.llm.chat_template import load_chat_template
 from echolm.wiring.llms import build_llm_clients
 
 from echolm_lab.experiments.baselines import static_routing, sweep
@@ -107,7 +107,7 @@ async def _fixed(
         build_llm_clients(site.settings.model_copy(update={"grpc_url": site.endpoints.grpc_url}))[
             "small_llm"
         ],
-        template(site.settings.llm("small_llm").prompt_template),
+        load_chat_template(site.settings.llm("small_llm").chat_template, None),
         [(e.item.text, e.response) for e in past],
         site.settings.retrieval.max_examples,
         bench.seed,

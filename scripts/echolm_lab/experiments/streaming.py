@@ -84,7 +84,7 @@ def fronts(
     models = _llm_repository(work / "models", pieces, piece_ms)
     for name in (contracts.ECHOLM_STREAM.name, contracts.ROUTER.name):
         shutil.copytree(_MODELS / "core" / name, models / name)
-    llm = LLMSettings(name=_LLM, cost=1.0, takes_examples=False)
+    llm = LLMSettings(chat_template="echolm", name=_LLM, cost=1.0, takes_examples=False)
     retrieval = settings.retrieval.model_copy(update={"milvus_uri": _NO_MILVUS})
     with contextlib.ExitStack() as running:
         made = []

@@ -6,8 +6,9 @@ import random
 import uuid
 from collections.abc import Sequence
 
+from echolm.conversation import Turn
+from echolm.llm.chat_template import ChatTemplate, few_shot
 from echolm.llm.endpoint import LLMClient
-from echolm.llm.templates import PromptTemplate
 from echolm.primitives import Sampling
 
 from echolm_lab.policies.base import MAX_TOKENS, Reply
@@ -31,7 +32,7 @@ class RandomExamples:
     def __init__(
         self,
         llm: LLMClient,
-        template: PromptTemplate,
+        template: ChatTemplate,
         interactions: Sequence[tuple[str, str]],
         count: int,
         seed: int,
@@ -46,7 +47,7 @@ class RandomExamples:
         drawn = self._rng.sample(self._interactions, self._count)
         completion = await self._llm.generate(
             uuid.uuid4().hex,
-            self._template.render(item.text, drawn),
+            self._template.render(few_shot([Turn("user", item.text)], drawn)),
             Sampling(max_tokens=MAX_TOKENS),
             None,
         )

@@ -77,7 +77,7 @@ class RequestOutput:
         self._model = llm._model
         seed = 0 if params._greedy_decoding else params.seed or 0  # the default is no random one
         self._left = self._model.answer(prompt, 0 if params._greedy_decoding else 1, seed)
-        self._word = self._model.tokenizer.decode(prompt[:1])
+        self._word = self._model.tokenizer.first_word(prompt)
         self._aborted = False
         self.prompt_token_ids = prompt
         self.cached_tokens = self._model.cached(prompt) if llm.cache.enable_block_reuse else 0
@@ -204,7 +204,7 @@ class LLM:
     ) -> RequestOutput:
         if self._executor is None or self._executor.is_shutdown():
             raise RuntimeError("LLM is shutting down")
-        if self._model.tokenizer.decode(inputs[:1]) == "refuse":
+        if self._model.tokenizer.first_word(inputs) == "refuse":
             raise ValueError("told to refuse")
         return RequestOutput(self, inputs, sampling_params or SamplingParams(), streaming)
 

@@ -73,16 +73,23 @@ class Subject:
     Attributes:
         context: its context length in tokens.
         slow: a prompt whose answer takes seconds.
+        bos: what its tokenizer puts in front of a text.
     """
 
     engine: LLMEngine
     context: int
     slow: str = PROMPT
+    bos: str = ""
     slow_sampling: dict[str, Any] = field(default_factory=dict)
     numbers: int = 0
 
     def ask(
-        self, prompt: str = PROMPT, streaming: bool = False, logprobs: bool = False, **sampling: Any
+        self,
+        prompt: str = PROMPT,
+        streaming: bool = False,
+        logprobs: bool = False,
+        add_special_tokens: bool = True,
+        **sampling: Any,
     ) -> Answer:
         self.numbers += 1
         answer = Answer()
@@ -92,6 +99,7 @@ class Subject:
             Sampling(**{"max_tokens": 24, **sampling}),
             streaming,
             logprobs,
+            add_special_tokens,
         )
         self.engine.submit(request, answer)
         return answer
@@ -123,7 +131,7 @@ def make(name: str, model_dir: Path, patch: pytest.MonkeyPatch) -> Subject:
     (model_dir / "config.json").write_text('{"max_position_embeddings": 512}')
     number, _, of = name.rpartition(" of ")
     options = {"copies": "3"} if number else {}
-    return Subject(create_engine(of, model_dir, options), 512, slow=f"slowly {PROMPT}")
+    return Subject(create_engine(of, model_dir, options), 512, f"slowly {PROMPT}", "<s> ")
 
 
 def use_standins(patch: pytest.MonkeyPatch) -> None:
@@ -163,6 +171,14 @@ def test_a_whole_answer_is_one_chunk_with_its_counts(subject: Subject) -> None:
     assert 0 < answer.last.num_output_tokens <= 24
     assert answer.last.cumulative_logprob is None
     assert answer.last.stop_reason is None
+
+
+def test_a_prompt_that_has_its_special_tokens_gets_no_more(subject: Subject) -> None:
+    added = subject.ask().wait().last.num_input_tokens
+    given = subject.ask(subject.bos + PROMPT, add_special_tokens=False).wait().last
+    assert given.num_input_tokens == added
+    bare = subject.ask(add_special_tokens=False).wait().last
+    assert bare.num_input_tokens == added - len(subject.bos.split())
 
 
 def test_a_stream_gives_the_same_text_in_pieces(subject: Subject) -> None:

@@ -23,6 +23,7 @@ def test_defaults_are_greedy_one_chunk_and_echo() -> None:
     assert request.generation.sampling.temperature == 0
     assert not request.generation.streaming
     assert request.echo
+    assert request.generation.add_special_tokens
     assert not request.return_finish_reason
 
 
@@ -39,11 +40,13 @@ def test_all_inputs_arrive() -> None:
         sampling_param_presence_penalty=-0.5,
         sampling_param_best_of=1,
         sampling_param_exclude_input_from_output=True,
+        sampling_param_add_special_tokens=False,
         return_finish_reason=True,
         return_stop_reason=True,
         return_cumulative_logprob=True,
     )
     assert request.generation.streaming
+    assert not request.generation.add_special_tokens
     assert request.generation.sampling == Sampling(
         7, 0.5, 0.25, 3, 2**64 - 1, ("\n", "é"), 0.5, -0.5
     )

@@ -55,8 +55,8 @@ class Service:
 
     def __post_init__(self) -> None:
         pair = (
-            LLMSettings(name="small", cost=0.1, takes_examples=True),
-            LLMSettings(name="large", cost=1.0, takes_examples=False),
+            LLMSettings(chat_template="echolm", name="small", cost=0.1, takes_examples=True),
+            LLMSettings(chat_template="echolm", name="large", cost=1.0, takes_examples=False),
         )
         settings = Settings(llms=pair)
         self.rng = random.Random(self.seed)

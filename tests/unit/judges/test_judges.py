@@ -11,7 +11,7 @@ from echolm.errors import ConfigurationError, UnavailableError
 from echolm.judges.grader import GraderJudge, load_grader
 from echolm.judges.llm import LLMJudge, read_prompt
 from echolm.judges.similarity import SimilarityJudge
-from echolm.llm.templates import template
+from echolm.llm.chat_template import load_chat_template
 from echolm.llm.tokens import EstimatedTokens
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import Sampling
@@ -58,7 +58,7 @@ async def test_nothing_is_not_embedded(answer: str, reference: str, score: float
 
 def llm_judge(reply: Callable[[str], str]) -> tuple[LLMJudge, FakeLLM]:
     llm = FakeLLM(reply=reply)
-    return LLMJudge(llm, template("chatml"), EstimatedTokens()), llm
+    return LLMJudge(llm, load_chat_template("chatml", None), EstimatedTokens()), llm
 
 
 def prefers(better: str) -> Callable[[str], str]:
@@ -170,8 +170,8 @@ def test_a_grader_that_is_not_there_stops_the_start(name: str, message: str) -> 
 
 
 PAIR = (
-    LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
-    LLMSettings(name="large_llm", cost=1.0, takes_examples=False),
+    LLMSettings(chat_template="echolm", name="small_llm", cost=0.1, takes_examples=True),
+    LLMSettings(chat_template="echolm", name="large_llm", cost=1.0, takes_examples=False),
 )
 
 

@@ -45,7 +45,7 @@ async def judge_all(scale: Any = "absolute", **judging: Any) -> MemoryEventLog:
     settings = Settings.model_validate(
         {
             "llms": [
-                {"name": name, "cost": cost, "takes_examples": False}
+                {"name": name, "cost": cost, "takes_examples": False, "chat_template": "echolm"}
                 for name, cost in zip(LLMS, (0.1, 0.5, 1.0), strict=True)
             ],
             "judging": {"kind": "grader", "grader": "a:b", "max_concurrent": 5_000, **judging},

@@ -224,7 +224,7 @@ async def test_a_comparison_is_a_preference_with_what_the_better_answer_has_won(
 
 async def test_of_several_llms_one_is_drawn_by_the_routers_confidence() -> None:
     llms = tuple(
-        LLMSettings(name=name, cost=cost, takes_examples=cost < 3)
+        LLMSettings(chat_template="echolm", name=name, cost=cost, takes_examples=cost < 3)
         for name, cost in (("a", 1.0), ("b", 2.0), ("c", 3.0))
     )
     setup = Setup(llms=llms, max_concurrent=1000)
@@ -316,7 +316,7 @@ async def test_it_is_asked_only_for_what_is_not_known_yet(examples: tuple[Select
 
 
 THREE = tuple(
-    LLMSettings(name=name, cost=cost, takes_examples=cost < 2)
+    LLMSettings(chat_template="echolm", name=name, cost=cost, takes_examples=cost < 2)
     for name, cost in (("a", 1.0), ("b", 2.0), ("c", 3.0))
 )
 

@@ -15,7 +15,7 @@ from echolm import contracts
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.llm.inflight_batcher import InflightBatcherClient
 from echolm.llm.llmapi import LLMAPIClient
-from echolm.llm.triton_client import Channels, remote_error
+from echolm.llm.triton_client import Channels, TritonLLMClient, remote_error
 from echolm.primitives import Completion, Sampling
 from echolm.settings import LLMSettings, Settings
 from echolm.wiring.llms import build_llm_clients
@@ -23,7 +23,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 Answer = Callable[[service_pb2.ModelInferRequest, Any], AsyncIterator[Any]]
-INPUTS = {tensor.name: tensor for tensor in contracts.LLM_API_INPUTS}
+INPUTS = {tensor.name: tensor for tensor in contracts.llm("").inputs}
 OUTPUTS = {t.name: t for t in (*contracts.LLM_API_OUTPUTS, *contracts.TOKEN_COUNTS)}
 NUMPY = {"BOOL": np.bool_, "FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64}
 SAMPLING = Sampling(max_tokens=16)
@@ -213,9 +213,31 @@ async def test_a_request_has_the_contracts_tensors(server: Server, llm: LLMAPICl
         "sampling_param_stop": ["end", "«ün»"],
         "sampling_param_exclude_input_from_output": [True],
         "return_finish_reason": [True],
+        "sampling_param_add_special_tokens": [False],
     }
     required = {tensor.name for tensor in contracts.LLM_API_INPUTS if not tensor.optional}
     assert required <= set(sent(request))
+
+
+@pytest.mark.parametrize("kind", [LLMAPIClient, InflightBatcherClient])
+async def test_a_prompts_bos_is_taken_off_where_the_servers_tokenizer_adds_it(
+    server: Server, kind: type[TritonLLMClient]
+) -> None:
+    names = [name for name in kind.inputs if name != "sampling_param_add_special_tokens"]
+    server.servicer.config = configuration(names, ["text_output"])
+    for added_bos in ("<s>", ""):
+        llm = kind(Channels(), server.url, "nvidias", added_bos=added_bos)
+        await llm.generate("r", "<s><s>hi", SAMPLING, None)
+    texts = [request.raw_input_contents[0][4:] for request in server.servicer.requests]
+    assert texts == [b"<s>hi", b"<s><s>hi"]
+
+
+async def test_our_tokenizer_is_told_that_the_prompt_has_its_bos(server: Server) -> None:
+    llm = LLMAPIClient(Channels(), server.url, "small_llm", added_bos="<s>")
+    await llm.generate("r", "<s>hi", SAMPLING, None)
+    [request] = server.servicer.requests
+    assert sent(request)["text_input"] == ["<s>hi"]
+    assert sent(request)["sampling_param_add_special_tokens"] == [False]
 
 
 async def test_seed_and_stop_words_are_sent_only_when_given(
@@ -532,9 +554,14 @@ async def test_each_configured_llm_is_called_by_its_model_at_its_address(server:
     settings = Settings(
         grpc_url=server.url,
         llms=(
-            LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
+            LLMSettings(chat_template="echolm", name="small_llm", cost=0.1, takes_examples=True),
             LLMSettings(
-                name="big", triton_model="llama", url=other.url, cost=1.0, takes_examples=False
+                chat_template="echolm",
+                name="big",
+                triton_model="llama",
+                url=other.url,
+                cost=1.0,
+                takes_examples=False,
             ),
         ),
     )

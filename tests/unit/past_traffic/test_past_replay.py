@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 D = 4
 SETTINGS = Settings(
     llms=(
-        LLMSettings(name="small_llm", cost=0.1, takes_examples=True),
-        LLMSettings(name="large_llm", cost=1.0, takes_examples=False),
+        LLMSettings(chat_template="echolm", name="small_llm", cost=0.1, takes_examples=True),
+        LLMSettings(chat_template="echolm", name="large_llm", cost=1.0, takes_examples=False),
     ),
     judging=JudgingSettings(kind="similarity"),
     retrieval=RetrievalSettings(utility="similarity", adaptive_utility_threshold=False),

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm.bandit.features import DIMENSION, HAS_EXAMPLES
+from echolm.conversation import Turn
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.examples.admission import AdmissionPolicy
 from echolm.learning.logistic import GaussianWeights
 from echolm.learning.request_statistics import fit
 from echolm.learning.tokens import FeedbackTokens
+from echolm.llm.chat_template import ChatTemplate
 from echolm.load.bias import LoadBias
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import (
@@ -378,6 +380,60 @@ async def test_a_request_that_every_llm_refuses_is_invalid(setup: Setup) -> None
     assert setup.metrics.log[-1] == ("failed", "invalid")
 
 
+NO_GREETING = (
+    "{% if messages[0].role == 'assistant' %}{{ raise_exception('begin with a user') }}{% endif %}"
+    "{% for message in messages %}{{ message.content }}{% endfor %}"
+)
+
+
+def greeted(setup: Setup, **values: Any) -> Request:
+    """A request after an assistant's greeting, in front of which no examples are put."""
+    values = {"text": "hi", "cache_control": "no-examples", **values}
+    history = (Turn("assistant", "How can I help?"),)
+    return replace(build_request(setup.settings, **values), history=history)
+
+
+def with_chat_template(setup: Setup, *names: str) -> None:
+    """Give LLMs a chat template that refuses conversations which an assistant begins."""
+    template = ChatTemplate({"default": NO_GREETING})
+    setup.service.endpoints = {
+        name: replace(endpoint, template=template) if name in names else endpoint
+        for name, endpoint in setup.service.endpoints.items()
+    }
+
+
+async def test_a_conversation_that_a_chat_template_refuses_goes_to_another_llm(
+    setup: Setup,
+) -> None:
+    with_chat_template(setup, "small_llm")
+    answer = await setup.front_door.answer(greeted(setup, llm="small_llm"))
+    assert (answer.llm, answer.degraded) == ("large_llm", "small_llm refused the request")
+    assert setup.metrics.log[0] == ("degraded", "small_llm", "refused")
+    assert setup.load.in_flight("small_llm") == setup.load.in_flight("large_llm") == 0
+
+
+async def test_a_conversation_that_no_chat_template_takes_is_refused_and_others_are_not(
+    setup: Setup,
+) -> None:
+    with_chat_template(setup, "small_llm", "large_llm")
+    requests = [build_request(setup.settings, text=f"request {k}") for k in range(3)]
+    requests[1] = greeted(setup)
+    plans = setup.service.plan([(request, Retrieved()) for request in requests])
+    assert [isinstance(plan, Exception) for plan in plans] == [False, True, False]
+    with pytest.raises(InvalidRequestError, match=r"messages: expected .*got begin with a user"):
+        await setup.front_door.answer(requests[1])
+    assert setup.metrics.log[-1] == ("failed", "invalid")
+    assert setup.service.in_flight == 2
+
+
+async def test_the_chat_template_of_a_stand_in_counts_too(setup: Setup) -> None:
+    with_chat_template(setup, "large_llm")
+    setup.llms["small_llm"].error = UnavailableError("down")
+    with pytest.raises(InvalidRequestError, match="begin with a user"):
+        await setup.front_door.answer(greeted(setup, llm="small_llm"))
+    assert setup.service.in_flight == 0
+
+
 async def test_a_refusal_counts_more_than_an_outage(setup: Setup) -> None:
     setup.llms["small_llm"].error = ContextLengthError("prompt: too long")
     setup.llms["large_llm"].error = UnavailableError("down")
@@ -482,8 +538,8 @@ async def test_load_moves_requests_off_the_strongest_llm(setup: Setup) -> None:
 
 async def test_a_token_names_the_llms_revision() -> None:
     llms = (
-        LLMSettings(name="a", cost=1, takes_examples=False, revision="2"),
-        LLMSettings(name="b", cost=2, takes_examples=False),
+        LLMSettings(chat_template="echolm", name="a", cost=1, takes_examples=False, revision="2"),
+        LLMSettings(chat_template="echolm", name="b", cost=2, takes_examples=False),
     )
     setup = Setup(Settings(llms=llms))
     tokens = [(await setup.ask(llm=name)).feedback_token for name in ("a", "b")]
@@ -492,7 +548,7 @@ async def test_a_token_names_the_llms_revision() -> None:
 
 def test_a_prior_of_more_ratings_is_narrower() -> None:
     def std(**values: Any) -> float:
-        llm = LLMSettings(name="a", cost=1, takes_examples=False, **values)
+        llm = LLMSettings(chat_template="echolm", name="a", cost=1, takes_examples=False, **values)
         featurizer, bandit = build_bandit(Settings(llms=(llm,)))
         return bandit.arms["a"].predict(featurizer("t" * 147, None, []))[1]
 
@@ -579,8 +635,20 @@ async def test_a_failing_example_manager_is_counted_and_harms_no_answer(setup: S
 
 def short_context(tokens: int) -> Setup:
     llms: Sequence[LLMSettings] = (
-        LLMSettings(name="small_llm", cost=0.1, takes_examples=True, context_length=tokens),
-        LLMSettings(name="large_llm", cost=1, takes_examples=False, context_length=tokens),
+        LLMSettings(
+            chat_template="echolm",
+            name="small_llm",
+            cost=0.1,
+            takes_examples=True,
+            context_length=tokens,
+        ),
+        LLMSettings(
+            chat_template="echolm",
+            name="large_llm",
+            cost=1,
+            takes_examples=False,
+            context_length=tokens,
+        ),
     )
     return Setup(Settings(llms=tuple(llms)))
 
@@ -602,7 +670,7 @@ async def test_examples_that_do_not_fit_beside_the_answer_are_dropped_least_usef
 
 async def test_several_llms_are_tried_default_first_then_the_strongest() -> None:
     llms = tuple(
-        LLMSettings(name=name, cost=cost, takes_examples=False)
+        LLMSettings(chat_template="echolm", name=name, cost=cost, takes_examples=False)
         for name, cost in (("a", 1.0), ("b", 3.0), ("c", 2.0), ("d", 4.0))
     )
     setup = Setup(Settings(llms=llms, routing={"default_llm": "c"}))

@@ -12,6 +12,7 @@ from echolm import contracts
 from echolm.cli import main as cli
 from echolm.embedding import minilm
 from echolm.engines.options import read_options
+from echolm.errors import ConfigurationError
 from echolm.serving import ServeOptions, preflight
 from echolm.serving.build import PROFILES, built_root
 from echolm.serving.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ from echolm.serving.serve import model_repositories
 from echolm.settings.loading import load_settings
 from echolm_client.cli import exit_codes
 from google.protobuf import text_format
+from tokenizers import Tokenizer, models
 from tritonclient.grpc import model_config_pb2
 
 CHATML = {"<|im_start|>": 10, "<|im_end|>": 11}
@@ -40,8 +42,10 @@ def checkpoint(
     """A folder as a checkpoint has it, without weights."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
-    tokens = [{"content": text, "id": number} for text, number in (added or CHATML).items()]
-    (directory / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    tokens = added or CHATML
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, **tokens}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(tokens))
+    tokenizer.save(str(directory / "tokenizer.json"))
     for name, content in files.items():
         (directory / f"{name}.json").write_text(json.dumps(content))
     return directory
@@ -92,7 +96,7 @@ def build(small: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def parameters(output: Path, llm: str) -> dict[str, str]:
     (file,) = output.glob(f"*/{llm}/config.pbtxt")
     config = text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
-    assert {t.name for t in config.input} == {t.name for t in contracts.LLM_API_INPUTS}
+    assert {t.name for t in config.input} == {t.name for t in contracts.llm("").inputs}
     return {key: value.string_value for key, value in config.parameters.items()}
 
 
@@ -121,7 +125,7 @@ def test_what_is_written_is_what_serve_takes(
         assert getattr(parsed, known.context) == llm.context_length
         assert getattr(parsed, known.batch) == llm.capacity
         assert llm.tokenizer == model / "tokenizer.json"
-        assert (llm.prompt_template, llm.revision) == ("chatml", model.name)
+        assert (llm.chat_template, llm.revision) == ("chatml", model.name)
         assert (llm.prior_quality, llm.prior_ratings) == (None, None)  # it cannot know them
     assert (settings.judging.kind, settings.judge_llm.name) == ("llm", "large_llm")
     assert settings.judging.sample_share == 0.01
@@ -234,7 +238,7 @@ def test_options_of_the_engines_are_passed_on(build: Any) -> None:
         (["--small-context=40000"], "--small-context: expected 1 to 32768"),
         (["--processes=0"], "--processes: expected 1 or more, got 0"),
         (["--large-context=0"], "--large-context: expected 1 to 4096"),
-        (["--small-template=alpaca"], "--small-template: expected one of .*chatml.* 'alpaca'"),
+        (["--small-template=alpaca"], "expected .* one of .*chatml.*alpaca.*--small-template"),
         (["--set=max_seqs=3"], "expected options among .*'max_seqs'"),
         (["--small-set=max_model_len=9"], "as --small-context"),
         (["--large-gpus=a"], "gpus: expected numbers"),
@@ -263,7 +267,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ("config.json", "{}", "expected the context length as max_position_embeddings"),
         ("config.json", None, "config.json: expected a readable file"),
         ("tokenizer.json", None, "tokenizer.json, got no such file"),
-        ("tokenizer.json", "{}", "prompt templates .* --small-template"),
+        ("tokenizer.json", "{}", "got none; set .* --small-template"),
+        ("tokenizer.json", '{"a": 1}', "expected a tokenizer of the tokenizers library"),
     ],
 )
 def test_a_checkpoint_that_says_too_little_is_refused(
@@ -296,28 +301,46 @@ def test_answers_that_would_not_end_are_warned_of(build: Any, small: Path) -> No
     (small / "config.json").write_text(json.dumps({**SMALL, "eos_token_id": 2}))
     status, messages, _ = build()
     assert status == 0
-    assert "warning: <|im_end|> ends a turn in the prompt template chatml" in messages
+    assert "warning: <|im_end|> ends a turn in the chat template" in messages
 
 
 def test_a_small_llm_that_is_no_smaller_is_warned_of(build: Any, large: Path) -> None:
     assert "warning: the small LLM is no smaller" in build(f"--small={large}")[1]
 
 
+def test_a_checkpoints_own_chat_template_is_taken(build: Any, small: Path) -> None:
+    (small / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    status, messages, output = build()
+    assert status == 0, messages
+    llms = load_settings(output / "echolm.toml")
+    assert llms.llm("small_llm").chat_template == ""
+    assert llms.llm("large_llm").chat_template == "chatml"
+
+
 @pytest.mark.parametrize(
     ("added", "template"),
     [
         (CHATML, "chatml"),
-        ({"<|start_header_id|>": 1, "<|end_header_id|>": 2, "<|eot_id|>": 3}, "llama3"),
-        ({"<start_of_turn>": 1, "<end_of_turn>": 2}, "gemma"),
         # Phi's tokens are nearly those of the demo pair, its turns are others.
         ({"<|system|>": 1, "<|user|>": 2, "<|assistant|>": 3, "<|end|>": 4}, None),
     ],
 )
-def test_the_prompt_template_is_known_by_the_tokenizer(
+def test_without_one_a_built_in_template_is_known_by_the_tokenizer(
     tmp_path: Path, added: dict[str, int], template: str | None
 ) -> None:
     read = Checkpoint.read(checkpoint(tmp_path / "one", SMALL, added))
-    assert read.templates == ((template,) if template else ())
+    if template is None:
+        with pytest.raises(ConfigurationError, match=r"got none; set .*plain \(with --small"):
+            read.chat_template("", "--small-template")
+    else:
+        assert read.chat_template("", "--small-template") == template
+
+
+def test_a_template_whose_markers_are_no_tokens_is_refused(build: Any) -> None:
+    status, messages, _ = build("--small-template=echolm")
+    assert status == exit_codes.USAGE
+    assert "expected markers that are tokens" in messages
+    assert "<|assistant|>" in messages
 
 
 def test_all_places_that_name_the_end_of_an_answer_count(tmp_path: Path) -> None:

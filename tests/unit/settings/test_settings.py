@@ -175,7 +175,8 @@ def test_a_wrong_key_or_value_stops_the_start(file: Path, text: str, message: st
 def test_the_former_name_of_a_key_gets_told_the_present_one(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "[routing]\nexchange_rate = 0.1\n[examples]\nmax_examples = 5\n"
+    text = f"[routing]\nexchange_rate = 0.1\n[examples]\nmax_examples = 5\n{LLMS}"
+    text += "prompt_template = 'chatml'\n"
     monkeypatch.setenv("ECHOLM_RETRIEVAL__THRESHOLD", "0.4")
     with pytest.raises(ConfigurationError) as caught:
         load_settings(write(file, text))
@@ -183,12 +184,25 @@ def test_the_former_name_of_a_key_gets_told_the_present_one(
     assert "routing.exchange_rate: renamed to routing.cost_weight" in message
     assert "examples.max_examples: renamed to examples.max_stored" in message
     assert "retrieval.threshold: renamed to retrieval.utility_threshold" in message
+    assert "llms.1.prompt_template: renamed to llms.chat_template" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("chatml", "chatml"), ("models/a", "{folder}/models/a"), ("t.jinja", "{folder}/t.jinja")],
+)
+def test_a_chat_template_is_a_path_unless_it_is_built_in(
+    file: Path, value: str, expected: str
+) -> None:
+    settings = load_settings(write(file, f"{LLMS}chat_template = '{value}'\n"))
+    assert settings.llm("b").chat_template == expected.format(folder=file.parent.resolve())
 
 
 def test_every_renamed_key_is_a_key_no_more_and_its_new_name_is_one() -> None:
     def known(name: str) -> bool:
         section, key = name.split(".")
-        return key in type(getattr(Settings(), section)).model_fields
+        value = getattr(Settings(), section)
+        return key in type(value[0] if section == "llms" else value).model_fields
 
     assert not [former for former in (*RENAMED_KEYS, *REMOVED_KEYS) if known(former)]
     assert all(known(present) for present in RENAMED_KEYS.values())

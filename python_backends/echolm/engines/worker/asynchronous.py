@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -44,7 +45,7 @@ class AsyncBackend(Protocol):
     Attributes:
         name: what messages call the engine.
         context_length: most tokens of prompt and answer together.
-        tokenizer: its ``encode(prompt)`` gives token ids, special tokens included. It runs in
+        tokenizer: its ``encode(prompt, add_special_tokens=...)`` gives token ids. It runs in
             another thread.
     """
 
@@ -173,7 +174,8 @@ class AsyncWorker:
     async def _encode(self, request: GenerationRequest) -> list[int]:
         limit, max_tokens = self._backend.context_length, request.sampling.max_tokens
         check_context_length(limit, max_tokens)  # Don't tokenize for nothing.
-        encode = self._backend.tokenizer.encode
+        special = request.add_special_tokens
+        encode = partial(self._backend.tokenizer.encode, add_special_tokens=special)
         ids = list(await self._loop.run_in_executor(self._encoder, encode, request.prompt))
         check_context_length(limit, max_tokens, len(ids))
         return ids

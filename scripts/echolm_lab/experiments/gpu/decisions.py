@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from echolm.conversation import Turn
 from echolm.errors import ConfigurationError
-from echolm.llm.templates import template
+from echolm.llm.chat_template import few_shot, load_chat_template
 from echolm.serving.serve import ServeOptions, running_server
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
@@ -68,11 +69,11 @@ class Decisions:
             salt: a system prompt; under different ones prompts share no prefix, so that no
                 setting finds what another has left in the cache.
         """
-        render = template("echolm").render
+        render = load_chat_template("echolm", None).render
         chosen = self._chosen[_key(count, order)] if count else [[]] * len(self._chosen["1 prefix"])
         for item, ids in zip(self._items, chosen, strict=False):
             examples = [(self._past[i - 1].item.text, self._past[i - 1].response) for i in ids]
-            yield render(item.text, examples, salt)
+            yield render(few_shot([Turn("user", item.text)], examples, salt))
 
 
 def write_decisions(file: Path, chosen: Mapping[tuple[int, str], Sequence[Sequence[int]]]) -> None:

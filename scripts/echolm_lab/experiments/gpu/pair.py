@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 
+from echolm.conversation import Turn
 from echolm.engines import create_engine
-from echolm.llm.templates import template
+from echolm.llm.chat_template import load_chat_template
 from echolm.primitives import Sampling
 
 from echolm_lab.experiments.engine_load import answer_all
@@ -65,10 +66,10 @@ def past(options: argparse.Namespace) -> None:
         print(f"{file} is there already")
         return
     items = past_items(options.count)
-    render = template("echolm").render
+    render = load_chat_template("echolm", None).render
     engine = create_engine("vllm", options.work / "pair" / "large", engine_options(options))
     try:
-        prompts = [render(item.text, ()) for item in items]
+        prompts = [render([Turn("user", item.text)]) for item in items]
         answers = answer_all(engine, prompts, Sampling(max_tokens=MAX_TOKENS), 512)
     finally:
         engine.close()

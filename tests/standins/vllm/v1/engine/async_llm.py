@@ -133,7 +133,7 @@ class AsyncLLM:
         ids = prompt["prompt_token_ids"]
         if len(ids) >= self.model_config.max_model_len:
             raise ValueError(f"The decoder prompt (length {len(ids)}) is longer than the model's")
-        word = self._model.tokenizer.decode(ids[:1])
+        word = self._model.tokenizer.first_word(ids)
         if word == "refuse":
             raise ValueError("told to refuse")
         state = _State(request_id, ids, sampling_params, self._model.cached(ids))
