@@ -27,14 +27,12 @@ class GenerationRequest:
         request_id: unique among the requests in flight.
         prompt: the whole prompt; the engine applies no template.
         streaming: whether the text comes in pieces; otherwise there is one chunk, at the end.
-        logprobs: whether the caller wants ``cumulative_logprob``, which costs a softmax per token.
     """
 
     request_id: str
     prompt: str
     sampling: Sampling = field(default_factory=Sampling)
     streaming: bool = False
-    logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,8 @@ class GenerationChunk:
         cumulative_logprob: natural log of the probability of the tokens so far; None unless
             the request asked for it and the engine gives it.
         stop_reason: the stop word that ended the answer; None if none did.
+        token_logprobs: natural log of the probability of each token since the chunk before; empty
+            as ``cumulative_logprob`` is None.
     """
 
     text: str
@@ -56,6 +56,7 @@ class GenerationChunk:
     num_output_tokens: int
     cumulative_logprob: float | None = None
     stop_reason: str | None = None
+    token_logprobs: tuple[float, ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -77,7 +78,7 @@ def gathered(
 
     The first chunk, the last and an exception go on at once, after what has gathered.
     """
-    chunks = Gatherer[GenerationChunk](on_chunk, _joined, interval_s, call_later)
+    chunks = Gatherer[GenerationChunk](on_chunk, joined, interval_s, call_later)
 
     def take(event: GenerationChunk | Exception) -> None:
         if isinstance(event, Exception):
@@ -91,9 +92,14 @@ def gathered(
     return take if interval_s > 0 else on_chunk
 
 
-def _joined(chunks: Sequence[GenerationChunk]) -> GenerationChunk:
-    """Counts and reasons are of the whole answer so far, so the newest chunk's hold."""
-    return replace(chunks[-1], text="".join(chunk.text for chunk in chunks))
+def joined(chunks: Sequence[GenerationChunk]) -> GenerationChunk:
+    """One chunk of several, in order.
+
+    Counts and reasons are of the whole answer so far, so the newest chunk's hold.
+    """
+    text = "".join(chunk.text for chunk in chunks)
+    logprobs = tuple(logprob for chunk in chunks for logprob in chunk.token_logprobs)
+    return replace(chunks[-1], text=text, token_logprobs=logprobs)
 
 
 @dataclass(frozen=True)

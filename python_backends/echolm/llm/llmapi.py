@@ -15,6 +15,11 @@ from echolm.llm.triton_client import (
 )
 from echolm.primitives import Sampling
 
+_SAMPLING_PARAMS = frozenset(
+    ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "bad_words")
+)
+"""Optional inputs of ``echolm`` that are parameters of the sampling here."""
+
 
 class LLMAPIClient(TritonLLMClient):
     """Calls our own LLM model or NVIDIA's ``llmapi``.
@@ -25,7 +30,7 @@ class LLMAPIClient(TritonLLMClient):
     """
 
     contract = "llmapi"
-    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.LLM_API_INPUTS}
+    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.ALL_LLM_API_INPUTS}
 
     def input_values(
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
@@ -40,14 +45,19 @@ class LLMAPIClient(TritonLLMClient):
         values |= {f"sampling_param_{k}": [v] for k, v in sampling_values(sampling).items()}
         if sampling.stop and _is_ours(signature):
             values["sampling_param_stop"] = sampling.stop
+        if sampling.logprobs:
+            values["return_cumulative_logprob"] = [True]
         return values
+
+    def tensor_of(self, name: str) -> str:
+        return f"sampling_param_{name}" if name in _SAMPLING_PARAMS else name
 
     def can_gather(self, signature: ModelSignature) -> bool:
         return _is_ours(signature)
 
     def reading(self, sampling: Sampling, signature: ModelSignature) -> Reading:
         if _is_ours(signature):
-            return Reading()
+            return Reading(logprobs=sampling.logprobs)
         return Reading(stop=sampling.stop, cumulative=True)
 
 

@@ -45,9 +45,8 @@ def test_all_inputs_arrive() -> None:
     )
     assert request.generation.streaming
     assert request.generation.sampling == Sampling(
-        7, 0.5, 0.25, 3, 2**64 - 1, ("\n", "é"), 0.5, -0.5
+        7, 0.5, 0.25, 3, 2**64 - 1, ("\n", "é"), 0.5, -0.5, logprobs=True
     )
-    assert request.generation.logprobs
     assert not request.echo
     assert request.return_finish_reason
     assert request.return_stop_reason
