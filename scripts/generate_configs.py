@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from echolm.contracts import ModelContract, Tensor
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 BEGIN = "# Generated from echolm/contracts.py by scripts/generate_configs.py:\n"
 END = "# End of the generated part.\n"
+_ENGINE = re.compile(r'key: "engine"\s+value:? *{\s*string_value: "(\w+)"')
 _CONTRACTS = {contract.name: contract for contract in (*contracts.CORE_MODELS, contracts.EMBEDDER)}
 
 
-def contract_of(model: str) -> ModelContract:
+def contract_of(file: Path) -> ModelContract:
     """The contract of a model of the repository; what is no model of ours is an LLM."""
-    return _CONTRACTS.get(model) or contracts.llm(model)
+    model = file.parent.name
+    engine = _ENGINE.search(file.read_text(encoding="utf-8"))
+    return _CONTRACTS.get(model) or contracts.llm(model, engine[1] if engine else "")
 
 
 def _entry(tensor: Tensor) -> str:
@@ -56,7 +60,7 @@ def main() -> int:
     outdated = 0
     for file in sorted(REPOSITORY.glob("*/*/config.pbtxt")):
         text = file.read_text(encoding="utf-8")
-        new = renewed(text, contract_of(file.parent.name))
+        new = renewed(text, contract_of(file))
         if new is None or new == text:
             continue
         outdated += 1

@@ -114,6 +114,18 @@ ENSEMBLE_OUTPUTS: Tensors = {
     "num_input_tokens": ("INT32", (1,)),
     "num_output_tokens": ("INT32", (1,)),
 }
+BLS_INPUTS: Tensors = {
+    **ENSEMBLE_INPUTS,
+    "image_input": ("FP16", (-1, 3, -1, -1)),
+    "image_bytes_input": ("UINT8", (-1, -1, -1, -1)),
+    "image_url_input": ("BYTES", (1,)),
+    "video_bytes_input": ("UINT8", (-1, -1, -1, -1)),
+    "num_draft_tokens": ("INT32", (1,)),
+    "use_draft_logits": ("BOOL", (1,)),
+}
+"""Of ``inflight_batcher_llm/tensorrt_llm_bls``, which NVIDIA's end-to-end client calls as well."""
+EARLIER_INPUTS: Tensors = {"min_length": ("INT32", (1,)), "random_seed": ("UINT64", (1,))}
+"""Of the ensemble of earlier releases; genai-perf still sends ``min_length``."""
 COUNTS = ("return_num_input_tokens", "return_num_output_tokens")
 """Inputs that older releases of the ensemble do not have."""
 

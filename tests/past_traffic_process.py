@@ -78,6 +78,9 @@ class SmallLLM:
         await asyncio.sleep(random.uniform(0.0, 0.02))
         return Completion(request_id, "stop", 10, 10)
 
+    def lacks(self, sampling: Sampling) -> Sequence[str]:
+        return ()
+
 
 def opened(path: Path, chosen: Settings) -> tuple[PastLog, list[Logged]]:
     """The log, and what is sampled of it: a quarter."""

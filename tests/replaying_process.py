@@ -13,6 +13,7 @@ import asyncio
 import random
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,9 @@ class Sampler:
         print(f"sampled {number}", flush=True)
         await asyncio.sleep(random.uniform(0.0, 0.05))
         return Completion(answer(number, is_improvable(number)), "stop", 10, 10)
+
+    def lacks(self, sampling: Sampling) -> Sequence[str]:
+        return ()
 
 
 async def replay(data_dir: Path, uri: str, mode: str) -> None:

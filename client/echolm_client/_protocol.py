@@ -27,12 +27,17 @@ OPTIONS: dict[str, str] = {
     "top_k": "INT32",
     "seed": "UINT64",
     "stop_words": "BYTES",
+    "bad_words": "BYTES",
+    "repetition_penalty": "FP32",
+    "presence_penalty": "FP32",
+    "frequency_penalty": "FP32",
+    "min_tokens": "INT32",
     "system_prompt": "BYTES",
     "tenant": "BYTES",
     "cache_control": "BYTES",
     "llm": "BYTES",
 }
-"""Datatype of each optional input of ``echolm``."""
+"""Datatype of each optional input of ``echolm`` that is not only there for NVIDIA's clients."""
 
 OUTPUTS = (
     "text_output",
@@ -97,9 +102,9 @@ def generate_call(text: str, options: GenerateOptions, *, stream: bool = False) 
         value: Any = options.get(name)
         if value is None:
             continue
-        if name == "stop_words":
+        if name in ("stop_words", "bad_words"):
             if isinstance(value, str):
-                raise InvalidRequest(f"stop_words: expected a list of strings, got {value!r}")
+                raise InvalidRequest(f"{name}: expected a list of strings, got {value!r}")
             # Triton takes no empty BYTES tensor from every client: none is the same as absent.
             if not (value := list(value)):
                 continue

@@ -17,6 +17,10 @@ class GenerateOptions(TypedDict, total=False):
         top_k: sample among this many tokens.
         seed: makes sampling repeatable; 0 to 2**64 - 1.
         stop_words: generation ends before the first of them.
+        bad_words: words that the answer must not hold.
+        repetition_penalty: more than 1 makes repetitions less likely.
+        presence_penalty, frequency_penalty: as OpenAI's API has them, -2 to 2.
+        min_tokens: fewest tokens to generate.
         system_prompt: goes to the LLM, and scopes which examples may be used.
         tenant: examples never cross tenants.
         cache_control: ``default``; ``no-store``: learn nothing from this request;
@@ -30,6 +34,11 @@ class GenerateOptions(TypedDict, total=False):
     top_k: int | None
     seed: int | None
     stop_words: Sequence[str] | None
+    bad_words: Sequence[str] | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    min_tokens: int | None
     system_prompt: str | None
     tenant: str | None
     cache_control: str | None

@@ -67,7 +67,7 @@ _EXAMPLE_IDS = Tensor("example_ids", "INT64", (-1,))
 TOKEN_COUNTS = (Tensor("num_input_tokens", "INT32"), Tensor("num_output_tokens", "INT32"))
 """Outputs that our LLM model adds to NVIDIA's; a caller must do without them on other models."""
 
-ECHOLM_INPUTS = (
+_OWN_INPUTS = (
     _TEXT_INPUT,
     _optional("max_tokens", "INT32"),
     _optional("temperature", "FP32"),
@@ -82,6 +82,54 @@ ECHOLM_INPUTS = (
     _optional("llm", "BYTES"),
 )
 
+SAMPLING_INPUTS = (
+    _optional("repetition_penalty", "FP32"),
+    _optional("presence_penalty", "FP32"),
+    _optional("frequency_penalty", "FP32"),
+    _optional("min_tokens", "INT32"),
+    _optional("min_length", "INT32"),
+    _optional("random_seed", "UINT64"),
+    _optional("bad_words", "BYTES", -1),
+    _optional("embedding_bias_words", "BYTES", -1),
+    _optional("embedding_bias_weights", "FP32", -1),
+    _optional("guided_decoding_guide_type", "BYTES"),
+    _optional("guided_decoding_guide", "BYTES"),
+    _optional("return_log_probs", "BOOL"),
+)
+"""Inputs of TensorRT-LLM's ensemble that are passed to LLMs that can take them. ``min_length`` and
+``random_seed`` are what ``min_tokens`` and ``seed`` were called in earlier releases."""
+
+NEUTRAL_INPUTS = (
+    _optional("exclude_input_in_output", "BOOL"),
+    _optional("end_id", "INT32"),
+    _optional("pad_id", "INT32"),
+    _optional("beam_width", "INT32"),
+    _optional("num_return_sequences", "INT32"),
+    _optional("length_penalty", "FP32"),
+    _optional("return_num_input_tokens", "BOOL"),
+    _optional("return_num_output_tokens", "BOOL"),
+    _optional("return_context_logits", "BOOL"),
+    _optional("return_generation_logits", "BOOL"),
+    _optional("return_perf_metrics", "BOOL"),
+    _optional("decoder_text_input", "BYTES"),
+    _optional("image_input", "FP16", -1, 3, -1, -1),
+    _optional("image_bytes_input", "UINT8", -1, -1, -1, -1),
+    _optional("image_url_input", "BYTES"),
+    _optional("video_bytes_input", "UINT8", -1, -1, -1, -1),
+    _optional("prompt_embedding_table", "FP16", -1, -1),
+    _optional("prompt_table_extra_id", "UINT64"),
+    _optional("prompt_vocab_size", "INT32"),
+    _optional("lora_task_id", "UINT64"),
+    _optional("lora_weights", "FP16", -1, -1),
+    _optional("lora_config", "INT32", -1, 3),
+    _optional("num_draft_tokens", "INT32"),
+    _optional("use_draft_logits", "BOOL"),
+)
+"""Inputs of TensorRT-LLM's ``ensemble`` and ``tensorrt_llm_bls`` that are taken with a value that
+changes nothing, and refused with another (:mod:`echolm.router.nvidia_inputs`)."""
+
+ECHOLM_INPUTS = (*_OWN_INPUTS, *SAMPLING_INPUTS, *NEUTRAL_INPUTS)
+
 ECHOLM_OUTPUTS = (
     Tensor("text_output", "BYTES"),
     Tensor("llm", "BYTES"),
@@ -92,7 +140,11 @@ ECHOLM_OUTPUTS = (
     Tensor("degraded", "BYTES"),
     Tensor("finish_reason", "BYTES"),
     *TOKEN_COUNTS,
+    Tensor("cum_log_probs", "FP32", (-1,)),
+    Tensor("output_log_probs", "FP32", (-1, -1)),
 )
+"""The last two as in TensorRT-LLM's ensemble, for requests with ``return_log_probs``: [n, 1] and
+[n, 1, tokens], since there is one sequence for each row."""
 
 TOKENS = (Tensor("input_ids", "INT64", (-1,)), Tensor("attention_mask", "INT64", (-1,)))
 EMBEDDING = Tensor("embedding", "FP32", (-1,))
@@ -136,7 +188,7 @@ ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
 ECHOLM_STREAM = ModelContract("echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, decoupled=True)
 TOKENIZER = ModelContract("tokenizer", (_TEXT_INPUT,), TOKENS)
 EMBEDDER = ModelContract("embedder", tuple(replace(t, ragged=True) for t in TOKENS), (EMBEDDING,))
-RETRIEVER = ModelContract("retriever", (*ECHOLM_INPUTS, EMBEDDING), (RETRIEVED,))
+RETRIEVER = ModelContract("retriever", (*_OWN_INPUTS, *SAMPLING_INPUTS, EMBEDDING), (RETRIEVED,))
 ROUTER = ModelContract(
     "router",
     _all_optional((*ECHOLM_INPUTS, EMBEDDING, RETRIEVED, _RETRIEVAL_DEGRADED, REPORT)),
@@ -191,9 +243,25 @@ LLM_API_INPUTS = (
 )
 """Those ``llmapi`` inputs that our LLM model takes; ``stop`` cancels the request of that id."""
 
-LLM_API_EXTENSIONS = (_optional("sampling_param_add_special_tokens", "BOOL"),)
-"""Inputs that our LLM model adds to NVIDIA's, by the names of the library's parameters. NVIDIA's
-lets the tokenizer put its special tokens around every prompt."""
+LLM_API_EXTENSIONS = (
+    _optional("sampling_param_repetition_penalty", "FP32"),
+    _optional("sampling_param_min_tokens", "INT32"),
+    _optional("sampling_param_add_special_tokens", "BOOL"),
+    _optional("return_log_probs", "BOOL"),
+)
+"""Inputs that our LLM model adds to NVIDIA's, over each engine, by the names of the library's
+parameters. NVIDIA's lets the tokenizer put its special tokens around every prompt."""
+
+ENGINE_EXTENSIONS = {
+    "vllm": (
+        _optional("sampling_param_bad_words", "BYTES", -1),
+        _optional("guided_decoding_guide_type", "BYTES"),
+        _optional("guided_decoding_guide", "BYTES"),
+    ),
+    "tensorrt_llm": (_optional("sampling_param_bad_words", "BYTES", -1),),
+}
+"""Inputs that our LLM model adds over those engines that can do what they ask for, by the name of
+the engine. A model takes what its ``config.pbtxt`` declares."""
 
 LLM_API_OUTPUTS = (
     Tensor("text_output", "BYTES", (-1,)),
@@ -201,6 +269,9 @@ LLM_API_OUTPUTS = (
     Tensor("stop_reason", "BYTES", (-1,)),
     Tensor("cumulative_logprob", "FP32", (-1,)),
 )
+
+TOKEN_LOGPROBS = Tensor("output_log_probs", "FP32", (-1,))
+"""Output that our LLM model adds: log probabilities of the tokens that a response brings."""
 
 STREAM_INTERVAL_MS = "stream_interval_ms"
 """Parameter of a request that our LLM model takes besides: a number, the milliseconds in which the
@@ -215,6 +286,16 @@ INFLIGHT_BATCHER_INPUTS = (
     _optional("top_p", "FP32"),
     _optional("temperature", "FP32"),
     _optional("seed", "UINT64"),
+    _optional("repetition_penalty", "FP32"),
+    _optional("presence_penalty", "FP32"),
+    _optional("frequency_penalty", "FP32"),
+    _optional("min_tokens", "INT32"),
+    _optional("bad_words", "BYTES", -1),
+    _optional("embedding_bias_words", "BYTES", -1),
+    _optional("embedding_bias_weights", "FP32", -1),
+    _optional("guided_decoding_guide_type", "BYTES"),
+    _optional("guided_decoding_guide", "BYTES"),
+    _optional("return_log_probs", "BOOL"),
     _optional("return_num_input_tokens", "BOOL"),
     _optional("return_num_output_tokens", "BOOL"),
     _optional("beam_width", "INT32"),
@@ -223,15 +304,33 @@ INFLIGHT_BATCHER_INPUTS = (
 """Those inputs of TensorRT-LLM's C++ in-flight batching ensemble that the router sends; batched."""
 
 
-def llm(name: str) -> ModelContract:
-    """Contract of our own LLM model under the name it has in the model repository."""
-    inputs = (*LLM_API_INPUTS, *LLM_API_EXTENSIONS)
-    outputs = (*LLM_API_OUTPUTS, *TOKEN_COUNTS)
+def llm(name: str, engine: str = "") -> ModelContract:
+    """Contract of our own LLM model under the name it has in the model repository.
+
+    Args:
+        engine: which one runs it.
+    """
+    inputs = (*LLM_API_INPUTS, *LLM_API_EXTENSIONS, *ENGINE_EXTENSIONS.get(engine, ()))
+    outputs = (*LLM_API_OUTPUTS, TOKEN_LOGPROBS, *TOKEN_COUNTS)
     return ModelContract(name, inputs, outputs, max_batch_size=0, decoupled=True)
 
 
-REMOTE_LLM = replace(llm("remote_llm"), inputs=(*llm("").inputs, Tensor("llm", "BYTES")))
-"""Our LLM model's contract, and the name of a configured LLM that another Triton serves."""
+ALL_LLM_API_INPUTS = tuple(
+    {t.name: t for engine in ENGINE_EXTENSIONS for t in llm("", engine).inputs}.values()
+)
+"""Whatever our LLM model takes over any engine."""
+
+REMOTE_LLM = replace(
+    llm("remote_llm"),
+    inputs=(
+        *ALL_LLM_API_INPUTS,
+        _optional("embedding_bias_words", "BYTES", -1),
+        _optional("embedding_bias_weights", "FP32", -1),
+        Tensor("llm", "BYTES"),
+    ),
+)
+"""What LLMs of all contracts take, by our LLM model's names, and the name of a configured LLM that
+another Triton serves."""
 
 CORE_MODELS = (
     ECHOLM,

@@ -42,6 +42,10 @@ def decode(value: bytes | str, name: str) -> str:
         raise InvalidRequestError.of(name, "UTF-8 text", got) from error
 
 
+GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
+"""What TensorRT-LLM can make an answer match; ``json`` is any JSON text."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to sample one answer.
@@ -55,6 +59,14 @@ class Sampling:
         stop: strings that end the answer and are not part of it.
         frequency_penalty: subtracted from a token's logit for each time it was generated.
         presence_penalty: subtracted from a token's logit once it was generated.
+        repetition_penalty: divides the logit of a token that was there before, in (0, 10]; 1 is
+            off.
+        min_tokens: fewest new tokens, 0..max_tokens; the end-of-text token does not come before.
+        bad_words: strings that the answer must not hold.
+        embedding_bias: what is added to the logits of each word's tokens, as (word, weight).
+        guide_type: what the answer must match, one of :data:`GUIDE_TYPES`; empty: nothing.
+        guide: the schema, expression, grammar or tag of ``guide_type``; empty with ``json``.
+        logprobs: whether the log probabilities of the generated tokens are wanted.
     """
 
     max_tokens: int = 128
@@ -65,6 +77,19 @@ class Sampling:
     stop: tuple[str, ...] = ()
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    bad_words: tuple[str, ...] = ()
+    embedding_bias: tuple[tuple[str, float], ...] = ()
+    guide_type: str = ""
+    guide: str = ""
+    logprobs: bool = False
+
+    @property
+    def forces_text(self) -> bool:
+        """Whether the answer may be another one than the LLM would give, or cut short."""
+        forced = self.stop, self.min_tokens, self.bad_words, self.embedding_bias, self.guide_type
+        return any(forced)
 
     @property
     def reproducible(self) -> bool:
@@ -79,6 +104,7 @@ class Sampling:
         *,
         max_stop_words: int,
         most_tokens: int | None = None,
+        max_guide_chars: int = 100_000,
         padded: bool = False,
     ) -> Sampling:
         """The sampling that a caller asks for.
@@ -86,8 +112,9 @@ class Sampling:
         Args:
             values: by field; None, as a missing one, stands for the field's default.
             names: what the caller calls a field, where that is not the field's name.
+            max_stop_words: limit of ``stop``, of ``bad_words`` and of ``embedding_bias``.
             most_tokens: limit of ``max_tokens``; None: no limit.
-            padded: whether empty stop words are padding, which is dropped; else they are refused.
+            padded: whether empty words are padding, which is dropped; else they are refused.
 
         Raises:
             InvalidRequestError: a value cannot be used; the message names it as the caller does.
@@ -103,19 +130,42 @@ class Sampling:
             ("seed", asked.seed is None or 0 <= asked.seed < 2**64, "an integer in [0, 2**64)"),
             ("frequency_penalty", -2 <= asked.frequency_penalty <= 2, "a number in [-2, 2]"),
             ("presence_penalty", -2 <= asked.presence_penalty <= 2, "a number in [-2, 2]"),
+            ("repetition_penalty", 0 < asked.repetition_penalty <= 10, "a number in (0, 10]"),
+            (
+                "min_tokens",
+                0 <= asked.min_tokens <= asked.max_tokens,
+                f"0 to max_tokens ({asked.max_tokens})",
+            ),
+            (
+                "embedding_bias",
+                all(math.isfinite(weight) for _, weight in asked.embedding_bias),
+                "finite weights",
+            ),
+            ("guide_type", asked.guide_type in ("", *GUIDE_TYPES), f"one of {list(GUIDE_TYPES)}"),
+            (
+                "guide",
+                bool(asked.guide) is (asked.guide_type not in ("", "json")),
+                f"a guide with a guide type other than 'json', and none else; "
+                f"the type is {asked.guide_type!r}",
+            ),
         )
         for field, usable, expected in checks:
             if not usable:
                 name = names.get(field, field)
                 raise InvalidRequestError.of(name, expected, getattr(asked, field))
-        stop = names.get("stop", "stop")
-        if len(asked.stop) > max_stop_words:
-            raise InvalidRequestError.of(stop, f"at most {max_stop_words}", len(asked.stop))
-        # An empty stop word would end every answer at once.
-        words = tuple(word for word in asked.stop if word)
-        if len(words) < len(asked.stop) and not padded:
-            raise InvalidRequestError.of(stop, "stop words that are not empty", "an empty one")
-        return replace(asked, stop=words)
+        if len(asked.guide) > max_guide_chars:
+            expected = f"at most {max_guide_chars} characters"
+            raise InvalidRequestError.of(names.get("guide", "guide"), expected, len(asked.guide))
+        lists: dict[str, Any] = {}
+        for field in ("stop", "bad_words", "embedding_bias"):
+            name, elements = names.get(field, field), getattr(asked, field)
+            if len(elements) > max_stop_words:
+                raise InvalidRequestError.of(name, f"at most {max_stop_words}", len(elements))
+            # An empty stop word would end every answer at once.
+            lists[field] = tuple(e for e in elements if (e if isinstance(e, str) else e[0]))
+            if len(lists[field]) < len(elements) and not padded:
+                raise InvalidRequestError.of(name, "words that are not empty", "an empty one")
+        return replace(asked, **lists)
 
 
 @dataclass(frozen=True)
@@ -249,12 +299,16 @@ class Completion:
     Attributes:
         finish_reason: ``stop`` | ``length`` | ``cancelled``.
         num_input_tokens, num_output_tokens: -1 if the LLM's contract does not give them.
+        cumulative_logprob: natural log of the answer's probability; None unless it was asked for.
+        token_logprobs: that of each generated token; empty unless they were asked for.
     """
 
     text: str
     finish_reason: str
     num_input_tokens: int = -1
     num_output_tokens: int = -1
+    cumulative_logprob: float | None = None
+    token_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -268,6 +322,7 @@ class Answer:
         solicit_feedback: whether the client is asked to rate the answer.
         feedback_token: names the answer in feedback.
         degraded: what failed on the way; empty if nothing did.
+        cumulative_logprob, token_logprobs: see :class:`Completion`.
     """
 
     text: str
@@ -280,6 +335,8 @@ class Answer:
     finish_reason: str
     num_input_tokens: int
     num_output_tokens: int
+    cumulative_logprob: float | None = None
+    token_logprobs: tuple[float, ...] = ()
 
 
 OTHER_FEATURES = -1

@@ -16,11 +16,22 @@ from echolm.engines.tensorrt_llm import TensorRTLLMOptions
 from echolm.engines.vllm import VLLMOptions
 from echolm.llm.contracts import CONTRACTS
 from echolm.llm.inflight_batcher import InflightBatcherClient
-from echolm.llm.llmapi import LLMAPIClient
+from echolm.llm.llmapi import LLMAPIClient, RemoteLLM
+from echolm.llm.optional_inputs import optional_inputs
+from echolm.primitives import Sampling
 from echolm.settings import LLMSettings
 from generate_configs import contract_of, renewed
 from google.protobuf import text_format
-from nvidia_llms import ENSEMBLE_INPUTS, LLMAPI_INPUTS, LLMAPI_OUTPUTS, write_ensemble, write_llmapi
+from nvidia_llms import (
+    BLS_INPUTS,
+    EARLIER_INPUTS,
+    ENSEMBLE_INPUTS,
+    ENSEMBLE_OUTPUTS,
+    LLMAPI_INPUTS,
+    LLMAPI_OUTPUTS,
+    write_ensemble,
+    write_llmapi,
+)
 from tritonclient.grpc import model_config_pb2
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
@@ -69,14 +80,14 @@ def test_a_profile_has_an_embedder_and_both_llms(profile: str) -> None:
 def test_a_configuration_is_what_the_generator_writes(path: Path) -> None:
     text = path.read_text()
     if parse(path).backend == "onnxruntime":  # Its dimension is its model's own.
-        assert renewed(text, contract_of(path.parent.name)) is None
+        assert renewed(text, contract_of(path)) is None
     else:
-        assert renewed(text, contract_of(path.parent.name)) == text
+        assert renewed(text, contract_of(path)) == text
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: NAMES[p])
 def test_a_configuration_equals_its_contract(path: Path) -> None:
-    config, contract = parse(path), contract_of(path.parent.name)
+    config, contract = parse(path), contract_of(path)
     assert config.name in ("", path.parent.name)
     inputs = {t.name: t for t in contract.inputs}
     if config.backend == "onnxruntime":
@@ -108,12 +119,17 @@ NOT_IN_THE_ENSEMBLE = {"report", "retrieval_degraded"}
 """Inputs of the router that only the front door sends, to the router alone."""
 
 
+def model_config_of(core_model: str) -> Path:
+    folder = "local" if core_model == "embedder" else "core"
+    return REPOSITORY / folder / core_model / "config.pbtxt"
+
+
 @pytest.mark.parametrize("ensemble", [contracts.SELECTION, contracts.TEXT_EMBEDDING])
 def test_an_ensemble_connects_its_steps_by_their_own_names(ensemble: ModelContract) -> None:
     config = parse(REPOSITORY / "core" / ensemble.name / "config.pbtxt")
     known = {t.name for t in ensemble.inputs}
     for step in config.ensemble_scheduling.step:
-        contract = contract_of(step.model_name)
+        contract = contract_of(model_config_of(step.model_name))
         assert set(step.input_map) == {t.name for t in contract.inputs} - NOT_IN_THE_ENSEMBLE
         assert set(step.output_map) == {t.name for t in contract.outputs}
         assert all(key == value for key, value in step.input_map.items())
@@ -162,11 +178,22 @@ def test_llms_speak_tensorrt_llms_contract() -> None:
         assert tensor.optional is (tensor.name != "text_input")
     assert not {tensor.name for tensor in contracts.LLM_API_EXTENSIONS} & set(LLMAPI_INPUTS)
     ours = {t.name: (t.datatype, t.dims) for t in contract.outputs}
-    extra = {t.name for t in contracts.TOKEN_COUNTS}
+    extra = {t.name for t in (*contracts.TOKEN_COUNTS, contracts.TOKEN_LOGPROBS)}
     theirs = {name: LLMAPI_OUTPUTS[name] for name in ours if name not in extra}
     assert {n: v for n, v in ours.items() if n not in extra} == theirs
     assert contract.max_batch_size == 0
     assert contract.decoupled
+
+
+def test_our_llms_add_to_it_what_the_ensemble_takes_under_names_that_it_does_not_use() -> None:
+    added = {t.name: (t.datatype, t.dims) for t in contracts.ALL_LLM_API_INPUTS}
+    added = {name: spec for name, spec in added.items() if name not in LLMAPI_INPUTS}
+    names = [t.name for t in (*contracts.LLM_API_EXTENSIONS, *contracts.ENGINE_EXTENSIONS["vllm"])]
+    assert set(added) == set(names)
+    # The ensemble has that one in the configuration of its step of preprocessing.
+    assert added.pop("sampling_param_add_special_tokens") == ("BOOL", (1,))
+    for name, spec in added.items():
+        assert spec == ENSEMBLE_INPUTS[name.removeprefix("sampling_param_")]
 
 
 def test_what_the_adapters_send_is_in_nvidias_configurations() -> None:
@@ -179,27 +206,49 @@ def test_what_the_adapters_send_is_in_nvidias_configurations() -> None:
             assert (tensor.datatype, tensor.dims) == theirs[tensor.name]
 
 
+def test_an_optional_input_reaches_each_contract_under_a_name_that_it_has() -> None:
+    everything = Sampling(
+        frequency_penalty=1.0,
+        presence_penalty=1.0,
+        repetition_penalty=2.0,
+        min_tokens=1,
+        bad_words=("a",),
+        embedding_bias=(("b", 1.0),),
+        guide_type="regex",
+        guide="c",
+        logprobs=True,
+    )
+    asked = optional_inputs(everything)
+    assert set(asked) <= set(ENSEMBLE_INPUTS)
+    default = vars(Sampling())
+    usual = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop"}
+    changed = {name for name, value in vars(everything).items() if value != default[name]}
+    assert changed == default.keys() - usual
+    channels: Any = None
+    for client in (InflightBatcherClient(channels, "", ""), RemoteLLM(channels, "", "")):
+        assert not client.lacks(everything), "as far as is known"
+    for name in asked:
+        assert RemoteLLM(channels, "", "").tensor_of(name) in RemoteLLM.inputs
+    assert LLMAPIClient(channels, "", "").lacks(everything) == [
+        "embedding_bias_words",
+        "embedding_bias_weights",
+    ]
+
+
 def test_the_setting_takes_the_names_of_all_contracts() -> None:
     for name in CONTRACTS:
         assert LLMSettings(name="a", cost=1, takes_examples=False, contract=name).contract == name
 
 
-PUBLIC_INPUTS = (
-    "text_input",
-    "max_tokens",
-    "stop_words",
-    "top_k",
-    "top_p",
-    "temperature",
-    "seed",
-    "stream",
-)
-
-
 def test_the_public_model_keeps_the_names_of_tensorrt_llms_ensemble() -> None:
     ours = {t.name: (t.datatype, t.dims) for t in contracts.ECHOLM.inputs}
-    for name in PUBLIC_INPUTS:
-        assert ours[name] == ENSEMBLE_INPUTS[name]
+    for name, spec in {**BLS_INPUTS, **EARLIER_INPUTS}.items():
+        assert ours[name] == spec, name
+    own = {"system_prompt", "tenant", "cache_control", "llm"}
+    assert own == set(ours) - BLS_INPUTS.keys() - EARLIER_INPUTS.keys()
+    outputs = {t.name: (t.datatype, t.dims) for t in contracts.ECHOLM.outputs}
+    for name in ("cum_log_probs", "output_log_probs", "num_input_tokens", "num_output_tokens"):
+        assert outputs[name] == ENSEMBLE_OUTPUTS[name]
     assert [t.name for t in contracts.ECHOLM.inputs if not t.optional] == ["text_input"]
     assert contracts.ECHOLM.inputs == contracts.ECHOLM_STREAM.inputs
     assert contracts.ECHOLM.outputs == contracts.ECHOLM_STREAM.outputs

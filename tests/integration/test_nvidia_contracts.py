@@ -135,6 +135,47 @@ def test_sampling_parameters_arrive_by_the_contracts_names(
     assert given[f"{prefix}max_tokens"] == 128
 
 
+ENSEMBLES = [name for name, contract in LLMS.items() if contract == "inflight_batcher"]
+FOR_ENSEMBLES: dict[str, Any] = {
+    "repetition_penalty": 1.5,
+    "min_tokens": 2,
+    "bad_words": ["no", "never"],
+    "embedding_bias_words": ["yes"],
+    "embedding_bias_weights": [2.0],
+    "guided_decoding_guide_type": "regex",
+    "guided_decoding_guide": "[a-z ]+",
+}
+
+
+@pytest.mark.parametrize("llm", ENSEMBLES)
+def test_the_ensemble_gets_what_it_can_take(deployment: Deployment, llm: str) -> None:
+    answer = deployment.ask("asked", llm, frequency_penalty=0.25, **FOR_ENSEMBLES)
+    assert text(answer, "text_output") == ALL
+    given = deployment.entries(llm, "given")[-1]
+    asked = {**FOR_ENSEMBLES, "frequency_penalty": 0.25}
+    assert {name: given[name] for name in asked} == asked
+
+
+@pytest.mark.parametrize("llm", ["llmapi_stream", "llmapi_unary"])
+def test_nvidias_llmapi_gets_the_penalties_that_it_has(deployment: Deployment, llm: str) -> None:
+    deployment.ask("penalties", llm, frequency_penalty=0.25, presence_penalty=0.5)
+    given = deployment.entries(llm, "given")[-1]
+    assert given["sampling_param_frequency_penalty"] == 0.25
+    assert given["sampling_param_presence_penalty"] == 0.5
+    for name, value in FOR_ENSEMBLES.items():
+        if name.startswith(("embedding_bias", "guided_decoding")):
+            continue
+        said = refusal(lambda n=name, v=value: deployment.ask("x", llm, **{n: v}))  # type: ignore[misc]
+        assert f"{name}: expected nothing, since {llm} cannot take it" in said
+
+
+def test_the_router_draws_an_llm_that_can_take_the_request(deployment: Deployment) -> None:
+    for _ in range(8):
+        answer = deployment.ask("asked of any", "auto", bad_words=["no"])
+        assert text(answer, "llm") in ENSEMBLES
+        assert text(answer, "degraded") == ""
+
+
 @pytest.mark.parametrize("llm", LLMS)
 def test_greedy_is_the_likeliest_token_and_sampling_has_another_seed_each_time(
     deployment: Deployment, llm: str

@@ -27,7 +27,6 @@ class GenerationRequest:
         request_id: unique among the requests in flight.
         prompt: the whole prompt; the engine applies no template.
         streaming: whether the text comes in pieces; otherwise there is one chunk, at the end.
-        logprobs: whether the caller wants ``cumulative_logprob``, which costs a softmax per token.
         add_special_tokens: whether the tokenizer puts those around the prompt that it puts around
             any text. A chat template has written them already.
     """
@@ -36,7 +35,6 @@ class GenerationRequest:
     prompt: str
     sampling: Sampling = field(default_factory=Sampling)
     streaming: bool = False
-    logprobs: bool = False
     add_special_tokens: bool = True
 
 
@@ -51,6 +49,8 @@ class GenerationChunk:
         cumulative_logprob: natural log of the probability of the tokens so far; None unless
             the request asked for it and the engine gives it.
         stop_reason: the stop word that ended the answer; None if none did.
+        token_logprobs: natural log of the probability of each token since the chunk before; empty
+            as ``cumulative_logprob`` is None.
     """
 
     text: str
@@ -59,6 +59,7 @@ class GenerationChunk:
     num_output_tokens: int
     cumulative_logprob: float | None = None
     stop_reason: str | None = None
+    token_logprobs: tuple[float, ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -80,7 +81,7 @@ def gathered(
 
     The first chunk, the last and an exception go on at once, after what has gathered.
     """
-    chunks = Gatherer[GenerationChunk](on_chunk, _joined, interval_s, call_later)
+    chunks = Gatherer[GenerationChunk](on_chunk, joined, interval_s, call_later)
 
     def take(event: GenerationChunk | Exception) -> None:
         if isinstance(event, Exception):
@@ -94,9 +95,14 @@ def gathered(
     return take if interval_s > 0 else on_chunk
 
 
-def _joined(chunks: Sequence[GenerationChunk]) -> GenerationChunk:
-    """Counts and reasons are of the whole answer so far, so the newest chunk's hold."""
-    return replace(chunks[-1], text="".join(chunk.text for chunk in chunks))
+def joined(chunks: Sequence[GenerationChunk]) -> GenerationChunk:
+    """One chunk of several, in order.
+
+    Counts and reasons are of the whole answer so far, so the newest chunk's hold.
+    """
+    text = "".join(chunk.text for chunk in chunks)
+    logprobs = tuple(logprob for chunk in chunks for logprob in chunk.token_logprobs)
+    return replace(chunks[-1], text=text, token_logprobs=logprobs)
 
 
 @dataclass(frozen=True)

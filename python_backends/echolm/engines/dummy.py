@@ -157,7 +157,7 @@ class DummyEngine:
             finish_reason=finish_reason,
             num_input_tokens=len(active.request.prompt.split()),
             num_output_tokens=min(active.sent, len(active.pieces)),
-            cumulative_logprob=0.0 if active.request.logprobs else None,
+            cumulative_logprob=0.0 if active.request.sampling.logprobs else None,
             stop_reason=active.stop_reason if finish_reason == FINISH_STOP else None,
         )
 

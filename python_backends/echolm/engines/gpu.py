@@ -208,7 +208,12 @@ def loading(gpus: str) -> Iterator[None]:
 
 def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
     """Arguments that vLLM's and TensorRT-LLM's ``SamplingParams`` have in common."""
+    seldom = {
+        "repetition_penalty": sampling.repetition_penalty,
+        "min_tokens": sampling.min_tokens,
+    }
     return {
+        **{name: value for name, value in seldom.items() if value != getattr(Sampling, name)},
         "max_tokens": sampling.max_tokens,
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,

@@ -90,13 +90,16 @@ class _Active:
     stop: StopWords
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
-    logprob: float = 0.0
+    logprobs: list[float] = field(default_factory=list)
+    sent_logprobs: int = 0
     finish: Any = None
 
     def chunk(self, text: str, finish_reason: str | None) -> GenerationChunk:
-        logprob = self.logprob if self.request.logprobs else None
+        logprob = sum(self.logprobs) if self.request.sampling.logprobs else None
+        new, self.sent_logprobs = self.logprobs[self.sent_logprobs :], len(self.logprobs)
         counts = len(self.prompt_tokens), len(self.tokens)
-        return GenerationChunk(text, finish_reason, *counts, logprob, self.stop.matched)
+        stop = self.stop.matched
+        return GenerationChunk(text, finish_reason, *counts, logprob, stop, tuple(new))
 
 
 class OpenVINOStepper:
@@ -237,8 +240,8 @@ class OpenVINOStepper:
             for output in active.handle.read().values():
                 active.tokens += output.generated_ids
                 active.finish = output.finish_reason
-                if active.request.logprobs:
-                    active.logprob += sum(output.generated_log_probs)
+                if active.request.sampling.logprobs:
+                    active.logprobs += output.generated_log_probs
         return active.tokens[before:]
 
     def _reason(self, active: _Active) -> str:
@@ -254,7 +257,9 @@ def generation_config(request: GenerationRequest) -> Any:
     config.max_new_tokens = sampling.max_tokens
     config.frequency_penalty = sampling.frequency_penalty
     config.presence_penalty = sampling.presence_penalty
-    config.logprobs = 1 if request.logprobs else 0
+    config.repetition_penalty = sampling.repetition_penalty
+    config.min_new_tokens = sampling.min_tokens
+    config.logprobs = 1 if sampling.logprobs else 0
     if sampling.temperature > 0:
         config.do_sample = True
         config.temperature = sampling.temperature

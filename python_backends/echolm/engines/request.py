@@ -6,7 +6,7 @@ Pure: tensors come as flat lists of Python values by name, so all of it is teste
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from echolm.contracts import STREAM_INTERVAL_MS
@@ -15,8 +15,15 @@ from echolm.errors import InvalidRequestError
 from echolm.primitives import Sampling, decode
 
 Inputs = Mapping[str, Sequence[Any]]
-_SAMPLING = {field.name: f"sampling_param_{field.name}" for field in fields(Sampling)}
-"""The tensor of each field."""
+_SAMPLING = {
+    **{field.name: f"sampling_param_{field.name}" for field in fields(Sampling)},
+    "embedding_bias": "embedding_bias_weights",
+    "guide_type": "guided_decoding_guide_type",
+    "guide": "guided_decoding_guide",
+    "logprobs": "return_log_probs",
+}
+"""The tensor of each field; those of ``embedding_bias`` are two."""
+_WORDS = ("stop", "bad_words")
 _MAX_STOP_WORDS = 64
 
 
@@ -36,6 +43,7 @@ class LLMRequest:
     return_finish_reason: bool
     return_stop_reason: bool
     return_cumulative_logprob: bool
+    return_log_probs: bool
     stream_interval_s: float = 0.0
 
 
@@ -62,15 +70,19 @@ def parse_request(
         raise InvalidRequestError.of(
             "sampling_param_best_of", "1 (one sequence per request)", best_of, "leave it out"
         )
-    logprobs = _flag(inputs, "return_cumulative_logprob")
-    sampling, streaming = _sampling(inputs), _flag(inputs, "streaming")
+    cumulative, each = (
+        _flag(inputs, name) for name in ("return_cumulative_logprob", "return_log_probs")
+    )
+    sampling = replace(_sampling(inputs), logprobs=cumulative or each)
+    streaming = _flag(inputs, "streaming")
     special = _flag(inputs, "sampling_param_add_special_tokens", True)
     return LLMRequest(
-        generation=GenerationRequest(request_id, prompt, sampling, streaming, logprobs, special),
+        generation=GenerationRequest(request_id, prompt, sampling, streaming, special),
         echo=not _flag(inputs, "sampling_param_exclude_input_from_output"),
         return_finish_reason=_flag(inputs, "return_finish_reason"),
         return_stop_reason=_flag(inputs, "return_stop_reason"),
-        return_cumulative_logprob=logprobs,
+        return_cumulative_logprob=cumulative,
+        return_log_probs=each,
         stream_interval_s=_interval_s(parameters or {}),
     )
 
@@ -83,9 +95,28 @@ def _interval_s(parameters: Mapping[str, Any]) -> float:
 
 
 def _sampling(inputs: Inputs) -> Sampling:
-    values = {field: _scalar(inputs, name) for field, name in _SAMPLING.items() if field != "stop"}
-    stop = tuple(decode(word, _SAMPLING["stop"]) for word in inputs.get(_SAMPLING["stop"], ()))
-    return Sampling.checked({**values, "stop": stop}, _SAMPLING, max_stop_words=_MAX_STOP_WORDS)
+    lists = {*_WORDS, "embedding_bias"}
+    values = {
+        field: _scalar(inputs, name) for field, name in _SAMPLING.items() if field not in lists
+    }
+    for field in _WORDS:
+        values[field] = _words(inputs, _SAMPLING[field])
+    for field in ("guide_type", "guide"):
+        if values[field] is not None:
+            values[field] = decode(values[field], _SAMPLING[field])
+    words, weights = (
+        _words(inputs, "embedding_bias_words"),
+        inputs.get("embedding_bias_weights", ()),
+    )
+    if len(words) != len(weights):
+        expected = f"as many as embedding_bias_words ({len(words)})"
+        raise InvalidRequestError.of("embedding_bias_weights", expected, len(weights))
+    values["embedding_bias"] = tuple(zip(words, weights, strict=True))
+    return Sampling.checked(values, _SAMPLING, max_stop_words=_MAX_STOP_WORDS)
+
+
+def _words(inputs: Inputs, name: str) -> tuple[str, ...]:
+    return tuple(decode(word, name) for word in inputs.get(name, ()))
 
 
 def _scalar(inputs: Inputs, name: str, default: Any = None) -> Any:

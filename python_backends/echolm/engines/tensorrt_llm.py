@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class TensorRTLLMBackend:
         except ValueError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
         self._results[request.request_id] = result
-        num_chars = 0  # how much of the answer's text has been sent
+        num_chars = num_logprobs = 0  # how much of the answer has been sent
         try:
             async for _ in result:  # The same object, with more in it.
                 answer, ended = result.outputs[0], result.finished
@@ -103,14 +103,17 @@ class TensorRTLLMBackend:
                 if ended and stop.matched is None:
                     text += stop.flush()
                 reason = finish_reason("tensorrt_llm", answer.finish_reason) if ended else None
+                logprobs = _token_logprobs(answer) if request.sampling.logprobs else ()
                 chunk = GenerationChunk(
                     text,
                     FINISH_STOP if stop.matched is not None else reason,
                     len(prompt),
                     len(answer.token_ids),
-                    _logprob(answer) if request.logprobs else None,
+                    _logprob(answer, logprobs) if request.sampling.logprobs else None,
                     stop.matched,
+                    logprobs[num_logprobs:],
                 )
+                num_logprobs = len(logprobs)
                 yield chunk, getattr(result, "cached_tokens", None)
                 if stop.matched is not None:
                     return
@@ -146,19 +149,23 @@ def sampling_params(request: GenerationRequest) -> Any:
         )
         if sampling.seed is None:  # The library's default is a fixed seed.
             arguments["seed"] = secrets.randbits(63)
-    return SamplingParams(**arguments, logprobs=1 if request.logprobs else None)
+    bad = list(sampling.bad_words) or None
+    return SamplingParams(**arguments, bad=bad, logprobs=1 if sampling.logprobs else None)
 
 
-def _logprob(answer: Any) -> float | None:
+def _token_logprobs(answer: Any) -> tuple[float, ...]:
+    """Those of all of the answer's tokens so far."""
+    return tuple(
+        entry[token].logprob if isinstance(entry, Mapping) else float(entry)
+        for token, entry in zip(answer.token_ids, answer.logprobs or (), strict=False)
+    )
+
+
+def _logprob(answer: Any, tokens: Sequence[float]) -> float | None:
     """Log probability of the answer; the PyTorch backend gives only that of each token."""
     if answer.cumulative_logprob is not None:
         return float(answer.cumulative_logprob)
-    if not answer.logprobs:
-        return None
-    return sum(
-        entry[token].logprob if isinstance(entry, Mapping) else float(entry)
-        for token, entry in zip(answer.token_ids, answer.logprobs, strict=False)
-    )
+    return sum(tokens) if tokens else None
 
 
 def llm_arguments(

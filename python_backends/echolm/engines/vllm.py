@@ -14,6 +14,7 @@ from echolm.engines.gpu import GPUOptions, finish_reason, loading, sampling_argu
 from echolm.engines.options import at_least, read_options, wrong_option
 from echolm.engines.worker.asynchronous import Outputs
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
+from echolm.primitives import Sampling
 
 _SIZES = ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens")
 """Options with which 0 leaves it to vLLM."""
@@ -90,6 +91,7 @@ class VLLMBackend:
                     answer.cumulative_logprob,
                     # A number is the id of a token that ends every answer.
                     stop if isinstance(stop, str) else None,
+                    _token_logprobs(answer) if request.sampling.logprobs else (),
                 )
                 yield chunk, output.num_cached_tokens
         except ValueError as error:
@@ -118,12 +120,40 @@ def sampling_params(request: GenerationRequest) -> Any:
     return SamplingParams(
         **sampling_arguments(sampling),
         stop=list(sampling.stop) or None,
+        bad_words=list(sampling.bad_words) or None,
+        structured_outputs=structured_outputs(sampling),
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        logprobs=0 if request.logprobs else None,  # of the sampled tokens only
+        logprobs=0 if sampling.logprobs else None,  # of the sampled tokens only
         output_kind=RequestOutputKind.DELTA if request.streaming else RequestOutputKind.FINAL_ONLY,
     )
+
+
+_GUIDES = {
+    "json_schema": "json",
+    "regex": "regex",
+    "ebnf_grammar": "grammar",
+    "structural_tag": "structural_tag",
+}
+"""vLLM's names of what an answer is to match."""
+
+
+def structured_outputs(sampling: Sampling) -> Any:
+    """vLLM's parameters of what the answer is to match; None if it may be anything."""
+    if not sampling.guide_type:
+        return None
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if sampling.guide_type == "json":
+        return StructuredOutputsParams(json_object=True)
+    return StructuredOutputsParams(**{_GUIDES[sampling.guide_type]: sampling.guide})
+
+
+def _token_logprobs(answer: Any) -> tuple[float, ...]:
+    """Those of the output's tokens, which are new in it."""
+    pairs = zip(answer.token_ids, answer.logprobs or (), strict=False)
+    return tuple(entry[token].logprob for token, entry in pairs)
 
 
 def engine_arguments(model: str, options: VLLMOptions) -> dict[str, Any]:

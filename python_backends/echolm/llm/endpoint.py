@@ -32,6 +32,12 @@ class LLMClient(Protocol):
             asyncio.CancelledError: the task was cancelled; the engine stops generating.
         """
 
+    def lacks(self, sampling: Sampling) -> Sequence[str]:
+        """Names of the inputs of ``echolm`` that the LLM cannot take, as far as is known.
+
+        They are among those that the sampling needs: :mod:`echolm.llm.optional_inputs`.
+        """
+
 
 @dataclass(frozen=True)
 class LLMEndpoint:

@@ -45,4 +45,4 @@ class InflightBatcherClient(TritonLLMClient):
         return values
 
     def reading(self, sampling: Sampling, signature: ModelSignature) -> Reading:
-        return Reading(stop=sampling.stop, counts_add=True)
+        return Reading(stop=sampling.stop, counts_add=True, logprobs=sampling.logprobs)

@@ -15,7 +15,11 @@ from echolm.llm.triton_client import (
 )
 from echolm.primitives import Sampling
 
-_ADDS_NOTHING = contracts.LLM_API_EXTENSIONS[0].name
+_ADDS_SPECIAL_TOKENS = "sampling_param_add_special_tokens"
+_SAMPLING_PARAMS = frozenset(
+    ("repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "bad_words")
+)
+"""Optional inputs of ``echolm`` that are parameters of the sampling here."""
 
 
 class LLMAPIClient(TritonLLMClient):
@@ -27,7 +31,7 @@ class LLMAPIClient(TritonLLMClient):
     """
 
     contract = "llmapi"
-    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.llm("").inputs}
+    inputs: ClassVar = {tensor.name: tensor for tensor in contracts.ALL_LLM_API_INPUTS}
 
     def input_values(
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
@@ -42,18 +46,23 @@ class LLMAPIClient(TritonLLMClient):
         values |= {f"sampling_param_{k}": [v] for k, v in sampling_values(sampling).items()}
         if sampling.stop and _is_ours(signature):
             values["sampling_param_stop"] = sampling.stop
-        if _ADDS_NOTHING in signature.inputs:
-            values[_ADDS_NOTHING] = [False]
+        if sampling.logprobs:
+            values["return_cumulative_logprob"] = [True]
+        if _ADDS_SPECIAL_TOKENS in signature.inputs:
+            values[_ADDS_SPECIAL_TOKENS] = [False]
         else:
             values["text_input"] = [prompt.removeprefix(self.added_bos)]
         return values
+
+    def tensor_of(self, name: str) -> str:
+        return f"sampling_param_{name}" if name in _SAMPLING_PARAMS else name
 
     def can_gather(self, signature: ModelSignature) -> bool:
         return _is_ours(signature)
 
     def reading(self, sampling: Sampling, signature: ModelSignature) -> Reading:
         if _is_ours(signature):
-            return Reading()
+            return Reading(logprobs=sampling.logprobs)
         return Reading(stop=sampling.stop, cumulative=True)
 
 

@@ -25,6 +25,7 @@ from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 from echolm.contracts import STREAM_INTERVAL_MS, Tensor
 from echolm.engines.text import REPLACEMENT, StopWords
 from echolm.errors import ContextLengthError, EchoError, UnavailableError, from_remote, parse
+from echolm.llm.optional_inputs import optional_inputs, refusal
 from echolm.primitives import Completion, OnText, Sampling
 
 RawOutputs = Mapping[str, bytes]
@@ -81,11 +82,13 @@ class Reading:
         cumulative: whether each response holds all of the text so far.
         counts_add: whether ``num_output_tokens`` counts the tokens of one response. Such a server
             does not say why an answer ends, which then follows from their sum.
+        logprobs: whether log probabilities were asked for.
     """
 
     stop: Sequence[str] = ()
     cumulative: bool = False
     counts_add: bool = False
+    logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class TritonLLMClient:
         try:
             signature = await self.signature()
             streaming = signature.decoupled and on_text is not None
-            values = self.input_values(prompt, sampling, streaming, signature)
+            values = self._values(prompt, sampling, streaming, signature)
             reader = ResponseReader(sampling.max_tokens, self.reading(sampling, signature))
             request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
             for one in self._encoded(values, signature):
@@ -176,7 +179,7 @@ class TritonLLMClient:
             streaming: whether pieces are wanted.
         """
         signature = await self.signature()
-        values = self.input_values(prompt, sampling, streaming and signature.decoupled, signature)
+        values = self._values(prompt, sampling, streaming and signature.decoupled, signature)
         inputs = self._encoded(values, signature)
         gathers = self.can_gather(signature)
         return LLMCall(self._model, inputs, self.reading(sampling, signature), gathers)
@@ -191,11 +194,32 @@ class TritonLLMClient:
         """The model has failed, and may come back with another signature."""
         self._signature = None
 
+    def lacks(self, sampling: Sampling) -> Sequence[str]:
+        known = self.inputs.keys() if self._signature is None else self._signature.inputs
+        return [name for name in optional_inputs(sampling) if self.tensor_of(name) not in known]
+
+    def _values(
+        self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
+    ) -> dict[str, Sequence[Any]]:
+        """All inputs; InvalidRequestError if the model cannot take one that was asked for."""
+        if lacking := self.lacks(sampling):
+            raise refusal(sampling, lacking, f"{self._model} does not")
+        asked = {self.tensor_of(k): v for k, v in optional_inputs(sampling).items()}
+        return {**self.input_values(prompt, sampling, streaming, signature), **asked}
+
     def input_values(
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
     ) -> dict[str, Sequence[Any]]:
-        """The elements of each input, by its name; ``streaming`` wants the answer in pieces."""
+        """The elements of each usual input, by its name.
+
+        Args:
+            streaming: whether the answer is wanted in pieces.
+        """
         raise NotImplementedError
+
+    def tensor_of(self, name: str) -> str:
+        """What the contract calls an optional input of ``echolm``."""
+        return name
 
     def reading(self, sampling: Sampling, signature: ModelSignature) -> Reading:
         """How the responses are read."""
@@ -293,6 +317,8 @@ class ResponseReader:
         self.begun = False
         self.finish_reason = ""
         self.num_input_tokens = self.num_output_tokens = -1
+        self._logprob: float | None = None
+        self._token_logprobs: list[float] = []
 
     @property
     def stopped(self) -> bool:
@@ -310,6 +336,7 @@ class ResponseReader:
             tokens = read_int(outputs["num_output_tokens"])
             before = max(self.num_output_tokens, 0) if self._reading.counts_add else 0
             self.num_output_tokens = before + tokens
+        self._take_logprobs(outputs)
         reason = read_text(outputs.get("finish_reason", b""))
         # NVIDIA's llmapi sends Python's None as text as long as there is no reason.
         if reason not in ("", "None"):
@@ -320,6 +347,19 @@ class ResponseReader:
             taken, self._whole = len(self._whole.rstrip(REPLACEMENT)), text
             text = text.rstrip(REPLACEMENT)[taken:]
         return self._push(self._stop.push(text))
+
+    def _take_logprobs(self, outputs: RawOutputs) -> None:
+        """Our LLM model's responses have those of their own tokens, the ensemble's all so far.
+
+        The probability of the whole answer is that of its tokens so far in both.
+        """
+        if not self._reading.logprobs:
+            return
+        if raw := outputs.get("cumulative_logprob", outputs.get("cum_log_probs")):
+            self._logprob = float(np.frombuffer(raw, np.float32, 1)[0])
+        if raw := outputs.get("output_log_probs"):
+            before = [] if "cum_log_probs" in outputs else self._token_logprobs
+            self._token_logprobs = [*before, *np.frombuffer(raw, np.float32).tolist()]
 
     def end(self) -> str:
         """The text that was held back; called when no more responses come."""
@@ -342,7 +382,8 @@ class ResponseReader:
         """The whole answer; called after :meth:`end`."""
         text = "".join(self._pieces)
         counts = self.num_input_tokens, self.num_output_tokens
-        return Completion(text, self.finish_reason, *counts)
+        logprobs = self._logprob, tuple(self._token_logprobs)
+        return Completion(text, self.finish_reason, *counts, *logprobs)
 
 
 def sampling_values(sampling: Sampling) -> dict[str, Any]:

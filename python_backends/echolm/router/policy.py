@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -38,9 +38,16 @@ class Policy:
         self._warm_up = warm_up
 
     def decide(
-        self, requests: Sequence[tuple[Request, Retrieved]]
+        self,
+        requests: Sequence[tuple[Request, Retrieved]],
+        able: Sequence[Collection[str] | None] = (),
     ) -> list[tuple[NDArray[np.float32], Choice]]:
-        """Draw an LLM for each of several requests: its context x, FP32 [d], and the choice."""
+        """Draw an LLM for each of several requests: its context x, FP32 [d], and the choice.
+
+        Args:
+            able: names of the LLMs, one or more, that can take each request; None: all. Where the
+                warm-up keeps all of these away, one of them is drawn nevertheless.
+        """
         statistics = self._featurizer.statistics  # which a learning thread may replace
         contexts = self._featurizer.many(
             [request.text for request, _ in requests],
@@ -49,9 +56,22 @@ class Policy:
             statistics,
         )
         eligible = None if self._warm_up is None else self._warm_up.eligible(contexts)
+        if any(names is not None for names in able):
+            eligible = self._of_these(able, eligible)
         choices = self._bandit.choose_many(contexts, self._bias(), self._rng, eligible)
         version = statistics.version
         return [(x, replace(c, statistics=version)) for x, c in zip(contexts, choices, strict=True)]
+
+    def _of_these(
+        self, able: Sequence[Collection[str] | None], eligible: NDArray[np.bool_] | None
+    ) -> NDArray[np.bool_]:
+        """Which arms may be drawn, BOOL [n, arms]: of the eligible ones those that are able."""
+        arms = self._bandit.arms
+        mask = np.array([[names is None or arm in names for arm in arms] for names in able])
+        if eligible is None:
+            return mask
+        both = mask & eligible
+        return np.where(both.any(axis=1, keepdims=True), both, mask)
 
     def empty_context(self) -> NDArray[np.float32]:
         """The context of a request about which nothing can be told: zeros, FP32 [d]."""

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from echolm.bandit.reuse import ReuseChoice
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.learning.tokens import FeedbackTokens
 from echolm.llm.endpoint import LLMEndpoint
+from echolm.llm.optional_inputs import optional_inputs, refusal
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import (
     AUTO,
@@ -64,6 +65,7 @@ class _Open:
         x: the bandit's context, FP32 [d].
         choice, decision, plan: the present ones, which change when an LLM fails.
         chosen: name of the LLM that the router chose first.
+        able: names of the LLMs that can take the request; None: all.
         untried: names of the LLMs that come next.
         notes: what has failed.
         check: see ``Served``.
@@ -81,6 +83,7 @@ class _Open:
     notes: list[str]
     check: float
     since: float
+    able: Collection[str] | None
     decision: Decision = field(init=False)
     plan: Plan = field(init=False)
     refused: InvalidRequestError | None = None
@@ -122,10 +125,33 @@ class RouterService:
         """Plans of which no final report has come."""
         return len(self._open)
 
+    def check(self, request: Request) -> None:
+        """Refuse a request that asks for what no LLM that may answer it can take.
+
+        Raises:
+            InvalidRequestError: names the input.
+        """
+        asked = optional_inputs(request.sampling)
+        if not asked:
+            return
+        names = list(self.endpoints) if request.llm == AUTO else [request.llm]
+        lacks = [self.endpoints[name].client.lacks(request.sampling) for name in names]
+        if all(lacks):
+            # What none of them takes explains it best.
+            lacking = [name for name in asked if all(name in one for one in lacks)] or lacks[0]
+            whose = "no LLM here can" if request.llm == AUTO else f"{request.llm} cannot"
+            raise refusal(request.sampling, lacking, whose)
+
+    def _able(self, request: Request) -> list[str] | None:
+        if not optional_inputs(request.sampling):
+            return None
+        lacking = {n for n, e in self.endpoints.items() if e.client.lacks(request.sampling)}
+        return [name for name in self.endpoints if name not in lacking] if lacking else None
+
     def plan(
         self, requests: Sequence[tuple[Request, Retrieved]]
     ) -> list[Plan | InvalidRequestError]:
-        """What is to be done for each of several requests. Never fails.
+        """What is to be done for each of several requests, which were checked. Never fails.
 
         An error in place of a plan refuses a conversation that no LLM's chat template takes. An LLM
         that a plan names counts as serving the request until the report comes.
@@ -134,7 +160,7 @@ class RouterService:
         drawn = [o for o in opened if o.request.llm == AUTO and not o.chosen]
         if drawn:
             started = self.clock()
-            decided = self._decide_together([(o.request, o.retrieved) for o in drawn])
+            decided = self._decide_together(drawn)
             seconds = self.clock() - started
             for one, decision in zip(drawn, decided, strict=True):
                 self.metrics.took("decision", seconds)
@@ -150,7 +176,8 @@ class RouterService:
             notes.append(f"no examples: {retrieved.degraded}")
             self.metrics.degraded("retrieval", retrieved.degraded.replace(" ", "_"))
         nothing = self.policy.empty_context(), fallback_choice("")
-        one = _Open(request, retrieved, *nothing, "", [], notes, 0.0, self.clock())
+        able = self._able(request)
+        one = _Open(request, retrieved, *nothing, "", [], notes, 0.0, self.clock(), able)
         reuse = self._choose_stored(request, retrieved)
         if reuse is not None and reuse.action == "give":
             self._give_stored(one, reuse)
@@ -187,16 +214,15 @@ class RouterService:
         except Exception as error:
             return error
 
-    def _decide_together(
-        self, requests: Sequence[tuple[Request, Retrieved]]
-    ) -> Sequence[_Decided | Exception]:
+    def _decide_together(self, opened: Sequence[_Open]) -> Sequence[_Decided | Exception]:
         """Decide for all at once; if that fails, for each alone, so that none fails for another."""
         try:
-            return self.policy.decide(requests)
+            requests = [(one.request, one.retrieved) for one in opened]
+            return self.policy.decide(requests, [one.able for one in opened])
         except Exception as error:
-            if len(requests) == 1:
+            if len(opened) == 1:
                 return [error]
-        return [self._decide_together([request])[0] for request in requests]
+        return [self._decide_together([one])[0] for one in opened]
 
     def _take(self, one: _Open, decided: _Decided | Exception) -> None:
         """Plan the call of the chosen LLM."""
@@ -206,13 +232,12 @@ class RouterService:
             by_caller = one.request.llm != AUTO
             one.notes.append("routing failed" if by_caller else "routing failed: default LLM")
             self.metrics.degraded("routing", "failed")
-            name = one.request.llm if by_caller else self.settings.default_llm.name
-            one.choice = fallback_choice(name)
+            order = [one.request.llm] if by_caller else self._stand_ins(one)
+            one.choice = fallback_choice(order[0])
         else:
             one.x, one.choice = decided
         one.chosen = one.choice.arm
-        order = [one.chosen, self.settings.default_llm.name, *self._strongest_first]
-        one.untried = list(dict.fromkeys(order))[1:]
+        one.untried = list(dict.fromkeys([one.chosen, *self._stand_ins(one)]))[1:]
         try:
             self._plan_call_of_any(one, uuid.uuid4().hex)
         except InvalidRequestError as error:
@@ -227,6 +252,11 @@ class RouterService:
             except InvalidRequestError as error:
                 self._note_failure(one, one.choice.arm, "refused", error)
                 self._choose_next(one)
+
+    def _stand_ins(self, one: _Open) -> list[str]:
+        """The LLMs that are asked where nothing was drawn, or the one that was has failed."""
+        order = [self.settings.default_llm.name, *self._strongest_first]
+        return order if one.able is None else [name for name in order if name in one.able]
 
     def _plan_call(self, one: _Open, request_id: str) -> None:
         endpoint = self.endpoints[one.choice.arm]

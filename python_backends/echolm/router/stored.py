@@ -18,10 +18,12 @@ def answer_key_of(settings: Settings, request: Request) -> str:
     Only answers of the strongest LLM are given again, and only where the caller wants the same
     answer each time.
     """
-    if settings.routing.reuse_error == 0.0 or not request.sampling.reproducible:
+    sampling = request.sampling
+    # With a stored answer, log probabilities are not stored.
+    if settings.routing.reuse_error == 0.0 or not sampling.reproducible or sampling.logprobs:
         return ""
     strongest = settings.strongest_llm
-    return answer_key(request.sampling, strongest.name, strongest.revision)
+    return answer_key(sampling, strongest.name, strongest.revision)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from echolm.errors import InvalidRequestError
 from echolm.primitives import AUTO, DEFAULT_TENANT, Request, Sampling
+from echolm.router.nvidia_inputs import NAMES, take_sampling
 from echolm.settings import Settings
 
 CACHE_CONTROL = {
@@ -35,8 +36,9 @@ def build_request(
     """The request of one set of values, validated.
 
     Args:
-        sampling: fields of :class:`~echolm.primitives.Sampling`, except ``stop``; None stands for
-            an input that the caller did not send.
+        sampling: fields of :class:`~echolm.primitives.Sampling`, except ``stop``, and the inputs
+            of :mod:`echolm.router.nvidia_inputs`; None stands for an input that the caller did not
+            send.
 
     Raises:
         InvalidRequestError: a value is wrong; the message names the input.
@@ -50,13 +52,15 @@ def build_request(
     if len(system_prompt) > limits.max_input_chars:
         raise InvalidRequestError.of("system_prompt", at_most, len(system_prompt))
     longest = max(model.context_length for model in settings.llms) - 1
+    sampling |= take_sampling(sampling)
     if sampling.get("max_tokens") is None:
         sampling["max_tokens"] = limits.default_max_tokens
     checked = Sampling.checked(
         {**sampling, "stop": tuple(stop_words)},
-        {"stop": "stop_words"},
+        NAMES,
         max_stop_words=limits.max_stop_words,
         most_tokens=min(limits.max_tokens, longest),
+        max_guide_chars=limits.max_input_chars,
         padded=True,  # clients pad a batch's rows to the same length
     )
     names = [model.name for model in settings.llms]
@@ -78,7 +82,7 @@ def may_store(settings: Settings, request: Request, llm: str) -> bool:
     return (
         settings.examples.enabled
         and request.store
-        and not request.sampling.stop  # one of them may have cut the answer short
+        and not request.sampling.forces_text  # the answer may be cut short, or bent
         and llm in settings.example_sources
     )
 

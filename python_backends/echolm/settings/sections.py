@@ -33,7 +33,7 @@ class Limits(Section):
     default_max_tokens: int = Field(128, gt=0)
     """Longest answer, in tokens, where a request gives no max_tokens."""
     max_stop_words: int = Field(16, ge=0)
-    """Largest number of stop words in one request."""
+    """Largest number of stop words in one request, and of bad words, and of biased words."""
     max_in_flight: int = Field(2_048, gt=0)
     """Requests that each of the models `echolm` and `echolm_stream` answers at a time; more are
     refused as UNAVAILABLE."""

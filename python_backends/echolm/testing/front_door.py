@@ -47,6 +47,7 @@ class FrontDoor:
             UnavailableError: no LLM answered, or one has failed after a piece.
             asyncio.CancelledError: the caller has gone.
         """
+        self.service.check(request)
         clock = self.service.clock
         started = clock()
         retrieved = await self._retrieve(request)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from echolm.errors import UnavailableError
+from echolm.llm.optional_inputs import optional_inputs
 from echolm.primitives import Completion, OnText, Sampling
 
 
@@ -16,6 +17,8 @@ class FakeLLM:
 
     Attributes:
         fail_after: pieces it streams before ``error`` is raised, if there is one.
+        cannot_take: names of optional inputs.
+        samplings: of the requests that came.
     """
 
     reply: Callable[[str], str] = lambda prompt: "ok"
@@ -25,11 +28,17 @@ class FakeLLM:
     finish_reason: str = "stop"
     prompts: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    cannot_take: tuple[str, ...] = ()
+    samplings: list[Sampling] = field(default_factory=list)
+
+    def lacks(self, sampling: Sampling) -> Sequence[str]:
+        return [name for name in optional_inputs(sampling) if name in self.cannot_take]
 
     async def generate(
         self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
     ) -> Completion:
         self.prompts.append(prompt)
+        self.samplings.append(sampling)
         try:
             await asyncio.sleep(self.delay_s)
             words = self.reply(prompt).split(" ")

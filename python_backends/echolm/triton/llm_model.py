@@ -32,7 +32,7 @@ from echolm.triton.runtime import Runtime
 
 logger = logging.getLogger("echolm")
 
-_OUTPUTS = {spec.name: spec for spec in (*contracts.LLM_API_OUTPUTS, *contracts.TOKEN_COUNTS)}
+_OUTPUTS = {spec.name: spec for spec in contracts.llm("").outputs}
 _CANCEL_CHECK_S = 0.05
 _FLUSH_S = 0.1
 
@@ -91,7 +91,7 @@ class TritonPythonModel:
     def _start(self, request: Any, responder: Responder) -> None:
         inputs = {
             spec.name: array.reshape(-1).tolist()
-            for spec in contracts.llm(self._name).inputs
+            for spec in contracts.ALL_LLM_API_INPUTS
             if (array := codec.read(request, spec.name)) is not None
         }
         triton_id = request.request_id()
@@ -180,7 +180,10 @@ class TritonPythonModel:
             values["stop_reason"] = chunk.stop_reason or ""
         if request.return_cumulative_logprob and chunk.cumulative_logprob is not None:
             values["cumulative_logprob"] = chunk.cumulative_logprob
-        return [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
+        tensors = [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
+        if request.return_log_probs:
+            tensors.append(codec.tensor(contracts.TOKEN_LOGPROBS, chunk.token_logprobs))
+        return tensors
 
     def _show(self) -> None:
         """Bring the metrics up to date."""

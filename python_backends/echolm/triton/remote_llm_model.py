@@ -85,10 +85,15 @@ class TritonPythonModel:
 
 
 def _outputs(completion: Completion, text_sent: bool) -> list[Any]:
-    values = {
+    values: dict[str, Any] = {
         "text_output": "" if text_sent else completion.text,
         "finish_reason": completion.finish_reason,
         "num_input_tokens": completion.num_input_tokens,
         "num_output_tokens": completion.num_output_tokens,
     }
-    return [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
+    if completion.cumulative_logprob is not None:
+        values["cumulative_logprob"] = completion.cumulative_logprob
+    tensors = [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
+    if completion.token_logprobs:
+        tensors.append(codec.tensor(contracts.TOKEN_LOGPROBS, completion.token_logprobs))
+    return tensors

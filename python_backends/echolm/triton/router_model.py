@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from echolm import contracts
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
+from echolm.llm.optional_inputs import optional_inputs
 from echolm.llm.triton_client import remote_error
 from echolm.primitives import STORED, Completion, Plan, Report, Request, Retrieved
 from echolm.retrieval.packed import unpack
@@ -58,7 +60,7 @@ class TritonPythonModel:
         self._runtime = Runtime(args["model_name"])
         self._metrics = RouterMetrics(self._runtime, settings.strongest_llm.name)
         self._load = open_load_table(settings)
-        clients = build_llm_clients(settings)
+        self._clients = clients = build_llm_clients(settings)
         self._callees = build_callees(settings, clients)
         self._packer = CallPacker(settings)
         router = build_router(
@@ -112,8 +114,29 @@ class TritonPythonModel:
             return request, Retrieved(degraded=degraded)
         return request, replace(unpack(packed), embedding=embedding)
 
+    async def _check(self, row: _Row) -> _Row:
+        """The row, or why no LLM can take it."""
+        if isinstance(row, InvalidRequestError):
+            return row
+        request, _ = row
+        try:
+            if optional_inputs(request.sampling):
+                await self._know_llms()
+            self._service.check(request)
+        except InvalidRequestError as error:
+            self._metrics.failed("invalid")
+            return error
+        return row
+
+    async def _know_llms(self) -> None:
+        """Ask LLMs what they take, unless they have said; one that does not answer may be tried."""
+        for client in self._clients.values():
+            with suppress(UnavailableError):
+                await client.signature()
+
     async def _plan(self, asked: Sequence[tuple[Responder, list[_Row]]]) -> None:
         try:
+            asked = [(to, [await self._check(row) for row in rows]) for to, rows in asked]
             good = [row for _, rows in asked for row in rows if not isinstance(row, Exception)]
             planned = self._service.plan(good)
             plans = iter(
@@ -174,8 +197,11 @@ class TritonPythonModel:
         try:
             callee = self._callees[plan.llm]
             call = await callee.call(plan.prompt, plan.sampling, plan.stream)
-        except UnavailableError as error:
-            report = Report("failed", plan.request_id, plan.llm, _NOTHING, reason=str(error))
+        except (UnavailableError, InvalidRequestError) as error:
+            refused = isinstance(error, InvalidRequestError)
+            report = Report(
+                "failed", plan.request_id, plan.llm, _NOTHING, refused=refused, reason=str(error)
+            )
             return await self._instead(report)
         return _Next(plan, call.model, self._packer.pack(call, plan.sampling.max_tokens))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,9 @@ class _CountedClient:
     ) -> Completion:
         with self.load.serving(self.name):
             return await self.client.generate(request_id, prompt, sampling, on_text)
+
+    def lacks(self, sampling: Sampling) -> Sequence[str]:
+        return self.client.lacks(sampling)
 
 
 def build_judge(

@@ -117,6 +117,9 @@ class SimulatedLLM:
             on_text(text)
         return Completion(text, "stop", len(prompt) // 4, len(text) // 4 + 1)
 
+    def lacks(self, sampling: Sampling) -> Sequence[str]:
+        return ()
+
     def _read(self, prompt: str) -> str:
         *examples, (request, _) = _TURN.findall(prompt)
         return self.answer(self.truth.requests[request], [answer for _, answer in examples])

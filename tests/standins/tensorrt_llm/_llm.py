@@ -37,6 +37,9 @@ class SamplingParams:
     temperature: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    bad: str | list[str] | None = None
     logprobs: int | None = None
     exclude_input_from_output: bool = True
     add_special_tokens: bool = True

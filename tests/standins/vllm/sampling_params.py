@@ -10,10 +10,23 @@ class RequestOutputKind(Enum):
     FINAL_ONLY = 2
 
 
+@dataclass
+class StructuredOutputsParams:
+    json: str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+
+
 @dataclass(kw_only=True)
 class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    bad_words: list[str] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0

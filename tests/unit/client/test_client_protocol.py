@@ -19,6 +19,11 @@ ALL_OPTIONS: dict[str, Any] = {
     "top_k": 3,
     "seed": 2**64 - 1,
     "stop_words": ["a", "b"],
+    "bad_words": ["c"],
+    "repetition_penalty": 1.5,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.25,
+    "min_tokens": 2,
     "system_prompt": "s",
     "tenant": "t",
     "cache_control": "no-store",
@@ -44,8 +49,12 @@ def _text(value: Any) -> bool:
 def test_tensors_are_those_of_the_server() -> None:
     server = {t.name: (t.datatype, t.optional) for t in contracts.ECHOLM_INPUTS}
     ours = {name: (datatype, True) for name, datatype in protocol.OPTIONS.items()}
-    assert ours | {"text_input": ("BYTES", False), "stream": ("BOOL", True)} == server
-    assert set(protocol.OUTPUTS) == {t.name for t in contracts.ECHOLM_OUTPUTS}
+    ours |= {"text_input": ("BYTES", False), "stream": ("BOOL", True)}
+    for_nvidias_clients = {t.name for t in (*contracts.SAMPLING_INPUTS, *contracts.NEUTRAL_INPUTS)}
+    assert {**server, **ours} == server
+    assert server.keys() - ours <= for_nvidias_clients
+    outputs = {t.name for t in contracts.ECHOLM_OUTPUTS}
+    assert outputs - set(protocol.OUTPUTS) == {"cum_log_probs", "output_log_probs"}
     assert set(ALL_OPTIONS) == set(echolm_client.GenerateOptions.__annotations__)
     models = {protocol.ECHOLM, protocol.ECHOLM_STREAM, protocol.FEEDBACK}
     assert models <= {model.name for model in contracts.CORE_MODELS}
@@ -84,8 +93,9 @@ def test_every_option_has_its_type_and_a_batch_of_one() -> None:
     assert set(sent) == {"text_input", "stream", *ALL_OPTIONS}
 
 
-def test_no_stop_words_is_the_same_as_none_given() -> None:
+def test_no_words_are_the_same_as_none_given() -> None:
     assert "stop_words" not in tensors(protocol.generate_call("x", {"stop_words": []}))
+    assert "bad_words" not in tensors(protocol.generate_call("x", {"bad_words": []}))
 
 
 @pytest.mark.parametrize(

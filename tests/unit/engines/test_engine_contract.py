@@ -87,7 +87,6 @@ class Subject:
         self,
         prompt: str = PROMPT,
         streaming: bool = False,
-        logprobs: bool = False,
         add_special_tokens: bool = True,
         **sampling: Any,
     ) -> Answer:
@@ -98,7 +97,6 @@ class Subject:
             prompt,
             Sampling(**{"max_tokens": 24, **sampling}),
             streaming,
-            logprobs,
             add_special_tokens,
         )
         self.engine.submit(request, answer)
@@ -223,7 +221,13 @@ def test_a_seed_repeats_an_answer_and_without_one_answers_differ(subject: Subjec
 
 def test_penalties_and_sampling_parameters_are_taken(subject: Subject) -> None:
     answer = subject.ask(
-        temperature=0.7, top_p=0.5, top_k=5, frequency_penalty=0.5, presence_penalty=-0.5
+        temperature=0.7,
+        top_p=0.5,
+        top_k=5,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        repetition_penalty=1.1,
+        min_tokens=2,
     ).wait()
     assert answer.last.finish_reason in ("stop", "length")
 
@@ -233,6 +237,10 @@ def test_the_log_probability_is_told_when_asked_for(subject: Subject, streaming:
     answer = subject.ask(streaming=streaming, logprobs=True).wait()
     assert answer.last.cumulative_logprob is not None
     assert answer.last.cumulative_logprob <= 0
+    each = [p for chunk in answer.chunks for p in chunk.token_logprobs]
+    assert len(each) == answer.last.num_output_tokens
+    assert sum(each) == pytest.approx(answer.last.cumulative_logprob, abs=1e-3)
+    assert not subject.ask(streaming=streaming).wait().last.token_logprobs
 
 
 @pytest.mark.parametrize("streaming", [False, True])

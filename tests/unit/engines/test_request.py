@@ -38,23 +38,53 @@ def test_all_inputs_arrive() -> None:
         sampling_param_stop=[b"\n", "é".encode()],
         sampling_param_frequency_penalty=0.5,
         sampling_param_presence_penalty=-0.5,
+        sampling_param_repetition_penalty=1.5,
+        sampling_param_min_tokens=2,
+        sampling_param_bad_words=[b"no", b"never"],
+        embedding_bias_words=[b"yes"],
+        embedding_bias_weights=[2.0],
+        guided_decoding_guide_type=b"regex",
+        guided_decoding_guide=b"[0-9]+",
         sampling_param_best_of=1,
         sampling_param_exclude_input_from_output=True,
         sampling_param_add_special_tokens=False,
         return_finish_reason=True,
         return_stop_reason=True,
         return_cumulative_logprob=True,
+        return_log_probs=True,
     )
     assert request.generation.streaming
     assert not request.generation.add_special_tokens
     assert request.generation.sampling == Sampling(
-        7, 0.5, 0.25, 3, 2**64 - 1, ("\n", "é"), 0.5, -0.5
+        7,
+        0.5,
+        0.25,
+        3,
+        2**64 - 1,
+        ("\n", "é"),
+        0.5,
+        -0.5,
+        repetition_penalty=1.5,
+        min_tokens=2,
+        bad_words=("no", "never"),
+        embedding_bias=(("yes", 2.0),),
+        guide_type="regex",
+        guide="[0-9]+",
+        logprobs=True,
     )
-    assert request.generation.logprobs
     assert not request.echo
     assert request.return_finish_reason
     assert request.return_stop_reason
     assert request.return_cumulative_logprob
+    assert request.return_log_probs
+
+
+@pytest.mark.parametrize("name", ["return_cumulative_logprob", "return_log_probs"])
+def test_either_output_takes_log_probabilities_from_the_engine(name: str) -> None:
+    request = parse(**{name: True})
+    assert request.generation.sampling == Sampling(logprobs=True)
+    assert request.return_log_probs is (name == "return_log_probs")
+    assert request.return_cumulative_logprob is (name == "return_cumulative_logprob")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +107,16 @@ def test_all_inputs_arrive() -> None:
         ("sampling_param_best_of", 2),
         ("sampling_param_frequency_penalty", 3.0),
         ("sampling_param_presence_penalty", math.nan),
+        ("sampling_param_repetition_penalty", 0.0),
+        ("sampling_param_repetition_penalty", math.nan),
+        ("sampling_param_min_tokens", -1),
+        ("sampling_param_min_tokens", 129),
+        ("sampling_param_bad_words", [b""]),
+        ("sampling_param_bad_words", [b"\xff"]),
+        ("sampling_param_bad_words", [b"x"] * 65),
+        ("embedding_bias_weights", [1.0]),
+        ("guided_decoding_guide_type", b"poem"),
+        ("guided_decoding_guide", b"[0-9]"),
         ("sampling_param_stop", [b""]),
         ("sampling_param_stop", [b"\xff"]),
         ("sampling_param_stop", [b"x"] * 65),

@@ -126,9 +126,8 @@ def test_the_mpi_job_of_triton_is_left_behind(
 
 
 def test_greedy_needs_no_temperature_and_sampling_no_fixed_seed(standins: Path) -> None:
-    def params(logprobs: bool = False, **sampling: Any) -> Any:
-        request = GenerationRequest("1", "a", Sampling(**sampling), logprobs=logprobs)
-        return sampling_params(request)
+    def params(**sampling: Any) -> Any:
+        return sampling_params(GenerationRequest("1", "a", Sampling(**sampling)))
 
     greedy = params(temperature=0, top_p=0.5, top_k=9)
     assert (greedy.temperature, greedy.top_p, greedy.top_k) == (None, None, 1)
@@ -138,3 +137,11 @@ def test_greedy_needs_no_temperature_and_sampling_no_fixed_seed(standins: Path) 
     assert sampled[0].stop is None
     seeded = params(temperature=1, top_k=3, seed=5, logprobs=True)
     assert (seeded.top_k, seeded.seed, seeded.logprobs) == (3, 5, 1)
+
+
+def test_penalties_and_bad_words_have_the_librarys_names(standins: Path) -> None:
+    sampling = Sampling(repetition_penalty=1.5, min_tokens=3, bad_words=("no",))
+    asked = sampling_params(GenerationRequest("1", "a", sampling))
+    assert (asked.repetition_penalty, asked.min_tokens, asked.bad) == (1.5, 3, ["no"])
+    plain = sampling_params(GenerationRequest("1", "a"))
+    assert (plain.repetition_penalty, plain.min_tokens, plain.bad) == (None, None, None)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from echolm.engines import create_engine
@@ -55,11 +56,39 @@ def test_what_stands_in_for_an_option_that_is_off(standins: Path) -> None:
     greedy = sampling_params(GenerationRequest("1", "a"))
     assert (greedy.temperature, greedy.top_k, greedy.seed, greedy.logprobs) == (0, 0, None, None)
     assert greedy.output_kind.name == "FINAL_ONLY"
-    sampling = Sampling(seed=2**64 - 1)
-    asked = sampling_params(GenerationRequest("1", "a", sampling, streaming=True, logprobs=True))
+    sampling = Sampling(seed=2**64 - 1, logprobs=True)
+    asked = sampling_params(GenerationRequest("1", "a", sampling, streaming=True))
     assert asked.logprobs == 0
     assert 0 <= asked.seed < 2**63
     assert asked.output_kind.name == "DELTA"
+
+
+@pytest.mark.parametrize(
+    ("guide_type", "guide", "field", "value"),
+    [
+        ("json", "", "json_object", True),
+        ("json_schema", "{}", "json", "{}"),
+        ("regex", "[0-9]", "regex", "[0-9]"),
+        ("ebnf_grammar", "root ::= x", "grammar", "root ::= x"),
+        ("structural_tag", "{}", "structural_tag", "{}"),
+    ],
+)
+def test_bad_words_penalties_and_guides_have_vllms_names(
+    standins: Path, guide_type: str, guide: str, field: str, value: Any
+) -> None:
+    sampling = Sampling(
+        repetition_penalty=1.5,
+        min_tokens=3,
+        bad_words=("no", "never"),
+        guide_type=guide_type,
+        guide=guide,
+    )
+    asked = sampling_params(GenerationRequest("1", "a", sampling))
+    assert (asked.repetition_penalty, asked.min_tokens) == (1.5, 3)
+    assert asked.bad_words == ["no", "never"]
+    given = {name: v for name, v in vars(asked.structured_outputs).items() if v is not None}
+    assert given == {field: value}
+    assert sampling_params(GenerationRequest("1", "a")).structured_outputs is None
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,16 @@ async def test_a_comparison_is_a_preference_with_what_the_better_answer_has_won(
     assert [arm.evidence for arm in setup.bandit.arms.values()] == [(0, 1), (0, 1)]
 
 
+async def test_llms_are_not_compared_on_what_one_of_them_cannot_take() -> None:
+    setup = Setup()
+    setup.llms["large_llm"].cannot_take = ("min_tokens",)
+    await setup.ask("small_llm", min_tokens=2)
+    assert not setup.judging.tasks
+    await setup.ask("small_llm", repetition_penalty=1.5)
+    assert await setup.events()
+    assert setup.llms["large_llm"].samplings[-1].repetition_penalty == 1.5
+
+
 async def test_of_several_llms_one_is_drawn_by_the_routers_confidence() -> None:
     llms = tuple(
         LLMSettings(chat_template="echolm", name=name, cost=cost, takes_examples=cost < 3)

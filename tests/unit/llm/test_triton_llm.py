@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -15,32 +15,36 @@ from echolm import contracts
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.llm.inflight_batcher import InflightBatcherClient
 from echolm.llm.llmapi import LLMAPIClient
+from echolm.llm.optional_inputs import optional_inputs
 from echolm.llm.triton_client import Channels, TritonLLMClient, remote_error
 from echolm.primitives import Completion, Sampling
 from echolm.settings import LLMSettings, Settings
 from echolm.wiring.llms import build_llm_clients
+from nvidia_llms import LLMAPI_INPUTS
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 Answer = Callable[[service_pb2.ModelInferRequest, Any], AsyncIterator[Any]]
-INPUTS = {tensor.name: tensor for tensor in contracts.llm("").inputs}
-OUTPUTS = {t.name: t for t in (*contracts.LLM_API_OUTPUTS, *contracts.TOKEN_COUNTS)}
+INPUTS = {tensor.name: tensor for tensor in contracts.ALL_LLM_API_INPUTS}
+ENSEMBLE = {tensor.name: tensor for tensor in contracts.INFLIGHT_BATCHER_INPUTS}
+OUTPUTS = {t.name: t for t in (*contracts.ECHOLM_OUTPUTS, *contracts.llm("").outputs)}
 NUMPY = {"BOOL": np.bool_, "FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64}
 SAMPLING = Sampling(max_tokens=16)
 
 
-def message(**outputs: str | int | float) -> service_pb2.ModelStreamInferResponse:
+def message(**outputs: str | int | float | list[float]) -> service_pb2.ModelStreamInferResponse:
     """One response; without outputs, the empty one that closes a stream."""
     made = service_pb2.ModelStreamInferResponse()
     response = made.infer_response
     response.model_name = "small_llm"
     for name, value in outputs.items():
         datatype = OUTPUTS[name].datatype
-        response.outputs.add(name=name, datatype=datatype, shape=[1])
+        values = value if isinstance(value, list) else [value]
+        response.outputs.add(name=name, datatype=datatype, shape=[len(values)])
         raw = (
             serialize_byte_tensor(np.array([str(value).encode()], dtype=np.object_)).item()
             if datatype == "BYTES"
-            else np.array([value], dtype=NUMPY[datatype]).tobytes()
+            else np.array(values, dtype=NUMPY[datatype]).tobytes()
         )
         response.raw_output_contents.append(raw)
     if not outputs:
@@ -176,15 +180,17 @@ async def until(true: Callable[[], Any], seconds: float = 10) -> None:
         await asyncio.sleep(0.01)
 
 
-def sent(request: service_pb2.ModelInferRequest) -> dict[str, list[Any]]:
+def sent(request: service_pb2.ModelInferRequest, batched: bool = False) -> dict[str, list[Any]]:
     """The values of a request's tensors; checks each against the contract on the way."""
     values = {}
+    specs = ENSEMBLE if batched else INPUTS
     assert len(request.inputs) == len(request.raw_input_contents)
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
-        spec = INPUTS[tensor.name]
+        spec = specs[tensor.name]
         assert tensor.datatype == spec.datatype, tensor.name
-        assert len(tensor.shape) == len(spec.dims), tensor.name
-        for size, dim in zip(tensor.shape, spec.dims, strict=True):
+        dims = (1, *spec.dims) if batched else spec.dims
+        assert len(tensor.shape) == len(dims), tensor.name
+        for size, dim in zip(tensor.shape, dims, strict=True):
             assert dim in (-1, size), tensor.name
         if tensor.datatype == "BYTES":
             values[tensor.name] = [text.decode() for text in deserialize_bytes_tensor(raw)]
@@ -313,6 +319,56 @@ async def test_a_whole_answer_with_its_counts(server: Server, llm: LLMAPIClient)
         message(),
     )
     assert await ask(llm) == Completion("ünïcode ✓", "stop", 12, 70_000)
+
+
+async def test_our_llms_responses_have_the_log_probabilities_of_their_own_tokens(
+    server: Server, llm: LLMAPIClient
+) -> None:
+    server.servicer.answer = saying(
+        message(text_output="a", cumulative_logprob=-1.0, output_log_probs=[-1.0]),
+        message(text_output=" b", cumulative_logprob=-1.5, output_log_probs=[-0.25, -0.25]),
+        message(),
+    )
+    done = await llm.generate("r", "hi", Sampling(9, logprobs=True), lambda piece: None)
+    assert (done.cumulative_logprob, done.token_logprobs) == (-1.5, (-1.0, -0.25, -0.25))
+
+
+async def test_what_our_llm_is_asked_for_has_its_contracts_names(
+    server: Server, llm: LLMAPIClient
+) -> None:
+    server.servicer.answer = saying(message(text_output="a"), message())
+    await llm.generate("r", "hi", replace(EVERYTHING, embedding_bias=()), None)
+    given = sent(server.servicer.requests[-1])
+    expected = {
+        "sampling_param_repetition_penalty": [1.5],
+        "sampling_param_presence_penalty": [0.5],
+        "sampling_param_frequency_penalty": [0.25],
+        "sampling_param_min_tokens": [2],
+        "sampling_param_bad_words": ["no", "never"],
+        "guided_decoding_guide_type": ["regex"],
+        "guided_decoding_guide": ["[a-z]+"],
+        "return_log_probs": [True],
+        "return_cumulative_logprob": [True],
+    }
+    assert {name: given[name] for name in expected} == expected
+
+
+async def test_what_a_model_does_not_declare_is_refused_and_known_from_then_on(
+    server: Server, llm: LLMAPIClient
+) -> None:
+    nvidias = [name for name in LLMAPI_INPUTS if name in INPUTS]
+    server.servicer.config = configuration(nvidias, ["text_output"])
+    sampling = Sampling(16, frequency_penalty=0.5, repetition_penalty=1.5, bad_words=("no",))
+    assert not llm.lacks(sampling)  # as far as is known
+    with pytest.raises(
+        InvalidRequestError, match=r"repetition_penalty: expected nothing.*got 1\.5"
+    ):
+        await llm.generate("r", "hi", sampling, None)
+    with pytest.raises(InvalidRequestError, match="leave out repetition_penalty"):
+        await llm.call("hi", sampling, False)
+    assert llm.lacks(sampling) == ["repetition_penalty", "bad_words"]
+    assert not llm.lacks(Sampling(16, frequency_penalty=0.5))
+    assert not server.servicer.requests
 
 
 async def test_a_streamed_answer_comes_piece_by_piece(server: Server, llm: LLMAPIClient) -> None:
@@ -700,6 +756,66 @@ async def test_counts_of_the_pieces_are_added_and_tell_how_it_ended(
         done = await ensemble.generate("r", "hi", Sampling(most), pieces.append)
         assert done == Completion("a b c", reason, 5, 3)
         assert pieces == ["a", " b c"]
+
+
+EVERYTHING = Sampling(
+    16,
+    frequency_penalty=0.25,
+    presence_penalty=0.5,
+    repetition_penalty=1.5,
+    min_tokens=2,
+    bad_words=("no", "never"),
+    embedding_bias=(("yes", 2.0), ("nay", -1.5)),
+    guide_type="regex",
+    guide="[a-z]+",
+    logprobs=True,
+)
+
+
+async def test_all_that_was_asked_for_arrives_by_the_ensembles_names(
+    server: Server, ensemble: InflightBatcherClient
+) -> None:
+    server.servicer.answer = saying(message(text_output="a"), message())
+    await ensemble.generate("r", "hi", EVERYTHING, None)
+    given = sent(server.servicer.requests[-1], batched=True)
+    asked = {name: given[name] for name in optional_inputs(EVERYTHING)}
+    assert asked == {
+        "repetition_penalty": [1.5],
+        "presence_penalty": [0.5],
+        "frequency_penalty": [0.25],
+        "min_tokens": [2],
+        "bad_words": ["no", "never"],
+        "embedding_bias_words": ["yes", "nay"],
+        "embedding_bias_weights": [2.0, -1.5],
+        "guided_decoding_guide_type": ["regex"],
+        "guided_decoding_guide": ["[a-z]+"],
+        "return_log_probs": [True],
+    }
+
+
+async def test_what_was_not_asked_for_is_not_sent(
+    server: Server, ensemble: InflightBatcherClient
+) -> None:
+    server.servicer.answer = saying(message(text_output="a"), message())
+    await ensemble.generate("r", "hi", SAMPLING, None)
+    assert (
+        not optional_inputs(EVERYTHING).keys()
+        & sent(server.servicer.requests[-1], batched=True).keys()
+    )
+
+
+async def test_the_ensembles_responses_have_the_log_probabilities_of_all_tokens_so_far(
+    server: Server, ensemble: InflightBatcherClient
+) -> None:
+    server.servicer.answer = saying(
+        message(text_output="a", cum_log_probs=-1.0, output_log_probs=[-1.0]),
+        message(text_output=" b", cum_log_probs=-1.5, output_log_probs=[-1.0, -0.5]),
+        message(),
+    )
+    done = await ensemble.generate("r", "hi", Sampling(9, logprobs=True), lambda piece: None)
+    assert (done.cumulative_logprob, done.token_logprobs) == (-1.5, (-1.0, -0.5))
+    done = await ensemble.generate("r", "hi", Sampling(9), lambda piece: None)
+    assert (done.cumulative_logprob, done.token_logprobs) == (None, ())
 
 
 @pytest.mark.parametrize("decoupled", [False, True])

@@ -31,6 +31,7 @@ from echolm.router.policy import Policy
 from echolm.router.ports import Stage
 from echolm.router.service import RouterService
 from echolm.router.validation import build_request, is_searched
+from echolm.router.warm_up import WarmUp
 from echolm.settings import LLMSettings, Settings
 from echolm.testing.front_door import FrontDoor
 from echolm.testing.llm import FakeLLM, failing_llm
@@ -313,6 +314,86 @@ async def test_one_request_that_cannot_be_decided_leaves_the_others_their_router
     found = [Retrieved(bad if k == 3 else EMBEDDING, ()) for k in range(8)]
     plans = setup.service.plan(list(zip(requests, found, strict=True)))
     assert [k for k, plan in enumerate(plans) if plan.degraded] == [3]
+
+
+ASKS: dict[str, Any] = {"repetition_penalty": 1.5}
+
+
+async def test_only_llms_that_can_take_what_is_asked_for_are_drawn(setup: Setup) -> None:
+    setup.prefer("small_llm")
+    setup.llms["small_llm"].cannot_take = ("repetition_penalty",)
+    answer = await setup.ask(**ASKS)
+    assert (answer.llm, answer.degraded) == ("large_llm", "")
+    decision = setup.tokens.load(answer.feedback_token)
+    assert (decision.propensity, decision.solicited) == (1.0, "")
+    assert setup.llms["large_llm"].samplings[-1].repetition_penalty == 1.5
+    assert (await setup.ask()).llm == "small_llm"
+
+
+async def test_in_a_batch_each_request_is_drawn_for_by_what_it_asks_for(setup: Setup) -> None:
+    setup.prefer("small_llm")
+    setup.llms["small_llm"].cannot_take = ("repetition_penalty",)
+    asks = [build_request(setup.settings, text=f"request {k}", **ASKS) for k in range(4)]
+    plain = [build_request(setup.settings, text=f"request {k}") for k in range(4)]
+    mixed = [request for pair in zip(asks, plain, strict=True) for request in pair]
+    plans = setup.service.plan([(request, Retrieved(EMBEDDING, ())) for request in mixed])
+    assert [plan.llm for plan in plans] == ["large_llm", "small_llm"] * 4
+    assert {setup.tokens.load(plan.feedback_token).propensity for plan in plans[::2]} == {1.0}
+
+
+async def test_the_warm_up_does_not_keep_the_only_llm_away_that_can_take_a_request(
+    setup: Setup,
+) -> None:
+    warm_up = WarmUp(setup.bandit, "large_llm", 10)
+    setup.policy._warm_up = warm_up
+    assert (await setup.ask()).llm == "large_llm"
+    setup.llms["large_llm"].cannot_take = ("repetition_penalty",)
+    assert (await setup.ask(**ASKS)).llm == "small_llm"
+
+
+async def test_what_no_llm_can_take_is_refused_by_its_name(setup: Setup) -> None:
+    for llm in setup.llms.values():
+        llm.cannot_take = ("bad_words",)
+    with pytest.raises(InvalidRequestError, match="bad_words: expected nothing, since no LLM here"):
+        await setup.ask(bad_words=["no"], **ASKS)
+    assert (await setup.ask(**ASKS)).degraded == ""
+
+
+async def test_what_no_single_llm_can_take_all_of_is_refused(setup: Setup) -> None:
+    setup.llms["small_llm"].cannot_take = ("bad_words",)
+    setup.llms["large_llm"].cannot_take = ("repetition_penalty",)
+    with pytest.raises(InvalidRequestError, match="no LLM here can take it"):
+        await setup.ask(bad_words=["no"], **ASKS)
+
+
+async def test_the_llm_that_the_caller_names_must_take_it(setup: Setup) -> None:
+    setup.llms["small_llm"].cannot_take = ("repetition_penalty",)
+    with pytest.raises(
+        InvalidRequestError, match=r"repetition_penalty: .*small_llm cannot take it"
+    ):
+        await setup.ask(llm="small_llm", **ASKS)
+    assert (await setup.ask(llm="large_llm", **ASKS)).llm == "large_llm"
+
+
+async def test_no_llm_stands_in_that_cannot_take_the_request(setup: Setup) -> None:
+    setup.prefer("small_llm")
+    setup.llms["small_llm"].error = UnavailableError("down")
+    setup.llms["large_llm"].cannot_take = ("repetition_penalty",)
+    with pytest.raises(UnavailableError, match="no LLM answered: small_llm unavailable"):
+        await setup.ask(**ASKS)
+    assert not setup.llms["large_llm"].prompts
+
+
+async def test_without_a_working_router_an_llm_answers_that_can_take_the_request(
+    setup: Setup,
+) -> None:
+    adopt_statistics(setup)
+    setup.retriever.found = Retrieved(EMBEDDING * np.float32("nan"), ())
+    default = setup.settings.default_llm.name
+    setup.llms[default].cannot_take = ("repetition_penalty",)
+    answer = await setup.ask(**ASKS)
+    assert answer.degraded == "routing failed: default LLM"
+    assert answer.llm != default
 
 
 @pytest.mark.parametrize(

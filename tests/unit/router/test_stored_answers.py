@@ -240,6 +240,12 @@ def key(settings: Settings | None = None, **values: Any) -> str:
     return answer_key_of(settings, build_request(settings, text="q", **values))
 
 
+def test_log_probabilities_are_not_stored_with_an_answer() -> None:
+    assert key()
+    assert not key(return_log_probs=True)
+    assert key(repetition_penalty=1.5) != key()
+
+
 async def test_only_the_strongest_llms_answers_are_submitted_with_a_key(setup: Setup) -> None:
     setup.retriever.found = Retrieved(EMBEDDING)
     setup.service.settings = Settings.model_validate(

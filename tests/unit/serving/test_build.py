@@ -96,8 +96,10 @@ def build(small: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def parameters(output: Path, llm: str) -> dict[str, str]:
     (file,) = output.glob(f"*/{llm}/config.pbtxt")
     config = text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
-    assert {t.name for t in config.input} == {t.name for t in contracts.llm("").inputs}
-    return {key: value.string_value for key, value in config.parameters.items()}
+    given = {key: value.string_value for key, value in config.parameters.items()}
+    contract = contracts.llm(llm, given["engine"])
+    assert {t.name for t in config.input} == {t.name for t in contract.inputs}
+    return given
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))

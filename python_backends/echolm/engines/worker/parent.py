@@ -28,6 +28,7 @@ from echolm.engines.base import (
     GenerationRequest,
     OnChunk,
     check_request_id,
+    joined,
 )
 from echolm.engines.worker.messages import Event, Events, Failed, Mode
 from echolm.errors import ConfigurationError, UnavailableError
@@ -290,13 +291,13 @@ def _receive(connection: Connection) -> Events | Failed | None:
 
 def join_pieces(events: list[Event]) -> list[Event]:
     """Make the chunks of each request one; the order of each request's events stays."""
-    joined: dict[str, GenerationChunk | Exception] = {}
+    by_request: dict[str, GenerationChunk | Exception] = {}
     for request_id, event in events:
-        before = joined.get(request_id)
+        before = by_request.get(request_id)
         if isinstance(event, GenerationChunk) and isinstance(before, GenerationChunk):
-            event = replace(event, text=before.text + event.text)
-        joined[request_id] = event
-    return list(joined.items())
+            event = joined([before, event])
+        by_request[request_id] = event
+    return list(by_request.items())
 
 
 def _write(outbox: queue.SimpleQueue[Any], connection: Connection) -> None:

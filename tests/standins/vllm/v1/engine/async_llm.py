@@ -21,6 +21,11 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 
 @dataclass
+class Logprob:
+    logprob: float
+
+
+@dataclass
 class CompletionOutput:
     index: int
     text: str
@@ -28,6 +33,7 @@ class CompletionOutput:
     cumulative_logprob: float | None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
 
 
 @dataclass
@@ -54,7 +60,7 @@ class _State:
     cached: int
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    logprob: float = 0.0
+    logprobs: list[float] = field(default_factory=list)
     told_text: int = 0
     told_tokens: int = 0
     aborted: bool = False
@@ -66,12 +72,15 @@ class _State:
         # What may become a stop word is held back.
         hold = 0 if finish else max([len(word) - 1 for word in self.params.stop], default=0)
         text, tokens = self.text[: len(self.text) - hold], self.tokens
+        logprobs = [{t: Logprob(p)} for t, p in zip(tokens, self.logprobs, strict=True)]
         if kind is RequestOutputKind.DELTA:
             given, self.told_text = self.told_text, max(self.told_text, len(text))
             text, tokens = text[given:], tokens[self.told_tokens :]
+            logprobs = logprobs[self.told_tokens :]
             self.told_tokens = len(self.tokens)
-        logprob = None if self.params.logprobs is None else self.logprob
-        answer = CompletionOutput(0, text, list(tokens), logprob, finish, stop)
+        answer = CompletionOutput(0, text, list(tokens), None, finish, stop)
+        if self.params.logprobs is not None:
+            answer.cumulative_logprob, answer.logprobs = sum(self.logprobs), logprobs
         return RequestOutput(
             self.request_id, self.prompt, [answer], finish is not None, self.cached
         )
@@ -157,7 +166,7 @@ class AsyncLLM:
             if len(state.tokens) == 3:
                 self._fail(word)
             state.tokens.append(token)
-            state.logprob += logprob
+            state.logprobs.append(logprob)
             text = self._model.tokenizer.decode([token])
             state.text += (" " if state.text and text else "") + text
             finish, stop = "stop" if token == answer[-1][0] else None, None
