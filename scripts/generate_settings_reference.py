@@ -92,7 +92,7 @@ def _name_of(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {_name_of(arguments[0])}s"
     if origin is dict:
-        return f"table of {_name_of(arguments[1])}s"
+        return "table" if arguments[1] is Any else f"table of {_name_of(arguments[1])}s"
     return "secret text" if annotation is SecretStr else _TYPES[annotation]
 
 

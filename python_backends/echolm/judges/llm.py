@@ -12,6 +12,7 @@ from typing import ClassVar
 from echolm.errors import ConfigurationError
 from echolm.judges.base import Judgement, Scale, spent_tokens
 from echolm.llm.endpoint import LLMClient
+from echolm.llm.openai_messages import OpenAIMessages
 from echolm.llm.templates import PromptTemplate
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Sampling
@@ -54,7 +55,7 @@ class LLMJudge:
     """
 
     client: LLMClient
-    template: PromptTemplate
+    template: PromptTemplate | OpenAIMessages
     tokens: TokenCounter
     prompt: str = DEFAULT_PROMPT
     max_tokens: int = 16

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from echolm.llm.openai_messages import OpenAIMessages
 from echolm.llm.templates import PromptTemplate
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Completion, OnText, Request, Sampling, Selected
@@ -31,13 +32,20 @@ class LLMClient(Protocol):
         """
 
 
+class ServedLLM(LLMClient, Protocol):
+    """An LLM behind a server, which can be asked whether it is there."""
+
+    async def check(self) -> None:
+        """UnavailableError if the server does not answer or does not have the LLM."""
+
+
 @dataclass(frozen=True)
 class LLMEndpoint:
     """One LLM that can answer, with all that calling it needs."""
 
     settings: LLMSettings
     client: LLMClient
-    template: PromptTemplate
+    template: PromptTemplate | OpenAIMessages
     tokens: TokenCounter
 
     def prompt(self, request: Request, examples: Sequence[Selected]) -> tuple[str, list[Selected]]:

@@ -157,6 +157,7 @@ class LocalServer:
         preflight.check_host(installation.from_wheel)
         models = preflight.models_in(repositories)
         preflight.check_backends(models, installation.backends)
+        preflight.check_llm_servers(settings)
         if options.profile is not None:
             preflight.check_models(models, settings)
         ports = zip(("--http-port", "--grpc-port", "--metrics-port"), options.ports, strict=True)
