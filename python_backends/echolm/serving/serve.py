@@ -153,11 +153,11 @@ class LocalServer:
         repositories = model_repositories(options)
 
         preflight.check_python()
+        preflight.check_llm_servers(settings)
         installation = find_triton(prefer_system=options.on_gpus)
         preflight.check_host(installation.from_wheel)
         models = preflight.models_in(repositories)
         preflight.check_backends(models, installation.backends)
-        preflight.check_llm_servers(settings)
         if options.profile is not None:
             preflight.check_models(models, settings)
         ports = zip(("--http-port", "--grpc-port", "--metrics-port"), options.ports, strict=True)
