@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,6 @@ def deployment(
     """``big`` and ``locked``, which has a wrong key, behind one server; ``small_llm`` in Triton."""
     folder = tmp_path_factory.mktemp("openai")
     models = folder / "models"
-    models.mkdir()
-    (models / "embedder").symlink_to(REPOSITORY / "local" / "embedder")
     dummy_llm("small_llm", {"text": "small says so"}, models)
     ca = authority(folder)
     own = certified(ca, "server")
@@ -81,7 +79,8 @@ def deployment(
         }
     )
     try:
-        with running_server(settings, core_with(models)) as endpoints:
+        options = replace(core_with(models), profile="remote")
+        with running_server(settings, options) as endpoints:
             yield Deployment(endpoints, Caller(endpoints), openai)
     finally:
         openai.close()

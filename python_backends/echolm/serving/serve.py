@@ -37,7 +37,7 @@ _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
 """For Triton without a GPU, which otherwise reports the missing driver as an error."""
 
 _MILVUS_RESTARTS = 5
-_CPU_PROFILES = ("local",)
+_CPU_PROFILES = ("local", "remote")
 _CPU_LOAD_S, _GPU_LOAD_S = 300.0, 1_800.0
 
 
