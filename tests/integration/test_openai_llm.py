@@ -79,7 +79,7 @@ def deployment(
         }
     )
     try:
-        options = replace(core_with(models), profile="remote")
+        options = replace(core_with(models), profile="remote", model_repositories=(models,))
         with running_server(settings, options) as endpoints:
             yield Deployment(endpoints, Caller(endpoints), openai)
     finally:
