@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -94,7 +94,9 @@ class OpenAIClient:
 
     def _body(self, prompt: str, sampling: Sampling, stream: bool) -> dict[str, Any]:
         llm = self._llm
-        if sampling.top_k and not llm.takes_top_k:
+        if not llm.takes_top_k and sampling.temperature == 0:
+            sampling = replace(sampling, top_k=0)  # the likeliest token is taken anyway
+        if not llm.takes_top_k and sampling.top_k:
             raise InvalidRequestError.of(
                 "top_k", f"none for the LLM {llm.name}", sampling.top_k, "leave it out"
             )

@@ -30,7 +30,7 @@ logger = logging.getLogger("echolm")
 
 _TEXT_OUTPUT = contracts.LLM_API_OUTPUTS[0]
 _OUTPUTS = {spec.name: spec for spec in contracts.REMOTE_LLM.outputs}
-_CHECK_EVERY_S, _CHECK_TIMEOUT_S = 5.0, 10.0
+_CHECK_EVERY_S = _CHECK_TIMEOUT_S = 10.0
 _SHOW_EVERY_S = 0.5
 
 

@@ -119,7 +119,8 @@ async def test_a_server_without_top_k_does_not_get_it(server: OpenAIServer) -> N
     with pytest.raises(InvalidRequestError, match="top_k: expected none for the LLM big, got 4"):
         await ask(llm, "hello", Sampling(16, 1.0, top_k=4))
     assert server.requests == []
-    assert (await ask(llm, "hello")).text
+    assert (await ask(llm, "hello", Sampling(16, 0.0, top_k=4))).text
+    assert "top_k" not in server.requests[0][1]
 
 
 async def test_completions_get_the_prompt(server: OpenAIServer) -> None:
