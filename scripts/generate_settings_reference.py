@@ -94,7 +94,7 @@ def _name_of(annotation: Any) -> str:
     if origin is dict and arguments[1] is JsonValue:
         return "table"
     if origin is dict:
-        return f"table of {_name_of(arguments[1])}s"
+        return "table" if arguments[1] is Any else f"table of {_name_of(arguments[1])}s"
     return "secret text" if annotation is SecretStr else _TYPES[annotation]
 
 

@@ -168,7 +168,7 @@ METRICS: Mapping[str, MetricSpec] = {
         _counter("replay_tokens", "LLM tokens that replay took, the judge's included"),
         _counter("replay_seconds", "Seconds that replays took"),
         # LLMs
-        _gauge("llm_ready", "Whether the engine takes requests", "model"),
+        _gauge("llm_ready", "Whether the engine, or the server elsewhere, takes requests", "model"),
         _gauge("llm_in_flight", "Requests that the LLM is working on", "model"),
         _counter("llm_prompt_tokens", "Tokens of prompts taken", "model"),
         _counter("llm_generated_tokens", "Tokens generated", "model"),

@@ -12,8 +12,7 @@ from typing import ClassVar
 from echolm.conversation import Turn
 from echolm.errors import ConfigurationError
 from echolm.judges.base import Judgement, Scale, spent_tokens
-from echolm.llm.chat_template import ChatTemplate
-from echolm.llm.endpoint import LLMClient
+from echolm.llm.endpoint import LLMClient, PromptTemplate
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Sampling
 
@@ -55,7 +54,7 @@ class LLMJudge:
     """
 
     client: LLMClient
-    template: ChatTemplate
+    template: PromptTemplate
     tokens: TokenCounter
     prompt: str = DEFAULT_PROMPT
     max_tokens: int = 16

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from echolm.conversation import Turn
-from echolm.llm.chat_template import ChatTemplate, few_shot
+from echolm.llm.chat_template import few_shot
 from echolm.llm.examples_block import examples_block
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Completion, OnText, Request, Sampling, Selected
@@ -39,6 +39,34 @@ class LLMClient(Protocol):
         """
 
 
+class ServedLLM(LLMClient, Protocol):
+    """An LLM behind a server, which can be asked whether it is there."""
+
+    async def check(self) -> None:
+        """UnavailableError if the server does not answer or does not have the LLM."""
+
+
+class PromptTemplate(Protocol):
+    """How an LLM's prompt is written.
+
+    Attributes:
+        stop: what ends an answer besides what a request says.
+    """
+
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The text that the LLM's client takes as the prompt of a conversation.
+
+        Args:
+            turns: oldest first; the system prompt is the first one, if there is one.
+
+        Raises:
+            InvalidRequestError: the template refuses the conversation.
+        """
+
+
 @dataclass(frozen=True)
 class LLMEndpoint:
     """One LLM that can answer, with all that calling it needs.
@@ -49,7 +77,7 @@ class LLMEndpoint:
 
     settings: LLMSettings
     client: LLMClient
-    template: ChatTemplate
+    template: PromptTemplate
     tokens: TokenCounter
     examples_as: Literal["turns", "block"] = "turns"
 

@@ -41,19 +41,30 @@ _CHANNEL_OPTIONS = (
     # gRPC's own back-off grows to two minutes, in which an LLM that is back looks down.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Finds out about a server that went without a word. Triton forbids more than one in 300 s.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
 )
 
 
 class Channels:
     """One gRPC channel per server, opened in the event loop that first asks for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ChannelCredentials | None = None) -> None:
+        """
+        Args:
+            credentials: of TLS; None: without TLS.
+        """
+        self._credentials = credentials
         self._stubs: dict[str, Any] = {}
 
     def stub(self, url: str) -> Any:
         """The inference service at ``host:port``."""
         if url not in self._stubs:
-            channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
+            if self._credentials is None:
+                channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
+            else:
+                channel = grpc.aio.secure_channel(url, self._credentials, options=_CHANNEL_OPTIONS)
             self._stubs[url] = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         return self._stubs[url]
 
@@ -183,6 +194,16 @@ class TritonLLMClient:
         inputs = self._encoded(values, signature)
         gathers = self.can_gather(signature)
         return LLMCall(self._model, inputs, self.reading(sampling, signature), gathers)
+
+    async def check(self) -> None:
+        """See :class:`~echolm.llm.endpoint.ServedLLM`."""
+        request = service_pb2.ModelReadyRequest(name=self._model)
+        try:
+            ready = (await self._channels.stub(self._url).ModelReady(request)).ready
+        except grpc.RpcError as error:
+            raise _failed_call(self._model, error) from error
+        if not ready:
+            raise UnavailableError(f"{self._model}: not ready at {self._url}")
 
     async def signature(self) -> ModelSignature:
         """The model's signature; the server is asked once. UnavailableError if it has none."""

@@ -152,7 +152,14 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
             grader=absolute_grader(judging.grader),
         ),
         llms=tuple(
-            _changed(llm, tokenizer=llm.tokenizer and llm.tokenizer.resolve())
+            _changed(
+                llm,
+                **{
+                    name: value.resolve()
+                    for name in type(llm).model_fields
+                    if isinstance(value := getattr(llm, name), Path)
+                },
+            )
             for llm in settings.llms
         ),
     )

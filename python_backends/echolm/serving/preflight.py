@@ -188,13 +188,13 @@ def models_in(repositories: Iterable[Path]) -> dict[str, Path]:
 def check_models(models: Mapping[str, Path], settings: Settings) -> None:
     """All configured LLMs have a model and a chat template, and all models have their files."""
     for llm in settings.llms:
-        if llm.model not in models:
+        if not llm.url and llm.model not in models:
             raise ConfigurationError(
                 f"LLM {llm.name}: expected a Triton model {llm.model!r} in the model repositories, "
                 f"got only {', '.join(sorted(models))}; add its directory with --model-repository, "
-                "or correct llms.triton_model in the configuration"
+                "correct llms.triton_model in the configuration, or say with llms.url where it is"
             )
-        if ROUTER.name in models:
+        if ROUTER.name in models and not llm.takes_messages:
             build_chat_template(llm)
     for contract in CORE_MODELS:
         if contract.name in models:
@@ -210,6 +210,16 @@ def check_models(models: Mapping[str, Path], settings: Settings) -> None:
                     "(`git checkout -- model_repository`), or convert a checkpoint with "
                     "scripts/convert_model.py"
                 )
+
+
+def check_llm_servers(settings: Settings) -> None:
+    """Keys and certificates for LLMs elsewhere can be used."""
+    from echolm.llm.credentials import api_key, channel_credentials, ssl_context
+
+    for llm in settings.llms:
+        api_key(llm)
+        ssl_context(llm)
+        channel_credentials(llm)
 
 
 def _check_tensors(contract: ModelContract, directory: Path) -> None:

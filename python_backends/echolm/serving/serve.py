@@ -38,7 +38,7 @@ _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
 """For Triton without a GPU, which otherwise reports the missing driver as an error."""
 
 _MILVUS_RESTARTS = 5
-_CPU_PROFILES = ("local",)
+_CPU_PROFILES = ("local", "remote")
 _CPU_LOAD_S, _GPU_LOAD_S = 300.0, 1_800.0
 
 
@@ -154,6 +154,7 @@ class LocalServer:
         repositories = model_repositories(options)
 
         preflight.check_python()
+        preflight.check_llm_servers(settings)
         installation = find_triton(prefer_system=options.on_gpus)
         preflight.check_host(installation.from_wheel)
         models = preflight.models_in(repositories)

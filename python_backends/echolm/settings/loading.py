@@ -26,6 +26,8 @@ else:
     import tomli as tomllib
 
 _PASSWORD = re.compile(r"://[^/\s]*@")
+_SECRET = re.compile(r"key|token$|secret|password", re.IGNORECASE)
+"""In names of settings whose values no message shows, misspelt ones included."""
 
 RENAMED_KEYS = {
     "examples.max_bytes": "examples.max_stored_bytes",
@@ -108,7 +110,8 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     anchor(values.get("routing"), "load_table")
     llms = values.get("llms")
     for llm in llms if isinstance(llms, list) else ():
-        anchor(llm, "tokenizer")
+        for key in ("tokenizer", "api_key_file", "tls_ca", "tls_certificate", "tls_key"):
+            anchor(llm, key)
         if isinstance(llm, dict) and llm.get("chat_template") not in BUILT_IN_CHAT_TEMPLATES:
             anchor(llm, "chat_template")
 
@@ -125,7 +128,9 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
         if (why := REMOVED_KEYS.get(name)) and problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: removed, leave it out: {why}")
             continue
-        shown = _PASSWORD.sub("://***@", repr(problem.get("input")))
-        got = "" if problem["type"] == "missing" else f", got {shown:.80}"
+        # What is wrong with a whole section is in the message.
+        known = problem["type"] == "missing" or isinstance(problem["input"], dict | list | Settings)
+        shown = _PASSWORD.sub("://***@", repr(problem["input"]))
+        got = "" if known else f", got {'***' if _SECRET.search(key) else shown:.80}"
         lines.append(f"  {key}: {problem['msg']}{got}")
     return "\n".join(lines)

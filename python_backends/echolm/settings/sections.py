@@ -7,7 +7,8 @@ so each is a statement that can be read by itself, with the unit of its value.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, model_validator
 
@@ -344,10 +345,41 @@ class LLMSettings(Section):
     triton_model: str = ""
     """Name of the Triton model that serves it; empty means the same as `name`."""
     url: str = ""
-    """gRPC address of the Triton that serves it; empty means this server."""
-    contract: Literal["llmapi", "inflight_batcher"] = "llmapi"
-    """Tensors of its Triton model: `llmapi` those of EchoLM's own and of NVIDIA's model of that
-    name, `inflight_batcher` those of the ensemble of TensorRT-LLM's C++ backend."""
+    """Address of the server that has it: of another Triton's gRPC port, host:port or
+    grpcs://host:port for TLS; of an OpenAI-compatible server http(s)://host:port/v1, up to where
+    /chat/completions begins. Empty means this server."""
+    contract: Literal["llmapi", "inflight_batcher", "openai"] = "llmapi"
+    """What its server speaks. Tensors of a Triton model: `llmapi` those of EchoLM's own and of
+    NVIDIA's model of that name, `inflight_batcher` those of the ensemble of TensorRT-LLM's C++
+    backend. `openai`: OpenAI's API over HTTP (vLLM, SGLang, trtllm-serve, NIM, hosted LLMs)."""
+    remote_model: str = ""
+    """Name of the LLM at its server of contract `openai`; empty means the same as `name`."""
+    openai_api: Literal["chat", "completions"] = "chat"
+    """What is called under contract `openai`: `chat` sends messages, to which the server applies
+    its own chat template; `completions` sends the prompt that prompt_template makes."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Name under which a server of contract `openai` takes the longest answer; newer LLMs of OpenAI
+    itself want max_completion_tokens."""
+    takes_top_k: bool = True
+    """Whether a server of contract `openai` takes top_k, which OpenAI's own refuses; where it does
+    not, other LLMs answer requests with a top_k."""
+    extra_body: dict[str, Any] = {}
+    """Fields that each request to a server of contract `openai` has besides, in place of EchoLM's
+    value where both have one, such as {chat_template_kwargs = {enable_thinking = false}}."""
+    api_key: SecretStr = SecretStr("")
+    """Key that a server of contract `openai` asks for (a bearer token)."""
+    api_key_file: Path | None = None
+    """File with that key, read at the start, in place of api_key."""
+    tls_ca: Path | None = None
+    """PEM file of the authorities that may certify the server at `url`; without it those that the
+    system trusts."""
+    tls_certificate: Path | None = None
+    """PEM file of the certificate that EchoLM shows to the server at `url`, with its chain."""
+    tls_key: Path | None = None
+    """PEM file of that certificate's private key, without a passphrase."""
+    connect_timeout_s: float = Field(5.0, gt=0)
+    """Seconds for a connection to a server of contract `openai`; the answer has
+    limits.request_timeout_s."""
     cost: float = Field(gt=0)
     """Relative cost of one answer; only the ratios between LLMs matter."""
     takes_examples: bool
@@ -371,14 +403,83 @@ class LLMSettings(Section):
     chat_template: str = ""
     """Chat template of the LLM's prompts: a checkpoint's folder, a .jinja file, or the built-in
     `echolm` (the shipped pair's), `chatml` or `plain` (base models); empty means the template in
-    the folder of `tokenizer`."""
+    the folder of `tokenizer`. Not used where the server applies its own (contract `openai` with
+    openai_api `chat`)."""
     chat_template_args: dict[str, JsonValue] = {}
     """Variables of the chat template, for example enable_thinking = false."""
     tokenizer: Path | None = None
     """The checkpoint's folder, or the tokenizer.json in it: tokens are counted exactly, and its
     special tokens escaped in texts; without it tokens are estimated from characters."""
 
+    @model_validator(mode="after")
+    def _server_can_be_called(self) -> LLMSettings:
+        openai = self.contract == "openai"
+        _check_url(self.url, ("http", "https") if openai else ("grpc", "grpcs"))
+        if openai:
+            if not self.url:
+                raise ValueError(
+                    "url: expected http(s)://host:port/v1 for contract 'openai', got none"
+                )
+            if self.triton_model:
+                raise ValueError(
+                    "triton_model: expected none for contract 'openai'; give it as remote_model"
+                )
+            if reserved := _RESERVED & self.extra_body.keys():
+                raise ValueError(
+                    f"extra_body: expected other fields than {', '.join(sorted(_RESERVED))}, got "
+                    f"{', '.join(sorted(reserved))}"
+                )
+            if self.api_key.get_secret_value() and self.api_key_file is not None:
+                raise ValueError("api_key and api_key_file: expected one of them, got both")
+        else:
+            for name in _OPENAI_ONLY:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: expected it with contract 'openai' only")
+        given = [name for name in ("tls_ca", "tls_certificate", "tls_key") if getattr(self, name)]
+        if given and not self.url.startswith(("https://", "grpcs://")):
+            scheme = "https" if openai else "grpcs"
+            raise ValueError(f"{given[0]}: expected a url that begins with {scheme}://")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key: expected both or none, got one")
+        return self
+
     @property
     def model(self) -> str:
         """Name of the Triton model."""
         return self.triton_model or self.name
+
+    @property
+    def grpc_address(self) -> str:
+        """``host:port`` of the other Triton; empty if there is none."""
+        return self.url.rpartition("://")[2].rstrip("/")
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether its server applies the chat template."""
+        return self.contract == "openai" and self.openai_api == "chat"
+
+
+_OPENAI_ONLY = (
+    *("remote_model", "openai_api", "max_tokens_field", "takes_top_k", "extra_body"),
+    *("api_key", "api_key_file", "connect_timeout_s"),
+)
+_RESERVED = {"model", "messages", "prompt", "stream", "n"}
+
+
+def _check_url(url: str, schemes: tuple[str, str]) -> None:
+    """ValueError if it is no address of that kind; gRPC's needs no scheme."""
+    grpc = "grpc" in schemes
+    if not url:
+        return
+    try:
+        parts = urlsplit(url if "://" in url or not grpc else f"grpc://{url}")
+        usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        usable = usable and (not grpc or (bool(parts.port) and parts.path in ("", "/")))
+        usable = usable and not (parts.query or parts.fragment)
+    except ValueError:  # the port is no number
+        usable = False
+    if not usable:
+        expected = "[grpc[s]://]host:port" if grpc else "http[s]://host[:port][/path]"
+        raise ValueError(f"url: expected {expected}, got another form")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("url: expected no user or password in it; give api_key or api_key_file")

@@ -1,4 +1,4 @@
-"""The model ``remote_llm``: LLMs that another Triton serves (``llms.url``), as if this one did.
+"""The model ``remote_llm``: LLMs that another server has (``llms.url``), as if this one did.
 
 The front door calls models of its own server only. The contract is our LLM model's, and ``llm``
 says which of the configured LLMs is meant.
@@ -9,21 +9,29 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
+from collections import Counter
 from typing import Any
 
 from echolm import contracts
+from echolm.engines.base import FINISH_CANCELLED
+from echolm.engines.gathering import Gatherer
 from echolm.engines.request import LLMRequest, parse_request
-from echolm.errors import CancelledError, InvalidRequestError
-from echolm.llm.triton_client import TritonLLMClient
+from echolm.errors import CancelledError, EchoError, InvalidRequestError
 from echolm.primitives import Completion, decode
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
+from echolm.triton.metrics import Metrics
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
 from echolm.wiring.llms import build_llm_clients
 
+logger = logging.getLogger("echolm")
+
 _TEXT_OUTPUT = contracts.LLM_API_OUTPUTS[0]
 _OUTPUTS = {spec.name: spec for spec in contracts.REMOTE_LLM.outputs}
+_CHECK_EVERY_S = _CHECK_TIMEOUT_S = 10.0
+_SHOW_EVERY_S = 0.5
 
 
 class TritonPythonModel:
@@ -35,18 +43,24 @@ class TritonPythonModel:
         clients = build_llm_clients(settings)
         self._clients = {llm.name: clients[llm.name] for llm in settings.llms if llm.url}
         self._keys = itertools.count(1)
+        self._metrics = Metrics(self._runtime)
+        self._in_flight = Counter(dict.fromkeys(self._clients, 0))
+        for name in self._clients:
+            self._count(name)  # shown from the start on
+            self._runtime.spawn(self._watch(name))
+        self._runtime.spawn(self._show())
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             responder = Responder(request)
             try:
-                client, parsed = self._read(request)
+                llm, parsed = self._read(request)
             except Exception as problem:
                 responder.fail(problem)
                 continue
-            self._runtime.spawn(self._answer(client, parsed, responder), responder)
+            self._runtime.spawn(self._answer(llm, parsed, responder), responder)
 
-    def _read(self, request: Any) -> tuple[TritonLLMClient, LLMRequest]:
+    def _read(self, request: Any) -> tuple[str, LLMRequest]:
         inputs = {
             spec.name: array.reshape(-1).tolist()
             for spec in contracts.REMOTE_LLM.inputs
@@ -57,28 +71,76 @@ class TritonPythonModel:
             expected = f"one of {sorted(self._clients)}, which have an llms.url"
             raise InvalidRequestError.of("llm", expected, name)
         parameters = json.loads(request.parameters() or "{}")
-        return self._clients[name], parse_request(f"r{next(self._keys)}", inputs, parameters)
+        return name, parse_request(f"r{next(self._keys)}", inputs, parameters)
 
-    async def _answer(
-        self, client: TritonLLMClient, request: LLMRequest, responder: Responder
-    ) -> None:
+    async def _answer(self, llm: str, request: LLMRequest, responder: Responder) -> None:
         generation = request.generation
 
         def send_piece(piece: str) -> None:
             responder.send([codec.tensor(_TEXT_OUTPUT, [piece])])
 
-        on_text = send_piece if generation.streaming else None
+        call_later = asyncio.get_running_loop().call_later
+        pieces = Gatherer(send_piece, "".join, request.stream_interval_s, call_later)
+        self._in_flight[llm] += 1
         try:
-            completion = await client.generate(
-                generation.request_id, generation.prompt, generation.sampling, on_text
+            completion = await self._clients[llm].generate(
+                generation.request_id,
+                generation.prompt,
+                generation.sampling,
+                pieces if generation.streaming else None,
             )
+            pieces.flush()
         except asyncio.CancelledError:
+            pieces.drop()
+            self._count(llm, cancelled=True)
             responder.fail(CancelledError("the client went away"))
             raise
         except Exception as problem:
+            pieces.drop()
+            self._count(llm, failed=not isinstance(problem, InvalidRequestError))
             responder.fail(problem)
             return
+        finally:
+            self._in_flight[llm] -= 1
+        cancelled = completion.finish_reason == FINISH_CANCELLED
+        prompt, generated = completion.num_input_tokens, completion.num_output_tokens
+        self._count(llm, max(0, prompt), max(0, generated), cancelled)
         responder.send(_outputs(completion, generation.streaming), final=True)
+
+    def _count(
+        self,
+        llm: str,
+        prompt: int = 0,
+        generated: int = 0,
+        cancelled: bool = False,
+        failed: bool = False,
+    ) -> None:
+        add = self._metrics.add
+        add("echolm_llm_prompt_tokens_total", prompt, model=llm)
+        add("echolm_llm_generated_tokens_total", generated, model=llm)
+        add("echolm_llm_cancelled_total", cancelled, model=llm)
+        add("echolm_llm_failed_total", failed, model=llm)
+
+    async def _watch(self, llm: str) -> None:
+        """Ask the LLM's server again and again whether it is there."""
+        known = ""
+        while True:
+            problem = ""
+            try:
+                await asyncio.wait_for(self._clients[llm].check(), _CHECK_TIMEOUT_S)
+            except (EchoError, asyncio.TimeoutError) as error:
+                problem = str(error) or f"{llm}: no answer in {_CHECK_TIMEOUT_S:g} s"
+            if problem != known:
+                known = problem
+                logger.warning("LLM %s is %s", llm, f"not ready: {problem}" if problem else "ready")
+            self._metrics.level("echolm_llm_ready", float(not problem), model=llm)
+            await asyncio.sleep(_CHECK_EVERY_S)
+
+    async def _show(self) -> None:
+        while True:
+            for llm, count in self._in_flight.items():
+                self._metrics.level("echolm_llm_in_flight", count, model=llm)
+            await asyncio.sleep(_SHOW_EVERY_S)
 
     def finalize(self) -> None:
         self._runtime.close()

@@ -17,7 +17,7 @@ from typing import Any
 from echolm import contracts
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.llm.optional_inputs import optional_inputs
-from echolm.llm.triton_client import remote_error
+from echolm.llm.triton_client import TritonLLMClient, remote_error
 from echolm.primitives import STORED, Completion, Plan, Report, Request, Retrieved
 from echolm.retrieval.packed import unpack
 from echolm.router.packed import CallPacker, unpack_report
@@ -131,8 +131,9 @@ class TritonPythonModel:
     async def _know_llms(self) -> None:
         """Ask LLMs what they take, unless they have said; one that does not answer may be tried."""
         for client in self._clients.values():
-            with suppress(UnavailableError):
-                await client.signature()
+            if isinstance(client, TritonLLMClient):
+                with suppress(UnavailableError):
+                    await client.signature()
 
     async def _plan(self, asked: Sequence[tuple[Responder, list[_Row]]]) -> None:
         try:

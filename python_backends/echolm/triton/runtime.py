@@ -130,6 +130,7 @@ class Runtime:
 
         async def cancel_all() -> None:
             await cancel(asyncio.all_tasks() - {asyncio.current_task()})
+            await self.loop.shutdown_asyncgens()
 
         self._closed.set()
         future = asyncio.run_coroutine_threadsafe(cancel_all(), self.loop)

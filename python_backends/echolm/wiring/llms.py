@@ -12,48 +12,59 @@ from echolm.judges.grader import GraderJudge, load_grader
 from echolm.judges.llm import LLMJudge, read_prompt
 from echolm.judges.similarity import SimilarityJudge, TextEmbedder
 from echolm.llm.chat_template import ChatTemplate, load_chat_template
-from echolm.llm.endpoint import LLMClient, LLMEndpoint
+from echolm.llm.endpoint import LLMClient, LLMEndpoint, ServedLLM
+from echolm.llm.openai_messages import OpenAIMessages
 from echolm.llm.tokens import token_counter
 from echolm.load.tracker import ServingLoad
 from echolm.primitives import Completion, OnText, Sampling
 from echolm.settings import LLMSettings, Settings
 
 if TYPE_CHECKING:
-    from echolm.llm.triton_client import TritonLLMClient
+    from echolm.llm.triton_client import Channels, TritonLLMClient
 
 
-def build_llm_clients(settings: Settings) -> dict[str, TritonLLMClient]:
-    """A client for each configured LLM, by its name."""
-    from echolm.llm.contracts import CONTRACTS
+def build_llm_clients(settings: Settings) -> dict[str, ServedLLM]:
+    """A client for each configured LLM, by its name.
+
+    ConfigurationError if a key or a certificate cannot be used.
+    """
     from echolm.llm.triton_client import Channels
 
-    channels, interval_ms = Channels(), settings.limits.stream_interval_ms
-    return {
-        llm.name: CONTRACTS[llm.contract](
-            channels,
-            llm.url or settings.grpc_url,
-            llm.model,
-            interval_ms,
-            build_chat_template(llm).added_bos,
-        )
-        for llm in settings.llms
-    }
+    without_tls = Channels()
+    return {llm.name: _client(llm, settings, without_tls) for llm in settings.llms}
+
+
+def _client(llm: LLMSettings, settings: Settings, without_tls: Channels) -> ServedLLM:
+    if llm.contract == "openai":
+        from echolm.llm.openai_client import OpenAIClient
+
+        return OpenAIClient(llm, settings.limits.request_timeout_s)
+    from echolm.llm.contracts import CONTRACTS
+    from echolm.llm.credentials import channel_credentials
+    from echolm.llm.triton_client import Channels
+
+    credentials = channel_credentials(llm)
+    channels = without_tls if credentials is None else Channels(credentials)
+    url = llm.grpc_address or settings.grpc_url
+    interval_ms, bos = settings.limits.stream_interval_ms, build_chat_template(llm).added_bos
+    return CONTRACTS[llm.contract](channels, url, llm.model, interval_ms, bos)
 
 
 def build_callees(
-    settings: Settings, clients: Mapping[str, TritonLLMClient]
+    settings: Settings, clients: Mapping[str, ServedLLM]
 ) -> dict[str, TritonLLMClient]:
     """What says how the front door calls each LLM, by its name.
 
     Args:
-        clients: see :func:`build_llm_clients`; those of LLMs on another Triton are replaced.
+        clients: see :func:`build_llm_clients`; those of LLMs elsewhere are replaced.
     """
     from echolm.llm.llmapi import RemoteLLM
-    from echolm.llm.triton_client import Channels
+    from echolm.llm.triton_client import Channels, TritonLLMClient
 
     here = Channels()
+    local = {name: one for name, one in clients.items() if isinstance(one, TritonLLMClient)}
     remote = [llm.name for llm in settings.llms if llm.url]
-    return {**clients, **{name: RemoteLLM(here, settings.grpc_url, name) for name in remote}}
+    return {**local, **{name: RemoteLLM(here, settings.grpc_url, name) for name in remote}}
 
 
 def build_endpoints(
@@ -65,7 +76,7 @@ def build_endpoints(
         llm.name: LLMEndpoint(
             llm,
             clients[llm.name],
-            build_chat_template(llm),
+            OpenAIMessages() if llm.takes_messages else build_chat_template(llm),
             token_counter(llm.tokenizer),
             settings.examples.format,
         )

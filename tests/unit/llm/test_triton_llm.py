@@ -6,18 +6,26 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from certificates import Certificate, authority, certified
 from echolm import contracts
-from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
+from echolm.errors import (
+    ConfigurationError,
+    ContextLengthError,
+    InvalidRequestError,
+    UnavailableError,
+)
 from echolm.llm.inflight_batcher import InflightBatcherClient
 from echolm.llm.llmapi import LLMAPIClient
 from echolm.llm.optional_inputs import optional_inputs
 from echolm.llm.triton_client import Channels, TritonLLMClient, remote_error
 from echolm.primitives import Completion, Sampling
+from echolm.serving import preflight
 from echolm.settings import LLMSettings, Settings
 from echolm.wiring.llms import build_llm_clients
 from nvidia_llms import LLMAPI_INPUTS
@@ -92,6 +100,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.answer = answer
         self.config = configuration(list(INPUTS), list(OUTPUTS))
         self.config_requests = 0
+        self.ready = {"small_llm"}
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.metadata: list[Mapping[str, str]] = []
         self.peers: set[str] = set()
@@ -101,6 +110,9 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.config_requests += 1
         return service_pb2.ModelConfigResponse(config=self.config)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=request.name in self.ready)
 
     async def ModelInfer(  # noqa: N802
         self, request: service_pb2.ModelInferRequest, context: Any
@@ -136,6 +148,7 @@ class Server:
     """A Triton of which only the stream works."""
 
     servicer: Servicer
+    credentials: Any = None
     port: int = 0
     _running: list[Any] = field(default_factory=list)
 
@@ -147,7 +160,10 @@ class Server:
         options = (("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0))
         server = grpc.aio.server(options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self.servicer, server)
-        self.port = server.add_insecure_port(self.url)
+        if self.credentials is None:
+            self.port = server.add_insecure_port(self.url)
+        else:
+            self.port = server.add_secure_port(self.url, self.credentials)
         await server.start()
         self._running.append(server)
 
@@ -629,6 +645,70 @@ async def test_each_configured_llm_is_called_by_its_model_at_its_address(server:
     assert (list(llms), answers) == (["small_llm", "big"], ["ok", "elsewhere"])
     assert [request.model_name for request in server.servicer.requests] == ["small_llm"]
     assert [request.model_name for request in other.servicer.requests] == ["llama"]
+
+
+async def test_an_llm_is_checked_where_it_is(server: Server, llm: LLMAPIClient) -> None:
+    await llm.check()
+    server.servicer.ready.clear()
+    with pytest.raises(UnavailableError, match=f"small_llm: not ready at {server.url}"):
+        await llm.check()
+    await server.stop()
+    with pytest.raises(UnavailableError, match="small_llm: "):
+        await llm.check()
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return authority(tmp_path_factory.mktemp("tls"))
+
+
+async def asked_over_tls(ca: Certificate, clients: bool, **files: Any) -> str:
+    """What a Triton with TLS answers, which may want a certificate of its clients."""
+    own = certified(ca, "server")
+    pair = [(own.key.read_bytes(), own.certificate.read_bytes())]
+    roots = ca.certificate.read_bytes()
+    credentials = grpc.ssl_server_credentials(pair, roots if clients else None, clients)
+    there = Server(Servicer(saying(message(text_output="safe"), message())), credentials)
+    await there.start()
+    llm = LLMSettings(
+        name="small_llm", url=f"grpcs://{there.url}", cost=1.0, takes_examples=False, **files
+    )
+    try:
+        [client] = build_llm_clients(Settings(llms=(llm,))).values()
+        return (await client.generate("r", "hi", SAMPLING, None)).text
+    finally:
+        await there.stop()
+
+
+async def test_a_triton_is_checked_with_the_configured_authority(
+    ca: Certificate, tmp_path: Path
+) -> None:
+    assert await asked_over_tls(ca, False, tls_ca=ca.certificate) == "safe"
+    for files in ({}, {"tls_ca": authority(tmp_path, "another").certificate}):
+        with pytest.raises(UnavailableError, match="small_llm: "):
+            await asked_over_tls(ca, False, **files)
+
+
+async def test_a_triton_may_want_a_certificate(ca: Certificate) -> None:
+    own = certified(ca, "client")
+    files = {"tls_ca": ca.certificate, "tls_certificate": own.certificate, "tls_key": own.key}
+    assert await asked_over_tls(ca, True, **files) == "safe"
+    with pytest.raises(UnavailableError, match="small_llm: "):
+        await asked_over_tls(ca, True, tls_ca=ca.certificate)
+
+
+def test_certificates_that_cannot_be_used_stop_the_start(tmp_path: Path) -> None:
+    (tmp_path / "ca").write_text("no PEM")
+    llm = LLMSettings(
+        name="a", url="grpcs://t:1", tls_ca=tmp_path / "ca", cost=1.0, takes_examples=False
+    )
+    with pytest.raises(ConfigurationError, match=r"LLM a: llms\.tls_ca: expected certificates in"):
+        build_llm_clients(Settings(llms=(llm,)))
+    with pytest.raises(ConfigurationError, match=r"LLM a: llms\.tls_ca"):
+        preflight.check_llm_servers(Settings(llms=(llm,)))
 
 
 # What the model's configuration says

@@ -148,6 +148,13 @@ def test_configured_llm_without_a_model_is_refused(tmp_path: Path) -> None:
         preflight.check_models(preflight.models_in([tmp_path]), Settings())
 
 
+def test_an_llm_elsewhere_needs_no_model_here(tmp_path: Path) -> None:
+    add_model(tmp_path, "small_llm")
+    here, there = Settings().llms
+    there = there.model_copy(update={"url": "triton:8001"})
+    preflight.check_models(preflight.models_in([tmp_path]), Settings(llms=(here, there)))
+
+
 @pytest.mark.parametrize("missing", ["openvino_model.xml", "openvino_model.bin"])
 def test_llm_without_a_weights_file_is_refused_by_file(tmp_path: Path, missing: str) -> None:
     for name in ("small_llm", "large_llm"):
