@@ -32,6 +32,7 @@ _LLM = (
         Tensor("text_output", "BYTES", (-1,)),
         Tensor("finish_reason", "BYTES", (-1,)),
         *contracts.TOKEN_COUNTS,
+        Tensor("example_ids", "INT64", (-1,)),
     ),
 )
 LLMS = {"alpha": True, "beta": True, "unary": False}

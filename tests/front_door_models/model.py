@@ -271,6 +271,9 @@ class LLM:
                     tensors.append(
                         pb_utils.Tensor(f"num_{name}_tokens", np.array([count], np.int32))
                     )
+            if "ids" in script:
+                ids = np.array(script["ids"][n], np.int64)
+                tensors.append(pb_utils.Tensor("example_ids", ids))
             sender.send(pb_utils.InferenceResponse(tensors), 0 if self.decoupled else FINAL)
         if self.decoupled:
             sender.send(flags=FINAL)

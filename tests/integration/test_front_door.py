@@ -338,7 +338,7 @@ def test_requests_pass_by_a_selection_that_hangs_until_it_answers_again(door: Fr
             assert text(door.ask(row), "degraded") == "retrieval unavailable"
     assert eventually(lambda: text(door.ask(script(plan())), "degraded") == "")
     ids = {id for row in (hanging, *others) for id in door.ids(row["name"])}
-    assert len(ids) >= 7  # the first was selected for twice, and so was the probe
+    assert len(ids) == 6  # the first was selected for, too, when that answered at last
     assert eventually(lambda: ids <= door.ends().keys())
     assert {door.ends()[id] for id in ids} == {1}
 
@@ -427,6 +427,18 @@ def test_counts_that_are_of_one_response_are_added(
     _, last = Stream(door, script(made)).rest()
     assert last.as_numpy("num_output_tokens").item() == 4
     assert last.as_numpy("finish_reason").item().decode() == reason
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"), [(0, [9]), (1, [5]), (2, [9, 3, 4, 5])], ids=["kept", "last", "appended"]
+)
+def test_an_output_of_the_llm_becomes_the_clients_as_the_plan_says(
+    door: FrontDoor, rule: int, expected: list[int]
+) -> None:
+    made = {**plan(pieces=["a", "b"], ids=[[3, 4], [5]]), "example_ids": [9]}
+    _, last = Stream(door, script({**made, "rules": {"example_ids": rule}})).rest()
+    assert last.as_numpy("example_ids").tolist() == [expected]
+    assert last.as_numpy("text_output").item() == b""
 
 
 def test_an_llm_that_counts_nothing(door: FrontDoor) -> None:

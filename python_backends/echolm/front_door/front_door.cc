@@ -8,7 +8,6 @@
 // thread of a Door, one thing after the other, so that nothing else needs a lock.
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -179,7 +178,6 @@ struct Client {
   bool sent = false;     // whether any piece was taken for the client
   std::string gathered;  // pieces that wait for the end of the interval
   TimePoint interval_over;
-  bool flush_scheduled = false;
 
   /// Sends a response; outputs that the client does not want are left out.
   void respond(const Tensors& outputs, uint32_t flags, const Failure* failure = nullptr) const {
@@ -209,21 +207,22 @@ using ClientPtr = std::shared_ptr<Client>;
 
 // ---- Requests to other models
 
-/// `selection` and `router` are asked for plans, an LLM for text; `router` gets reports besides.
-enum class Stage { kSelection, kRouterAlone, kSelectionFailed, kLLMFailed, kReport, kLLM };
+/// Of whom what is wanted: plans of `selection` or `router`, text of an LLM; `router` gets reports.
+enum class Want { kSelection, kRouterPlan, kReport, kLLM };
 
-/// Rows at one stage, of whose requests few run at a time, so that those that wait go together.
+/// Rows with the same want, of whose requests few run at a time, so that those that wait go
+/// together.
 struct Lane {
-  const Stage stage;
+  const Want want;
   int running = 0;
   std::deque<RowPtr> waiting;
 };
 
 /// One request to another model.
 struct Ask : InProcessRequest {
-  Ask(Stage stage, std::vector<RowPtr> rows, Lane* lane = nullptr)
-      : stage(stage), rows(std::move(rows)), lane(lane) {}
-  const Stage stage;
+  Ask(Want want, std::vector<RowPtr> rows, Tensors inputs, Lane* lane = nullptr)
+      : InProcessRequest(std::move(inputs)), want(want), rows(std::move(rows)), lane(lane) {}
+  const Want want;
   const std::vector<RowPtr> rows;
   Lane* const lane;  // in which it has a place; null: in none
   TimePoint sent, deadline;
@@ -237,9 +236,7 @@ enum class Kind : uint8_t { kAnswered = 0, kFailed = 1, kEnded = 2 };  // of a r
 class Door : public std::enable_shared_from_this<Door> {
  public:
   Door(TRITONSERVER_Server* server, const char* name)
-      : server_(server), name_(name), decoupled_(name_ == "echolm_stream") {}
-
-  void start() {
+      : server_(server), name_(name), decoupled_(name_ == "echolm_stream") {
     thread_ = std::thread([this] { run(); });
   }
 
@@ -280,6 +277,7 @@ class Door : public std::enable_shared_from_this<Door> {
   }
 
   void run() {
+    pthread_setname_np(pthread_self(), "front_door");  // shown by top -H
     auto next_poll = Clock::now() + kPollEvery;
     std::unique_lock lock(mutex_);
     while (Clock::now() < stop_before_ &&
@@ -294,7 +292,6 @@ class Door : public std::enable_shared_from_this<Door> {
         const auto client = flushes_.begin()->second.lock();
         flushes_.erase(flushes_.begin());
         if (client == nullptr || client->ended != nullptr) continue;
-        client->flush_scheduled = false;
         if (!gone(*client)) guarded(client.get(), [&] { flush(client.get()); });
       }
       if (now >= next_poll) {
@@ -313,11 +310,10 @@ class Door : public std::enable_shared_from_this<Door> {
       if (gone(*client)) close(client, client_gone(), "cancelled");
     for (const auto& ask : std::vector<AskPtr>(asks_.begin(), asks_.end())) {
       if (ask->over || now < ask->deadline) continue;
-      const auto waited = std::chrono::duration_cast<milliseconds>(ask->deadline - ask->sent);
+      const std::string limit = std::to_string(settings_.selection_timeout_ms) + " ms";
+      const bool llm = ask->want == Want::kLLM;
       const Failure timeout(TRITONSERVER_ERROR_UNAVAILABLE,
-                            ask->stage == Stage::kLLM
-                                ? "timeout"
-                                : "no answer within " + std::to_string(waited.count()) + " ms");
+                            llm ? "timeout" : "no answer within " + limit);
       take(ask, {timeout, {}, false});
     }
   }
@@ -423,8 +419,8 @@ class Door : public std::enable_shared_from_this<Door> {
 
   // ---- Other models
 
-  void send(const AskPtr& ask, const std::string& model, Tensors inputs, int timeout_ms,
-            const std::string& id = "", double stream_interval_ms = 0) {
+  void send(const AskPtr& ask, const std::string& model, int timeout_ms, const std::string& id = "",
+            double stream_interval_ms = 0) {
     ask->sent = Clock::now();
     ask->deadline = ask->sent + milliseconds(timeout_ms);
     if (!ask->over) asks_.insert(ask);
@@ -434,29 +430,42 @@ class Door : public std::enable_shared_from_this<Door> {
                   reply = std::move(reply)] { door->take(ask, reply); });
     };
     try {
-      ask->send(server_, model, id, stream_interval_ms, std::move(inputs), on_reply);
+      ask->send(server_, model, id, stream_interval_ms, on_reply);
     } catch (const Failure& problem) {
       on_reply(ask, {problem, {}, true});
     }
   }
 
-  /// Takes what a model has answered, or that it has not.
+  /// Asks `selection` or `router`.
+  void ask_for_plans(const AskPtr& ask) {
+    send(ask, ask->want == Want::kSelection ? "selection" : "router",
+         settings_.selection_timeout_ms);
+  }
+
+  /// Asks `router` about rows of which `selection` has found nothing.
+  void ask_router_alone(const std::vector<RowPtr>& rows, Tensors inputs) {
+    const std::vector<std::string> why(rows.size(), "retrieval unavailable");
+    inputs.push_back(Tensor::of_texts("retrieval_degraded", why));
+    ask_for_plans(std::make_shared<Ask>(Want::kRouterPlan, rows, std::move(inputs)));
+  }
+
+  /// Takes what a model has answered, or that it has not in time.
   void take(const AskPtr& ask, const Reply& reply) {
     if (reply.final) --awaited_;
     const bool late = ask->over;
-    if (ask->stage == Stage::kLLM) {
+    if (ask->want == Want::kLLM) {
       const auto& row = ask->rows[0];
       if (!late) guarded(row->client, [&] { take_generated(row, reply); });
       return;
     }
+    if (ask->want == Want::kSelection) watch_selection(*ask, reply);
     end(ask);
-    if (ask->stage == Stage::kSelection) selected(*ask, reply.error.has_value());
     if (reply.error) return late ? void() : no_plan(*ask, reply.error->what());
-    if (ask->stage == Stage::kReport) return;
+    if (ask->want == Want::kReport) return;
     const auto* plans = find(reply.tensors, "plan");
     Unpacker rest(plans == nullptr ? std::string_view() : plans->data);
     for (const auto& row : ask->rows)
-      guarded(row->client, [&] { take_plan(row, rest.text(), ask->stage, late); });
+      guarded(row->client, [&] { take_plan(row, rest.text(), late); });
   }
 
   /// Nobody waits for it any more.
@@ -473,23 +482,21 @@ class Door : public std::enable_shared_from_this<Door> {
   /// Sends what waits in the lane, as far as there are places.
   void run(Lane* lane) {
     for (;;) {
-      const bool bypassed = lane->stage == Stage::kSelection && stalled_;
-      const int places = lane->stage == Stage::kReport ? 1 : settings_.selections_in_flight;
+      const bool bypassed = lane->want == Want::kSelection && overdue_ > 0;
+      const int places = lane->want == Want::kReport ? 1 : settings_.selections_in_flight;
       if (!bypassed && lane->running >= places) return;
       const auto rows = gather(lane);
       if (rows.empty()) return;
-      if (!bypassed) {
-        ++lane->running;
-        ask_for_plans(std::make_shared<Ask>(lane->stage, rows, lane));
-        continue;
+      if (!bypassed) ++lane->running;  // until its end
+      Tensors inputs = rows[0]->inputs;
+      for (size_t k = 0; k < inputs.size(); ++k) {
+        inputs[k].shape[0] = static_cast<int64_t>(rows.size());
+        for (size_t i = 1; i < rows.size(); ++i) inputs[k].data += rows[i]->inputs[k].data;
       }
-      if (!std::exchange(probing_, true)) {
-        // Nobody waits for it: when it is answered, the next ones are selected for again.
-        auto probe = std::make_shared<Ask>(Stage::kSelection, rows);
-        probe->over = true;
-        ask_for_plans(probe);
-      }
-      ask_for_plans(std::make_shared<Ask>(Stage::kSelectionFailed, rows));
+      if (bypassed)
+        ask_router_alone(rows, std::move(inputs));
+      else
+        ask_for_plans(std::make_shared<Ask>(lane->want, rows, std::move(inputs), lane));
     }
   }
 
@@ -510,49 +517,32 @@ class Door : public std::enable_shared_from_this<Door> {
     return rows;
   }
 
-  void ask_for_plans(const AskPtr& ask) {
-    const size_t rows = ask->rows.size();
-    Tensors inputs = ask->rows[0]->inputs;
-    for (size_t k = 0; k < inputs.size(); ++k) {
-      inputs[k].shape[0] = static_cast<int64_t>(rows);
-      for (size_t i = 1; i < rows; ++i) inputs[k].data += ask->rows[i]->inputs[k].data;
-    }
-    if (ask->stage == Stage::kSelectionFailed)
-      inputs.push_back(Tensor::of_texts("retrieval_degraded",
-                                        std::vector<std::string>(rows, "retrieval unavailable")));
-    const char* model = ask->stage == Stage::kSelection ? "selection" : "router";
-    send(ask, model, std::move(inputs), settings_.selection_timeout_ms);
-  }
-
-  /// `selection` has answered or failed. Once it took long to fail, nobody shall wait for it until
-  /// it answers again: requests go without examples meanwhile.
-  void selected(const Ask& ask, bool failed) {
-    const auto now = Clock::now();
-    probing_ = false;
-    if (failed == stalled_) return;
-    if (failed && now < ask.deadline && now < ask.sent + kSlowFailure) return;
-    stalled_ = failed;
-    log(TRITONSERVER_LOG_WARN,
-        name_ + (failed ? ": selection fails slowly; without examples meanwhile"
-                        : ": selection answers again"));
+  /// Counts the requests to `selection` that are overdue. As long as there is one, nobody waits for
+  /// `selection`: requests go without examples, until what was overdue is answered.
+  void watch_selection(const Ask& ask, const Reply& reply) {
+    if (!reply.final) ++overdue_;  // its time is over
+    if (reply.final && ask.over) --overdue_;
+    if (!reply.final || !reply.error || Clock::now() < ask.sent + kSlowFailure) return;
+    // A dead process fails each request so slowly. This one is to be overdue until it lives again.
+    const auto probe = std::make_shared<Ask>(Want::kSelection, ask.rows, ask.inputs);
+    probe->over = true;
+    ++overdue_;
+    ask_for_plans(probe);
   }
 
   /// The rows get no plan, or `router` is asked alone where `selection` failed.
   void no_plan(const Ask& ask, const std::string& message) {
-    if (ask.stage == Stage::kReport) return complain("reports were not taken: ", message);
-    if (ask.stage == Stage::kSelection) complain("selection failed: ", message);
-    std::vector<RowPtr> rows;
-    for (const auto& row : ask.rows) {
-      if (ask.stage != Stage::kSelection)
-        close(row->client,
-              Failure(TRITONSERVER_ERROR_UNAVAILABLE, "[unavailable] router: " + message));
-      else if (row->client->ended == nullptr)
-        rows.push_back(row);
+    if (ask.want == Want::kReport) return complain("reports were not taken: ", message);
+    if (ask.want == Want::kSelection) {
+      complain("selection failed: ", message);
+      return ask_router_alone(ask.rows, ask.inputs);
     }
-    if (!rows.empty()) ask_for_plans(std::make_shared<Ask>(Stage::kSelectionFailed, rows));
+    for (const auto& row : ask.rows)
+      close(row->client,
+            Failure(TRITONSERVER_ERROR_UNAVAILABLE, "[unavailable] router: " + message));
   }
 
-  void take_plan(const RowPtr& row, std::string_view packed, Stage stage, bool late) {
+  void take_plan(const RowPtr& row, std::string_view packed, bool late) {
     Client* client = row->client;
     Plan plan;
     std::optional<Failure> failure;
@@ -572,7 +562,7 @@ class Door : public std::enable_shared_from_this<Door> {
       return;
     }
     row->plan = std::move(plan);
-    if (stage != Stage::kLLMFailed) row->selection_s = seconds(client->started, Clock::now());
+    if (row->attempts == 0) row->selection_s = seconds(client->started, Clock::now());
     if (failure) return close(client, *failure);
     settings_ = row->plan.head;
     if (!row->plan.model.empty()) return call_llm(row);
@@ -589,10 +579,11 @@ class Door : public std::enable_shared_from_this<Door> {
     row->text.clear();
     row->begun = row->stopped = false;
     row->llm_started = Clock::now();
-    row->llm_call = std::make_shared<Ask>(Stage::kLLM, std::vector<RowPtr>{row});
+    row->llm_call =
+        std::make_shared<Ask>(Want::kLLM, std::vector<RowPtr>{row}, std::move(row->plan.inputs));
     const auto attempt = std::to_string(row->attempts++);
     const bool gathers = row->client->streaming && row->plan.head.gathers;
-    send(row->llm_call, row->plan.model, std::move(row->plan.inputs), settings_.request_timeout_ms,
+    send(row->llm_call, row->plan.model, settings_.request_timeout_ms,
          row->plan.request_id.empty() ? "" : row->plan.request_id + "-" + attempt,
          gathers ? settings_.stream_interval_ms : 0);
   }
@@ -634,8 +625,9 @@ class Door : public std::enable_shared_from_this<Door> {
                   "[unavailable] " + row->plan.llm + " failed after part of the answer was sent"),
           "stream_broken");
     const bool refused = problem.code == TRITONSERVER_ERROR_INVALID_ARG;
-    row->inputs = {report_tensor(Kind::kFailed, *row, problem.what(), refused)};
-    ask_for_plans(std::make_shared<Ask>(Stage::kLLMFailed, std::vector<RowPtr>{row}));
+    ask_for_plans(std::make_shared<Ask>(
+        Want::kRouterPlan, std::vector<RowPtr>{row},
+        Tensors{report_tensor(Kind::kFailed, *row, problem.what(), refused)}));
   }
 
   // ---- Answers
@@ -658,10 +650,10 @@ class Door : public std::enable_shared_from_this<Door> {
     if (piece.empty()) return;
     const auto now = Clock::now();
     if (!std::exchange(client->sent, true)) row->first_token_s = seconds(client->started, now);
+    const bool scheduled = !client->gathered.empty();
     client->gathered.append(piece);
-    if (client->flush_scheduled) return;
+    if (scheduled) return;
     if (now >= client->interval_over) return flush(client);
-    client->flush_scheduled = true;
     flushes_.emplace(client->interval_over, std::shared_ptr<Client>(row, client));
   }
 
@@ -678,10 +670,9 @@ class Door : public std::enable_shared_from_this<Door> {
     for (const auto& row : rows)
       if (!row.done) return;
     flush(client);
-    Tensors answer(1);
     std::vector<std::string> texts;
     for (const auto& row : rows) texts.push_back(client->streaming ? "" : row.text);
-    answer[0] = Tensor::of_texts("text_output", texts);
+    Tensors answer{Tensor::of_texts("text_output", texts)};
     for (size_t k = 0; k < rows[0].plan.outputs.size(); ++k) {  // the same in each row
       int64_t width = 0;
       for (const auto& row : rows) width = std::max(width, row.plan.outputs.at(k).elements());
@@ -777,11 +768,10 @@ class Door : public std::enable_shared_from_this<Door> {
   std::condition_variable wake_;
 
   // Only the thread touches what follows.
-  Head settings_;         // of the latest plan
-  bool stalled_ = false;  // `selection` did not answer in time, or took long to fail
-  bool probing_ = false;  // whether a request is out to see when it does again
-  Lane selection_{Stage::kSelection, 0, {}}, router_{Stage::kRouterAlone, 0, {}},
-      reports_{Stage::kReport, 0, {}};
+  Head settings_;    // of the latest plan
+  int overdue_ = 0;  // requests to `selection`
+  Lane selection_{Want::kSelection, 0, {}}, router_{Want::kRouterPlan, 0, {}},
+      reports_{Want::kReport, 0, {}};
   std::map<Client*, ClientPtr> open_;
   std::set<AskPtr> asks_;  // that are not over
   int awaited_ = 0;        // those whose last response has not come
@@ -791,55 +781,44 @@ class Door : public std::enable_shared_from_this<Door> {
 
 using DoorState = std::shared_ptr<Door>;  // of an instance, as Triton keeps it
 
-DoorState* state_of(TRITONBACKEND_ModelInstance* instance) {
-  void* state;
-  check(TRITONBACKEND_ModelInstanceState(instance, &state));
-  return static_cast<DoorState*>(state);
-}
-
-/// Runs what Triton called; an exception becomes an error.
-template <typename Work>
-TRITONSERVER_Error* no_throw(Work work) try {
-  work();
-  return nullptr;
-} catch (const Failure& problem) {
-  return TRITONSERVER_ErrorNew(problem.code, problem.what());
-} catch (const std::exception& problem) {
-  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, problem.what());
-}
-
 }  // namespace
 
 extern "C" {
 
-TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(
-    TRITONBACKEND_ModelInstance* instance) {
-  return no_throw([instance] {
-    TRITONBACKEND_Model* model;
-    TRITONSERVER_Server* server;
-    const char* name;
-    check(TRITONBACKEND_ModelInstanceModel(instance, &model));
-    check(TRITONBACKEND_ModelServer(model, &server));
-    check(TRITONBACKEND_ModelName(model, &name));
-    auto state = std::make_unique<DoorState>(std::make_shared<Door>(server, name));
-    check(TRITONBACKEND_ModelInstanceSetState(instance, state.get()));
-    (*state.release())->start();
-  });
+TRITON_EXPORT Status
+TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* instance) try {
+  TRITONBACKEND_Model* model;
+  TRITONSERVER_Server* server;
+  const char* name;
+  check(TRITONBACKEND_ModelInstanceModel(instance, &model));
+  check(TRITONBACKEND_ModelServer(model, &server));
+  check(TRITONBACKEND_ModelName(model, &name));
+  auto state = std::make_unique<DoorState>(std::make_shared<Door>(server, name));
+  check(TRITONBACKEND_ModelInstanceSetState(instance, state.get()));
+  state.release();
+  return nullptr;
+} catch (const std::exception& problem) {
+  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, problem.what());
 }
 
-TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(
-    TRITONBACKEND_ModelInstance* instance) {
-  return no_throw([instance] {
-    const std::unique_ptr<DoorState> door(state_of(instance));
-    if (door != nullptr) (*door)->stop();
-  });
+TRITON_EXPORT Status TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance* instance) {
+  void* state = nullptr;
+  Status error = TRITONBACKEND_ModelInstanceState(instance, &state);
+  const std::unique_ptr<DoorState> door(static_cast<DoorState*>(state));
+  if (door != nullptr) (*door)->stop();
+  return error;
 }
 
-TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
-    TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests, uint32_t count) {
-  return no_throw([=] {
-    for (uint32_t i = 0; i < count; ++i) (*state_of(instance))->accept(instance, requests[i]);
-  });
+TRITON_EXPORT Status TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* instance,
+                                                        TRITONBACKEND_Request** requests,
+                                                        uint32_t count) try {
+  void* state;
+  check(TRITONBACKEND_ModelInstanceState(instance, &state));
+  for (uint32_t i = 0; i < count; ++i)
+    (*static_cast<DoorState*>(state))->accept(instance, requests[i]);
+  return nullptr;
+} catch (const std::exception& problem) {
+  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, problem.what());
 }
 }
 

@@ -161,21 +161,23 @@ class InProcessRequest : public std::enable_shared_from_this<InProcessRequest> {
   /// Gets each response, on a thread of Triton's; must not throw.
   using OnReply = std::function<void(const Self&, Reply)>;
 
+  Tensors inputs;  // stay as they are once it was sent
+
+  explicit InProcessRequest(Tensors inputs) : inputs(std::move(inputs)) {}
   virtual ~InProcessRequest() {
     if (request_ != nullptr) log_failed(TRITONSERVER_InferenceRequestDelete(request_));
   }
 
   /// Sends it, once. Throws Failure if Triton does not take it; then no response comes.
   void send(TRITONSERVER_Server* server, const std::string& model, const std::string& id,
-            double stream_interval_ms, Tensors inputs, OnReply on_reply) {
-    inputs_ = std::move(inputs);
+            double stream_interval_ms, OnReply on_reply) {
     on_reply_ = std::move(on_reply);
     check(TRITONSERVER_InferenceRequestNew(&request_, server, model.c_str(), -1));
     check(TRITONSERVER_InferenceRequestSetId(request_, id.c_str()));
     if (stream_interval_ms > 0)
       check(TRITONSERVER_InferenceRequestSetDoubleParameter(request_, "stream_interval_ms",
                                                             stream_interval_ms));
-    for (const auto& [name, datatype, shape, data] : inputs_) {
+    for (const auto& [name, datatype, shape, data] : inputs) {
       check(TRITONSERVER_InferenceRequestAddInput(request_, name.c_str(), datatype, shape.data(),
                                                   shape.size()));
       check(TRITONSERVER_InferenceRequestAppendInputData(request_, name.c_str(), data.data(),
@@ -245,7 +247,6 @@ class InProcessRequest : public std::enable_shared_from_this<InProcessRequest> {
     return found;
   }
 
-  Tensors inputs_;  // the request points to their data
   OnReply on_reply_;
   TRITONSERVER_InferenceRequest* request_ = nullptr;
   bool sent_ = false;
