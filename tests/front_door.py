@@ -21,18 +21,6 @@ from generate_configs import generated
 from triton_calls import eventually, inputs, outputs
 
 MODEL = Path(__file__).parent / "front_door_models" / "model.py"
-PLAN = (
-    *(
-        Tensor(name, "BYTES")
-        for name in (
-            *("refusal", "request_id", "llm_model", "stored_answer", "llm_call", "chosen_llm"),
-            *("feedback_token", "degraded"),
-        )
-    ),
-    Tensor("example_ids", "INT64", (-1,)),
-    Tensor("predicted_quality", "FP32"),
-    Tensor("solicit_feedback", "BOOL"),
-)
 _OPTIONAL = tuple(
     Tensor(t.name, t.datatype, t.dims, optional=True)
     for t in (*contracts.ECHOLM_INPUTS, Tensor("report", "BYTES"))
@@ -44,6 +32,7 @@ _LLM = (
         Tensor("text_output", "BYTES", (-1,)),
         Tensor("finish_reason", "BYTES", (-1,)),
         *contracts.TOKEN_COUNTS,
+        Tensor("example_ids", "INT64", (-1,)),
     ),
 )
 LLMS = {"alpha": True, "beta": True, "unary": False}
@@ -54,8 +43,8 @@ _BATCHING = "dynamic_batching { }\n"
 def write_models(folder: Path, library: Path) -> None:
     """The model repository: the front door's two models and those that it calls."""
     python = [
-        (ModelContract("planner", _OPTIONAL, PLAN), _BATCHING),
-        (ModelContract("router", (*_OPTIONAL, _DEGRADED), PLAN), _BATCHING),
+        (ModelContract("planner", _OPTIONAL, (contracts.PLAN,)), _BATCHING),
+        (ModelContract("router", (*_OPTIONAL, _DEGRADED), (contracts.PLAN,)), _BATCHING),
         *(
             (ModelContract(name, *_LLM, max_batch_size=0, decoupled=decoupled), "")
             for name, decoupled in LLMS.items()
@@ -67,13 +56,13 @@ def write_models(folder: Path, library: Path) -> None:
     # An ensemble, as in the product, here of one step.
     maps = "".join(
         f'{kind}_map {{ key: "{t.name}" value: "{t.name}" }}\n'
-        for kind, tensors in (("input", _OPTIONAL), ("output", PLAN))
+        for kind, tensors in (("input", _OPTIONAL), ("output", (contracts.PLAN,)))
         for t in tensors
     )
     step = (
         f'ensemble_scheduling {{ step [ {{ model_name: "planner" model_version: -1\n{maps}}} ] }}'
     )
-    selection = generated(ModelContract("selection", _OPTIONAL, PLAN))
+    selection = generated(ModelContract("selection", _OPTIONAL, (contracts.PLAN,)))
     (folder / "selection" / "1").mkdir(parents=True)
     (folder / "selection" / "config.pbtxt").write_text(f'platform: "ensemble"\n{selection}{step}\n')
     for contract in (contracts.ECHOLM, contracts.ECHOLM_STREAM):

@@ -160,24 +160,10 @@ REPORT = _optional("report", "BYTES")
 """What has become of a decision, packed by :mod:`echolm.router.packed`; a request to the router has
 either this or the inputs of ``echolm``."""
 
-PLAN = (
-    Tensor("refusal", "BYTES"),
-    Tensor("request_id", "BYTES"),
-    Tensor("llm_model", "BYTES"),
-    Tensor("llm_call", "BYTES"),
-    Tensor("stored_answer", "BYTES"),
-    Tensor("chosen_llm", "BYTES"),
-    _EXAMPLE_IDS,
-    Tensor("predicted_quality", "FP32"),
-    Tensor("solicit_feedback", "BOOL"),
-    Tensor("feedback_token", "BYTES"),
-    Tensor("degraded", "BYTES"),
-)
-"""What the front door does with a request: refuse it with this error; or call ``llm_model`` with
-``llm_call`` (packed by :mod:`echolm.router.packed`); or, where ``llm_model`` is empty, give
-``stored_answer``. The others are outputs of ``echolm``. An ensemble's output must not have the name
-of an input: Triton (2.51) then gives an empty tensor without an error. So the chosen LLM is
-``chosen_llm`` here."""
+PLAN = Tensor("plan", "BYTES")
+"""What the front door does with a request, packed by :mod:`echolm.router.packed`: it calls an LLM,
+gives a stored answer or refuses the request. An ensemble's output must not have the name of an
+input: Triton (2.51) then gives an empty tensor without an error."""
 
 
 def _all_optional(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -192,9 +178,9 @@ RETRIEVER = ModelContract("retriever", (*_OWN_INPUTS, *SAMPLING_INPUTS, EMBEDDIN
 ROUTER = ModelContract(
     "router",
     _all_optional((*ECHOLM_INPUTS, EMBEDDING, RETRIEVED, _RETRIEVAL_DEGRADED, REPORT)),
-    PLAN,
+    (PLAN,),
 )
-SELECTION = ModelContract("selection", ECHOLM_INPUTS, PLAN)
+SELECTION = ModelContract("selection", ECHOLM_INPUTS, (PLAN,))
 TEXT_EMBEDDING = ModelContract("text_embedding", (_TEXT_INPUT,), (EMBEDDING,))
 FEEDBACK = ModelContract(
     "feedback",

@@ -55,56 +55,66 @@ def packed_text(value):
     return struct.pack("<I", len(raw)) + raw
 
 
-def pack_call(plan, streaming):
-    """The packed LLM call of a plan, as the front door reads it."""
+def packed_tensor(name, datatype, data, size=1):
+    shape = struct.pack("<Iq", 1, size)
+    return packed_text(name) + packed_text(datatype) + shape + packed_text(data)
+
+
+def pack_plan(plan):
+    """A plan as the front door reads it; see ``echolm/router/packed.py``."""
     settings = {**SETTINGS, **plan.get("settings", {})}
-    script = json.dumps(plan.get("script", {}))
-    tensors = [
-        ("text_input", "BYTES", packed_text(script)),
-        ("streaming", "BOOL", bytes([streaming])),
-    ]
+    stored = "stored" in plan
+    status = plan.get("status", 0)
+    llm = "stored" if stored else plan.get("llm", "alpha")
+    model = "" if stored or status else llm
+    ids = plan.get("example_ids", [1, 2])
     stop = plan.get("stop", [])
+    script = json.dumps(plan.get("script", {}))
+    inputs = [
+        packed_tensor("text_input", "BYTES", packed_text(script)),
+        packed_tensor("streaming", "BOOL", bytes([plan["streaming"]])),
+    ]
+    reason, count = ("stop", 0) if stored else ("", -1)
+    rules = {
+        "finish_reason": 1,
+        "num_input_tokens": 1,
+        "num_output_tokens": 1,
+        **plan.get("rules", {}),
+    }
+    outputs = [
+        ("llm", "BYTES", packed_text(llm)),
+        ("example_ids", "INT64", struct.pack(f"<{len(ids)}q", *ids)),
+        ("predicted_quality", "FP32", struct.pack("<f", plan.get("quality", 0.5))),
+        ("solicit_feedback", "BOOL", bytes([plan.get("solicit", False)])),
+        ("feedback_token", "BYTES", packed_text("token " + plan["request_id"])),
+        ("degraded", "BYTES", packed_text(plan.get("degraded", ""))),
+        ("finish_reason", "BYTES", packed_text(reason)),
+        ("num_input_tokens", "INT32", struct.pack("<i", count)),
+        ("num_output_tokens", "INT32", struct.pack("<i", count)),
+    ]
     parts = [
+        struct.pack("<ii", status, plan.get("token_limit", -1)),
         struct.pack("<iiiid", *settings.values()),
-        struct.pack("<Bi", plan.get("flags", 0), plan.get("max_tokens", 16)),
+        struct.pack("<BB6x", plan.get("cumulative", False), plan.get("gathers", False)),
+        packed_text("" if status else plan["request_id"]),
+        *map(packed_text, (llm, model, plan.get("stored", plan.get("refusal", "")))),
         struct.pack("<I", len(stop)),
         *map(packed_text, stop),
-        struct.pack("<I", len(tensors)),
+        struct.pack("<I", len(inputs)),
+        *inputs,
+        struct.pack("<I", len(outputs)),
     ]
-    for name, datatype, data in tensors:
-        parts += [packed_text(name), packed_text(datatype), struct.pack("<Iq", 1, 1)]
-        parts.append(packed_text(data))
+    for name, datatype, data in outputs:
+        size = len(ids) if name == "example_ids" else 1
+        parts += [bytes([rules.get(name, 0)]), packed_tensor(name, datatype, data, size)]
     return b"".join(parts)[: plan.get("cut")]
 
 
-def tensor(name, rows, kind):
-    return pb_utils.Tensor(name, np.array(rows, dtype=kind).reshape(len(rows), -1))
-
-
-def outputs(plans):
-    """The output tensors for plans; each has a request id already."""
-    ids = [plan.get("example_ids", [1, 2]) for plan in plans]
-    longest = max(map(len, ids))
-    texts = {
-        "refusal": [plan.get("refusal", "") for plan in plans],
-        "request_id": [plan["request_id"] for plan in plans],
-        "llm_model": ["" if "stored" in plan else plan.get("llm", "alpha") for plan in plans],
-        "stored_answer": [plan.get("stored", "") for plan in plans],
-        "chosen_llm": [
-            "stored" if "stored" in plan else plan.get("llm", "alpha") for plan in plans
-        ],
-        "feedback_token": ["token " + plan["request_id"] for plan in plans],
-        "degraded": [plan.get("degraded", "") for plan in plans],
-    }
-    made = [tensor(name, [v.encode() for v in rows], np.object_) for name, rows in texts.items()]
-    calls = np.empty((len(plans), 1), dtype=np.object_)
-    calls[:, 0] = [b"" if "stored" in p else pack_call(p, p["streaming"]) for p in plans]
-    made.append(pb_utils.Tensor("llm_call", calls))
-    padded = [row + [-1] * (longest - len(row)) for row in ids]
-    made.append(pb_utils.Tensor("example_ids", np.array(padded, np.int64).reshape(len(plans), -1)))
-    made.append(tensor("predicted_quality", [p.get("quality", 0.5) for p in plans], np.float32))
-    made.append(tensor("solicit_feedback", [p.get("solicit", False) for p in plans], np.bool_))
-    return made
+def outputs(packed):
+    """The output tensor of packed plans."""
+    array = np.empty((len(packed), 1), dtype=np.object_)
+    array[:, 0] = packed
+    return [pb_utils.Tensor("plan", array)]
 
 
 class Planner:
@@ -137,8 +147,8 @@ class Planner:
         if "error" in behaviour:
             raise pb_utils.TritonModelException(f"no {self.name} today")
         if "nothing" in behaviour:
-            return [tensor("refusal", [b""] * len(rows), np.object_)]
-        return outputs([self.first(row) for row in rows])
+            return []
+        return outputs([pack_plan(self.first(row)) for row in rows])
 
     def first(self, row):
         plan, *others = row.get("plans") or [{}]
@@ -147,7 +157,7 @@ class Planner:
             rest = {"plans": others, "streaming": row["streaming"]}
             (FOLDER / "plans").mkdir(exist_ok=True)
             (FOLDER / "plans" / request_id).write_text(json.dumps(rest))
-        if not plan.get("refusal"):
+        if not plan.get("status"):
             note(model=self.name, event="id", request_id=request_id, name=row.get("name", ""))
         plan = {"degraded": row["note"], **plan}
         return {**plan, "request_id": request_id, "streaming": row["streaming"]}
@@ -157,16 +167,18 @@ class Planner:
         for raw in values(request, "report")[:, 0]:
             report = unpack_report(raw)
             note(model=self.name, event="report", **report)
-            plan = {"request_id": report["request_id"], "streaming": False}
             if report["kind"] == 1:
-                plan.update(self.next(report))
-            found.append(plan)
+                plan = {"request_id": report["request_id"], "streaming": False}
+                found.append(pack_plan({**plan, **self.next(report)}))
+            else:
+                found.append(b"")
         return outputs(found)
 
     def next(self, report):
         file = FOLDER / "plans" / report["request_id"]
         if not file.exists():
-            return {"refusal": f"[unavailable] no LLM answered: {report['reason']}"}
+            message = f"[unavailable] no LLM answered: {report['reason']}"
+            return {"status": 4, "refusal": message}
         row = json.loads(file.read_text())
         plan, *others = row["plans"]
         if others:
@@ -193,13 +205,15 @@ def unpack_report(raw):
         nonlocal at
         size = take("I")
         at += size
-        return raw[at - size : at].decode()
+        return raw[at - size : at].decode("utf-8", "surrogateescape")
 
     report = {"kind": take("B")}
-    for name in ("request_id", "llm", "text", "finish_reason"):
+    for name in ("request_id", "llm", "text"):
         report[name] = take_text()
+    report["finish_reason"] = take_text()[4:]  # a tensor's contents, its length in front
     for name in ("num_input_tokens", "num_output_tokens"):
-        report[name] = take("i")
+        contents = take_text().encode("utf-8", "surrogateescape")
+        report[name] = struct.unpack("<i", contents)[0] if contents else None
     for name in ("selection_s", "generation_s", "first_token_s", "total_s"):
         report[name] = take("d")
     report["refused"] = take("B")
@@ -257,6 +271,9 @@ class LLM:
                     tensors.append(
                         pb_utils.Tensor(f"num_{name}_tokens", np.array([count], np.int32))
                     )
+            if "ids" in script:
+                ids = np.array(script["ids"][n], np.int64)
+                tensors.append(pb_utils.Tensor("example_ids", ids))
             sender.send(pb_utils.InferenceResponse(tensors), 0 if self.decoupled else FINAL)
         if self.decoupled:
             sender.send(flags=FINAL)

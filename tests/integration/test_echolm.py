@@ -291,21 +291,31 @@ def test_bad_requests_do_not_disturb_the_good_ones_beside_them(
     assert all("INVALID_ARGUMENT" in got for got in results[1::2])
 
 
+def _plan(packed: bytes) -> tuple[int, bytes, bytes]:
+    """Status, request id and text of a packed plan, see ``echolm/router/packed.py``."""
+    texts, at = [], 40
+    for _ in range(4):
+        (size,) = struct.unpack_from("<I", packed, at)
+        texts.append(packed[at + 4 : at + 4 + size])
+        at += 4 + size
+    return struct.unpack_from("<i", packed)[0], texts[0], texts[3]
+
+
 def test_a_bad_row_of_a_selection_is_refused_alone(server: Endpoints) -> None:
     """Rows of several callers are selected for together."""
     client = Caller(server).client
     texts = np.array([[b"hello"], [b"\xff"], [b" "], [b"hello again"]], dtype=np.object_)
     tenants = np.array([[b"t"], [b"t"], [b"t"], [b"\xff"]], dtype=np.object_)
     made = [raw("text_input", texts, "BYTES"), raw("tenant", tenants, "BYTES")]
-    plans = client.infer("selection", made)
-    first, *others = [refused.decode() for refused in plans.as_numpy("refusal").reshape(-1)]
-    assert first == ""
+    plans = client.infer("selection", made).as_numpy("plan").reshape(-1)
+    (status, id, _), *others = map(_plan, plans)
+    assert status == 0
     expected = ("text_input: expected UTF-8", "text_input: expected text that", "tenant: expected")
-    for refused, start in zip(others, expected, strict=True):
-        assert refused.startswith(f"[invalid_request] {start}")
+    for (status, _, refused), start in zip(others, expected, strict=True):
+        assert status == 3
+        assert refused.startswith(f"[invalid_request] {start}".encode())
     # A plan counts as load until what came of it is reported.
-    id = plans.as_numpy("request_id")[0, 0]
-    report = b"\x02" + struct.pack("<I", len(id)) + id + bytes(4 * 3 + 4 * 2 + 8 * 4 + 1)
+    report = b"\x02" + struct.pack("<I", len(id)) + id + bytes(4 * 5 + 8 * 4 + 1)
     report += struct.pack("<I", 4) + b"late"
     client.infer("router", [raw("report", np.array([[report]], dtype=np.object_), "BYTES")])
 

@@ -2,10 +2,10 @@
 //
 // A request is selected for (model `selection`, or `router` alone), then an LLM is called, another
 // one if it fails, and afterwards `router` is told how it ended. All models run in the same server
-// and are called in process. Nothing here waits: each step ends in a callback on one of Triton's
-// threads, and one thread of our own sees to deadlines, gathered pieces and clients that went away.
+// and are called in process.
 //
-// Locks: a Call's comes before the Door's; none is held while a request is sent to another model.
+// Triton's threads only read requests and responses. What follows from them happens in the one
+// thread of a Door, one thing after the other, so that nothing else needs a lock.
 
 #include <algorithm>
 #include <chrono>
@@ -16,25 +16,21 @@
 #include <set>
 #include <thread>
 
-#include "answer_text.h"
-#include "call.h"
 #include "in_process.h"
-#include "packed.h"
-#include "plans.h"
 #include "triton_api.h"
 
 namespace echolm {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+using TimePoint = Clock::time_point;
 using std::chrono::milliseconds;
 
-constexpr size_t kMaxRows = 64;          // of a request to `selection` or `router`
-constexpr size_t kMaxReports = 10'000;   // that wait for `router`
-constexpr milliseconds kPollEvery{50};   // whether clients have gone, deadlines have passed
+constexpr size_t kMaxRows = 64;            // of a request to `selection` or `router`
+constexpr size_t kMaxReports = 10'000;     // that wait for `router`
+constexpr milliseconds kPollEvery{50};     // whether clients have gone, deadlines have passed
 constexpr milliseconds kSlowFailure{500};  // Triton sees a dead model process after a second
 constexpr milliseconds kUnloadWait{5'000};
-
-enum class Kind : uint8_t { kAnswered = 0, kFailed = 1, kEnded = 2 };  // of a report
 
 double seconds(TimePoint from, TimePoint to) {
   return std::chrono::duration<double>(to - from).count();
@@ -43,110 +39,310 @@ uint64_t nanoseconds(TimePoint time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
 }
 
-/// Rows of a call about which `selection` or `router` is asked.
-struct Target {
-  CallPtr call;
-  size_t first, count;
+// ---- What `router` says; packed by echolm/router/packed.py, which describes the parts
+
+struct Head {
+  int32_t status = 0;        // of an error, if there is one
+  int32_t token_limit = -1;  // -1: the LLM says why its answer ended
+  int32_t max_in_flight = 4096, selections_in_flight = 2;
+  int32_t selection_timeout_ms = 5'000, request_timeout_ms = 600'000;
+  double stream_interval_ms = 40.0;
+  uint8_t cumulative = 0, gathers = 0, padding[6] = {};
+};
+static_assert(sizeof(Head) == 40, "without gaps, as it is packed");
+
+/// What an LLM's output does to the client's of the same name.
+enum class Rule : uint8_t { kNothing, kReplace, kAppend, kAdd };
+
+struct Output : Tensor {
+  Rule rule;
 };
 
-/// How plans are asked for: all but the first are for `router`.
-enum class Stage { kSelection, kRouterAlone, kSelectionFailed, kLLMFailed };
+struct Plan {
+  Head head;
+  std::string request_id, llm, model;
+  std::string text;  // the error, or the answer, where no model is called
+  std::vector<std::string> stop_words;
+  Tensors inputs;               // of the model
+  std::vector<Output> outputs;  // the client's, besides the text
 
-/// Requests at one stage, of which few run at a time, so that those that wait go together.
-struct Lane {
-  const Stage stage;
-  int running = 0;
-  std::deque<CallPtr> waiting;
-};
-
-/// One request to `selection` or `router` for plans.
-struct Planning {
-  Planning(Stage stage, Lane* lane, std::vector<Target> targets = {})
-      : stage(stage), lane(lane), targets(std::move(targets)) {}
-  const Stage stage;
-  Lane* const lane;  // in which it has a place; null: in none
-  std::vector<Target> targets;
-  TimePoint asked, deadline;
-  std::atomic<bool> over{false};  // answered, failed or timed out
-
-  size_t rows() const {
-    size_t sum = 0;
-    for (const auto& target : targets) sum += target.count;
-    return sum;
+  void read(std::string_view packed) {
+    Unpacker from(packed);
+    head = from.number<Head>();
+    for (auto* to : {&request_id, &llm, &model, &text}) *to = from.text();
+    for (auto n = from.number<uint32_t>(); n > 0; --n) stop_words.emplace_back(from.text());
+    for (auto n = from.number<uint32_t>(); n > 0; --n) inputs.push_back(tensor(&from));
+    for (auto n = from.number<uint32_t>(); n > 0; --n) {
+      const auto rule = from.number<Rule>();
+      outputs.push_back({tensor(&from), rule});
+    }
+  }
+  static Tensor tensor(Unpacker* from) {
+    Tensor read;
+    read.name = from->text();
+    read.datatype = TRITONSERVER_StringToDataType(std::string(from->text()).c_str());
+    for (auto n = from->number<uint32_t>(); n > 0; --n)
+      read.shape.push_back(from->number<int64_t>());
+    read.data = from->text();
+    return read;
   }
 };
-using PlanningPtr = std::shared_ptr<Planning>;
 
-/// One loaded model. Outlives what it has asked other models for.
+// ---- A client's request
+
+/// One row of a client's request, which has a plan and an LLM call of its own.
+struct Row {
+  struct Client* client = nullptr;
+  Tensors inputs;         // of `selection` or `router`
+  std::string merge_key;  // rows with the same one can be asked about together
+  Plan plan;
+  std::shared_ptr<struct Ask> llm_call;  // that is awaited
+  TimePoint llm_started;
+  int attempts = 0;
+  bool begun = false;    // whether any response of the LLM held text, be it empty
+  bool stopped = false;  // at a stop word
+  bool done = false;
+  std::string raw;   // all text of the LLM
+  std::string text;  // the part of it that is certain to be the answer's
+  double selection_s = 0, generation_s = 0, first_token_s = -1;
+
+  /// Takes a tensor of an LLM's response.
+  void take(const Tensor& from) {
+    if (from.datatype == TRITONSERVER_TYPE_BYTES && from.elements() != 1) return;
+    if (from.name == "text_output" && from.datatype == TRITONSERVER_TYPE_BYTES) {
+      begun = true;
+      if (plan.head.cumulative) raw.clear();
+      raw.append(from.text());
+      return;
+    }
+    Output* to = find(plan.outputs, from.name);
+    if (to == nullptr || to->rule == Rule::kNothing || to->datatype != from.datatype) return;
+    // NVIDIA's llmapi sends Python's None as text as long as there is no finish reason.
+    if (from.datatype == TRITONSERVER_TYPE_BYTES && (from.text().empty() || from.text() == "None"))
+      return;
+    if (to->rule == Rule::kAppend) {
+      to->shape = {to->elements() + from.elements()};
+      to->data.append(from.data);
+    } else if (to->rule == Rule::kAdd) {
+      const int32_t before = std::max(Unpacker(to->data).number<int32_t>(), 0);
+      to->data = Packer().number(before + Unpacker(from.data).number<int32_t>()).packed;
+    } else {
+      static_cast<Tensor&>(*to) = from;
+    }
+  }
+
+  /// Brings the answer's text up to date: repetition undone, cut at the first stop word.
+  void release_text(bool final) {
+    size_t end = raw.size();
+    // An incomplete character becomes a whole one with the next token.
+    constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
+    if (plan.head.cumulative && !final)
+      while (end >= 3 && raw.compare(end - 3, 3, kReplacement) == 0) end -= 3;
+    size_t held = 0;  // the longest end of the text that can become a stop word
+    for (const auto& word : plan.stop_words) {
+      if (const size_t at = raw.find(word, text.size()); at < end) {
+        stopped = true;
+        end = at;
+      }
+      for (size_t n = std::min(word.size(), end); n > held; --n)
+        if (raw.compare(end - n, n, word, 0, n) == 0) held = n;
+    }
+    if (!final && !stopped) end -= held;
+    if (end > text.size()) text.append(raw, text.size(), end - text.size());
+  }
+
+  /// Says why the answer ended, where the LLM did not.
+  void end_reason() {
+    auto* reason = find(plan.outputs, "finish_reason");
+    const auto* tokens = find(plan.outputs, "num_output_tokens");
+    if (reason == nullptr || tokens == nullptr) return;
+    const auto count = Unpacker(tokens->data).number<int32_t>();
+    if (stopped)
+      reason->data = Packer().text("stop").packed;
+    else if (plan.head.token_limit >= 0 && count >= 0 && reason->text().empty())
+      reason->data = Packer().text(count >= plan.head.token_limit ? "length" : "stop").packed;
+  }
+};
+using RowPtr = std::shared_ptr<Row>;
+
+struct Client {
+  TRITONBACKEND_ModelInstance* instance = nullptr;
+  TRITONBACKEND_Request* request = nullptr;
+  TRITONBACKEND_ResponseFactory* factory = nullptr;
+  const TimePoint started = Clock::now();
+  std::set<std::string> wanted_outputs;
+  bool streaming = false;
+  std::vector<Row> rows;
+  const char* ended = nullptr;  // why, once the final response is out
+
+  bool sent = false;     // whether any piece was taken for the client
+  std::string gathered;  // pieces that wait for the end of the interval
+  TimePoint interval_over;
+
+  /// Sends a response; outputs that the client does not want are left out.
+  void respond(const Tensors& outputs, uint32_t flags, const Failure* failure = nullptr) const {
+    TRITONBACKEND_Response* made;
+    check(TRITONBACKEND_ResponseNewFromFactory(&made, factory));
+    std::unique_ptr<TRITONBACKEND_Response, decltype(&TRITONBACKEND_ResponseDelete)> response(
+        made, TRITONBACKEND_ResponseDelete);
+    for (const auto& [name, datatype, shape, data] : outputs) {
+      if (wanted_outputs.count(name) == 0) continue;
+      TRITONBACKEND_Output* output;
+      void* to = nullptr;
+      auto memory = TRITONSERVER_MEMORY_CPU;
+      int64_t memory_id = 0;
+      check(TRITONBACKEND_ResponseOutput(made, &output, name.c_str(), datatype, shape.data(),
+                                         static_cast<uint32_t>(shape.size())));
+      check(TRITONBACKEND_OutputBuffer(output, &to, data.size(), &memory, &memory_id));
+      if (memory > 1) throw malformed("output: expected memory of the CPU");
+      if (!data.empty()) memcpy(to, data.data(), data.size());
+    }
+    auto* error =
+        failure == nullptr ? nullptr : TRITONSERVER_ErrorNew(failure->code, failure->what());
+    log_failed(TRITONBACKEND_ResponseSend(response.release(), flags, error));
+    if (error != nullptr) TRITONSERVER_ErrorDelete(error);
+  }
+};
+using ClientPtr = std::shared_ptr<Client>;
+
+// ---- Requests to other models
+
+/// Of whom what is wanted: plans of `selection` or `router`, text of an LLM; `router` gets reports.
+enum class Want { kSelection, kRouterPlan, kReport, kLLM };
+
+/// Rows with the same want, of whose requests few run at a time, so that those that wait go
+/// together.
+struct Lane {
+  const Want want;
+  int running = 0;
+  std::deque<RowPtr> waiting;
+};
+
+/// One request to another model.
+struct Ask : InProcessRequest {
+  Ask(Want want, std::vector<RowPtr> rows, Tensors inputs, Lane* lane = nullptr)
+      : InProcessRequest(std::move(inputs)), want(want), rows(std::move(rows)), lane(lane) {}
+  const Want want;
+  const std::vector<RowPtr> rows;
+  Lane* const lane;  // in which it has a place; null: in none
+  TimePoint sent, deadline;
+  bool over = false;  // nobody waits for it any more
+};
+using AskPtr = std::shared_ptr<Ask>;
+
+enum class Kind : uint8_t { kAnswered = 0, kFailed = 1, kEnded = 2 };  // of a report
+
+/// One instance of a model. Outlives what it has asked other models for.
 class Door : public std::enable_shared_from_this<Door> {
  public:
-  Door(TRITONSERVER_Server* server, std::string name, bool decoupled)
-      : server_(std::make_shared<Server>(server)), name_(std::move(name)), decoupled_(decoupled) {}
-
-  void start() {
-    timer_ = std::thread([this] { run_timer(); });
+  Door(TRITONSERVER_Server* server, const char* name)
+      : server_(server), name_(name), decoupled_(name_ == "echolm_stream") {
+    thread_ = std::thread([this] { run(); });
   }
 
-  /// Ends the thread and waits, for a while, for other models' answers.
+  /// Ends the thread, after it has waited a while for other models' answers.
   void stop() {
     {
       std::lock_guard lock(mutex_);
-      stopping_ = true;
+      stop_before_ = Clock::now() + kUnloadWait;
     }
-    wake_.notify_all();
-    timer_.join();
-    const auto until = Clock::now() + kUnloadWait;
-    while (server_->requests_out > 0 && Clock::now() < until)
-      std::this_thread::sleep_for(milliseconds(5));
+    wake_.notify_one();
+    thread_.join();
   }
 
   void accept(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* request) {
-    auto call = std::make_shared<Call>();
-    call->instance = instance;
-    call->request = request;
-    check(TRITONBACKEND_ResponseFactoryNew(&call->factory, request));
+    auto client = std::make_shared<Client>();
+    client->instance = instance;
+    client->request = request;
+    check(TRITONBACKEND_ResponseFactoryNew(&client->factory, request));
     try {
-      read(call.get());
-      const size_t limit = max_in_flight_;
-      Lane& lane = goes_to_router(*call) ? router_ : selection_;
-      bool overloaded;
-      {
-        std::lock_guard lock(mutex_);
-        overloaded = open_.size() >= limit;
-        if (!overloaded) {
-          open_.insert(call);
-          lane.waiting.push_back(call);
-        }
-      }
-      if (overloaded) {
-        close(call, Failure(TRITONSERVER_ERROR_UNAVAILABLE,
-                            "[unavailable] " + name_ + ": " + std::to_string(limit) +
-                                " requests are in flight already; try again later, or raise "
-                                "limits.max_in_flight"));
-        report({packed(Kind::kEnded, Row(), *call, "overload")});
-      } else {
-        run(&lane);
-      }
+      read(client.get());
+      post([this, client] { begin(client); });
     } catch (const std::exception& problem) {
-      close(call, problem);
+      post([this, client, failure = failure_of(problem)] { close(client.get(), failure); });
     }
   }
 
  private:
+  // ---- The thread
+
+  void post(std::function<void()> work) {
+    {
+      std::lock_guard lock(mutex_);
+      if (ended_) return;
+      posted_.push_back(std::move(work));
+      if (posted_.size() > 1) return;
+    }
+    wake_.notify_one();
+  }
+
+  void run() {
+    pthread_setname_np(pthread_self(), "front_door");  // shown by top -H
+    auto next_poll = Clock::now() + kPollEvery;
+    std::unique_lock lock(mutex_);
+    while (Clock::now() < stop_before_ &&
+           (stop_before_ == TimePoint::max() || awaited_ > 0 || !posted_.empty())) {
+      const auto next = flushes_.empty() ? next_poll : std::min(next_poll, flushes_.begin()->first);
+      if (posted_.empty()) wake_.wait_until(lock, next);
+      const auto works = std::exchange(posted_, {});
+      lock.unlock();
+      for (const auto& work : works) work();
+      const auto now = Clock::now();
+      while (!flushes_.empty() && flushes_.begin()->first <= now) {
+        const auto client = flushes_.begin()->second.lock();
+        flushes_.erase(flushes_.begin());
+        if (client == nullptr || client->ended != nullptr) continue;
+        if (!gone(*client)) guarded(client.get(), [&] { flush(client.get()); });
+      }
+      if (now >= next_poll) {
+        next_poll = now + kPollEvery;
+        poll(now);
+      }
+      lock.lock();
+    }
+    ended_ = true;
+    posted_.clear();
+  }
+
+  /// Ends requests whose clients have gone, and what other models take too long for.
+  void poll(TimePoint now) {
+    for (const auto& [client, keeps] : std::map<Client*, ClientPtr>(open_))
+      if (gone(*client)) close(client, client_gone(), "cancelled");
+    for (const auto& ask : std::vector<AskPtr>(asks_.begin(), asks_.end())) {
+      if (ask->over || now < ask->deadline) continue;
+      const std::string limit = std::to_string(settings_.selection_timeout_ms) + " ms";
+      const bool llm = ask->want == Want::kLLM;
+      const Failure timeout(TRITONSERVER_ERROR_UNAVAILABLE,
+                            llm ? "timeout" : "no answer within " + limit);
+      take(ask, {timeout, {}, false});
+    }
+  }
+
+  static Failure failure_of(const std::exception& problem) {
+    const auto* failure = dynamic_cast<const Failure*>(&problem);
+    return failure != nullptr ? *failure : malformed(problem.what());
+  }
+
+  /// Runs work for a client, whose request ends if it throws.
+  template <typename Work>
+  void guarded(Client* client, Work work) try {
+    work();
+  } catch (const std::exception& problem) {
+    close(client, failure_of(problem));
+  }
+
   // ---- The client's request
 
-  void read(Call* call) const {
+  void read(Client* client) const {
     uint32_t count;
-    check(TRITONBACKEND_RequestOutputCount(call->request, &count));
+    check(TRITONBACKEND_RequestOutputCount(client->request, &count));
     for (uint32_t i = 0; i < count; ++i) {
       const char* name;
-      check(TRITONBACKEND_RequestOutputName(call->request, i, &name));
-      for (size_t k = 0; k < kOutputs.size(); ++k)
-        if (std::string_view(name) == kOutputs[k]) call->wanted_outputs |= 1u << k;
+      check(TRITONBACKEND_RequestOutputName(client->request, i, &name));
+      client->wanted_outputs.insert(name);
     }
-    Inputs inputs;
-    int64_t rows = 1;
-    check(TRITONBACKEND_RequestInputCount(call->request, &count));
+    Tensors inputs;
+    check(TRITONBACKEND_RequestInputCount(client->request, &count));
     for (uint32_t i = 0; i < count; ++i) {
       TRITONBACKEND_Input* input;
       const char* name;
@@ -154,10 +350,9 @@ class Door : public std::enable_shared_from_this<Door> {
       const int64_t* shape;
       uint32_t dims, buffers;
       uint64_t size;
-      check(TRITONBACKEND_RequestInputByIndex(call->request, i, &input));
+      check(TRITONBACKEND_RequestInputByIndex(client->request, i, &input));
       check(TRITONBACKEND_InputProperties(input, &name, &datatype, &shape, &dims, &size, &buffers));
-      Input taken{name, datatype, {shape, shape + dims}, {}};
-      taken.data.reserve(size);
+      Tensor taken{name, datatype, {shape, shape + dims}, {}};
       for (uint32_t b = 0; b < buffers; ++b) {
         const void* data;
         auto memory = TRITONSERVER_MEMORY_CPU;
@@ -166,41 +361,120 @@ class Door : public std::enable_shared_from_this<Door> {
         if (memory > 1) throw malformed("input: expected memory of the CPU");
         taken.data.append(static_cast<const char*>(data), size);
       }
-      if (taken.name == "text_input" && dims > 0) rows = shape[0];
       if (taken.name == "stream") {
-        call->streaming = decoupled_ && !taken.data.empty() && taken.data[0] != 0;
+        client->streaming = decoupled_ && !taken.data.empty() && taken.data[0] != 0;
         if (!decoupled_) continue;
       }
       inputs.push_back(std::move(taken));
     }
+    // Triton keeps them in no order, and sees to it that all have the same number of rows.
+    std::sort(inputs.begin(), inputs.end(), [](auto& a, auto& b) { return a.name < b.name; });
+    const int64_t rows = inputs.empty() || inputs[0].shape.empty() ? 0 : inputs[0].shape[0];
     if (rows < 1) throw malformed("batch: expected at least one row");
-    call->rows.resize(static_cast<size_t>(rows));
     if (decoupled_ && rows != 1)
       throw Failure(TRITONSERVER_ERROR_INVALID_ARG,
                     "[invalid_request] batch: expected one request for " + name_ + ", got " +
                         std::to_string(rows));
-    // Triton keeps them in no order.
-    std::sort(inputs.begin(), inputs.end(), [](auto& a, auto& b) { return a.name < b.name; });
+    client->rows.resize(static_cast<size_t>(rows));
+    std::string merge_key;
     for (const auto& input : inputs) {
-      call->merge_key += input.name + ':' + std::to_string(input.datatype);
+      merge_key += input.name + ':' + std::to_string(input.datatype);
       for (size_t d = 1; d < input.shape.size(); ++d)
-        call->merge_key += ',' + std::to_string(input.shape[d]);
-      call->merge_key += ';';
+        merge_key += ',' + std::to_string(input.shape[d]);
+      merge_key += ';';
+      Unpacker rest(input.data);
+      for (auto& row : client->rows) {
+        const auto data = rest.elements(input.datatype, input.elements() / rows);
+        row.inputs.push_back({input.name, input.datatype, input.shape, std::string(data)});
+      }
     }
-    call->inputs = std::make_shared<const Inputs>(std::move(inputs));
+    for (auto& row : client->rows) {
+      row.client = client;
+      row.merge_key = merge_key;
+    }
+  }
+
+  void begin(const ClientPtr& client) {
+    if (const auto limit = static_cast<size_t>(settings_.max_in_flight); open_.size() >= limit) {
+      close(client.get(), Failure(TRITONSERVER_ERROR_UNAVAILABLE,
+                                  "[unavailable] " + name_ + ": " + std::to_string(limit) +
+                                      " requests are in flight already; try again later, or raise "
+                                      "limits.max_in_flight"));
+      return report(Kind::kEnded, client->rows[0], "overload");
+    }
+    open_.emplace(client.get(), client);
+    for (auto& row : client->rows)
+      (goes_to_router(row) ? router_ : selection_).waiting.emplace_back(client, &row);
+    run(&selection_);
+    run(&router_);
   }
 
   /// Whether nothing that is found would be used.
-  static bool goes_to_router(const Call& call) {
-    int named = 0;
-    for (const auto& input : *call.inputs) {
-      const bool llm = input.name == "llm";
-      if (!llm && input.name != "cache_control") continue;
-      for (auto value : elements(input.name, input.data, call.rows.size()))
-        if (llm ? value.empty() || value == "auto" : value != "no-cache") return false;
-      ++named;
+  static bool goes_to_router(const Row& row) {
+    const auto* llm = find(row.inputs, "llm");
+    const auto* cache = find(row.inputs, "cache_control");
+    return llm != nullptr && cache != nullptr && !llm->text().empty() && llm->text() != "auto" &&
+           cache->text() == "no-cache";
+  }
+
+  // ---- Other models
+
+  void send(const AskPtr& ask, const std::string& model, int timeout_ms, const std::string& id = "",
+            double stream_interval_ms = 0) {
+    ask->sent = Clock::now();
+    ask->deadline = ask->sent + milliseconds(timeout_ms);
+    if (!ask->over) asks_.insert(ask);
+    ++awaited_;
+    const auto on_reply = [door = shared_from_this()](const auto& request, Reply reply) {
+      door->post([door = door.get(), ask = std::static_pointer_cast<Ask>(request),
+                  reply = std::move(reply)] { door->take(ask, reply); });
+    };
+    try {
+      ask->send(server_, model, id, stream_interval_ms, on_reply);
+    } catch (const Failure& problem) {
+      on_reply(ask, {problem, {}, true});
     }
-    return named == 2;
+  }
+
+  /// Asks `selection` or `router`.
+  void ask_for_plans(const AskPtr& ask) {
+    send(ask, ask->want == Want::kSelection ? "selection" : "router",
+         settings_.selection_timeout_ms);
+  }
+
+  /// Asks `router` about rows of which `selection` has found nothing.
+  void ask_router_alone(const std::vector<RowPtr>& rows, Tensors inputs) {
+    const std::vector<std::string> why(rows.size(), "retrieval unavailable");
+    inputs.push_back(Tensor::of_texts("retrieval_degraded", why));
+    ask_for_plans(std::make_shared<Ask>(Want::kRouterPlan, rows, std::move(inputs)));
+  }
+
+  /// Takes what a model has answered, or that it has not in time.
+  void take(const AskPtr& ask, const Reply& reply) {
+    if (reply.final) --awaited_;
+    const bool late = ask->over;
+    if (ask->want == Want::kLLM) {
+      const auto& row = ask->rows[0];
+      if (!late) guarded(row->client, [&] { take_generated(row, reply); });
+      return;
+    }
+    if (ask->want == Want::kSelection) watch_selection(*ask, reply);
+    end(ask);
+    if (reply.error) return late ? void() : no_plan(*ask, reply.error->what());
+    if (ask->want == Want::kReport) return;
+    const auto* plans = find(reply.tensors, "plan");
+    Unpacker rest(plans == nullptr ? std::string_view() : plans->data);
+    for (const auto& row : ask->rows)
+      guarded(row->client, [&] { take_plan(row, rest.text(), late); });
+  }
+
+  /// Nobody waits for it any more.
+  void end(const AskPtr& ask) {
+    if (std::exchange(ask->over, true)) return;
+    asks_.erase(ask);
+    if (ask->lane == nullptr) return;
+    --ask->lane->running;
+    run(ask->lane);
   }
 
   // ---- Plans
@@ -208,365 +482,162 @@ class Door : public std::enable_shared_from_this<Door> {
   /// Sends what waits in the lane, as far as there are places.
   void run(Lane* lane) {
     for (;;) {
-      std::vector<Target> targets;
-      bool bypassed, probed = false;
-      {
-        std::lock_guard lock(mutex_);
-        bypassed = lane->stage == Stage::kSelection && stalled_;
-        if (!bypassed && lane->running >= selections_in_flight_) return;
-        targets = gather(lane);
-        if (targets.empty()) return;
-        if (!bypassed)
-          ++lane->running;
-        else
-          probed = !std::exchange(probing_, true);
+      const bool bypassed = lane->want == Want::kSelection && overdue_ > 0;
+      const int places = lane->want == Want::kReport ? 1 : settings_.selections_in_flight;
+      if (!bypassed && lane->running >= places) return;
+      const auto rows = gather(lane);
+      if (rows.empty()) return;
+      if (!bypassed) ++lane->running;  // until its end
+      Tensors inputs = rows[0]->inputs;
+      for (size_t k = 0; k < inputs.size(); ++k) {
+        inputs[k].shape[0] = static_cast<int64_t>(rows.size());
+        for (size_t i = 1; i < rows.size(); ++i) inputs[k].data += rows[i]->inputs[k].data;
       }
-      if (probed) {
-        // Nobody waits for it: when it is answered, the next ones are selected for again.
-        auto probe = std::make_shared<Planning>(Stage::kSelection, nullptr, targets);
-        probe->over = true;
-        ask(probe);
-      }
-      const auto stage = bypassed ? Stage::kSelectionFailed : lane->stage;
-      ask(std::make_shared<Planning>(stage, bypassed ? nullptr : lane, std::move(targets)));
+      if (bypassed)
+        ask_router_alone(rows, std::move(inputs));
+      else
+        ask_for_plans(std::make_shared<Ask>(lane->want, rows, std::move(inputs), lane));
     }
   }
 
-  /// Takes those from the lane that can go together; under `mutex_`.
-  std::vector<Target> gather(Lane* lane) {
-    std::vector<Target> targets;
-    size_t rows = 0;
-    std::deque<CallPtr> others;
-    for (auto& call : lane->waiting) {
-      if (call->closed) continue;
-      const auto count = call->rows.size();
-      const bool fits = targets.empty() || (rows + count <= kMaxRows &&
-                                            call->merge_key == targets[0].call->merge_key);
-      if (!fits) {
-        others.push_back(std::move(call));
-        continue;
-      }
-      rows += count;
-      targets.push_back({std::move(call), 0, count});
+  /// Takes those from the lane that can go together.
+  static std::vector<RowPtr> gather(Lane* lane) {
+    std::vector<RowPtr> rows;
+    std::deque<RowPtr> others;
+    for (auto& row : lane->waiting) {
+      if (row->client != nullptr && row->client->ended != nullptr) continue;
+      const bool fits =
+          rows.empty() || (rows.size() < kMaxRows && row->merge_key == rows[0]->merge_key);
+      if (fits)
+        rows.push_back(std::move(row));
+      else
+        others.push_back(std::move(row));
     }
     lane->waiting = std::move(others);
-    return targets;
+    return rows;
   }
 
-  /// Asks for plans. At the stage kLLMFailed, the input is the report of it.
-  void ask(const PlanningPtr& planning, std::string report = "") {
-    struct Data {  // what the request points to
-      std::vector<std::shared_ptr<const Inputs>> inputs;
-      std::string extra;
-    };
-    auto data = std::make_shared<Data>();
-    data->extra = std::move(report);
-    const char* model = planning->stage == Stage::kSelection ? "selection" : "router";
-    planning->asked = Clock::now();
-    planning->deadline = planning->asked + milliseconds(selection_timeout_ms_);
-    try {
-      auto request = std::make_shared<InProcessRequest>(
-          server_, model,
-          [self = shared_from_this(), planning, data](const Response& response, bool final) {
-            self->on_planned(planning, response, final);
-          });
-      const auto rows = static_cast<int64_t>(planning->rows());
-      if (planning->stage == Stage::kLLMFailed) {
-        request->add_input("report", TRITONSERVER_TYPE_BYTES, {1, 1});
-        request->append("report", data->extra);
-      } else {
-        for (const auto& target : planning->targets) data->inputs.push_back(target.call->inputs);
-        for (size_t i = 0; i < data->inputs[0]->size(); ++i) {
-          const Input& first = data->inputs[0]->at(i);
-          auto shape = first.shape;
-          if (!shape.empty()) shape[0] = rows;
-          request->add_input(first.name, first.datatype, shape);
-          for (const auto& inputs : data->inputs) request->append(first.name, inputs->at(i).data);
-        }
-        if (planning->stage == Stage::kSelectionFailed) {
-          Packer to;
-          for (int64_t i = 0; i < rows; ++i) to.text("retrieval unavailable");
-          data->extra = std::move(to).element().substr(sizeof(uint32_t));
-          request->add_input("retrieval_degraded", TRITONSERVER_TYPE_BYTES, {rows, 1});
-          request->append("retrieval_degraded", data->extra);
-        }
-      }
-      {
-        std::lock_guard lock(mutex_);
-        if (!planning->over) planning_.insert(planning);
-      }
-      InProcessRequest::send(request);
-    } catch (const std::exception& problem) {
-      if (planning->stage == Stage::kSelection) selected(*planning, true);
-      if (end(planning)) no_plan(planning, problem.what());
-    }
-  }
-
-  /// Ends the planning once: false if it has ended before.
-  bool end(const PlanningPtr& planning) {
-    if (planning->over.exchange(true)) return false;
-    {
-      std::lock_guard lock(mutex_);
-      planning_.erase(planning);
-      if (planning->lane != nullptr) --planning->lane->running;
-    }
-    return true;
-  }
-
-  /// `selection` has answered: soon, or with an error for which nobody shall wait again.
-  void selected(const Planning& planning, bool failed) {
-    if (failed && Clock::now() - planning.asked > kSlowFailure) stall();
-    std::lock_guard lock(mutex_);
-    probing_ = false;
-    if (!failed && std::exchange(stalled_, false))
-      log(TRITONSERVER_LOG_WARN, name_ + ": selection answers again");
-  }
-
-  /// Until `selection` answers again, requests go without examples, so that none waits in vain.
-  void stall() {
-    std::lock_guard lock(mutex_);
-    if (!std::exchange(stalled_, true))
-      log(TRITONSERVER_LOG_WARN, name_ + ": selection fails slowly; without examples meanwhile");
-  }
-
-  void on_planned(const PlanningPtr& planning, const Response& response, bool final) try {
-    const auto error = response.error();
-    if (!final && !error && response.outputs().empty()) return;
-    if (planning->stage == Stage::kSelection) selected(*planning, error.has_value());
-    const bool late = !end(planning);
-    if (!late && planning->lane != nullptr) run(planning->lane);
-    if (error) return late ? void() : no_plan(planning, error->what());
-    try {
-      const Plans plans(response, planning->rows());
-      size_t at = 0;
-      for (const auto& target : planning->targets) {
-        if (late)
-          end_rows(target, plans, at, planning->stage, "late");
-        else
-          plan(target, plans, at, planning->stage);
-        at += target.count;
-      }
-    } catch (const std::exception& problem) {
-      if (late) throw;
-      for (const auto& target : planning->targets) close(target.call, problem);
-    }
-  } catch (const std::exception& problem) {
-    log(TRITONSERVER_LOG_ERROR, problem.what());
-  }
-
-  /// Reports rows whose plans nobody waits for any more; after a failed LLM they have been.
-  void end_rows(const Target& target, const Plans& plans, size_t at, Stage stage,
-                std::string_view reason) {
-    if (stage == Stage::kLLMFailed) return;
-    std::vector<std::string> reports;
-    for (size_t i = 0; i < target.count; ++i) {
-      Row row;
-      plans.read(at + i, &row);
-      if (!row.refused) reports.push_back(packed(Kind::kEnded, row, *target.call, reason));
-    }
-    report(std::move(reports));
+  /// Counts the requests to `selection` that are overdue. As long as there is one, nobody waits for
+  /// `selection`: requests go without examples, until what was overdue is answered.
+  void watch_selection(const Ask& ask, const Reply& reply) {
+    if (!reply.final) ++overdue_;  // its time is over
+    if (reply.final && ask.over) --overdue_;
+    if (!reply.final || !reply.error || Clock::now() < ask.sent + kSlowFailure) return;
+    // A dead process fails each request so slowly. This one is to be overdue until it lives again.
+    const auto probe = std::make_shared<Ask>(Want::kSelection, ask.rows, ask.inputs);
+    probe->over = true;
+    ++overdue_;
+    ask_for_plans(probe);
   }
 
   /// The rows get no plan, or `router` is asked alone where `selection` failed.
-  void no_plan(const PlanningPtr& planning, const std::string& message) {
-    const bool selection = planning->stage == Stage::kSelection;
-    if (selection) complain("selection failed: ", message);
-    auto alone = std::make_shared<Planning>(Stage::kSelectionFailed, nullptr);
-    for (const auto& target : planning->targets) {
-      if (!selection)
-        close(target.call,
-              Failure(TRITONSERVER_ERROR_UNAVAILABLE, "[unavailable] router: " + message));
-      else if (!target.call->closed)
-        alone->targets.push_back(target);
+  void no_plan(const Ask& ask, const std::string& message) {
+    if (ask.want == Want::kReport) return complain("reports were not taken: ", message);
+    if (ask.want == Want::kSelection) {
+      complain("selection failed: ", message);
+      return ask_router_alone(ask.rows, ask.inputs);
     }
-    if (!alone->targets.empty()) ask(alone);
+    for (const auto& row : ask.rows)
+      close(row->client,
+            Failure(TRITONSERVER_ERROR_UNAVAILABLE, "[unavailable] router: " + message));
   }
 
-  /// Takes the plans of a call's rows, from row `at` of `plans` on, and calls the LLMs.
-  void plan(const Target& target, const Plans& plans, size_t at, Stage stage) try {
-    const auto& call = target.call;
-    std::unique_lock lock(call->mutex);
-    if (call->closed) {
-      lock.unlock();
-      return end_rows(target, plans, at, stage, "cancelled");
-    }
+  void take_plan(const RowPtr& row, std::string_view packed, bool late) {
+    Client* client = row->client;
+    Plan plan;
     std::optional<Failure> failure;
-    std::vector<size_t> generating;
-    for (size_t i = 0; i < target.count; ++i) {
-      Row& row = call->rows[target.first + i];
-      plans.read(at + i, &row);
-      if (stage != Stage::kLLMFailed) row.selection_s = seconds(call->started, Clock::now());
-      try {
-        if (row.refused) throw refusal(plans.refusal(at + i));
-        if (row.llm_model.empty()) {
-          row.text = plans.stored_answer(at + i);
-          row.finish_reason = "stop";
-          row.num_input_tokens = row.num_output_tokens = 0;
-          row.done = true;
-          continue;
-        }
-        row.llm_call = std::make_shared<const LLMCall>(plans.llm_call(at + i));
-        obey(*row.llm_call);
-        generating.push_back(target.first + i);
-      } catch (const Failure& problem) {
-        if (!failure) failure = problem;
-      }
+    try {
+      plan.read(packed);
+      if (plan.head.status != 0) failure.emplace(plan.head.status, plan.text);
+    } catch (const Failure& problem) {
+      failure = problem;
     }
-    if (failure) return close(call, &lock, *failure);
-    if (call->streaming && generating.empty()) take_piece(call, &call->rows[0], call->rows[0].text);
-    if (generating.empty()) return answer_if_done(call, &lock);
-    lock.unlock();
-    for (size_t i : generating) generate(call, i);
-  } catch (const std::exception& problem) {
-    close(target.call, problem);
-  }
-
-  void obey(const LLMCall& call) {
-    max_in_flight_ = static_cast<size_t>(std::max(1, call.max_in_flight));
-    selections_in_flight_ = std::max(1, call.selections_in_flight);
-    selection_timeout_ms_ = std::max(1, call.selection_timeout_ms);
-    request_timeout_ms_ = std::max(1, call.request_timeout_ms);
-    stream_interval_ms_ = call.stream_interval_ms;
+    if (late || client->ended != nullptr) {
+      // `router` waits for the report of a plan that it has made, be it not wanted any more.
+      Row unwanted;
+      unwanted.client = client;
+      unwanted.plan = std::move(plan);
+      if (!unwanted.plan.request_id.empty() && unwanted.plan.request_id != row->plan.request_id)
+        report(Kind::kEnded, unwanted, late ? "late" : client->ended);
+      return;
+    }
+    row->plan = std::move(plan);
+    if (row->attempts == 0) row->selection_s = seconds(client->started, Clock::now());
+    if (failure) return close(client, *failure);
+    settings_ = row->plan.head;
+    if (!row->plan.model.empty()) return call_llm(row);
+    row->text = row->plan.text;
+    if (client->streaming) take_piece(row, row->text);
+    row->done = true;
+    answer_if_done(client);
   }
 
   // ---- LLMs
 
-  /// Calls the LLM of a row's plan.
-  void generate(const CallPtr& call, size_t index) {
-    std::shared_ptr<InProcessRequest> request;
-    std::unique_lock lock(call->mutex);
-    if (call->closed) return;
-    Row& row = call->rows[index];
-    row.reader = AnswerText(row.llm_call->stop_words, row.llm_call->cumulative);
-    row.text.clear();
-    row.finish_reason.clear();
-    row.num_input_tokens = row.num_output_tokens = -1;
-    row.begun = false;
-    row.llm_started = Clock::now();
-    row.deadline = row.llm_started + milliseconds(request_timeout_ms_);
-    row.generation = nullptr;
-    try {
-      const auto id = row.request_id + "-" + std::to_string(row.attempts++);
-      // The request knows itself, since what it brings is late once the row has another one.
-      auto self = std::make_shared<std::weak_ptr<InProcessRequest>>();
-      request = std::make_shared<InProcessRequest>(
-          server_, row.llm_model,
-          [door = shared_from_this(), call, index, self, data = row.llm_call](
-              const Response& response, bool final) {
-            door->on_generated(call, index, self->lock(), response, final);
-          });
-      *self = request;
-      if (!row.request_id.empty()) request->set_id(id);
-      for (const auto& input : row.llm_call->inputs) {
-        const auto datatype = TRITONSERVER_StringToDataType(input.datatype.c_str());
-        request->add_input(input.name, datatype, input.shape);
-        request->append(input.name, input.data);
-      }
-      if (call->streaming && row.llm_call->gathers && row.llm_call->stream_interval_ms > 0)
-        request->set_parameter("stream_interval_ms", row.llm_call->stream_interval_ms);
-      row.generation = request;
-      lock.unlock();
-      InProcessRequest::send(request);
-    } catch (const Failure& problem) {
-      if (!lock.owns_lock()) lock.lock();
-      if (row.generation == request) llm_failed(call, index, &lock, problem);
-    }
+  void call_llm(const RowPtr& row) {
+    row->raw.clear();
+    row->text.clear();
+    row->begun = row->stopped = false;
+    row->llm_started = Clock::now();
+    row->llm_call =
+        std::make_shared<Ask>(Want::kLLM, std::vector<RowPtr>{row}, std::move(row->plan.inputs));
+    const auto attempt = std::to_string(row->attempts++);
+    const bool gathers = row->client->streaming && row->plan.head.gathers;
+    send(row->llm_call, row->plan.model, settings_.request_timeout_ms,
+         row->plan.request_id.empty() ? "" : row->plan.request_id + "-" + attempt,
+         gathers ? settings_.stream_interval_ms : 0);
   }
 
-  void on_generated(const CallPtr& call, size_t index,
-                    const std::shared_ptr<InProcessRequest>& request, const Response& response,
-                    bool final) try {
-    std::unique_lock lock(call->mutex);
-    Row& row = call->rows[index];
-    if (call->closed || row.generation != request) return;
-    if (call->streaming && gone(*call)) return close(call, &lock, client_gone(), "cancelled");
-    if (const auto error = response.error()) return llm_failed(call, index, &lock, *error);
-    const size_t known = row.text.size();
-    take(response, &row);
-    const bool stopped = row.reader.stopped();
-    const bool ended = final || stopped;
-    if (ended) {
-      row.generation_s = seconds(row.llm_started, Clock::now());
-      if (!row.begun)
-        return llm_failed(call, index, &lock,
-                          Failure(TRITONSERVER_ERROR_UNAVAILABLE,
-                                  row.llm_model + ": ended without an answer"));
-      row.reader.end(&row.text);
-      end_reason(&row, stopped);
-      row.generation = nullptr;
-      row.done = true;
-    }
-    if (call->streaming) take_piece(call, &row, std::string_view(row.text).substr(known));
-    if (ended) answer_if_done(call, &lock);
-    if (lock.owns_lock()) lock.unlock();
-    if (stopped && !final) request->cancel();
-  } catch (const std::exception& problem) {
-    close(call, problem);
+  void take_generated(const RowPtr& row, const Reply& reply) {
+    Client* client = row->client;
+    if (client->streaming && gone(*client)) return close(client, client_gone(), "cancelled");
+    if (reply.error) return llm_failed(row, *reply.error);
+    for (const auto& tensor : reply.tensors) row->take(tensor);
+    if (reply.final && !row->begun)
+      return llm_failed(row, Failure(TRITONSERVER_ERROR_UNAVAILABLE,
+                                     row->plan.model + ": ended without an answer"));
+    const size_t known = row->text.size();
+    row->release_text(reply.final);
+    if (client->streaming) take_piece(row, std::string_view(row->text).substr(known));
+    if (!reply.final && !row->stopped) return;
+    end_llm_call(row.get(), !reply.final);
+    row->end_reason();
+    row->done = true;
+    answer_if_done(client);
   }
 
-  static void take(const Response& response, Row* row) {
-    const auto outputs = response.outputs();
-    const auto find = [&](std::string_view name, TRITONSERVER_DataType datatype) {
-      for (const auto& output : outputs)
-        if (output.name == name && output.datatype == datatype) return output.data;
-      return std::string_view();
-    };
-    const auto text = find("text_output", TRITONSERVER_TYPE_BYTES);
-    if (text.empty()) return;
-    row->begun = true;
-    if (auto count = find("num_input_tokens", TRITONSERVER_TYPE_INT32); !count.empty())
-      row->num_input_tokens = Unpacker(count).number<int32_t>();
-    if (auto count = find("num_output_tokens", TRITONSERVER_TYPE_INT32); !count.empty()) {
-      const auto tokens = Unpacker(count).number<int32_t>();
-      const auto before = row->llm_call->adds_counts ? std::max(row->num_output_tokens, 0) : 0;
-      row->num_output_tokens = before + tokens;
-    }
-    if (auto data = find("finish_reason", TRITONSERVER_TYPE_BYTES); !data.empty())
-      if (auto reason = Unpacker(data).text(); !reason.empty() && reason != "None")
-        row->finish_reason = reason;
-    row->reader.take(Unpacker(text).text(), &row->text);
-  }
-
-  static void end_reason(Row* row, bool stopped) {
-    if (stopped) {
-      row->finish_reason = "stop";
-    } else if (row->llm_call->adds_counts && row->finish_reason.empty() &&
-               row->num_output_tokens >= 0) {
-      const bool full = row->num_output_tokens >= row->llm_call->max_tokens;
-      row->finish_reason = full ? "length" : "stop";
-    }
+  /// No response of the row's LLM counts any more.
+  void end_llm_call(Row* row, bool cancel) {
+    const auto call = std::exchange(row->llm_call, nullptr);
+    if (call == nullptr) return;
+    end(call);
+    row->generation_s = seconds(row->llm_started, Clock::now());
+    if (cancel) call->cancel();
   }
 
   /// Another LLM answers, if the client has read nothing of this one's answer.
-  void llm_failed(const CallPtr& call, size_t index, std::unique_lock<std::mutex>* lock,
-                  const Failure& problem, bool timed_out = false) {
-    Row& row = call->rows[index];
-    auto request = std::exchange(row.generation, nullptr);
-    row.generation_s = seconds(row.llm_started, Clock::now());
-    if (call->sent) {
-      close(call, lock, Failure(TRITONSERVER_ERROR_UNAVAILABLE,
-                                "[unavailable] " + row.llm +
-                                    " failed after part of the answer was sent"),
-            "stream_broken");
-    } else {
-      auto planning = std::make_shared<Planning>(Stage::kLLMFailed, nullptr,
-                                                 std::vector<Target>{{call, index, 1}});
-      const bool refused = !timed_out && problem.code == TRITONSERVER_ERROR_INVALID_ARG;
-      auto report =
-          packed(Kind::kFailed, row, *call, timed_out ? "timeout" : problem.what(), refused);
-      lock->unlock();
-      ask(planning, std::move(report));
-    }
-    if (request != nullptr) request->cancel();
+  void llm_failed(const RowPtr& row, const Failure& problem) {
+    end_llm_call(row.get(), true);
+    if (row->client->sent)
+      return close(
+          row->client,
+          Failure(TRITONSERVER_ERROR_UNAVAILABLE,
+                  "[unavailable] " + row->plan.llm + " failed after part of the answer was sent"),
+          "stream_broken");
+    const bool refused = problem.code == TRITONSERVER_ERROR_INVALID_ARG;
+    ask_for_plans(std::make_shared<Ask>(
+        Want::kRouterPlan, std::vector<RowPtr>{row},
+        Tensors{report_tensor(Kind::kFailed, *row, problem.what(), refused)}));
   }
 
   // ---- Answers
 
   /// Whether the client has gone. Only before the final response: afterwards the question crashes
   /// the server. What is sent to a client that has gone can crash Triton 2.51, too.
-  static bool gone(const Call& call) {
+  static bool gone(const Client& client) {
     bool cancelled = false;
-    log_failed(TRITONBACKEND_ResponseFactoryIsCancelled(call.factory, &cancelled));
+    if (client.ended == nullptr)
+      log_failed(TRITONBACKEND_ResponseFactoryIsCancelled(client.factory, &cancelled));
     return cancelled;
   }
   static Failure client_gone() {
@@ -574,349 +645,181 @@ class Door : public std::enable_shared_from_this<Door> {
   }
 
   /// Takes the next piece of a stream: the first goes out at once, then what gathers.
-  void take_piece(const CallPtr& call, Row* row, std::string_view piece) {
+  void take_piece(const RowPtr& row, std::string_view piece) {
+    Client* client = row->client;
     if (piece.empty()) return;
     const auto now = Clock::now();
-    if (!call->sent) row->first_token_s = seconds(call->started, now);
-    call->sent = true;
-    call->gathered.append(piece);
-    if (call->flush_scheduled) return;
-    if (now >= call->interval_over) return flush(call);
-    call->flush_scheduled = true;
-    bool sooner;
-    {
-      std::lock_guard lock(mutex_);
-      sooner = flushes_.empty() || call->interval_over < flushes_.begin()->first;
-      flushes_.emplace(call->interval_over, call);
-    }
-    if (sooner) wake_.notify_one();
+    if (!std::exchange(client->sent, true)) row->first_token_s = seconds(client->started, now);
+    const bool scheduled = !client->gathered.empty();
+    client->gathered.append(piece);
+    if (scheduled) return;
+    if (now >= client->interval_over) return flush(client);
+    flushes_.emplace(client->interval_over, std::shared_ptr<Client>(row, client));
   }
 
   /// Sends what has gathered.
-  void flush(const CallPtr& call) {
-    if (call->gathered.empty()) return;
-    const auto piece = std::exchange(call->gathered, "");
-    ClientResponse response(*call);
-    response.texts(0, {piece});
-    response.send(0);
-    call->interval_over =
-        Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                           std::chrono::duration<double, std::milli>(stream_interval_ms_.load()));
+  void flush(Client* client) {
+    if (client->gathered.empty()) return;
+    client->respond({Tensor::of_texts("text_output", {std::exchange(client->gathered, "")})}, 0);
+    const std::chrono::duration<double, std::milli> interval(settings_.stream_interval_ms);
+    client->interval_over = Clock::now() + std::chrono::duration_cast<Clock::duration>(interval);
   }
 
-  void answer_if_done(const CallPtr& call, std::unique_lock<std::mutex>* lock) {
-    for (const auto& row : call->rows)
+  void answer_if_done(Client* client) {
+    auto& rows = client->rows;
+    for (const auto& row : rows)
       if (!row.done) return;
-    flush(call);
-    const auto rows = static_cast<int64_t>(call->rows.size());
-    const auto texts = [&](std::string Row::*field) {
-      std::vector<std::string_view> values;
-      for (const auto& row : call->rows) values.push_back(row.*field);
-      return values;
-    };
-    const auto numbers = [&](auto Row::*field) {
-      std::vector<std::decay_t<decltype(call->rows[0].*field)>> values;
-      for (const auto& row : call->rows) values.push_back(row.*field);
-      return values;
-    };
-    size_t longest = 0;
-    for (const auto& row : call->rows) longest = std::max(longest, row.example_ids.size());
-    std::vector<int64_t> ids;
-    for (auto row_ids : numbers(&Row::example_ids)) {
-      row_ids.resize(longest, kPadId);
-      ids.insert(ids.end(), row_ids.begin(), row_ids.end());
+    flush(client);
+    std::vector<std::string> texts;
+    for (const auto& row : rows) texts.push_back(client->streaming ? "" : row.text);
+    Tensors answer{Tensor::of_texts("text_output", texts)};
+    for (size_t k = 0; k < rows[0].plan.outputs.size(); ++k) {  // the same in each row
+      int64_t width = 0;
+      for (const auto& row : rows) width = std::max(width, row.plan.outputs.at(k).elements());
+      const Output& first = rows[0].plan.outputs[k];
+      Tensor whole{first.name, first.datatype, {static_cast<int64_t>(rows.size()), width}, {}};
+      for (const auto& row : rows) {
+        const Output& part = row.plan.outputs[k];
+        const size_t missing = static_cast<size_t>(width - part.elements());
+        // What fills up a shorter row is -1, or NaN.
+        whole.data += part.data;
+        whole.data.append(missing * TRITONSERVER_DataTypeByteSize(part.datatype), '\xff');
+      }
+      answer.push_back(std::move(whole));
     }
-    ClientResponse response(*call);
-    response.texts(0, call->streaming ? std::vector<std::string_view>{""} : texts(&Row::text));
-    response.texts(1, texts(&Row::llm));
-    response.fixed(2, TRITONSERVER_TYPE_INT64, ids, rows);
-    response.fixed(3, TRITONSERVER_TYPE_FP32, numbers(&Row::predicted_quality), rows);
-    response.fixed(4, TRITONSERVER_TYPE_BOOL, numbers(&Row::solicit_feedback), rows);
-    response.texts(5, texts(&Row::feedback_token));
-    response.texts(6, texts(&Row::degraded));
-    response.texts(7, texts(&Row::finish_reason));
-    response.fixed(8, TRITONSERVER_TYPE_INT32, numbers(&Row::num_input_tokens), rows);
-    response.fixed(9, TRITONSERVER_TYPE_INT32, numbers(&Row::num_output_tokens), rows);
-    response.send(TRITONSERVER_RESPONSE_COMPLETE_FINAL);
-    finish(call, lock, Kind::kAnswered, "");
+    client->respond(answer, TRITONSERVER_RESPONSE_COMPLETE_FINAL);
+    finish(client, Kind::kAnswered, "");
   }
 
-  /// Ends a call that cannot be answered; nothing if it has ended. The last resort: does not throw.
-  void close(const CallPtr& call, const std::exception& problem) try {
-    std::unique_lock lock(call->mutex);
-    if (call->closed) return;
-    const auto* failure = dynamic_cast<const Failure*>(&problem);
-    close(call, &lock, failure != nullptr ? *failure : malformed(problem.what()));
-  } catch (const std::exception& defect) {
-    log(TRITONSERVER_LOG_ERROR, name_ + ": " + defect.what());
-  }
-
-  void close(const CallPtr& call, std::unique_lock<std::mutex>* lock, const Failure& failure,
-             const char* reason = "error") {
-    if (failure.code == TRITONSERVER_ERROR_CANCELLED) call->gathered.clear();
-    flush(call);
-    ClientResponse(*call).send(TRITONSERVER_RESPONSE_COMPLETE_FINAL, &failure);
-    finish(call, lock, Kind::kEnded, reason);
-  }
-
-  /// Gives back what belongs to a call after its final response, and reports.
-  void finish(const CallPtr& call, std::unique_lock<std::mutex>* lock, Kind kind,
-              const char* reason) {
-    call->closed = true;
-    std::vector<std::shared_ptr<InProcessRequest>> running;
-    std::vector<std::string> reports;
-    for (auto& row : call->rows) {
-      if (row.generation) running.push_back(std::exchange(row.generation, nullptr));
-      if (!row.request_id.empty() && !row.refused)
-        reports.push_back(packed(kind, row, *call, reason));
+  /// Ends a request that cannot be answered; nothing if it has ended.
+  void close(Client* client, const Failure& failure, const char* reason = "error") {
+    if (client->ended != nullptr) return;
+    if (failure.code == TRITONSERVER_ERROR_CANCELLED) client->gathered.clear();
+    try {
+      flush(client);
+      client->respond({}, TRITONSERVER_RESPONSE_COMPLETE_FINAL, &failure);
+    } catch (const std::exception& problem) {
+      log(TRITONSERVER_LOG_ERROR, name_ + ": " + problem.what());
     }
-    lock->unlock();
-    for (const auto& request : running) request->cancel();
-    const auto from = nanoseconds(call->started), to = nanoseconds(Clock::now());
+    finish(client, Kind::kEnded, reason);
+  }
+
+  /// Gives back what belongs to a request after its final response, and reports.
+  void finish(Client* client, Kind kind, const char* reason) {
+    client->ended = reason;
+    for (auto& row : client->rows) {
+      end_llm_call(&row, true);
+      if (!row.plan.request_id.empty()) report(kind, row, reason);
+    }
+    const auto from = nanoseconds(client->started), to = nanoseconds(Clock::now());
     const bool ok = kind == Kind::kAnswered;
-    log_failed(TRITONBACKEND_ModelInstanceReportStatistics(call->instance, call->request, ok, from,
-                                                           from, to, to));
+    log_failed(TRITONBACKEND_ModelInstanceReportStatistics(client->instance, client->request, ok,
+                                                           from, from, to, to));
     if (ok)
       log_failed(TRITONBACKEND_ModelInstanceReportBatchStatistics(
-          call->instance, call->rows.size(), from, from, to, to));
-    {
-      std::lock_guard guard(mutex_);
-      open_.erase(call);
-    }
-    log_failed(TRITONBACKEND_RequestRelease(call->request, TRITONSERVER_REQUEST_RELEASE_ALL));
-    log_failed(TRITONBACKEND_ResponseFactoryDelete(call->factory));
-    report(std::move(reports));
+          client->instance, client->rows.size(), from, from, to, to));
+    log_failed(TRITONBACKEND_RequestRelease(client->request, TRITONSERVER_REQUEST_RELEASE_ALL));
+    log_failed(TRITONBACKEND_ResponseFactoryDelete(client->factory));
+    open_.erase(client);
   }
 
   // ---- Reports
 
-  static std::string packed(Kind kind, const Row& row, const Call& call, std::string_view reason,
-                            bool refused = false) {
-    const bool answered = kind == Kind::kAnswered;
+  static Tensor report_tensor(Kind kind, const Row& row, std::string_view reason,
+                              bool refused = false) {
     Packer to;
-    to.number(kind).text(row.request_id).text(row.llm);
-    to.text(answered ? std::string_view(row.text) : std::string_view());
-    to.text(answered ? std::string_view(row.finish_reason) : std::string_view());
-    to.number(row.num_input_tokens).number(row.num_output_tokens);
+    to.number(kind).text(row.plan.request_id).text(row.plan.llm);
+    to.text(kind == Kind::kAnswered ? row.text : "");
+    for (const char* name : {"finish_reason", "num_input_tokens", "num_output_tokens"}) {
+      const auto* output = find(row.plan.outputs, name);
+      to.text(output == nullptr ? "" : output->data);
+    }
     to.number(row.selection_s).number(row.generation_s).number(row.first_token_s);
-    to.number(seconds(call.started, Clock::now()));
+    to.number(seconds(row.client->started, Clock::now()));
     to.number(static_cast<uint8_t>(refused)).text(reason);
-    return std::move(to).element();
+    return Tensor::of_texts("report", {to.packed});
   }
 
-  void report(std::vector<std::string> reports) {
-    bool dropped;
-    {
-      std::lock_guard lock(mutex_);
-      for (auto& one : reports) reports_.push_back(std::move(one));
-      dropped = reports_.size() > kMaxReports;
-      reports_.resize(std::min(reports_.size(), kMaxReports));
-    }
-    if (dropped) complain("reports were dropped: ", "router does not keep up");
-    send_reports();
-  }
-
-  /// Sends those that wait, if none are on their way.
-  void send_reports() {
-    for (;;) {
-      auto batch = std::make_shared<std::vector<std::string>>();
-      {
-        std::lock_guard lock(mutex_);
-        if (reporting_ || reports_.empty()) return;
-        reporting_ = true;
-        while (!reports_.empty() && batch->size() < kMaxRows) {
-          batch->push_back(std::move(reports_.front()));
-          reports_.pop_front();
-        }
-      }
-      try {
-        auto request = std::make_shared<InProcessRequest>(
-            server_, "router",
-            [self = shared_from_this(), batch](const Response& response, bool final) {
-              if (const auto error = response.error())
-                self->complain("reports were not taken: ", error->what());
-              if (!final) return;
-              {
-                std::lock_guard lock(self->mutex_);
-                self->reporting_ = false;
-              }
-              self->send_reports();
-            });
-        request->add_input("report", TRITONSERVER_TYPE_BYTES,
-                           {static_cast<int64_t>(batch->size()), 1});
-        for (const auto& one : *batch) request->append("report", one);
-        InProcessRequest::send(request);
-        return;
-      } catch (const Failure& problem) {
-        complain("reports were not taken: ", problem.what());
-        std::lock_guard lock(mutex_);
-        reporting_ = false;
-      }
-    }
+  void report(Kind kind, const Row& row, std::string_view reason) {
+    if (reports_.waiting.size() >= kMaxReports)
+      return complain("reports were dropped: ", "router does not keep up");
+    reports_.waiting.push_back(std::make_shared<Row>());
+    reports_.waiting.back()->inputs = {report_tensor(kind, row, reason)};
+    run(&reports_);
   }
 
   /// Logs it, the same `what` at most once a minute.
   void complain(const std::string& what, const std::string& why) {
-    {
-      std::lock_guard lock(mutex_);
-      const auto now = Clock::now();
-      auto& quiet_until = quiet_until_[what];
-      if (now < quiet_until) return;
-      quiet_until = now + std::chrono::minutes(1);
-    }
+    const auto now = Clock::now();
+    if (now < quiet_until_[what]) return;
+    quiet_until_[what] = now + std::chrono::minutes(1);
     log(TRITONSERVER_LOG_WARN, name_ + ": " + what + why);
   }
 
-  // ---- Time
-
-  void run_timer() {
-    auto next_poll = Clock::now() + kPollEvery;
-    std::unique_lock lock(mutex_);
-    while (!stopping_) {
-      const auto next = flushes_.empty() ? next_poll : std::min(next_poll, flushes_.begin()->first);
-      wake_.wait_until(lock, next);
-      const auto now = Clock::now();
-      std::vector<std::weak_ptr<Call>> due;
-      while (!flushes_.empty() && flushes_.begin()->first <= now) {
-        due.push_back(std::move(flushes_.begin()->second));
-        flushes_.erase(flushes_.begin());
-      }
-      std::vector<CallPtr> open;
-      std::vector<PlanningPtr> overdue;
-      if (now >= next_poll) {
-        next_poll = now + kPollEvery;
-        open.assign(open_.begin(), open_.end());
-        for (const auto& planning : planning_)
-          if (now >= planning->deadline) overdue.push_back(planning);
-      }
-      lock.unlock();
-      for (const auto& call : due) {
-        guarded(call.lock(), [&](auto& c, auto*) {
-          c->flush_scheduled = false;
-          if (!gone(*c)) flush(c);  // otherwise the next poll ends it
-        });
-      }
-      for (const auto& planning : overdue) {
-        if (!end(planning)) continue;
-        if (planning->stage == Stage::kSelection) stall();
-        if (planning->lane != nullptr) run(planning->lane);
-        no_plan(planning, "no answer within " + std::to_string(selection_timeout_ms_) + " ms");
-      }
-      for (const auto& call : open) guarded(call, [&](auto& c, auto* l) { poll(c, l, now); });
-      open.clear();
-      overdue.clear();
-      lock.lock();
-    }
-  }
-
-  /// Runs `work` for a call that is open, under its lock.
-  template <typename Work>
-  void guarded(const CallPtr& call, Work work) {
-    if (call == nullptr) return;
-    try {
-      std::unique_lock lock(call->mutex);
-      if (!call->closed) work(call, &lock);
-    } catch (const std::exception& problem) {
-      close(call, problem);
-    }
-  }
-
-  /// Ends a call whose client has gone, and its LLM calls that take too long.
-  void poll(const CallPtr& call, std::unique_lock<std::mutex>* lock, TimePoint now) {
-    if (gone(*call)) return close(call, lock, client_gone(), "cancelled");
-    for (size_t i = 0; i < call->rows.size(); ++i) {
-      if (!lock->owns_lock()) lock->lock();
-      if (call->closed) return;
-      if (call->rows[i].generation && now >= call->rows[i].deadline)
-        llm_failed(call, i, lock, malformed("timeout"), true);
-    }
-  }
-
-  const std::shared_ptr<Server> server_;
+  TRITONSERVER_Server* const server_;
   const std::string name_;
   const bool decoupled_;
+  std::thread thread_;
 
-  // Settings; `router` sends them with each LLM call.
-  std::atomic<size_t> max_in_flight_{4096};
-  std::atomic<int> selections_in_flight_{2}, selection_timeout_ms_{5'000};
-  std::atomic<int> request_timeout_ms_{600'000};
-  std::atomic<double> stream_interval_ms_{40.0};
-
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;  // guards the next three
+  std::vector<std::function<void()>> posted_;
+  TimePoint stop_before_ = TimePoint::max();
+  bool ended_ = false;
   std::condition_variable wake_;
-  bool stopping_ = false;
-  bool stalled_ = false;  // `selection` did not answer in time, or took long to fail
-  bool probing_ = false;  // whether a request is out to see when it does again
-  Lane selection_{Stage::kSelection, 0, {}}, router_{Stage::kRouterAlone, 0, {}};
-  std::set<CallPtr> open_;
-  std::set<PlanningPtr> planning_;
-  std::multimap<TimePoint, std::weak_ptr<Call>> flushes_;
-  std::deque<std::string> reports_;
-  bool reporting_ = false;
+
+  // Only the thread touches what follows.
+  Head settings_;    // of the latest plan
+  int overdue_ = 0;  // requests to `selection`
+  Lane selection_{Want::kSelection, 0, {}}, router_{Want::kRouterPlan, 0, {}},
+      reports_{Want::kReport, 0, {}};
+  std::map<Client*, ClientPtr> open_;
+  std::set<AskPtr> asks_;  // that are not over
+  int awaited_ = 0;        // those whose last response has not come
+  std::multimap<TimePoint, std::weak_ptr<Client>> flushes_;
   std::map<std::string, TimePoint> quiet_until_;
-  std::thread timer_;
 };
 
-/// Runs what Triton called; an exception becomes an error.
-template <typename Work>
-TRITONSERVER_Error* no_throw(Work work) try {
-  work();
+using DoorState = std::shared_ptr<Door>;  // of an instance, as Triton keeps it
+
+}  // namespace
+
+extern "C" {
+
+TRITON_EXPORT Status
+TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* instance) try {
+  TRITONBACKEND_Model* model;
+  TRITONSERVER_Server* server;
+  const char* name;
+  check(TRITONBACKEND_ModelInstanceModel(instance, &model));
+  check(TRITONBACKEND_ModelServer(model, &server));
+  check(TRITONBACKEND_ModelName(model, &name));
+  auto state = std::make_unique<DoorState>(std::make_shared<Door>(server, name));
+  check(TRITONBACKEND_ModelInstanceSetState(instance, state.get()));
+  state.release();
   return nullptr;
-} catch (const Failure& problem) {
-  return TRITONSERVER_ErrorNew(problem.code, problem.what());
 } catch (const std::exception& problem) {
   return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, problem.what());
 }
 
-bool is_decoupled(TRITONBACKEND_Model* model) {
-  TRITONSERVER_Message* message;
-  check(TRITONBACKEND_ModelConfig(model, 1, &message));
-  const char* json;
-  size_t size;
-  check(TRITONSERVER_MessageSerializeToJson(message, &json, &size));
-  const bool found = std::string_view(json, size).find("\"decoupled\":true") != std::string::npos;
-  check(TRITONSERVER_MessageDelete(message));
-  return found;
+TRITON_EXPORT Status TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance* instance) {
+  void* state = nullptr;
+  Status error = TRITONBACKEND_ModelInstanceState(instance, &state);
+  const std::unique_ptr<DoorState> door(static_cast<DoorState*>(state));
+  if (door != nullptr) (*door)->stop();
+  return error;
 }
 
-}  // namespace
+TRITON_EXPORT Status TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* instance,
+                                                        TRITONBACKEND_Request** requests,
+                                                        uint32_t count) try {
+  void* state;
+  check(TRITONBACKEND_ModelInstanceState(instance, &state));
+  for (uint32_t i = 0; i < count; ++i)
+    (*static_cast<DoorState*>(state))->accept(instance, requests[i]);
+  return nullptr;
+} catch (const std::exception& problem) {
+  return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, problem.what());
+}
+}
+
 }  // namespace echolm
-
-extern "C" {
-
-TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* model) {
-  return echolm::no_throw([model] {
-    TRITONSERVER_Server* server;
-    const char* name;
-    echolm::check(TRITONBACKEND_ModelServer(model, &server));
-    echolm::check(TRITONBACKEND_ModelName(model, &name));
-    auto door = std::make_shared<echolm::Door>(server, name, echolm::is_decoupled(model));
-    auto state = std::make_unique<std::shared_ptr<echolm::Door>>(door);
-    echolm::check(TRITONBACKEND_ModelSetState(model, state.get()));
-    door->start();
-    state.release();
-  });
-}
-
-TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* model) {
-  return echolm::no_throw([model] {
-    void* state;
-    echolm::check(TRITONBACKEND_ModelState(model, &state));
-    std::unique_ptr<std::shared_ptr<echolm::Door>> door(
-        static_cast<std::shared_ptr<echolm::Door>*>(state));
-    if (door != nullptr) (*door)->stop();
-  });
-}
-
-TRITON_EXPORT TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
-    TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests, uint32_t count) {
-  return echolm::no_throw([=] {
-    TRITONBACKEND_Model* model;
-    void* state;
-    echolm::check(TRITONBACKEND_ModelInstanceModel(instance, &model));
-    echolm::check(TRITONBACKEND_ModelState(model, &state));
-    for (uint32_t i = 0; i < count; ++i)
-      (*static_cast<std::shared_ptr<echolm::Door>*>(state))->accept(instance, requests[i]);
-  });
-}
-}

@@ -15,10 +15,8 @@ struct TRITONSERVER_Error;
 struct TRITONSERVER_InferenceRequest;
 struct TRITONSERVER_InferenceResponse;
 struct TRITONSERVER_InferenceTrace;
-struct TRITONSERVER_Message;
 struct TRITONSERVER_ResponseAllocator;
 struct TRITONSERVER_Server;
-struct TRITONBACKEND_Backend;
 struct TRITONBACKEND_Input;
 struct TRITONBACKEND_Model;
 struct TRITONBACKEND_ModelInstance;
@@ -33,13 +31,7 @@ enum TRITONSERVER_Error_Code : int {
   TRITONSERVER_ERROR_UNAVAILABLE = 4,
   TRITONSERVER_ERROR_CANCELLED = 7
 };
-enum TRITONSERVER_DataType : int {
-  TRITONSERVER_TYPE_BOOL = 1,
-  TRITONSERVER_TYPE_INT32 = 8,
-  TRITONSERVER_TYPE_INT64 = 9,
-  TRITONSERVER_TYPE_FP32 = 11,
-  TRITONSERVER_TYPE_BYTES = 13
-};
+enum TRITONSERVER_DataType : int { TRITONSERVER_TYPE_INT32 = 8, TRITONSERVER_TYPE_BYTES = 13 };
 enum TRITONSERVER_MemoryType : int { TRITONSERVER_MEMORY_CPU = 0 };
 enum TRITONSERVER_LogLevel : int { TRITONSERVER_LOG_WARN = 1, TRITONSERVER_LOG_ERROR = 2 };
 constexpr uint32_t TRITONSERVER_REQUEST_RELEASE_ALL = 1;
@@ -50,95 +42,89 @@ Status TRITONSERVER_ErrorNew(TRITONSERVER_Error_Code, const char* message);
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error*);
 TRITONSERVER_Error_Code TRITONSERVER_ErrorCode(TRITONSERVER_Error*);
 const char* TRITONSERVER_ErrorMessage(TRITONSERVER_Error*);
-Status TRITONSERVER_LogMessage(TRITONSERVER_LogLevel, const char* file, int line,
-    const char* message);
+Status TRITONSERVER_LogMessage(TRITONSERVER_LogLevel, const char* file, int line, const char*);
 TRITONSERVER_DataType TRITONSERVER_StringToDataType(const char* name);
-
-Status TRITONSERVER_MessageSerializeToJson(TRITONSERVER_Message*, const char** base,
-    size_t* byte_size);
-Status TRITONSERVER_MessageDelete(TRITONSERVER_Message*);
+uint32_t TRITONSERVER_DataTypeByteSize(TRITONSERVER_DataType);  // of an element; 0: BYTES
 
 // Requests made in the server's own process.
-using TRITONSERVER_ResponseAllocatorAllocFn_t = Status (*)(TRITONSERVER_ResponseAllocator*,
-    const char* tensor, size_t byte_size, TRITONSERVER_MemoryType, int64_t memory_type_id,
-    void* user, void** buffer, void** buffer_user, TRITONSERVER_MemoryType* actual_type,
-    int64_t* actual_id);
-using TRITONSERVER_ResponseAllocatorReleaseFn_t = Status (*)(TRITONSERVER_ResponseAllocator*,
-    void* buffer, void* buffer_user, size_t byte_size, TRITONSERVER_MemoryType,
-    int64_t memory_type_id);
-using TRITONSERVER_ResponseAllocatorStartFn_t = Status (*)(TRITONSERVER_ResponseAllocator*,
-    void* user);
-using TRITONSERVER_InferenceRequestReleaseFn_t = void (*)(TRITONSERVER_InferenceRequest*,
-    uint32_t flags, void* user);
-using TRITONSERVER_InferenceResponseCompleteFn_t = void (*)(TRITONSERVER_InferenceResponse*,
-    uint32_t flags, void* user);
-Status TRITONSERVER_ResponseAllocatorNew(TRITONSERVER_ResponseAllocator**,
-    TRITONSERVER_ResponseAllocatorAllocFn_t, TRITONSERVER_ResponseAllocatorReleaseFn_t,
-    TRITONSERVER_ResponseAllocatorStartFn_t);
-Status TRITONSERVER_ResponseAllocatorDelete(TRITONSERVER_ResponseAllocator*);
+using Allocate = Status (*)(TRITONSERVER_ResponseAllocator*, const char* tensor, size_t byte_size,
+                            TRITONSERVER_MemoryType preferred, int64_t preferred_id, void* user,
+                            void** buffer, void** buffer_user, TRITONSERVER_MemoryType* actual,
+                            int64_t* actual_id);
+using Release = Status (*)(TRITONSERVER_ResponseAllocator*, void* buffer, void* buffer_user,
+                           size_t byte_size, TRITONSERVER_MemoryType, int64_t memory_id);
+using Start = Status (*)(TRITONSERVER_ResponseAllocator*, void* user);
+using OnRelease = void (*)(TRITONSERVER_InferenceRequest*, uint32_t flags, void* user);
+using OnComplete = void (*)(TRITONSERVER_InferenceResponse*, uint32_t flags, void* user);
+Status TRITONSERVER_ResponseAllocatorNew(TRITONSERVER_ResponseAllocator**, Allocate, Release,
+                                         Start);
 Status TRITONSERVER_InferenceRequestNew(TRITONSERVER_InferenceRequest**, TRITONSERVER_Server*,
-    const char* model, int64_t version);
+                                        const char* model, int64_t version);
 Status TRITONSERVER_InferenceRequestDelete(TRITONSERVER_InferenceRequest*);
 Status TRITONSERVER_InferenceRequestSetId(TRITONSERVER_InferenceRequest*, const char* id);
 Status TRITONSERVER_InferenceRequestSetDoubleParameter(TRITONSERVER_InferenceRequest*,
-    const char* key, double value);
+                                                       const char* key, double value);
 Status TRITONSERVER_InferenceRequestAddInput(TRITONSERVER_InferenceRequest*, const char* name,
-    TRITONSERVER_DataType, const int64_t* shape, uint64_t dim_count);
+                                             TRITONSERVER_DataType, const int64_t* shape,
+                                             uint64_t dims);
 Status TRITONSERVER_InferenceRequestAppendInputData(TRITONSERVER_InferenceRequest*,
-    const char* name, const void* base, size_t byte_size, TRITONSERVER_MemoryType,
-    int64_t memory_type_id);
-Status TRITONSERVER_InferenceRequestSetReleaseCallback(TRITONSERVER_InferenceRequest*,
-    TRITONSERVER_InferenceRequestReleaseFn_t, void* user);
+                                                    const char* name, const void* data, size_t size,
+                                                    TRITONSERVER_MemoryType, int64_t memory_id);
+Status TRITONSERVER_InferenceRequestSetReleaseCallback(TRITONSERVER_InferenceRequest*, OnRelease,
+                                                       void* user);
 Status TRITONSERVER_InferenceRequestSetResponseCallback(TRITONSERVER_InferenceRequest*,
-    TRITONSERVER_ResponseAllocator*, void* allocator_user,
-    TRITONSERVER_InferenceResponseCompleteFn_t, void* user);
+                                                        TRITONSERVER_ResponseAllocator*,
+                                                        void* allocator_user, OnComplete,
+                                                        void* user);
 Status TRITONSERVER_ServerInferAsync(TRITONSERVER_Server*, TRITONSERVER_InferenceRequest*,
-    TRITONSERVER_InferenceTrace*);
+                                     TRITONSERVER_InferenceTrace*);
 Status TRITONSERVER_InferenceRequestCancel(TRITONSERVER_InferenceRequest*);
 Status TRITONSERVER_InferenceResponseError(TRITONSERVER_InferenceResponse*);
 Status TRITONSERVER_InferenceResponseDelete(TRITONSERVER_InferenceResponse*);
-Status TRITONSERVER_InferenceResponseOutputCount(TRITONSERVER_InferenceResponse*, uint32_t* count);
+Status TRITONSERVER_InferenceResponseOutputCount(TRITONSERVER_InferenceResponse*, uint32_t*);
 Status TRITONSERVER_InferenceResponseOutput(TRITONSERVER_InferenceResponse*, uint32_t index,
-    const char** name, TRITONSERVER_DataType*, const int64_t** shape, uint64_t* dim_count,
-    const void** base, size_t* byte_size, TRITONSERVER_MemoryType*, int64_t* memory_type_id,
-    void** user);
+                                            const char** name, TRITONSERVER_DataType*,
+                                            const int64_t** shape, uint64_t* dims,
+                                            const void** data, size_t* size,
+                                            TRITONSERVER_MemoryType*, int64_t* memory_id,
+                                            void** user);
 
 // The model that this library is.
 Status TRITONBACKEND_ModelName(TRITONBACKEND_Model*, const char** name);
-Status TRITONBACKEND_ModelConfig(TRITONBACKEND_Model*, uint32_t config_version,
-    TRITONSERVER_Message** config);
 Status TRITONBACKEND_ModelServer(TRITONBACKEND_Model*, TRITONSERVER_Server**);
-Status TRITONBACKEND_ModelState(TRITONBACKEND_Model*, void** state);
-Status TRITONBACKEND_ModelSetState(TRITONBACKEND_Model*, void* state);
 Status TRITONBACKEND_ModelInstanceModel(TRITONBACKEND_ModelInstance*, TRITONBACKEND_Model**);
+Status TRITONBACKEND_ModelInstanceState(TRITONBACKEND_ModelInstance*, void** state);
+Status TRITONBACKEND_ModelInstanceSetState(TRITONBACKEND_ModelInstance*, void* state);
 Status TRITONBACKEND_ModelInstanceReportStatistics(TRITONBACKEND_ModelInstance*,
-    TRITONBACKEND_Request*, bool success, uint64_t exec_start_ns, uint64_t compute_start_ns,
-    uint64_t compute_end_ns, uint64_t exec_end_ns);
+                                                   TRITONBACKEND_Request*, bool success,
+                                                   uint64_t start_ns, uint64_t compute_start_ns,
+                                                   uint64_t compute_end_ns, uint64_t end_ns);
 Status TRITONBACKEND_ModelInstanceReportBatchStatistics(TRITONBACKEND_ModelInstance*,
-    uint64_t batch_size, uint64_t exec_start_ns, uint64_t compute_start_ns, uint64_t compute_end_ns,
-    uint64_t exec_end_ns);
+                                                        uint64_t batch_size, uint64_t start_ns,
+                                                        uint64_t compute_start_ns,
+                                                        uint64_t compute_end_ns, uint64_t end_ns);
 
 // A client's request and its responses.
-Status TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request*, uint32_t* count);
-Status TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request*, uint32_t index,
-    TRITONBACKEND_Input**);
+Status TRITONBACKEND_RequestInputCount(TRITONBACKEND_Request*, uint32_t*);
+Status TRITONBACKEND_RequestInputByIndex(TRITONBACKEND_Request*, uint32_t, TRITONBACKEND_Input**);
 Status TRITONBACKEND_InputProperties(TRITONBACKEND_Input*, const char** name,
-    TRITONSERVER_DataType*, const int64_t** shape, uint32_t* dim_count, uint64_t* byte_size,
-    uint32_t* buffer_count);
+                                     TRITONSERVER_DataType*, const int64_t** shape, uint32_t* dims,
+                                     uint64_t* size, uint32_t* buffers);
 Status TRITONBACKEND_InputBuffer(TRITONBACKEND_Input*, uint32_t index, const void** buffer,
-    uint64_t* byte_size, TRITONSERVER_MemoryType*, int64_t* memory_type_id);
-Status TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request*, uint32_t* count);
+                                 uint64_t* size, TRITONSERVER_MemoryType*, int64_t* memory_id);
+Status TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request*, uint32_t*);
 Status TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request*, uint32_t index, const char** name);
 Status TRITONBACKEND_RequestRelease(TRITONBACKEND_Request*, uint32_t flags);
 Status TRITONBACKEND_ResponseFactoryNew(TRITONBACKEND_ResponseFactory**, TRITONBACKEND_Request*);
 Status TRITONBACKEND_ResponseFactoryDelete(TRITONBACKEND_ResponseFactory*);
-Status TRITONBACKEND_ResponseFactoryIsCancelled(TRITONBACKEND_ResponseFactory*, bool* is_cancelled);
+Status TRITONBACKEND_ResponseFactoryIsCancelled(TRITONBACKEND_ResponseFactory*, bool*);
 Status TRITONBACKEND_ResponseNewFromFactory(TRITONBACKEND_Response**,
-    TRITONBACKEND_ResponseFactory*);
+                                            TRITONBACKEND_ResponseFactory*);
 Status TRITONBACKEND_ResponseOutput(TRITONBACKEND_Response*, TRITONBACKEND_Output**,
-    const char* name, TRITONSERVER_DataType, const int64_t* shape, uint32_t dim_count);
-Status TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output*, void** buffer, uint64_t byte_size,
-    TRITONSERVER_MemoryType*, int64_t* memory_type_id);
+                                    const char* name, TRITONSERVER_DataType, const int64_t* shape,
+                                    uint32_t dims);
+Status TRITONBACKEND_OutputBuffer(TRITONBACKEND_Output*, void** buffer, uint64_t size,
+                                  TRITONSERVER_MemoryType*, int64_t* memory_id);
 Status TRITONBACKEND_ResponseDelete(TRITONBACKEND_Response*);
 // Takes the response, but not the error.
 Status TRITONBACKEND_ResponseSend(TRITONBACKEND_Response*, uint32_t flags, TRITONSERVER_Error*);

@@ -1,7 +1,8 @@
-"""What router and front door tell each other, as bytes: calls of LLMs, and what came of them.
+"""What router and front door tell each other, as bytes: plans, and what came of them.
 
 All numbers are little-endian. A text is its length in bytes, u32, and its UTF-8; a list is its
-length, u32, and its elements. ``front_door/protocol.h`` reads and writes the same.
+length, u32, and its elements; a tensor is its name, its type's name, its shape (a list of i64) and
+its contents as a text. ``front_door/front_door.cc`` reads and writes the same.
 """
 
 from __future__ import annotations
@@ -10,53 +11,101 @@ import struct
 from collections.abc import Sequence
 from typing import Literal
 
+from echolm import contracts
 from echolm.errors import InvalidRequestError
-from echolm.llm.triton_client import EncodedInput, LLMCall
-from echolm.primitives import Completion, Report
+from echolm.llm.triton_client import LLMCall, Reading, read_int, read_text
+from echolm.primitives import Completion, Plan, Report
 from echolm.settings import Settings
 
 _KINDS: tuple[Literal["answered", "failed", "ended"], ...] = ("answered", "failed", "ended")
-_CUMULATIVE, _COUNTS_ADD, _GATHERS = 1, 2, 4
+_STATUS = {"INVALID_ARG": 3, "UNAVAILABLE": 4, "CANCELLED": 7}
+"""Triton's numbers of an error's statuses; all others are an internal error to a client."""
+_INTERNAL = 1
+_HEAD = struct.Struct("<iiiiiidBB6x")
+_KEEP, _REPLACE, _ADD = 0, 1, 3
+_DATATYPES = {tensor.name: tensor.datatype for tensor in contracts.ECHOLM_OUTPUTS}
+_STORED_ANSWER = Completion("", "stop", 0, 0)
+_NOT_TOLD = Completion("", "")
 
 
-class CallPacker:
-    """Packs calls of LLMs, each after the settings that the front door obeys from then on.
+class PlanPacker:
+    """Packs plans, each with the settings that the front door obeys from then on.
 
     ::
 
+        i32  0, or Triton's number of an error's status
+        i32  most new tokens, where their number says why an answer ended; else -1
         i32  limits.max_in_flight
         i32  retrieval.batches_in_flight
         i32  retrieval.timeout_s in milliseconds
         i32  limits.request_timeout_s in milliseconds
         f64  limits.stream_interval_ms
-        u8   flags: 1 cumulative, 2 counts_add, 4 gathers
-        i32  most new tokens
+        u8   whether each response of the LLM holds all of the text so far
+        u8   whether the LLM's model takes the parameter ``stream_interval_ms``
+        six bytes of nothing
+        text request id; empty: no report is wanted
+        text name of the LLM
+        text its model; empty: none is called
+        text the error, or the answer, where no model is called
         list of stop words to cut at
-        list of inputs: name, datatype, list of i64 (the shape), raw contents
+        list of tensors: the inputs of the LLM's model
+        list of the client's outputs besides the text, the same in all plans: u8 rule, tensor
+
+    A rule says what an output of the LLM of the same name and type does to the tensor here: 0
+    nothing, 1 it replaces it, 2 it is appended to it, 3 (INT32 [1]) it is added to it.
     """
 
     def __init__(self, settings: Settings) -> None:
         limits, retrieval = settings.limits, settings.retrieval
-        self._head = struct.pack(
-            "<iiiid",
+        self._settings = (
             limits.max_in_flight,
             retrieval.batches_in_flight,
             _ms(retrieval.timeout_s),
             _ms(limits.request_timeout_s),
             limits.stream_interval_ms,
         )
-        self.nothing = self._head + struct.pack("<BiII", 0, 0, 0, 0)
-        """For a plan that calls no LLM."""
 
-    def pack(self, call: LLMCall, max_tokens: int) -> bytes:
-        """One call."""
-        reading = call.reading
-        flags = _CUMULATIVE * reading.cumulative + _COUNTS_ADD * reading.counts_add
-        flags += _GATHERS * call.gathers
-        words = [_text(word.encode()) for word in reading.stop]
-        inputs = [_input(one) for one in call.inputs]
-        parts = [self._head, struct.pack("<Bi", flags, max_tokens), *_list(words), *_list(inputs)]
-        return b"".join(parts)
+    def refusal(self, status: str, message: str) -> bytes:
+        """What makes an error of a request; ``status`` is Triton's name of the error's status."""
+        head = _HEAD.pack(_STATUS.get(status, _INTERNAL), -1, *self._settings, False, False)
+        return b"".join([head, *map(_text, (b"", b"", b"", message.encode())), bytes(12)])
+
+    def pack(self, plan: Plan, call: LLMCall | None) -> bytes:
+        """A plan, and the call of its LLM; None if the answer is stored."""
+        reading = Reading() if call is None else call.reading
+        limit = plan.sampling.max_tokens if reading.counts_add else -1
+        gathers = call is not None and call.gathers
+        model = "" if call is None else call.model
+        inputs = () if call is None else call.inputs
+        return b"".join(
+            [
+                _HEAD.pack(0, limit, *self._settings, reading.cumulative, gathers),
+                *(_text(t.encode()) for t in (plan.request_id, plan.llm, model, plan.text)),
+                *_list([_text(word.encode()) for word in reading.stop if word]),
+                *_list([_tensor(i.name, i.datatype, i.shape, i.raw) for i in inputs]),
+                *_list(_outputs(plan, _STORED_ANSWER if call is None else _NOT_TOLD, reading)),
+            ]
+        )
+
+
+def _outputs(plan: Plan, completion: Completion, reading: Reading) -> list[bytes]:
+    ids = plan.example_ids
+
+    def output(rule: int, name: str, raw: bytes, size: int = 1) -> bytes:
+        return bytes([rule]) + _tensor(name, _DATATYPES[name], (size,), raw)
+
+    count = _ADD if reading.counts_add else _REPLACE
+    return [
+        output(_KEEP, "llm", _text(plan.llm.encode())),
+        output(_KEEP, "example_ids", struct.pack(f"<{len(ids)}q", *ids), len(ids)),
+        output(_KEEP, "predicted_quality", struct.pack("<f", plan.predicted_quality)),
+        output(_KEEP, "solicit_feedback", struct.pack("<?", plan.solicit_feedback)),
+        output(_KEEP, "feedback_token", _text(plan.feedback_token.encode())),
+        output(_KEEP, "degraded", _text(plan.degraded.encode())),
+        output(_REPLACE, "finish_reason", _text(completion.finish_reason.encode())),
+        output(_REPLACE, "num_input_tokens", struct.pack("<i", completion.num_input_tokens)),
+        output(count, "num_output_tokens", struct.pack("<i", completion.num_output_tokens)),
+    ]
 
 
 def _ms(seconds: float) -> int:
@@ -71,12 +120,12 @@ def _list(elements: Sequence[bytes]) -> list[bytes]:
     return [len(elements).to_bytes(4, "little"), *elements]
 
 
-def _input(one: EncodedInput) -> bytes:
-    shape = struct.pack(f"<I{len(one.shape)}q", len(one.shape), *one.shape)
-    return _text(one.name.encode()) + _text(one.datatype.encode()) + shape + _text(one.raw)
+def _tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> bytes:
+    dims = struct.pack(f"<I{len(shape)}q", len(shape), *shape)
+    return _text(name.encode()) + _text(datatype.encode()) + dims + _text(raw)
 
 
-_NUMBERS = struct.Struct("<iiddddB")
+_TIMES = struct.Struct("<ddddB")
 
 
 def unpack_report(packed: bytes) -> Report:
@@ -85,8 +134,8 @@ def unpack_report(packed: bytes) -> Report:
     ::
 
         u8   kind: 0 answered, 1 failed, 2 ended
-        text request id, LLM, answer, finish reason
-        i32  input tokens, output tokens
+        text request id, LLM, answer
+        text contents of the client's outputs finish_reason, num_input_tokens, num_output_tokens
         f64  selection_s, generation_s, first_token_s, total_s
         u8   refused
         text reason
@@ -96,36 +145,40 @@ def unpack_report(packed: bytes) -> Report:
     """
     try:
         kind, at = _KINDS[packed[0]], 1
-        texts = []
-        for _ in range(4):
-            text, at = _read_text(packed, at)
-            texts.append(text)
-        request_id, llm, text, finish_reason = texts
-        tokens_in, tokens_out, selection_s, generation_s, first_token_s, total_s, refused = (
-            _NUMBERS.unpack_from(packed, at)
-        )
-        reason, _ = _read_text(packed, at + _NUMBERS.size)
+        fields = []
+        for _ in range(6):
+            field, at = _read_field(packed, at)
+            fields.append(field)
+        selection_s, generation_s, first_token_s, total_s, refused = _TIMES.unpack_from(packed, at)
+        reason, _ = _read_field(packed, at + _TIMES.size)
     except (IndexError, struct.error) as error:
         expected = "what a front door of this version packs"
         raise InvalidRequestError.of("report", expected, f"{len(packed)} other bytes") from error
+    request_id, llm, text, finish_reason, tokens_in, tokens_out = fields
     return Report(
         kind,
-        request_id,
-        llm,
-        Completion(text, finish_reason, tokens_in, tokens_out),
+        _decode(request_id),
+        _decode(llm),
+        Completion(
+            _decode(text), read_text(finish_reason), read_int(tokens_in), read_int(tokens_out)
+        ),
         selection_s,
         generation_s,
         first_token_s,
         total_s,
         bool(refused),
-        reason,
+        _decode(reason),
     )
 
 
-def _read_text(packed: bytes, at: int) -> tuple[str, int]:
+def _decode(raw: bytes) -> str:
+    # An LLM's answer may be cut in a character; nothing is lost for it.
+    return raw.decode("utf-8", "replace")
+
+
+def _read_field(packed: bytes, at: int) -> tuple[bytes, int]:
     (size,) = struct.unpack_from("<I", packed, at)
     start, end = at + 4, at + 4 + size
     if end > len(packed):
         raise IndexError
-    # An LLM's answer may be cut in a character; nothing is lost for it.
-    return packed[start:end].decode("utf-8", "replace"), end
+    return packed[start:end], end

@@ -1,7 +1,7 @@
 """The model ``router``: which LLM answers, and what is learnt from it.
 
 It is the last step of the ``selection`` ensemble, which never fails a request: what is wrong with
-one is its ``refusal``. The front door also calls it alone, with the reports of what it did. Plans
+one is in its plan. The front door also calls it alone, with the reports of what it did. Plans
 and reports meet in one process, so that the state of a request need not travel; one process is
 enough, since the front door asks for the plans of many requests at once.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from echolm import contracts
@@ -20,7 +20,7 @@ from echolm.llm.optional_inputs import optional_inputs
 from echolm.llm.triton_client import TritonLLMClient, remote_error
 from echolm.primitives import STORED, Completion, Plan, Report, Request, Retrieved
 from echolm.retrieval.packed import unpack
-from echolm.router.packed import CallPacker, unpack_report
+from echolm.router.packed import PlanPacker, unpack_report
 from echolm.router.validation import build_request
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
@@ -28,7 +28,7 @@ from echolm.triton.bls import BLSExampleManager, BLSTextEmbedder
 from echolm.triton.learning import follow_log
 from echolm.triton.metrics import RouterMetrics, process_label
 from echolm.triton.responder import Responder
-from echolm.triton.rows import error_text, padded
+from echolm.triton.rows import error_text
 from echolm.triton.runtime import Runtime
 from echolm.wiring.llms import build_callees, build_llm_clients
 from echolm.wiring.routing import build_router, open_load_table
@@ -36,19 +36,8 @@ from echolm.wiring.routing import build_router, open_load_table
 _SHOW_LOAD_EVERY_S = 0.2
 _FORGET_EVERY_S = 60.0
 _NOTHING = Completion("", "")
-_REFUSAL = contracts.PLAN[0]
 
 _Row = tuple[Request, Retrieved] | InvalidRequestError
-
-
-@dataclass(frozen=True)
-class _Next:
-    """What the front door does next: a plan and the packed call of its LLM, or a refusal."""
-
-    plan: Plan | None
-    model: str = ""
-    call: bytes = b""
-    refusal: str = ""
 
 
 class TritonPythonModel:
@@ -62,7 +51,7 @@ class TritonPythonModel:
         self._load = open_load_table(settings)
         self._clients = clients = build_llm_clients(settings)
         self._callees = build_callees(settings, clients)
-        self._packer = CallPacker(settings)
+        self._packer = PlanPacker(settings)
         router = build_router(
             settings,
             clients=clients,
@@ -139,44 +128,39 @@ class TritonPythonModel:
         try:
             asked = [(to, [await self._check(row) for row in rows]) for to, rows in asked]
             good = [row for _, rows in asked for row in rows if not isinstance(row, Exception)]
-            planned = self._service.plan(good)
             plans = iter(
                 [
-                    _refused(plan) if isinstance(plan, Exception) else await self._call_of(plan)
-                    for plan in planned
+                    self._refuse(plan) if isinstance(plan, Exception) else await self._pack(plan)
+                    for plan in self._service.plan(good)
                 ]
             )
             for responder, rows in asked:
-                results = [
-                    _refused(row) if isinstance(row, Exception) else next(plans) for row in rows
-                ]
-                responder.send(self._tensors(results), final=True)
+                _send(
+                    responder,
+                    [self._refuse(r) if isinstance(r, Exception) else next(plans) for r in rows],
+                )
         except Exception as problem:
             for responder, _ in asked:
                 responder.fail(problem)
 
     async def _take(self, reports: Sequence[Report], responder: Responder) -> None:
         try:
-            results = [await self._take_one(report) for report in reports]
-            if any(report.kind == "failed" for report in reports):
-                responder.send(self._tensors(results), final=True)
-            else:
-                taken = [codec.tensor(_REFUSAL, [""] * len(reports), (len(reports), 1))]
-                responder.send(taken, final=True)
+            _send(responder, [await self._take_one(report) for report in reports])
         except Exception as problem:
             responder.fail(problem)
 
-    async def _take_one(self, report: Report) -> _Next:
+    async def _take_one(self, report: Report) -> bytes:
+        """The next plan, packed, after an LLM has failed; else empty."""
         if report.kind == "failed":
             return await self._instead(report)
         if report.kind == "answered":
             self._service.answered(report)
         else:
             self._service.ended(report)
-        return _Next(None)
+        return b""
 
-    async def _instead(self, report: Report) -> _Next:
-        """What to do after an LLM has failed."""
+    async def _instead(self, report: Report) -> bytes:
+        """What to do after an LLM has failed, packed."""
         callee = self._callees.get(report.llm)
         if callee is not None:
             callee.forget_signature()
@@ -189,12 +173,12 @@ class TritonPythonModel:
         try:
             plan = self._service.failed(report, error)
         except EchoError as refusal:
-            return _refused(refusal)
-        return await self._call_of(plan)
+            return self._refuse(refusal)
+        return await self._pack(plan)
 
-    async def _call_of(self, plan: Plan) -> _Next:
+    async def _pack(self, plan: Plan) -> bytes:
         if plan.llm == STORED:
-            return _Next(plan, call=self._packer.nothing)
+            return self._packer.pack(plan, None)
         try:
             callee = self._callees[plan.llm]
             call = await callee.call(plan.prompt, plan.sampling, plan.stream)
@@ -204,28 +188,10 @@ class TritonPythonModel:
                 "failed", plan.request_id, plan.llm, _NOTHING, refused=refused, reason=str(error)
             )
             return await self._instead(report)
-        return _Next(plan, call.model, self._packer.pack(call, plan.sampling.max_tokens))
+        return self._packer.pack(plan, call)
 
-    def _tensors(self, results: Sequence[_Next]) -> list[Any]:
-        plans = [result.plan for result in results]
-
-        def column(name: str, nothing: Any) -> list[Any]:
-            return [nothing if plan is None else getattr(plan, name) for plan in plans]
-
-        columns = {
-            "refusal": [result.refusal for result in results],
-            "request_id": column("request_id", ""),
-            "llm_model": [result.model for result in results],
-            "llm_call": [result.call for result in results],
-            "stored_answer": column("text", ""),
-            "chosen_llm": column("llm", ""),
-            "example_ids": padded(column("example_ids", ()), contracts.PAD_ID),
-            "predicted_quality": column("predicted_quality", 0.0),
-            "solicit_feedback": column("solicit_feedback", False),
-            "feedback_token": column("feedback_token", ""),
-            "degraded": column("degraded", ""),
-        }
-        return codec.tensors(contracts.PLAN, len(results), columns)
+    def _refuse(self, error: Exception) -> bytes:
+        return self._packer.refusal(*error_text(error))
 
     async def _forget_lost(self) -> None:
         """Close plans whose reports the front door could not send."""
@@ -258,5 +224,5 @@ class TritonPythonModel:
         self._metrics.flush()
 
 
-def _refused(error: Exception) -> _Next:
-    return _Next(None, refusal=error_text(error)[1])
+def _send(responder: Responder, plans: Sequence[bytes]) -> None:
+    responder.send([codec.tensor(contracts.PLAN, plans, (len(plans), 1))], final=True)

@@ -106,12 +106,6 @@ def to_array(spec: Tensor, values: Any, shape: Sequence[int] | None = None) -> N
     return array if shape is None else array.reshape(tuple(shape))
 
 
-def padded(rows: Sequence[Sequence[Any]], fill: Any) -> list[Any]:
-    """The values of all rows one after the other, each row filled up to the longest."""
-    width = max(len(row) for row in rows)
-    return [value for row in rows for value in [*row, *[fill] * (width - len(row))]]
-
-
 def error_text(problem: BaseException) -> tuple[str, str]:
     """Triton's status of an error, and its message with the code in front: never a traceback."""
     if isinstance(problem, EchoError):

@@ -33,8 +33,8 @@ def test_it_exports_its_entry_points_only(library: Path) -> None:
     lines = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.splitlines()
     exported = {line.split()[-1] for line in lines}
     assert exported == {
-        "TRITONBACKEND_ModelInitialize",
-        "TRITONBACKEND_ModelFinalize",
+        "TRITONBACKEND_ModelInstanceInitialize",
+        "TRITONBACKEND_ModelInstanceFinalize",
         "TRITONBACKEND_ModelInstanceExecute",
     }
 

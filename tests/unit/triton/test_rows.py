@@ -13,7 +13,6 @@ from echolm.triton.rows import (
     answer_together,
     check_embedding,
     error_text,
-    padded,
     read_each,
     read_rows,
     to_array,
@@ -165,9 +164,9 @@ def test_what_is_wrong_with_one_callers_row_stands_in_its_place() -> None:
     assert str(bad).startswith("text: expected UTF-8 text, got byte 0xff")
 
 
-def test_rows_of_different_lengths_become_one_array() -> None:
+def test_values_become_an_array_of_the_contracts_type_and_this_shape() -> None:
     words, vector = SPECS[2:]
-    first = to_array(words, padded([["a", "b"], []], ""), (2, -1))
-    second = to_array(vector, padded([[], []], 0.0), (2, -1))
+    first = to_array(words, ["a", "b", "", ""], (2, -1))
+    second = to_array(vector, [], (2, 0))
     assert first.tolist() == [[b"a", b"b"], [b"", b""]]
     assert (second.shape, second.dtype) == ((2, 0), np.float32)
