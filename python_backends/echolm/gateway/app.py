@@ -23,7 +23,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from echolm import contracts
-from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import EchoError
 from echolm.gateway import memory, rates
 from echolm.gateway.backend import Backend, Final, Inputs, Piece
@@ -122,11 +121,7 @@ class Charge:
 
 
 class Gateway:
-    """Answers OpenAI's requests through a backend.
-
-    Args:
-        embedder: what embeddings are made with.
-    """
+    """Answers OpenAI's requests through a backend."""
 
     def __init__(
         self,
@@ -136,11 +131,10 @@ class Gateway:
         rates: Rates,
         memory: ResponseMemory,
         metrics: GatewayMetrics,
-        embedder: EmbedderSpec,
     ) -> None:
         self._settings, self._limits = settings, settings.gateway
         self._backend, self._keyring, self._rates = backend, keyring, rates
-        self._memory, self._metrics, self._embedder = memory, metrics, embedder
+        self._memory, self._metrics = memory, metrics
         self._llms = [llm.name for llm in settings.llms]
         self._fingerprint = fingerprint(settings)
         self._open = settings.gateway.open or is_loopback(settings.gateway.host)
@@ -176,9 +170,6 @@ class Gateway:
         asked = parse(EmbeddingRequest, await read_json(request, self._limits))
         if asked.model != EMBEDDING_MODEL:
             raise unknown_model(asked.model)
-        if asked.dimensions not in (None, self._embedder.dimension):
-            expected = f"{self._embedder.dimension}, the model's, or none"
-            raise ApiError.of("dimensions", expected, asked.dimensions)
         texts, most = asked.texts, self._settings.limits.max_input_chars
         for i, text in enumerate(texts):
             if not 0 < len(text.strip()) <= len(text) <= most:
@@ -191,6 +182,9 @@ class Gateway:
             for start in range(0, len(texts), contracts.MAX_BATCH_SIZE):
                 batch = texts[start : start + contracts.MAX_BATCH_SIZE]
                 vectors += await self._backend.embed(batch)
+                if asked.dimensions not in (None, dimension := len(vectors[0]) // 4):
+                    expected = f"{dimension}, the model's, or none"
+                    raise ApiError.of("dimensions", expected, asked.dimensions)
         plain = asked.encoding_format != "base64"
         data = [
             {
@@ -470,7 +464,6 @@ def open_gateway(settings: Settings, backend: Backend, metrics: GatewayMetrics) 
         Rates(file, time.time),
         ResponseMemory(file, settings.gateway.remembered_responses),
         metrics,
-        EmbedderSpec.read(settings.embedding.model_dir),
     )
 
 

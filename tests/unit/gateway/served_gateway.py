@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import uvicorn
-from echolm.embedding.spec import EmbedderSpec
 from echolm.gateway import memory, rates
 from echolm.gateway.app import Gateway, application
 from echolm.gateway.keys import KeyFile, Keyring
@@ -23,8 +22,6 @@ from echolm.settings import GatewaySettings, Settings
 from echolm.sqlite import SQLiteFile
 from echolm.testing.gateway import FakeBackend
 from openai import AsyncOpenAI
-
-EMBEDDER = EmbedderSpec("three", dimension=3, max_tokens=256)
 
 
 @dataclass
@@ -67,9 +64,7 @@ async def gateway(
     metrics = GatewayMetrics(None)
     remembered = ResponseMemory(file, settings.gateway.remembered_responses)
     app = application(
-        Gateway(
-            settings, backend, Keyring(keys), Rates(file, clock), remembered, metrics, EMBEDDER
-        ),
+        Gateway(settings, backend, Keyring(keys), Rates(file, clock), remembered, metrics),
         metrics,
     )
 
