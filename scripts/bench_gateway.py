@@ -3,7 +3,8 @@
 
 A dummy LLM answers. The same requests go to Triton over gRPC and through the gateway, in turn in
 the same run, whole and streamed; pieces are not gathered. Counted is the CPU time of the gateway's
-processes, and what Triton's takes more or less than for the direct call. Prints a table and ends with one JSON line.
+processes, and what Triton's take more or less than for the direct call. Prints a table and ends
+with one JSON line.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from echolm_lab.experiments.gateway import measure, served
 WAYS = ("direct", "gateway", "direct stream", "gateway stream")
 
 
-WAYS_OF_IT = ("", " stream")
+KINDS = ("", " stream")
 
 
 def _all_ms(row: dict[str, float], direct: dict[str, float]) -> float:
@@ -55,7 +56,7 @@ def main() -> int:
     }
     for way, row in results.items():
         print(f"{way:15} " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
-    over = {way: _all_ms(results[f"gateway{way}"], results[f"direct{way}"]) for way in WAYS_OF_IT}
+    over = {way: _all_ms(results[f"gateway{way}"], results[f"direct{way}"]) for way in KINDS}
     pieces = results["gateway stream"]["pieces"]
     report = {
         "core_ms_a_request": over[""],
