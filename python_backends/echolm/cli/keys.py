@@ -32,7 +32,12 @@ def add_subcommand(subparsers: Subparsers) -> None:
         "gateway.keys_path names. A running server takes changes within seconds.",
     )
     verbs = parser.add_subparsers(dest="keys_command", required=True, metavar="COMMAND")
-    add = add_verb(verbs, "add", help="make a key, which is shown once")
+    add = add_verb(
+        verbs,
+        "add",
+        help="make a key, which is shown once",
+        description="Make a key and print it. The file keeps its hash only.",
+    )
     add.add_argument("--name", default="", help="what it is for, for people")
     add.add_argument(
         "--tenant",
@@ -57,9 +62,19 @@ def add_subcommand(subparsers: Subparsers) -> None:
         "--expires-in", type=positive, metavar="DAYS", help="when it ends (default: never)"
     )
     add.set_defaults(func=_add)
-    listed = add_verb(verbs, "list", help="show all keys, but not their secrets")
+    listed = add_verb(
+        verbs,
+        "list",
+        help="show all keys, but not their secrets",
+        description="Show id, state, role, tenant, limits and name of each key.",
+    )
     listed.set_defaults(func=_list)
-    revoke = add_verb(verbs, "revoke", help="refuse a key from now on")
+    revoke = add_verb(
+        verbs,
+        "revoke",
+        help="refuse a key from now on",
+        description="Refuse a key from now on. It stays in the list.",
+    )
     revoke.add_argument("id", help="as `echolm keys list` shows it")
     revoke.set_defaults(func=_revoke)
     for verb in (add, listed, revoke):

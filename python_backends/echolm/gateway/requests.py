@@ -9,7 +9,6 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from echolm.conversation import read_messages
-from echolm.errors import InvalidRequestError
 from echolm.gateway.backend import Signature
 from echolm.gateway.errors import ApiError, unsupported
 
@@ -298,10 +297,7 @@ def chat_inputs(request: ChatRequest, signature: Signature, llm: str) -> dict[st
 
 
 def _conversation(request: ChatRequest, signature: Signature) -> dict[str, Any]:
-    try:
-        messages = orjson.dumps(request.messages)
-    except orjson.JSONEncodeError as error:  # a number that JSON has and 64 bits have not
-        raise InvalidRequestError.of("messages", "JSON", str(error)) from error
+    messages = orjson.dumps(request.messages)
     conversation = read_messages(messages)
     if "messages" in signature.inputs:
         return {"messages": messages}

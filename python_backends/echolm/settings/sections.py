@@ -354,7 +354,7 @@ class GatewaySettings(Section):
     """Largest body of a request, in bytes."""
     max_header_bytes: int = Field(32_768, ge=1_024)
     """Largest head of a request (address and headers), in bytes."""
-    max_json_depth: int = Field(64, ge=8, le=512)
+    max_json_depth: int = Field(64, ge=8, le=200)
     """Most levels of arrays and objects in a body."""
     max_json_elements: int = Field(20_000, ge=100)
     """Most values in a body, those in arrays and objects included."""
