@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from echolm.conversation import read_messages
 from echolm.gateway.backend import Signature
-from echolm.gateway.errors import ApiError, unsupported
+from echolm.gateway.errors import GUIDE, GUIDE_TYPE, ApiError, unsupported
 
 MAX_INPUTS = 2_048
 """Most texts in one request for embeddings, as in OpenAI's API."""
@@ -285,8 +285,7 @@ def chat_inputs(request: ChatRequest, signature: Signature, llm: str) -> dict[st
     elif request.top_logprobs:
         raise ApiError.of("top_logprobs", "logprobs: true beside it", request.top_logprobs)
     if request.response_format is not None and request.response_format.type != "text":
-        value = _json(request.response_format)
-        _pass(inputs, signature, "response_format", value)
+        _pass_format(inputs, signature, request.response_format)
     if request.tools:
         _pass(inputs, signature, "tools", orjson.dumps([_plain(tool) for tool in request.tools]))
         if request.tool_choice is not None:
@@ -315,9 +314,19 @@ def _pass(inputs: dict[str, Any], signature: Signature, name: str, value: Any) -
     inputs[name] = value
 
 
+def _pass_format(inputs: dict[str, Any], signature: Signature, asked: ResponseFormat) -> None:
+    """Pass it as it is, or as TensorRT-LLM's guided decoding has it."""
+    if "response_format" in signature.inputs or GUIDE_TYPE not in signature.inputs:
+        _pass(inputs, signature, "response_format", orjson.dumps(_plain(asked)))
+    elif asked.json_schema is None:
+        inputs[GUIDE_TYPE] = "json"
+    else:
+        schema = asked.json_schema.get("schema")
+        if not isinstance(schema, dict):
+            got = type(schema).__name__
+            raise ApiError.of("response_format.json_schema.schema", "an object", got)
+        inputs.update({GUIDE_TYPE: "json_schema", GUIDE: orjson.dumps(schema)})
+
+
 def _plain(body: Body) -> dict[str, Any]:
     return body.model_dump(exclude_none=True)
-
-
-def _json(body: Body) -> bytes:
-    return orjson.dumps(_plain(body))

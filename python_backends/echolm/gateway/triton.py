@@ -17,10 +17,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from echolm import contracts
 from echolm.errors import EchoError, UnavailableError, from_remote, parse
 from echolm.gateway.backend import Final, Inputs, Piece, Signature
+from echolm.gateway.errors import GUIDE, GUIDE_TYPE
 
 _DATATYPES = {
     # Of models that can do it; they are sent where `echolm` declares them.
     **dict.fromkeys(("messages", "response_format", "tools", "tool_choice"), "BYTES"),
+    **dict.fromkeys((GUIDE_TYPE, GUIDE), "BYTES"),
     **dict.fromkeys(("presence_penalty", "frequency_penalty"), "FP32"),
     "logprobs": "INT32",
     **{t.name: t.datatype for t in (*contracts.ECHOLM.inputs, *contracts.FEEDBACK.inputs)},

@@ -13,17 +13,19 @@ from echolm import contracts
 from echolm.errors import EchoError
 from echolm.gateway.backend import Final, Inputs, Piece, Signature
 
+_ABILITIES = frozenset(
+    ("presence_penalty", "frequency_penalty", "logprobs", "response_format", "tools", "tool_choice")
+)
+_GUIDED = frozenset(("guided_decoding_guide_type", "guided_decoding_guide"))
+
 SIGNATURE = Signature(
-    frozenset(t.name for t in contracts.ECHOLM.inputs) | {"messages"},
+    (frozenset(t.name for t in contracts.ECHOLM.inputs) | {"messages"}) - _ABILITIES - _GUIDED,
     frozenset(t.name for t in contracts.ECHOLM.outputs),
 )
-ABLE = Signature(
-    SIGNATURE.inputs
-    | {"presence_penalty", "frequency_penalty", "logprobs"}
-    | {"response_format", "tools", "tool_choice"},
-    SIGNATURE.outputs | {"tool_calls", "logprobs"},
-)
+ABLE = Signature(SIGNATURE.inputs | _ABILITIES, SIGNATURE.outputs | {"tool_calls", "logprobs"})
 """Of models that can do all that the gateway passes on."""
+GUIDED = Signature(SIGNATURE.inputs | _GUIDED, SIGNATURE.outputs)
+"""Of models that take the inputs of TensorRT-LLM for guided decoding."""
 
 
 class FakeBackend:

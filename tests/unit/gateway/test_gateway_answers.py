@@ -13,7 +13,7 @@ import openai
 import pytest
 from echolm.errors import ContextLengthError, EchoError, InvalidRequestError, UnavailableError
 from echolm.gateway.backend import Final
-from echolm.testing.gateway import ABLE, FakeBackend, chat
+from echolm.testing.gateway import ABLE, GUIDED, FakeBackend, chat
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from served_gateway import Served
@@ -230,6 +230,30 @@ async def test_what_no_model_can_do_is_refused_by_name(
     assert refused.value.param == param
     assert refused.value.code == "unsupported_parameter"
     assert served.backend.asked == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "inputs"),
+    [
+        ({"type": "json_object"}, {"guided_decoding_guide_type": "json"}),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+            {
+                "guided_decoding_guide_type": "json_schema",
+                "guided_decoding_guide": b'{"type":"object"}',
+            },
+        ),
+    ],
+)
+async def test_a_response_format_can_be_guided_decoding(
+    serve: Callable[..., Any], asked: Any, inputs: Any
+) -> None:
+    served = await serve(FakeBackend(signature=GUIDED))
+    await raw(served, "/v1/chat/completions", chat(response_format=asked))
+    assert served.backend.asked[0].items() >= inputs.items()
+    served.backend.fails = InvalidRequestError.of("guided_decoding_guide", "none", "one")
+    response = await raw(served, "/v1/chat/completions", chat(response_format=asked))
+    assert response.json()["error"]["param"] == "response_format"
 
 
 async def test_models_without_messages_get_a_single_one(serve: Callable[..., Any]) -> None:
