@@ -41,12 +41,15 @@ def server_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         update={"model_dir": REPOSITORY / "build" / "embedder"}
     )
     data_dir = tmp_path_factory.mktemp("server") / "data"
-    return settings.model_copy(update={"data_dir": data_dir, "embedding": embedder})
+    # Two, so that what workers share is shared.
+    gateway = settings.gateway.model_copy(update={"workers": 2})
+    changes = {"data_dir": data_dir, "embedding": embedder, "gateway": gateway}
+    return settings.model_copy(update=changes)
 
 
 @pytest.fixture(scope="session")
 def server(server_settings: Settings) -> Iterator[Endpoints]:
     """All core and local models on free ports, until the last test has ended."""
-    options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0)
+    options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, gateway_port=0)
     with running_server(server_settings, options) as endpoints:
         yield endpoints

@@ -27,6 +27,7 @@ LAYERS = (
     {"examples"},
     {"past_traffic"},
     {"wiring"},
+    {"gateway"},
     {"serving", "triton"},
     {"cli"},
     {"__main__"},

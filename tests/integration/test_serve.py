@@ -7,11 +7,13 @@ nothing stays behind, however it ends.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -120,7 +122,7 @@ class Served:
             [
                 *(sys.executable, "-m", "echolm", "serve", f"--config={site.config}"),
                 f"--repository-root={site.root / 'models'}",
-                *("--http-port=0", "--grpc-port=0", "--metrics-port=0"),
+                *("--http-port=0", "--grpc-port=0", "--metrics-port=0", "--gateway-port=0"),
                 *options,
             ],
             stdout=subprocess.PIPE,
@@ -417,3 +419,63 @@ def _ignore_errors(call: Callable[[], Any]) -> Callable[[], None]:
             call()
 
     return run
+
+
+def gateway_of(served: Served) -> str:
+    """The gateway's address without the path, once everything is ready."""
+    assert served.process.stdout is not None
+    for line in served.process.stdout:
+        if match := re.match(r"  OpenAI +(https?://\S+)/v1", line):
+            return match[1]
+    raise AssertionError(f"ended before it was ready: {served.process.communicate()[1]}")
+
+
+def is_healthy(address: str) -> bool:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return bool(urllib.request.urlopen(f"{address}/health", timeout=5).status == 200)
+    return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gateway_that_is_killed_comes_back(site: Site, workers: int) -> None:
+    with serving(site, ECHOLM_GATEWAY__WORKERS=str(workers)) as served:
+        address = gateway_of(served)
+        assert is_healthy(address)
+        pid = int((site.data_dir / "run" / "gateway.pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: not is_healthy(address))
+        assert eventually(lambda: is_healthy(address), timeout=60)
+        status, errors = served.stop()
+    assert status == 0
+    assert "the gateway ended by itself" in errors
+    assert not is_healthy(address)
+    assert eventually(lambda: served.leftovers() == [])
+
+
+def test_the_gateway_can_be_left_out(site: Site) -> None:
+    with serving(site, ECHOLM_GATEWAY__ENABLED="false") as served:
+        served.wait_ready()
+        assert not (site.data_dir / "run" / "gateway.pid").exists()
+
+
+def test_a_gateway_for_everybody_needs_keys(site: Site) -> None:
+    with serving(site, ECHOLM_GATEWAY__HOST="0.0.0.0") as served:
+        status, errors = served.wait()
+    assert status == 2
+    assert "echolm keys add" in errors
+
+
+def test_the_gateway_speaks_https_with_a_certificate(site: Site) -> None:
+    certificate, key = site.root / "cert.pem", site.root / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    make += ["-nodes", "-days", "1", "-subj", "/CN=localhost", "-addext"]
+    make += ["subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(make, check=True, capture_output=True)
+    files = {"ECHOLM_GATEWAY__TLS_CERTIFICATE": certificate, "ECHOLM_GATEWAY__TLS_KEY": key}
+    with serving(site, **{name: str(file) for name, file in files.items()}) as served:
+        address = gateway_of(served)
+        assert address.startswith("https://")
+        trusting = ssl.create_default_context(cafile=certificate)
+        with urllib.request.urlopen(f"{address}/health", timeout=5, context=trusting) as answer:
+            assert answer.status == 200
+        assert not is_healthy(address.replace("https", "http"))

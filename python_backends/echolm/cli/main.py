@@ -9,7 +9,7 @@ from echolm_client.cli import add_subcommands as add_client_verbs
 from echolm_client.cli.console import CLIENT_ERRORS, guarded
 from echolm_client.cli.exit_codes import FAILED, SUMMARY, USAGE
 
-from echolm.cli import build, estimate, examples, learn_from, serve
+from echolm.cli import build, estimate, examples, keys, learn_from, serve
 from echolm.errors import ConfigurationError, EchoError, InvalidRequestError
 
 ERRORS: Mapping[type[Exception], int] = {
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=SUMMARY,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for verb in (serve, build, examples, learn_from, estimate):
+    for verb in (serve, keys, build, examples, learn_from, estimate):
         verb.add_subcommand(subparsers)
     add_client_verbs(subparsers)
     return parser

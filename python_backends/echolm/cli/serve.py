@@ -16,8 +16,9 @@ def add_subcommand(subparsers: Subparsers) -> None:
         "serve",
         help="run EchoLM on this machine",
         description="Run EchoLM on this machine, in the foreground: Triton with the model "
-        "repository, and Milvus Lite unless the configuration names a Milvus server. Ctrl-C or "
-        "SIGTERM stops everything; a second time: at once.",
+        "repository, Milvus Lite unless the configuration names a Milvus server, and the gateway "
+        "with OpenAI's API unless gateway.enabled is false. Ctrl-C or SIGTERM stops everything; a "
+        "second time: at once.",
     )
     parser.add_argument(
         "--profile", default="local", help="which LLM engines serve (default: %(default)s)"
@@ -27,7 +28,8 @@ def add_subcommand(subparsers: Subparsers) -> None:
         "--host",
         type=not_empty,
         default="127.0.0.1",
-        help="address to listen on (default: %(default)s)",
+        help="address on which Triton listens (default: %(default)s); the gateway's is "
+        "gateway.host in the configuration",
     )
     for name, number in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(
@@ -37,6 +39,12 @@ def add_subcommand(subparsers: Subparsers) -> None:
             metavar="PORT",
             help="0: a free one (default: %(default)s)",
         )
+    parser.add_argument(
+        "--gateway-port",
+        type=port,
+        metavar="PORT",
+        help="0: a free one (default: gateway.port of the configuration, 9000)",
+    )
     parser.add_argument(
         "--model-repository",
         type=Path,
@@ -69,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
     settings = settings_from(args, must_exist=False)
     root = args.repository_root or built_root(configuration_file(args), args.profile)
+    gateway = settings.gateway
+    gateway_port = gateway.port if args.gateway_port is None else args.gateway_port
     options = ServeOptions(
         profile=args.profile,
         repository_root=root,
@@ -77,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         http_port=args.http_port,
         grpc_port=args.grpc_port,
         metrics_port=args.metrics_port,
+        gateway_port=gateway_port if gateway.enabled else None,
         ready_timeout_s=args.ready_timeout,
         verbose=args.verbose,
     )

@@ -11,8 +11,10 @@
                       admitted interactions that the store does not have yet
       examples.statistics.sqlite
                       what each example is worth; rebuilt from the learning log if it is removed
+      keys.json       the gateway's API keys, hashed, unless they are elsewhere; mode 0600
+      gateway.sqlite  what keys have used of their limits, and tokens by response id
       load.table      load of all routers, and load.table.prompts the retrievers' prefix index
-      logs/           triton.log, milvus.log; those of the run before as *.log.1
+      logs/           triton.log, milvus.log, gateway.log; those of the run before as *.log.1
       run/            only while a server runs: echolm.toml as resolved, the backend, pid files
 """
 
@@ -136,7 +138,7 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
     log, feedback = settings.event_log_path, settings.feedback
     if not feedback.signing_key.get_secret_value():
         feedback = _changed(feedback, signing_key=data.signing_key())
-    judging, embedding = settings.judging, settings.embedding
+    judging, embedding, gateway = settings.judging, settings.embedding, settings.gateway
     return _changed(
         settings,
         grpc_url=grpc_url,
@@ -146,6 +148,12 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
         retrieval=_changed(settings.retrieval, milvus_uri=milvus_uri),
         routing=_changed(settings.routing, load_table=str(settings.load_table_path.resolve())),
         feedback=feedback,
+        gateway=_changed(
+            gateway,
+            keys_path=settings.keys_path.resolve(),
+            tls_certificate=gateway.tls_certificate and gateway.tls_certificate.resolve(),
+            tls_key=gateway.tls_key and gateway.tls_key.resolve(),
+        ),
         judging=_changed(
             judging,
             prompt=judging.prompt and judging.prompt.resolve(),

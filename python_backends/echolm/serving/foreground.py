@@ -57,14 +57,17 @@ def _print_progress(message: str) -> None:
 
 
 def _greeting(endpoints: Endpoints, options: ServeOptions, seconds: float) -> str:
-    return (
-        f"EchoLM is ready after {seconds:.1f} s (profile {options.profile})\n"
-        f"  gRPC     {endpoints.grpc_url}\n"
-        f"  HTTP     {endpoints.http_url}\n"
-        f"  metrics  {endpoints.metrics_url}\n"
-        f"  data     {endpoints.data_dir}\n"
-        "Try it:\n"
+    lines = [f"EchoLM is ready after {seconds:.1f} s (profile {options.profile})"]
+    if endpoints.gateway_url:
+        lines.append(f"  OpenAI   {endpoints.gateway_url}")
+    lines += [
+        f"  gRPC     {endpoints.grpc_url}",
+        f"  HTTP     {endpoints.http_url}",
+        f"  metrics  {endpoints.metrics_url}",
+        f"  data     {endpoints.data_dir}",
+        "Try it:",
         f"  curl -s {endpoints.http_url}/v2/models/echolm/generate "
-        """-d '{"text_input": "How do I find large files?"}'\n"""
-        "Stop it with Ctrl-C."
-    )
+        """-d '{"text_input": "How do I find large files?"}'""",
+        "Stop it with Ctrl-C.",
+    ]
+    return "\n".join(lines)

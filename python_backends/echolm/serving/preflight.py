@@ -20,6 +20,7 @@ from pathlib import Path
 
 from echolm.contracts import CORE_MODELS, ROUTER, ModelContract
 from echolm.errors import ConfigurationError
+from echolm.gateway.keys import KeyFile, is_loopback
 from echolm.serving import model_config
 from echolm.settings import Settings
 from echolm.wiring.llms import build_chat_template
@@ -138,6 +139,22 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
                     f"port {port} on {host}: expected to listen there, got: "
                     f"{error.strerror or error}; choose other values for --host and {option}"
                 ) from error
+
+
+def check_gateway(settings: Settings) -> None:
+    """The gateway can listen, and others than this machine's users need a key for it."""
+    gateway = settings.gateway
+    if not (KeyFile(settings.keys_path).read() or gateway.open or is_loopback(gateway.host)):
+        raise ConfigurationError(
+            f"gateway.host {gateway.host}: expected API keys in {settings.keys_path}, got none, "
+            "and everybody who reaches that address could call; make one: `echolm keys add`, or "
+            "let everybody call: gateway.open = true"
+        )
+    for key in ("tls_certificate", "tls_key"):
+        file: Path | None = getattr(gateway, key)
+        if file is not None and not os.access(file, os.R_OK):
+            raise ConfigurationError(f"gateway.{key}: expected a file that can be read, got {file}")
+    check_ports(gateway.host, {"--gateway-port": gateway.port})
 
 
 def free_ports(host: str, count: int) -> list[int]:

@@ -1,10 +1,11 @@
-"""EchoLM on one machine: Milvus Lite and Triton, started and stopped as one."""
+"""EchoLM on one machine: Milvus Lite, Triton and the gateway, started and stopped as one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, Embedde
 from echolm.errors import ConfigurationError, EchoError, UnavailableError
 from echolm.serving import preflight
 from echolm.serving.data_dir import CONFIGURATION, DataDir, resolve
+from echolm.serving.gateway import GatewayServer
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.serving.triton_installation import find_triton
 from echolm.serving.triton_server import SHM_BYTE_SIZE, TritonOptions, TritonServer, connect_host
@@ -38,6 +40,8 @@ _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
 """For Triton without a GPU, which otherwise reports the missing driver as an error."""
 
 _MILVUS_RESTARTS = 5
+_GATEWAY_PAUSE_S = 2.0
+"""Seconds between two starts of a gateway that ends by itself."""
 _CPU_PROFILES = ("local", "remote")
 _CPU_LOAD_S, _GPU_LOAD_S = 300.0, 1_800.0
 
@@ -51,7 +55,9 @@ class ServeOptions:
             serves only ``model_repositories``.
         repository_root: holds ``core`` and the profiles; None finds that of this checkout.
         model_repositories: more directories of models.
-        http_port, grpc_port, metrics_port: 0 takes a free port.
+        host: address on which Triton listens.
+        http_port, grpc_port, metrics_port: of Triton; 0 takes a free port.
+        gateway_port: 0 takes a free port; None starts no gateway.
         ready_timeout_s: seconds for all models to load; None: five minutes on CPUs, half an hour
             on GPUs.
         verbose: show Triton's log on stderr, and log more.
@@ -64,12 +70,13 @@ class ServeOptions:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    gateway_port: int | None = None
     ready_timeout_s: float | None = None
     verbose: bool = False
 
     @property
     def ports(self) -> tuple[int, int, int]:
-        """Of HTTP, gRPC and metrics."""
+        """Of Triton's HTTP, gRPC and metrics."""
         return self.http_port, self.grpc_port, self.metrics_port
 
     @property
@@ -91,13 +98,15 @@ class Endpoints:
         grpc_url: ``host:port``, as ``tritonclient.grpc`` wants it.
         http_url: ``http://host:port``; ``tritonclient.http`` wants :attr:`http_address`.
         metrics_url: the page with Prometheus metrics.
-        pids: process ids by name: ``triton``, and ``milvus`` if it was started here.
+        gateway_url: base of OpenAI's API, ``http://host:port/v1``; empty if there is no gateway.
+        pids: process ids by name: ``triton``, and ``milvus`` and ``gateway`` if they were started.
     """
 
     grpc_url: str
     http_url: str
     metrics_url: str
     data_dir: Path
+    gateway_url: str = ""
     pids: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -140,6 +149,8 @@ class LocalServer:
         self._milvus: MilvusLite | None = None
         self._milvus_restarts = 0
         self._triton: TritonServer | None = None
+        self._gateway: GatewayServer | None = None
+        self._gateway_started = 0.0
         self._ready = False
 
     def start(self, stop: threading.Event | None = None) -> Endpoints:
@@ -150,7 +161,8 @@ class LocalServer:
             ConfigurationError, UnavailableError: as :func:`running_server`.
         """
         stop = stop or threading.Event()
-        settings, options = self._settings, _with_ports(self._options)
+        options = _with_ports(self._options, self._settings.gateway.host)
+        settings = _with_gateway_port(self._settings, options.gateway_port)
         repositories = model_repositories(options)
 
         preflight.check_python()
@@ -163,6 +175,8 @@ class LocalServer:
             preflight.check_models(models, settings)
         ports = zip(("--http-port", "--grpc-port", "--metrics-port"), options.ports, strict=True)
         preflight.check_ports(options.host, dict(ports))
+        if options.gateway_port is not None:
+            preflight.check_gateway(settings)
         self._data = data = DataDir(settings.data_dir)
         if options.profile is not None:
             prepare_embedder(settings, self._report)
@@ -202,22 +216,30 @@ class LocalServer:
         triton.wait_ready(options.load_s, stop)
         _check(stop)
         self._ready = True
+        if options.gateway_port is not None:
+            self._report("starting the gateway")
+            self._gateway = GatewayServer(settings, data, configuration)
+            self._start_gateway(stop)
+            _check(stop)
 
         pids = {"triton": triton.process.pid() or 0}
         if self._milvus is not None:
             pids["milvus"] = self._milvus.process.pid() or 0
+        if self._gateway is not None:
+            pids["gateway"] = self._gateway.process.pid() or 0
         return Endpoints(
             grpc_url=grpc_url,
             http_url=f"http://{host}:{options.http_port}",
             metrics_url=f"http://{host}:{options.metrics_port}/metrics",
             data_dir=data.path,
+            gateway_url=self._gateway.url if self._gateway is not None else "",
             pids=pids,
         )
 
     def check_running(self) -> None:
-        """Restart Milvus Lite if it has ended by itself; to be called repeatedly.
+        """Restart what has ended by itself, Milvus Lite or the gateway; to be called repeatedly.
 
-        While it is away, requests are answered without examples.
+        While Milvus Lite is away, requests are answered without examples.
 
         Raises:
             UnavailableError: Triton has ended by itself.
@@ -227,6 +249,7 @@ class LocalServer:
             raise UnavailableError(
                 f"Triton ended by itself, exit status {status}; {triton.log_excerpt()}"
             )
+        self._check_gateway()
         milvus = self._milvus
         if milvus is None or milvus.poll() is None or self._milvus_restarts >= _MILVUS_RESTARTS:
             return
@@ -234,6 +257,23 @@ class LocalServer:
         self._report(f"Milvus Lite ended by itself, exit status {milvus.poll()}; starting it again")
         try:
             milvus.start()
+        except EchoError as error:
+            self._report(str(error))
+
+    def _start_gateway(self, stop: threading.Event | None = None) -> None:
+        assert self._gateway is not None
+        self._gateway_started = time.monotonic()
+        self._gateway.start(stop)
+
+    def _check_gateway(self) -> None:
+        gateway = self._gateway
+        if gateway is None or (status := gateway.poll()) is None:
+            return
+        if time.monotonic() < self._gateway_started + _GATEWAY_PAUSE_S:
+            return
+        self._report(f"the gateway ended by itself, exit status {status}; starting it again")
+        try:
+            self._start_gateway()
         except EchoError as error:
             self._report(str(error))
 
@@ -246,13 +286,14 @@ class LocalServer:
             if self._data is not None:
                 last_to_first.callback(self._data.close)
                 last_to_first.callback((self._data.run / CONFIGURATION).unlink, missing_ok=True)
-            # Triton stops before Milvus, since its models write what they still hold.
-            for server in filter(None, (self._milvus, self._triton)):
+            # Triton stops before Milvus, since its models write what they still hold; and the
+            # gateway before Triton, since its requests are still answered.
+            for server in filter(None, (self._milvus, self._triton, self._gateway)):
                 last_to_first.callback(server.stop)
 
     def kill(self) -> None:
         """Stop everything at once, without waiting; may be called from a signal handler."""
-        for server in filter(None, (self._triton, self._milvus)):
+        for server in filter(None, (self._gateway, self._triton, self._milvus)):
             server.kill()
 
 
@@ -317,10 +358,24 @@ def prepare_embedder(settings: Settings, progress: Progress) -> None:
     minilm.build(directory)
 
 
-def _with_ports(options: ServeOptions) -> ServeOptions:
+def _with_ports(options: ServeOptions, gateway_host: str) -> ServeOptions:
     free = preflight.free_ports(options.host, len(options.ports))
     http, grpc, metrics = (port or new for port, new in zip(options.ports, free, strict=True))
-    return replace(options, http_port=http, grpc_port=grpc, metrics_port=metrics)
+    gateway = options.gateway_port
+    if gateway == 0:
+        taken = {http, grpc, metrics}
+        candidates = preflight.free_ports(gateway_host, len(taken) + 1)
+        gateway = next(port for port in candidates if port not in taken)
+    return replace(
+        options, http_port=http, grpc_port=grpc, metrics_port=metrics, gateway_port=gateway
+    )
+
+
+def _with_gateway_port(settings: Settings, port: int | None) -> Settings:
+    if port is None:
+        return settings
+    gateway = settings.gateway.model_copy(update={"port": port})
+    return settings.model_copy(update={"gateway": gateway})
 
 
 def _thread_limits(options: ServeOptions) -> dict[str, str]:

@@ -7,6 +7,7 @@ from echolm.settings.schema import Settings as Settings
 from echolm.settings.sections import EmbeddingSettings as EmbeddingSettings
 from echolm.settings.sections import ExamplesSettings as ExamplesSettings
 from echolm.settings.sections import FeedbackSettings as FeedbackSettings
+from echolm.settings.sections import GatewaySettings as GatewaySettings
 from echolm.settings.sections import JudgingSettings as JudgingSettings
 from echolm.settings.sections import LearningSettings as LearningSettings
 from echolm.settings.sections import Limits as Limits

@@ -103,6 +103,8 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     anchor(values, "data_dir")
     anchor(values, "event_log")
     anchor(values.get("embedding"), "model_dir")
+    for key in ("keys_path", "tls_certificate", "tls_key"):
+        anchor(values.get("gateway"), key)
     judging = values.get("judging")
     anchor(judging, "prompt")
     if isinstance(judging, dict) and ".py:" in str(judging.get("grader")):

@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     judging: sections.JudgingSettings = sections.JudgingSettings()
     examples: sections.ExamplesSettings = sections.ExamplesSettings()
     replay: sections.ReplaySettings = sections.ReplaySettings()
+    gateway: sections.GatewaySettings = sections.GatewaySettings()
     llms: tuple[LLMSettings, ...] = Field(_DEFAULT_LLMS, min_length=1)
 
     @field_validator("event_log")
@@ -207,6 +208,11 @@ class Settings(BaseSettings):
         """Shared-memory file of all retrievers' prompt beginnings, beside the load table."""
         table = self.load_table_path
         return table.with_name(f"{table.name}.prompts")
+
+    @property
+    def keys_path(self) -> Path:
+        """File of the gateway's API keys."""
+        return self.gateway.keys_path or self.data_dir / "keys.json"
 
     def llm(self, name: str) -> LLMSettings:
         """The LLM of that name; KeyError if it is not configured."""

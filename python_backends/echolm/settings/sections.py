@@ -337,6 +337,57 @@ class ReplaySettings(Section):
     """Seconds that the LLMs must be idle before off-peak replay begins, and between two rounds."""
 
 
+class GatewaySettings(Section):
+    """The OpenAI-compatible HTTP server that `echolm serve` starts in front of Triton."""
+
+    enabled: bool = True
+    """Whether `echolm serve` starts it."""
+    host: str = Field("127.0.0.1", min_length=1)
+    """Address to listen on; on another one than the loopback, callers need a key."""
+    port: int = Field(9_000, ge=0, le=65_535)
+    """TCP port to listen on; 0 takes a free one."""
+    workers: int = Field(1, ge=1, le=256)
+    """Processes that serve; one takes some hundred requests a second."""
+    open: bool = False
+    """Whether callers need no key on whatever address, as long as there is no key."""
+    keys_path: Path | None = None
+    """File of the API keys, which `echolm keys` writes; without it keys.json in data_dir."""
+    tls_certificate: Path | None = None
+    """PEM file with the server's certificate and those that lead to its root; with it the gateway
+    speaks HTTPS only."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's private key."""
+    max_body_bytes: int = Field(2_097_152, ge=1_024)
+    """Largest body of a request, in bytes."""
+    max_header_bytes: int = Field(32_768, ge=1_024)
+    """Largest head of a request (address and headers), in bytes."""
+    max_json_depth: int = Field(64, ge=8, le=200)
+    """Most levels of arrays and objects in a body."""
+    max_json_elements: int = Field(20_000, ge=100)
+    """Most values in a body, those in arrays and objects included."""
+    max_connections: int = Field(1_024, ge=1)
+    """Most open connections of a worker; further ones are refused."""
+    max_choices: int = Field(8, ge=1, le=128)
+    """Most answers to one request: its prompts times n."""
+    header_timeout_s: float = Field(10.0, gt=0)
+    """Seconds in which the head of a request must be there."""
+    body_timeout_s: float = Field(30.0, gt=0)
+    """Seconds in which the body of a request must be there."""
+    write_timeout_s: float = Field(60.0, gt=0)
+    """Seconds for which a client may leave an answer unread before its connection is cut."""
+    keep_alive_s: float = Field(75.0, gt=0)
+    """Seconds after which an idle connection is closed."""
+    remembered_responses: int = Field(100_000, ge=0)
+    """Newest responses that can be rated by their id, on this machine; by its feedback token every
+    answer can."""
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> GatewaySettings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key: expected both or none, got one")
+        return self
+
+
 class LLMSettings(Section):
     """One LLM behind the router, which is an arm of the bandit."""
 

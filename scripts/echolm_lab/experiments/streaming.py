@@ -25,9 +25,9 @@ from echolm.settings import JudgingSettings, LLMSettings, Settings
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-_MODELS = Path(__file__).resolve().parents[3] / "model_repository"
-_LLM = "streaming_llm"
-_NO_MILVUS = "http://localhost:1"
+MODELS = Path(__file__).resolve().parents[3] / "model_repository"
+LLM = "streaming_llm"
+NO_MILVUS = "http://localhost:1"
 """A server that nobody asks, so that none is started."""
 
 
@@ -48,9 +48,9 @@ class Measured:
     responses: float
 
 
-def _llm_repository(directory: Path, pieces: int, piece_ms: float) -> Path:
+def llm_repository(directory: Path, pieces: int, piece_ms: float) -> Path:
     """The local profile's small LLM, whose engine gives words one by one."""
-    source, target = _MODELS / "local" / "small_llm", directory / _LLM
+    source, target = MODELS / "local" / "small_llm", directory / LLM
     (target / "1").mkdir(parents=True)
     shutil.copy(source / "1" / "model.py", target / "1")
     lines = (source / "config.pbtxt").read_text(encoding="utf-8").splitlines()
@@ -81,11 +81,11 @@ def fronts(
     settings: Settings, work: Path, intervals_ms: Sequence[float], pieces: int, piece_ms: float
 ) -> Iterator[list[Endpoints]]:
     """A front for each interval, with an LLM of its own, as long as the context lasts."""
-    models = _llm_repository(work / "models", pieces, piece_ms)
+    models = llm_repository(work / "models", pieces, piece_ms)
     for name in (contracts.ECHOLM_STREAM.name, contracts.ROUTER.name):
-        shutil.copytree(_MODELS / "core" / name, models / name)
-    llm = LLMSettings(chat_template="echolm", name=_LLM, cost=1.0, takes_examples=False)
-    retrieval = settings.retrieval.model_copy(update={"milvus_uri": _NO_MILVUS})
+        shutil.copytree(MODELS / "core" / name, models / name)
+    llm = LLMSettings(chat_template="echolm", name=LLM, cost=1.0, takes_examples=False)
+    retrieval = settings.retrieval.model_copy(update={"milvus_uri": NO_MILVUS})
     with contextlib.ExitStack() as running:
         made = []
         for interval_ms in intervals_ms:
@@ -107,7 +107,7 @@ def _cpu_s(endpoints: Endpoints) -> dict[str, float]:
     seconds: dict[str, float] = {}
     for process in [triton, *triton.children(recursive=True)]:
         # A stub's command line has the path of its model.
-        if any(f"/{_LLM}/" in argument for argument in process.cmdline()):
+        if any(f"/{LLM}/" in argument for argument in process.cmdline()):
             continue
         name = "triton" if process == triton else "router"
         times = process.cpu_times()
@@ -120,7 +120,7 @@ def _request(number: int, pieces: int) -> service_pb2.ModelInferRequest:
         "text_input": f"request {number}".encode(),
         "max_tokens": np.array(pieces, np.int32),
         "stream": np.array(True),
-        "llm": _LLM.encode(),
+        "llm": LLM.encode(),
         "cache_control": b"no-cache",
     }
     request = service_pb2.ModelInferRequest(model_name="echolm_stream", id=str(number))

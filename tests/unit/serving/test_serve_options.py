@@ -266,7 +266,8 @@ def test_options_of_the_command_line_reach_the_server(
 
     monkeypatch.setattr("echolm.serving.serve_forever", serve)
     arguments = ["--profile=vllm", f"--data-dir={tmp_path}", "--http-port=1", "--grpc-port=2"]
-    arguments += ["--metrics-port=0", "--host=0.0.0.0", "--model-repository=a"]
+    arguments += ["--metrics-port=0", "--gateway-port=4", "--host=0.0.0.0"]
+    arguments += ["--model-repository=a"]
     arguments += ["--model-repository=b", "--ready-timeout=5", "--verbose"]
     assert cli.main(["serve", *arguments]) == 0
     (settings, options) = seen[0]
@@ -278,6 +279,7 @@ def test_options_of_the_command_line_reach_the_server(
         http_port=1,
         grpc_port=2,
         metrics_port=0,
+        gateway_port=4,
         ready_timeout_s=5,
         verbose=True,
     )

@@ -1,0 +1,445 @@
+"""OpenAI's API through OpenAI's own client: what is asked of ``echolm``, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from echolm.errors import ContextLengthError, EchoError, InvalidRequestError, UnavailableError
+from echolm.gateway.backend import Final
+from echolm.testing.gateway import ABLE, GUIDED, FakeBackend, chat
+from openai.types import Completion, CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from served_gateway import Served
+
+USER: Any = [{"role": "user", "content": "How do I find files?"}]
+TOOL: Any = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+async def raw(served: Served, path: str, body: Any, key: str = "") -> Any:
+    async with served.http(key) as client:
+        return await client.post(path, json=body)
+
+
+def events(text: str) -> list[Any]:
+    """The data of a stream's events but for the last."""
+    *parts, done, rest = text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return [json.loads(part.removeprefix("data: ")) for part in parts]
+
+
+async def test_an_answer_is_a_chat_completion(served: Served) -> None:
+    response = await raw(served, "/v1/chat/completions", chat())
+    answer = ChatCompletion.model_validate(response.json(), strict=True)
+    assert response.status_code == 200
+    assert response.headers["x-request-id"].startswith("req_")
+    assert answer.choices[0].message.content == "Use the command find."
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (11, 4)
+    assert answer.usage.total_tokens == 15
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.model == "echolm"
+    assert response.json()["echolm"] == {
+        "llm": "small_llm",
+        "example_ids": [7, 8],
+        "predicted_quality": 0.75,
+        "solicit_feedback": True,
+        "feedback_token": "signed",
+        "degraded": "",
+    }
+
+
+async def test_parameters_become_inputs(served: Served) -> None:
+    await served.openai().chat.completions.create(
+        model="echolm",
+        messages=USER,
+        temperature=0.5,
+        top_p=0.9,
+        max_completion_tokens=7,
+        seed=-1,
+        stop="\n",
+        user="someone",
+        metadata={"any": "thing"},
+        store=False,
+        extra_body={"top_k": 5, "tenant": "acme", "llm": "large_llm"},
+    )
+    inputs = dict(served.backend.asked[0])
+    assert json.loads(inputs.pop("messages")) == USER
+    assert inputs == {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "max_tokens": 7,
+        "seed": 2**64 - 1,
+        "stop_words": ["\n"],
+        "tenant": "acme",
+        "llm": "large_llm",
+        "cache_control": "no-store",
+    }
+
+
+async def test_what_is_not_asked_for_is_left_to_echolm(served: Served) -> None:
+    await raw(served, "/v1/chat/completions", chat(temperature=None, stop=None, n=None, tools=[]))
+    assert served.backend.asked[0].keys() == {"messages", "tenant"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"store": True}, None),
+        ({"store": False, "cache_control": "no-examples"}, "no-cache"),
+        ({"store": False, "cache_control": "no-cache"}, "no-cache"),
+        ({"cache_control": "no-store"}, "no-store"),
+    ],
+)
+async def test_store_is_part_of_cache_control(served: Served, fields: Any, expected: Any) -> None:
+    await raw(served, "/v1/chat/completions", chat(**fields))
+    assert served.backend.asked[0].get("cache_control") == expected
+
+
+async def test_a_stream_is_chunks(served: Served) -> None:
+    response = await raw(served, "/v1/chat/completions", chat(stream=True))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    chunks = [ChatCompletionChunk.model_validate(e, strict=True) for e in events(response.text)]
+    assert [c.choices[0].delta.content for c in chunks] == [
+        "Use ",
+        "the ",
+        "command ",
+        "find.",
+        None,
+    ]
+    assert [c.choices[0].delta.role for c in chunks] == ["assistant", None, None, None, None]
+    assert [c.choices[0].finish_reason for c in chunks] == [None, None, None, None, "stop"]
+    assert len({c.id for c in chunks}) == 1
+    last = events(response.text)[-1]["echolm"]
+    assert (last["llm"], last["feedback_token"]) == ("small_llm", "signed")
+
+
+async def test_a_stream_ends_with_usage_where_it_is_asked_for(served: Served) -> None:
+    stream = await served.openai().chat.completions.create(
+        model="echolm", messages=USER, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * 5
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 15
+
+
+async def test_an_answer_without_text_is_streamed_as_an_empty_one(served: Served) -> None:
+    served.backend.final = replace(served.backend.final, text="")
+    response = await raw(served, "/v1/chat/completions", chat(stream=True))
+    assert [e["choices"][0]["delta"].get("content") for e in events(response.text)] == ["", None]
+
+
+async def test_several_answers_have_seeds_and_tokens_of_their_own(served: Served) -> None:
+    response = await raw(served, "/v1/chat/completions", chat(n=3, seed=5, temperature=1))
+    answer = ChatCompletion.model_validate(response.json(), strict=True)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert sorted(inputs["seed"] for inputs in served.backend.asked) == [5, 6, 7]
+    assert answer.usage is not None
+    # The prompt counts once.
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (11, 12)
+    assert {c["echolm"]["feedback_token"] for c in response.json()["choices"]} == {"signed"}
+
+
+async def test_several_answers_are_streamed_side_by_side(served: Served) -> None:
+    stream = await served.openai().chat.completions.create(
+        model="echolm", messages=USER, stream=True, n=2, stream_options={"include_usage": True}
+    )
+    texts, ends = {0: "", 1: ""}, {}
+    async for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            if choice.finish_reason:
+                ends[choice.index] = choice.finish_reason
+    assert texts == dict.fromkeys((0, 1), "Use the command find.")
+    assert ends == {0: "stop", 1: "stop"}
+
+
+async def test_what_models_can_do_is_passed_on(serve: Callable[..., Any]) -> None:
+    backend = FakeBackend(signature=ABLE)
+    served = await serve(backend)
+    tokens = [{"token": "Use", "logprob": -0.5, "bytes": None, "top_logprobs": []}]
+    backend.final = replace(
+        backend.final,
+        text="",
+        tool_calls=json.dumps([CALL]).encode(),
+        logprobs=json.dumps(tokens).encode(),
+    )
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+    body = chat(
+        logprobs=True,
+        top_logprobs=2,
+        tools=[TOOL],
+        tool_choice="required",
+        response_format=schema,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+    )
+    answer = ChatCompletion.model_validate(
+        (await raw(served, "/v1/chat/completions", body)).json(), strict=True
+    )
+    inputs = backend.asked[0]
+    assert (inputs["logprobs"], inputs["presence_penalty"]) == (2, 0.5)
+    assert inputs["frequency_penalty"] == -0.5
+    assert json.loads(inputs["tools"]) == [TOOL]
+    assert json.loads(inputs["tool_choice"]) == "required"
+    assert json.loads(inputs["response_format"]) == schema
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    assert choice.message.tool_calls is not None
+    assert choice.message.tool_calls[0].id == "call_1"
+    assert choice.logprobs is not None and choice.logprobs.content is not None
+    assert choice.logprobs.content[0].token == "Use"
+
+    streamed = await raw(served, "/v1/chat/completions", {**body, "stream": True})
+    chunks = [ChatCompletionChunk.model_validate(e, strict=True) for e in events(streamed.text)]
+    calls = chunks[-1].choices[0].delta.tool_calls
+    assert calls is not None and calls[0].index == 0
+    assert chunks[0].choices[0].logprobs is not None
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("logprobs", {"logprobs": True}),
+        ("response_format", {"response_format": {"type": "json_object"}}),
+        ("tools", {"tools": [TOOL]}),
+        ("presence_penalty", {"presence_penalty": 1}),
+        ("frequency_penalty", {"frequency_penalty": 1}),
+    ],
+)
+async def test_what_no_model_can_do_is_refused_by_name(
+    served: Served, param: str, fields: Any
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await served.openai().chat.completions.create(model="echolm", messages=USER, **fields)
+    assert refused.value.param == param
+    assert refused.value.code == "unsupported_parameter"
+    assert served.backend.asked == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "inputs"),
+    [
+        ({"type": "json_object"}, {"guided_decoding_guide_type": "json"}),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+            {
+                "guided_decoding_guide_type": "json_schema",
+                "guided_decoding_guide": b'{"type":"object"}',
+            },
+        ),
+    ],
+)
+async def test_a_response_format_can_be_guided_decoding(
+    serve: Callable[..., Any], asked: Any, inputs: Any
+) -> None:
+    served = await serve(FakeBackend(signature=GUIDED))
+    await raw(served, "/v1/chat/completions", chat(response_format=asked))
+    assert served.backend.asked[0].items() >= inputs.items()
+    served.backend.fails = InvalidRequestError.of("guided_decoding_guide", "none", "one")
+    response = await raw(served, "/v1/chat/completions", chat(response_format=asked))
+    assert response.json()["error"]["param"] == "response_format"
+
+
+async def test_models_without_messages_get_a_single_one(serve: Callable[..., Any]) -> None:
+    signature = replace(ABLE, inputs=ABLE.inputs - {"messages"})
+    served = await serve(FakeBackend(signature=signature))
+    body = chat("files?")
+    body["messages"].insert(0, {"role": "system", "content": "Be short."})
+    assert (await raw(served, "/v1/chat/completions", body)).status_code == 200
+    expected = {"text_input": "files?", "system_prompt": "Be short.", "tenant": "public"}
+    assert served.backend.asked == [expected]
+    body["messages"] += [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+    response = await raw(served, "/v1/chat/completions", body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+
+
+async def test_completions(served: Served) -> None:
+    body = {"model": "small_llm", "prompt": ["find files", "list files"], "n": 2, "echo": False}
+    response = await raw(served, "/v1/completions", body)
+    answer = Completion.model_validate(response.json(), strict=True)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    asked = [(inputs["text_input"], inputs["llm"]) for inputs in served.backend.asked]
+    assert asked == [("find files", "small_llm")] * 2 + [("list files", "small_llm")] * 2
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (22, 16)
+
+
+async def test_streamed_completions(served: Served) -> None:
+    stream = await served.openai().completions.create(model="echolm", prompt="files", stream=True)
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "Use the command find."
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+async def test_embeddings(served: Served) -> None:
+    texts = [f"{'x' * n}" for n in range(1, 200)]  # more than one batch
+    body = {"model": "text_embedding", "input": texts, "dimensions": 3, "encoding_format": "float"}
+    response = await raw(served, "/v1/embeddings", body)
+    answer = CreateEmbeddingResponse.model_validate(response.json())
+    assert [row.embedding for row in answer.data] == [[float(len(t)), 0.1, -1.0] for t in texts]
+    # The client asks for base64 of its own accord.
+    packed = await served.openai().embeddings.create(model="text_embedding", input="four")
+    assert packed.data[0].embedding == pytest.approx(np.array([4, 0.1, -1], "<f4").tolist())
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"dimensions": 2}, "dimensions"),
+        ({"input": ""}, "input[0]"),
+        ({"input": ["a", "x" * 40_000]}, "input[1]"),
+        ({"input": []}, "input"),
+        ({"input": [1, 2]}, "input[0]"),
+        ({"model": "echolm"}, "model"),
+    ],
+)
+async def test_bad_embeddings(served: Served, fields: Any, param: str) -> None:
+    body = {"model": "text_embedding", "input": "a", **fields}
+    response = await raw(served, "/v1/embeddings", body)
+    assert response.status_code == (404 if param == "model" else 400)
+    assert response.json()["error"]["param"] == param
+
+
+async def test_models(served: Served) -> None:
+    client = served.openai()
+    found = [model.id async for model in client.models.list()]
+    assert found == ["echolm", "small_llm", "large_llm", "text_embedding"]
+    assert (await client.models.retrieve("small_llm")).object == "model"
+    with pytest.raises(openai.NotFoundError) as missing:
+        await client.models.retrieve("gpt-4o")
+    assert missing.value.code == "model_not_found"
+
+
+async def test_an_unknown_model_is_not_found(served: Served) -> None:
+    for model in ("gpt-4o", "echolm-0.5", "text_embedding"):
+        with pytest.raises(openai.NotFoundError) as missing:
+            await served.openai().chat.completions.create(model=model, messages=USER)
+        assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (InvalidRequestError.of("stop_words", "at most 16", 20), 400, "invalid_value"),
+        (ContextLengthError("stop_words: expected less"), 400, "context_length_exceeded"),
+        (UnavailableError("large_llm: down"), 503, "unavailable"),
+        (EchoError("odd"), 500, "internal_error"),
+        (RuntimeError("a bug"), 500, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_errors_have_openais_form(
+    served: Served, error: Exception, status: int, code: str, stream: bool
+) -> None:
+    served.backend.fails = error
+    response = await raw(served, "/v1/chat/completions", chat(stream=stream))
+    assert response.status_code == status
+    told = response.json()["error"]
+    assert told.keys() == {"message", "type", "param", "code"}
+    assert told["code"] == code
+    assert told["param"] == ("stop" if status == 400 else None)
+    assert "a bug" not in response.text
+    assert ("retry-after" in response.headers) == (status == 503)
+
+
+async def test_a_stream_that_fails_midway_ends_with_an_error(served: Served) -> None:
+    served.backend.fails, served.backend.fails_after = UnavailableError("small_llm: down"), 2
+    stream = await served.openai().chat.completions.create(
+        model="echolm", messages=USER, stream=True
+    )
+    texts = []
+    with pytest.raises(openai.APIError, match="small_llm: down"):
+        async for chunk in stream:
+            texts.append(chunk.choices[0].delta.content)
+    assert texts == ["Use ", "the "]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_client_that_goes_away_ends_the_generation(
+    served: Served, stream: bool, n: int
+) -> None:
+    served.backend.hangs = True
+    async with served.http() as client:
+        body = chat(stream=stream, n=n)
+        asking = asyncio.ensure_future(client.post("/v1/chat/completions", json=body))
+        await served.backend.began.wait()
+        assert not served.backend.cancelled.is_set()
+        asking.cancel()
+        await asyncio.wait_for(served.backend.cancelled.wait(), 10)
+
+
+async def test_feedback_by_token_and_by_id(served: Served) -> None:
+    answer = (await raw(served, "/v1/chat/completions", chat(n=2))).json()
+    await raw(served, "/v1/feedback", {"feedback_token": "signed", "score": 1})
+    served.backend.final = replace(served.backend.final, feedback_token="other")
+    other = (await raw(served, "/v1/completions", {"model": "echolm", "prompt": "a"})).json()
+    body = {"id": answer["id"], "index": 1, "preferred_over": other["id"]}
+    response = await raw(served, "/v1/feedback", body)
+    assert response.json() == {"object": "feedback", "accepted": True}
+    assert served.backend.rated == [
+        {"feedback_token": "signed", "score": 1},
+        {"feedback_token": "signed", "preferred_over": "other"},
+    ]
+
+
+async def test_only_the_newest_responses_are_remembered(serve: Callable[..., Any]) -> None:
+    served = await serve(remembered_responses=2)
+    ids = []
+    for number in range(5):
+        served.backend.final = Final("a", feedback_token=f"t{number}")
+        response = await raw(served, "/v1/chat/completions", chat())
+        ids.append(response.json()["id"])
+        # Each is written before the next, so that they are pruned.
+        assert (await raw(served, "/v1/feedback", {"id": ids[-1], "score": 1})).status_code == 200
+        await asyncio.sleep(0.1)
+    assert (await raw(served, "/v1/feedback", {"id": ids[-2], "score": 1})).status_code == 200
+    missing = await raw(served, "/v1/feedback", {"id": ids[0], "score": 1})
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "response_not_found")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"score": 1},
+        {"id": "a", "feedback_token": "b", "score": 1},
+        {"feedback_token": "b", "score": 2},
+        {"feedback_token": "b", "score": 1, "preferred_over": "c"},
+        {"feedback_token": "b", "score": 1, "index": -1},
+    ],
+)
+async def test_bad_feedback(served: Served, fields: Any) -> None:
+    response = await raw(served, "/v1/feedback", fields)
+    assert response.status_code == 400
+    assert served.backend.rated == []
+
+
+async def test_health_readiness_and_metrics(served: Served) -> None:
+    await raw(served, "/v1/chat/completions", chat())
+    async with served.http() as client:
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/ready")).status_code == 200
+        served.backend.is_up = False
+        assert (await client.get("/ready")).status_code == 503
+        page = (await client.get("/metrics")).text
+        schema = (await client.get("/openapi.json")).json()
+    counted = 'echolm_gateway_requests_total{endpoint="/v1/chat/completions",status="200"} 1.0'
+    assert counted in page
+    assert "/v1/feedback" in schema["paths"]

@@ -1,0 +1,269 @@
+"""API keys: who may call, for whom, how much; and the file that holds them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from echolm.cli.main import main
+from echolm.errors import ConfigurationError, UnavailableError
+from echolm.gateway.keys import KeyFile, Keyring, digest, is_loopback
+from echolm.serving.preflight import check_gateway
+from echolm.settings import GatewaySettings, Settings
+from echolm.testing.gateway import chat
+from served_gateway import Served
+
+USER: Any = [{"role": "user", "content": "How do I find files?"}]
+PATH = "/v1/chat/completions"
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def post(served: Served, key: str, **fields: Any) -> Any:
+    async with served.http(key) as client:
+        return await client.post(PATH, json=chat(**fields))
+
+
+async def eventually_refused(served: Served, key: str) -> Any:
+    while (response := await post(served, key)).status_code == 200:
+        await asyncio.sleep(0.1)
+    return response
+
+
+async def test_with_keys_callers_need_one(serve: Callable[..., Any], tmp_path: Path) -> None:
+    _, secret = KeyFile(tmp_path / "keys.json").add(tenant="acme")
+    served = await serve()
+    for wrong in ("", "none", secret[:-1], secret + "x", "sk-echolm-" + "a" * 10_000):
+        response = await post(served, wrong)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+    with pytest.raises(openai.AuthenticationError):
+        await served.openai("sk-other").models.list()
+    async with served.http() as client:
+        assert (await client.get("/metrics")).status_code == 401
+        assert (await client.get("/health")).status_code == 200
+    assert served.backend.asked == []
+    await served.openai(secret).chat.completions.create(model="echolm", messages=USER)
+    assert served.backend.asked[0]["tenant"] == "acme"
+
+
+async def test_a_key_stands_for_its_tenant(serve: Callable[..., Any], tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    _, user = file.add(tenant="acme")
+    _, admin = file.add(role="admin")
+    served = await serve()
+    refused = await post(served, user, tenant="other")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "tenant")
+    assert (await post(served, user, tenant="acme")).status_code == 200
+    answer = (await post(served, admin, tenant="other")).json()
+    assert [inputs["tenant"] for inputs in served.backend.asked] == ["acme", "other"]
+    async with served.http(user) as client:
+        missing = await client.post("/v1/feedback", json={"id": answer["id"], "score": 1})
+        assert missing.status_code == 404
+        assert (await client.get("/metrics")).status_code == 403
+        await client.post("/v1/feedback", json={"feedback_token": "t", "score": 1})
+    async with served.http(admin) as client:
+        assert (await client.get("/metrics")).status_code == 200
+        rated = await client.post("/v1/feedback", json={"id": answer["id"], "score": 0})
+        assert rated.status_code == 200
+    assert served.backend.rated == [
+        {"feedback_token": "t", "score": 1, "tenant": "acme"},
+        {"feedback_token": "signed", "score": 0},
+    ]
+
+
+async def test_a_revoked_key_is_refused_without_a_restart(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    key, secret = file.add()
+    served = await serve()
+    assert (await post(served, secret)).status_code == 200
+    file.revoke(key.id)
+    response = await eventually_refused(served, secret)
+    assert response.status_code == 401
+    assert "revoked" in response.json()["error"]["message"]
+    # The last key's end does not open the gateway.
+    assert (await post(served, "")).status_code == 401
+
+
+async def test_the_first_key_closes_an_open_gateway(served: Served) -> None:
+    assert (await post(served, "anything")).status_code == 200
+    served.keys.add()
+    assert (await eventually_refused(served, "anything")).status_code == 401
+
+
+async def test_an_expired_key_is_refused(serve: Callable[..., Any], tmp_path: Path) -> None:
+    past = datetime.now(timezone.utc) - timedelta(seconds=1)
+    _, secret = KeyFile(tmp_path / "keys.json").add(expires=past)
+    served = await serve()
+    response = await post(served, secret)
+    assert response.status_code == 401
+    assert "expired" in response.json()["error"]["message"]
+
+
+async def test_requests_a_minute(serve: Callable[..., Any], tmp_path: Path) -> None:
+    clock = Clock()
+    file = KeyFile(tmp_path / "keys.json")
+    _, secret = file.add(requests_per_minute=3)
+    _, other = file.add()
+    served = await serve(clock=clock)
+    left = []
+    for _ in range(3):
+        response = await post(served, secret)
+        left.append(response.headers["x-ratelimit-remaining-requests"])
+    assert left == ["2", "1", "0"]
+    response = await post(served, secret)
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "rate_limit_exceeded"
+    assert response.headers["retry-after"] == "20"
+    assert (await post(served, other)).status_code == 200
+    clock.now += 20.0
+    assert (await post(served, secret)).status_code == 200
+    with pytest.raises(openai.RateLimitError):
+        await served.openai(secret).chat.completions.create(model="echolm", messages=USER)
+
+
+async def test_tokens_a_minute_count_what_was_used(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    _, secret = KeyFile(tmp_path / "keys.json").add(tokens_per_minute=1_000)
+    served = await serve(clock=Clock())
+    taken = await post(served, secret, max_tokens=800)
+    reserved = 1_000 - int(taken.headers["x-ratelimit-remaining-tokens"])
+    assert reserved > 800
+    # It took 15, and the rest comes back.
+    while (again := await post(served, secret, max_tokens=800)).status_code != 200:
+        await asyncio.sleep(0.01)
+    assert int(again.headers["x-ratelimit-remaining-tokens"]) == 1_000 - 15 - reserved
+    never = await post(served, secret, max_tokens=1_000)
+    assert never.status_code == 429
+    assert "in one request" in never.json()["error"]["message"]
+
+
+async def test_a_failed_request_costs_no_tokens(serve: Callable[..., Any], tmp_path: Path) -> None:
+    _, secret = KeyFile(tmp_path / "keys.json").add(tokens_per_minute=1_000)
+    served = await serve(clock=Clock())
+    served.backend.fails = UnavailableError("down")
+    for stream in (False, True):
+        while (response := await post(served, secret, max_tokens=800, stream=stream)) and (
+            response.status_code == 429
+        ):
+            await asyncio.sleep(0.01)
+        assert response.status_code == 503
+
+
+async def test_the_budget_of_a_day(serve: Callable[..., Any], tmp_path: Path) -> None:
+    clock = Clock()
+    _, secret = KeyFile(tmp_path / "keys.json").add(tokens_per_day=60)
+    served = await serve(clock=clock)
+    statuses = []
+    for _ in range(6):
+        statuses.append((await post(served, secret, max_tokens=4)).status_code)
+        await asyncio.sleep(0.05)
+    assert statuses[0] == 200 and statuses[-1] == 429
+    response = await post(served, secret, max_tokens=4)
+    assert response.json()["error"]["code"] == "insufficient_quota"
+    midnight = 86_400 - clock.now % 86_400
+    assert float(response.headers["retry-after"]) == pytest.approx(midnight, abs=1)
+    clock.now += midnight
+    assert (await post(served, secret, max_tokens=4)).status_code == 200
+
+
+def test_the_file_has_no_secret_and_is_private(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    key, secret = file.add(name="search team")
+    assert len(secret) > 50 and secret.startswith("sk-echolm-")
+    assert secret[10:] not in file.path.read_text()
+    assert key.hash == digest(secret)
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    assert file.read() == (key,)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"keys": [{"id": "a"}]}', '{"other": 1}', "\xff"])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(text, "latin-1")
+    with pytest.raises(ConfigurationError, match=r"keys\.json"):
+        KeyFile(path).read()
+
+
+def test_a_file_that_breaks_keeps_its_keys(tmp_path: Path, monkeypatch: Any) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    key, secret = file.add()
+    monkeypatch.setattr("echolm.gateway.keys._CHECK_S", 0.0)
+    ring = Keyring(file)
+    file.path.write_text("{")
+    assert ring.check(secret) == key
+    file.path.unlink()
+    assert ring.check(secret) == key
+    assert not ring.is_empty
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ["--data-dir", str(tmp_path)]
+    limits = ["--requests-per-minute", "5", "--tokens-per-day", "100", "--expires-in", "3"]
+    assert main(["keys", "add", "--name", "team", "--tenant", "acme", *limits, *at]) == 0
+    secret = capsys.readouterr().out.strip()
+    (key,) = KeyFile(tmp_path / "keys.json").read()
+    assert key.hash == digest(secret)
+    assert (key.tenant, key.requests_per_minute, key.tokens_per_day) == ("acme", 5, 100)
+    assert main(["keys", "list", *at]) == 0
+    listed = capsys.readouterr().out
+    assert key.id in listed and "until" in listed and secret not in listed
+    assert main(["keys", "revoke", key.id, *at]) == 0
+    assert main(["keys", "list", *at]) == 0
+    assert "revoked" in capsys.readouterr().out
+    assert main(["keys", "revoke", "k_other", *at]) == 2
+    with pytest.raises(SystemExit):
+        main(["keys", "add", "--requests-per-minute", "0", *at])
+
+
+def test_keys_lie_where_the_configuration_says(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere" / "k.json"
+    config = tmp_path / "echolm.toml"
+    config.write_text('[gateway]\nkeys_path = "elsewhere/k.json"\n')
+    assert main(["keys", "add", "--config", str(config)]) == 0
+    assert len(json.loads(path.read_text())["keys"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "has_key", "good"),
+    [
+        ({}, False, True),
+        ({"host": "::1"}, False, True),
+        ({"host": "0.0.0.0"}, False, False),
+        ({"host": "0.0.0.0", "open": True}, False, True),
+        ({"host": "0.0.0.0"}, True, True),
+        ({"tls_certificate": "/nowhere", "tls_key": "/nowhere"}, False, False),
+    ],
+)
+def test_nobody_calls_from_elsewhere_without_keys(
+    tmp_path: Path, values: Any, has_key: bool, good: bool
+) -> None:
+    if has_key:
+        KeyFile(tmp_path / "keys.json").add()
+    settings = Settings(data_dir=tmp_path, gateway=GatewaySettings(port=0, **values))
+    if good:
+        check_gateway(settings)
+    else:
+        with pytest.raises(ConfigurationError, match=r"gateway\."):
+            check_gateway(settings)
+
+
+def test_loopback_addresses() -> None:
+    assert all(is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"))
+    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"))
