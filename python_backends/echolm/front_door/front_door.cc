@@ -166,7 +166,7 @@ class Door : public std::enable_shared_from_this<Door> {
         if (memory > 1) throw malformed("input: expected memory of the CPU");
         taken.data.append(static_cast<const char*>(data), size);
       }
-      if (taken.name == "text_input" && dims > 0) rows = shape[0];
+      if ((taken.name == "text_input" || taken.name == "messages") && dims > 0) rows = shape[0];
       if (taken.name == "stream") {
         call->streaming = decoupled_ && !taken.data.empty() && taken.data[0] != 0;
         if (!decoupled_) continue;

@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.conversation import last_turn
 from echolm.primitives import Candidate
 from echolm.retrieval.features.examples import ExampleTexts
 from echolm.retrieval.features.texts import bitmaps_and_sketches, popcount, words_and_literals
@@ -101,6 +102,7 @@ def featurize(
     """Features of every request with each of its candidates of at least ``min_similarity``.
 
     Args:
+        requests: their transcripts.
         scale: what similarities are relative to.
     """
     eligible = [[c for c in row if c.similarity >= min_similarity] for row in candidates]
@@ -113,12 +115,14 @@ def featurize(
     slots[valid] = texts.slots(flat)
     similarity[valid] = [c.similarity for c in flat]
     quality[valid] = [c.quality for c in flat]
+    # What came before the last turn is judged in echolm.retrieval.lookalikes.
+    asked = [last_turn(text) for text in requests]
     # A request without candidates needs no features.
     parsed = [
         words_and_literals(text) if row else (set[str](), set[str]())
-        for text, row in zip(requests, eligible, strict=True)
+        for text, row in zip(asked, eligible, strict=True)
     ]
-    lengths = np.log1p(np.array([len(text) for text in requests], dtype=np.float32)).reshape(b, 1)
+    lengths = np.log1p(np.array([len(text) for text in asked], dtype=np.float32)).reshape(b, 1)
     literals = np.array([len(p[1]) for p in parsed], dtype=np.float32).reshape(b, 1)
     request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
     example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
