@@ -165,6 +165,8 @@ class Candidate:
         quality: the response's, 0..1.
         similarity: cosine of the two requests' embeddings.
         answer_keys: see :class:`echolm.store.base.Example`.
+        fit: how far nothing tells that its request is of another kind, 0..1; see
+            :mod:`echolm.retrieval.lookalikes`.
     """
 
     id: int
@@ -174,6 +176,7 @@ class Candidate:
     quality: float
     similarity: float
     answer_keys: str = ""
+    fit: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,7 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
         count_tokens, rng = example_token_counter(settings), np.random.default_rng()
         dimension, index = self._store.dimension, self._prefix_index
         self._unseen = unseen_share(settings)
-        self._selector = build_selector(
-            settings, count_tokens, rng, dimension, index, self._unseen
-        )
+        self._selector = build_selector(settings, count_tokens, rng, dimension, index, self._unseen)
         self._runtime = Runtime(args["model_name"])
         self._metrics = Metrics(self._runtime)
         log, owner = open_event_log(settings), f"{socket.gethostname()}:{os.getpid()}"

@@ -146,7 +146,8 @@ class SimulatedLLM:
         # One number for all prompts of a request: what an example adds is not lost by chance.
         if self._uniform(item.transcript) < self.skill.probability(item, helped):
             return item.answer
-        return f"I am not sure about this, perhaps {self._uniform(item.transcript + str(examples)):.9f}."
+        doubt = self._uniform(item.transcript + str(examples))
+        return f"I am not sure about this, perhaps {doubt:.9f}."
 
     def _compare(self, prompt: str, request: str, first: str, second: str) -> str:
         dice, skill = Random(f"{self.seed} {prompt}"), self.judging

@@ -134,7 +134,9 @@ def featurize(
     batch = FeatureBatch(eligible, valid, ids, slots, similarity, quality, *computed)
     if n:
         words = [p[0] for p in parsed]
-        _pair_features(batch, texts, positions, words, lengths, literals)
+        fits = np.ones((b, n), dtype=np.float32)
+        fits[valid] = [c.fit for c in flat]
+        _pair_features(batch, texts, positions, words, lengths, literals, fits)
     return batch
 
 
@@ -145,10 +147,12 @@ def _pair_features(
     words: Sequence[set[str]],
     lengths: NDArray[np.float32],
     literals: NDArray[np.float32],
+    fits: NDArray[np.float32],
 ) -> None:
     """Fill in the features of pairs, from the requests' words.
 
     Args:
+        fits: of the candidates, FP32 [B, n]; the same words in another context are not the same.
         positions: the similarities on their scale, FP32 [B, n].
         lengths: log(1 + characters) of the requests, FP32 [B, 1].
         literals: how many literals each request has, FP32 [B, 1].
@@ -157,7 +161,7 @@ def _pair_features(
     valid, slots, responses = batch.valid, batch.slots, batch.response_sketches
     # Candidates whose requests are like this one show what a response should be like.
     consistency = texts["consistency"][slots]
-    near = np.maximum(np.matmul(batch.request_sketches, sketches[:, :, None])[:, :, 0], 0.0)
+    near = np.maximum(np.matmul(batch.request_sketches, sketches[:, :, None])[:, :, 0], 0.0) * fits
     weight = np.square(np.square(near))
     weight *= valid * (1.2 + consistency)
     total = np.matmul(weight[:, None, :], responses)
@@ -179,7 +183,7 @@ def _pair_features(
     expected = lengths_of_others * per_neighbour
     # What the requests have in common.
     request_words, example_words = popcount(bitmaps)[:, None], texts["num_request_words"][slots]
-    common = popcount(bitmaps[:, None, :] & texts["request_bitmap"].take(slots, axis=0))
+    common = popcount(bitmaps[:, None, :] & texts["request_bitmap"].take(slots, axis=0)) * fits
     # Cut, so that no odd similarity decides alone.
     positions = np.minimum(np.maximum(positions, -1.0), 2.0)
     nearest = np.where(valid, positions, -1.0).max(axis=1, keepdims=True)
