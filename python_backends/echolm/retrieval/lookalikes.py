@@ -29,6 +29,7 @@ _HISTORIES = 0.2, 0.45
 _LAST_ALIKE = 0.3  # by how much more histories must have in common whose last turns are the same
 _ENDS = 0.5, 0.9
 _LEAST_FIT = 0.25  # what fits less is told at sight to be about something else
+_SAME_TEXT = 0.5  # share of common words from which two long texts may differ at an end only
 _UNSEEN = 0.5  # of the similarity, what a text of which nothing is seen would lose
 
 
@@ -72,12 +73,14 @@ class _Text(NamedTuple):
     Attributes:
         history: those before the last turn.
         beginning, end: those at either end of the last turn.
+        long: whether the last turn is longer than both ends.
     """
 
     history: frozenset[str]
     last: frozenset[str]
     beginning: frozenset[str]
     end: frozenset[str]
+    long: bool
 
     @classmethod
     def of(cls, text: str) -> _Text:
@@ -85,7 +88,7 @@ class _Text(NamedTuple):
         words = words_of(last.text)
         history = [word for turn in earlier for word in words_of(f"{turn.text} {turn.tool_calls}")]
         parts = (history[-_MOST_WORDS:], words, words[:_END], words[-_END:])
-        return cls(*map(_telling, parts))
+        return cls(*map(_telling, parts), len(words) > 2 * _END)
 
 
 _of_stored = lru_cache(maxsize=_KEPT)(_Text.of)
@@ -104,10 +107,10 @@ def _fit(a: _Text, b: _Text, hidden: float) -> float:
     elif a.history or b.history:
         # What one says at once, the other may say in two turns.
         fit *= _ramp(_overlap(a.history | a.last, b.history | b.last), *_HISTORIES)
-    if hidden:
-        # Not absolutely: the ends of two texts about different things differ as their middles do.
+    whole = _overlap(a.last, b.last)
+    if hidden and a.long and b.long and whole > _SAME_TEXT:
+        # Of texts about different things the ends differ as the middles do, and the model sees it.
         of_ends = min(_overlap(a.beginning, b.beginning), _overlap(a.end, b.end))
-        whole = max(_overlap(a.last, b.last), _ENDS[0])
         fit *= _ramp(of_ends / whole, *_ENDS)
     return fit
 
