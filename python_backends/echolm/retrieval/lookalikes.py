@@ -87,8 +87,9 @@ class _Text(NamedTuple):
         *earlier, last = turns_of(text)
         words = words_of(last.text)
         history = [word for turn in earlier for word in words_of(f"{turn.text} {turn.tool_calls}")]
-        parts = (history[-_MOST_WORDS:], words, words[:_END], words[-_END:])
-        return cls(*map(_telling, parts), len(words) > 2 * _END)
+        ends = _telling(words[:_END]), _telling(words[-_END:])
+        long = len(words) > 2 * _END
+        return cls(_telling(history[-_MOST_WORDS:]), _telling(words), *ends, long)
 
 
 _of_stored = lru_cache(maxsize=_KEPT)(_Text.of)

@@ -133,9 +133,9 @@ class SimulatedLLM:
         *examples, (request, _) = _TURN.findall(prompt)
         before = examples[-1][1] if examples else ""
         item = self.truth.following.get((before, request)) or self.truth.requests[request]
-        answers = [answer for _, answer in examples]
+        answers: list[str] = [answer for _, answer in examples]
         if self.copies and not any(self.truth.answers.get(a) == item.intent for a in answers):
-            alike = [answer for asked, answer in examples if _alike(asked, request)]
+            alike: list[str] = [answer for asked, answer in examples if _alike(asked, request)]
             if alike:
                 return alike[-1]
         return self.answer(item, answers)

@@ -134,7 +134,7 @@ class Dialogues:
     def look_alikes(self, n: int, seed: int) -> list[tuple[LabelledRequest, LabelledRequest]]:
         """Pairs that end in the same words after requests of two intents."""
         rng = derived("look-alikes", seed)
-        pairs = []
+        pairs: list[tuple[LabelledRequest, LabelledRequest]] = []
         firsts = self._workload.stream(4 * n, seed)
         while len(pairs) < n:
             a, b = rng.sample(firsts, 2)
@@ -153,7 +153,7 @@ class Dialogues:
         """
         rng = derived("long", seed)
         firsts = self._workload.stream(4 * n, seed)
-        pairs = []
+        pairs: list[tuple[LabelledRequest, LabelledRequest]] = []
         while len(pairs) < n:
             a, b = rng.sample(firsts, 2)
             if self._workload.topic(a.intent) == self._workload.topic(b.intent):
