@@ -146,6 +146,7 @@ class Door : public std::enable_shared_from_this<Door> {
     }
     Inputs inputs;
     int64_t rows = 1;
+    bool asks = false;
     check(TRITONBACKEND_RequestInputCount(call->request, &count));
     for (uint32_t i = 0; i < count; ++i) {
       TRITONBACKEND_Input* input;
@@ -166,13 +167,20 @@ class Door : public std::enable_shared_from_this<Door> {
         if (memory > 1) throw malformed("input: expected memory of the CPU");
         taken.data.append(static_cast<const char*>(data), size);
       }
-      if ((taken.name == "text_input" || taken.name == "messages") && dims > 0) rows = shape[0];
+      if (taken.name == "text_input" || taken.name == "messages") {
+        asks = true;
+        if (dims > 0) rows = shape[0];
+      }
       if (taken.name == "stream") {
         call->streaming = decoupled_ && !taken.data.empty() && taken.data[0] != 0;
         if (!decoupled_) continue;
       }
       inputs.push_back(std::move(taken));
     }
+    if (!asks)  // the ensemble's first step would wait for them
+      throw Failure(TRITONSERVER_ERROR_INVALID_ARG,
+                    "[invalid_request] text_input, messages: expected one of these inputs, got "
+                    "none of them");
     if (rows < 1) throw malformed("batch: expected at least one row");
     call->rows.resize(static_cast<size_t>(rows));
     if (decoupled_ && rows != 1)

@@ -29,7 +29,7 @@ from echolm_lab.tasks.second_workload import LabelledRequest, SecondWorkload
 SMALL, LARGE = Skill.uniform(0.3, 0.99), Skill.uniform(0.996, 0.996)
 """About as the shipped pair is on its own workload."""
 
-_PAST, _BEFORE = 2_000, 600  # dialogues that are stored, and those served before it is measured
+_PAST, _BEFORE = 2_000, 1_000  # dialogues that are stored, and those served before it is measured
 _PAST_SEED = 10_000
 
 
