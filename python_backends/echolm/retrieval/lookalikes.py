@@ -49,14 +49,15 @@ def doubted(
         unseen: the share of a transcript that the embedding model does not get to see.
     """
     asked: _Text | None = None
+    request_hidden, follows = unseen(request), is_conversation(request)
     kept = []
     for candidate in candidates:
         stored = candidate.request
         if stored == request:
             kept.append(candidate)
             continue
-        hidden = max(unseen(request), unseen(stored))
-        if not hidden and not is_conversation(request) and not is_conversation(stored):
+        hidden = max(request_hidden, unseen(stored))
+        if not (hidden or follows or is_conversation(stored)):
             kept.append(candidate)
             continue
         asked = asked or _Text.of(request)
