@@ -2,7 +2,7 @@
 
 A model reads a window of some hundred tokens. Of a longer text it gets the beginning and the end,
 which say more than the middle; of a conversation (:func:`echolm.conversation.transcript`) what was
-said last, behind what fits of the turns before it, each about as heavy as the other.
+said last, behind about half as much of the turns before it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ for the tokens of a middle that will not be used."""
 _OF_EARLIER_TURN = 4
 """What part of the window a turn before the last gets at most, so that a long answer does not hide
 what it answers; and what a last turn that is too long leaves to all turns before it."""
-_OF_CONTEXT = 2
+_OF_CONTEXT = 3
 """What part of the window all turns before the last get at most. A last turn that is shorter than
-they are is repeated until it is about as long: a mean over tokens would hardly see a short question
-behind a long answer. Of follow-ups in the dialogues of ``scripts/bench_conversations.py`` the
-nearest stored one was of the same intent in 81%, without repetition in 57%."""
+the rest of the window is repeated until it is twice as long as they are: a mean over tokens would
+hardly see a short question behind a long answer, and what the turns before it do not have in common
+is told by their words (:mod:`echolm.retrieval.lookalikes`)."""
 
 _Part = list[int]
 
@@ -167,7 +167,8 @@ class TextTokenizer:
             of_turn = _shortened(parts, min(left - len(context), self._room // _OF_EARLIER_TURN))
             context = of_turn + context
         times = (self._room - len(context)) // max(1, len(asked)) if context else 1
-        times = max(1, min(times, round(len(context) / max(1, len(asked)))))
+        weight = (_OF_CONTEXT - 1) * len(context)
+        times = max(1, min(times, round(weight / max(1, len(asked)))))
         return _Window(context + asked * times, len(context) + len(asked), total)
 
 

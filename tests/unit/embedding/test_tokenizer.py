@@ -53,13 +53,13 @@ def test_of_a_long_text_the_beginning_and_the_end_are_seen(fp32_folder: Path) ->
     assert 0.99 < eight.unseen(far) < 1.0
 
 
-def test_a_short_question_is_seen_as_much_as_what_it_follows(fp32_folder: Path) -> None:
+def test_a_short_question_is_seen_twice_as_much_as_what_it_follows(fp32_folder: Path) -> None:
     sixteen = short_tokenizer(fp32_folder, 18)
-    assert read(sixteen, talk("a b", "c d", "x y")) == "a b c d x y x y"
+    assert read(sixteen, talk("a b", "c d", "x y")) == "a b c d x y x y x y x y"
     assert sixteen.unseen(talk("a b", "c d", "x y")) == 0.0
-    # Of each turn before it a quarter of the window, of all of them a half.
+    # Of each turn before it a quarter of the window at most, of all of them a third.
     long = talk("z z z", "a b c d e f g h", "i j k l m n", "o p q", "x y")
-    assert read(sixteen, long) == "a i j m n o p q x y x y x y x y"
+    assert read(sixteen, long) == "i n o p q" + " x y" * 5
 
 
 def test_a_long_last_turn_is_seen_whole_if_it_can_be(fp32_folder: Path) -> None:
