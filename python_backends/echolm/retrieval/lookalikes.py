@@ -26,7 +26,7 @@ _FUNCTION_WORD = 3  # letters of a word that says nothing of what a text is abou
 # Shares of common words from which two histories, and the ends of two long texts, may be of the
 # same kind, and from which nothing tells that they are not.
 _HISTORIES = 0.2, 0.45
-_LAST_ALIKE = 0.3  # by how much more histories must have in common whose last turns are the same
+_LAST_ALIKE = 0.4  # by how much more histories must have in common whose last turns are the same
 _ENDS = 0.5, 0.9
 _LEAST_FIT = 0.25  # what fits less is told at sight to be about something else
 _SAME_TEXT = 0.5  # share of common words from which two long texts may differ at an end only

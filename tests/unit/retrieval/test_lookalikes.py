@@ -40,10 +40,16 @@ def test_the_same_words_after_another_history_are_no_candidate() -> None:
 
 
 def test_a_follow_up_keeps_what_fits_its_history() -> None:
-    found = similarity(follow_up(SALES), follow_up(SALES_TOO))
-    assert found is not None
-    assert FLOOR + 0.1 < found < 0.9
+    assert similarity(follow_up(SALES), follow_up(SALES_TOO, "then what about May?")) == 0.9
     assert similarity(follow_up(SALES), follow_up(SALES)) == 0.9
+
+
+def test_the_more_last_turns_are_alike_the_more_their_histories_must_be() -> None:
+    asked = follow_up(SALES, "please show the same numbers for May")
+    alike = similarity(asked, follow_up(SALES_TOO, "please show the same numbers for June"))
+    other = similarity(asked, follow_up(SALES_TOO, "in which towns did May sell best?"))
+    assert other == 0.9
+    assert alike is None
 
 
 def test_what_is_said_at_once_may_help_where_it_is_said_in_two_turns() -> None:
@@ -89,6 +95,6 @@ def test_a_short_question_after_a_long_history_may_be_put_in_other_words() -> No
 
 
 def test_no_similarity_falls_below_that_of_unrelated_requests_or_rises() -> None:
-    request, stored = follow_up(SALES), follow_up(SALES_TOO)
+    request, stored = follow_up(SALES), follow_up(SALES_TOO, "then what about May?")
     low = doubted(request, [Candidate(1, stored, "r", "t", 1.0, 0.2)], FLOOR, nothing_unseen)
     assert [c.similarity for c in low] == [0.2]
