@@ -27,7 +27,7 @@ from echolm_client._transport import (
     FakeTransport,
     Transport,
 )
-from echolm_client._types import Answer, GenerateOptions, Sample, Stats
+from echolm_client._types import Answer, GenerateOptions, Message, Sample, Stats
 
 __all__ = [
     "CLIENT_TIMEOUT",
@@ -46,6 +46,7 @@ __all__ = [
     "FakeTransport",
     "GenerateOptions",
     "InvalidRequest",
+    "Message",
     "Sample",
     "ServerError",
     "Stats",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 
 from typing_extensions import Unpack
@@ -14,7 +14,7 @@ from echolm_client._config import CLIENT_TIMEOUT, READY_TIMEOUT_S, ClientTimeout
 from echolm_client._errors import Timeout, Unavailable
 from echolm_client._metrics import parse_stats
 from echolm_client._transport import AsyncTransport, open_async_transport
-from echolm_client._types import Answer, GenerateOptions, Stats
+from echolm_client._types import Answer, GenerateOptions, Message, Stats
 
 
 class AsyncAnswerStream(BaseStream[AsyncGenerator[protocol.Outputs, None]], AsyncIterator[str]):
@@ -76,13 +76,14 @@ class AsyncClient(BaseClient[AsyncTransport]):
 
     async def generate(
         self,
-        text: str,
+        text: str | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
         **options: Unpack[GenerateOptions],
     ) -> Answer:
         """As :meth:`Client.generate`."""
-        call = protocol.generate_call(text, options)
+        call = protocol.generate_call(text, options, messages=messages)
         started_s = time.perf_counter()
         assembly = protocol.Assembly()
         assembly.add(await self._infer(call, timeout))
@@ -90,13 +91,14 @@ class AsyncClient(BaseClient[AsyncTransport]):
 
     def stream(
         self,
-        text: str,
+        text: str | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
         **options: Unpack[GenerateOptions],
     ) -> AsyncAnswerStream:
         """As :meth:`Client.stream`."""
-        call = protocol.generate_call(text, options, stream=True)
+        call = protocol.generate_call(text, options, messages=messages, stream=True)
         return AsyncAnswerStream(self._transport.stream(call, self._limit(timeout)))
 
     async def rate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 
 from typing_extensions import Unpack
@@ -14,7 +14,7 @@ from echolm_client._config import CLIENT_TIMEOUT, READY_TIMEOUT_S, ClientTimeout
 from echolm_client._errors import Timeout, Unavailable
 from echolm_client._metrics import parse_stats
 from echolm_client._transport import Transport, open_transport
-from echolm_client._types import Answer, GenerateOptions, Stats
+from echolm_client._types import Answer, GenerateOptions, Message, Stats
 
 
 class AnswerStream(BaseStream[Generator[protocol.Outputs, None, None]], Iterator[str]):
@@ -95,8 +95,9 @@ class Client(BaseClient[Transport]):
 
     def generate(
         self,
-        text: str,
+        text: str | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
         **options: Unpack[GenerateOptions],
     ) -> Answer:
@@ -104,10 +105,11 @@ class Client(BaseClient[Transport]):
 
         Args:
             text: the request; not empty.
+            messages: in place of a text a conversation, whose last message waits for the answer.
             timeout: for this call, in place of the client's.
             options: see :class:`GenerateOptions`.
         """
-        call = protocol.generate_call(text, options)
+        call = protocol.generate_call(text, options, messages=messages)
         started_s = time.perf_counter()
         assembly = protocol.Assembly()
         assembly.add(self._infer(call, timeout))
@@ -115,13 +117,14 @@ class Client(BaseClient[Transport]):
 
     def stream(
         self,
-        text: str,
+        text: str | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         timeout: float | ClientTimeout | None = CLIENT_TIMEOUT,
         **options: Unpack[GenerateOptions],
     ) -> AnswerStream:
         """Get an answer in pieces. Arguments as for :meth:`generate`."""
-        call = protocol.generate_call(text, options, stream=True)
+        call = protocol.generate_call(text, options, messages=messages, stream=True)
         return AnswerStream(self._transport.stream(call, self._limit(timeout)))
 
     def rate(

@@ -5,8 +5,9 @@ Pure: nothing here does I/O or knows whether gRPC or HTTP carries the tensors.
 
 from __future__ import annotations
 
+import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echolm_client._errors import InvalidRequest, ServerError
-from echolm_client._types import Answer, GenerateOptions
+from echolm_client._types import Answer, GenerateOptions, Message
 
 ECHOLM = "echolm"
 ECHOLM_STREAM = "echolm_stream"
@@ -82,22 +83,35 @@ class Call:
     inputs: tuple[InputTensor, ...]
 
 
-def generate_call(text: str, options: GenerateOptions, *, stream: bool = False) -> Call:
+def generate_call(
+    text: str | None,
+    options: GenerateOptions,
+    *,
+    messages: Sequence[Message] | None = None,
+    stream: bool = False,
+) -> Call:
     """The request for an answer.
 
     Args:
+        text, messages: one of them.
         options: only those that are not None are sent.
         stream: whether the answer is to come in pieces.
 
     Raises:
         InvalidRequest: a value cannot be expressed in its tensor's type. Whether it makes
             sense is the server's to say.
-        TypeError: there is no such option.
+        TypeError: there is no such option, or both text and messages are given, or neither.
     """
+    if (text is None) == (messages is None):
+        raise TypeError("expected either a text or messages")
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise TypeError(f"unknown option {unknown[0]!r}; expected some of {sorted(OPTIONS)}")
-    inputs = [_tensor("text_input", "BYTES", [text])]
+    inputs = [
+        _tensor("text_input", "BYTES", [text])
+        if messages is None
+        else _tensor("messages", "BYTES", [_json(messages)])
+    ]
     for name, datatype in OPTIONS.items():
         value: Any = options.get(name)
         if value is None:
@@ -114,6 +128,13 @@ def generate_call(text: str, options: GenerateOptions, *, stream: bool = False) 
     if stream:
         inputs.append(_tensor("stream", "BOOL", [True]))
     return Call(ECHOLM_STREAM if stream else ECHOLM, tuple(inputs))
+
+
+def _json(messages: Sequence[Message]) -> str:
+    try:
+        return json.dumps(list(messages))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"messages: expected what JSON can express, got {error}") from None
 
 
 def rating_call(rated: str | Answer, score: float, tenant: str | None = None) -> Call:

@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
+
+from typing_extensions import Required
+
+
+class Message(TypedDict, total=False):
+    """One message of a conversation, as in OpenAI's chat API; the server says what is wrong.
+
+    Attributes:
+        role: ``system`` (or ``developer``), ``user``, ``assistant`` or ``tool``.
+        content: text, or parts of the type ``text``; None for an assistant that calls tools.
+        tool_calls: of an assistant.
+        tool_call_id: of a tool: which call its content answers.
+    """
+
+    role: Required[str]
+    content: str | Sequence[Mapping[str, Any]] | None
+    tool_calls: Sequence[Mapping[str, Any]]
+    tool_call_id: str
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -21,7 +39,8 @@ class GenerateOptions(TypedDict, total=False):
         repetition_penalty: more than 1 makes repetitions less likely.
         presence_penalty, frequency_penalty: as OpenAI's API has them, -2 to 2.
         min_tokens: fewest tokens to generate.
-        system_prompt: goes to the LLM, and scopes which examples may be used.
+        system_prompt: goes to the LLM, and scopes which examples may be used; not beside messages
+            that begin with a system message.
         tenant: examples never cross tenants.
         cache_control: ``default``; ``no-store``: learn nothing from this request;
             ``no-examples``: use none; ``no-cache``: both.

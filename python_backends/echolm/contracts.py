@@ -60,6 +60,8 @@ def _optional(name: str, datatype: str, *dims: int) -> Tensor:
 
 
 _TEXT_INPUT = Tensor("text_input", "BYTES")
+_ASKED = (_optional("text_input", "BYTES"), _optional("messages", "BYTES"))
+"""A request has one of them: a text, or a conversation as in OpenAI's chat API, as JSON."""
 _SYSTEM_PROMPT = _optional("system_prompt", "BYTES")
 _TENANT = _optional("tenant", "BYTES")
 _EXAMPLE_IDS = Tensor("example_ids", "INT64", (-1,))
@@ -68,7 +70,7 @@ TOKEN_COUNTS = (Tensor("num_input_tokens", "INT32"), Tensor("num_output_tokens",
 """Outputs that our LLM model adds to NVIDIA's; a caller must do without them on other models."""
 
 _OWN_INPUTS = (
-    _TEXT_INPUT,
+    *_ASKED,
     _optional("max_tokens", "INT32"),
     _optional("temperature", "FP32"),
     _optional("top_p", "FP32"),
@@ -172,7 +174,7 @@ def _all_optional(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
 ECHOLM_STREAM = ModelContract("echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, decoupled=True)
-TOKENIZER = ModelContract("tokenizer", (_TEXT_INPUT,), TOKENS)
+TOKENIZER = ModelContract("tokenizer", _ASKED, TOKENS)
 EMBEDDER = ModelContract("embedder", tuple(replace(t, ragged=True) for t in TOKENS), (EMBEDDING,))
 RETRIEVER = ModelContract("retriever", (*_OWN_INPUTS, *SAMPLING_INPUTS, EMBEDDING), (RETRIEVED,))
 ROUTER = ModelContract(

@@ -6,11 +6,10 @@ no part can be taken for another, and which is the plain request where nothing c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import orjson
 
 from echolm.errors import InvalidRequestError
 
@@ -62,6 +61,8 @@ def read_messages(data: str | bytes) -> Conversation:
     Raises:
         InvalidRequestError: it is none; the message names the element.
     """
+    import orjson  # Engines' processes import this module, in environments with few packages.
+
     try:
         messages = orjson.loads(data)
     except orjson.JSONDecodeError as error:  # too deep, not UTF-8 and lone surrogates as well
@@ -115,7 +116,7 @@ def _turn(where: str, message: Any, calls: set[str]) -> Turn:
     if not made:
         return Turn(role, text)
     calls.update(_call_ids(f"{where}.tool_calls", made))
-    return Turn(role, text, tool_calls=orjson.dumps(made).decode())
+    return Turn(role, text, tool_calls=json.dumps(made, separators=(",", ":"), ensure_ascii=False))
 
 
 def _text(where: str, content: Any) -> str:
@@ -140,7 +141,7 @@ def _call_ids(where: str, calls: Any) -> Iterable[str]:
     for k, call in enumerate(calls):
         function = call.get("function") if isinstance(call, dict) else None
         named = isinstance(function, dict) and isinstance(function.get("name"), str)
-        if not named or not isinstance(call.get("id"), str):
+        if not named or not isinstance(call.get("id"), str) or not call["id"]:
             raise InvalidRequestError.of(f"{where}[{k}]", "an id and a function's name", call)
         yield call["id"]
 
@@ -172,3 +173,34 @@ def turns_of(text: str) -> tuple[Turn, ...]:
         calls, id = (field, "") if role == "assistant" else ("", field)
         turns.append(Turn(role, said, calls, id))
     return tuple(turns)
+
+
+def is_conversation(text: str) -> bool:
+    """Whether a :func:`transcript` holds more than one message of a user."""
+    return text.startswith(_TURN)
+
+
+def last_turn(text: str) -> str:
+    """What was said last in a :func:`transcript`: the part that waits for an answer."""
+    return turns_of(text)[-1].text if is_conversation(text) else text
+
+
+def by_turn(text: str, change: Callable[[str], str]) -> str:
+    """A :func:`transcript` in which a function has changed what was said in each turn.
+
+    Changing the whole would not do: blank space is what the marks between turns are to Python.
+    """
+    if not is_conversation(text):
+        return change(text)
+    return transcript([replace(turn, text=change(turn.text)) for turn in turns_of(text)])
+
+
+def readable(text: str) -> str:
+    """A :func:`transcript` as a person or a judge reads it: turns with their roles in front."""
+    if not is_conversation(text):
+        return text
+    said = []
+    for turn in turns_of(text):
+        parts = [turn.text, turn.tool_calls and f"calls {turn.tool_calls}"]
+        said.append(f"{turn.role}: {' '.join(filter(None, parts))}")
+    return "\n\n".join(said)

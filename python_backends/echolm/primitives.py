@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.conversation import Turn, transcript
 from echolm.errors import InvalidRequestError
-
-if TYPE_CHECKING:  # workers import this module, and their environments have few packages
-    from echolm.conversation import Turn
 
 AUTO = "auto"
 """The value of ``Request.llm`` that leaves the choice of the LLM to the router."""
@@ -173,12 +172,14 @@ class Request:
     """One valid request, as :func:`echolm.router.validation.build_request` makes it.
 
     Attributes:
+        text: what was said last, which waits for an answer.
         tenant: whose request it is; examples never cross tenants.
         use_examples: whether stored examples may be put in front of it.
         store: whether the interaction may become an example.
         llm: ``auto`` or the name of a configured LLM.
         stream: whether the text is wanted in pieces.
         history: the turns before ``text``, oldest first, without the system prompt.
+        tool_call_id: of a tool's result in ``text``: which call it answers; empty: a user said it.
     """
 
     text: str
@@ -190,6 +191,19 @@ class Request:
     llm: str = AUTO
     stream: bool = False
     history: tuple[Turn, ...] = ()
+    tool_call_id: str = ""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The whole conversation, the last turn included."""
+        role = "tool" if self.tool_call_id else "user"
+        return (*self.history, Turn(role, self.text, tool_call_id=self.tool_call_id))
+
+    @cached_property
+    def transcript(self) -> str:
+        """The conversation as one text (:func:`echolm.conversation.transcript`), which is what is
+        embedded, compared and stored as an example's request."""
+        return transcript(self.turns)
 
 
 @dataclass(frozen=True)
@@ -197,9 +211,12 @@ class Candidate:
     """A stored example that was found near a request.
 
     Attributes:
+        request: the transcript of its conversation, see :class:`Request`; so also of those below.
         quality: the response's, 0..1.
         similarity: cosine of the two requests' embeddings.
         answer_keys: see :class:`echolm.store.base.Example`.
+        fit: how far nothing tells that its request is of another kind, 0..1; see
+            :mod:`echolm.retrieval.lookalikes`.
     """
 
     id: int
@@ -209,6 +226,7 @@ class Candidate:
     quality: float
     similarity: float
     answer_keys: str = ""
+    fit: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -433,6 +451,7 @@ class Interaction:
     """A finished request and its answer, submitted as a possible example.
 
     Attributes:
+        request: its transcript.
         embedding: the request's, FP32 [D], unit length.
         quality: the quality that the router expects of the answer, 0..1.
         help_probability: probability that stored examples serve the request already, 0..1.

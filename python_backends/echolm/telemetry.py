@@ -71,6 +71,12 @@ METRICS: Mapping[str, MetricSpec] = {
             "kind",
             "result",
         ),
+        _counter(
+            "conversation_answers",
+            "Answers in conversations whose earlier answers the router knows: stayed with the LLM "
+            "that gave them, or moved to another",
+            "result",
+        ),
         _counter("degraded", "Answers that had to do without a part", "part", "reason"),
         _counter("failed", "Requests without an answer", "reason"),
         _seconds("request_latency", "From request to whole answer", "llm"),

@@ -130,7 +130,8 @@ def test_an_ensemble_connects_its_steps_by_their_own_names(ensemble: ModelContra
     known = {t.name for t in ensemble.inputs}
     for step in config.ensemble_scheduling.step:
         contract = contract_of(model_config_of(step.model_name))
-        assert set(step.input_map) == {t.name for t in contract.inputs} - NOT_IN_THE_ENSEMBLE
+        taken = {t.name for t in contract.inputs if t.name in known or not t.optional}
+        assert set(step.input_map) == taken - NOT_IN_THE_ENSEMBLE
         assert set(step.output_map) == {t.name for t in contract.outputs}
         assert all(key == value for key, value in step.input_map.items())
         assert set(step.input_map.values()) <= known, "an input before the step that makes it"
@@ -242,14 +243,15 @@ def test_the_setting_takes_the_names_of_all_contracts() -> None:
 
 def test_the_public_model_keeps_the_names_of_tensorrt_llms_ensemble() -> None:
     ours = {t.name: (t.datatype, t.dims) for t in contracts.ECHOLM.inputs}
-    for name, spec in {**BLS_INPUTS, **EARLIER_INPUTS}.items():
-        assert ours[name] == spec, name
-    own = {"system_prompt", "tenant", "cache_control", "llm"}
+    for name, (datatype, dims) in {**BLS_INPUTS, **EARLIER_INPUTS}.items():
+        assert ours[name] == (datatype, dims), name
+    own = {"messages", "system_prompt", "tenant", "cache_control", "llm"}
     assert own == set(ours) - BLS_INPUTS.keys() - EARLIER_INPUTS.keys()
     outputs = {t.name: (t.datatype, t.dims) for t in contracts.ECHOLM.outputs}
     for name in ("cum_log_probs", "output_log_probs", "num_input_tokens", "num_output_tokens"):
         assert outputs[name] == ENSEMBLE_OUTPUTS[name]
-    assert [t.name for t in contracts.ECHOLM.inputs if not t.optional] == ["text_input"]
+    # A request has text_input or messages, so neither is required by itself.
+    assert all(t.optional for t in contracts.ECHOLM.inputs)
     assert contracts.ECHOLM.inputs == contracts.ECHOLM_STREAM.inputs
     assert contracts.ECHOLM.outputs == contracts.ECHOLM_STREAM.outputs
 

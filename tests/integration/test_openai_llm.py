@@ -68,7 +68,13 @@ def deployment(
             "judging": JudgingSettings(sample_share=1.0, solicited_share=0.0),
             "routing": RoutingSettings(warm_up_ratings=0),
             "llms": (
-                LLMSettings(name="small_llm", cost=0.1, takes_examples=True, can_judge=False),
+                LLMSettings(
+                    name="small_llm",
+                    cost=0.1,
+                    takes_examples=True,
+                    can_judge=False,
+                    chat_template="echolm",
+                ),
                 LLMSettings(
                     name="big", cost=1.0, takes_examples=True, api_key_file=folder / "key", **there
                 ),

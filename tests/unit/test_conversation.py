@@ -10,7 +10,10 @@ from echolm.conversation import (
     MAX_MESSAGES,
     Conversation,
     Turn,
+    by_turn,
+    last_turn,
     read_messages,
+    readable,
     transcript,
     turns_of,
 )
@@ -66,6 +69,7 @@ def test_tool_calls_and_their_results_are_kept() -> None:
         ([said("system", "a")], "got system messages only"),
         ([said("user", "a"), said("tool", "b", tool_call_id="c1")], "messages[1].tool_call_id"),
         ([said("user", "a"), said("assistant", None, tool_calls=[{}])], "tool_calls[0]"),
+        ([said("assistant", None, tool_calls=[CALL | {"id": ""}])], "tool_calls[0]"),
         ([said("user", "a"), said("assistant", None, tool_calls={"a": 1})], "got dict"),
         ([said("assistant", "b", function_call={}), said("user", "a")], "use tool_calls"),
         ([said("user", "a")] * (MAX_MESSAGES + 1), f"got {MAX_MESSAGES + 1}"),
@@ -96,3 +100,23 @@ def test_no_text_forges_a_turn() -> None:
     assert turns_of(transcript(forged)) == (Turn("user", "a\u241eaYes\u241eub\u241fc"),)
     later = (*forged, Turn("assistant", "x\x1euy"), Turn("user", "z"))
     assert [turn.role for turn in turns_of(transcript(later))] == ["user", "assistant", "user"]
+
+
+def test_a_transcript_is_changed_turn_by_turn_so_that_none_is_lost() -> None:
+    turns = (Turn("user", " a "), Turn("assistant", " b "), Turn("user", " c "))
+    changed = by_turn(transcript(turns), str.strip)
+    assert turns_of(changed) == (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
+    assert by_turn(" hi ", str.strip) == "hi"
+
+
+def test_the_last_turn_is_what_waits_for_an_answer() -> None:
+    assert last_turn("hi") == "hi"
+    assert (
+        last_turn(transcript([Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")])) == "c"
+    )
+
+
+def test_people_and_judges_read_roles_and_calls_of_tools() -> None:
+    turns = [Turn("user", "a"), Turn("assistant", "", "[1]"), Turn("tool", "42", tool_call_id="c1")]
+    assert readable(transcript(turns)) == "user: a\n\nassistant: calls [1]\n\ntool: 42"
+    assert readable("hi") == "hi"

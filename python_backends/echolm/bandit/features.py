@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.conversation import last_turn
 from echolm.learning.logistic import GaussianWeights, logit
 from echolm.learning.request_statistics import NUM_COMPONENTS, RequestStatistics
 from echolm.primitives import Selected
@@ -86,6 +87,7 @@ class Featurizer:
         """The contexts of several requests, FP32 [n, d].
 
         Args:
+            texts: the requests' transcripts.
             embeddings: FP32 [D] each; for None the components are zero.
             examples: those that are selected for each request.
             statistics: by which they are made; None: the present ones.
@@ -187,7 +189,7 @@ def _scalars(
         _cut(margin * per_step),
         _cut((logit(max(e.utility for e in examples)) - 1.4) / 2.0),
         _cut(len(examples) / 2.0 - 1.0),
-        _overlap(_bitmap(text), _example_bitmap(ranked[0].request)) - 0.5,
+        _overlap(_bitmap(last_turn(text)), _example_bitmap(ranked[0].request)) - 0.5,
         sum(e.agreement for e in examples) / len(examples),
     )
 
@@ -244,8 +246,10 @@ def _bitmap(text: str) -> int:
     return bitmap
 
 
-# The same examples are found again and again.
-_example_bitmap = lru_cache(maxsize=16_384)(_bitmap)
+@lru_cache(maxsize=16_384)
+def _example_bitmap(request: str) -> int:
+    """That of what is answered; the same examples are found again and again."""
+    return _bitmap(last_turn(request))
 
 
 def _overlap(a: int, b: int) -> float:

@@ -96,12 +96,15 @@ class ThompsonSampling:
         biases: Mapping[str, float],
         rng: np.random.Generator,
         eligible: NDArray[np.bool_] | None = None,
+        bonuses: NDArray[np.float64] | None = None,
     ) -> list[Choice]:
         """Draw an arm for each of several requests.
 
         Args:
             X: the contexts, [n, d].
             biases: what load takes off each arm's score; a missing arm has no bias.
+            bonuses: what is added to each arm's score for each request, FP64 [n, arms]; None:
+                nothing.
             eligible: which arms may be drawn, BOOL [n, arms], at least one in each row; None: all.
 
         Raises:
@@ -113,6 +116,8 @@ class ThompsonSampling:
         penalties = np.array(
             [self.cost_weight * self.costs[n] + biases.get(n, 0.0) for n in self.arms]
         )
+        if bonuses is not None:
+            penalties = penalties - bonuses
         if eligible is None:
             eligible = np.ones(means.shape, dtype=np.bool_)
         best = probability_of_best(means, self._explored(X) * stds, penalties, eligible)
@@ -255,16 +260,16 @@ def probability_of_best(
 
     Args:
         means, stds, eligible: [n, arms]; of each row at least one arm is eligible.
-        penalties: [arms].
+        penalties: [arms], or [n, arms].
 
     Returns:
         FP64 [n, arms]; each row sums to 1 and is 0 where an arm is not eligible.
     """
-    stds = np.maximum(stds, 1e-6)
+    stds, penalties = np.maximum(stds, 1e-6), np.broadcast_to(penalties, means.shape)
     # [n, arm i, node, arm j]: where a value of arm i stands in arm j's distribution.
     etas = means[..., None] + stds[..., None] * _NODES
-    values = sigmoids(etas) - penalties[:, None]
-    reach = values[..., None] + penalties  # what arm j's quality must stay below
+    values = sigmoids(etas) - penalties[..., None]
+    reach = values[..., None] + penalties[:, None, None, :]  # what arm j's quality must stay below
     inside = np.clip(reach, 1e-12, 1.0 - 1e-12)
     z = (np.log(inside) - np.log1p(-inside) - means[:, None, None, :]) / stds[:, None, None, :]
     below = np.where(reach <= 0.0, 0.0, np.where(reach >= 1.0, 1.0, _normal_cdf(z)))

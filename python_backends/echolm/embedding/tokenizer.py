@@ -1,19 +1,39 @@
-"""Text to token ids, with the model's own ``tokenizer.json``."""
+"""Text to token ids, with the model's own ``tokenizer.json``.
+
+A model reads a window of some hundred tokens. Of a longer text it gets the beginning and the end,
+which say more than the middle; of a conversation (:func:`echolm.conversation.transcript`) what was
+said last, behind about half as much of the turns before it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
+from echolm.conversation import is_conversation, turns_of
 from echolm.embedding.session import Ids
 from echolm.embedding.spec import TOKENIZER_FILE, EmbedderSpec, check_built
 from echolm.errors import ConfigurationError, InvalidRequestError
 
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>")
+_CHARS_PER_TOKEN = 16
+"""Characters that are read for each token of the window, from either end of a text: nobody waits
+for the tokens of a middle that will not be used."""
+_OF_EARLIER_TURN = 4
+"""What part of the window a turn before the last gets at most, so that a long answer does not hide
+what it answers; and what a last turn that is too long leaves to all turns before it."""
+_OF_CONTEXT = 3
+"""What part of the window all turns before the last get at most. A last turn that is shorter than
+the rest of the window is repeated until it is twice as long as they are: a mean over tokens would
+hardly see a short question behind a long answer, and what the turns before it do not have in common
+is told by their words (:mod:`echolm.retrieval.lookalikes`)."""
+
+_Part = list[int]
 
 
 @dataclass(frozen=True)
@@ -27,13 +47,27 @@ class TokenBatch:
     attention_mask: Ids
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What of a text a model gets to see.
+
+    Attributes:
+        seen: how many different tokens of the text are in it.
+        total: tokens of the whole text; estimated where it is very long.
+    """
+
+    ids: _Part
+    seen: int
+    total: int
+
+
 class TextTokenizer:
     """Tokenises batches. One instance may be used by several threads at once."""
 
     def __init__(self, path: Path, max_tokens: int) -> None:
         """Load ``path``, a ``tokenizer.json`` of the tokenizers library.
 
-        Text longer than ``max_tokens``, special tokens included, will be cut.
+        Of text longer than ``max_tokens``, special tokens included, parts will be left out.
 
         Raises:
             ConfigurationError: the file is missing or is not a tokenizer, or
@@ -50,11 +84,17 @@ class TextTokenizer:
             message = f"tokenizer: max_tokens: expected more than {special}, got {max_tokens}"
             raise ConfigurationError(message)
         self.max_tokens = max_tokens
+        self._room = max_tokens - special
         known = [pad for pad in _PADS if self._tokenizer.token_to_id(pad) is not None]
         pad = (self._tokenizer.padding or {}).get("pad_token") or (known or [""])[0]
+        self._pad_id = self._tokenizer.token_to_id(pad) or 0
         # Set once: afterwards the object is only read, which is what makes it thread-safe.
-        self._tokenizer.enable_truncation(max_tokens)
-        self._tokenizer.enable_padding(pad_id=self._tokenizer.token_to_id(pad) or 0, pad_token=pad)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        framed = self._tokenizer.encode("a")
+        first = framed.special_tokens_mask.index(0)
+        last = len(framed.ids) - framed.special_tokens_mask[::-1].index(0)
+        self._before, self._after = framed.ids[:first], framed.ids[last:]
 
     @classmethod
     def load(cls, directory: Path) -> TextTokenizer:
@@ -62,7 +102,7 @@ class TextTokenizer:
         return cls(directory / TOKENIZER_FILE, EmbedderSpec.read(directory).max_tokens)
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
-        """Tokenise n ≥ 1 texts; the empty text has its special tokens only.
+        """Tokenise n ≥ 1 texts or transcripts; the empty text has its special tokens only.
 
         Raises:
             InvalidRequestError: no texts, or one that is not a ``str`` of valid Unicode.
@@ -72,11 +112,80 @@ class TextTokenizer:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InvalidRequestError.of(f"texts[{index}]", "a str", type(text).__name__)
+        rows = [[*self._before, *w.ids, *self._after] for w in self._windows(texts)]
+        longest = max(map(len, rows))
+        padded = [row + [self._pad_id] * (longest - len(row)) for row in rows]
+        lengths = np.array([len(row) for row in rows])
+        mask = np.arange(longest) < lengths[:, None]
+        return TokenBatch(np.array(padded, np.int64), mask.astype(np.int64))
+
+    def unseen(self, text: str) -> float:
+        """The share of a text's or transcript's tokens that :meth:`encode` leaves out, in [0, 1).
+
+        InvalidRequestError as there.
+        """
+        if text.isascii() and len(text) < self._room:  # which is cheaper to tell
+            return 0.0
+        [window] = self._windows([text])
+        return max(0.0, 1.0 - window.seen / window.total) if window.total else 0.0
+
+    def _windows(self, texts: Sequence[str]) -> list[_Window]:
+        """What the model sees of each text, without special tokens; one call for all parts."""
+        split = [
+            [turn.text or turn.tool_calls for turn in turns_of(t)] if is_conversation(t) else [t]
+            for t in texts
+        ]
+        reach = self._room * _CHARS_PER_TOKEN
+        parts = [part for turns in split for turn in turns for part in _ends(turn, reach)]
         try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts))
+            encoded = self._tokenizer.encode_batch_fast(parts, add_special_tokens=False)
         except TypeError:  # each is a str, so what the library refuses is a lone surrogate
             raise InvalidRequestError.of("texts", "valid Unicode", "a lone surrogate") from None
-        return TokenBatch(
-            np.asarray([encoding.ids for encoding in encodings], np.int64),
-            np.asarray([encoding.attention_mask for encoding in encodings], np.int64),
-        )
+        ids = (encoding.ids for encoding in encoded)
+        windows = []
+        for turns in split:
+            read = [list(islice(ids, len(_ends(turn, reach)))) for turn in turns]
+            windows.append(self._window(turns, read, reach))
+        return windows
+
+    def _window(self, turns: Sequence[str], read: Sequence[Sequence[_Part]], reach: int) -> _Window:
+        """The window of a conversation, or of a single turn.
+
+        Args:
+            read: tokens of each turn: all, or those of its beginning and its end.
+        """
+        pairs = zip(turns, read, strict=True)
+        total = sum(_total(turn, parts, reach) for turn, parts in pairs)
+        *earlier, last = read
+        most = self._room
+        if len(last) > 1 or len(last[0]) > most:  # by itself too long
+            most -= min(most // _OF_EARLIER_TURN, sum(len(p) for parts in earlier for p in parts))
+        asked = _shortened(last, most)
+        left = min(self._room - len(asked), self._room // _OF_CONTEXT)
+        context: _Part = []
+        for parts in reversed(earlier):
+            of_turn = _shortened(parts, min(left - len(context), self._room // _OF_EARLIER_TURN))
+            context = of_turn + context
+        times = (self._room - len(context)) // max(1, len(asked)) if context else 1
+        weight = (_OF_CONTEXT - 1) * len(context)
+        times = max(1, min(times, round(weight / max(1, len(asked)))))
+        return _Window(context + asked * times, len(context) + len(asked), total)
+
+
+def _ends(text: str, reach: int) -> tuple[str, ...]:
+    """The text, or, where it is very long, so many characters of its beginning and its end."""
+    return (text,) if len(text) <= 2 * reach else (text[:reach], text[-reach:])
+
+
+def _total(text: str, parts: Sequence[_Part], reach: int) -> int:
+    tokens = sum(map(len, parts))
+    return tokens if len(parts) == 1 else int(tokens * len(text) / (2 * reach)) + 1
+
+
+def _shortened(parts: Sequence[_Part], most: int) -> _Part:
+    """At most so many tokens of a turn: if not all, half of them from either end."""
+    beginning, end = parts[0], parts[-1]
+    if len(parts) == 1 and len(beginning) <= most:
+        return beginning
+    half = most // 2
+    return beginning[: most - half] + (end[-half:] if half else [])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import Enum
 
+from echolm.conversation import by_turn
 from echolm.primitives import Candidate
 from echolm.store.base import (
     REPLAYED,
@@ -55,8 +56,8 @@ def same_request(a: str, b: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """A request without what makes no difference to it."""
-    return " ".join(text.lower().split()).rstrip(".!?: ")
+    """A request, or the transcript of one, without what makes no difference to it."""
+    return by_turn(text, lambda said: " ".join(said.lower().split()).rstrip(".!?: "))
 
 
 def same_answer(a: str, b: str) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from echolm.clock import now_ms
-from echolm.conversation import turns_of
+from echolm.conversation import readable, turns_of
 from echolm.errors import EchoError
 from echolm.examples.events import REPLAY, replayed
 from echolm.examples.replacement import finish_interrupted, replace_example
@@ -27,7 +27,7 @@ from echolm.examples.writer import ExampleIds
 from echolm.judges.base import Judge
 from echolm.learning.event_log import EventLog
 from echolm.llm.endpoint import LLMEndpoint
-from echolm.primitives import Sampling
+from echolm.primitives import Request, Sampling
 from echolm.settings import Settings
 from echolm.store.base import REPLAYED, Example, ExampleStore, Stored, scope_key
 
@@ -207,7 +207,11 @@ class Replayer:
         """The complete ones of ``n`` answers to the example's request."""
         max_tokens = self.settings.limits.default_max_tokens
         sampling = endpoint.sampling(Sampling(max_tokens, self.settings.replay.temperature))
-        prompt = endpoint.template.render(turns_of(example.request))
+        *history, last = turns_of(example.request)
+        request = Request(
+            last.text, sampling, history=tuple(history), tool_call_id=last.tool_call_id
+        )
+        prompt, _ = endpoint.prompt(request, [])
         generate = endpoint.client.generate
         ids = [f"replay-{uuid.uuid4().hex}" for _ in range(n)]
         completions = await asyncio.gather(*(generate(id, prompt, sampling, None) for id in ids))
@@ -232,6 +236,6 @@ class Replayer:
     async def _score(
         self, example: Example, answer: str, reference: str | None, cost: ReplayCost
     ) -> float | None:
-        judgement = await self.judge.judge(example.request, answer, reference)
+        judgement = await self.judge.judge(readable(example.request), answer, reference)
         cost.tokens += judgement.tokens
         return judgement.score

@@ -342,6 +342,7 @@ class Door : public std::enable_shared_from_this<Door> {
       client->wanted_outputs.insert(name);
     }
     Tensors inputs;
+    bool asks = false;
     check(TRITONBACKEND_RequestInputCount(client->request, &count));
     for (uint32_t i = 0; i < count; ++i) {
       TRITONBACKEND_Input* input;
@@ -361,12 +362,17 @@ class Door : public std::enable_shared_from_this<Door> {
         if (memory > 1) throw malformed("input: expected memory of the CPU");
         taken.data.append(static_cast<const char*>(data), size);
       }
+      asks = asks || taken.name == "text_input" || taken.name == "messages";
       if (taken.name == "stream") {
         client->streaming = decoupled_ && !taken.data.empty() && taken.data[0] != 0;
         if (!decoupled_) continue;
       }
       inputs.push_back(std::move(taken));
     }
+    if (!asks)  // the ensemble's first step would wait for them
+      throw Failure(TRITONSERVER_ERROR_INVALID_ARG,
+                    "[invalid_request] text_input, messages: expected one of these inputs, got "
+                    "none of them");
     // Triton keeps them in no order, and sees to it that all have the same number of rows.
     std::sort(inputs.begin(), inputs.end(), [](auto& a, auto& b) { return a.name < b.name; });
     const int64_t rows = inputs.empty() || inputs[0].shape.empty() ? 0 : inputs[0].shape[0];

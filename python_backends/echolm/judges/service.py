@@ -40,6 +40,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+from echolm.conversation import readable
 from echolm.errors import EchoError
 from echolm.judges.base import Judge, Judgement, spent_tokens
 from echolm.judges.events import Judged, JudgedAnswer, judged_events, rated_propensity
@@ -314,7 +315,8 @@ class JudgingService:
     async def _ask_judge(
         self, served: Served, answer: str, reference: str | None, spent: _Spent
     ) -> Judgement:
-        judgement = await self.judge.judge(served.request.text, answer, reference)
+        asked = readable(served.request.transcript)
+        judgement = await self.judge.judge(asked, answer, reference)
         spent.tokens += judgement.tokens
         return judgement
 

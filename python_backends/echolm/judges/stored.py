@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from echolm.bandit.reuse import COMPARISON, Comparison, describe
+from echolm.conversation import readable
 from echolm.errors import EchoError, UnavailableError
 from echolm.judges.base import Judge
 from echolm.judges.events import judged
@@ -101,7 +102,8 @@ class StoredComparisons:
     async def _judge(self, judge: Judge, served: Served, found: Reusable, made: Comparison) -> None:
         started, tokens, right = time.perf_counter(), 0, None
         try:
-            judging = as_good(judge, served.request.text, found.response, served.text)
+            asked = readable(served.request.transcript)
+            judging = as_good(judge, asked, found.response, served.text)
             timeout_s = self.settings.judging.timeout_s
             right, tokens = await asyncio.wait_for(judging, timeout_s)
             result = "no_preference" if right is None else "rated"

@@ -84,7 +84,8 @@ class LLMEndpoint:
     def prompt(self, request: Request, examples: Sequence[Selected]) -> tuple[str, list[Selected]]:
         """The prompt, and the examples in it: those that fit beside the answer, in order.
 
-        The least useful examples give way. An LLM that takes no examples gets none.
+        The least useful examples give way, and what was said before never does: an LLM refuses a
+        conversation that is too long for it. An LLM that takes no examples gets none.
 
         Raises:
             InvalidRequestError: the LLM's chat template refuses the conversation.
@@ -104,9 +105,13 @@ class LLMEndpoint:
         return replace(asked, stop=(*asked.stop, *stop)) if stop else asked
 
     def _turns(self, request: Request, examples: Sequence[Selected]) -> list[Turn]:
-        turns = [*request.history, Turn("user", request.text)]
+        turns = list(request.turns)
         pairs = [(example.request, example.response) for example in examples]
         if pairs and self.examples_as == "block":
-            turns[-1] = replace(turns[-1], text=f"{examples_block(pairs)}\n\n{turns[-1].text}")
+            asked = (i for i, turn in enumerate(turns) if turn.role == "user")
+            last = max(asked, default=len(turns) - 1)
+            turns[last] = replace(
+                turns[last], text=f"{examples_block(pairs)}\n\n{turns[last].text}"
+            )
             pairs = []
         return few_shot(turns, pairs, request.system_prompt)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.conversation import by_turn, is_conversation, last_turn, transcript, turns_of
 from echolm.primitives import Candidate, Reusable
 from echolm.retrieval.features.texts import MAX_WORDS, words_and_literals
+from echolm.retrieval.lookalikes import nothing_unseen
 from echolm.words import words_of
 
 REUSE_FEATURES = (
@@ -49,10 +51,15 @@ _NEGATIONS = frozenset(("not", "no", "never", "none", "nor", "without", "cannot"
 
 
 def normalised(text: str) -> str:
-    """A text without what cannot make a difference to it: Unicode's forms and blank space.
+    """A text or transcript without what cannot make a difference to it: Unicode's forms and blank
+    space.
 
     Indentation and line breaks stay, since they matter in code; so do case and punctuation.
     """
+    return by_turn(text, _normalised)
+
+
+def _normalised(text: str) -> str:
     if text.isascii() and " ".join(text.split()) == text:
         return text
     lines = unicodedata.normalize("NFC", text).strip().splitlines()
@@ -67,23 +74,39 @@ def _indentation(line: str) -> str:
     return line[: len(line) - len(line.lstrip())]
 
 
-def find_reusable(text: str, key: str, candidates: Sequence[Candidate]) -> Reusable | None:
+def find_reusable(
+    text: str,
+    key: str,
+    candidates: Sequence[Candidate],
+    unseen: Callable[[str], float] = nothing_unseen,
+) -> Reusable | None:
     """The candidate whose answer is most probably right for the request; None if there is none.
 
+    Of a conversation, what came before the last turn must be the same. Where the embedding model
+    did not see all of a request, only the answer to the same one may be given.
+
     Args:
+        text: the request's transcript.
         key: the request's :func:`~echolm.store.base.answer_key`; answers that were given under
             another one are not considered. Empty: none is.
         candidates: what the store found, most similar first.
+        unseen: the share of a transcript that the embedding model does not get to see.
     """
     eligible = [c for c in candidates if key and key in c.answer_keys.split()]
     if not eligible:
         return None
-    plain, request = normalised(text), _Words.of(text)
+    plain, request = normalised(text), _Words.of(last_turn(text))
+    context = _context(plain)
     for candidate in eligible:
         if _of_stored(candidate.request) == plain:
             features = _features(request.words, candidate, (), False)
             return Reusable(candidate.id, candidate.response, True, features)
+    if unseen(text) > 0.0:
+        return None
     for rank, candidate in enumerate(eligible[:_COMPARED]):
+        same_context = _context(_of_stored(candidate.request)) == context
+        if not same_context or unseen(candidate.request) > 0.0:
+            continue
         if request.may_mean(_words_of_stored(candidate.request)):
             features = _features(request.words, candidate, candidates, rank > 0)
             return Reusable(candidate.id, candidate.response, False, features)
@@ -123,7 +146,14 @@ class _Words(NamedTuple):
         )
 
 
-_words_of_stored = lru_cache(maxsize=_KEPT)(_Words.of)
+def _context(text: str) -> str:
+    """What comes before the last turn of a transcript, as a transcript; empty if nothing does."""
+    return transcript(turns_of(text)[:-1]) if is_conversation(text) else ""
+
+
+@lru_cache(maxsize=_KEPT)
+def _words_of_stored(text: str) -> _Words:
+    return _Words.of(last_turn(text))
 
 
 def _features(

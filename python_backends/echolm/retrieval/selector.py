@@ -20,6 +20,7 @@ from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Candidate, Selected
 from echolm.retrieval.diversity import MarginalRelevance, ScoredSet
 from echolm.retrieval.features import ExampleTexts, FeatureBatch, featurize
+from echolm.retrieval.lookalikes import doubted, nothing_unseen
 from echolm.retrieval.prefix import Prefix, WarmPrefixes
 from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
@@ -65,6 +66,7 @@ class ExampleSelector:
         rng: draws which example is dropped (leave-one-out) and which threshold is tried.
         newest: the statistics of requests that similarities are relative to.
         prefix_index: knows what other processes put into prompts for the same engines.
+        unseen: the share of a transcript that the embedding model does not get to see.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ExampleSelector:
         rng: np.random.Generator,
         newest: NewestStatistics,
         prefix_index: SharedPrefixIndex | None = None,
+        unseen: Callable[[str], float] = nothing_unseen,
     ) -> None:
         self._settings = settings
         self.newest_statistics = newest
@@ -84,6 +87,7 @@ class ExampleSelector:
         self._texts = ExampleTexts(tokens, max(_TEXTS, MAX_BATCH_SIZE * settings.top_n))
         self._warm = WarmPrefixes(prefix_index)
         self._rng = rng
+        self._unseen = unseen
 
     @property
     def least_utility(self) -> float:
@@ -108,12 +112,17 @@ class ExampleSelector:
         """Select 0 to ``max_examples`` examples for each request of a batch.
 
         Args:
+            requests: their transcripts.
             candidates: for each request what the store found, most similar first.
         """
         scale = SimilarityScale.of(self.newest_statistics.statistics)
         least = self._settings.min_similarity
         least = scale.floor if least is None else least
-        batch = featurize(requests, candidates, self._texts, scale, least)
+        found = [
+            doubted(request, row, scale.floor, self._unseen)
+            for request, row in zip(requests, candidates, strict=True)
+        ]
+        batch = featurize(requests, found, self._texts, scale, least)
         if not batch.valid.any():
             return [Selection() for _ in requests]
         utilities = self.utility.score(batch)

@@ -14,6 +14,7 @@ from echolm.bandit.thompson import ThompsonSampling
 from echolm.load.bias import LoadBias
 from echolm.primitives import AUTO, Choice, Decision, Request, Retrieved, Selected
 from echolm.retrieval.record import used_selection
+from echolm.router.conversations import WarmConversations
 from echolm.router.warm_up import WarmUp
 
 logger = logging.getLogger("echolm")
@@ -24,6 +25,7 @@ class Policy:
 
     Args:
         warm_up: which LLMs may be drawn; None: all.
+        conversations: which LLM has a conversation in its prefix cache; None: none has.
     """
 
     def __init__(
@@ -33,9 +35,11 @@ class Policy:
         bias: LoadBias,
         rng: np.random.Generator,
         warm_up: WarmUp | None = None,
+        conversations: WarmConversations | None = None,
     ) -> None:
         self._featurizer, self._bandit, self._bias, self._rng = featurizer, bandit, bias, rng
         self._warm_up = warm_up
+        self._conversations = conversations or WarmConversations(0.0)
 
     def decide(
         self,
@@ -50,7 +54,7 @@ class Policy:
         """
         statistics = self._featurizer.statistics  # which a learning thread may replace
         contexts = self._featurizer.many(
-            [request.text for request, _ in requests],
+            [request.transcript for request, _ in requests],
             [retrieved.embedding for _, retrieved in requests],
             [retrieved.examples for _, retrieved in requests],
             statistics,
@@ -58,7 +62,8 @@ class Policy:
         eligible = None if self._warm_up is None else self._warm_up.eligible(contexts)
         if any(names is not None for names in able):
             eligible = self._of_these(able, eligible)
-        choices = self._bandit.choose_many(contexts, self._bias(), self._rng, eligible)
+        bonuses = self._conversations.bonuses([r for r, _ in requests], list(self._bandit.arms))
+        choices = self._bandit.choose_many(contexts, self._bias(), self._rng, eligible, bonuses)
         version = statistics.version
         return [(x, replace(c, statistics=version)) for x, c in zip(contexts, choices, strict=True)]
 
@@ -80,7 +85,7 @@ class Policy:
     def force(self, request: Request, retrieved: Retrieved) -> tuple[NDArray[np.float32], Choice]:
         """The context of a request whose caller names the LLM, FP32 [d], and the choice."""
         statistics = self._featurizer.statistics
-        row = [request.text], [retrieved.embedding], [retrieved.examples]
+        row = [request.transcript], [retrieved.embedding], [retrieved.examples]
         x = self._featurizer.many(*row, statistics)[0]
         return x, self.forced_choice(x, request.llm, statistics.version)
 

@@ -38,6 +38,7 @@ from echolm.primitives import (
     Sampling,
     Served,
 )
+from echolm.router.conversations import WarmConversations
 from echolm.router.policy import Policy, decision_record, fallback_choice
 from echolm.router.ports import (
     AnswerObserver,
@@ -97,6 +98,7 @@ class RouterService:
     Attributes:
         endpoints: the LLMs by name.
         stored: draws what is answered from the store; None: nothing is.
+        conversations: which LLM has a conversation in its prefix cache.
         background: tasks that run on after an answer, each submitting an interaction.
     """
 
@@ -109,6 +111,7 @@ class RouterService:
     metrics: RouterMetrics = field(default_factory=NoMetrics)
     observer: AnswerObserver = field(default_factory=Observers)
     stored: StoredAnswers | None = None
+    conversations: WarmConversations = field(default_factory=lambda: WarmConversations(0.0))
     clock: Callable[[], float] = time.perf_counter
     background: set[asyncio.Task[None]] = field(default_factory=set)
     solicitor: Solicitor = field(init=False)
@@ -360,6 +363,9 @@ class RouterService:
         if plan.llm != STORED:
             took("generation", report.generation_s, plan.llm)
         self.metrics.answered(answer, one.chosen, report.total_s)
+        if warm := self.conversations.llm_of(one.request):
+            self.metrics.conversation("stayed" if plan.llm == warm else "moved")
+        self.conversations.answered(one.request, plan.llm, answer.text)
         self._submit(one, answer)
         self.observer.served(
             Served(
@@ -395,7 +401,7 @@ class RouterService:
         if retrieved.embedding is None or not may_store(self.settings, request, answer.llm):
             return
         interaction = Interaction(
-            request=request.text,
+            request=request.transcript,
             response=answer.text,
             embedding=retrieved.embedding,
             tenant=request.tenant,

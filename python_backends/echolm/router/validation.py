@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from echolm.conversation import MAX_MESSAGES, Conversation, Turn, read_messages
 from echolm.errors import InvalidRequestError
 from echolm.primitives import AUTO, DEFAULT_TENANT, Request, Sampling
 from echolm.router.nvidia_inputs import NAMES, take_sampling
@@ -19,12 +20,14 @@ CACHE_CONTROL = {
 """For each value of cache_control: (may use examples, may learn from the interaction)."""
 
 _MAX_TENANT_BYTES = 256
+_JSON_PER_CHAR, _JSON_PER_MESSAGE = 12, 256  # most that JSON adds: two escapes of six characters
 
 
 def build_request(
     settings: Settings,
     *,
-    text: str,
+    text: str | None = None,
+    messages: str | None = None,
     stop_words: Sequence[str] = (),
     system_prompt: str = "",
     tenant: str = DEFAULT_TENANT,
@@ -36,6 +39,8 @@ def build_request(
     """The request of one set of values, validated.
 
     Args:
+        text, messages: one of them: a request of one turn, or a conversation as in OpenAI's chat
+            API, in JSON, whose first system messages are the system prompt.
         sampling: fields of :class:`~echolm.primitives.Sampling`, except ``stop``, and the inputs
             of :mod:`echolm.router.nvidia_inputs`; None stands for an input that the caller did not
             send.
@@ -45,10 +50,12 @@ def build_request(
     """
     limits = settings.limits
     at_most = f"at most {limits.max_input_chars} characters"
-    if not text.strip():
-        raise InvalidRequestError.of("text_input", "text that is not empty", text)
-    if len(text) > limits.max_input_chars:
-        raise InvalidRequestError.of("text_input", at_most, len(text), "shorten the text")
+    asked = asked_of(settings, text, messages)
+    if asked.system_prompt:
+        if system_prompt:
+            mend = "leave system_prompt out: the messages begin with a system message"
+            raise InvalidRequestError.of("system_prompt", "nothing", "text", mend)
+        system_prompt = asked.system_prompt
     if len(system_prompt) > limits.max_input_chars:
         raise InvalidRequestError.of("system_prompt", at_most, len(system_prompt))
     longest = max(model.context_length for model in settings.llms) - 1
@@ -74,7 +81,54 @@ def build_request(
     if not 0 < tenant_bytes <= _MAX_TENANT_BYTES:
         expected = f"a name of 1 to {_MAX_TENANT_BYTES} bytes"
         raise InvalidRequestError.of("tenant", expected, f"{tenant_bytes} bytes")
-    return Request(text, checked, system_prompt, tenant, use_examples, store, llm, stream)
+    *history, last = asked.turns
+    return Request(
+        last.text,
+        checked,
+        system_prompt,
+        tenant,
+        use_examples,
+        store,
+        llm,
+        stream,
+        tuple(history),
+        last.tool_call_id,
+    )
+
+
+def asked_of(settings: Settings, text: str | None, messages: str | None) -> Conversation:
+    """What a caller asks, by one of the two inputs for it.
+
+    Raises:
+        InvalidRequestError: there is none, or both, or it is no request, or too long.
+    """
+    if (text is None) == (messages is None):
+        got = "none of them" if text is None else "both"
+        raise InvalidRequestError.of("text_input, messages", "one of these inputs", got)
+    limits = settings.limits
+    at_most = f"at most {limits.max_input_chars} characters"
+    if messages is None:
+        assert text is not None
+        if not text.strip():
+            raise InvalidRequestError.of("text_input", "text that is not empty", text)
+        if len(text) > limits.max_input_chars:
+            raise InvalidRequestError.of("text_input", at_most, len(text), "shorten the text")
+        return Conversation("", (Turn("user", text),))
+    most = limits.max_conversation_chars
+    if len(messages) > _JSON_PER_CHAR * most + _JSON_PER_MESSAGE * MAX_MESSAGES:
+        # Not worth reading.
+        got = f"{len(messages)} characters of JSON"
+        raise InvalidRequestError.of("messages", f"at most {most} characters of text", got)
+    asked = read_messages(messages)
+    last = len(asked.turns[-1].text)
+    if last > limits.max_input_chars:
+        raise InvalidRequestError.of("messages[-1].content", at_most, last, "shorten the text")
+    total = sum(len(turn.text) + len(turn.tool_calls) for turn in asked.turns)
+    total += len(asked.system_prompt)
+    if total > most:
+        mend = "leave out the oldest messages"
+        raise InvalidRequestError.of("messages", f"at most {most} characters of text", total, mend)
+    return asked
 
 
 def may_store(settings: Settings, request: Request, llm: str) -> bool:

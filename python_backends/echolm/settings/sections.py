@@ -28,7 +28,9 @@ class Limits(Section):
     """What a single request may ask for."""
 
     max_input_chars: int = Field(32_768, gt=0)
-    """Longest text_input of a request, in characters."""
+    """Longest text_input, or last message, of a request, in characters."""
+    max_conversation_chars: int = Field(131_072, gt=0)
+    """Longest conversation, in characters of all its messages together."""
     max_tokens: int = Field(4_096, gt=0)
     """Largest max_tokens that a request may ask for."""
     default_max_tokens: int = Field(128, gt=0)
@@ -165,6 +167,9 @@ class RoutingSettings(Section):
     reuse_error: float = Field(0.01, ge=0, le=0.5)
     """Largest share of answers given from the store that may be wrong: a stored answer of the
     strongest LLM is given as it is where past comparisons bound the error by this; 0 gives none."""
+    prefix_price: float = Field(0.02, ge=0)
+    """Quality (0 to 1) that another LLM must be better by, for every 1,000 tokens of a conversation
+    that the LLM which has answered so far need not read anew; 0 lets conversations move freely."""
     load_table: str = ""
     """File on a local disk in which all routers of a machine share their load; the retrievers'
     shared prefix index lies beside it. Empty means a file in data_dir."""
@@ -407,7 +412,7 @@ class LLMSettings(Section):
     """Name of the LLM at its server of contract `openai`; empty means the same as `name`."""
     openai_api: Literal["chat", "completions"] = "chat"
     """What is called under contract `openai`: `chat` sends messages, to which the server applies
-    its own chat template; `completions` sends the prompt that prompt_template makes."""
+    its own chat template; `completions` sends the prompt that chat_template makes."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name under which a server of contract `openai` takes the longest answer; newer LLMs of OpenAI
     itself want max_completion_tokens."""

@@ -92,6 +92,9 @@ class RouterMetrics(Metrics):
     def reuse(self, action: str) -> None:
         self.add("echolm_stored_answers_total", action=action)
 
+    def conversation(self, result: str) -> None:
+        self.add("echolm_conversation_answers_total", result=result)
+
     def stored_compared(self, exact: bool, result: str) -> None:
         kind = "exact" if exact else "near"
         self.add("echolm_stored_comparisons_total", kind=kind, result=result)

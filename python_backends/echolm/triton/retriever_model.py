@@ -39,6 +39,7 @@ from echolm.wiring.retrieval import (
     example_token_counter,
     open_prefix_index,
     open_store,
+    unseen_share,
 )
 
 logger = logging.getLogger("echolm")
@@ -64,7 +65,7 @@ class _Row:
 
     @property
     def text(self) -> str:
-        return "" if self.request is None else self.request.text
+        return "" if self.request is None else self.request.transcript
 
 
 class TritonPythonModel(BatchedModel[_Row, Retrieved]):
@@ -76,7 +77,8 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
         self._prefix_index = open_prefix_index(settings)
         count_tokens, rng = example_token_counter(settings), np.random.default_rng()
         dimension, index = self._store.dimension, self._prefix_index
-        self._selector = build_selector(settings, count_tokens, rng, dimension, index)
+        self._unseen = unseen_share(settings)
+        self._selector = build_selector(settings, count_tokens, rng, dimension, index, self._unseen)
         self._runtime = Runtime(args["model_name"])
         self._metrics = Metrics(self._runtime)
         log, owner = open_event_log(settings), f"{socket.gethostname()}:{os.getpid()}"
@@ -96,7 +98,7 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
             return _Row(None, nothing, False)
         embedding = row.pop("embedding")
         try:
-            request = build_request(self._settings, text=row.pop("text_input"), **row)
+            request = build_request(self._settings, text=row.pop("text_input", None), **row)
             check_embedding(embedding, self._store.dimension)
         except InvalidRequestError:
             # The router says so: it is not this row's caller alone that waits for the batch.
@@ -153,7 +155,7 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
             selection.help_probability,
             "" if selection.record is None else selection.record.dump(),
             degraded if row.searched else "",
-            find_reusable(row.text, row.answer_key, found),
+            find_reusable(row.text, row.answer_key, found, self._unseen),
         )
 
     def _sample_of(self, rows: Sequence[_Row], found: Sequence[Sequence[Candidate]]) -> None:

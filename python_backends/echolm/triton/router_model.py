@@ -95,7 +95,7 @@ class TritonPythonModel:
                 raise row
             degraded, packed = row.pop("retrieval_degraded", ""), row.pop("retrieved", None)
             embedding = row.pop("embedding", None)
-            request = build_request(self._settings, text=row.pop("text_input", ""), **row)
+            request = build_request(self._settings, text=row.pop("text_input", None), **row)
         except InvalidRequestError as error:
             self._metrics.failed("invalid")
             return error

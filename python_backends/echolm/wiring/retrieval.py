@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from echolm.embedding.spec import EmbedderSpec
 from echolm.learning.request_sample import NewestStatistics
 from echolm.llm.tokens import TokenCounter, token_counter
+from echolm.retrieval.lookalikes import nothing_unseen
 from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.retrieval.selector import ExampleSelector
 from echolm.retrieval.threshold import AdaptiveThreshold
@@ -16,6 +18,8 @@ from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityM
 from echolm.settings import Settings
 
 HOUR_MS = 3_600_000.0
+
+_KNOWN = 65_536  # texts of which it is remembered how much the embedding model sees
 
 if TYPE_CHECKING:
     from echolm.embedding.texts import TextEmbedder
@@ -42,6 +46,27 @@ def build_text_embedder(settings: Settings) -> TextEmbedder:
     return TextEmbedder(settings.embedding)
 
 
+def unseen_share(settings: Settings) -> Callable[[str], float]:
+    """Tells which share of a text's tokens the embedding model does not get to see.
+
+    ConfigurationError if its files are missing.
+    """
+    from echolm.embedding.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer.load(settings.embedding.model_dir)
+    known: dict[int, float] = {}  # by hash, since the same examples are found again and again
+
+    def unseen(text: str) -> float:
+        share = known.get(hash(text))
+        if share is None:
+            if len(known) >= _KNOWN:
+                known.clear()
+            share = known[hash(text)] = tokenizer.unseen(text)
+        return share
+
+    return unseen
+
+
 def open_prefix_index(settings: Settings) -> SharedPrefixIndex:
     """The index of prompt beginnings that all retrievers of this machine share."""
     return SharedPrefixIndex(settings.prefix_index_path)
@@ -59,6 +84,7 @@ def build_selector(
     rng: np.random.Generator,
     dimension: int,
     prefix_index: SharedPrefixIndex | None = None,
+    unseen: Callable[[str], float] = nothing_unseen,
 ) -> ExampleSelector:
     """What chooses examples from candidates.
 
@@ -67,6 +93,7 @@ def build_selector(
         rng: draws the examples that are dropped and the thresholds that are tried.
         dimension: of the embeddings.
         prefix_index: shared with other processes; None: that of this process only.
+        unseen: the share of a transcript that the embedding model does not get to see.
     """
     retrieval = settings.retrieval
     threshold = AdaptiveThreshold(
@@ -78,7 +105,7 @@ def build_selector(
     )
     newest = NewestStatistics(dimension)
     return ExampleSelector(
-        retrieval, build_utility(settings), threshold, tokens, rng, newest, prefix_index
+        retrieval, build_utility(settings), threshold, tokens, rng, newest, prefix_index, unseen
     )
 
 

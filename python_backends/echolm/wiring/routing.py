@@ -21,6 +21,7 @@ from echolm.llm.endpoint import LLMClient
 from echolm.load.bias import LoadBias
 from echolm.load.table import LoadTable
 from echolm.load.tracker import ServingLoad
+from echolm.router.conversations import WarmConversations
 from echolm.router.policy import Policy
 from echolm.router.ports import AnswerObserver, InteractionSink, Observers, RouterMetrics
 from echolm.router.service import RouterService
@@ -105,7 +106,8 @@ def build_router(
         settings.routing.warm_up_ratings,
         judging_metrics.warm_up_given_up,
     )
-    policy = Policy(featurizer, bandit, bias, np.random.default_rng(), warm_up)
+    conversations = WarmConversations(settings.routing.prefix_price)
+    policy = Policy(featurizer, bandit, bias, np.random.default_rng(), warm_up, conversations)
     endpoints = build_endpoints(settings, clients)
     usage = UsageRecorder(log, settings.relative_costs)
     observers: list[AnswerObserver] = [usage]
@@ -134,6 +136,7 @@ def build_router(
         metrics,
         Observers(observers),
         stored=stored,
+        conversations=conversations,
     )
     learner = build_learner(settings, log, learnables)
     return Router(service, learner, bias, usage, warm_up, comparisons)

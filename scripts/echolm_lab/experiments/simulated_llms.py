@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from echolm.conversation import readable
 from echolm.primitives import Completion, OnText, Sampling
+from echolm.words import words_of
 
 from echolm_lab.tasks.second_workload import LabelledRequest
 from echolm_lab.tasks.second_workload_phrases import Ability
@@ -76,16 +78,20 @@ class Truth:
     """Which answers are right for which requests.
 
     Attributes:
-        requests: by text.
+        requests: by the text that a judge reads.
+        following: those with a history, by the answer before them and their text.
         answers: intents by the text of a right answer.
     """
 
     requests: dict[str, LabelledRequest] = field(default_factory=dict)
+    following: dict[tuple[str, str], LabelledRequest] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
 
     def add(self, items: Sequence[LabelledRequest]) -> None:
         for item in items:
-            self.requests[item.text] = item
+            self.requests[readable(item.transcript)] = item
+            if item.history:
+                self.following[item.history[-1].text, item.text] = item
             self.answers[item.answer] = item.intent
 
     def is_right(self, request: str, answer: str) -> bool:
@@ -98,6 +104,10 @@ class SimulatedLLM:
     """An LLM of a skill, which may change; also judges, if it is asked to.
 
     The same prompt gets the same answer, as at temperature 0.
+
+    Attributes:
+        copies: whether it takes over the answer of an example whose last words are the request's,
+            where none of the examples is of its intent.
     """
 
     name: str
@@ -105,6 +115,7 @@ class SimulatedLLM:
     truth: Truth
     seed: int
     judging: JudgeSkill = JudgeSkill()
+    copies: bool = False
     prompts: int = 0
 
     async def generate(
@@ -121,16 +132,25 @@ class SimulatedLLM:
         return ()
 
     def _read(self, prompt: str) -> str:
+        # Earlier turns of the conversation look like examples, of other intents.
         *examples, (request, _) = _TURN.findall(prompt)
-        return self.answer(self.truth.requests[request], [answer for _, answer in examples])
+        before = examples[-1][1] if examples else ""
+        item = self.truth.following.get((before, request)) or self.truth.requests[request]
+        answers: list[str] = [answer for _, answer in examples]
+        if self.copies and not any(self.truth.answers.get(a) == item.intent for a in answers):
+            alike: list[str] = [answer for asked, answer in examples if _alike(asked, request)]
+            if alike:
+                return alike[-1]
+        return self.answer(item, answers)
 
     def answer(self, item: LabelledRequest, examples: Sequence[str]) -> str:
         """The answer to a request behind examples, of which it sees the answers."""
         helped = any(self.truth.answers.get(answer) == item.intent for answer in examples)
         # One number for all prompts of a request: what an example adds is not lost by chance.
-        if self._uniform(item.text) < self.skill.probability(item, helped):
+        if self._uniform(item.transcript) < self.skill.probability(item, helped):
             return item.answer
-        return f"I am not sure about this, perhaps {self._uniform(item.text + str(examples)):.9f}."
+        doubt = self._uniform(item.transcript + str(examples))
+        return f"I am not sure about this, perhaps {doubt:.9f}."
 
     def _compare(self, prompt: str, request: str, first: str, second: str) -> str:
         dice, skill = Random(f"{self.seed} {prompt}"), self.judging
@@ -146,6 +166,13 @@ class SimulatedLLM:
         digest = hashlib.sha1(f"{self.seed} {self.name} {request}".encode()).digest()
         return int.from_bytes(digest[:7], "big") / 2**56
 
+
+def _alike(a: str, b: str) -> bool:
+    first, second = set(words_of(a)), set(words_of(b))
+    return len(first & second) >= _ALIKE * len(first | second)
+
+
+_ALIKE = 0.8  # share of the words of two requests from which an LLM takes one for the other
 
 _MIXED_LARGE = Skill(
     {"alone": 0.98, "examples": 0.97, "hard": 0.93}, {"alone": 0.98, "examples": 0.97, "hard": 0.93}

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from echolm.bandit.learning import BanditLearning
+from echolm.conversation import readable
 from echolm.embedding.texts import TextEmbedder
 from echolm.examples.admission import AdmissionPolicy
 from echolm.examples.deduplication import DuplicateFinder, Finding
@@ -27,10 +28,13 @@ from echolm.learning.request_sample import RequestSample
 from echolm.load.bias import LoadBias
 from echolm.load.tracker import LoadTracker
 from echolm.primitives import Candidate, Interaction, Request, Retrieved, Sampling, Served
+from echolm.retrieval.reuse import find_reusable
 from echolm.retrieval.selector import ExampleSelector
+from echolm.router.conversations import WarmConversations
 from echolm.router.policy import Policy
 from echolm.router.ports import AnswerObserver, Observers
 from echolm.router.service import RouterService
+from echolm.router.stored import answer_key_of
 from echolm.router.warm_up import WarmUp
 from echolm.settings import EmbeddingSettings, Settings
 from echolm.store.base import Example, ExampleStore, Query, scope_key
@@ -39,7 +43,7 @@ from echolm.testing.front_door import FrontDoor
 from echolm.testing.store import InMemoryStore
 from echolm.wiring.learning import build_feedback_tokens, build_learner
 from echolm.wiring.llms import build_endpoints, build_judge
-from echolm.wiring.retrieval import build_selector, example_token_counter
+from echolm.wiring.retrieval import build_selector, example_token_counter, unseen_share
 from echolm.wiring.routing import build_bandit
 from numpy.typing import NDArray
 from pydantic import SecretStr
@@ -124,7 +128,9 @@ class MatrixStore(InMemoryStore):
             found = [(self.rows.get(self._ids[k]), float(row[k])) for k in near.tolist()]
             results.append(
                 [
-                    Candidate(e.id, e.request, e.response, e.tenant, e.quality, cosine)
+                    Candidate(
+                        e.id, e.request, e.response, e.tenant, e.quality, cosine, e.answer_keys
+                    )
                     for e, cosine in ((stored[0], c) for stored, c in found if stored)
                     if e.scope == query.scope
                 ][:top_n]
@@ -147,6 +153,7 @@ class Record:
         similarity: cosine of the best selected example; 0 if there is none.
         utility: of that which has most; 0 if there is none.
         examples: how many were selected.
+        answer: what was answered.
         solicited: whether a rating was asked for.
     """
 
@@ -162,6 +169,7 @@ class Record:
     utility: float
     examples: int
     solicited: bool
+    answer: str
 
 
 @dataclass
@@ -172,19 +180,21 @@ class _Retriever:
 
     async def retrieve(self, request: Request) -> Retrieved:
         s = self.simulation
-        embedding = s.embedder([request.text])
+        text = request.transcript
+        embedding = s.embedder([text])
         query = Query.of(request.tenant, request.system_prompt)
         top_n = s.settings.retrieval.top_n
         found = s.store.search(embedding, [query], top_n, s.now_ms())
-        selection = s.selector.select([request.text], found)[0]
+        selection = s.selector.select([text], found)[0]
         nearest = found[0][0].similarity if found[0] else math.nan
-        s.sample.add([embedding[0]], [nearest], [len(request.text)])
+        s.sample.add([embedding[0]], [nearest], [len(text)])
         s.sample.log_if_due()
         return Retrieved(
             embedding[0],
             selection.examples,
             selection.help_probability,
             "" if selection.record is None else selection.record.dump(),
+            reusable=find_reusable(text, answer_key_of(s.settings, request), found[0], s.unseen),
         )
 
 
@@ -212,7 +222,16 @@ class _Sink:
         for one in admitted:
             scope = scope_key(one.tenant, one.system_prompt)
             texts = (one.request, one.response, one.tenant)
-            example = Example(self._next_id, *texts, scope, one.llm, one.quality, 0, 0)
+            example = Example(
+                self._next_id,
+                *texts,
+                scope,
+                one.llm,
+                one.quality,
+                0,
+                0,
+                answer_keys=one.answer_key,
+            )
             rows.append((example, one.embedding))
             self._next_id += 1
         compared = self._duplicates.compare(rows, 0) if rows else []
@@ -289,8 +308,13 @@ class Simulation:
         self.log = MemoryEventLog(self.now_ms)
         self.store = MatrixStore(embedder.dimension)
         rng = np.random.default_rng([seed, 1])
+        self.unseen = unseen_share(settings)
         self.selector: ExampleSelector = build_selector(
-            settings, example_token_counter(settings), rng, embedder.dimension
+            settings,
+            example_token_counter(settings),
+            rng,
+            embedder.dimension,
+            unseen=self.unseen,
         )
         newest = self.selector.newest_statistics
         self.sample = RequestSample(self.log, newest, "simulation", self.now_ms)
@@ -309,7 +333,8 @@ class Simulation:
             self.judgements.warm_up_given_up,
         )
         rng = np.random.default_rng([seed, 2])
-        policy = Policy(self.featurizer, self.bandit, bias, rng, warm_up)
+        conversations = WarmConversations(settings.routing.prefix_price)
+        policy = Policy(self.featurizer, self.bandit, bias, rng, warm_up, conversations)
         endpoints = build_endpoints(settings, self.llms)
         self.sink = _Sink(settings, self.store)
         self._last = _LastServed()
@@ -331,6 +356,7 @@ class Simulation:
             self.sink,
             load,
             observer=Observers(observers),
+            conversations=conversations,
         )
         self.front_door = FrontDoor(service, _Retriever(self))
         self._feedback = FeedbackService(tokens, self.log)
@@ -349,27 +375,27 @@ class Simulation:
         self.truth.add(items)
         name = self.settings.strongest_llm.name
         rows = []
-        for item, embedding in zip(items, self.embedder([i.text for i in items]), strict=True):
+        texts = [item.transcript for item in items]
+        key = answer_key_of(self.settings, request_of(items[0])) if items else ""
+        for item, text, embedding in zip(items, texts, self.embedder(texts), strict=True):
             answer = self.llms[name].answer(item, [])
-            rows.append(
-                Interaction(item.text, answer, embedding, "public", "", name, "stop", _PAST_QUALITY)
-            )
+            past = (embedding, "public", "", name, "stop", _PAST_QUALITY)
+            rows.append(Interaction(text, answer, *past, answer_key=key))
         for start in range(0, len(rows), 64):
             self.sink.put(rows[start : start + 64])
 
     async def serve(self, items: Sequence[LabelledRequest]) -> list[Record]:
         """Answer requests, one after the other."""
         self.truth.add(items)
-        self.embedder([item.text for item in items])
+        self.embedder([item.transcript for item in items])
         known = {self.truth.answers.get(e.response, -1) for e, _ in self.store.rows.values()}
         records = []
         for item in items:
             self._elapsed_ms += self._step_ms
-            request = Request(item.text, Sampling(max_tokens=128))
-            answer = await self.front_door.answer(request)
+            answer = await self.front_door.answer(request_of(item))
             served = self._last.take()
             await self._settle()
-            right = self.truth.is_right(item.text, answer.text)
+            right = self.truth.is_right(readable(item.transcript), answer.text)
             share = self.asked if answer.solicit_feedback else 0.0
             if self._dice.random() < max(self.rated, share):
                 self._feedback.accept([Feedback(answer.feedback_token, float(right))])
@@ -414,4 +440,10 @@ class Simulation:
             max([e.utility for e in examples], default=0.0),
             len(examples),
             bool(served.decision.solicited),
+            served.text,
         )
+
+
+def request_of(item: LabelledRequest) -> Request:
+    """What a caller sends."""
+    return Request(item.text, Sampling(max_tokens=128), history=item.history)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 
+from echolm.conversation import Turn, transcript
+
 from echolm_lab.tasks.catalogue import derived
 from echolm_lab.tasks.second_workload_phrases import (
     CALLERS,
@@ -38,12 +40,19 @@ class LabelledRequest:
     Attributes:
         intent: requests of one intent are served by each other's answers, and by no others.
         answer: a right answer; there are several.
+        history: turns before the text.
     """
 
     text: str
     intent: int
     ability: Ability
     answer: str
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def transcript(self) -> str:
+        """The request with what came before it."""
+        return transcript((*self.history, Turn("user", self.text)))
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,18 @@ class SecondWorkload:
         """Number of intents."""
         return len(self._intents)
 
+    def topic(self, intent: int) -> str:
+        """What an intent is about; several are about the same."""
+        return self._intents[intent].topic[0]
+
+    def material(self, rng: Random, words: int) -> str:
+        """Prose of about so many words that asks nothing."""
+        told: list[str] = []
+        while sum(len(line.split()) for line in told) < words:
+            intent = rng.choice(self._intents)
+            told += [*intent.told, *intent.field.situations[:1]]
+        return " ".join(told)
+
     def stream(self, n: int, seed: int) -> list[LabelledRequest]:
         """``n`` requests in their order of arrival."""
         p, rng = self._popularity, derived("second stream", self._seed, seed)
@@ -157,11 +178,16 @@ def _intent(field: Field, topic: tuple[str, ...], aspect: Aspect, rng: Random) -
     return _Intent(field, topic, rng.choice(CALLERS), aspect, ability, told)
 
 
+def made_up_word(rng: Random) -> str:
+    """A word that hardly anything else holds."""
+    return "".join(rng.choices(_SYLLABLES, k=3))
+
+
 def _filled(line: str, topic: str, rng: Random) -> str:
     values: dict[str, Callable[[], str]] = {
         "{}": lambda: topic,
         "{n}": lambda: str(rng.randrange(11, 999)),
-        "{w}": lambda: "".join(rng.choices(_SYLLABLES, k=3)),
+        "{w}": lambda: made_up_word(rng),
     }
     for mark, value in values.items():
         line = line.replace(mark, value())

@@ -199,6 +199,24 @@ def test_probability_of_best_equals_simulation(
     assert best(means, stds, penalties) == pytest.approx(simulated, abs=0.012)
 
 
+def test_a_bonus_counts_for_its_request_only_and_is_in_the_propensity() -> None:
+    chooser, x = bandit(), np.array([[1.0, 0.5, 0.5, 0.5]] * 2, dtype=np.float32)
+    bonuses = np.array([[0.0, 0.0], [0.0, 0.5]])
+    plain, raised = chooser.choose_many(x, {}, np.random.default_rng(0), None, bonuses)
+    [alone] = chooser.choose_many(x[:1], {}, np.random.default_rng(0))
+    assert plain.probabilities == alone.probabilities
+    assert raised.probabilities["large"] > plain.probabilities["large"] + 0.1
+    assert raised.propensity == raised.probabilities[raised.arm]
+
+
+def test_penalties_may_differ_between_requests() -> None:
+    means, stds = np.array([[0.5, 0.6]] * 2), np.full((2, 2), 0.4)
+    penalties = np.array([[0.0, 0.0], [0.0, 0.3]])
+    both = probability_of_best(means, stds, penalties, np.ones((2, 2), dtype=np.bool_))
+    for row, alone in zip(both, penalties.tolist(), strict=True):
+        np.testing.assert_allclose(row, best([0.5, 0.6], [0.4, 0.4], alone))
+
+
 @given(
     hnp.arrays(np.float64, st.integers(1, 5), elements=st.floats(-8, 8)),
     st.floats(1e-6, 3.0),

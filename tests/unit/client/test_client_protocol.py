@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def _text(value: Any) -> bool:
 def test_tensors_are_those_of_the_server() -> None:
     server = {t.name: (t.datatype, t.optional) for t in contracts.ECHOLM_INPUTS}
     ours = {name: (datatype, True) for name, datatype in protocol.OPTIONS.items()}
-    ours |= {"text_input": ("BYTES", False), "stream": ("BOOL", True)}
+    asked = {"text_input": ("BYTES", True), "messages": ("BYTES", True)}
+    ours |= {**asked, "stream": ("BOOL", True)}
     for_nvidias_clients = {t.name for t in (*contracts.SAMPLING_INPUTS, *contracts.NEUTRAL_INPUTS)}
     assert {**server, **ours} == server
     assert server.keys() - ours <= for_nvidias_clients
@@ -80,6 +82,28 @@ def test_only_what_was_given_is_sent() -> None:
         "text_input": ("BYTES", [["é".encode()]]),
         "top_k": ("INT32", [[0]]),
     }
+
+
+def test_a_conversation_is_sent_as_one_text_of_json() -> None:
+    messages: list[echolm_client.Message] = [
+        {"role": "user", "content": "é"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    sent = tensors(protocol.generate_call(None, {}, messages=messages))
+    assert list(sent) == ["messages"]
+    datatype, [[data]] = sent["messages"]
+    assert (datatype, json.loads(data)) == ("BYTES", messages)
+
+
+def test_either_a_text_or_messages_are_sent() -> None:
+    message: echolm_client.Message = {"role": "user", "content": "a"}
+    for text, messages in ((None, None), ("a", [message])):
+        with pytest.raises(TypeError, match="either a text or messages"):
+            protocol.generate_call(text, {}, messages=messages)
+    odd: list[Any] = [{"role": "user", "content": {1, 2}}]
+    with pytest.raises(InvalidRequest, match="messages: expected what JSON can express"):
+        protocol.generate_call(None, {}, messages=odd)
 
 
 def test_every_option_has_its_type_and_a_batch_of_one() -> None:

@@ -19,6 +19,7 @@ DASHBOARD = json.loads((GRAFANA / "dashboards" / "echolm.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [(p["title"], t["expr"]) for p in PANELS for t in p["targets"]]
 ELSEWHERE = {
+    "echolm_conversation_answers_total",
     "echolm_retrieval_batches_total",
     "echolm_learning_events_removed_total",
     "echolm_llm_cancelled_total",

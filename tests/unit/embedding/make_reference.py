@@ -29,8 +29,11 @@ TEXTS = [
     "3.14159 2,718,281 -42 1e-12 0xDEADBEEF 192.168.0.1 +49 30 901820",
     "Please never restart the server.",
     "supercalifragilisticexpialidocious " * 12,
-    "The customer writes that the parcel came late, that the box was open and that one of "
-    "the three cups is broken. He wants his money back for the cup but keeps the rest. " * 12,
+    # As long as the model's window.
+    (
+        "The customer writes that the parcel came late, that the box was open and that one of "
+        "the three cups is broken. He wants his money back for the cup but keeps the rest. " * 12
+    )[:1148],
 ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from echolm.conversation import Turn, transcript
 from echolm.embedding import TextTokenizer
 from echolm.errors import ConfigurationError, InvalidRequestError
 
@@ -24,6 +25,55 @@ def test_a_batch_is_padded_to_its_longest_text(tokenizer: TextTokenizer) -> None
     assert batch.input_ids.dtype == batch.attention_mask.dtype == np.int64
     assert batch.input_ids.tolist() == [[101, 2028, 102, 0, 0], [101, 2028, 2048, 2093, 102]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+
+
+def short_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
+    return TextTokenizer(folder / "tokenizer.json", max_tokens)
+
+
+def read(tokenizer: TextTokenizer, text: str) -> str:
+    """What the model sees of a text."""
+    ids = tokenizer.encode([text]).input_ids[0].tolist()
+    return str(tokenizer._tokenizer.decode(ids))
+
+
+def talk(*texts: str) -> str:
+    roles = ["user", "assistant"] * len(texts)
+    return transcript([Turn(role, text) for role, text in zip(roles, texts, strict=False)])
+
+
+def test_of_a_long_text_the_beginning_and_the_end_are_seen(fp32_folder: Path) -> None:
+    eight = short_tokenizer(fp32_folder, 10)
+    assert read(eight, "a b c d e f g h") == "a b c d e f g h"
+    assert read(eight, "a b c d e f g h i j") == "a b c d g h i j"
+    far = "a b c d " + "middle " * 5_000 + "w x y z"
+    assert read(eight, far) == "a b c d w x y z"
+    assert eight.unseen("a b c d e f g h") == 0.0
+    assert eight.unseen("a b c d e f g h i j") == pytest.approx(0.2)
+    assert 0.99 < eight.unseen(far) < 1.0
+
+
+def test_a_short_question_is_seen_twice_as_much_as_what_it_follows(fp32_folder: Path) -> None:
+    sixteen = short_tokenizer(fp32_folder, 18)
+    assert read(sixteen, talk("a b", "c d", "x y")) == "a b c d x y x y x y x y"
+    assert sixteen.unseen(talk("a b", "c d", "x y")) == 0.0
+    # Of each turn before it a quarter of the window at most, of all of them a third.
+    long = talk("z z z", "a b c d e f g h", "i j k l m n", "o p q", "x y")
+    assert read(sixteen, long) == "i n o p q" + " x y" * 5
+
+
+def test_a_long_last_turn_is_seen_whole_if_it_can_be(fp32_folder: Path) -> None:
+    eight = short_tokenizer(fp32_folder, 10)
+    assert read(eight, talk("a", "b", "s t u v w x")) == "a b s t u v w x"
+    assert read(eight, talk("a", "b", "s t u v w x y z")) == "s t u v w x y z"
+    # By itself too long, it leaves a quarter to what came before.
+    assert read(eight, talk("a", "b", "q r s t u v w x y z")) == "a b q r s x y z"
+
+
+def test_conversations_that_end_alike_differ(tokenizer: TextTokenizer) -> None:
+    texts = [talk(said, "no", "and in May?") for said in ("rain in Rome?", "rain in Oslo?")]
+    first, second = tokenizer.encode(texts).input_ids.tolist()
+    assert first != second
 
 
 def test_long_text_is_cut_to_the_limit_and_keeps_its_special_tokens(

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from echolm.conversation import Turn, transcript
 from echolm.examples.deduplication import (
     NEW,
     Comparison,
@@ -122,6 +123,19 @@ def test_requests_that_differ_in_a_word_or_its_place_are_different() -> None:
     assert not same_request("list files", "list file")
     assert not same_request("copy a to b", "copy b to a")
     assert same_request("Copy  a to b.", "copy a to b")
+
+
+def test_conversations_are_the_same_only_turn_by_turn() -> None:
+    def talk(*texts: str) -> str:
+        roles = ("user", "assistant", "user")
+        return transcript([Turn(*turn) for turn in zip(roles, texts, strict=True)])
+
+    asked = talk("rain in Rome?", "No.", "and in May?")
+    assert same_request(asked, talk("Rain in Rome", "no", "And in  May?"))
+    assert not same_request(asked, talk("rain in Oslo?", "No.", "and in May?"))
+    assert not same_request(asked, talk("rain in Rome? No.", "", "and in May?"))
+    assert not same_request(asked, "and in May?")
+    assert not same_request(asked, "urain in rome ano uand in may")
 
 
 def test_answers_that_differ_in_a_number_are_different() -> None:

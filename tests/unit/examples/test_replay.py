@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from echolm.conversation import Turn, transcript
 from echolm.errors import UnavailableError
 from echolm.examples.consistency import reconcile
 from echolm.examples.events import CHANGE, REPLACEMENT, USAGE, change, replacement, usage
@@ -67,7 +68,7 @@ class World:
             "created_at_ms": 1,
             "updated_at_ms": 1,
         }
-        examples = [Example(id=i, request=f"request {i}", **(values | changes)) for i in ids]
+        examples = [Example(id=i, **({"request": f"request {i}"} | values | changes)) for i in ids]
         self.store.upsert(examples, np.ones((len(examples), 2), np.float32))
         self.log.append(CHANGE, change(examples))
         self.log.append(USAGE, usage({i: (50, 1.0, gain + i * 1e-4) for i in ids}))
@@ -121,6 +122,15 @@ async def test_an_answer_that_is_not_clearly_better_does_not(world: World, answe
     row = world.statistics.get(1)
     assert row is not None and row.replays == 1
     assert row.gain == pytest.approx(0.0, abs=1e-6)
+
+
+async def test_a_conversation_is_answered_again_with_what_came_before(world: World) -> None:
+    turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")]
+    world.add(1, request=transcript(turns))
+    await world.replay(candidates=1)
+    assert world.llm.prompts == ["<|user|>a<|assistant|>b<|end|><|user|>c<|assistant|>"]
+    asked = {request for request, _, _ in world.judge.asked}
+    assert asked == {"user: a\n\nassistant: b\n\nuser: c"}
 
 
 async def test_the_best_of_several_is_taken(world: World) -> None:

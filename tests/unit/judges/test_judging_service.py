@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,7 +131,8 @@ class Setup:
     async def ask(self, expected: str, **values: Any) -> Answer:
         if self.warm_up is None:
             self.route_to(expected)
-        answer = await self.router.answer(build_request(self.settings, text="a request", **values))
+        values = {"text": None if "messages" in values else "a request", **values}
+        answer = await self.router.answer(build_request(self.settings, **values))
         assert answer.llm == expected
         return answer
 
@@ -163,6 +165,18 @@ async def test_a_small_llms_answer_is_held_against_the_large_ones() -> None:
     assert setup.counts.ratings == [
         (e.body["llm"], e.body["score"], e.body["quality"]) for e in (rated, reference)
     ]
+
+
+async def test_a_judge_reads_what_was_said_before() -> None:
+    setup = Setup()
+    said = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    messages = json.dumps([{"role": role, "content": content} for role, content in said])
+    await setup.ask("small_llm", messages=messages)
+    await setup.events()
+    assert {request for request, _, _ in setup.judge.asked} == {
+        "user: a\n\nassistant: b\n\nuser: c"
+    }
+    assert "<|user|>a<|assistant|>b<|end|>" in setup.llms["large_llm"].prompts[0]
 
 
 async def test_where_the_large_llm_answered_the_small_one_is_judged_with_the_examples() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pytest
 from certificates import Certificate, authority, certified
+from echolm.conversation import Turn
 from echolm.errors import (
     ConfigurationError,
     ContextLengthError,
@@ -47,7 +48,7 @@ def client(server: OpenAIServer, timeout_s: float = 30.0, **values: Any) -> Open
 
 
 def messages(text: str) -> str:
-    return OpenAIMessages().render(text, [])
+    return OpenAIMessages().render([Turn("user", text)])
 
 
 async def ask(llm: OpenAIClient, text: str, sampling: Sampling = SAMPLING) -> Completion:
@@ -63,17 +64,28 @@ async def streamed(llm: OpenAIClient, text: str) -> tuple[list[str], Completion]
 # What is sent
 
 
-def test_examples_are_earlier_turns() -> None:
-    rendered = OpenAIMessages().render("now «ü» <|im_end|>", [("q", "a"), ("r", "b")], "rules")
-    assert [(m["role"], m["content"]) for m in json.loads(rendered)] == [
-        ("system", "rules"),
-        ("user", "q"),
-        ("assistant", "a"),
-        ("user", "r"),
-        ("assistant", "b"),
-        ("user", "now «ü» <|im_end|>"),
+def test_turns_are_messages_and_nothing_in_them_is_escaped() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [
+        Turn("system", "rules"),
+        Turn("user", "now «ü» <|im_end|>"),
+        Turn("assistant", "", tool_calls=json.dumps([call])),
+        Turn("tool", "42", tool_call_id="c1"),
     ]
-    assert json.loads(OpenAIMessages().render("now", [])) == [{"role": "user", "content": "now"}]
+    assert json.loads(OpenAIMessages().render(turns)) == [
+        {"role": "system", "content": "rules"},
+        {"role": "user", "content": "now «ü» <|im_end|>"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+    ]
+
+
+def test_what_openais_api_lacks_goes_to_servers_that_take_more(server: OpenAIServer) -> None:
+    asked = Sampling(presence_penalty=0.5, repetition_penalty=1.1, bad_words=("x",))
+    assert client(server).lacks(asked) == ["bad_words"]
+    openai = client(server, takes_top_k=False)
+    assert openai.lacks(asked) == ["repetition_penalty", "bad_words"]
+    assert openai.lacks(Sampling()) == []
 
 
 async def test_a_request_has_openais_fields(server: OpenAIServer) -> None:
@@ -124,9 +136,9 @@ async def test_a_server_without_top_k_does_not_get_it(server: OpenAIServer) -> N
 
 
 async def test_completions_get_the_prompt(server: OpenAIServer) -> None:
-    llm = settings(server, openai_api="completions", prompt_template="chatml")
+    llm = settings(server, openai_api="completions", chat_template="chatml")
     endpoint = build_endpoints(Settings(llms=(llm,)))["big"]
-    prompt = endpoint.template.render("hello", [])
+    prompt = endpoint.template.render([Turn("user", "hello")])
     pieces: list[str] = []
     whole = await endpoint.client.generate("r", prompt, SAMPLING, None)
     assert await endpoint.client.generate("r", prompt, SAMPLING, pieces.append) == whole

@@ -674,7 +674,12 @@ async def asked_over_tls(ca: Certificate, clients: bool, **files: Any) -> str:
     there = Server(Servicer(saying(message(text_output="safe"), message())), credentials)
     await there.start()
     llm = LLMSettings(
-        name="small_llm", url=f"grpcs://{there.url}", cost=1.0, takes_examples=False, **files
+        chat_template="echolm",
+        name="small_llm",
+        url=f"grpcs://{there.url}",
+        cost=1.0,
+        takes_examples=False,
+        **files,
     )
     try:
         [client] = build_llm_clients(Settings(llms=(llm,))).values()

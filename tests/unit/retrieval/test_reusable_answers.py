@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from echolm.conversation import Turn, transcript
 from echolm.primitives import Candidate
 from echolm.retrieval.reuse import REUSE_FEATURES, find_reusable, normalised
 from hypothesis import given
@@ -135,3 +136,37 @@ def test_features_are_finite_whatever_the_texts_are() -> None:
     for text in ("", " ", "?", "word " * 3_000, "\ud7ff"):
         found = find_reusable(text, KEY, [candidate(1, "stored", similarity=1.0001)])
         assert found is None or np.isfinite(found.features).all()
+
+
+def after(asked: str, said: str, text: str) -> str:
+    return transcript([Turn("user", asked), Turn("assistant", said), Turn("user", text)])
+
+
+def test_only_the_same_history_lets_a_conversation_have_a_stored_answer() -> None:
+    request = after("rain in Rome?", "no", "and in May?")
+    assert find_reusable(
+        request, KEY, [candidate(1, after("rain in  Rome?", "no ", "and in May?"))]
+    )
+    near = find_reusable(request, KEY, [candidate(1, after("rain in Rome?", "no", "but in May?"))])
+    assert near is not None
+    assert not near.exact
+    for other in (
+        "and in May?",
+        after("rain in Oslo?", "no", "and in May?"),
+        after("rain in Rome?", "yes", "and in May?"),
+        "urain in Rome? ano uand in May?",
+    ):
+        assert find_reusable(request, KEY, [candidate(1, other)]) is None
+        assert find_reusable(other, KEY, [candidate(1, request)]) is None
+
+
+def test_of_what_was_not_seen_whole_only_the_same_text_is_answered_from_the_store() -> None:
+    def unseen(text: str) -> float:
+        return 0.1 if len(text) > 30 else 0.0
+
+    long, nearly = "please list all of the files in here", "please list all the files in here"
+    assert find_reusable(long, KEY, [candidate(1, nearly)], unseen) is None
+    assert find_reusable("list all files", KEY, [candidate(1, nearly)], unseen) is None
+    same = find_reusable(long, KEY, [candidate(1, nearly), candidate(2, long)], unseen)
+    assert same is not None
+    assert (same.id, same.exact) == (2, True)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from echolm.conversation import Turn, transcript
 from echolm.errors import InvalidRequestError
 from echolm.primitives import Request
 from echolm.router.validation import CACHE_CONTROL, build_request
@@ -58,6 +60,66 @@ def test_what_is_wrong_is_refused_with_what_was_expected(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         build(**values)
+
+
+def chat(*turns: tuple[str, str], **values: Any) -> Request:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    limits = Limits(max_input_chars=50, max_conversation_chars=90)
+    return build_request(Settings(limits=limits), messages=json.dumps(messages), **values)
+
+
+def test_the_last_message_is_asked_and_the_others_are_its_history() -> None:
+    request = chat(("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    assert (request.text, request.system_prompt) == ("c", "S")
+    assert request.history == (Turn("user", "a"), Turn("assistant", "b"))
+    assert request.transcript == transcript([*request.history, Turn("user", "c")])
+    assert chat(("user", "hello")) == build()
+
+
+def test_a_tools_result_may_wait_for_an_answer() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]
+    request = build_request(SETTINGS, messages=json.dumps(messages))
+    assert request.turns[-1] == Turn("tool", "42", tool_call_id="c1")
+    assert [turn.role for turn in request.turns] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "values", "message"),
+    [
+        ([("user", "a")], {"text": "b"}, "text_input, messages: expected one of .*, got both"),
+        ([("system", "S"), ("user", "a")], {"system_prompt": "T"}, "leave system_prompt out"),
+        (
+            [("user", "x" * 51)],
+            {},
+            r"messages\[-1\].content: expected at most 50 .* got 51",
+        ),
+        (
+            [("user", "x" * 50), ("assistant", "y" * 50), ("user", "z")],
+            {},
+            "messages: expected at most 90 characters of text, got 101; leave out the oldest",
+        ),
+        ([("system", "x" * 51), ("user", "a")], {}, "system_prompt: expected at most 50"),
+        ([("user", "x" * 300_000)], {}, "got 300033 characters of JSON"),
+        ([("user", "a"), ("bot", "b")], {}, r"messages\[1\].role: expected one of"),
+    ],
+)
+def test_a_conversation_that_is_wrong_is_refused_by_name(
+    turns: list[tuple[str, str]], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        chat(*turns, **values)
+
+
+def test_a_request_without_text_and_messages_is_refused() -> None:
+    with pytest.raises(
+        InvalidRequestError, match=r"text_input, messages: expected one .* got none"
+    ):
+        build(text=None)
 
 
 def test_an_error_does_not_repeat_a_whole_prompt() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm.bandit.features import DIMENSION, HAS_EXAMPLES
-from echolm.conversation import Turn
+from echolm.conversation import Turn, transcript
 from echolm.errors import ContextLengthError, InvalidRequestError, UnavailableError
 from echolm.examples.admission import AdmissionPolicy
 from echolm.learning.logistic import GaussianWeights
@@ -27,6 +28,7 @@ from echolm.primitives import (
     Retrieved,
     Selected,
 )
+from echolm.router.conversations import WarmConversations
 from echolm.router.policy import Policy
 from echolm.router.ports import Stage
 from echolm.router.service import RouterService
@@ -79,6 +81,9 @@ class FakeMetrics:
     def took(self, stage: Stage, seconds: float, llm: str = "") -> None:
         self.stages.append((stage, llm, seconds))
 
+    def conversation(self, result: str) -> None:
+        self.log.append(("conversation", result))
+
     def degraded(self, part: str, reason: str) -> None:
         self.log.append(("degraded", part, reason))
 
@@ -89,14 +94,18 @@ class FakeMetrics:
 class Setup:
     """A service over fakes, and a way to decide what the bandit chooses."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, prefix_price: float = 0.0) -> None:
         self.settings = settings or Settings()
+        conversations = WarmConversations(prefix_price)
         self.llms = {llm.name: FakeLLM(reply=self._reply(llm.name)) for llm in self.settings.llms}
         self.retriever, self.sink, self.metrics = FakeRetriever(), FakeSink(), FakeMetrics()
         self.load = LoadTracker()
         self.featurizer, self.bandit = build_bandit(self.settings)
         self.bias = LoadBias(self.settings.routing, self.settings.llms, self.load)
-        self.policy = Policy(self.featurizer, self.bandit, self.bias, np.random.default_rng(1))
+        rng = np.random.default_rng(1)
+        self.policy = Policy(
+            self.featurizer, self.bandit, self.bias, rng, conversations=conversations
+        )
         self.tokens = FeedbackTokens("key", 60)
         self.service = RouterService(
             settings=self.settings,
@@ -106,6 +115,7 @@ class Setup:
             sink=self.sink,
             load=self.load,
             metrics=self.metrics,
+            conversations=conversations,
         )
         self.front_door = FrontDoor(self.service, self.retriever)
 
@@ -760,3 +770,37 @@ async def test_several_llms_are_tried_default_first_then_the_strongest() -> None
     answer = await setup.ask(llm="a")
     assert answer.llm == "b"
     assert answer.degraded == "a unavailable; c unavailable; d unavailable"
+
+
+def turn_after(answer: str, asked: str = "a request") -> dict[str, Any]:
+    """The next request of a conversation in which this was answered."""
+    said = [("user", asked), ("assistant", answer), ("user", "and then?")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    return {"text": None, "messages": json.dumps(messages)}
+
+
+async def test_a_conversation_is_stored_with_what_came_before() -> None:
+    setup = Setup()
+    await setup.ask(**turn_after("b"), llm="large_llm")
+    [interaction] = await setup.submitted()
+    turns = [Turn("user", "a request"), Turn("assistant", "b"), Turn("user", "and then?")]
+    assert interaction.request == transcript(turns)
+
+
+async def test_a_conversation_stays_with_its_llm_unless_another_is_worth_its_prefix() -> None:
+    setup = Setup(prefix_price=1_000.0)
+    asked = "a request " * 20
+    first = await setup.ask(asked, llm="small_llm")
+    setup.prefer("large_llm")
+    assert (await setup.ask(asked)).llm == "large_llm"
+    following = await setup.ask(**turn_after(first.text, asked))
+    assert following.llm == "small_llm"
+    decision = setup.tokens.load(following.feedback_token)
+    assert decision.propensity == pytest.approx(1.0)
+    elsewhere = await setup.ask(**turn_after("what nobody has answered", asked))
+    assert elsewhere.llm == "large_llm"
+    assert [entry for entry in setup.metrics.log if entry[0] == "conversation"] == [
+        ("conversation", "stayed")
+    ]
+    await setup.ask(**turn_after(first.text, asked), llm="large_llm")
+    assert setup.metrics.log[-1] == ("conversation", "moved")

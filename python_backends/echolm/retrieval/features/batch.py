@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.conversation import last_turn
 from echolm.primitives import Candidate
 from echolm.retrieval.features.examples import ExampleTexts
 from echolm.retrieval.features.texts import bitmaps_and_sketches, popcount, words_and_literals
@@ -101,6 +102,7 @@ def featurize(
     """Features of every request with each of its candidates of at least ``min_similarity``.
 
     Args:
+        requests: their transcripts.
         scale: what similarities are relative to.
     """
     eligible = [[c for c in row if c.similarity >= min_similarity] for row in candidates]
@@ -113,12 +115,14 @@ def featurize(
     slots[valid] = texts.slots(flat)
     similarity[valid] = [c.similarity for c in flat]
     quality[valid] = [c.quality for c in flat]
+    # What came before the last turn is judged in echolm.retrieval.lookalikes.
+    asked = [last_turn(text) for text in requests]
     # A request without candidates needs no features.
     parsed = [
         words_and_literals(text) if row else (set[str](), set[str]())
-        for text, row in zip(requests, eligible, strict=True)
+        for text, row in zip(asked, eligible, strict=True)
     ]
-    lengths = np.log1p(np.array([len(text) for text in requests], dtype=np.float32)).reshape(b, 1)
+    lengths = np.log1p(np.array([len(text) for text in asked], dtype=np.float32)).reshape(b, 1)
     literals = np.array([len(p[1]) for p in parsed], dtype=np.float32).reshape(b, 1)
     request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
     example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
@@ -130,7 +134,9 @@ def featurize(
     batch = FeatureBatch(eligible, valid, ids, slots, similarity, quality, *computed)
     if n:
         words = [p[0] for p in parsed]
-        _pair_features(batch, texts, positions, words, lengths, literals)
+        fits = np.ones((b, n), dtype=np.float32)
+        fits[valid] = [c.fit for c in flat]
+        _pair_features(batch, texts, positions, words, lengths, literals, fits)
     return batch
 
 
@@ -141,10 +147,12 @@ def _pair_features(
     words: Sequence[set[str]],
     lengths: NDArray[np.float32],
     literals: NDArray[np.float32],
+    fits: NDArray[np.float32],
 ) -> None:
     """Fill in the features of pairs, from the requests' words.
 
     Args:
+        fits: of the candidates, FP32 [B, n]; the same words in another context are not the same.
         positions: the similarities on their scale, FP32 [B, n].
         lengths: log(1 + characters) of the requests, FP32 [B, 1].
         literals: how many literals each request has, FP32 [B, 1].
@@ -153,7 +161,7 @@ def _pair_features(
     valid, slots, responses = batch.valid, batch.slots, batch.response_sketches
     # Candidates whose requests are like this one show what a response should be like.
     consistency = texts["consistency"][slots]
-    near = np.maximum(np.matmul(batch.request_sketches, sketches[:, :, None])[:, :, 0], 0.0)
+    near = np.maximum(np.matmul(batch.request_sketches, sketches[:, :, None])[:, :, 0], 0.0) * fits
     weight = np.square(np.square(near))
     weight *= valid * (1.2 + consistency)
     total = np.matmul(weight[:, None, :], responses)
@@ -175,7 +183,7 @@ def _pair_features(
     expected = lengths_of_others * per_neighbour
     # What the requests have in common.
     request_words, example_words = popcount(bitmaps)[:, None], texts["num_request_words"][slots]
-    common = popcount(bitmaps[:, None, :] & texts["request_bitmap"].take(slots, axis=0))
+    common = popcount(bitmaps[:, None, :] & texts["request_bitmap"].take(slots, axis=0)) * fits
     # Cut, so that no odd similarity decides alone.
     positions = np.minimum(np.maximum(positions, -1.0), 2.0)
     nearest = np.where(valid, positions, -1.0).max(axis=1, keepdims=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.conversation import last_turn
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Candidate
 from echolm.retrieval.features.texts import (
@@ -91,7 +92,8 @@ class ExampleTexts:
 
     def _fill(self, slots: Sequence[int], candidates: Sequence[Candidate]) -> None:
         n = len(candidates)
-        parsed = [words_and_literals(c.request) for c in candidates]
+        asked = [last_turn(c.request) for c in candidates]
+        parsed = [words_and_literals(text) for text in asked]
         request_words, literals = zip(*parsed, strict=True)
         responses = [c.response for c in candidates]
         response_words = [set(words_of(response)[:MAX_WORDS]) for response in responses]
@@ -107,7 +109,7 @@ class ExampleTexts:
             "num_response_words": [len(words) for words in response_words],
             "num_literals": list(map(len, literals)),
             "consistency": [_consistency(*pair) for pair in zip(literals, responses, strict=True)],
-            "request_length": [math.log1p(len(c.request)) for c in candidates],
+            "request_length": [math.log1p(len(text)) for text in asked],
             "response_length": [math.log1p(len(response)) for response in responses],
         }
         for name, value in values.items():

@@ -90,7 +90,7 @@ def record(llm: str, small: float, large: float = 0.9, predicted: float = 0.9) -
     expected = {"small_llm": predicted, "large_llm": predicted}
     values = {"right": True, "qualities": qualities, "best": qualities, "predicted": expected}
     rest = {"known": True, "helped": True, "similarity": 0.8, "utility": 0.9, "examples": 1}
-    return Record(item=FIRST, llm=llm, solicited=False, **values, **rest)  # type: ignore[arg-type]
+    return Record(item=FIRST, llm=llm, solicited=False, answer="", **values, **rest)  # type: ignore[arg-type]
 
 
 def test_an_oracle_offloads_where_nothing_is_lost_and_at_the_same_quality_more() -> None:

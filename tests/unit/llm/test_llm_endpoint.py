@@ -1,0 +1,49 @@
+"""An LLM's prompt: examples, what was said before, and what fits of them."""
+
+from __future__ import annotations
+
+import pytest
+from echolm.conversation import Turn, transcript
+from echolm.errors import InvalidRequestError
+from echolm.llm.chat_template import load_chat_template
+from echolm.llm.endpoint import LLMEndpoint
+from echolm.llm.tokens import EstimatedTokens
+from echolm.primitives import Request, Sampling, Selected
+from echolm.settings import LLMSettings
+from echolm.testing.llm import FakeLLM
+
+HISTORY = (Turn("user", "rain in Rome?"), Turn("assistant", "no"))
+
+
+def endpoint(context_length: int = 2_048) -> LLMEndpoint:
+    settings = LLMSettings(name="small", cost=1, takes_examples=True, context_length=context_length)
+    return LLMEndpoint(settings, FakeLLM(), load_chat_template("echolm", None), EstimatedTokens())
+
+
+def test_what_was_said_before_comes_after_the_examples_and_they_have_their_own() -> None:
+    asked = transcript([Turn("user", "q1"), Turn("assistant", "a1"), Turn("user", "q2")])
+    examples = [Selected(1, asked, "a2", 0.9, 0.9), Selected(2, "q", "a", 0.9, 0.9)]
+    prompt, used = endpoint().prompt(Request("and May?", Sampling(), history=HISTORY), examples)
+    assert used == examples
+    assert prompt == (
+        "<|user|>q1<|assistant|>a1<|end|><|user|>q2<|assistant|>a2<|end|>"
+        "<|user|>q<|assistant|>a<|end|>"
+        "<|user|>rain in Rome?<|assistant|>no<|end|><|user|>and May?<|assistant|>"
+    )
+
+
+def test_examples_give_way_and_what_was_said_before_never() -> None:
+    long = Selected(1, "q " * 500, "a", 0.9, 0.9)
+    request = Request("and May?", Sampling(max_tokens=8), history=HISTORY)
+    prompt, used = endpoint(60).prompt(request, [long])
+    assert not used
+    assert "rain in Rome?" in prompt
+    prompt, _ = endpoint(10).prompt(request, [long])
+    assert "rain in Rome?" in prompt
+
+
+def test_a_tools_result_is_refused_where_the_template_knows_no_tools() -> None:
+    called = (Turn("user", "rain?"), Turn("assistant", "", tool_calls="[1]"))
+    request = Request("42 mm", Sampling(), history=called, tool_call_id="c1")
+    with pytest.raises(InvalidRequestError, match=r"messages: expected roles .* got tool"):
+        endpoint().prompt(request, [])
