@@ -258,8 +258,9 @@ LLM_API_OUTPUTS = (
     Tensor("cumulative_logprob", "FP32", (-1,)),
 )
 
-TOKEN_LOGPROBS = Tensor("output_log_probs", "FP32", (-1,))
-"""Output that our LLM model adds: log probabilities of the tokens that a response brings."""
+LOG_PROBS = (Tensor("cum_log_probs", "FP32"), Tensor("output_log_probs", "FP32", (-1,)))
+"""Outputs that our LLM model adds for requests with ``return_log_probs``: the log probability of
+all tokens so far, and those of the tokens that a response brings."""
 
 STREAM_INTERVAL_MS = "stream_interval_ms"
 """Parameter of a request that our LLM model takes besides: a number, the milliseconds in which the
@@ -299,7 +300,7 @@ def llm(name: str, engine: str = "") -> ModelContract:
         engine: which one runs it.
     """
     inputs = (*LLM_API_INPUTS, *LLM_API_EXTENSIONS, *ENGINE_EXTENSIONS.get(engine, ()))
-    outputs = (*LLM_API_OUTPUTS, TOKEN_LOGPROBS, *TOKEN_COUNTS)
+    outputs = (*LLM_API_OUTPUTS, *LOG_PROBS, *TOKEN_COUNTS)
     return ModelContract(name, inputs, outputs, max_batch_size=0, decoupled=True)
 
 

@@ -179,7 +179,7 @@ def test_llms_speak_tensorrt_llms_contract() -> None:
         assert tensor.optional is (tensor.name != "text_input")
     assert not {tensor.name for tensor in contracts.LLM_API_EXTENSIONS} & set(LLMAPI_INPUTS)
     ours = {t.name: (t.datatype, t.dims) for t in contract.outputs}
-    extra = {t.name for t in (*contracts.TOKEN_COUNTS, contracts.TOKEN_LOGPROBS)}
+    extra = {t.name for t in (*contracts.TOKEN_COUNTS, *contracts.LOG_PROBS)}
     theirs = {name: LLMAPI_OUTPUTS[name] for name in ours if name not in extra}
     assert {n: v for n, v in ours.items() if n not in extra} == theirs
     assert contract.max_batch_size == 0

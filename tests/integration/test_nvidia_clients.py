@@ -107,6 +107,34 @@ def test_the_end_to_end_client_with_its_options(server: Endpoints) -> None:
     outputs = ["text_output", "cum_log_probs", "output_log_probs"]
     [result] = streamed(server, "echolm", end_to_end(PROMPT, **options), outputs)
     assert result.as_numpy("text_output")[0][0]
+    each = result.as_numpy("output_log_probs")
+    assert each.shape[:2] == (1, 1)
+    assert each.size > 0
+    assert result.as_numpy("cum_log_probs") == pytest.approx(each.sum(axis=2), abs=1e-3)
+
+
+def test_log_probabilities_of_a_stream_come_with_its_end(server: Endpoints) -> None:
+    asked = {"stream": np.array([[True]]), "return_log_probs": np.array([[True]])}
+    outputs = ["text_output", "output_log_probs", "cum_log_probs", "num_output_tokens"]
+    *pieces, last = streamed(server, "echolm_stream", end_to_end(PROMPT, **asked), outputs)
+    assert pieces
+    assert all(piece.as_numpy("output_log_probs") is None for piece in pieces)
+    each = last.as_numpy("output_log_probs")
+    assert each.size == last.as_numpy("num_output_tokens").item()
+    assert last.as_numpy("cum_log_probs").item() == pytest.approx(each.sum(), abs=1e-3)
+
+
+def test_rows_that_ask_for_log_probabilities_stand_beside_rows_that_do_not(
+    server: Endpoints,
+) -> None:
+    rows = [end_to_end(PROMPT), end_to_end(PROMPT)]
+    arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    arrays["return_log_probs"] = np.array([[False], [True]])
+    [result] = streamed(server, "echolm", arrays, ["text_output", "cum_log_probs"])
+    found = result.as_numpy("cum_log_probs")
+    assert found.shape == (2, 1)
+    assert np.isnan(found[0, 0])
+    assert found[1, 0] <= 0
 
 
 def test_the_end_to_end_client_in_pieces(server: Endpoints) -> None:
@@ -230,6 +258,8 @@ def test_the_curl_of_nvidias_documentation(server: Endpoints) -> None:
         ({"image_url_input": "file:///etc/passwd"}, "image_url_input: expected nothing"),
         ({"repetition_penalty": 0}, "repetition_penalty: expected a number in (0, 10]"),
         ({"min_tokens": 13}, "min_tokens: expected 0 to max_tokens (12), got 13"),
+        ({"max_token": 9}, "max_token: expected the name of an input, got an unknown one"),
+        ({"parameters": {"n": 2}}, "n: expected the name of an input, got an unknown one"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_its_name(

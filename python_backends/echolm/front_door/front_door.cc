@@ -39,6 +39,11 @@ uint64_t nanoseconds(TimePoint time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
 }
 
+/// Parameters of a request that Triton's front ends and tracing headers bring.
+const std::set<std::string_view> kParameters = {
+    "id",      "triton_enable_empty_final_response", "traceparent", "tracestate",
+    "baggage", "binary_data_output"};
+
 // ---- What `router` says; packed by echolm/router/packed.py, which describes the parts
 
 struct Head {
@@ -56,6 +61,7 @@ enum class Rule : uint8_t { kNothing, kReplace, kAppend, kAdd };
 
 struct Output : Tensor {
   Rule rule;
+  std::vector<int64_t> outer;  // dimensions between the row's and the last one
 };
 
 struct Plan {
@@ -74,7 +80,9 @@ struct Plan {
     for (auto n = from.number<uint32_t>(); n > 0; --n) inputs.push_back(tensor(&from));
     for (auto n = from.number<uint32_t>(); n > 0; --n) {
       const auto rule = from.number<Rule>();
-      outputs.push_back({tensor(&from), rule});
+      outputs.push_back({tensor(&from), rule, {}});
+      auto& output = outputs.back();
+      if (!output.shape.empty()) output.outer.assign(output.shape.begin(), output.shape.end() - 1);
     }
   }
   static Tensor tensor(Unpacker* from) {
@@ -333,6 +341,22 @@ class Door : public std::enable_shared_from_this<Door> {
 
   // ---- The client's request
 
+  /// Triton makes parameters of the fields of `generate` that are no inputs, which would be lost.
+  static void refuse_parameters(TRITONBACKEND_Request* request) {
+    uint32_t count;
+    check(TRITONBACKEND_RequestParameterCount(request, &count));
+    for (uint32_t i = 0; i < count; ++i) {
+      const char* name;
+      TRITONSERVER_ParameterType type;
+      const void* value;
+      check(TRITONBACKEND_RequestParameter(request, i, &name, &type, &value));
+      if (kParameters.count(name) == 0)
+        throw Failure(TRITONSERVER_ERROR_INVALID_ARG,
+                      "[invalid_request] " + std::string(name) +
+                          ": expected the name of an input, got an unknown one; leave it out");
+    }
+  }
+
   void read(Client* client) const {
     uint32_t count;
     check(TRITONBACKEND_RequestOutputCount(client->request, &count));
@@ -341,6 +365,7 @@ class Door : public std::enable_shared_from_this<Door> {
       check(TRITONBACKEND_RequestOutputName(client->request, i, &name));
       client->wanted_outputs.insert(name);
     }
+    refuse_parameters(client->request);
     Tensors inputs;
     bool asks = false;
     check(TRITONBACKEND_RequestInputCount(client->request, &count));
@@ -679,17 +704,24 @@ class Door : public std::enable_shared_from_this<Door> {
     std::vector<std::string> texts;
     for (const auto& row : rows) texts.push_back(client->streaming ? "" : row.text);
     Tensors answer{Tensor::of_texts("text_output", texts)};
-    for (size_t k = 0; k < rows[0].plan.outputs.size(); ++k) {  // the same in each row
+    const auto outputs = [](const Row& row) { return row.plan.outputs.size(); };
+    const Row& most = *std::max_element(
+        rows.begin(), rows.end(), [&](auto& a, auto& b) { return outputs(a) < outputs(b); });
+    for (size_t k = 0; k < outputs(most); ++k) {  // other rows have the first ones of these
+      const Output& first = most.plan.outputs[k];
+      const auto elements = [&](const Row& row) {
+        return k < outputs(row) ? row.plan.outputs[k].elements() : 0;
+      };
       int64_t width = 0;
-      for (const auto& row : rows) width = std::max(width, row.plan.outputs.at(k).elements());
-      const Output& first = rows[0].plan.outputs[k];
-      Tensor whole{first.name, first.datatype, {static_cast<int64_t>(rows.size()), width}, {}};
+      for (const auto& row : rows) width = std::max(width, elements(row));
+      Tensor whole{first.name, first.datatype, {static_cast<int64_t>(rows.size())}, {}};
+      whole.shape.insert(whole.shape.end(), first.outer.begin(), first.outer.end());
+      whole.shape.push_back(width);
       for (const auto& row : rows) {
-        const Output& part = row.plan.outputs[k];
-        const size_t missing = static_cast<size_t>(width - part.elements());
+        if (k < outputs(row)) whole.data += row.plan.outputs[k].data;
         // What fills up a shorter row is -1, or NaN.
-        whole.data += part.data;
-        whole.data.append(missing * TRITONSERVER_DataTypeByteSize(part.datatype), '\xff');
+        const auto missing = static_cast<size_t>(width - elements(row));
+        whole.data.append(missing * TRITONSERVER_DataTypeByteSize(first.datatype), '\xff');
       }
       answer.push_back(std::move(whole));
     }

@@ -32,6 +32,7 @@ enum TRITONSERVER_Error_Code : int {
   TRITONSERVER_ERROR_CANCELLED = 7
 };
 enum TRITONSERVER_DataType : int { TRITONSERVER_TYPE_INT32 = 8, TRITONSERVER_TYPE_BYTES = 13 };
+enum TRITONSERVER_ParameterType : int {};
 enum TRITONSERVER_MemoryType : int { TRITONSERVER_MEMORY_CPU = 0 };
 enum TRITONSERVER_LogLevel : int { TRITONSERVER_LOG_WARN = 1, TRITONSERVER_LOG_ERROR = 2 };
 constexpr uint32_t TRITONSERVER_REQUEST_RELEASE_ALL = 1;
@@ -112,6 +113,9 @@ Status TRITONBACKEND_InputProperties(TRITONBACKEND_Input*, const char** name,
                                      uint64_t* size, uint32_t* buffers);
 Status TRITONBACKEND_InputBuffer(TRITONBACKEND_Input*, uint32_t index, const void** buffer,
                                  uint64_t* size, TRITONSERVER_MemoryType*, int64_t* memory_id);
+Status TRITONBACKEND_RequestParameterCount(TRITONBACKEND_Request*, uint32_t*);
+Status TRITONBACKEND_RequestParameter(TRITONBACKEND_Request*, uint32_t index, const char** name,
+                                      TRITONSERVER_ParameterType*, const void** value);
 Status TRITONBACKEND_RequestOutputCount(TRITONBACKEND_Request*, uint32_t*);
 Status TRITONBACKEND_RequestOutputName(TRITONBACKEND_Request*, uint32_t index, const char** name);
 Status TRITONBACKEND_RequestRelease(TRITONBACKEND_Request*, uint32_t flags);

@@ -379,7 +379,7 @@ class ResponseReader:
         if raw := outputs.get("cumulative_logprob", outputs.get("cum_log_probs")):
             self._logprob = float(np.frombuffer(raw, np.float32, 1)[0])
         if raw := outputs.get("output_log_probs"):
-            before = [] if "cum_log_probs" in outputs else self._token_logprobs
+            before = [] if self._reading.counts_add else self._token_logprobs
             self._token_logprobs = [*before, *np.frombuffer(raw, np.float32).tolist()]
 
     def end(self) -> str:

@@ -22,7 +22,7 @@ _STATUS = {"INVALID_ARG": 3, "UNAVAILABLE": 4, "CANCELLED": 7}
 """Triton's numbers of an error's statuses; all others are an internal error to a client."""
 _INTERNAL = 1
 _HEAD = struct.Struct("<iiiiiidBB6x")
-_KEEP, _REPLACE, _ADD = 0, 1, 3
+_KEEP, _REPLACE, _APPEND, _ADD = 0, 1, 2, 3
 _DATATYPES = {tensor.name: tensor.datatype for tensor in contracts.ECHOLM_OUTPUTS}
 _STORED_ANSWER = Completion("", "stop", 0, 0)
 _NOT_TOLD = Completion("", "")
@@ -49,7 +49,9 @@ class PlanPacker:
         text the error, or the answer, where no model is called
         list of stop words to cut at
         list of tensors: the inputs of the LLM's model
-        list of the client's outputs besides the text, the same in all plans: u8 rule, tensor
+        list of the client's outputs besides the text: u8 rule, tensor; plans that have fewer lack
+    some of the last. The tensor's dimensions, its last one apart, are those of the client's
+    beside the number of rows
 
     A rule says what an output of the LLM of the same name and type does to the tensor here: 0
     nothing, 1 it replaces it, 2 it is appended to it, 3 (INT32 [1]) it is added to it.
@@ -91,10 +93,16 @@ class PlanPacker:
 def _outputs(plan: Plan, completion: Completion, reading: Reading) -> list[bytes]:
     ids = plan.example_ids
 
-    def output(rule: int, name: str, raw: bytes, size: int = 1) -> bytes:
-        return bytes([rule]) + _tensor(name, _DATATYPES[name], (size,), raw)
+    def output(rule: int, name: str, raw: bytes, *shape: int) -> bytes:
+        return bytes([rule]) + _tensor(name, _DATATYPES[name], shape or (1,), raw)
 
     count = _ADD if reading.counts_add else _REPLACE
+    # The ensemble's responses hold those of all tokens so far.
+    each = _REPLACE if reading.counts_add else _APPEND
+    log_probs = [
+        output(_REPLACE, "cum_log_probs", b"", 0),
+        output(each, "output_log_probs", b"", 1, 0),
+    ]
     return [
         output(_KEEP, "llm", _text(plan.llm.encode())),
         output(_KEEP, "example_ids", struct.pack(f"<{len(ids)}q", *ids), len(ids)),
@@ -105,6 +113,7 @@ def _outputs(plan: Plan, completion: Completion, reading: Reading) -> list[bytes
         output(_REPLACE, "finish_reason", _text(completion.finish_reason.encode())),
         output(_REPLACE, "num_input_tokens", struct.pack("<i", completion.num_input_tokens)),
         output(count, "num_output_tokens", struct.pack("<i", completion.num_output_tokens)),
+        *(log_probs if plan.sampling.logprobs else ()),
     ]
 
 

@@ -182,7 +182,10 @@ class TritonPythonModel:
             values["cumulative_logprob"] = chunk.cumulative_logprob
         tensors = [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
         if request.return_log_probs:
-            tensors.append(codec.tensor(contracts.TOKEN_LOGPROBS, chunk.token_logprobs))
+            cumulative, each = contracts.LOG_PROBS
+            if chunk.cumulative_logprob is not None:
+                tensors.append(codec.tensor(cumulative, [chunk.cumulative_logprob]))
+            tensors.append(codec.tensor(each, chunk.token_logprobs))
         return tensors
 
     def _show(self) -> None:

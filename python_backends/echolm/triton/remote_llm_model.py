@@ -154,8 +154,10 @@ def _outputs(completion: Completion, text_sent: bool) -> list[Any]:
         "num_output_tokens": completion.num_output_tokens,
     }
     if completion.cumulative_logprob is not None:
-        values["cumulative_logprob"] = completion.cumulative_logprob
+        values |= dict.fromkeys(
+            ("cumulative_logprob", "cum_log_probs"), completion.cumulative_logprob
+        )
     tensors = [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
     if completion.token_logprobs:
-        tensors.append(codec.tensor(contracts.TOKEN_LOGPROBS, completion.token_logprobs))
+        tensors.append(codec.tensor(contracts.LOG_PROBS[1], completion.token_logprobs))
     return tensors
