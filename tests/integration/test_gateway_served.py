@@ -73,6 +73,43 @@ def test_the_pieces_of_a_stream_are_the_answer(client: OpenAI) -> None:
     assert chunks[-1].usage == whole.usage
 
 
+def test_a_conversation_reaches_the_llm_with_what_came_before(client: OpenAI) -> None:
+    before: Any = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "How do I list files?"}]},
+        {"role": "assistant", "content": "ls"},
+    ]
+
+    def ask(messages: Any) -> ChatCompletion:
+        return client.chat.completions.create(
+            model="echolm", messages=messages, max_tokens=8, extra_body=FORCED
+        )
+
+    alone, after = ask(USER), ask([*before, *USER])
+    assert alone.usage is not None
+    assert after.usage is not None
+    assert after.usage.prompt_tokens > alone.usage.prompt_tokens + 10
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ([{"role": "bot", "content": "a"}], "messages[0].role: expected one of"),
+        ([*USER, {"role": "assistant", "content": "a"}], "the last message to be a user's"),
+        ([{"role": "user", "content": ""}], "messages[0].content: expected text that is not empty"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}], "text"),
+        (
+            [*USER, {"role": "tool", "content": "1", "tool_call_id": "c"}],
+            "messages[1].tool_call_id",
+        ),
+    ],
+)
+def test_what_is_no_conversation_is_refused(client: OpenAI, messages: Any, told: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.chat.completions.create(model="echolm", messages=messages)
+    assert told in str(refusal.value)
+
+
 async def test_many_at_a_time(server: Endpoints) -> None:
     async with AsyncOpenAI(api_key="none", base_url=server.gateway_url) as client:
 
