@@ -79,9 +79,10 @@ class RetrievalSettings(Section):
     index_type: Literal["IVF_FLAT", "HNSW", "FLAT", "AUTOINDEX"] = "IVF_FLAT"
     """Vector index of a new collection; Milvus Lite has no HNSW."""
     index_params: dict[str, int] = {"nlist": 256}
-    """Parameters with which Milvus builds the index of a new collection."""
+    """Parameters with which a Milvus server builds the index of a new collection; Milvus Lite has its
+    own."""
     search_params: dict[str, int] = {"nprobe": 16}
-    """Parameters of the index for each search."""
+    """Parameters of the index for each search in a Milvus server; Milvus Lite ignores them."""
     partition_by_tenant: bool = False
     """Whether a new collection on a Milvus server keeps each tenant's examples together, so that a
     search reads only its tenant's; this pays off with many tenants."""

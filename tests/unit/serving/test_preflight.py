@@ -195,7 +195,8 @@ def test_a_model_that_another_version_built_is_refused(tmp_path: Path) -> None:
         add_model(tmp_path, name)
     add_model(tmp_path, "tokenizer", 'backend: "python"\ninput [{ name: "text" }]')
     with pytest.raises(
-        ConfigurationError, match=r"tokenizer: expected the inputs text_input .*got text; .*--force"
+        ConfigurationError,
+        match=r"tokenizer: expected the inputs messages, text_input .*got text; .*--force",
     ):
         preflight.check_models(preflight.models_in([tmp_path]), Settings())
 
