@@ -79,8 +79,8 @@ class RetrievalSettings(Section):
     index_type: Literal["IVF_FLAT", "HNSW", "FLAT", "AUTOINDEX"] = "IVF_FLAT"
     """Vector index of a new collection; Milvus Lite has no HNSW."""
     index_params: dict[str, int] = {"nlist": 256}
-    """Parameters with which a Milvus server builds the index of a new collection; Milvus Lite has its
-    own."""
+    """Parameters with which a Milvus server builds the index of a new collection; Milvus Lite has
+    its own."""
     search_params: dict[str, int] = {"nprobe": 16}
     """Parameters of the index for each search in a Milvus server; Milvus Lite ignores them."""
     partition_by_tenant: bool = False
