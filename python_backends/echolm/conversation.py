@@ -20,6 +20,8 @@ _SHOWN = str.maketrans({_TURN: "\u241e", _FIELD: "\u241f"})
 
 MAX_MESSAGES = 1_024
 """Most messages in one conversation."""
+MAX_DEPTH = 64
+"""Most levels of arrays and objects in its JSON; what reads it later is recursive."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ def read_messages(data: str | bytes) -> Conversation:
 
     try:
         messages = orjson.loads(data)
-    except orjson.JSONDecodeError as error:  # too deep, not UTF-8 and lone surrogates as well
+    except orjson.JSONDecodeError as error:  # not UTF-8 and lone surrogates as well
         raise InvalidRequestError.of("messages", "a JSON array", f"what is not: {error}") from error
+    if _depth_exceeds(messages, MAX_DEPTH):
+        raise InvalidRequestError.of("messages", f"JSON at most {MAX_DEPTH} levels deep", "more")
     if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
         got = f"{len(messages)}" if isinstance(messages, list) else type(messages).__name__
         raise InvalidRequestError.of("messages", f"an array of 1 to {MAX_MESSAGES} messages", got)
@@ -83,6 +87,18 @@ def read_messages(data: str | bytes) -> Conversation:
         got = turns[-1].role if turns else "system messages only"
         raise InvalidRequestError.of("messages", "the last message to be a user's or a tool's", got)
     return Conversation(system, tuple(turns))
+
+
+def _depth_exceeds(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        lists = [v for v in level if isinstance(v, list)]
+        objects = [v for v in level if isinstance(v, dict)]
+        if not lists and not objects:
+            return False
+        level = [inner for one in lists for inner in one]
+        level += [inner for one in objects for inner in one.values()]
+    return True
 
 
 def _continues(before: Turn, turn: Turn) -> bool:

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from echolm.serving import Endpoints
 from echolm.telemetry import METRICS, SECONDS_BUCKETS
-from echolm_client import Client, InvalidRequest
+from echolm_client import Client, InvalidRequest, Message
 from echolm_lab.tasks import Workload
 from triton_calls import eventually
 
@@ -64,6 +64,11 @@ def work(endpoints: Endpoints) -> None:
         assert eventually(lambda: client.generate(REQUEST, llm="small_llm", **MINE).example_ids, 60)
         # The repeats are answered from the store: here an LLM is chosen.
         client.generate(REQUEST, cache_control="no-examples", **MINE)
+        conversation: list[Message] = [{"role": "user", "content": REQUEST}]
+        for _ in range(3):  # the router may learn of an answer after the next request comes
+            said = client.generate(messages=conversation, **MINE).text
+            conversation.append({"role": "assistant", "content": said})
+            conversation.append({"role": "user", "content": OTHER})
         with pytest.raises(InvalidRequest):
             client.rate("forged", 1.0)
 

@@ -100,12 +100,10 @@ def make_site(root: Path) -> Site:
     site.add_model("local/toy_llm")
     embedder = root / "embedder"
     embedder.mkdir()
-    for file in (
-        "model.onnx",
-        "tokenizer.json",
-        "embedder.json",
-    ):  # Never read: no model here embeds.
+    for file in ("model.onnx", "tokenizer.json"):  # Never read: no model here embeds.
         (embedder / file).write_text("toy")
+    spec = {"name": "toy", "dimension": 8, "max_tokens": 32}
+    (embedder / "embedder.json").write_text(json.dumps(spec))
     site.config.write_text(
         'data_dir = "data"\n[embedding]\nmodel_dir = "embedder"\n'
         '[[llms]]\nname = "toy_llm"\ncost = 1.0\ntakes_examples = false\n'

@@ -120,3 +120,11 @@ def test_people_and_judges_read_roles_and_calls_of_tools() -> None:
     turns = [Turn("user", "a"), Turn("assistant", "", "[1]"), Turn("tool", "42", tool_call_id="c1")]
     assert readable(transcript(turns)) == "user: a\n\nassistant: calls [1]\n\ntool: 42"
     assert readable("hi") == "hi"
+
+
+def test_json_that_is_too_deep_is_refused() -> None:
+    deep = (
+        '[{"role":"user","content":"a"},{"role":"assistant","content":"","tool_calls":[{"a":%s}]}]'
+    )
+    with pytest.raises(InvalidRequestError, match="messages: expected JSON at most 64 levels deep"):
+        read_messages(deep % ("[" * 300 + "]" * 300))

@@ -83,7 +83,8 @@ class LLMJudge:
         text = re.sub("|".join(map(re.escape, _FIELDS)), lambda m: values[m[0]], self.prompt)
         prompt = self.template.render([Turn("user", text)])
         request_id = f"judge-{uuid.uuid4().hex}"
-        reply = await self.client.generate(request_id, prompt, Sampling(self.max_tokens), None)
+        sampling = Sampling(self.max_tokens, stop=self.template.stop)
+        reply = await self.client.generate(request_id, prompt, sampling, None)
         spent = spent_tokens(self.tokens, prompt, reply)
         preferences = set(_PREFERENCE.findall(reply.text))
         return (_WORTH[preferences.pop()] if len(preferences) == 1 else None), spent

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from echolm.conversation import Turn
+from echolm.errors import InvalidRequestError
 from echolm.llm.chat_template import few_shot
 from echolm.llm.examples_block import examples_block
 from echolm.llm.tokens import TokenCounter
@@ -93,7 +94,14 @@ class LLMEndpoint:
         kept = list(examples) if self.settings.takes_examples else []
         room = self.settings.context_length - request.sampling.max_tokens
         while True:
-            text = self.template.render(self._turns(request, kept))
+            try:
+                text = self.template.render(self._turns(request, kept))
+            except InvalidRequestError:
+                if not kept:
+                    raise
+                # One of them is a conversation that the template refuses; the request may be fine.
+                kept.clear()
+                continue
             # A token is at least one byte, so short prompts need no counting.
             if not kept or len(text.encode("utf-8")) <= room or self.tokens.count(text) <= room:
                 return text, kept

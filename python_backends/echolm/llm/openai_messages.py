@@ -26,7 +26,10 @@ class OpenAIMessages:
 def _message(turn: Turn) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role, "content": turn.text}
     if turn.tool_calls:
-        message["tool_calls"] = orjson.loads(turn.tool_calls)
+        try:
+            message["tool_calls"] = orjson.loads(turn.tool_calls)
+        except orjson.JSONDecodeError:  # of a stored example, which anybody may have imported
+            message["content"] += turn.tool_calls
     if turn.tool_call_id:
         message["tool_call_id"] = turn.tool_call_id
     return message

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -215,15 +215,23 @@ class TritonLLMClient:
         """The model has failed, and may come back with another signature."""
         self._signature = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the model's signature is."""
+        return self._signature is not None
+
     def lacks(self, sampling: Sampling) -> Sequence[str]:
         known = self.inputs.keys() if self._signature is None else self._signature.inputs
+        return self._lacking(sampling, known)
+
+    def _lacking(self, sampling: Sampling, known: Collection[str]) -> Sequence[str]:
         return [name for name in optional_inputs(sampling) if self.tensor_of(name) not in known]
 
     def _values(
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
     ) -> dict[str, Sequence[Any]]:
         """All inputs; InvalidRequestError if the model cannot take one that was asked for."""
-        if lacking := self.lacks(sampling):
+        if lacking := self._lacking(sampling, signature.inputs):
             raise refusal(sampling, lacking, f"{self._model} does not")
         asked = {self.tensor_of(k): v for k, v in optional_inputs(sampling).items()}
         return {**self.input_values(prompt, sampling, streaming, signature), **asked}

@@ -10,6 +10,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -147,8 +148,12 @@ class _Words(NamedTuple):
 
 
 def _context(text: str) -> str:
-    """What comes before the last turn of a transcript, as a transcript; empty if nothing does."""
-    return transcript(turns_of(text)[:-1]) if is_conversation(text) else ""
+    """What comes before the words of the last turn of a transcript: the turns before it, and whose
+    it is; empty if nothing does."""
+    if not is_conversation(text):
+        return ""
+    *before, last = turns_of(text)
+    return transcript([*before, replace(last, text="")])
 
 
 @lru_cache(maxsize=_KEPT)

@@ -88,7 +88,7 @@ class _Open:
     decision: Decision = field(init=False)
     plan: Plan = field(init=False)
     refused: InvalidRequestError | None = None
-    refusal: InvalidRequestError | None = None
+    refusal: EchoError | None = None
 
 
 @dataclass
@@ -151,9 +151,7 @@ class RouterService:
         lacking = {n for n, e in self.endpoints.items() if e.client.lacks(request.sampling)}
         return [name for name in self.endpoints if name not in lacking] if lacking else None
 
-    def plan(
-        self, requests: Sequence[tuple[Request, Retrieved]]
-    ) -> list[Plan | InvalidRequestError]:
+    def plan(self, requests: Sequence[tuple[Request, Retrieved]]) -> list[Plan | EchoError]:
         """What is to be done for each of several requests, which were checked. Never fails.
 
         An error in place of a plan refuses a conversation that no LLM's chat template takes. An LLM
@@ -245,6 +243,10 @@ class RouterService:
             self._plan_call_of_any(one, uuid.uuid4().hex)
         except InvalidRequestError as error:
             one.refusal = error
+        except Exception as error:  # a defect costs this request and no other of the batch
+            logger.error("planning failed", exc_info=error)
+            self.metrics.failed("internal")
+            one.refusal = UnavailableError("router: the request could not be planned")
 
     def _plan_call_of_any(self, one: _Open, request_id: str) -> None:
         """Plan the call of the chosen LLM, or of the next one whose chat template takes the
@@ -273,8 +275,8 @@ class RouterService:
             ask = self.solicitor.should_solicit(choice.rating_value, choice.propensity, arms)
             decision = replace(decision, solicited=ask.reason, solicit_probability=ask.probability)
         one.decision = decision
-        self.load.change(decision.llm, +1)
         self._set_plan(one, "", prompt, endpoint.sampling(one.request.sampling))
+        self.load.change(decision.llm, +1)
 
     def _set_plan(self, one: _Open, text: str, prompt: str, sampling: Sampling) -> None:
         decision = one.decision

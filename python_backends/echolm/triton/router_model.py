@@ -35,6 +35,8 @@ from echolm.wiring.routing import build_router, open_load_table
 
 _SHOW_LOAD_EVERY_S = 0.2
 _FORGET_EVERY_S = 60.0
+_SIGNATURE_S = 0.5
+"""For which a batch waits to learn what LLMs take."""
 _NOTHING = Completion("", "")
 
 _Row = tuple[Request, Retrieved] | InvalidRequestError
@@ -119,10 +121,12 @@ class TritonPythonModel:
 
     async def _know_llms(self) -> None:
         """Ask LLMs what they take, unless they have said; one that does not answer may be tried."""
-        for client in self._clients.values():
-            if isinstance(client, TritonLLMClient):
-                with suppress(UnavailableError):
-                    await client.signature()
+        clients = [c for c in self._clients.values() if isinstance(c, TritonLLMClient)]
+        unknown = [client.signature() for client in clients if not client.is_known]
+        if unknown:
+            asked = asyncio.gather(*unknown, return_exceptions=True)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asked, _SIGNATURE_S)
 
     async def _plan(self, asked: Sequence[tuple[Responder, list[_Row]]]) -> None:
         try:
@@ -161,9 +165,9 @@ class TritonPythonModel:
 
     async def _instead(self, report: Report) -> bytes:
         """What to do after an LLM has failed, packed."""
-        callee = self._callees.get(report.llm)
-        if callee is not None:
-            callee.forget_signature()
+        for known in (self._callees.get(report.llm), self._clients.get(report.llm)):
+            if isinstance(known, TritonLLMClient):
+                known.forget_signature()
         error: EchoError
         if report.reason == "timeout":
             limit = self._settings.limits.request_timeout_s

@@ -47,3 +47,9 @@ def test_a_tools_result_is_refused_where_the_template_knows_no_tools() -> None:
     request = Request("42 mm", Sampling(), history=called, tool_call_id="c1")
     with pytest.raises(InvalidRequestError, match=r"messages: expected roles .* got tool"):
         endpoint().prompt(request, [])
+
+
+def test_an_example_that_the_template_refuses_does_not_fail_the_request() -> None:
+    asked = transcript([*HISTORY, Turn("tool", "42", tool_call_id="c1")])
+    prompt, used = endpoint().prompt(Request("q", Sampling()), [Selected(1, asked, "a", 0.9, 0.9)])
+    assert (prompt, used) == ("<|user|>q<|assistant|>", [])

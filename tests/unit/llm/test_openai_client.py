@@ -446,3 +446,8 @@ def test_an_event_loop_that_ends_closes_the_connections(
         assert asyncio.run(ask(llm, "hello")).text == server.text
     del llm
     assert caplog.text == ""
+
+
+def test_a_stored_tool_call_that_is_no_json_is_text() -> None:
+    rendered = OpenAIMessages().render([Turn("assistant", "a", tool_calls="{")])
+    assert json.loads(rendered) == [{"role": "assistant", "content": "a{"}]

@@ -13,6 +13,7 @@ from echolm_client.cli.console import CommandError, note, write
 from echolm_client.cli.exit_codes import FAILED, OK
 
 from echolm.cli.examples.data import ExampleData, add_example_verb, opened
+from echolm.conversation import readable
 from echolm.examples.events import CHANGE, change
 from echolm.store.base import Example
 
@@ -82,7 +83,10 @@ def _filter(args: argparse.Namespace) -> Callable[[Example], bool]:
         return (
             (not args.id or example.id in args.id)
             and (args.tenant is None or example.tenant == args.tenant)
-            and (pattern is None or any(map(pattern.search, (example.request, example.response))))
+            and (
+                pattern is None
+                or any(map(pattern.search, (readable(example.request), example.response)))
+            )
         )
 
     return applies

@@ -13,6 +13,7 @@ from echolm_client.cli.exit_codes import OK
 from echolm_client.cli.table import Column, table
 
 from echolm.cli.examples.data import add_example_verb, opened
+from echolm.conversation import readable
 from echolm.examples.statistics import Order
 
 _COLUMNS = (
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     with opened(args) as data:
         entries = data.statistics.ranked(args.by, args.number)
         stored = data.store.get([entry.id for entry in entries])
-    requests = {example.id: example.request for example, _ in stored}
+    requests = {example.id: readable(example.request) for example, _ in stored}
     if args.json:
         lines = [{**asdict(entry), "request": requests.get(entry.id)} for entry in entries]
         write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
