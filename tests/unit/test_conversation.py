@@ -120,3 +120,9 @@ def test_people_and_judges_read_roles_and_calls_of_tools() -> None:
     turns = [Turn("user", "a"), Turn("assistant", "", "[1]"), Turn("tool", "42", tool_call_id="c1")]
     assert readable(transcript(turns)) == "user: a\n\nassistant: calls [1]\n\ntool: 42"
     assert readable("hi") == "hi"
+
+
+def test_an_assistant_that_said_nothing_is_empty_text() -> None:
+    messages = [said("user", "a"), said("assistant", None), said("user", "b")]
+    turns = read_messages(json.dumps(messages)).turns
+    assert [turn.text for turn in turns] == ["a", "", "b"]
