@@ -14,10 +14,12 @@ import openai
 import pytest
 from echolm.cli.main import main
 from echolm.errors import ConfigurationError, UnavailableError
+from echolm.gateway.app import open_gateway
 from echolm.gateway.keys import KeyFile, Keyring, digest, is_loopback
+from echolm.gateway.metrics import GatewayMetrics
 from echolm.serving.preflight import check_gateway
 from echolm.settings import GatewaySettings, Settings
-from echolm.testing.gateway import chat
+from echolm.testing.gateway import FakeBackend, chat
 from served_gateway import Served
 
 USER: Any = [{"role": "user", "content": "How do I find files?"}]
@@ -240,6 +242,15 @@ async def test_keys_that_were_there_keep_the_gateway_closed(
     served = await serve()
     file.path.write_text('{"keys": []}')
     assert (await post(served, "")).status_code == 401
+
+
+async def test_what_the_gateway_remembers_is_private(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "new")
+    made = open_gateway(settings, FakeBackend(), GatewayMetrics(None))
+    files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in settings.data_dir.iterdir()}
+    names = ("gateway.sqlite", "gateway.sqlite-shm", "gateway.sqlite-wal")
+    assert files == dict.fromkeys(names, 0o600)
+    await made.close()
 
 
 async def test_failed_embeddings_cost_no_tokens(serve: Callable[..., Any], tmp_path: Path) -> None:
