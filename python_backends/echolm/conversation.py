@@ -118,7 +118,7 @@ def _turn(where: str, message: Any, calls: set[str]) -> Turn:
     if message.get("function_call") is not None:
         raise InvalidRequestError.of(f"{where}.function_call", "none", "one", "use tool_calls")
     content = message.get("content")
-    if content is None and made:
+    if content is None and role == "assistant":
         content = ""
     text = _text(f"{where}.content", content)
     if role == "user" and not text.strip():

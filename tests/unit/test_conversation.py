@@ -128,3 +128,9 @@ def test_json_that_is_too_deep_is_refused() -> None:
     )
     with pytest.raises(InvalidRequestError, match="messages: expected JSON at most 64 levels deep"):
         read_messages(deep % ("[" * 300 + "]" * 300))
+
+
+def test_an_assistant_that_said_nothing_is_empty_text() -> None:
+    messages = [said("user", "a"), said("assistant", None), said("user", "b")]
+    turns = read_messages(json.dumps(messages)).turns
+    assert [turn.text for turn in turns] == ["a", "", "b"]

@@ -6,11 +6,13 @@ import asyncio
 import base64
 import contextlib
 import logging
+import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from echolm import contracts
-from echolm.errors import EchoError
+from echolm.errors import EchoError, UnavailableError
 from echolm.gateway import memory, rates
 from echolm.gateway.backend import Backend, Final, Inputs, Piece
 from echolm.gateway.body import read_json
@@ -119,6 +121,17 @@ class Charge:
         if self._key is not None and self._key.is_limited:
             self._spawn(self._rates.correct(self._key, tokens - self._tokens))
 
+    @contextlib.contextmanager
+    def returned_on_failure(self) -> Iterator[None]:
+        """What fails within costs no tokens, unless it is the client that went away."""
+        try:
+            yield
+        except ClientDisconnect:
+            raise
+        except Exception:
+            self.settle(0)
+            raise
+
 
 class Gateway:
     """Answers OpenAI's requests through a backend."""
@@ -178,7 +191,7 @@ class Gateway:
         tokens = sum(_estimated(text) for text in texts)
         charge = await self._charge(caller, tokens)
         vectors: list[bytes] = []
-        with Connected(request.receive):
+        with charge.returned_on_failure(), Connected(request.receive):
             for start in range(0, len(texts), contracts.MAX_BATCH_SIZE):
                 batch = texts[start : start + contracts.MAX_BATCH_SIZE]
                 vectors += await self._backend.embed(batch)
@@ -255,7 +268,7 @@ class Gateway:
     # ---- What they share
 
     def _caller(self, request: Request) -> Caller:
-        if self._keyring.is_empty and self._open:
+        if self._open and not self._keyring.is_needed:
             return Caller(None)
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret:
@@ -288,12 +301,8 @@ class Gateway:
         if asked.stream:
             events = self._events(asked, envelope, rows, n, charge)
             return EventStream(events, charge.headers)
-        try:
-            with Connected(request.receive):
-                finals = await self._answers(rows)
-        except EchoError:
-            charge.settle(0)
-            raise
+        with charge.returned_on_failure(), Connected(request.receive):
+            finals = await self._answers(rows)
         charge.settle(self._ended(envelope, rows, finals))
         body = envelope.whole(finals, finals[::n])
         return Response(body, headers=charge.headers, media_type="application/json")
@@ -319,7 +328,7 @@ class Gateway:
         options = asked.stream_options
         chunks = Chunks(envelope, bool(options and options.include_usage))
         finals: list[Final | None] = [None] * len(rows)
-        try:
+        with charge.returned_on_failure():
             async with aclosing(merged(self._backend, rows)) as parts:
                 async for index, part in parts:
                     if isinstance(part, Piece):
@@ -327,9 +336,6 @@ class Gateway:
                     else:
                         finals[index] = part
                         yield chunks.final(index, part)
-        except EchoError:
-            charge.settle(0)
-            raise
         answers = [final for final in finals if final is not None]
         charge.settle(self._ended(envelope, rows, answers))
         yield chunks.usage(answers[::n], answers) + DONE
@@ -453,10 +459,10 @@ def open_gateway(settings: Settings, backend: Backend, metrics: GatewayMetrics) 
         rates.prepare(db)
         memory.prepare(db)
 
+    keyring = Keyring(KeyFile(settings.keys_path), settings.keys_are_required)
     path = settings.data_dir / "gateway.sqlite"
+    _make_private(path)
     file = SQLiteFile(path, "gateway", prepare, durable=False)
-    path.chmod(0o600)
-    keyring = Keyring(KeyFile(settings.keys_path))
     return Gateway(
         settings,
         backend,
@@ -465,6 +471,16 @@ def open_gateway(settings: Settings, backend: Backend, metrics: GatewayMetrics) 
         ResponseMemory(file, settings.gateway.remembered_responses),
         metrics,
     )
+
+
+def _make_private(path: Path) -> None:
+    """Create a file that only its owner may read; SQLite's files beside it take its mode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        path.chmod(0o600)
+    except OSError as error:
+        raise UnavailableError(f"gateway {path}: {error}") from error
 
 
 def _documented(kind: type[Body]) -> dict[str, Any]:

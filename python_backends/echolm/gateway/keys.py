@@ -81,16 +81,22 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> tuple[Key, ...]:
+    def read(self, required: bool = False) -> tuple[Key, ...]:
         """All keys, revoked ones included; none where there is no file.
 
         Raises:
-            ConfigurationError: the file cannot be read, or holds something else.
+            ConfigurationError: the file cannot be read, holds something else, or is required and
+                not there.
         """
         try:
             return _Contents.model_validate_json(self.path.read_bytes()).keys
         except FileNotFoundError:
-            return ()
+            if not required:
+                return ()
+            raise ConfigurationError(
+                f"API keys {self.path}: expected this file, since keys are required, got none; "
+                "make a key: `echolm keys add`, or correct gateway.keys_path"
+            ) from None
         except OSError as error:
             problem = f"expected a readable file, got: {error.strerror}"
             raise ConfigurationError(f"API keys {self.path}: {problem}") from error
@@ -150,7 +156,9 @@ class KeyFile:
         """As long as it lasts, no other process changes the file."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT)
+            lock = os.open(
+                self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600
+            )
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -185,19 +193,26 @@ class Keyring:
     """The keys of a file that others change.
 
     A file that becomes unreadable leaves the keys as they were.
+
+    Args:
+        required: whether callers need a key even where there is none.
+
+    Raises:
+        ConfigurationError: the file cannot be used, or is required and not there.
     """
 
-    def __init__(self, file: KeyFile) -> None:
+    def __init__(self, file: KeyFile, required: bool = False) -> None:
         self._file = file
         self._seen = self._stamp()
-        self._keys = self._by_hash()
+        self._keys = _by_hash(file.read(required))
+        self._needed = required or bool(self._keys)
         self._next = 0.0
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there never was a key."""
+    def is_needed(self) -> bool:
+        """Whether callers need a key: keys are required, or there was one."""
         self._follow()
-        return not self._keys
+        return self._needed
 
     def check(self, secret: str) -> Key:
         """The key of that secret; ApiError 401 if it is none, is revoked, or has expired."""
@@ -228,13 +243,11 @@ class Keyring:
             logger.error("API keys %s: the file is gone; its keys stay", self._file.path)
         else:
             try:
-                self._keys = self._by_hash()
+                self._keys = _by_hash(self._file.read(required=True))
+                self._needed = self._needed or bool(self._keys)
             except ConfigurationError as error:
                 logger.error("%s; the keys stay as they were", error)
         self._seen = stamp
-
-    def _by_hash(self) -> dict[str, Key]:
-        return {key.hash: key for key in self._file.read()}
 
     def _stamp(self) -> tuple[int, ...] | None:
         try:
@@ -242,6 +255,10 @@ class Keyring:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _by_hash(keys: tuple[Key, ...]) -> dict[str, Key]:
+    return {key.hash: key for key in keys}
 
 
 def refused(got: str) -> ApiError:

@@ -14,6 +14,8 @@ from echolm.gateway.errors import ApiError
 from echolm.settings import GatewaySettings
 
 _MAX_HEADERS = 100
+_READ_BYTES = 256 << 10
+"""Most bytes that the event loop reads at once; what precedes them may be in one read with them."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -25,6 +27,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _write_timer: asyncio.TimerHandle | None = None
     _in_head = True
     _head_bytes = _parsed_bytes = 0
+    _unseen_bytes = 0  # received since the parser last gave a part of a message
+    _has_progress = False
     _problem: ApiError | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -45,7 +49,19 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._problem is not None:
             return
+        self._has_progress = False
         super().data_received(data)
+        if self._problem is not None or self.transport.is_closing():
+            return
+        self._unseen_bytes = 0 if self._has_progress else self._unseen_bytes + len(data)
+        if self._unseen_bytes > self.limits.max_header_bytes + _READ_BYTES:
+            self._refuse_or_close(_too_large(self.limits.max_header_bytes))
+            return
+        idle = self.cycle is not None and self.cycle.response_complete
+        if idle and self._timer is None and self.timeout_keep_alive_task is None:
+            # Bytes that begin no request have ended uvicorn's timer of the idle connection.
+            self._in_head, self._head_bytes = True, 0
+            self._start(self.limits.keep_alive_s, "head")
         if self._in_head:
             # A header that has not ended yet is still in the parser.
             self._head_bytes += len(data)
@@ -55,6 +71,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes, self._parsed_bytes = True, 0, 0
+        self._has_progress = True
         self._start(self.limits.header_timeout_s, "head")
 
     def on_url(self, url: bytes) -> None:
@@ -66,11 +83,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._has_progress = False, True
         self._start(self.limits.body_timeout_s, "body")
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._has_progress = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._has_progress = True
         self._stop()
         super().on_message_complete()
         if self.cycle.response_complete:
@@ -115,6 +137,14 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             message = f"{part} of the request: expected it within {seconds:g} s, got a part of it"
             self._refuse(ApiError(408, message, code="request_timeout"))
+
+    def _refuse_or_close(self, error: ApiError) -> None:
+        """Refuse, unless an answer has begun, in which no other may stand."""
+        if self.cycle is not None and self.cycle.response_started:
+            self._problem = error
+            self.transport.close()
+        else:
+            self._refuse(error)
 
     def _refuse(self, error: ApiError) -> None:
         """Answer and close, past the application."""

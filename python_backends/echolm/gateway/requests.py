@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from echolm.conversation import read_messages
 from echolm.gateway.backend import Signature
@@ -80,7 +80,7 @@ class Generation(Body):
 
     Attributes:
         user, metadata: whatever they are, they change nothing.
-        top_k: as engines have it.
+        top_k: as engines have it; -1 and 0 set no bound.
         tenant, cache_control, llm: inputs of ``echolm``.
     """
 
@@ -92,7 +92,7 @@ class Generation(Body):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=2**31)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -138,6 +138,11 @@ class CompletionRequest(Generation):
     prompt: str | list[str]
     logprobs: int | None = None
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _of_texts(cls, value: Any) -> Any:
+        return _no_tokens(value)
+
     @property
     def prompts(self) -> list[str]:
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
@@ -151,6 +156,11 @@ class EmbeddingRequest(Body):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     user: str | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _of_texts(cls, value: Any) -> Any:
+        return _no_tokens(value, " (LangChain: check_embedding_ctx_length=False)")
 
     @property
     def texts(self) -> list[str]:
@@ -181,6 +191,13 @@ class FeedbackRequest(Body):
         return self
 
 
+def _no_tokens(value: Any, hint: str = "") -> Any:
+    """The value; ValueError if it is ids of tokens, of which nobody here knows the tokenizer."""
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
+        raise ValueError(f"text or texts instead of token ids{hint}")
+    return value
+
+
 def parse(kind: type[_Request], body: dict[str, Any]) -> _Request:
     """The request that a body holds; ApiError, which names the field, if something is wrong."""
     fields = dict(body)
@@ -189,6 +206,8 @@ def parse(kind: type[_Request], body: dict[str, Any]) -> _Request:
             fields.pop(name, None)
         for name in _NEUTRAL.keys() & fields.keys():
             value = fields.pop(name)
+            if name == "parallel_tool_calls" and not fields.get("tools"):
+                continue
             if value is not None and value not in _NEUTRAL[name]:
                 raise unsupported(name, "nothing here can do what it asks for")
     try:
@@ -250,7 +269,7 @@ def common_inputs(request: Generation, signature: Signature, llm: str) -> dict[s
         inputs["stop_words"] = stop
     for name in ("temperature", "top_p", "top_k", "max_tokens"):
         if (value := getattr(request, name)) is not None:
-            inputs[name] = value
+            inputs[name] = max(value, 0) if name == "top_k" else value
     if request.seed is not None:
         inputs["seed"] = request.seed % 2**64
     for name in ("presence_penalty", "frequency_penalty"):

@@ -31,6 +31,8 @@ _WORKER_START_S = 60
 def create() -> FastAPI:
     """The application of one worker; called in its event loop."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    # It warns of each head that is not HTTP, with which a scanner could fill the log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     settings = load_settings()
     BoundedProtocol.limits = settings.gateway
     directory = settings.data_dir / "run" / _METRICS if settings.gateway.workers > 1 else None

@@ -29,11 +29,15 @@ _DATATYPES = {
 }
 _FORMATS = {"INT32": "<i", "UINT64": "<Q", "FP32": "<f", "BOOL": "<?"}
 _READY_S = 2.0
+_SHORT_S = 30.0
+"""Deadline of what no LLM takes part in."""
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Triton is this machine's; a proxy of the environment does not lead there.
+    ("grpc.enable_http_proxy", 0),
 )
 
 
@@ -54,7 +58,7 @@ class TritonBackend:
             name = contracts.ECHOLM.name
             try:
                 request = service_pb2.ModelMetadataRequest(name=name)
-                found = await self._stub.ModelMetadata(request)
+                found = await self._stub.ModelMetadata(request, timeout=_SHORT_S)
             except grpc.RpcError as error:
                 raise _failed(name, error) from error
             inputs, outputs = (frozenset(t.name for t in x) for x in (found.inputs, found.outputs))
@@ -91,12 +95,12 @@ class TritonBackend:
         request = service_pb2.ModelInferRequest(model_name=contracts.TEXT_EMBEDDING.name)
         request.inputs.add(name="text_input", datatype="BYTES", shape=(len(texts), 1))
         request.raw_input_contents.append(raw)
-        found = _outputs(await self._infer(request))["embedding"]
+        found = _outputs(await self._infer(request, _SHORT_S))["embedding"]
         size = len(found) // len(texts)
         return [found[i : i + size] for i in range(0, len(found), size)]
 
     async def rate(self, inputs: Inputs) -> None:
-        await self._infer(_request(contracts.FEEDBACK.name, inputs))
+        await self._infer(_request(contracts.FEEDBACK.name, inputs), _SHORT_S)
 
     async def is_ready(self) -> bool:
         request = service_pb2.ModelReadyRequest(name=contracts.ECHOLM.name)
@@ -108,9 +112,9 @@ class TritonBackend:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def _infer(self, request: Any) -> Any:
+    async def _infer(self, request: Any, timeout: float | None = None) -> Any:
         try:
-            return await self._stub.ModelInfer(request)
+            return await self._stub.ModelInfer(request, timeout=timeout)
         except grpc.RpcError as error:
             # Triton may come back with other models.
             self._signature = None

@@ -291,10 +291,12 @@ class _Answer:
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             said = choice.get("delta") or choice.get("message") or {} if self.chat else choice
             text = said.get("content" if self.chat else "text") or ""
+            if not isinstance(text, str):
+                raise TypeError
             self._pieces.append(text)
         except (AttributeError, TypeError) as error:
             raise ValueError("expected a completion as OpenAI's API has it") from error
-        return str(text)
+        return text
 
     def completion(self) -> Completion:
         """The whole answer; ValueError if there is none."""

@@ -33,6 +33,7 @@ import tomli_w
 from pydantic import BaseModel, SecretStr
 
 from echolm.errors import ConfigurationError
+from echolm.gateway.keys import KeyFile
 from echolm.judges.grader import absolute_grader
 from echolm.settings import Settings
 
@@ -150,9 +151,11 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
         feedback=feedback,
         gateway=_changed(
             gateway,
-            keys_path=settings.keys_path.resolve(),
-            tls_certificate=gateway.tls_certificate and gateway.tls_certificate.resolve(),
-            tls_key=gateway.tls_key and gateway.tls_key.resolve(),
+            keys_path=_absolute(settings.keys_path),
+            require_keys=settings.keys_are_required
+            or (gateway.enabled and bool(KeyFile(settings.keys_path).read())),
+            tls_certificate=gateway.tls_certificate and _absolute(gateway.tls_certificate),
+            tls_key=gateway.tls_key and _absolute(gateway.tls_key),
         ),
         judging=_changed(
             judging,
@@ -163,7 +166,7 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
             _changed(
                 llm,
                 **{
-                    name: value.resolve()
+                    name: _absolute(value)
                     for name in type(llm).model_fields
                     if isinstance(value := getattr(llm, name), Path)
                 },
@@ -171,6 +174,11 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
             for llm in settings.llms
         ),
     )
+
+
+def _absolute(path: Path) -> Path:
+    """The path without its links followed: a mounted secret's change with its contents."""
+    return Path(os.path.abspath(path))
 
 
 def _changed(model: _Model, **values: Any) -> _Model:

@@ -39,7 +39,7 @@ def serve_forever(settings: Settings, options: ServeOptions) -> int:
         endpoints = server.start(stop)
         print(_greeting(endpoints, options, time.monotonic() - started), flush=True)
         while not stop.wait(0.5):
-            server.check_running()
+            server.check_running(stop)
         return 0
     except StartInterruptedError:
         return 0

@@ -51,7 +51,7 @@ class GatewayServer(GuardedServer):
         """Start the gateway and wait until it answers, or ``stop`` is set.
 
         Raises:
-            UnavailableError: it ended, or did not answer in time.
+            UnavailableError: it ended, or did not answer in time and was ended.
         """
         stop = stop or threading.Event()
         self._process = GuardedProcess(self._command)
@@ -60,6 +60,7 @@ class GatewayServer(GuardedServer):
             status = self._process.poll()
             if status is not None or time.monotonic() > deadline:
                 got = "no answer" if status is None else f"exit status {status}"
+                self.kill()
                 raise UnavailableError(
                     f"gateway: expected it to start within {_START_S:g} s, got {got}; "
                     f"{self.log_excerpt()}"

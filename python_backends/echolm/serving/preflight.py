@@ -144,7 +144,9 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
 def check_gateway(settings: Settings) -> None:
     """The gateway can listen, and others than this machine's users need a key for it."""
     gateway = settings.gateway
-    if not (KeyFile(settings.keys_path).read() or gateway.open or is_loopback(gateway.host)):
+    required = settings.keys_are_required
+    keys = KeyFile(settings.keys_path).read(required)
+    if not (keys or (gateway.open and not required) or is_loopback(gateway.host)):
         raise ConfigurationError(
             f"gateway.host {gateway.host}: expected API keys in {settings.keys_path}, got none, "
             "and everybody who reaches that address could call; make one: `echolm keys add`, or "

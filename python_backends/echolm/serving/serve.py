@@ -236,10 +236,13 @@ class LocalServer:
             pids=pids,
         )
 
-    def check_running(self) -> None:
+    def check_running(self, stop: threading.Event | None = None) -> None:
         """Restart what has ended by itself, Milvus Lite or the gateway; to be called repeatedly.
 
         While Milvus Lite is away, requests are answered without examples.
+
+        Args:
+            stop: ends the wait for what is restarted.
 
         Raises:
             UnavailableError: Triton has ended by itself.
@@ -249,14 +252,14 @@ class LocalServer:
             raise UnavailableError(
                 f"Triton ended by itself, exit status {status}; {triton.log_excerpt()}"
             )
-        self._check_gateway()
+        self._check_gateway(stop)
         milvus = self._milvus
         if milvus is None or milvus.poll() is None or self._milvus_restarts >= _MILVUS_RESTARTS:
             return
         self._milvus_restarts += 1
         self._report(f"Milvus Lite ended by itself, exit status {milvus.poll()}; starting it again")
         try:
-            milvus.start()
+            milvus.start(stop=stop)
         except EchoError as error:
             self._report(str(error))
 
@@ -265,7 +268,7 @@ class LocalServer:
         self._gateway_started = time.monotonic()
         self._gateway.start(stop)
 
-    def _check_gateway(self) -> None:
+    def _check_gateway(self, stop: threading.Event | None) -> None:
         gateway = self._gateway
         if gateway is None or (status := gateway.poll()) is None:
             return
@@ -273,7 +276,7 @@ class LocalServer:
             return
         self._report(f"the gateway ended by itself, exit status {status}; starting it again")
         try:
-            self._start_gateway()
+            self._start_gateway(stop)
         except EchoError as error:
             self._report(str(error))
 

@@ -98,7 +98,8 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
     def anchor(section: Any, key: str) -> None:
         value = section.get(key) if isinstance(section, dict) else None
         if isinstance(value, str) and value and "://" not in value:
-            section[key] = str((base / value).resolve())
+            # Symbolic links stay: a mounted secret's lead to another folder after each change.
+            section[key] = os.path.abspath(base / value)
 
     anchor(values, "data_dir")
     anchor(values, "event_log")

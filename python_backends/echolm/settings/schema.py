@@ -214,6 +214,12 @@ class Settings(BaseSettings):
         """File of the gateway's API keys."""
         return self.gateway.keys_path or self.data_dir / "keys.json"
 
+    @property
+    def keys_are_required(self) -> bool:
+        """Whether callers of the gateway need a key, and its file must be there."""
+        asked = self.gateway.require_keys
+        return self.gateway.keys_path is not None if asked is None else asked
+
     def llm(self, name: str) -> LLMSettings:
         """The LLM of that name; KeyError if it is not configured."""
         return {llm.name: llm for llm in self.llms}[name]

@@ -355,9 +355,13 @@ class GatewaySettings(Section):
     workers: int = Field(1, ge=1, le=256)
     """Processes that serve; one takes some hundred requests a second."""
     open: bool = False
-    """Whether callers need no key on whatever address, as long as there is no key."""
+    """Whether callers need no key on whatever address, as long as there is no key and none is
+    required."""
     keys_path: Path | None = None
     """File of the API keys, which `echolm keys` writes; without it keys.json in data_dir."""
+    require_keys: bool | None = None
+    """Whether the file of the API keys must be there, and callers need a key on whatever address;
+    without it they do where keys_path is given."""
     tls_certificate: Path | None = None
     """PEM file with the server's certificate and those that lead to its root; with it the gateway
     speaks HTTPS only."""
@@ -373,7 +377,7 @@ class GatewaySettings(Section):
     """Most values in a body, those in arrays and objects included."""
     max_connections: int = Field(1_024, ge=1)
     """Most open connections of a worker; further ones are refused."""
-    max_choices: int = Field(8, ge=1, le=128)
+    max_choices: int = Field(32, ge=1, le=128)
     """Most answers to one request: its prompts times n."""
     header_timeout_s: float = Field(10.0, gt=0)
     """Seconds in which the head of a request must be there."""

@@ -63,8 +63,9 @@ async def gateway(
     file = SQLiteFile(directory / "gateway.sqlite", "gateway", prepare, durable=False)
     metrics = GatewayMetrics(None)
     remembered = ResponseMemory(file, settings.gateway.remembered_responses)
+    keyring = Keyring(keys, settings.keys_are_required)
     app = application(
-        Gateway(settings, backend, Keyring(keys), Rates(file, clock), remembered, metrics),
+        Gateway(settings, backend, keyring, Rates(file, clock), remembered, metrics),
         metrics,
     )
 

@@ -298,6 +298,22 @@ async def test_embeddings(served: Served) -> None:
     assert packed.data[0].embedding == pytest.approx(np.array([4, 0.1, -1], "<f4").tolist())
 
 
+@pytest.mark.parametrize("ids", [[1, 2], [[1, 2], [3]]])
+async def test_token_ids_are_refused_with_what_to_send(served: Served, ids: Any) -> None:
+    body = {"model": "text_embedding", "input": ids}
+    error = (await raw(served, "/v1/embeddings", body)).json()["error"]
+    assert error["param"] == "input" and "check_embedding_ctx_length=False" in error["message"]
+    error = (await raw(served, "/v1/completions", {"model": "echolm", "prompt": ids})).json()[
+        "error"
+    ]
+    assert error["param"] == "prompt" and "token ids" in error["message"]
+
+
+async def test_top_k_of_minus_one_sets_no_bound(served: Served) -> None:
+    await raw(served, "/v1/chat/completions", chat(top_k=-1))
+    assert served.backend.asked[0]["top_k"] == 0
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -305,7 +321,7 @@ async def test_embeddings(served: Served) -> None:
         ({"input": ""}, "input[0]"),
         ({"input": ["a", "x" * 40_000]}, "input[1]"),
         ({"input": []}, "input"),
-        ({"input": [1, 2]}, "input[0]"),
+        ({"input": [1, 2]}, "input"),
         ({"model": "echolm"}, "model"),
     ],
 )

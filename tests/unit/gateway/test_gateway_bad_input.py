@@ -21,6 +21,7 @@ def messages(*given: dict[str, Any]) -> dict[str, Any]:
 
 
 CALLED = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f"}}
 BAD_FIELDS: list[tuple[Any, str]] = [
     ([], ""),
     ({}, "model"),
@@ -30,7 +31,7 @@ BAD_FIELDS: list[tuple[Any, str]] = [
     (chat(temperature="1"), "temperature"),
     (chat(top_p=0), "top_p"),
     (chat(n=0), "n"),
-    (chat(n=9), "n"),
+    (chat(n=33), "n"),
     (chat(n=True), "n"),
     (chat(max_tokens=0), "max_tokens"),
     (chat(max_tokens=2**40), "max_tokens"),
@@ -40,6 +41,8 @@ BAD_FIELDS: list[tuple[Any, str]] = [
     (chat(stop=["a", ""]), "stop[1]"),
     (chat(stop=["a"] * 65), "stop"),
     (chat(presence_penalty=2.1), "presence_penalty"),
+    (chat(tools=[TOOL], parallel_tool_calls=False), "parallel_tool_calls"),
+    (chat(top_k=-2), "top_k"),
     (chat(top_logprobs=2), "top_logprobs"),
     (chat(response_format={"type": "xml"}), "response_format.type"),
     (chat(response_format={"type": "json_schema"}), "response_format"),
@@ -95,6 +98,7 @@ async def test_a_wrong_field_is_named(served: Served, body: Any, param: str) -> 
     "fields",
     [
         {"logit_bias": {}, "modalities": ["text"], "service_tier": "auto"},
+        {"parallel_tool_calls": False, "tools": []},
         {"parallel_tool_calls": True, "reasoning_effort": None, "audio": None},
         {"safety_identifier": "a", "prompt_cache_key": "b", "user": "c"},
         {"presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": False, "top_logprobs": None},
@@ -239,6 +243,29 @@ async def test_a_body_that_does_not_come_is_not_waited_for(serve: Callable[..., 
     assert got.startswith(b"HTTP/1.1 408 ")
     assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
     assert not served.server.server_state.connections
+
+
+@pytest.mark.parametrize("trailer", [b"x: " + b"a" * 1_000_000, b"x: a\r\n" * 200])
+async def test_trailers_are_bounded(served: Served, trailer: bytes) -> None:
+    head = f"POST {PATH} HTTP/1.1\r\ncontent-type: application/json\r\n"
+    head += "transfer-encoding: chunked\r\n\r\n"
+    try:
+        got = await talk(served, head.encode() + b"1\r\n{\r\n0\r\n" + trailer)
+        assert got.startswith(b"HTTP/1.1 431 ")
+    except ConnectionResetError:
+        pass  # what was not read any more takes the answer with it
+    while served.server.server_state.connections:
+        await asyncio.sleep(0.01)
+
+
+async def test_stray_bytes_do_not_keep_an_idle_connection(serve: Callable[..., Any]) -> None:
+    served = await serve(keep_alive_s=0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"GET /health HTTP/1.1\r\n\r\n")
+    await reader.readuntil(b'"}')
+    writer.write(b"\r\n")
+    await asyncio.wait_for(reader.read(), 4)  # uvicorn's own timer would take 5 s
+    writer.close()
 
 
 async def test_connections_are_bounded(serve: Callable[..., Any]) -> None:

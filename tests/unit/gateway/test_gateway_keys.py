@@ -14,10 +14,12 @@ import openai
 import pytest
 from echolm.cli.main import main
 from echolm.errors import ConfigurationError, UnavailableError
+from echolm.gateway.app import open_gateway
 from echolm.gateway.keys import KeyFile, Keyring, digest, is_loopback
+from echolm.gateway.metrics import GatewayMetrics
 from echolm.serving.preflight import check_gateway
 from echolm.settings import GatewaySettings, Settings
-from echolm.testing.gateway import chat
+from echolm.testing.gateway import FakeBackend, chat
 from served_gateway import Served
 
 USER: Any = [{"role": "user", "content": "How do I find files?"}]
@@ -189,7 +191,8 @@ def test_the_file_has_no_secret_and_is_private(tmp_path: Path) -> None:
     assert len(secret) > 50 and secret.startswith("sk-echolm-")
     assert secret[10:] not in file.path.read_text()
     assert key.hash == digest(secret)
-    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    for path in (file.path, file.path.with_name("keys.json.lock")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert file.read() == (key,)
 
 
@@ -210,7 +213,67 @@ def test_a_file_that_breaks_keeps_its_keys(tmp_path: Path, monkeypatch: Any) -> 
     assert ring.check(secret) == key
     file.path.unlink()
     assert ring.check(secret) == key
-    assert not ring.is_empty
+    assert ring.is_needed
+
+
+async def test_required_keys_never_open_the_gateway(
+    serve: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("echolm.gateway.keys._CHECK_S", 0.0)
+    path = tmp_path / "k.json"
+    missing = Settings(data_dir=tmp_path, gateway=GatewaySettings(port=0, keys_path=path))
+    with pytest.raises(ConfigurationError, match="keys are required"):
+        check_gateway(missing)
+    with pytest.raises(ConfigurationError, match="keys are required"):
+        Keyring(KeyFile(path), required=True)
+    path.write_text('{"keys": []}')
+    served = await serve(keys_path=path, open=True)
+    assert (await post(served, "")).status_code == 401
+    path.unlink()
+    assert (await post(served, "")).status_code == 401
+
+
+async def test_keys_that_were_there_keep_the_gateway_closed(
+    serve: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("echolm.gateway.keys._CHECK_S", 0.0)
+    file = KeyFile(tmp_path / "keys.json")
+    file.add()
+    served = await serve()
+    file.path.write_text('{"keys": []}')
+    assert (await post(served, "")).status_code == 401
+
+
+async def test_what_the_gateway_remembers_is_private(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "new")
+    made = open_gateway(settings, FakeBackend(), GatewayMetrics(None))
+    files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in settings.data_dir.iterdir()}
+    names = ("gateway.sqlite", "gateway.sqlite-shm", "gateway.sqlite-wal")
+    assert files == dict.fromkeys(names, 0o600)
+    await made.close()
+
+
+async def test_failed_embeddings_cost_no_tokens(serve: Callable[..., Any], tmp_path: Path) -> None:
+    _, secret = KeyFile(tmp_path / "keys.json").add(tokens_per_minute=1_000)
+    served = await serve(clock=Clock())
+    body = {"model": "text_embedding", "input": "x" * 3_000, "dimensions": 2}
+    async with served.http(secret) as client:
+        for _ in range(3):
+            while (response := await client.post("/v1/embeddings", json=body)).status_code == 429:
+                await asyncio.sleep(0.01)
+            assert response.status_code == 400
+
+
+async def test_an_unexpected_failure_costs_no_tokens(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    _, secret = KeyFile(tmp_path / "keys.json").add(tokens_per_minute=1_000)
+    served = await serve(clock=Clock())
+    served.backend.fails = RuntimeError("a bug")
+    for _ in range(3):
+        while (response := await post(served, secret, max_tokens=800)).status_code == 429:
+            await asyncio.sleep(0.01)
+        assert response.status_code == 500
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

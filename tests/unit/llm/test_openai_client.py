@@ -29,6 +29,7 @@ from openai_server import MODEL, OpenAIServer
 
 KEY = "sk-abc123"
 SAMPLING = Sampling(max_tokens=16)
+NO_TEXT = b'{"choices": [{"message": {"content": [{"type": "text", "text": "a"}]}}]}'
 
 
 @pytest.fixture
@@ -361,7 +362,7 @@ async def test_a_server_that_does_not_answer_in_time_is_unavailable(server: Open
             await call(client(server, timeout_s=0.3), "HANG")
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"choices": []}'])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', NO_TEXT])
 async def test_what_is_no_completion_is_unavailable(server: OpenAIServer, body: bytes) -> None:
     server.error = body or b" "
     for call in (ask, streamed):

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 from echolm.errors import ConfigurationError
+from echolm.gateway.keys import KeyFile
 from echolm.serving import data_dir as module
 from echolm.serving.data_dir import DataDir, resolve
-from echolm.settings import EmbeddingSettings, FeedbackSettings, LLMSettings, Settings
+from echolm.settings import (
+    EmbeddingSettings,
+    FeedbackSettings,
+    GatewaySettings,
+    LLMSettings,
+    Settings,
+)
 from echolm.settings.loading import load_settings
 from pydantic import SecretStr
 
@@ -108,3 +115,40 @@ def test_lock_does_not_reach_programs_that_are_not_given_it(data: DataDir) -> No
     DataDir(data.path).close()
     program.kill()
     program.wait()
+
+
+def test_links_to_secrets_are_kept(data: DataDir, tmp_path: Path) -> None:
+    # As Kubernetes mounts secrets: `..data` leads to another folder after each change.
+    (tmp_path / "first").mkdir()
+    (tmp_path / "..data").symlink_to("first")
+    names = ("keys", "cert", "key", "llm")
+    for name in names:
+        (tmp_path / "first" / name).write_text('{"keys": []}')
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    config = tmp_path / "echolm.toml"
+    config.write_text(
+        '[gateway]\nkeys_path = "keys"\ntls_certificate = "cert"\ntls_key = "key"\n'
+        '[[llms]]\nname = "a"\ncost = 1\ntakes_examples = true\nurl = "http://h/v1"\n'
+        'contract = "openai"\napi_key_file = "llm"\n'
+    )
+    resolved = resolve(load_settings(config), data, "", "localhost:1")
+    gateway = resolved.gateway
+    found = (gateway.keys_path, gateway.tls_certificate, gateway.tls_key)
+    assert (*found, resolved.llms[0].api_key_file) == tuple(tmp_path / name for name in names)
+
+
+def test_the_resolved_configuration_says_whether_keys_are_required(
+    data: DataDir, tmp_path: Path
+) -> None:
+    def required(settings: Settings) -> bool:
+        file = data.write_configuration(resolve(settings, data, "", "localhost:1"))
+        return load_settings(file).keys_are_required
+
+    settings = Settings(data_dir=data.path)
+    assert not required(settings)
+    assert required(Settings(gateway=GatewaySettings(keys_path=tmp_path / "k.json")))
+    # A server that starts with keys does not open because their file goes.
+    (data.path / "keys.json").write_text('{"keys": []}')
+    assert not required(settings)
+    KeyFile(data.path / "keys.json").add()
+    assert required(settings)

@@ -85,6 +85,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
       key: {{ .Values.signingKey.key }}
 - name: ECHOLM_ROUTING__LOAD_TABLE
   value: /dev/shm/echolm-load.table
+{{- if not (hasKey .Values.settings "GATEWAY__ENABLED") }}
+- name: ECHOLM_GATEWAY__ENABLED
+  value: "false"
+{{- end }}
 {{- if .Values.milvus.uri }}
 - name: ECHOLM_RETRIEVAL__MILVUS_URI
   value: {{ .Values.milvus.uri | quote }}
