@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from echolm.clock import now_ms
 from echolm.conversation import readable, turns_of
-from echolm.errors import EchoError
+from echolm.errors import EchoError, InvalidRequestError
 from echolm.examples.events import REPLAY, replayed
 from echolm.examples.replacement import finish_interrupted, replace_example
 from echolm.examples.statistics import StatisticsTable
@@ -35,7 +35,7 @@ logger = logging.getLogger("echolm")
 
 _PAGE = 50
 # Reasons why nothing was tried, nor ever will be; and why it may still be worth another try.
-_HOPELESS = ("not in the store", "unknown LLM", "system prompt")
+_HOPELESS = ("not in the store", "unknown LLM", "system prompt", "refused")
 _UNDECIDED = ("LLM or judge failed", "replaced elsewhere")
 
 
@@ -148,6 +148,9 @@ class Replayer:
         cost, improved = ReplayCost(), False
         try:
             best, reason = await self._better(example, endpoint, cost)
+        except InvalidRequestError as error:  # its LLM will not take it the next time either
+            logger.warning("replay of example %d is refused: %s", example.id, error)
+            best, reason = None, "refused"
         except EchoError as error:
             logger.warning("replay of example %d failed: %s", example.id, error)
             best, reason = None, "LLM or judge failed"

@@ -181,9 +181,9 @@ class JudgingService:
             if not may_be_judged(served, self.settings.judging):
                 return
             sampling = served.request.sampling
-            if any(endpoint.client.lacks(sampling) for endpoint in self.endpoints.values()):
-                return  # LLMs are compared by what they answer to the same request
             for case in self._cases(served):
+                if self.endpoints[case.llm].client.lacks(sampling):
+                    continue  # LLMs are compared by what they answer to the same request
                 if refused := self._refusal():
                     self.metrics.judged(self.judge.kind, case.reason, refused, 0, 0.0)
                     continue

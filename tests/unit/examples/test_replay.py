@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from echolm.conversation import Turn, transcript
-from echolm.errors import UnavailableError
+from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.examples.consistency import reconcile
 from echolm.examples.events import CHANGE, REPLACEMENT, USAGE, change, replacement, usage
 from echolm.examples.off_peak import OffPeakReplay
@@ -231,6 +231,14 @@ async def test_what_cannot_be_replayed_is_passed_over_for_good(
 ) -> None:
     world.add(1, **changes)
     assert [one.reason for one in await world.replay()] == [reason]
+    assert await world.replay() == []
+
+
+async def test_what_the_llm_refuses_is_passed_over_for_good(world: World) -> None:
+    world.add(1)
+    world.llm.error = InvalidRequestError("messages: no tools here")
+    assert [one.reason for one in await world.replay()] == ["refused"]
+    world.llm.error = None
     assert await world.replay() == []
 
 

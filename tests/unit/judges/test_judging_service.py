@@ -167,6 +167,15 @@ async def test_a_small_llms_answer_is_held_against_the_large_ones() -> None:
     ]
 
 
+async def test_a_request_that_the_other_llm_cannot_take_is_not_judged() -> None:
+    setup = Setup()
+    setup.llms["large_llm"].cannot_take = ("repetition_penalty",)
+    await setup.ask("small_llm", repetition_penalty=1.5)
+    assert await setup.events() == []
+    await setup.ask("small_llm")
+    assert len(await setup.events()) == 2
+
+
 async def test_a_judge_reads_what_was_said_before() -> None:
     setup = Setup()
     said = [("user", "a"), ("assistant", "b"), ("user", "c")]
