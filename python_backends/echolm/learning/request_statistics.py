@@ -24,6 +24,8 @@ NUM_COMPONENTS = 16
 LEAST_SAMPLE = 64
 """Requests from which on statistics are made."""
 
+_LEAST_DIFFERENT = 32  # requests from which on it is told how near unrelated ones are
+_SAME = 0.999  # cosine from which two requests are the same one again
 _PAIRS = 20_000  # random pairs of requests whose cosines are measured
 _LEAST_NEAREST = 32  # requests with candidates from which on their cosines are measured
 # What is assumed before anything was measured.
@@ -124,14 +126,28 @@ def fit(
         raise ValueError("request statistics: expected different requests, got equal ones")
     # Components along which the sample does not vary have no direction of their own.
     kept = components[: min(k, int((deviations > 1e-4 * deviations[0]).sum()))]
-    # The same sample gives the same pairs; of which requests they are does not matter.
-    pairs = np.random.default_rng(n).integers(n, size=(2, _PAIRS))
-    first, second = embeddings[pairs[:, pairs[0] != pairs[1]]]
-    cosines = np.einsum("nd,nd->n", first, second)
     near = _NEAREST if len(nearest) < _LEAST_NEAREST else _quantiles(nearest, _DECILES)
     log_lengths = _LOG_LENGTHS if lengths is None else _quantiles(np.log1p(lengths), _DECILES)
-    unrelated = _quantiles(cosines, (0.5, 0.95, 0.99))
-    return RequestStatistics(version, n, mean, kept, scale, unrelated, near, log_lengths)
+    return RequestStatistics(
+        version, n, mean, kept, scale, _unrelated(embeddings), near, log_lengths
+    )
+
+
+def _unrelated(embeddings: NDArray[np.float32]) -> Quantiles:
+    """How near unrelated requests are.
+
+    What is sent again and again, by a monitor or a load generator, counts once: that it is near
+    itself says nothing of other requests.
+    """
+    again = np.triu(embeddings @ embeddings.T >= _SAME, 1).any(axis=0)
+    different = embeddings[~again]
+    n = len(different)
+    if n < _LEAST_DIFFERENT:
+        return _UNRELATED
+    # The same sample gives the same pairs; of which requests they are does not matter.
+    pairs = np.random.default_rng(n).integers(n, size=(2, _PAIRS))
+    first, second = different[pairs[:, pairs[0] != pairs[1]]]
+    return _quantiles(np.einsum("nd,nd->n", first, second), (0.5, 0.95, 0.99))
 
 
 def _quantiles(values: NDArray[np.float32], at: Quantiles) -> Quantiles:

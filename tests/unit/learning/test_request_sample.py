@@ -7,7 +7,7 @@ import pytest
 from echolm.learning.event_log import Event
 from echolm.learning.learner import Learner, OutdatedError
 from echolm.learning.request_sample import NewestStatistics, RequestSample
-from echolm.learning.request_statistics import REQUEST_STATISTICS
+from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatistics
 from echolm.learning.snapshot import pack, unpack
 from echolm.testing.event_log import MemoryEventLog
 from numpy.typing import NDArray
@@ -134,3 +134,24 @@ def test_a_request_counts_only_while_it_is_among_the_last_4096_requests() -> Non
     process.learner.catch_up()
     assert process.newest.statistics.nearest == pytest.approx((0.9, 0.9, 0.9))
     assert process.newest.statistics.log_lengths == pytest.approx((math.log(401),) * 3, abs=1e-4)
+
+
+def test_a_request_that_is_repeated_does_not_make_unrelated_ones_alike() -> None:
+    different = Process(MemoryEventLog())
+    different.sample.add(requests(100), [0.7] * 100, [100] * 100)
+    assert different.sample.log_if_due()
+    probed = Process(MemoryEventLog())
+    probed.sample.add(requests(100) + requests(1, seed=9) * 900, [0.7] * 1_000, [100] * 1_000)
+    assert probed.sample.log_if_due()
+    for process in (different, probed):
+        process.learner.catch_up()
+    expected = different.newest.statistics.unrelated
+    assert probed.newest.statistics.unrelated == pytest.approx(expected, abs=0.05)
+
+
+def test_of_few_different_requests_the_usual_distance_is_assumed() -> None:
+    process = Process(MemoryEventLog())
+    process.sample.add(requests(4) * 16, [1.0] * 64, [100] * 64)
+    assert process.sample.log_if_due()
+    process.learner.catch_up()
+    assert process.newest.statistics.unrelated == RequestStatistics.none().unrelated
