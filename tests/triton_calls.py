@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -136,3 +138,21 @@ def streams(endpoints: Endpoints) -> Iterator[tuple[Any, queue.Queue[Any]]]:
     finally:
         client.stop_stream(cancel_requests=True)
         client.close()
+
+
+def post(server: Endpoints, path: str, body: dict[str, Any]) -> tuple[int, str]:
+    """Status and text of the answer to a JSON body.
+
+    Args:
+        path: below ``/v2/models/``.
+    """
+    request = urllib.request.Request(
+        f"{server.http_url}/v2/models/{path}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from dummy_llm import core_with, dummy_llm
 from echolm.serving import Endpoints, running_server
 from echolm.settings import ExamplesSettings, JudgingSettings, Limits, LLMSettings, Settings
 from echolm_client import Client, Message
-from triton_calls import Caller, Result, eventually, inputs, refusal, samples, streams, text
+from triton_calls import Caller, Result, eventually, inputs, post, refusal, samples, streams, text
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -82,19 +80,6 @@ def ask(endpoints: Endpoints, messages: str, **options: Any) -> Result:
     return Caller(endpoints).ask_rows({"messages": messages, "max_tokens": 400, **options})
 
 
-def post(endpoints: Endpoints, body: dict[str, Any]) -> tuple[int, str]:
-    request = urllib.request.Request(
-        f"{endpoints.http_url}/v2/models/echolm/generate",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
 def test_an_llm_reads_what_was_said_before_whoever_asks(endpoints: Endpoints, tenant: str) -> None:
     messages = chat(*SALES, ENDING, system="Be brief.")
     expected = f"<|system|>Be brief.<|end|>{shown(*SALES, ENDING)}"
@@ -103,7 +88,7 @@ def test_an_llm_reads_what_was_said_before_whoever_asks(endpoints: Endpoints, te
         answer = Caller(endpoints, protocol).ask_rows({"messages": messages, **options})
         assert text(answer, "text_output") == expected
         assert text(answer, "degraded") == ""
-    status, body = post(endpoints, {"messages": messages, **options})
+    status, body = post(endpoints, "echolm/generate", {"messages": messages, **options})
     assert (status, json.loads(body)["text_output"]) == (200, expected)
     told: list[Message] = json.loads(messages)
     with Client(endpoints.grpc_url) as client:
@@ -197,7 +182,7 @@ def test_bad_messages_are_the_callers_fault_and_named(
         _, error = arrived.get(timeout=60)
     assert told in str(error)
     if b"\xff" not in data:
-        status, body = post(endpoints, {"messages": data.decode()})
+        status, body = post(endpoints, "echolm/generate", {"messages": data.decode()})
         assert (status, told in json.loads(body)["error"]) == (400, True)
 
 
@@ -207,7 +192,7 @@ def test_bad_messages_are_the_callers_fault_and_named(
     ids=["nothing", "neither", "both"],
 )
 def test_a_request_has_a_text_or_messages(endpoints: Endpoints, body: dict[str, Any]) -> None:
-    status, answer = post(endpoints, body)
+    status, answer = post(endpoints, "echolm/generate", body)
     assert status == 400
     if body:
         assert "text_input, messages: expected one of these inputs" in answer

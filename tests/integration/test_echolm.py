@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import struct
-import urllib.error
-import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -20,7 +18,7 @@ from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.serving import Endpoints
 from echolm.settings import Settings
 from echolm_lab.tasks import Workload
-from triton_calls import Caller, Result, eventually, inputs, refusal, samples, text
+from triton_calls import Caller, Result, eventually, inputs, post, refusal, samples, text
 from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.timeout(240)
@@ -43,19 +41,6 @@ def grpc(server: Endpoints) -> Caller:
 @pytest.fixture
 def tenant() -> str:
     return f"test-{uuid.uuid4().hex}"
-
-
-def post(server: Endpoints, path: str, body: dict[str, Any]) -> tuple[int, str]:
-    request = urllib.request.Request(
-        f"{server.http_url}{path}",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def ids(result: Result, row: int = 0) -> list[int]:
@@ -183,7 +168,7 @@ def test_generate_takes_and_gives_json(server: Endpoints) -> None:
         "llm": "small_llm",
         **NO_CACHE,
     }
-    status, page = post(server, "/v2/models/echolm/generate", body)
+    status, page = post(server, "echolm/generate", body)
     assert status == 200, page
     answer = json.loads(page)
     assert answer["llm"] == "small_llm"
@@ -228,7 +213,7 @@ def test_bad_input_is_an_invalid_argument(
 
 def test_bad_input_over_http_is_a_client_error(server: Endpoints) -> None:
     for body in ({"text_input": ""}, {"text_input": "x", "max_tokens": 0}, {"max_tokens": 1}):
-        status, page = post(server, "/v2/models/echolm/generate", body)
+        status, page = post(server, "echolm/generate", body)
         assert 400 <= status < 500, page
         assert "error" in json.loads(page)
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import queue
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +22,7 @@ import tritonclient.http as httpclient
 from echolm import contracts
 from echolm.serving import Endpoints
 from numpy.typing import NDArray
-from triton_calls import Caller, refusal, streams, text
+from triton_calls import Caller, post, refusal, streams, text
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 pytestmark = pytest.mark.timeout(240)
@@ -60,16 +58,6 @@ def streamed(
     errors = [error for _, error in results if error is not None]
     assert not errors, errors
     return [result for result, _ in results]
-
-
-def post(server: Endpoints, path: str, body: dict[str, Any]) -> tuple[int, str]:
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(f"{server.http_url}/v2/models/{path}", data)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def end_to_end(prompt: str, **options: Any) -> dict[str, NDArray[Any]]:
