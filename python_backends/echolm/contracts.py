@@ -84,19 +84,24 @@ _OWN_INPUTS = (
     _optional("llm", "BYTES"),
 )
 
-SAMPLING_INPUTS = (
+_PASSED_INPUTS = (
     _optional("repetition_penalty", "FP32"),
     _optional("presence_penalty", "FP32"),
     _optional("frequency_penalty", "FP32"),
     _optional("min_tokens", "INT32"),
-    _optional("min_length", "INT32"),
-    _optional("random_seed", "UINT64"),
     _optional("bad_words", "BYTES", -1),
     _optional("embedding_bias_words", "BYTES", -1),
     _optional("embedding_bias_weights", "FP32", -1),
     _optional("guided_decoding_guide_type", "BYTES"),
     _optional("guided_decoding_guide", "BYTES"),
     _optional("return_log_probs", "BOOL"),
+)
+"""Inputs of TensorRT-LLM's ensemble that ``echolm`` passes to LLMs under the same names."""
+
+SAMPLING_INPUTS = (
+    *_PASSED_INPUTS,
+    _optional("min_length", "INT32"),
+    _optional("random_seed", "UINT64"),
 )
 """Inputs of TensorRT-LLM's ensemble that are passed to LLMs that can take them. ``min_length`` and
 ``random_seed`` are what ``min_tokens`` and ``seed`` were called in earlier releases."""
@@ -275,16 +280,7 @@ INFLIGHT_BATCHER_INPUTS = (
     _optional("top_p", "FP32"),
     _optional("temperature", "FP32"),
     _optional("seed", "UINT64"),
-    _optional("repetition_penalty", "FP32"),
-    _optional("presence_penalty", "FP32"),
-    _optional("frequency_penalty", "FP32"),
-    _optional("min_tokens", "INT32"),
-    _optional("bad_words", "BYTES", -1),
-    _optional("embedding_bias_words", "BYTES", -1),
-    _optional("embedding_bias_weights", "FP32", -1),
-    _optional("guided_decoding_guide_type", "BYTES"),
-    _optional("guided_decoding_guide", "BYTES"),
-    _optional("return_log_probs", "BOOL"),
+    *_PASSED_INPUTS,
     _optional("return_num_input_tokens", "BOOL"),
     _optional("return_num_output_tokens", "BOOL"),
     _optional("beam_width", "INT32"),

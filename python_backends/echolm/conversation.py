@@ -7,8 +7,9 @@ no part can be taken for another, and which is the plain request where nothing c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from echolm.errors import InvalidRequestError
@@ -69,7 +70,7 @@ def read_messages(data: str | bytes) -> Conversation:
         messages = orjson.loads(data)
     except orjson.JSONDecodeError as error:  # not UTF-8 and lone surrogates as well
         raise InvalidRequestError.of("messages", "a JSON array", f"what is not: {error}") from error
-    if _depth_exceeds(messages, MAX_DEPTH):
+    if next(islice(json_levels(messages), MAX_DEPTH, None), None):
         raise InvalidRequestError.of("messages", f"JSON at most {MAX_DEPTH} levels deep", "more")
     if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
         got = f"{len(messages)}" if isinstance(messages, list) else type(messages).__name__
@@ -89,16 +90,19 @@ def read_messages(data: str | bytes) -> Conversation:
     return Conversation(system, tuple(turns))
 
 
-def _depth_exceeds(value: Any, most: int) -> bool:
-    level = [value]
-    for _ in range(most + 1):
-        lists = [v for v in level if isinstance(v, list)]
-        objects = [v for v in level if isinstance(v, dict)]
-        if not lists and not objects:
-            return False
-        level = [inner for one in lists for inner in one]
-        level += [inner for one in objects for inner in one.values()]
-    return True
+def json_levels(value: Any) -> Iterator[list[Any]]:
+    """The arrays and objects of a JSON value, level by level from the outermost on.
+
+    Nothing recursive, which what is nested too deep would break.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    while level:
+        yield level
+        below: list[Any] = []
+        for one in level:
+            values = one.values() if isinstance(one, dict) else one
+            below += [inner for inner in values if isinstance(inner, dict | list)]
+        level = below
 
 
 def _continues(before: Turn, turn: Turn) -> bool:

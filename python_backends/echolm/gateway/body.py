@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
+from echolm.conversation import json_levels
 from echolm.gateway.errors import ApiError
 from echolm.settings import GatewaySettings
 
@@ -62,17 +63,11 @@ def _check_shape(data: bytes, body: Any, limits: GatewaySettings) -> None:
     # Brackets and commas in texts count as well here: where they are few there is nothing to walk.
     if opened <= limits.max_json_depth and opened + commas <= limits.max_json_elements:
         return
-    elements, level, depth = 0, [body], 0
-    while level:
-        depth += 1
-        below: list[Any] = []
-        for value in level:
-            children = value.values() if isinstance(value, dict) else value
-            elements += len(children)
-            below += [child for child in children if isinstance(child, dict | list)]
+    elements = 0
+    for depth, level in enumerate(json_levels(body), 1):
+        elements += sum(map(len, level))
         if depth > limits.max_json_depth:
             raise ApiError(400, f"body: expected at most {limits.max_json_depth} levels, got more")
         if elements > limits.max_json_elements:
             expected = f"at most {limits.max_json_elements} values"
             raise ApiError(400, f"body: expected {expected}, got more")
-        level = below

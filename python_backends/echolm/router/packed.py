@@ -97,13 +97,7 @@ def _outputs(plan: Plan, completion: Completion, reading: Reading) -> list[bytes
         return bytes([rule]) + _tensor(name, _DATATYPES[name], shape or (1,), raw)
 
     count = _ADD if reading.counts_add else _REPLACE
-    # The ensemble's responses hold those of all tokens so far.
-    each = _REPLACE if reading.counts_add else _APPEND
-    log_probs = [
-        output(_REPLACE, "cum_log_probs", b"", 0),
-        output(each, "output_log_probs", b"", 1, 0),
-    ]
-    return [
+    outputs = [
         output(_KEEP, "llm", _text(plan.llm.encode())),
         output(_KEEP, "example_ids", struct.pack(f"<{len(ids)}q", *ids), len(ids)),
         output(_KEEP, "predicted_quality", struct.pack("<f", plan.predicted_quality)),
@@ -113,8 +107,13 @@ def _outputs(plan: Plan, completion: Completion, reading: Reading) -> list[bytes
         output(_REPLACE, "finish_reason", _text(completion.finish_reason.encode())),
         output(_REPLACE, "num_input_tokens", struct.pack("<i", completion.num_input_tokens)),
         output(count, "num_output_tokens", struct.pack("<i", completion.num_output_tokens)),
-        *(log_probs if plan.sampling.logprobs else ()),
     ]
+    if plan.sampling.logprobs:
+        # The ensemble's responses hold those of all tokens so far.
+        each = _REPLACE if reading.counts_add else _APPEND
+        outputs.append(output(_REPLACE, "cum_log_probs", b"", 0))
+        outputs.append(output(each, "output_log_probs", b"", 1, 0))
+    return outputs
 
 
 def _ms(seconds: float) -> int:
