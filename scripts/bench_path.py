@@ -93,6 +93,9 @@ def main() -> int:
         if options.interactions:
             settings = full_store(settings, Path(work) / "data", options.examples)
             interactions = workload.stream(ADMITTED, seed=options.seed + 2, phase="past")
+        # Triton's own statistics are read, and perf_analyzer reads the models' configurations.
+        triton = settings.triton.model_copy(update={"restrict": False})
+        settings = settings.model_copy(update={"triton": triton})
         with running_server(settings, serve, progress=console.print) as endpoints:
             if options.interactions:
                 results = beside_admissions(endpoints, inputs, interactions, options, settings)

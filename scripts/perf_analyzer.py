@@ -3,7 +3,8 @@
 
 The binary is downloaded once into build/perf_analyzer. Without arguments it load-tests `echolm`
 over gRPC and HTTP and `echolm_stream` over gRPC, with requests of the demo workload; arguments
-after `--` go to perf_analyzer instead:
+after `--` go to perf_analyzer instead. It reads the models' configuration and statistics and may
+use shared memory, for which Triton wants the admin key of the data directory:
 
     scripts/perf_analyzer.py
     scripts/perf_analyzer.py -- -m echolm -i grpc --concurrency-range 1:16:4
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from echolm.llm.triton_client import ADMIN_HEADER
 from echolm_lab.experiments.perf_analyzer import VERSION, run, write_inputs
 from echolm_lab.tasks import Workload
 
@@ -40,6 +42,15 @@ def default_runs(options: argparse.Namespace, work: Path) -> list[list[str]]:
     ]
 
 
+def admin_headers(file: Path) -> list[str]:
+    """Options with the admin key, if there is one, for both protocols."""
+    if not file.is_file():
+        return []
+    key = file.read_text(encoding="utf-8").strip()
+    names = (ADMIN_HEADER, f"triton-grpc-protocol-{ADMIN_HEADER}")
+    return [option for name in names for option in ("-H", f"{name}:{key}")]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -50,14 +61,21 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=100, help="in each run")
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--admin-key-file",
+        type=Path,
+        default=Path("build/data/admin.key"),
+        help="of the server's data directory (default: %(default)s)",
+    )
     parser.add_argument("arguments", nargs="*", help="given to perf_analyzer as they are")
     options = parser.parse_args()
+    admin = admin_headers(options.admin_key_file)
     if options.arguments:
-        return run(options.arguments).returncode
+        return run([*options.arguments, *admin]).returncode
     results = []
     with tempfile.TemporaryDirectory() as work:
         for arguments in default_runs(options, Path(work)):
-            done = run(arguments)
+            done = run([*arguments, *admin])
             failed = done.returncode != 0 or "Failed" in done.stdout
             results.append({"model": arguments[1], "protocol": arguments[3], "clean": not failed})
     print(json.dumps({"perf_analyzer": VERSION, "runs": results}))

@@ -7,7 +7,7 @@ import queue
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,10 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from echolm import contracts
+from echolm.internal_calls import ASKED, PROOF
 from echolm.serving import Endpoints
+from echolm.serving.attach import running_settings
+from echolm.wiring.internal_calls import build_call_proofs
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
@@ -156,3 +159,20 @@ def post(server: Endpoints, path: str, body: dict[str, Any]) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def proof(
+    server: Endpoints,
+    purpose: str,
+    inputs: Sequence[Any],
+    names: Collection[str] | None = ASKED,
+) -> dict[str, str]:
+    """Parameters by which a call of an inner model counts as EchoLM's own.
+
+    Args:
+        inputs: of ``tritonclient.grpc``.
+        names: of those that are signed; None: all.
+    """
+    proofs = build_call_proofs(running_settings(server.data_dir))
+    signed = {i.name(): i._get_content() for i in inputs if names is None or i.name() in names}
+    return {PROOF: proofs.sign(purpose, signed)}

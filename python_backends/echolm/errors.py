@@ -10,7 +10,7 @@
     └── CancelledError         the client went away                 cancelled
 
 Messages say what is wrong, what was expected, what was found and how to mend it. They are shown to
-clients, so they never carry another client's data.
+clients, so they never carry another client's data, and lose what they say of the server's folders.
 
 Between processes an error is the text ``[code] message``: Triton gives streamed errors no status,
 and no status distinguishes a prompt that is too long from any other bad request. The code of any
@@ -79,6 +79,20 @@ _KINDS = {kind.code: kind for kind in _ALL}
 _CODED = re.compile(
     rf"(?:\[request id: [^\]]*\] )?(?:in ensemble '[^']*', )*\[({'|'.join(_KINDS)})\] "
 )
+
+
+_FOLDERS = re.compile(r"(?<![\w/.])/(?!/)(?:[^\s'\":;,()/]+/)+")
+"""In front of a file's name in an absolute path; not in a URL."""
+
+
+def public_message(error: EchoError) -> str:
+    """The message as a caller gets it.
+
+    What we say of our own parts names files, of which a caller learns the name and not the folder.
+    What a caller has sent is said to it as it is.
+    """
+    message = str(error)
+    return message if isinstance(error, InvalidRequestError) else _FOLDERS.sub("", message)
 
 
 def coded(code: str, message: str) -> str:

@@ -6,6 +6,7 @@ Every object is frozen, so that it may cross threads and module borders.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +27,9 @@ STORED = "stored"
 DEFAULT_TENANT = "public"
 """The tenant of a request that names none."""
 
+MAX_TENANT_BYTES = 256
+_NO_NAME = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control characters, lone surrogates, line ends
+
 OnText = Callable[[str], None]
 """Called with each new piece of an answer's text."""
 
@@ -39,6 +43,21 @@ def decode(value: bytes | str, name: str) -> str:
     except UnicodeDecodeError as error:
         got = f"byte 0x{value[error.start]:02x} at offset {error.start}"
         raise InvalidRequestError.of(name, "UTF-8 text", got) from error
+
+
+def check_tenant(tenant: str, name: str = "tenant") -> None:
+    """InvalidRequestError if it cannot be a tenant's name; the message calls it ``name``.
+
+    Names in any script will do, and are compared to the byte. Control characters will not: people
+    cannot see them, and logs, command lines and databases each do something else with them.
+    """
+    size = len(tenant.encode("utf-8", "surrogatepass"))
+    if not 0 < size <= MAX_TENANT_BYTES:
+        expected = f"a name of 1 to {MAX_TENANT_BYTES} bytes"
+        raise InvalidRequestError.of(name, expected, f"{size} bytes")
+    if found := [c for c in tenant if unicodedata.category(c) in _NO_NAME]:
+        expected = "a name without control characters, line breaks and lone surrogates"
+        raise InvalidRequestError.of(name, expected, f"U+{ord(found[0]):04X} in it")
 
 
 GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")

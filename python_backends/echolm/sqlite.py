@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from echolm import private
 from echolm.errors import UnavailableError
 
 _LOCK_WAIT_S = 10.0
@@ -19,7 +21,7 @@ class SQLiteFile:
     """A connection that the threads of a process share, one transaction at a time.
 
     Args:
-        path: the file; it is created where it is missing, with its directory.
+        path: the file; it is created where it is missing, with its directory, for its owner only.
         title: what the file holds; error messages begin with it.
         prepare: creates the tables, in a transaction. It is called again where another process
             held the file for too long.
@@ -44,7 +46,9 @@ class SQLiteFile:
         self._path, self._title = path, title
         self._lock = threading.Lock()
         with self.reported():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # SQLite gives its other two files the mode of the first.
+            os.close(private.opener(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
             self._db = self.connect()
         self._db.text_factory = text_factory
         # Where several processes create the file at once, the change to WAL does not wait for

@@ -79,6 +79,11 @@ METRICS: Mapping[str, MetricSpec] = {
         ),
         _counter("degraded", "Answers that had to do without a part", "part", "reason"),
         _counter("failed", "Requests without an answer", "reason"),
+        _counter(
+            "refused_calls",
+            "Calls of models behind the router that EchoLM itself has not made, by what was called",
+            "purpose",
+        ),
         _seconds("request_latency", "From request to whole answer", "llm"),
         _seconds(
             "time_to_first_token", "From request to the first piece of a streamed answer", "llm"

@@ -17,7 +17,10 @@ PRODUCT = ROOT / "python_backends"
 CLIENT = ROOT / "client"
 
 LAYERS = (
-    {"echolm", "errors", "clock", "contracts", "conversation", "sqlite", "words"},
+    {
+        *("echolm", "errors", "clock", "contracts", "conversation", "internal_calls"),
+        *("private", "sqlite", "words"),
+    },
     {"primitives", "telemetry"},
     {"settings"},
     {"embedding", "engines", "front_door", "learning", "llm", "load", "store"},

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from echolm import contracts
+from echolm.internal_calls import SELECTION
 from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.serving import Endpoints
 from echolm.settings import Settings
 from echolm_lab.tasks import Workload
-from triton_calls import Caller, Result, eventually, inputs, post, refusal, samples, text
+from triton_calls import Caller, Result, eventually, inputs, post, proof, refusal, samples, text
 from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.timeout(240)
@@ -295,7 +296,8 @@ def test_a_bad_row_of_a_selection_is_refused_alone(server: Endpoints) -> None:
     texts = np.array([[b"hello"], [b"\xff"], [b" "], [b"hello again"]], dtype=np.object_)
     tenants = np.array([[b"t"], [b"t"], [b"t"], [b"\xff"]], dtype=np.object_)
     made = [raw("text_input", texts, "BYTES"), raw("tenant", tenants, "BYTES")]
-    plans = client.infer("selection", made).as_numpy("plan").reshape(-1)
+    signed = proof(server, SELECTION, made)
+    plans = client.infer("selection", made, parameters=signed).as_numpy("plan").reshape(-1)
     (status, id, _), *others = map(_plan, plans)
     assert status == 0
     expected = ("text_input: expected UTF-8", "text_input: expected text that", "tenant: expected")
@@ -305,14 +307,15 @@ def test_a_bad_row_of_a_selection_is_refused_alone(server: Endpoints) -> None:
     # A plan counts as load until what came of it is reported.
     report = b"\x02" + struct.pack("<I", len(id)) + id + bytes(4 * 5 + 8 * 4 + 1)
     report += struct.pack("<I", 4) + b"late"
-    client.infer("router", [raw("report", np.array([[report]], dtype=np.object_), "BYTES")])
+    made = [raw("report", np.array([[report]], dtype=np.object_), "BYTES")]
+    client.infer("router", made, parameters=proof(server, SELECTION, made))
 
 
 @pytest.mark.parametrize("report", [b"", b"\x02", b"\x09" + bytes(80)])
 def test_bytes_that_are_no_report_are_refused(server: Endpoints, report: bytes) -> None:
     made = [raw("report", np.array([[report]], dtype=np.object_), "BYTES")]
     with pytest.raises(InferenceServerException, match="report: expected what a front door"):
-        Caller(server).client.infer("router", made)
+        Caller(server).client.infer("router", made, parameters=proof(server, SELECTION, made))
 
 
 def test_markers_in_a_text_forge_nothing(grpc: Caller) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +95,7 @@ def test_deleted_examples_are_gone_for_good_and_that_is_logged(
         data.write_ahead_log.append([(waiting, np.zeros(384, np.float32))])
     assert run("delete", "--tenant", "other", "--yes") == (0, "deleted 2 examples\n")
     assert run("delete", "--match", "5f1d7e", "--yes") == (0, "deleted 1 examples\n")
-    assert run("delete", "--id", "4", "--match", "no match", "--yes")[1] == "no such examples\n"
+    assert run("delete", "--id", "4", "--match", "no match", "--yes") == (1, "")
     assert run("delete", "--id", "1", "--yes")[0] == 0
     with open_examples(settings) as data:
         assert [e.id for batch in data.store.scan() for e, _ in batch] == [4]
@@ -163,6 +165,7 @@ def test_check_finds_what_differs_and_mends_it_when_told_to(settings: Settings, 
         assert status == 1
         assert out.splitlines() == [
             "examples                 3",
+            "damaged                  0",
             "without statistics       1",
             "statistics alone         1",
             "requests stored twice    1",
@@ -182,3 +185,52 @@ def test_check_finds_what_differs_and_mends_it_when_told_to(settings: Settings, 
     assert status == 0
     assert "mended" not in out
     assert run("check", "--repair")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "tenant", ['"; id > 0 or tenant == "', "back\\slash\\", "日本 😀", "%s{a}"]
+)
+def test_a_tenant_s_examples_are_found_by_whatever_name_it_has(
+    settings: Settings, run: Run, tmp_path: Path, tenant: str
+) -> None:
+    with open_examples(settings) as data:
+        store(data, example(1), example(2, tenant), example(3, tenant + "x"))
+    file = tmp_path / "examples.jsonl"
+    assert run("export", str(file), "--tenant", tenant)[0] == 0
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines[1:]] == [2]
+    assert run("delete", "--tenant", tenant, "--yes") == (0, "deleted 1 examples\n")
+    # What is told of nothing is no success.
+    assert run("delete", "--tenant", tenant, "--yes") == (1, "")
+    assert run("export", str(file), "--tenant", tenant) == (1, "")
+    with open_examples(settings) as data:
+        assert [e.id for batch in data.store.scan() for e, _ in batch] == [1, 3]
+
+
+def test_a_damaged_row_stops_no_command_and_repair_removes_it(
+    settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    with open_examples(settings) as data:
+        store(data, example(1), example(2))
+        insert_damaged(data.store)
+    assert run("export", str(tmp_path / "all.jsonl"))[0] == 0
+    assert run("top")[0] == 0
+    status, out = run("check")
+    assert (status, out.splitlines()[1]) == (1, "damaged                  3")
+    status, out = run("check", "--repair")
+    assert (status, out.splitlines()[1]) == (0, "damaged                  3 (mended)")
+    assert run("check")[0] == 0
+    with open_examples(settings) as data:
+        assert data.store.count() == data.statistics.totals()[0] == 2
+
+
+def insert_damaged(store: MilvusStore) -> None:
+    """Rows as another program may write them."""
+    row = {**vars(example(7)), "num_bytes": 1, "embedding": np.ones(384, np.float32)}
+    damages: list[dict[str, Any]] = [
+        {"id": 7, "value": math.nan},
+        {"id": 8, "quality": math.inf},
+        {"id": -9},
+    ]
+    with store._calling("insert") as client:
+        client.insert(store._collection, [{**row, **damage} for damage in damages])

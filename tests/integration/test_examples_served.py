@@ -13,7 +13,7 @@ from echolm.serving import Endpoints
 from echolm.settings import Settings
 from echolm_client import Client
 from echolm_lab.tasks import Workload
-from triton_calls import eventually, inputs, samples
+from triton_calls import eventually, inputs, proof, samples
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -89,7 +89,9 @@ def test_a_secret_and_an_injection_are_refused_and_counted(server: Endpoints) ->
     manager = grpcclient.InferenceServerClient(server.grpc_url)
 
     def submit(**changes: str) -> str:
-        result = manager.infer("example_manager", inputs(grpcclient, [{**interaction, **changes}]))
+        made = inputs(grpcclient, [{**interaction, **changes}])
+        signed = proof(server, "example_manager", made, None)
+        result = manager.infer("example_manager", made, parameters=signed)
         return str(result.as_numpy("reason").item().decode())
 
     before = samples(server, "echolm_admissions_total", result="secret")

@@ -28,8 +28,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def admin(server: Endpoints) -> tuple[str, str]:
+    return "--admin-key-file", str(server.data_dir / "admin.key")
+
+
 def test_unary_and_streamed_load_over_every_protocol_runs_clean(server: Endpoints) -> None:
     done = run(
+        *admin(server),
         f"--grpc-url={server.grpc_url}",
         f"--http-url={server.http_address}",
         "--requests=24",
@@ -51,6 +56,7 @@ def test_arguments_after_dashes_go_to_perf_analyzer(server: Endpoints, tmp_path:
     inputs = tmp_path / "inputs.json"
     inputs.write_text(json.dumps({"data": [{"text_input": ["hello"], "max_tokens": [2]}]}))
     done = run(
+        *admin(server),
         *("--", "-m", "echolm", "-i", "grpc", "-u", server.grpc_url),
         *(f"--input-data={inputs}", "--request-count=6"),
     )
@@ -62,6 +68,7 @@ def test_a_load_that_fails_is_not_clean(server: Endpoints, tmp_path: Path) -> No
     inputs = tmp_path / "inputs.json"
     inputs.write_text(json.dumps({"data": [{"text_input": ["hello"], "max_tokens": [0]}]}))
     done = run(
+        *admin(server),
         *("--", "-m", "echolm", "-i", "grpc", "-u", server.grpc_url),
         *(f"--input-data={inputs}", "--request-count=6"),
     )

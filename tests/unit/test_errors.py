@@ -14,6 +14,7 @@ from echolm.errors import (
     coded,
     from_remote,
     parse,
+    public_message,
 )
 from echolm_client import InvalidRequest
 from echolm_client._errors import CODES
@@ -115,3 +116,24 @@ def test_an_error_that_passes_two_models_has_one_code() -> None:
     first = InvalidRequestError("x: expected y, got z")
     second = from_remote("small_llm", coded(first.code, str(first)))
     assert coded(second.code, str(second)) == "[invalid_request] x: expected y, got z"
+
+
+@pytest.mark.parametrize(
+    ("message", "public"),
+    [
+        (
+            "log /srv/data/events.sqlite: disk full",
+            "log events.sqlite: disk full",
+        ),
+        ("Milvus at unix:/tmp/echolm-1.sock: gone", "Milvus at unix:echolm-1.sock: gone"),
+        ("small_llm: no '/models/a b/x.xml'", "small_llm: no 'a b/x.xml'"),
+        (
+            "LLM at http://internal/v1/chat: none",
+            "LLM at http://internal/v1/chat: none",
+        ),
+        ("a/b, and 1/2 of it", "a/b, and 1/2 of it"),
+    ],
+)
+def test_a_caller_learns_no_folder_of_the_server(message: str, public: str) -> None:
+    assert public_message(UnavailableError(message)) == public
+    assert public_message(InvalidRequestError(message)) == message

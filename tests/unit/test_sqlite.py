@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -59,3 +60,16 @@ def test_an_error_names_the_file_and_how_to_mend_it(tmp_path: Path) -> None:
     for path in (tmp_path / "other", tmp_path / "other" / "below-a-file"):
         with pytest.raises(UnavailableError, match=r"^numbers .*other"):
             opened(path)
+
+
+def test_its_files_are_the_owner_s_only_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with closing(opened(tmp_path / "made" / "numbers.sqlite")) as file:
+            with file.transaction() as db:
+                db.execute("INSERT INTO numbers VALUES (1)")
+            made = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    finally:
+        os.umask(before)
+    files = {f"numbers.sqlite{suffix}": 0o600 for suffix in ("", "-wal", "-shm")}
+    assert made == {"made": 0o700, **files}

@@ -25,6 +25,7 @@ from echolm.retrieval.record import remember
 logger = logging.getLogger("echolm")
 
 _REMEMBERED = 100_000  # most answers of which what was learnt can still be replaced
+_LARGEST = 65_504.0  # of a context: FP16's, as which it travels
 _VERSION = 3  # raised whenever events do something else, so that old snapshots are not used
 
 
@@ -129,8 +130,8 @@ class BanditLearning:
         x = np.asarray(decision["context"], dtype=np.float32)
         if x.shape != arm.prior.mean.shape:
             raise ValueError(f"context: expected shape {arm.prior.mean.shape}, got {x.shape}")
-        if not np.isfinite(x).all():
-            raise ValueError("context: expected finite numbers, got NaN or infinity")
+        if not (np.abs(x) <= _LARGEST).all():  # False for NaN
+            raise ValueError(f"context: expected numbers up to {_LARGEST:g}, as FP16 has them")
         version = int(decision.get("statistics", OTHER_FEATURES))
         if version == OTHER_FEATURES:
             raise OutdatedError(f"{llm}: its context is of an earlier version of EchoLM")

@@ -11,7 +11,7 @@ from echolm_client.cli.console import note, write
 from echolm_client.cli.exit_codes import OK
 
 from echolm.cli.data_directory import add_options, settings_from
-from echolm.primitives import DEFAULT_TENANT
+from echolm.primitives import DEFAULT_TENANT, check_tenant
 
 if TYPE_CHECKING:
     from echolm.gateway.keys import Key, KeyFile
@@ -82,6 +82,9 @@ def add_subcommand(subparsers: Subparsers) -> None:
 
 
 def _add(args: argparse.Namespace) -> int:
+    check_tenant(args.tenant, "--tenant")
+    if args.name:
+        check_tenant(args.name, "--name")  # `echolm keys list` shows it
     days = args.expires_in
     expires = None if days is None else datetime.now(timezone.utc) + timedelta(days=days)
     limits = {name: getattr(args, name) for name in _LIMITS}

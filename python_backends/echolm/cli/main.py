@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 
 from echolm_client.cli import add_subcommands as add_client_verbs
@@ -11,6 +12,7 @@ from echolm_client.cli.exit_codes import FAILED, SUMMARY, USAGE
 
 from echolm.cli import build, estimate, examples, keys, learn_from, serve
 from echolm.errors import ConfigurationError, EchoError, InvalidRequestError
+from echolm.private import UMASK
 
 ERRORS: Mapping[type[Exception], int] = {
     **CLIENT_ERRORS,
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         args = build_parser().parse_args(argv)
+        if args.command != "build":  # others may run what it builds
+            os.umask(UMASK)
         return int(args.func(args))
 
     return guarded(command, ERRORS)

@@ -67,6 +67,12 @@ def add_subcommand(subparsers: Subparsers) -> None:
         help="seconds for the models to load (default: 300; on GPUs 1800)",
     )
     parser.add_argument("--verbose", action="store_true", help="show Triton's log")
+    parser.add_argument(
+        "triton",
+        nargs="*",
+        metavar="-- OPTION",
+        help="behind two dashes, more options for tritonserver, such as --rate-limit=off",
+    )
     parser.set_defaults(func=run)
 
 
@@ -90,5 +96,6 @@ def run(args: argparse.Namespace) -> int:
         gateway_port=gateway_port if gateway.enabled else None,
         ready_timeout_s=args.ready_timeout,
         verbose=args.verbose,
+        triton_args=tuple(args.triton),
     )
     return serve_forever(settings, options)

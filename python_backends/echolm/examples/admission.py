@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from echolm.errors import InvalidRequestError
 from echolm.examples.screening import Screen, build_screens, screen
-from echolm.primitives import Interaction
+from echolm.primitives import Interaction, check_tenant
 from echolm.settings import Settings
 from echolm.store.base import MAX_TEXT_BYTES
+from echolm.store.checks import check_number, check_vector
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,29 @@ class AdmissionPolicy:
             return "empty"
         if sum(map(len, texts)) > settings.max_interaction_chars:
             return "too_long"
-        if max(len(text.encode()) for text in texts) > MAX_TEXT_BYTES:
-            return "too_long"
-        if not np.isfinite(interaction.embedding).all():
-            return "embedding"
-        # Also False for NaN, which an LLM whose quality is unknown might have.
-        return "" if interaction.quality >= settings.min_quality else "quality"
+        try:
+            if max(len(text.encode()) for text in texts) > MAX_TEXT_BYTES:
+                return "too_long"
+        except UnicodeEncodeError:
+            return "not_text"
+        return _flaw(interaction) or (
+            "quality" if interaction.quality < settings.min_quality else ""
+        )
+
+
+def _flaw(interaction: Interaction) -> str:
+    """What an example cannot have; a word, empty if there is nothing."""
+    embedding = interaction.embedding
+    if not interaction.request.strip():
+        return "empty"
+    reason = "tenant"
+    try:
+        check_tenant(interaction.tenant)
+        reason = "embedding"
+        check_vector(embedding, embedding.size)
+        reason = "quality"  # an LLM whose quality is unknown might have NaN
+        check_number("quality", interaction.quality)
+        check_number("help_probability", interaction.help_probability)
+    except InvalidRequestError:
+        return reason
+    return "" if re.fullmatch("[0-9A-Za-z]{0,32}", interaction.answer_key) else "answer_key"

@@ -38,12 +38,14 @@ class Findings:
         without_example: examples of which there are statistics, and which are gone.
         duplicates: examples whose request is stored already in the same scope.
         interrupted: examples whose replacement by a better answer was begun and has not ended.
+        damaged: rows of the store that are no examples, which nothing else sees.
     """
 
     without_statistics: int = 0
     without_example: int = 0
     duplicates: int = 0
     interrupted: int = 0
+    damaged: int = 0
 
     @property
     def any(self) -> bool:
@@ -100,7 +102,8 @@ def examine(
     duplicates = sum(
         max(0, len([i for i in ids if i not in gone]) - 1) for ids in requests.repeated.values()
     )
-    return Findings(len(missing), len(lost), duplicates, len(interrupted))
+    damaged = sum(map(len, store.damaged()))
+    return Findings(len(missing), len(lost), duplicates, len(interrupted), damaged)
 
 
 def repair(
@@ -112,7 +115,8 @@ def repair(
 ) -> Findings:
     """Mend what :func:`examine` finds; gives what was mended.
 
-    Interrupted replacements are finished, statistics added and removed. Of examples of one
+    Damaged rows are removed, interrupted replacements finished, statistics added and removed. Of
+    examples of one
     request that one stays which would have, had they come one after the other: the first, unless
     a later answer is better. What the others were used for is credited to it. Without
     ``deduplicate`` all of them stay.
@@ -123,7 +127,8 @@ def repair(
         requests.add(examples)
         on_scanned(examples)
 
-    found = reconcile(store, statistics, log, look)
+    damaged = _remove_damaged(store, log)
+    found = replace(reconcile(store, statistics, log, look), damaged=damaged)
     if deduplicate:
         merged = sum(_merge(store, log, ids) for ids in requests.repeated.values())
         statistics.follow(log)
@@ -144,6 +149,7 @@ def reconcile(
     mended.
     """
     interrupted = finish_interrupted(store, statistics, log)
+    statistics.remove_damaged()  # those whose example is there are added again
     added = 0
     for examples, unknown in _scan(store, statistics):
         added += statistics.adopt(change(unknown)["stored"]) if unknown else 0
@@ -155,6 +161,16 @@ def reconcile(
     statistics.follow(log)
     statistics.completed()
     return Findings(added, len(lost), interrupted=interrupted)
+
+
+def _remove_damaged(store: ExampleStore, log: EventLog) -> int:
+    """Remove rows that are no examples; gives how many there were."""
+    removed = 0
+    for ids in store.damaged():
+        log.append(CHANGE, change(removed=ids, reason="damaged"))
+        store.delete(ids)
+        removed += len(ids)
+    return removed
 
 
 def _scan(

@@ -25,6 +25,7 @@ from echolm.examples.statistics_updates import (
     ForwardDecay,
     StatisticsUpdates,
     meta,
+    remove_damaged,
     set_meta,
 )
 from echolm.learning.event_log import START, Event, EventLog, TrimmedError
@@ -33,6 +34,11 @@ from echolm.sqlite import SQLiteFile
 
 logger = logging.getLogger("echolm")
 
+_VALUE_ERRORS = (
+    *(sqlite3.IntegrityError, sqlite3.DataError),
+    *(sqlite3.InterfaceError, sqlite3.ProgrammingError),
+)
+"""Errors of SQLite whose cause are values, such as NaN, which is its NULL, and not the file."""
 _VERSION = 2
 _FORMER_FILE = "examples.ledger.sqlite"  # of an earlier version; its log has all that it had
 _FORMER_SNAPSHOT = "ledger"
@@ -206,11 +212,30 @@ class StatisticsTable:
             name = self.snapshot_name
             log.save_snapshot(name, position, data, saved.get(name, START))
 
-    def adopt(self, stored: Iterable[Mapping[str, Any]]) -> int:
-        """Add stored examples, described as in a ``CHANGE``; gives how many were not there yet."""
-        add = self._updates.add
+    def remove_damaged(self) -> int:
+        """Remove rows that no event leads to; gives how many there were."""
         with self._file.transaction() as db:
-            return sum(add(db, fields, int(fields["created_at_ms"])) for fields in stored)
+            return remove_damaged(db)
+
+    def adopt(self, stored: Iterable[Mapping[str, Any]]) -> int:
+        """Add stored examples, described as in a ``CHANGE``; gives how many were not there yet.
+
+        Damaged ones are left out and counted in ``skipped``.
+        """
+        added = 0
+        with self._file.transaction() as db:
+            for fields in stored:
+                db.execute("SAVEPOINT example")
+                try:
+                    added += self._updates.add(db, fields, int(fields["created_at_ms"]))
+                except Exception as error:
+                    if _is_of_the_file(error):
+                        raise
+                    db.execute("ROLLBACK TO example")
+                    self.skipped += 1
+                    logger.warning("example statistics: an example is left out: %r", error)
+                db.execute("RELEASE example")
+        return added
 
     def totals(self) -> tuple[int, int]:
         """Number of examples, and the bytes of their texts."""
@@ -294,6 +319,7 @@ class StatisticsTable:
                     for table in TABLE_NAMES:
                         db.execute(f"DELETE FROM main.{table}")
                         db.execute(f"INSERT INTO main.{table} SELECT * FROM copy.{table}")
+                    remove_damaged(db)
                 db.execute("DETACH copy")
         except (OSError, sqlite3.Error, zlib.error) as error:
             logger.warning("snapshot %s is of no use: %r", name, error)
@@ -314,9 +340,9 @@ class StatisticsTable:
         db.execute("SAVEPOINT event")
         try:
             self._updates.apply(db, event)
-        except sqlite3.Error:  # the file is at fault and not the event
-            raise
         except Exception as error:  # one bad event must not end all maintenance
+            if _is_of_the_file(error):
+                raise
             db.execute("ROLLBACK TO event")
             self.skipped += 1
             logger.warning("example statistics: event %s skipped: %r", event.position, error)
@@ -333,3 +359,7 @@ class StatisticsTable:
             ExampleStatistics(*row[:7], *(value(rank, now) for rank in row[7:9]), *row[9:])
             for row in rows
         ]
+
+
+def _is_of_the_file(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and not isinstance(error, _VALUE_ERRORS)

@@ -13,6 +13,7 @@ from echolm.learning.event_log import Event
 from echolm.learning.feedback import RATING
 from echolm.primitives import STORED
 from echolm.store.base import FRESH_VALUE, NEVER
+from echolm.store.checks import MOST_VALUE
 
 _HOUR_MS = 3_600_000.0
 EPOCH_MS = 1_735_689_600_000  # 2025-01-01
@@ -37,6 +38,18 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS replacements (old INTEGER PRIMARY KEY, new INTEGER NOT NULL,"
     " logged INTEGER NOT NULL DEFAULT 0)",
 )
+_REALS = ("rank", "density", "gain_rank")
+_COUNTS = ("num_bytes", "created_at_ms", "expires_at_ms", "uses", "ratings", "replays")
+_SOUND = " AND ".join(
+    [
+        *(f"typeof({name}) = 'real' AND abs({name}) < 1e15" for name in _REALS),
+        *(f"typeof({name}) = 'integer' AND {name} >= 0" for name in _COUNTS),
+        "typeof(quality) = 'real' AND quality BETWEEN 0 AND 1",
+        "typeof(tenant) = 'text' AND typeof(source_llm) = 'text'",
+        "typeof(last_used_ms) = 'integer'",
+    ]
+)
+"""Holds for a row of ``examples`` as events make them; SQLite takes any type in any column."""
 TABLE_NAMES = ("examples", "ratings", "removals", "replacements", "meta")
 
 
@@ -117,9 +130,13 @@ class StatisticsUpdates:
 
     def add(self, db: Connection, fields: Mapping[str, Any], at_ms: int) -> int:
         """Add an example, described as in a ``CHANGE``; gives 0 if it is there already, else 1."""
-        value = float(fields.get("value", FRESH_VALUE))
-        if not math.isfinite(value):
-            raise ValueError(f"expected a finite value of a new example, got {value}")
+        value, quality = float(fields.get("value", FRESH_VALUE)), float(fields["quality"])
+        times = int(fields["created_at_ms"]), int(fields.get("expires_at_ms", NEVER))
+        usable = 0.0 <= quality <= 1.0 and 0.0 <= value <= MOST_VALUE  # False for NaN
+        if not usable or not all(0 <= at <= NEVER for at in times):
+            raise ValueError(
+                f"expected numbers within their ranges, got {value}, {quality}, {times}"
+            )
         rank = self.decay.rank(value, at_ms)
         num_bytes = max(1, int(fields["num_bytes"]))
         added = db.execute(
@@ -131,9 +148,8 @@ class StatisticsUpdates:
                 num_bytes,
                 str(fields["tenant"]),
                 str(fields["source_llm"]),
-                float(fields["quality"]),
-                int(fields["created_at_ms"]),
-                int(fields.get("expires_at_ms", NEVER)),
+                quality,
+                *times,
                 rank,
                 rank - math.log(num_bytes),
                 self.decay.rank(0.0, at_ms),
@@ -160,7 +176,7 @@ class StatisticsUpdates:
             self._credit(db, int(i), FRESH_VALUE, 0.0, event.at_ms)
 
     def _use(self, db: Connection, i: int, n: int, credit: float, gain: float, at_ms: int) -> None:
-        if n <= 0 or not (math.isfinite(credit) and math.isfinite(gain)):
+        if n <= 0 or max(n, abs(credit), abs(gain)) > MOST_VALUE:
             raise ValueError(f"expected uses of an example, got {n}, {credit}, {gain}")
         self._credit(db, i, credit, gain, at_ms)
         query = "UPDATE examples SET uses = uses + ?, last_used_ms = ? WHERE id = ?"
@@ -177,6 +193,8 @@ class StatisticsUpdates:
         query = "SELECT score FROM ratings WHERE request_id = ?"
         earlier = db.execute(query, (request_id,)).fetchone()
         before = float(event.body.get("quality", score)) if earlier is None else earlier[0]
+        if not (0.0 <= score <= 1.0 and 0.0 <= before <= 1.0):  # NaN as well
+            raise ValueError(f"expected a rating of 0 to 1, got {score} after {before}")
         db.execute("REPLACE INTO ratings VALUES (?, ?, ?)", (request_id, score, event.at_ms))
         db.execute("DELETE FROM ratings WHERE at_ms < ?", (event.at_ms - _REMEMBERED_MS,))
         credit, gain = (score - before) / len(ids), (before - score) * cost
@@ -195,6 +213,16 @@ class StatisticsUpdates:
                 "UPDATE examples SET rank = ?, density = ?, gain_rank = ? WHERE id = ?",
                 (rank, rank - math.log(num_bytes), gain_rank, i),
             )
+
+
+def remove_damaged(db: Connection) -> int:
+    """Remove rows of examples with values that no event leads to; gives how many there were."""
+    removed = db.execute(f"DELETE FROM examples WHERE NOT ({_SOUND})").rowcount
+    if removed:
+        query = "SELECT count(*), coalesce(sum(num_bytes), 0) FROM examples"
+        for key, value in zip(("count", "bytes"), db.execute(query).fetchone(), strict=True):
+            set_meta(db, key, str(value))
+    return removed
 
 
 def _replace(db: Connection, old: int, new: int) -> None:

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from echolm.errors import UnavailableError
+from echolm.errors import InvalidRequestError, UnavailableError
 from echolm.sqlite import SQLiteFile
 from echolm.store.base import Example, Stored
+from echolm.store.checks import check_stored
 
 logger = logging.getLogger("echolm")
 
+_TITLE = "example write-ahead log"
 _FORMER_NAME = "examples.journal.sqlite"
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS pending (sequence INTEGER PRIMARY KEY AUTOINCREMENT,"
@@ -41,7 +43,7 @@ class WriteAheadLog:
         self._capacity = capacity
         self._file = SQLiteFile(
             path,
-            "example write-ahead log",
+            _TITLE,
             lambda db: db.execute(_TABLE),
             durable=True,
             pragmas=("secure_delete=ON",),
@@ -66,14 +68,21 @@ class WriteAheadLog:
     def oldest(self, limit: int) -> list[Stored]:
         """The entries that have waited longest, in order. A damaged one is removed."""
         query = "SELECT id, example, embedding FROM pending ORDER BY sequence LIMIT ?"
-        rows = self._file.rows(query, (limit,))
-        entries = []
-        for id, example, embedding in rows:
-            try:
-                entries.append((Example(**json.loads(example)), np.frombuffer(embedding, "<f4")))
-            except (TypeError, ValueError):
-                self.remove([id])
-        return entries
+        while rows := self._file.rows(query, (limit,)):
+            entries, damaged = [], []
+            for id, example, embedding in rows:
+                try:
+                    vector = np.frombuffer(embedding, "<f4")
+                    entry = Example(**json.loads(example)), vector
+                    check_stored(entry, vector.size)
+                    entries.append(entry)
+                except (InvalidRequestError, TypeError, ValueError) as error:
+                    logger.error("%s: an entry is damaged and removed: %s", _TITLE, error)
+                    damaged.append(id)
+            self.remove(damaged)
+            if entries:
+                return entries
+        return []
 
     def remove(self, ids: Sequence[int]) -> None:
         """Forget entries by their examples' ids; unknown ones are ignored."""

@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "in_process.h"
+#include "proof.h"
 #include "triton_api.h"
 
 namespace echolm {
@@ -450,8 +451,8 @@ class Door : public std::enable_shared_from_this<Door> {
 
   // ---- Other models
 
-  void send(const AskPtr& ask, const std::string& model, int timeout_ms, const std::string& id = "",
-            double stream_interval_ms = 0) {
+  void send(const AskPtr& ask, const std::string& model, int timeout_ms, const std::string& proof,
+            const std::string& id = "", double stream_interval_ms = 0) {
     ask->sent = Clock::now();
     ask->deadline = ask->sent + milliseconds(timeout_ms);
     if (!ask->over) asks_.insert(ask);
@@ -461,7 +462,7 @@ class Door : public std::enable_shared_from_this<Door> {
                   reply = std::move(reply)] { door->take(ask, reply); });
     };
     try {
-      ask->send(server_, model, id, stream_interval_ms, on_reply);
+      ask->send(server_, model, id, stream_interval_ms, proof, on_reply);
     } catch (const Failure& problem) {
       on_reply(ask, {problem, {}, true});
     }
@@ -470,7 +471,7 @@ class Door : public std::enable_shared_from_this<Door> {
   /// Asks `selection` or `router`.
   void ask_for_plans(const AskPtr& ask) {
     send(ask, ask->want == Want::kSelection ? "selection" : "router",
-         settings_.selection_timeout_ms);
+         settings_.selection_timeout_ms, proofs_.of("selection", ask->inputs));
   }
 
   /// Asks `router` about rows of which `selection` has found nothing.
@@ -613,8 +614,10 @@ class Door : public std::enable_shared_from_this<Door> {
     row->llm_call =
         std::make_shared<Ask>(Want::kLLM, std::vector<RowPtr>{row}, std::move(row->plan.inputs));
     const auto attempt = std::to_string(row->attempts++);
-    const bool gathers = row->client->streaming && row->plan.head.gathers;
+    const bool ours = row->plan.head.gathers;  // others may refuse parameters that they do not know
+    const bool gathers = row->client->streaming && ours;
     send(row->llm_call, row->plan.model, settings_.request_timeout_ms,
+         ours ? proofs_.of(row->plan.model, row->llm_call->inputs) : "",
          row->plan.request_id.empty() ? "" : row->plan.request_id + "-" + attempt,
          gathers ? settings_.stream_interval_ms : 0);
   }
@@ -797,6 +800,7 @@ class Door : public std::enable_shared_from_this<Door> {
   TRITONSERVER_Server* const server_;
   const std::string name_;
   const bool decoupled_;
+  const Proofs proofs_;
   std::thread thread_;
 
   std::mutex mutex_;  // guards the next three

@@ -170,13 +170,16 @@ class InProcessRequest : public std::enable_shared_from_this<InProcessRequest> {
 
   /// Sends it, once. Throws Failure if Triton does not take it; then no response comes.
   void send(TRITONSERVER_Server* server, const std::string& model, const std::string& id,
-            double stream_interval_ms, OnReply on_reply) {
+            double stream_interval_ms, const std::string& proof, OnReply on_reply) {
     on_reply_ = std::move(on_reply);
     check(TRITONSERVER_InferenceRequestNew(&request_, server, model.c_str(), -1));
     check(TRITONSERVER_InferenceRequestSetId(request_, id.c_str()));
     if (stream_interval_ms > 0)
       check(TRITONSERVER_InferenceRequestSetDoubleParameter(request_, "stream_interval_ms",
                                                             stream_interval_ms));
+    if (!proof.empty())
+      check(TRITONSERVER_InferenceRequestSetStringParameter(request_, "echolm_proof",
+                                                            proof.c_str()));
     for (const auto& [name, datatype, shape, data] : inputs) {
       check(TRITONSERVER_InferenceRequestAddInput(request_, name.c_str(), datatype, shape.data(),
                                                   shape.size()));

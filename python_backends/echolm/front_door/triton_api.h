@@ -65,6 +65,8 @@ Status TRITONSERVER_InferenceRequestDelete(TRITONSERVER_InferenceRequest*);
 Status TRITONSERVER_InferenceRequestSetId(TRITONSERVER_InferenceRequest*, const char* id);
 Status TRITONSERVER_InferenceRequestSetDoubleParameter(TRITONSERVER_InferenceRequest*,
                                                        const char* key, double value);
+Status TRITONSERVER_InferenceRequestSetStringParameter(TRITONSERVER_InferenceRequest*,
+                                                       const char* key, const char* value);
 Status TRITONSERVER_InferenceRequestAddInput(TRITONSERVER_InferenceRequest*, const char* name,
                                              TRITONSERVER_DataType, const int64_t* shape,
                                              uint64_t dims);

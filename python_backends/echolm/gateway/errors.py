@@ -14,6 +14,7 @@ from echolm.errors import (
     EchoError,
     InvalidRequestError,
     UnavailableError,
+    public_message,
 )
 
 INVALID = "invalid_request_error"
@@ -90,7 +91,7 @@ def too_many(message: str, kind: str, code: str, wait_s: float) -> ApiError:
 
 def api_error(error: EchoError) -> ApiError:
     """What an error of EchoLM is in OpenAI's API."""
-    message = str(error)
+    message = public_message(error)
     found = _SUBJECT.match(message)
     param = _PARAMS.get(found[1], found[1]) if found else None
     if isinstance(error, ContextLengthError):

@@ -9,11 +9,14 @@ Its oldest events may be removed once snapshots stand for them (``retention``). 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from echolm.errors import UnavailableError
+from echolm.errors import InvalidRequestError, UnavailableError
+
+_LATEST_MS = 2**53  # beyond it decays overflow
 
 START = ""
 """The position before the first event."""
@@ -48,11 +51,13 @@ class Event:
         """
         kind = kind.decode("utf-8", "replace") if isinstance(kind, bytes) else ""
         try:
-            value = json.loads(body.decode()) if isinstance(body, bytes) else {}
+            text = body.decode() if isinstance(body, bytes) else "{}"
+            value = json.loads(text, parse_constant=finite, parse_float=finite)
         except (ValueError, RecursionError):
             value = {}
         value = value if isinstance(value, dict) else {}
-        return cls(position, kind, value, at_ms if isinstance(at_ms, int) else 0)
+        timed = isinstance(at_ms, int) and 0 <= at_ms <= _LATEST_MS
+        return cls(position, kind, value, at_ms if timed else 0)
 
 
 @dataclass(frozen=True)
@@ -121,5 +126,16 @@ class EventLog(Protocol):
 
 
 def encode_body(body: Mapping[str, Any]) -> str:
-    """The body as JSON."""
-    return json.dumps(body, separators=(",", ":"))
+    """The body as JSON; InvalidRequestError if a number in it is not finite."""
+    try:
+        return json.dumps(body, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise InvalidRequestError.of("event", "finite numbers", "NaN or infinity") from error
+
+
+def finite(text: str) -> float:
+    """A number in JSON; ValueError if it is not finite."""
+    number = float(text)
+    if not math.isfinite(number):  # 1e999 as well
+        raise ValueError(f"expected finite numbers, got {text}")
+    return number

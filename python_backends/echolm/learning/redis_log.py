@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,13 +93,15 @@ class RedisEventLog:
         return _text(position)
 
     def read(self, after: str, limit: int) -> list[Event]:
+        if after != START and not _is_position(after.encode()):
+            raise TrimmedError(f"{self._title}: a snapshot's position is damaged")
         start = "-" if after == START else f"({after}"
         with self._used() as client, client.pipeline(transaction=False) as pipeline:
             pipeline.xrange(self._stream, start, "+", limit)
             # Afterwards, so that nothing can be removed unnoticed in between.
             pipeline.get(self._trimmed)
             entries, trimmed = pipeline.execute()
-        if after != START and trimmed is not None and _numbers(after) < _numbers(trimmed):
+        if after != START and _is_position(trimmed) and _numbers(after) < _numbers(trimmed):
             raise TrimmedError(f"{self._title}: events behind {after} were removed")
         return [
             Event.decoded(_text(at), fields.get(b"kind"), fields.get(b"body"), _numbers(at)[0])
@@ -152,7 +155,8 @@ class RedisEventLog:
                 values: Any = client.hmget(key, ["position", "saved_at_ms"])
                 if values[0] is not None:
                     name = _text(key)[len(self._snapshots) + 1 :]
-                    snapshots.append(SavedSnapshot(name, _text(values[0]), int(values[1] or 0)))
+                    saved_at_ms = int(values[1]) if (values[1] or b"").isdigit() else 0
+                    snapshots.append(SavedSnapshot(name, _text(values[0]), saved_at_ms))
         return snapshots
 
     def drop_snapshot(self, name: str) -> None:
@@ -238,9 +242,16 @@ class RedisEventLog:
 
 def _numbers(position: Any) -> tuple[int, int]:
     """A position as numbers, which compare as the positions do."""
+    if not _is_position(_text(position).encode()):
+        return 0, 0
     milliseconds, _, sequence = _text(position).partition("-")
     return int(milliseconds), int(sequence or 0)
 
 
+def _is_position(value: Any) -> bool:
+    """Whether it is one; not if what holds it is damaged."""
+    return isinstance(value, bytes) and re.fullmatch(rb"[0-9]{1,20}-[0-9]{1,20}", value) is not None
+
+
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

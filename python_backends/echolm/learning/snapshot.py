@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.learning.event_log import finite
+
 _HEADER = "header"
 _ARRAY = "__array__"
 
@@ -50,15 +52,23 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The state that :func:`pack` made bytes of; ValueError if they are damaged."""
+    """The state that :func:`pack` made bytes of.
+
+    Raises:
+        ValueError: they are damaged, or a number in them is not finite.
+    """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+        for array in arrays.values():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError("expected finite numbers")
 
         def fill(value: dict[str, Any]) -> Any:
             return arrays[value[_ARRAY]] if value.keys() == {_ARRAY} else value
 
-        state = json.loads(arrays[_HEADER].tobytes(), object_hook=fill)
+        header = arrays[_HEADER].tobytes()
+        state = json.loads(header, object_hook=fill, parse_constant=finite, parse_float=finite)
     except Exception as error:  # zipfile, zlib and numpy each have errors of their own
         raise ValueError(f"damaged: {error!r}") from error
     if not isinstance(state, dict):

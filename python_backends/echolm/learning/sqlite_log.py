@@ -13,6 +13,9 @@ from echolm.sqlite import SQLiteFile
 
 _TRIMMED_AT_ONCE = 5_000  # events; writers wait meanwhile
 _FREED_AT_ONCE = 1_000  # pages; writers wait meanwhile
+_LONGEST_LEASE_MS = 24 * 3_600_000
+# Of a snapshot's row that is not damaged, of whose columns SQLite takes any type.
+_INTACT = "typeof(position) = 'text' AND typeof(state) = 'blob' AND typeof(name) = 'text'"
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY AUTOINCREMENT,"
@@ -56,6 +59,8 @@ class SQLiteEventLog:
         return str(cursor.lastrowid)
 
     def read(self, after: str, limit: int) -> list[Event]:
+        if after != START and not _is_position(after):
+            raise TrimmedError(f"learning log {self._path}: a snapshot's position is damaged")
         with self._file.transaction() as db:
             rows = db.execute(
                 "SELECT sequence, kind, body, at_ms FROM events WHERE sequence > ?"
@@ -68,7 +73,7 @@ class SQLiteEventLog:
         return [Event.decoded(str(sequence), *row) for sequence, *row in rows]
 
     def trim(self, before_ms: int, taken_in: Sequence[str]) -> int:
-        last = min(map(int, taken_in))
+        last = min(int(at) if _is_position(at) else 0 for at in taken_in)
         # Not the times, the sequence is the order that counts; clocks may jump.
         young = self._file.rows(
             "SELECT sequence FROM events WHERE typeof(at_ms) = 'integer' AND at_ms >= ?"
@@ -106,21 +111,28 @@ class SQLiteEventLog:
         with self._file.transaction() as db:
             saved = db.execute(
                 "REPLACE INTO snapshots (name, position, state, saved_at_ms) SELECT ?, ?, ?, ?"
-                " WHERE ? = ifnull((SELECT position FROM snapshots WHERE name = ?), ?)",
+                # A damaged one is in nobody's way.
+                " WHERE ? = ifnull((SELECT position FROM snapshots WHERE name = ?"
+                f" AND {_INTACT}), ?)",
                 (name, position, state, now_ms(), replaces, name, START),
             )
         return saved.rowcount == 1
 
     def snapshots(self) -> list[SavedSnapshot]:
-        rows = self._file.rows("SELECT name, position, saved_at_ms FROM snapshots")
-        return [SavedSnapshot(name.decode(), at.decode(), ms) for name, at, ms in rows]
+        rows = self._file.rows(f"SELECT name, position, saved_at_ms FROM snapshots WHERE {_INTACT}")
+        return [
+            SavedSnapshot(name.decode("utf-8", "replace"), at.decode(), _integer(ms))
+            for name, at, ms in rows
+        ]
 
     def drop_snapshot(self, name: str) -> None:
         self._file.rows("DELETE FROM snapshots WHERE name = ?", (name,))
 
     def load_snapshot(self, name: str) -> tuple[str, bytes] | None:
-        rows = self._file.rows("SELECT position, state FROM snapshots WHERE name = ?", (name,))
-        return (rows[0][0].decode(), rows[0][1]) if rows else None
+        rows = self._file.rows(
+            f"SELECT position, state FROM snapshots WHERE name = ? AND {_INTACT}", (name,)
+        )
+        return (rows[0][0].decode(), bytes(rows[0][1])) if rows else None
 
     def lease(self, name: str, owner: str, seconds: float) -> bool:
         now = now_ms()
@@ -128,8 +140,9 @@ class SQLiteEventLog:
             changed = db.execute(
                 "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
                 " SET owner = excluded.owner, until_ms = excluded.until_ms"
-                " WHERE owner = excluded.owner OR until_ms <= ?",
-                (name, owner, now + int(seconds * 1_000), now),
+                # Nobody leases for longer than a day: the row is damaged.
+                " WHERE owner = excluded.owner OR until_ms NOT BETWEEN ? AND ?",
+                (name, owner, now + int(seconds * 1_000), now + 1, now + _LONGEST_LEASE_MS),
             )
         return changed.rowcount == 1
 
@@ -154,4 +167,13 @@ def _is_of_an_earlier_version(db: sqlite3.Connection) -> bool:
 def _trimmed(db: sqlite3.Connection) -> int:
     """Sequence of the last event that was removed; 0 if there is none."""
     row = db.execute("SELECT sequence FROM trimmed").fetchone()
-    return 0 if row is None else int(row[0])
+    return 0 if row is None else _integer(row[0])
+
+
+def _is_position(text: str) -> bool:
+    return text.isdecimal() and len(text) < 19
+
+
+def _integer(value: Any) -> int:
+    """A column's value; 0 if it is damaged."""
+    return value if isinstance(value, int) else 0

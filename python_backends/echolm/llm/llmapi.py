@@ -57,7 +57,7 @@ class LLMAPIClient(TritonLLMClient):
     def tensor_of(self, name: str) -> str:
         return f"sampling_param_{name}" if name in _SAMPLING_PARAMS else name
 
-    def can_gather(self, signature: ModelSignature) -> bool:
+    def takes_parameters(self, signature: ModelSignature) -> bool:
         return _is_ours(signature)
 
     def reading(self, sampling: Sampling, signature: ModelSignature) -> Reading:
@@ -74,13 +74,13 @@ class RemoteLLM(LLMAPIClient):
 
     inputs: ClassVar = {tensor.name: tensor for tensor in contracts.REMOTE_LLM.inputs}
 
-    def __init__(self, channels: Channels, url: str, llm: str) -> None:
+    def __init__(self, channels: Channels, url: str, llm: str, admin_key: str = "") -> None:
         """
         Args:
-            url: of this server.
+            url, admin_key: of this server.
             llm: name of a configured LLM.
         """
-        super().__init__(channels, url, contracts.REMOTE_LLM.name)
+        super().__init__(channels, url, contracts.REMOTE_LLM.name, admin_key=admin_key)
         self._llm = llm
 
     def input_values(

@@ -25,8 +25,13 @@ from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 from echolm.contracts import STREAM_INTERVAL_MS, Tensor
 from echolm.engines.text import REPLACEMENT, StopWords
 from echolm.errors import ContextLengthError, EchoError, UnavailableError, from_remote, parse
+from echolm.internal_calls import ASKED, PROOF, CallProofs
 from echolm.llm.optional_inputs import optional_inputs, refusal
 from echolm.primitives import Completion, OnText, Sampling
+
+ADMIN_HEADER = "echolm-admin-key"
+"""Header in which Triton wants the key for its restricted protocols; gRPC's has a prefix."""
+_GRPC_HEADER = f"triton-grpc-protocol-{ADMIN_HEADER}"
 
 RawOutputs = Mapping[str, bytes]
 """Raw contents of a response's tensors, by name."""
@@ -117,7 +122,7 @@ class LLMCall:
     """A request to an LLM model that somebody else sends.
 
     Attributes:
-        gathers: whether the model takes the parameter ``STREAM_INTERVAL_MS``.
+        gathers: whether the model takes the parameters ``STREAM_INTERVAL_MS`` and ``PROOF``.
     """
 
     model: str
@@ -144,14 +149,19 @@ class TritonLLMClient:
         model: str,
         stream_interval_ms: float = 0.0,
         added_bos: str = "",
+        proofs: CallProofs | None = None,
+        admin_key: str = "",
     ) -> None:
         """
         Args:
+            proofs: signs calls of EchoLM's own LLM model.
+            admin_key: of the server, if it restricts who may see a model's configuration.
             stream_interval_ms: time for which the LLM's pieces gather, if it can do that.
             added_bos: what a tokenizer that cannot be told otherwise puts in front of each prompt,
                 and prompts begin with already.
         """
-        self.added_bos = added_bos
+        self.added_bos, self._proofs = added_bos, proofs
+        self._admin = ((_GRPC_HEADER, admin_key),) if admin_key else ()
         self._stream_interval_ms = stream_interval_ms
         self._channels = channels
         self._url = url
@@ -167,11 +177,17 @@ class TritonLLMClient:
             values = self._values(prompt, sampling, streaming, signature)
             reader = ResponseReader(sampling.max_tokens, self.reading(sampling, signature))
             request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
-            for one in self._encoded(values, signature):
+            encoded = self._encoded(values, signature)
+            for one in encoded:
                 request.inputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
                 request.raw_input_contents.append(one.raw)
-            if streaming and self._stream_interval_ms and self.can_gather(signature):
-                request.parameters[STREAM_INTERVAL_MS].double_param = self._stream_interval_ms
+            if self.takes_parameters(signature):
+                if streaming and self._stream_interval_ms:
+                    request.parameters[STREAM_INTERVAL_MS].double_param = self._stream_interval_ms
+                if self._proofs is not None:
+                    asked = {one.name: one.raw for one in encoded if one.name in ASKED}
+                    proof = self._proofs.sign(self._model, asked)
+                    request.parameters[PROOF].string_param = proof
             await self._read(request, signature.decoupled, reader, on_text)
         except UnavailableError:
             self.forget_signature()
@@ -192,7 +208,7 @@ class TritonLLMClient:
         signature = await self.signature()
         values = self._values(prompt, sampling, streaming and signature.decoupled, signature)
         inputs = self._encoded(values, signature)
-        gathers = self.can_gather(signature)
+        gathers = self.takes_parameters(signature)
         return LLMCall(self._model, inputs, self.reading(sampling, signature), gathers)
 
     async def check(self) -> None:
@@ -254,15 +270,16 @@ class TritonLLMClient:
         """How the responses are read."""
         raise NotImplementedError
 
-    def can_gather(self, signature: ModelSignature) -> bool:
-        """Whether the model takes the parameter ``STREAM_INTERVAL_MS``."""
+    def takes_parameters(self, signature: ModelSignature) -> bool:
+        """Whether the model takes the parameters ``STREAM_INTERVAL_MS`` and ``PROOF``."""
         return False
 
     async def _ask_signature(self) -> ModelSignature:
         """The model's configuration; UnavailableError if it does not suit the contract."""
         request = service_pb2.ModelConfigRequest(name=self._model)
         try:
-            config = (await self._channels.stub(self._url).ModelConfig(request)).config
+            stub = self._channels.stub(self._url)
+            config = (await stub.ModelConfig(request, metadata=self._admin)).config
         except grpc.RpcError as error:
             raise _failed_call(self._model, error) from error
         inputs = frozenset(tensor.name for tensor in config.input)

@@ -41,7 +41,7 @@ class PlanPacker:
         i32  limits.request_timeout_s in milliseconds
         f64  limits.stream_interval_ms
         u8   whether each response of the LLM holds all of the text so far
-        u8   whether the LLM's model takes the parameter ``stream_interval_ms``
+        u8   whether the LLM's model takes ``stream_interval_ms`` and ``echolm_proof``
         six bytes of nothing
         text request id; empty: no report is wanted
         text name of the LLM

@@ -7,7 +7,7 @@ from typing import Any
 
 from echolm.conversation import MAX_MESSAGES, Conversation, Turn, read_messages
 from echolm.errors import InvalidRequestError
-from echolm.primitives import AUTO, DEFAULT_TENANT, Request, Sampling
+from echolm.primitives import AUTO, DEFAULT_TENANT, Request, Sampling, check_tenant
 from echolm.router.nvidia_inputs import NAMES, take_sampling
 from echolm.settings import Settings
 
@@ -19,7 +19,6 @@ CACHE_CONTROL = {
 }
 """For each value of cache_control: (may use examples, may learn from the interaction)."""
 
-_MAX_TENANT_BYTES = 256
 _JSON_PER_CHAR, _JSON_PER_MESSAGE = 12, 256  # most that JSON adds: two escapes of six characters
 
 
@@ -77,10 +76,7 @@ def build_request(
         expected = f"one of {list(CACHE_CONTROL)}"
         raise InvalidRequestError.of("cache_control", expected, cache_control)
     use_examples, store = CACHE_CONTROL[cache_control]
-    tenant_bytes = len(tenant.encode("utf-8"))
-    if not 0 < tenant_bytes <= _MAX_TENANT_BYTES:
-        expected = f"a name of 1 to {_MAX_TENANT_BYTES} bytes"
-        raise InvalidRequestError.of("tenant", expected, f"{tenant_bytes} bytes")
+    check_tenant(tenant)
     *history, last = asked.turns
     return Request(
         last.text,

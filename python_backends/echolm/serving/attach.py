@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
+from echolm.errors import ConfigurationError
 from echolm.serving.data_dir import DataDir, running_configuration
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
+
+
+def running_settings(data_dir: Path) -> Settings:
+    """The settings of the server that runs on a data directory, with its keys.
+
+    ConfigurationError if none runs.
+    """
+    running = running_configuration(data_dir)
+    if running is None:
+        raise ConfigurationError(f"data directory {data_dir}: expected a running server, got none")
+    return load_settings(running)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,20 @@
 """The data directory of a server: layout, exclusive use, signing key, resolved configuration.
 
+Only its owner may read it: directories have the mode 0700 and files 0600.
+
 ::
 
     data_dir/
       lock            held (flock) while a server runs here; contains its process id
-      signing.key     signs feedback tokens; mode 0600
+      signing.key     signs feedback tokens, and the calls of EchoLM's models to each other
+      admin.key       for Triton's restricted protocols
       milvus.db       the examples, where Milvus Lite keeps them
       events.sqlite   the learning log, unless it is elsewhere
       examples.write_ahead_log.sqlite
                       admitted interactions that the store does not have yet
       examples.statistics.sqlite
                       what each example is worth; rebuilt from the learning log if it is removed
-      keys.json       the gateway's API keys, hashed, unless they are elsewhere; mode 0600
+      keys.json       the gateway's API keys, hashed, unless they are elsewhere
       gateway.sqlite  what keys have used of their limits, and tokens by response id
       load.table      load of all routers, and load.table.prompts the retrievers' prefix index
       logs/           triton.log, milvus.log, gateway.log; those of the run before as *.log.1
@@ -25,6 +28,7 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 import time
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -35,10 +39,14 @@ from pydantic import BaseModel, SecretStr
 from echolm.errors import ConfigurationError
 from echolm.gateway.keys import KeyFile
 from echolm.judges.grader import absolute_grader
+from echolm.private import UMASK
 from echolm.settings import Settings
 
 CONFIGURATION = "echolm.toml"
 """Name of the resolved configuration in ``run``."""
+
+LOAD_TABLE_PREFIX = "echolm-load-"
+"""Begins the name of a load table that only this run uses."""
 
 _SHUTDOWN_S = 30.0
 
@@ -64,10 +72,9 @@ class DataDir:
         self.milvus_db = milvus_database(self.path)
         try:
             for directory in (self.path, self.run, self.logs):
-                directory.mkdir(parents=True, exist_ok=True)
-            # The resolved configuration holds the signing key.
-            self.run.chmod(0o700)
-            self.lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private(self.path)
+            self.lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise ConfigurationError(
                 f"data directory {self.path}: expected a directory that can be written, got: "
@@ -88,16 +95,31 @@ class DataDir:
 
     def signing_key(self) -> SecretStr:
         """The key in ``signing.key``, which the first start writes."""
-        file = self.path / "signing.key"
+        return self._key("signing.key", "ratings of earlier answers will then be refused")
+
+    def admin_key(self) -> SecretStr:
+        """The key in ``admin.key``, which the first start writes."""
+        return self._key("admin.key", "those who have it need the new one")
+
+    def _key(self, name: str, consequence: str) -> SecretStr:
+        file = self.path / name
         with contextlib.suppress(FileExistsError), _private(file) as stream:
             stream.write(f"{secrets.token_urlsafe(32)}\n".encode())
         key = file.read_text().strip()
         if not key:
             raise ConfigurationError(
-                f"signing key {file}: expected a key, got an empty file; remove it to have a new "
-                "one made (ratings of earlier answers will then be refused)"
+                f"{name.replace('.', ' ')} {file}: expected a key, got an empty file; remove it to "
+                f"have a new one made ({consequence})"
             )
         return SecretStr(key)
+
+    def write_secret(self, name: str, value: SecretStr) -> Path:
+        """Write a secret for the processes of this run; returns the file."""
+        file = self.run / name
+        file.unlink(missing_ok=True)
+        with _private(file) as stream:
+            stream.write(value.get_secret_value().encode())
+        return file
 
     def write_configuration(self, settings: Settings) -> Path:
         """Write the settings as the model processes will read them; returns the file.
@@ -139,6 +161,11 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
     log, feedback = settings.event_log_path, settings.feedback
     if not feedback.signing_key.get_secret_value():
         feedback = _changed(feedback, signing_key=data.signing_key())
+    triton, table = settings.triton, settings.load_table_path.resolve()
+    if triton.restrict and not triton.admin_key.get_secret_value():
+        triton = _changed(triton, admin_key=data.admin_key())
+    if table.is_dir():
+        table /= f"{LOAD_TABLE_PREFIX}{secrets.token_hex(16)}.table"
     judging, embedding, gateway = settings.judging, settings.embedding, settings.gateway
     return _changed(
         settings,
@@ -147,8 +174,9 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
         event_log=str(log.resolve()) if log else settings.event_log,
         embedding=_changed(embedding, model_dir=embedding.model_dir.resolve()),
         retrieval=_changed(settings.retrieval, milvus_uri=milvus_uri),
-        routing=_changed(settings.routing, load_table=str(settings.load_table_path.resolve())),
+        routing=_changed(settings.routing, load_table=str(table)),
         feedback=feedback,
+        triton=triton,
         gateway=_changed(
             gateway,
             keys_path=_absolute(settings.keys_path),
@@ -183,6 +211,19 @@ def _absolute(path: Path) -> Path:
 
 def _changed(model: _Model, **values: Any) -> _Model:
     return model.model_copy(update=values)
+
+
+def _make_private(directory: Path) -> None:
+    """Take all rights of others from a directory and what is in it, as earlier versions left it.
+
+    What belongs to somebody else, such as a volume's root on Kubernetes, stays as it is.
+    """
+    for folder, _, files in os.walk(directory):
+        for path in (folder, *(os.path.join(folder, name) for name in files)):
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                mode = os.lstat(path).st_mode
+                if mode & UMASK and not stat.S_ISLNK(mode):
+                    os.chmod(path, stat.S_IMODE(mode) & ~UMASK)
 
 
 def _private(file: Path) -> BinaryIO:

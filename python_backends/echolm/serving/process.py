@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from echolm import private
 from echolm.serving import guard
 from echolm.settings import ENV_PREFIX
 
@@ -72,7 +73,7 @@ class GuardedProcess:
         ]
         if command.lock is not None:
             options.append(f"--lock={command.lock}")
-        with open(command.log_file, "ab") as log:
+        with open(command.log_file, "ab", opener=private.opener) as log:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", guard.__file__, *options, "--", *command.program],
                 env=dict(command.environment),
@@ -82,6 +83,7 @@ class GuardedProcess:
                 pass_fds=tuple(command.keep_open),
                 # In a session of its own Ctrl-C does not reach it, so that we can stop in order.
                 start_new_session=True,
+                umask=private.UMASK,  # whatever it writes, sockets and shared memory included
             )
         if command.echo is not None:
             threading.Thread(target=self._follow, args=(command.echo,), daemon=True).start()

@@ -15,11 +15,17 @@ from echolm.embedding import minilm
 from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, EmbedderSpec
 from echolm.errors import ConfigurationError, EchoError, UnavailableError
 from echolm.serving import preflight
-from echolm.serving.data_dir import CONFIGURATION, DataDir, resolve
+from echolm.serving.data_dir import CONFIGURATION, LOAD_TABLE_PREFIX, DataDir, resolve
 from echolm.serving.gateway import GatewayServer
 from echolm.serving.milvus_lite import MilvusLite
 from echolm.serving.triton_installation import find_triton
-from echolm.serving.triton_server import SHM_BYTE_SIZE, TritonOptions, TritonServer, connect_host
+from echolm.serving.triton_server import (
+    SHM_BYTE_SIZE,
+    TritonOptions,
+    TritonServer,
+    connect_host,
+    restriction,
+)
 from echolm.settings import ENV_CONFIG, Settings
 
 Progress = Callable[[str], None]
@@ -38,6 +44,8 @@ tokenizer's threads for it took up to three times its CPU time."""
 
 _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
 """For Triton without a GPU, which otherwise reports the missing driver as an error."""
+
+_ENV_KEY_FILE = "ECHOLM_FEEDBACK__SIGNING_KEY_FILE"
 
 _MILVUS_RESTARTS = 5
 _GATEWAY_PAUSE_S = 2.0
@@ -61,6 +69,7 @@ class ServeOptions:
         ready_timeout_s: seconds for all models to load; None: five minutes on CPUs, half an hour
             on GPUs.
         verbose: show Triton's log on stderr, and log more.
+        triton_args: more arguments for ``tritonserver``, behind EchoLM's own.
     """
 
     profile: str | None = "local"
@@ -73,6 +82,7 @@ class ServeOptions:
     gateway_port: int | None = None
     ready_timeout_s: float | None = None
     verbose: bool = False
+    triton_args: tuple[str, ...] = ()
 
     @property
     def ports(self) -> tuple[int, int, int]:
@@ -192,7 +202,13 @@ class LocalServer:
         host = connect_host(options.host)
         host = f"[{host}]" if ":" in host else host
         grpc_url = f"{host}:{options.grpc_port}"
-        configuration = data.write_configuration(resolve(settings, data, milvus_uri, grpc_url))
+        resolved = resolve(settings, data, milvus_uri, grpc_url)
+        configuration = data.write_configuration(resolved)
+        # The front door is no Python, and reads no TOML.
+        key_file = data.write_secret("signing.key", resolved.feedback.signing_key)
+        admin_key = resolved.triton.admin_key.get_secret_value()
+        table = resolved.load_table_path
+        is_own = table.name.startswith(LOAD_TABLE_PREFIX)
 
         triton_options = TritonOptions(
             model_repositories=repositories,
@@ -202,8 +218,17 @@ class LocalServer:
             http_port=options.http_port,
             grpc_port=options.grpc_port,
             metrics_port=options.metrics_port,
-            environment={**_thread_limits(options), ENV_CONFIG: str(configuration)},
-            extra_args=_CPU_ARGS if options.profile in _CPU_PROFILES else (),
+            environment={
+                **_thread_limits(options),
+                ENV_CONFIG: str(configuration),
+                _ENV_KEY_FILE: str(key_file),
+            },
+            extra_args=(
+                *(_CPU_ARGS if options.profile in _CPU_PROFILES else ()),
+                *(restriction(admin_key) if resolved.triton.restrict else ()),
+                *options.triton_args,
+            ),
+            cleanup=(f"{table}*",) if is_own else (),
             keep_open=(data.lock_fd,),
             verbose=options.verbose,
         )
@@ -288,7 +313,8 @@ class LocalServer:
         with contextlib.ExitStack() as last_to_first:
             if self._data is not None:
                 last_to_first.callback(self._data.close)
-                last_to_first.callback((self._data.run / CONFIGURATION).unlink, missing_ok=True)
+                for name in (CONFIGURATION, "signing.key"):
+                    last_to_first.callback((self._data.run / name).unlink, missing_ok=True)
             # Triton stops before Milvus, since its models write what they still hold; and the
             # gateway before Triton, since its requests are still answered.
             for server in filter(None, (self._milvus, self._triton, self._gateway)):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from echolm.engines.worker.parent import ENV_LIBRARY_PATH
 from echolm.errors import UnavailableError
+from echolm.llm.triton_client import ADMIN_HEADER
 from echolm.serving import guard
 from echolm.serving.process import Command, GuardedProcess, GuardedServer, foreign_environment
 from echolm.serving.triton_installation import STUB, TritonInstallation, find_triton
@@ -23,6 +24,12 @@ SHM_DIR = Path("/dev/shm")
 SHM_PREFIX = "echolm-"
 SHM_BYTE_SIZE = 4 << 20
 """First size, and step of growth, of each model instance's shared memory."""
+RESTRICTED = (
+    *("shared-memory", "model-repository", "model-config"),
+    *("statistics", "trace", "logging"),
+)
+"""Triton's protocols that are not for everybody: shared memory can be registered over that of other
+programs, models unloaded, requests traced, and a log be written to any file."""
 _BLS_THREADS = 64
 """Threads for BLS calls of each model, all in Triton's own process; more calls than this wait.
 
@@ -44,6 +51,7 @@ class TritonOptions:
         environment: what the processes get on top of this process's environment, of which they
             do not get EchoLM's variables.
         extra_args: more arguments for ``tritonserver``.
+        cleanup: patterns of more files that are removed when the server has gone.
         keep_open: file descriptors to hold until the server has gone.
         verbose: log what models are loaded and the like, and copy the log to stderr.
     """
@@ -57,6 +65,7 @@ class TritonOptions:
     metrics_port: int = 8002
     environment: Mapping[str, str] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()
+    cleanup: tuple[str, ...] = ()
     keep_open: tuple[int, ...] = ()
     verbose: bool = False
 
@@ -76,7 +85,7 @@ class TritonServer(GuardedServer):
         options, installation = self.options, self._installation
         options.run_dir.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
-        prefix = f"{SHM_PREFIX}{secrets.token_hex(4)}-"
+        prefix = f"{SHM_PREFIX}{secrets.token_hex(16)}-"  # nobody can guess what is in it
         self._prefix_file.write_text(prefix)
         libraries = (installation.libraries, installation.libpython_dir)
         self._process = GuardedProcess(
@@ -87,7 +96,7 @@ class TritonServer(GuardedServer):
                 library_path=tuple(filter(None, libraries)),
                 log_file=options.log_file,
                 pid_file=options.run_dir / "tritonserver.pid",
-                cleanup=(f"{SHM_DIR}/{prefix}*",),
+                cleanup=(f"{SHM_DIR}/{prefix}*", *options.cleanup),
                 keep_open=options.keep_open,
                 grace_s=_EXIT_S + 5,
                 echo=sys.stderr if options.verbose else None,
@@ -207,6 +216,15 @@ class TritonServer(GuardedServer):
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
         environment[ENV_LIBRARY_PATH] = environment.get("LD_LIBRARY_PATH", "")
         return environment | dict(self.options.environment)
+
+
+def restriction(admin_key: str) -> tuple[str, str]:
+    """Arguments by which Triton wants the key for every protocol but those of a client."""
+    protocols = ",".join(RESTRICTED)
+    return (
+        f"--http-restricted-api={protocols}:{ADMIN_HEADER}={admin_key}",
+        f"--grpc-restricted-protocol={protocols}:{ADMIN_HEADER}={admin_key}",
+    )
 
 
 def connect_host(host: str) -> str:

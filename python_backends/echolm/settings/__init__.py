@@ -15,3 +15,4 @@ from echolm.settings.sections import LLMSettings as LLMSettings
 from echolm.settings.sections import ReplaySettings as ReplaySettings
 from echolm.settings.sections import RetrievalSettings as RetrievalSettings
 from echolm.settings.sections import RoutingSettings as RoutingSettings
+from echolm.settings.sections import TritonSettings as TritonSettings

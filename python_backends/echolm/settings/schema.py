@@ -36,6 +36,7 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
+        allow_inf_nan=False,
         env_prefix=ENV_PREFIX,
         env_nested_delimiter="__",
     )
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     judging: sections.JudgingSettings = sections.JudgingSettings()
     examples: sections.ExamplesSettings = sections.ExamplesSettings()
     replay: sections.ReplaySettings = sections.ReplaySettings()
+    triton: sections.TritonSettings = sections.TritonSettings()
     gateway: sections.GatewaySettings = sections.GatewaySettings()
     llms: tuple[LLMSettings, ...] = Field(_DEFAULT_LLMS, min_length=1)
 

@@ -21,7 +21,9 @@ BUILT_IN_CHAT_TEMPLATES = ("echolm", "chatml", "plain")
 class Section(BaseModel):
     """A section of the file: it cannot be changed, and refuses keys that it does not have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Limits(Section):
@@ -172,7 +174,8 @@ class RoutingSettings(Section):
     """Quality (0 to 1) that another LLM must be better by, for every 1,000 tokens of a conversation
     that the LLM which has answered so far need not read anew; 0 lets conversations move freely."""
     load_table: str = ""
-    """File on a local disk in which all routers of a machine share their load; the retrievers'
+    """File on a local disk in which all routers of a machine share their load, or a folder, such as
+    /dev/shm, in which `echolm serve` makes one with a name that nobody can guess; the retrievers'
     shared prefix index lies beside it. Empty means a file in data_dir."""
     load_half_life_s: float = Field(1.0, gt=0)
     """Half-life, in seconds, of the moving average of the load."""
@@ -190,8 +193,9 @@ class FeedbackSettings(Section):
     """Ratings, and the tokens that answers carry for them."""
 
     signing_key: SecretStr = SecretStr("")
-    """Key that signs feedback tokens, the same in all replicas; where it is empty, the first start
-    makes one in data_dir."""
+    """Key that signs feedback tokens, and the calls of EchoLM's models to each other, the same in
+    all replicas and in other Tritons that serve EchoLM's LLM model; where it is empty, the first
+    start makes one in data_dir."""
     token_ttl_s: int = Field(86_400, gt=0)
     """Seconds for which an answer can be rated."""
 
@@ -343,6 +347,22 @@ class ReplaySettings(Section):
     """Seconds that the LLMs must be idle before off-peak replay begins, and between two rounds."""
 
 
+class TritonSettings(Section):
+    """Triton's own ports, HTTP and gRPC."""
+
+    direct_llm_calls: bool = False
+    """Whether whoever reaches Triton's ports may call the LLM models themselves, past the router,
+    as to measure or to debug one."""
+    restrict: bool = True
+    """Whether `echolm serve` restricts Triton's protocols other than inference, health and metadata
+    to those who send the admin key: shared memory, model repository, model configuration,
+    statistics, trace and logging."""
+    admin_key: SecretStr = SecretStr("")
+    """Key for the restricted protocols, which callers send as the header echolm-admin-key (HTTP) or
+    triton-grpc-protocol-echolm-admin-key (gRPC); where it is empty, the first start makes one in
+    data_dir."""
+
+
 class GatewaySettings(Section):
     """The OpenAI-compatible HTTP server that `echolm serve` starts in front of Triton."""
 
@@ -428,7 +448,8 @@ class LLMSettings(Section):
     """Fields that each request to a server of contract `openai` has besides, in place of EchoLM's
     value where both have one, such as {chat_template_kwargs = {enable_thinking = false}}."""
     api_key: SecretStr = SecretStr("")
-    """Key that a server of contract `openai` asks for (a bearer token)."""
+    """Key that the server at `url` asks for: of contract `openai` a bearer token, of another
+    EchoLM's Triton its triton.admin_key."""
     api_key_file: Path | None = None
     """File with that key, read at the start, in place of api_key."""
     tls_ca: Path | None = None
@@ -490,12 +511,15 @@ class LLMSettings(Section):
                     f"extra_body: expected other fields than {', '.join(sorted(_RESERVED))}, got "
                     f"{', '.join(sorted(reserved))}"
                 )
-            if self.api_key.get_secret_value() and self.api_key_file is not None:
-                raise ValueError("api_key and api_key_file: expected one of them, got both")
         else:
             for name in _OPENAI_ONLY:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: expected it with contract 'openai' only")
+        has_key = bool(self.api_key.get_secret_value())
+        if has_key and self.api_key_file is not None:
+            raise ValueError("api_key and api_key_file: expected one of them, got both")
+        if not self.url and (has_key or self.api_key_file is not None):
+            raise ValueError("api_key: expected it with a url only, got none")
         given = [name for name in ("tls_ca", "tls_certificate", "tls_key") if getattr(self, name)]
         if given and not self.url.startswith(("https://", "grpcs://")):
             scheme = "https" if openai else "grpcs"
@@ -522,7 +546,7 @@ class LLMSettings(Section):
 
 _OPENAI_ONLY = (
     *("remote_model", "openai_api", "max_tokens_field", "takes_top_k", "extra_body"),
-    *("api_key", "api_key_file", "connect_timeout_s"),
+    "connect_timeout_s",
 )
 _RESERVED = {"model", "messages", "prompt", "stream", "n"}
 

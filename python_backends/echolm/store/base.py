@@ -132,13 +132,19 @@ class ExampleStore(Protocol):
     ) -> list[list[Candidate]]:
         """The nearest examples of each row that its query may see, most similar first.
 
+        Those whose quality or similarity is out of range are left out.
+
         Args:
             embeddings: FP32 [n, D], unit length.
             fresh: waits until all that was written before can be found, which requests do not.
         """
 
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
-        """Write examples with their embeddings, FP32 [n, D]."""
+        """Write examples with their embeddings, FP32 [n, D].
+
+        Raises:
+            InvalidRequestError: one must not get into a store; none of them was written.
+        """
 
     def delete(self, ids: Iterable[int]) -> None:
         """Remove examples; unknown ids are ignored."""
@@ -147,7 +153,7 @@ class ExampleStore(Protocol):
         """Number of stored examples."""
 
     def get(self, ids: Sequence[int]) -> list[Stored]:
-        """Those of the examples that are stored, in any order."""
+        """Those of the examples that are stored, in any order; damaged ones are left out."""
 
     def present(self, ids: Sequence[int]) -> set[int]:
         """Ids of those that are stored; cheaper than :meth:`get`."""
@@ -157,8 +163,11 @@ class ExampleStore(Protocol):
     ) -> Iterator[list[Stored]]:
         """All examples, or those of a tenant, ascending by id, some at a time.
 
-        Without ``embeddings``, which is much faster, these are empty.
+        Without ``embeddings``, which is much faster, these are empty. Damaged rows are left out.
         """
+
+    def damaged(self) -> Iterator[list[int]]:
+        """Ids of all rows that are no examples (:func:`echolm.store.checks.check_stored`)."""
 
 
 _BACKGROUND_ROWS = 8

@@ -111,6 +111,8 @@ def read_candidates(
 ) -> list[list[Candidate]]:
     """The hits of each row in Milvus' order, without those of another tenant than the row's.
 
+    Nor with those whose quality or similarity is out of range: the row in Milvus is damaged.
+
     Args:
         fields: those that were asked for, of ``FOUND_FIELDS``.
 
@@ -137,7 +139,11 @@ def read_candidates(
     for own, count in zip(tenants, counts, strict=True):
         row, end = slice(end, end + count), end + count
         hits = zip(*(column[row] for column in of_candidates), strict=True)
-        kept = compress(hits, [name == own for name in tenant[row]])
+        usable = [
+            name == own and 0.0 <= good <= 1.0 and -2.0 < similar < 2.0  # False for NaN
+            for name, good, similar in zip(tenant[row], quality[row], scores[row], strict=True)
+        ]
+        kept = compress(hits, usable)
         rows.append([Candidate(*hit) for hit in kept])
     return rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableEr
 from echolm.primitives import Candidate
 from echolm.settings import RetrievalSettings
 from echolm.store.base import MAX_TEXT_BYTES, Example, Query, Stored
+from echolm.store.checks import check_example, check_fields, check_stored, check_vector
 from echolm.store.columns import FOUND_FIELDS, read_candidates, search, search_request
 
 logger = logging.getLogger("echolm")
@@ -52,6 +53,8 @@ _SCHEMA = 2
 _ADDED = {"answer_keys": 2}  # the schema that brought a field; collections of earlier ones lack it
 _PLAIN_FIELDS = ("id", *(name for name, _, _ in _SCALARS))
 _ALL_FIELDS = ("embedding", *_PLAIN_FIELDS)
+_LEAST_ID = -(2**63) + 1
+_NOT_IN_FILTERS = frozenset("\"'\\{}%")
 _EXPIRY_STEP_MS = 60_000  # the filter text changes once a minute, so Milvus can reuse its plan
 
 
@@ -235,6 +238,9 @@ class MilvusStore:
         now_ms: int,
         fresh: bool = False,
     ) -> list[list[Candidate]]:
+        if embeddings.shape != (len(queries), self.dimension):
+            expected = f"shape [{len(queries)}, {self.dimension}]"
+            raise InvalidRequestError.of("embeddings", expected, f"{list(embeddings.shape)}")
         # Rows of one scope share a search; usually that is the whole batch.
         rows_of_scope: dict[int, list[int]] = {}
         for row, query in enumerate(queries):
@@ -249,7 +255,8 @@ class MilvusStore:
             visible = f"scope == {scope} and expires_at_ms > {not_before}"
             if self._settings.partition_by_tenant:
                 # The scope implies the tenant, by which Milvus finds the partition.
-                visible += f" and {_of_tenant(queries[rows[0]].tenant)}"
+                only = _of_tenant(queries[rows[0]].tenant)
+                visible += f" and {only}" if only else ""
             params = self._settings.search_params
             request = search_request(
                 self._collection, embeddings[rows], visible, top_n, fields, params, level
@@ -265,6 +272,9 @@ class MilvusStore:
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if not examples:
             return
+        for example, embedding in zip(examples, embeddings, strict=True):
+            check_example(example)
+            check_vector(embedding, self.dimension)
         names = self._fields(_PLAIN_FIELDS)
         rows = {
             e.id: _row(e, vector, names) for e, vector in zip(examples, embeddings, strict=True)
@@ -292,7 +302,8 @@ class MilvusStore:
         return int(rows[0]["count(*)"])
 
     def get(self, ids: Sequence[int]) -> list[Stored]:
-        return [_stored(row) for row in self._get(ids, self._fields(_ALL_FIELDS))]
+        rows = self._get(ids, self._fields(_ALL_FIELDS))
+        return [stored for row in rows if (stored := self._read(row))]
 
     def present(self, ids: Sequence[int]) -> set[int]:
         return {int(row["id"]) for row in self._get(ids, ["id"])}
@@ -309,27 +320,53 @@ class MilvusStore:
     def scan(
         self, tenant: str | None = None, batch: int = 500, embeddings: bool = True
     ) -> Iterator[list[Stored]]:
-        only = "" if tenant is None else f" and {_of_tenant(tenant)}"
-        last = -1
+        fields = self._fields(_ALL_FIELDS if embeddings else _PLAIN_FIELDS)
+        for rows in self._pages(fields, batch, _of_tenant(tenant)):
+            read = [stored for row in rows if (stored := self._read(row))]
+            if page := [one for one in read if tenant is None or one[0].tenant == tenant]:
+                yield page
+
+    def damaged(self) -> Iterator[list[int]]:
+        for rows in self._pages(self._fields(_ALL_FIELDS), 500, first=_LEAST_ID):
+            if ids := [int(row["id"]) for row in rows if self._read(row) is None]:
+                yield ids
+
+    def _pages(
+        self, fields: list[str], batch: int, only: str = "", first: int = 0
+    ) -> Iterator[list[dict[str, Any]]]:
+        """All rows with an id from ``first`` on that a filter leaves, ascending, some at a time."""
+        last: int | None = None
         while True:
+            behind = f"id >= {first}" if last is None else f"id > {last}"
             # Of what a filter leaves, Milvus gives the smallest ids, on which its own iterator
             # rests as well; that one sees no fresh writes on a server.
             with self._calling("scan") as client:
                 rows = client.query(
                     self._collection,
-                    filter=f"id > {last}{only}",
-                    output_fields=self._fields(_ALL_FIELDS if embeddings else _PLAIN_FIELDS),
+                    filter=f"{behind} and {only}" if only else behind,
+                    output_fields=fields,
                     limit=batch,
                     timeout=_WRITE_TIMEOUT_S,
                     # What was written before the scan is there from its first page on; a server
                     # takes 0.2 s to make sure of that.
-                    consistency_level=_FRESH if last < 0 else _BOUNDED,
+                    consistency_level=_FRESH if last is None else _BOUNDED,
                 )
             if not rows:
                 return
-            page = sorted((_stored(row) for row in rows), key=lambda stored: stored[0].id)
-            last = page[-1][0].id
+            page = sorted(rows, key=lambda row: int(row["id"]))
+            last = int(page[-1]["id"])
             yield page
+
+    def _read(self, row: Mapping[str, Any]) -> Stored | None:
+        """An example; None if the row is damaged, which other programs may have written."""
+        try:
+            stored = _stored(row)
+            check_stored(stored, self.dimension) if "embedding" in row else check_fields(stored[0])
+        except (InvalidRequestError, TypeError, ValueError) as error:
+            message = "example store: row %s is left out: %s; `echolm examples check --repair`"
+            logger.debug(message, row["id"], error)
+            return None
+        return stored
 
     def compact(self) -> None:
         """Let Milvus drop for good what was deleted; it does so in the background."""
@@ -368,8 +405,15 @@ def _reported(what: str) -> Iterator[None]:
         raise UnavailableError(f"Milvus {what}: {code}") from error
 
 
-def _of_tenant(tenant: str) -> str:
-    return f"tenant == {json.dumps(tenant, ensure_ascii=False)}"
+def _of_tenant(tenant: str | None) -> str:
+    """A filter that leaves all rows of a tenant, and perhaps others; empty: all rows.
+
+    What stands for a quote, a backslash or a control character in an expression is not the same in
+    every Milvus, so names with one are never written into an expression.
+    """
+    if tenant is None or not tenant.isprintable() or set(tenant) & _NOT_IN_FILTERS:
+        return ""
+    return f'tenant == "{tenant}"'
 
 
 def _stored(row: Any) -> Stored:

@@ -9,8 +9,10 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from echolm.errors import InvalidRequestError
 from echolm.primitives import Candidate
 from echolm.store.base import Example, Query, Stored
+from echolm.store.checks import check_example, check_stored, check_vector
 
 
 @dataclass
@@ -35,7 +37,7 @@ class InMemoryStore:
         if self.error is not None:
             raise self.error
         with self._lock:
-            rows = list(self.rows.values())
+            rows = [row for row in self.rows.values() if not self._is_damaged(row)]
         results = []
         for embedding, query in zip(embeddings, queries, strict=True):
             scored = [
@@ -57,6 +59,9 @@ class InMemoryStore:
     def upsert(self, examples: Sequence[Example], embeddings: NDArray[np.float32]) -> None:
         if self.error is not None:
             raise self.error
+        for example, embedding in zip(examples, embeddings, strict=True):
+            check_example(example)
+            check_vector(np.asarray(embedding), self.dimension)
         with self._lock:
             for example, embedding in zip(examples, embeddings, strict=True):
                 if not self.keeps_answer_keys:
@@ -73,7 +78,8 @@ class InMemoryStore:
 
     def get(self, ids: Sequence[int]) -> list[Stored]:
         with self._lock:
-            return [self.rows[i] for i in ids if i in self.rows]
+            rows = [self.rows[i] for i in ids if i in self.rows]
+        return [row for row in rows if not self._is_damaged(row)]
 
     def present(self, ids: Sequence[int]) -> set[int]:
         with self._lock:
@@ -84,6 +90,20 @@ class InMemoryStore:
     ) -> Iterator[list[Stored]]:
         with self._lock:
             rows = [self.rows[i] for i in sorted(self.rows)]
+        rows = [row for row in rows if not self._is_damaged(row)]
         rows = [row for row in rows if tenant is None or row[0].tenant == tenant]
         for start in range(0, len(rows), batch):
             yield rows[start : start + batch]
+
+    def damaged(self) -> Iterator[list[int]]:
+        with self._lock:
+            ids = [i for i, row in self.rows.items() if self._is_damaged(row)]
+        if ids:
+            yield ids
+
+    def _is_damaged(self, row: Stored) -> bool:
+        try:
+            check_stored(row, self.dimension)
+        except InvalidRequestError:
+            return True
+        return False

@@ -12,20 +12,35 @@ from numpy.typing import NDArray
 
 from echolm import contracts
 from echolm.errors import EchoError, UnavailableError, from_remote
+from echolm.internal_calls import PROOF, CallProofs, contents
 from echolm.primitives import Interaction
 from echolm.triton import codec
 
 
 async def _infer(
-    model: contracts.ModelContract, rows: int, columns: Mapping[str, Any], timeout_s: float
+    model: contracts.ModelContract,
+    rows: int,
+    columns: Mapping[str, Any],
+    timeout_s: float,
+    proofs: CallProofs | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """One BLS call to a model that is not decoupled, with a value for each row by input."""
+    """One BLS call to a model that is not decoupled, with a value for each row by input.
+
+    Args:
+        proofs: signs all inputs, for a model that wants it.
+    """
 
     def call() -> dict[str, NDArray[Any]]:
+        inputs = codec.tensors(model.inputs, rows, columns)
+        parameters = {}
+        if proofs is not None:
+            signed = {tensor.name(): contents(tensor.as_numpy()) for tensor in inputs}
+            parameters[PROOF] = proofs.sign(model.name, signed)
         request = pb_utils.InferenceRequest(
             model_name=model.name,
             requested_output_names=[],
-            inputs=codec.tensors(model.inputs, rows, columns),
+            inputs=inputs,
+            parameters=parameters,
         )
         response = request.exec()
         if response.has_error():
@@ -61,9 +76,9 @@ class BLSTextEmbedder:
 class BLSExampleManager:
     """Submits interactions to the ``example_manager`` model."""
 
-    def __init__(self, timeout_s: float = 10.0) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, proofs: CallProofs, timeout_s: float = 10.0) -> None:
+        self._proofs, self._timeout_s = proofs, timeout_s
 
     async def submit(self, interaction: Interaction) -> None:
         columns = {name: [value] for name, value in vars(interaction).items()}
-        await _infer(contracts.EXAMPLE_MANAGER, 1, columns, self._timeout_s)
+        await _infer(contracts.EXAMPLE_MANAGER, 1, columns, self._timeout_s, self._proofs)

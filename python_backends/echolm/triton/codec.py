@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from echolm.contracts import Tensor
 from echolm.errors import InvalidRequestError
+from echolm.internal_calls import ASKED, PROOF, CallProofs, contents
+from echolm.store.checks import check_vector
 from echolm.triton import rows
 
 
@@ -40,8 +43,25 @@ def read_embedded(request: Any, specs: Sequence[Tensor], dimension: int) -> list
     """As :func:`read_rows`, of inputs with an embedding of this dimension."""
     embedded = read_rows(request, specs)
     for row in embedded:
-        rows.check_embedding(row["embedding"], dimension)
+        check_vector(row["embedding"], dimension)
     return embedded
+
+
+def check_proof(
+    request: Any, proofs: CallProofs, purpose: str, names: Collection[str] | None = ASKED
+) -> None:
+    """Raise InvalidRequestError unless EchoLM itself has sent the request.
+
+    Args:
+        names: of the signed inputs; None: all.
+    """
+    parameters = json.loads(request.parameters() or "{}")
+    signed = {
+        tensor.name(): contents(tensor.as_numpy())
+        for tensor in request.inputs()
+        if names is None or tensor.name() in names
+    }
+    proofs.check(purpose, signed, parameters.get(PROOF))
 
 
 def tensor(spec: Tensor, values: Any, shape: Sequence[int] | None = None) -> Any:

@@ -33,6 +33,7 @@ from echolm.wiring.examples import (
     open_statistics,
     open_write_ahead_log,
 )
+from echolm.wiring.internal_calls import build_call_proofs
 from echolm.wiring.learning import build_learner, open_event_log
 from echolm.wiring.retrieval import open_store
 from echolm.wiring.routing import open_load_table
@@ -69,6 +70,7 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._embedder = BLSTextEmbedder(settings.retrieval.timeout_s)
         self._runtime = runtime = Runtime(args["model_name"])
         self._metrics = Metrics(runtime)
+        self._proofs = build_call_proofs(settings)
         self._metrics.add("echolm_learning_events_removed_total", 0)  # shown from the start on
         interval_s = settings.examples.maintenance_interval_s
         runtime.repeat(self._show, _SHOW_EVERY_S, "example store")
@@ -89,6 +91,7 @@ class TritonPythonModel(BatchedModel[Interaction, AdmissionResult]):
         self._metrics.add("echolm_replay_seconds_total", replayed.seconds)
 
     def read(self, request: Any) -> list[Interaction]:
+        self._metrics.check_proof(request, self._proofs, contracts.EXAMPLE_MANAGER.name, None)
         inputs = contracts.EXAMPLE_MANAGER.inputs
         rows = codec.read_embedded(request, inputs, self._store.dimension)
         return [Interaction(**row) for row in rows]

@@ -25,10 +25,12 @@ from echolm.engines import create_engine
 from echolm.engines.base import FINISH_CANCELLED, GenerationChunk, gathered
 from echolm.engines.request import LLMRequest, is_stop, parse_request
 from echolm.errors import EchoError
+from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.metrics import METRICS_LOST, Metrics
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
+from echolm.wiring.internal_calls import llm_call_proofs
 
 logger = logging.getLogger("echolm")
 
@@ -68,6 +70,7 @@ class TritonPythonModel:
             self._engine = create_engine(engine, model_dir, options)
         except EchoError as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from None
+        self._proofs = llm_call_proofs(load_settings())
         self._keys = itertools.count(1)
         self._in_flight: dict[str, _InFlight] = {}
         self._lock = threading.Lock()
@@ -89,6 +92,8 @@ class TritonPythonModel:
         self._engine.close()
 
     def _start(self, request: Any, responder: Responder) -> None:
+        if self._proofs is not None:
+            self._metrics.check_proof(request, self._proofs, self._name)
         inputs = {
             spec.name: array.reshape(-1).tolist()
             for spec in contracts.ALL_LLM_API_INPUTS

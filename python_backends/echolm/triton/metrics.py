@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from echolm import telemetry
+from echolm.errors import InvalidRequestError
+from echolm.internal_calls import ASKED, CallProofs
 from echolm.judges.service import Reason
 from echolm.primitives import Answer
 from echolm.router.ports import Stage
 from echolm.router.warm_up import GivenUp
 from echolm.telemetry import SECONDS_BUCKETS, MetricSpec
+from echolm.triton import codec
 from echolm.triton.runtime import Runtime
 
 METRICS_LOST = "metrics were lost"
@@ -56,6 +59,20 @@ class Metrics(telemetry.Metrics):
         self.add("echolm_rated_answers_total", llm=llm, source=source)
         self.add("echolm_rated_quality_total", score, llm=llm, source=source)
         self.add("echolm_rated_predicted_quality_total", predicted, llm=llm, source=source)
+
+    def check_proof(
+        self,
+        request: Any,
+        proofs: CallProofs,
+        purpose: str,
+        names: Collection[str] | None = ASKED,
+    ) -> None:
+        """As :func:`echolm.triton.codec.check_proof`, and counts calls that are refused."""
+        try:
+            codec.check_proof(request, proofs, purpose, names)
+        except InvalidRequestError:
+            self.add("echolm_refused_calls_total", purpose=purpose)
+            raise
 
 
 _STAGES: Mapping[Stage, str] = {

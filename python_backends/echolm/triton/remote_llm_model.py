@@ -24,6 +24,7 @@ from echolm.triton import codec
 from echolm.triton.metrics import Metrics
 from echolm.triton.responder import Responder
 from echolm.triton.runtime import Runtime
+from echolm.wiring.internal_calls import llm_call_proofs
 from echolm.wiring.llms import build_llm_clients
 
 logger = logging.getLogger("echolm")
@@ -39,7 +40,9 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         settings = load_settings()
-        self._runtime = Runtime(args["model_name"])
+        self._name = args["model_name"]
+        self._proofs = llm_call_proofs(settings)
+        self._runtime = Runtime(self._name)
         clients = build_llm_clients(settings)
         self._clients = {llm.name: clients[llm.name] for llm in settings.llms if llm.url}
         self._keys = itertools.count(1)
@@ -61,6 +64,8 @@ class TritonPythonModel:
             self._runtime.spawn(self._answer(llm, parsed, responder), responder)
 
     def _read(self, request: Any) -> tuple[str, LLMRequest]:
+        if self._proofs is not None:
+            self._metrics.check_proof(request, self._proofs, self._name)
         inputs = {
             spec.name: array.reshape(-1).tolist()
             for spec in contracts.REMOTE_LLM.inputs

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from echolm import contracts
 from echolm.clock import now_ms
 from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.internal_calls import SELECTION
 from echolm.learning.request_sample import RequestSample
 from echolm.primitives import Candidate, Request, Retrieved
 from echolm.retrieval.packed import pack
@@ -27,12 +28,13 @@ from echolm.router.stored import answer_key_of
 from echolm.router.validation import build_request, is_searched
 from echolm.settings.loading import load_settings
 from echolm.store.base import Query
+from echolm.store.checks import check_vector
 from echolm.triton import codec
 from echolm.triton.batched import BatchedModel
 from echolm.triton.learning import follow_log
 from echolm.triton.metrics import Metrics, process_label
-from echolm.triton.rows import check_embedding
 from echolm.triton.runtime import Runtime
+from echolm.wiring.internal_calls import build_call_proofs
 from echolm.wiring.learning import build_learner, open_event_log
 from echolm.wiring.retrieval import (
     build_selector,
@@ -81,6 +83,7 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
         self._selector = build_selector(settings, count_tokens, rng, dimension, index, self._unseen)
         self._runtime = Runtime(args["model_name"])
         self._metrics = Metrics(self._runtime)
+        self._proofs = build_call_proofs(settings)
         log, owner = open_event_log(settings), f"{socket.gethostname()}:{os.getpid()}"
         self._sample = RequestSample(log, self._selector.newest_statistics, owner)
         learner = build_learner(settings, log, self._selector.learnables)
@@ -89,6 +92,7 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
         self._runtime.repeat(self._sample.log_if_due, _STATISTICS_EVERY_S, failure)
 
     def read(self, request: Any) -> list[_Row]:
+        self._metrics.check_proof(request, self._proofs, SELECTION)
         rows = codec.read_each(request, contracts.RETRIEVER.inputs)
         return [self._row(row) for row in rows]
 
@@ -99,7 +103,7 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
         embedding = row.pop("embedding")
         try:
             request = build_request(self._settings, text=row.pop("text_input", None), **row)
-            check_embedding(embedding, self._store.dimension)
+            check_vector(embedding, self._store.dimension)
         except InvalidRequestError:
             # The router says so: it is not this row's caller alone that waits for the batch.
             return _Row(None, nothing, False)

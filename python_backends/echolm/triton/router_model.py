@@ -16,6 +16,7 @@ from typing import Any
 
 from echolm import contracts
 from echolm.errors import EchoError, InvalidRequestError, UnavailableError
+from echolm.internal_calls import SELECTION
 from echolm.llm.optional_inputs import optional_inputs
 from echolm.llm.triton_client import TritonLLMClient, remote_error
 from echolm.primitives import STORED, Completion, Plan, Report, Request, Retrieved
@@ -30,6 +31,7 @@ from echolm.triton.metrics import RouterMetrics, process_label
 from echolm.triton.responder import Responder
 from echolm.triton.rows import error_text
 from echolm.triton.runtime import Runtime
+from echolm.wiring.internal_calls import build_call_proofs
 from echolm.wiring.llms import build_callees, build_llm_clients
 from echolm.wiring.routing import build_router, open_load_table
 
@@ -54,12 +56,13 @@ class TritonPythonModel:
         self._clients = clients = build_llm_clients(settings)
         self._callees = build_callees(settings, clients)
         self._packer = PlanPacker(settings)
+        self._proofs = proofs = build_call_proofs(settings)
         router = build_router(
             settings,
             clients=clients,
             load=self._load,
             embedder=BLSTextEmbedder(settings.retrieval.timeout_s),
-            sink=BLSExampleManager(),
+            sink=BLSExampleManager(proofs),
             metrics=self._metrics,
             judging_metrics=self._metrics,
             reuse_metrics=self._metrics,
@@ -77,6 +80,7 @@ class TritonPythonModel:
         for request in requests:
             responder = Responder(request)
             try:
+                self._metrics.check_proof(request, self._proofs, SELECTION)
                 reports = codec.read(request, contracts.REPORT.name)
                 if reports is None:
                     asked.append((responder, self._read(request)))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echolm.contracts import Tensor
-from echolm.errors import EchoError, InvalidRequestError, coded
+from echolm.errors import EchoError, InvalidRequestError, coded, public_message
 from echolm.primitives import decode
 
 logger = logging.getLogger("echolm")
@@ -67,16 +67,6 @@ def read_each(
     return rows
 
 
-def check_embedding(embedding: NDArray[np.float32], dimension: int) -> None:
-    """Raise InvalidRequestError if an ``embedding`` is not FP32 [dimension] and finite."""
-    if embedding.shape != (dimension,):
-        got = f"shape [n, {embedding.size}]"
-        raise InvalidRequestError.of("embedding", f"shape [n, {dimension}], as configured", got)
-    # All rows of a batch go to the store together, and it would refuse all for this one.
-    if not np.isfinite(embedding).all():
-        raise InvalidRequestError.of("embedding", "finite numbers", "NaN or infinity")
-
-
 def _cell(cell: NDArray[Any], spec: Tensor) -> Any:
     """One input's value in one row."""
     if -1 in spec.dims:
@@ -109,7 +99,7 @@ def to_array(spec: Tensor, values: Any, shape: Sequence[int] | None = None) -> N
 def error_text(problem: BaseException) -> tuple[str, str]:
     """Triton's status of an error, and its message with the code in front: never a traceback."""
     if isinstance(problem, EchoError):
-        code, message = problem.code, str(problem)
+        code, message = problem.code, public_message(problem)
     else:
         logger.error("unexpected error", exc_info=problem)
         code = EchoError.code

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from echolm.errors import ConfigurationError
+from echolm.internal_calls import CallProofs
 from echolm.judges.base import Judge
 from echolm.judges.grader import GraderJudge, load_grader
 from echolm.judges.llm import LLMJudge, read_prompt
@@ -40,14 +41,17 @@ def _client(llm: LLMSettings, settings: Settings, without_tls: Channels) -> Serv
 
         return OpenAIClient(llm, settings.limits.request_timeout_s)
     from echolm.llm.contracts import CONTRACTS
-    from echolm.llm.credentials import channel_credentials
+    from echolm.llm.credentials import api_key, channel_credentials
     from echolm.llm.triton_client import Channels
 
     credentials = channel_credentials(llm)
     channels = without_tls if credentials is None else Channels(credentials)
     url = llm.grpc_address or settings.grpc_url
     interval_ms, bos = settings.limits.stream_interval_ms, build_chat_template(llm).added_bos
-    return CONTRACTS[llm.contract](channels, url, llm.model, interval_ms, bos)
+    key = settings.feedback.signing_key.get_secret_value()
+    proofs = CallProofs(key) if key else None
+    admin_key = api_key(llm) if llm.url else settings.triton.admin_key.get_secret_value()
+    return CONTRACTS[llm.contract](channels, url, llm.model, interval_ms, bos, proofs, admin_key)
 
 
 def build_callees(
@@ -64,7 +68,8 @@ def build_callees(
     here = Channels()
     local = {name: one for name, one in clients.items() if isinstance(one, TritonLLMClient)}
     remote = [llm.name for llm in settings.llms if llm.url]
-    return {**local, **{name: RemoteLLM(here, settings.grpc_url, name) for name in remote}}
+    url, key = settings.grpc_url, settings.triton.admin_key.get_secret_value()
+    return {**local, **{name: RemoteLLM(here, url, name, key) for name in remote}}
 
 
 def build_endpoints(

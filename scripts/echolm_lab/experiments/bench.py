@@ -22,6 +22,7 @@ from echolm.settings import LLMSettings, Settings
 from rich.console import Console
 
 from echolm_lab.experiments.load import Record, Run, closed_loop, open_loop, poisson_arrivals
+from echolm_lab.experiments.signing import SigningClient
 from echolm_lab.experiments.sizes import Sizes
 from echolm_lab.experiments.store import fill
 from echolm_lab.experiments.trace import rescaled
@@ -257,7 +258,7 @@ async def connected(
     settings: Settings, endpoints: Endpoints, console: Console, concurrency: int
 ) -> AsyncIterator[Site]:
     """A running server with clients."""
-    grpc = grpc_aio.InferenceServerClient(endpoints.grpc_url)
+    grpc = SigningClient(endpoints.grpc_url, endpoints.data_dir)
     try:
         async with echolm_client.AsyncClient(
             endpoints.grpc_url, metrics_url=endpoints.metrics_url

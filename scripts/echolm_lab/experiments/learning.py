@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from echolm.llm.chat_template import load_chat_template
+from echolm.serving.attach import running_settings
 from echolm.wiring.llms import build_llm_clients
 
 from echolm_lab.experiments.baselines import static_routing, sweep
@@ -104,9 +105,7 @@ async def _fixed(
     small_run = await site.answer(small, new)
     reference = scores(large_run)
     at_random = RandomExamples(
-        build_llm_clients(site.settings.model_copy(update={"grpc_url": site.endpoints.grpc_url}))[
-            "small_llm"
-        ],
+        build_llm_clients(running_settings(site.endpoints.data_dir))["small_llm"],
         load_chat_template(site.settings.llm("small_llm").chat_template, None),
         [(e.item.text, e.response) for e in past],
         site.settings.retrieval.max_examples,

@@ -20,8 +20,11 @@ import tritonclient.grpc as grpc
 from echolm import contracts
 from echolm.embedding.texts import TextEmbedder
 from echolm.examples.statistics import StatisticsTable
+from echolm.internal_calls import PROOF
+from echolm.serving.attach import running_settings
 from echolm.serving.serve import Endpoints
 from echolm.settings import Settings
+from echolm.wiring.internal_calls import build_call_proofs
 
 from echolm_lab.experiments import perf_analyzer
 from echolm_lab.tasks import WorkItem
@@ -152,13 +155,14 @@ class Admissions:
     """
 
     def __init__(
-        self, url: str, items: Sequence[WorkItem], rate: float, settings: Settings
+        self, endpoints: Endpoints, items: Sequence[WorkItem], rate: float, settings: Settings
     ) -> None:
         texts = [item.text for item in items]
         self._embeddings = TextEmbedder(settings.embedding)(texts)
         self._items = items
         self._rate = rate
-        self._client = grpc.InferenceServerClient(url)
+        self._client = grpc.InferenceServerClient(endpoints.grpc_url)
+        self._proofs = build_call_proofs(running_settings(endpoints.data_dir))
         self._stopping = threading.Event()
         self.failed = 0
         self.outcomes: Counter[str] = Counter()
@@ -200,8 +204,10 @@ class Admissions:
         for k in itertools.count():
             if self._stopping.wait(max(0.0, started + k / self._rate - time.monotonic())):
                 return
-            inputs = self._inputs(k % len(self._items))
-            self._client.async_infer("example_manager", inputs, callback=self._done)
+            inputs, model = self._inputs(k % len(self._items)), contracts.EXAMPLE_MANAGER.name
+            signed = {tensor.name(): tensor._get_content() for tensor in inputs}
+            proof = {PROOF: self._proofs.sign(model, signed)}
+            self._client.async_infer(model, inputs, callback=self._done, parameters=proof)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -228,7 +234,7 @@ def beside_admissions(
     wait_for_statistics(settings)
     under = functools.partial(measure, "echolm", endpoints.grpc_url, inputs, options, load)
     results = {"alone": under()}
-    admissions = Admissions(endpoints.grpc_url, items, options.interactions, settings)
+    admissions = Admissions(endpoints, items, options.interactions, settings)
     with admissions.running():
         started = time.monotonic()
         results["beside admissions"] = under()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -46,7 +47,7 @@ def estimate(learner: ThompsonSampling, seed: int = 0, llm: str = "small_llm") -
 def learnt(*events: tuple[str, Any]) -> tuple[Learner, ThompsonSampling]:
     log, (featurizer, arms) = MemoryEventLog(), build_bandit(Settings())
     for kind, body in events:
-        log.append(kind, body)
+        log.append_raw(kind, json.dumps(body).encode())  # by whatever program
     learner = Learner(log, [BanditLearning(arms, featurizer)])
     learner.catch_up()
     return learner, arms

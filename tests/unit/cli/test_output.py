@@ -113,7 +113,7 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of(data_dir: str, verb: str) 
 
 
 @pytest.mark.parametrize(
-    "verb", ["stats", "top", f"show {FIRST_ID}", "export -", "check", "delete --id 1", "--help"]
+    "verb", ["stats", "top", f"show {FIRST_ID}", "export -", "check", "--help"]
 )
 def test_a_full_disk_is_a_message_and_a_failure(data_dir: str, verb: str) -> None:
     command = (*ON_FAKE_STORE, "3", "examples", "--data-dir", data_dir, *verb.split())

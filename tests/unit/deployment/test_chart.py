@@ -197,7 +197,7 @@ def test_echolm_takes_its_settings(
 ) -> None:
     settings = settings_of(helm.objects("--values", str(path)), tmp_path, monkeypatch)
     assert settings.feedback.signing_key.get_secret_value() == "secretSigningKey"
-    assert settings.load_table_path == Path("/dev/shm/echolm-load.table")
+    assert settings.load_table_path == Path("/dev/shm")
 
 
 def test_file_settings_and_secrets_come_together(

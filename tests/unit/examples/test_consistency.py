@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import math
+import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from echolm.examples.consistency import Findings, examine, repair
+from echolm.examples.consistency import Findings, examine, reconcile, repair
 from echolm.examples.events import CHANGE, REPLACEMENT, USAGE, change, replacement, usage
 from echolm.examples.statistics import StatisticsTable
 from echolm.store.base import Example, scope_key
@@ -175,3 +179,58 @@ def test_a_repair_that_is_cut_short_between_log_and_store_is_made_good(world: Wo
     assert set(world.store.rows) == {1}
     row = world.statistics.get(1)
     assert row is not None and row.uses == 3
+
+
+def test_damaged_rows_are_found_and_removed_and_stop_nothing(world: World) -> None:
+    world.put(1)
+    good, embedding = world.store.rows[1]
+    world.store.rows[2] = replace(good, id=2, value=math.nan), embedding
+    world.store.rows[3] = replace(good, id=3, quality=math.inf), embedding
+    for _ in range(2):
+        assert world.examine() == Findings(damaged=2)
+    reconcile(world.store, world.statistics, world.log)
+    assert world.statistics.known([1, 2, 3]) == {1}
+    assert world.repair() == Findings(damaged=2)
+    assert set(world.store.rows) == {1}
+    assert not world.examine().any
+
+
+@pytest.mark.parametrize("damage", [{"quality": math.nan}, {"value": math.inf}, {"id": 2**70}])
+def test_a_damaged_event_leaves_the_statistics_of_all_others(
+    world: World, damage: dict[str, Any]
+) -> None:
+    world.put(1)
+    body = change([world.store.rows[1][0]])
+    body["stored"] = [{**body["stored"][0], "id": 2, **damage}]
+    world.log.append_raw(CHANGE, json.dumps(body).encode())
+    world.put(3)
+    world.statistics.follow(world.log)
+    assert world.statistics.known([1, 2, 3]) == {1, 3}
+    assert world.statistics.skipped == 1
+
+
+def test_adopting_leaves_out_what_cannot_be_counted(world: World) -> None:
+    world.put(1, log=False)
+    [fields] = change([world.store.rows[1][0]])["stored"]
+    damaged = [{**fields, "id": 2, "value": math.nan}, {**fields, "id": "x"}, {"id": 3}]
+    assert world.statistics.adopt([*damaged, fields]) == 1
+    assert world.statistics.known([1, 2, 3]) == {1}
+    assert world.statistics.totals()[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("rank", "x"), ("density", math.inf), ("quality", 7.0), ("uses", "many")]
+)
+def test_a_damaged_row_of_the_statistics_is_made_anew(
+    world: World, tmp_path: Path, column: str, value: object
+) -> None:
+    world.put(1)
+    world.put(2)
+    world.statistics.follow(world.log)
+    with sqlite3.connect(tmp_path / "statistics.sqlite") as db:
+        db.execute(f"UPDATE examples SET {column} = ? WHERE id = 2", (value,))
+    before = world.statistics.totals()
+    world.repair()
+    assert world.statistics.totals() == before
+    assert [e.quality for e in world.statistics.ranked("density", 5)] == [0.5, 0.5]
+    assert {e.uses for e in world.statistics.ranked("uses", 5)} == {0}

@@ -35,6 +35,7 @@ class World:
             Example(k, "q", "a" * (size - 1), "t", 1, "large", 0.9, NOW, NOW, expires)
             for k, size in enumerate(sizes, start=1)
         ]
+        self.store.dimension = len(examples)
         self.store.upsert(examples, np.eye(len(examples), dtype=np.float32))
         self.log.append(CHANGE, change(examples))
         uses = {k: (1, v - FRESH_VALUE, 0.0) for k, v in enumerate(values, start=1)}
@@ -149,7 +150,7 @@ def test_eviction_keeps_nearly_what_the_best_knapsack_would(world: World, seed: 
 def test_examples_of_before_the_log_are_found_at_the_start(world: World) -> None:
     world.add([10] * 5, [1.0] * 5)
     foreign = Example(77, "q", "a" * 9, "t", 1, "large", 0.9, NOW, NOW)
-    world.store.upsert([foreign], np.ones((1, 2), np.float32))
+    world.store.upsert([foreign], np.ones((1, 5), np.float32))
     world.store.delete([2, 3])
     keeper = world.replica()
     keeper.run()
@@ -188,6 +189,7 @@ def test_what_is_hidden_for_a_moment_is_not_taken_for_gone(
 
 def test_of_examples_that_help_with_the_same_requests_one_stays(world: World) -> None:
     world.add([10] * 6, [5.0, 4.0, 3.0, 0.6, 0.7, 0.8])
+    world.store.dimension = 3
     # 1, 2 and 3 are one kind of request, 5 and 6 another; 4 is alone and worth least.
     for i, (x, y, z) in {1: (1, 0, 0), 2: (1, 0, 0), 3: (1, 0, 0), 4: (0, 1, 0)}.items():
         world.store.rows[i] = (world.store.rows[i][0], np.array([x, y, z], np.float32))

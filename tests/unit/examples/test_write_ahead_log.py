@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+import math
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +106,25 @@ def test_an_unusable_file_of_an_earlier_version_is_left_aside(
     assert log.append([entry(1)]) == 1
     assert [example.id for example, _ in log.oldest(10)] == [1]
     assert former.exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("example", "{}"),
+        ("example", "[]"),
+        ("example", json.dumps({**asdict(entry(1)[0]), "value": math.nan})),
+        ("example", json.dumps({**asdict(entry(1)[0]), "request": 5})),
+        ("embedding", b"abc"),
+        ("embedding", np.array([math.nan], np.float32).tobytes()),
+    ],
+)
+def test_damaged_entries_are_removed_and_hold_nothing_up(
+    open_log: Open, tmp_path: Path, column: str, value: object
+) -> None:
+    write_ahead_log = open_log()
+    write_ahead_log.append([entry(i) for i in range(1, 5)])
+    with sqlite3.connect(tmp_path / "data" / "write_ahead_log.sqlite") as db:
+        db.execute(f"UPDATE pending SET {column} = ? WHERE id < 4", (value,))
+    assert [example.id for example, _ in write_ahead_log.oldest(2)] == [4]
+    assert len(write_ahead_log) == 1

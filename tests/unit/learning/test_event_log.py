@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import echolm
 import pytest
-from echolm.errors import UnavailableError
-from echolm.learning.event_log import START
+from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.learning.event_log import START, Event, TrimmedError
+from echolm.learning.learner import Learner
 from echolm.learning.sqlite_log import SQLiteEventLog
 from echolm.settings import Settings
 from echolm.testing.event_log import MemoryEventLog
@@ -142,6 +145,32 @@ class TestSQLiteEventLog(DurableEventLogContract):
         last = log.append("k", {"n": 1})
         assert log.trim(FOR_EVER, [last]) == 2
 
+    @pytest.mark.parametrize(
+        "row", [(5, b"x", 1), ("abc", b"x", 1), ("7", "text", "soon"), (b"\xff", b"x", b"y")]
+    )
+    def test_a_damaged_snapshot_is_in_nobody_s_way(
+        self, path: Path, open_log: OpenLog, row: tuple[object, ...]
+    ) -> None:
+        log = open_log()
+        last = log.append("k", {"n": 1})
+        with sqlite3.connect(path) as db:
+            db.execute("INSERT INTO snapshots VALUES ('bandit', ?, ?, ?)", row)
+        learner = Learner(log, [Counting()], 1)
+        learner.snapshot_name = "bandit"
+        for _ in range(2):
+            with contextlib.suppress(TrimmedError):
+                learner.catch_up()
+        assert learner.events == 1
+        assert [(s.name, s.position) for s in log.snapshots()] == [("bandit", last)]
+
+    def test_a_damaged_lease_ends(self, path: Path, open_log: OpenLog) -> None:
+        log = open_log()
+        for until in ("soon", 2**60, b"x"):
+            with sqlite3.connect(path) as db:
+                db.execute("REPLACE INTO leases VALUES ('work', 'nobody', ?)", (until,))
+            assert log.lease("work", "me", 10.0)
+            assert not log.lease("work", "you", 10.0)
+
     def test_an_error_says_to_try_again(self, open_log: OpenLog) -> None:
         log = open_log()
         log.close()
@@ -181,3 +210,33 @@ for k in range(40):
         assert process.stderr is not None
         problem = process.stderr.read().decode()
         assert process.wait(60) == 0, problem
+
+
+@pytest.mark.parametrize("body", [b'{"n": NaN}', b'{"n": [-Infinity]}', b'{"n": 1e999}'])
+def test_an_event_with_a_number_that_is_not_finite_reads_as_damaged(body: bytes) -> None:
+    log = MemoryEventLog()
+    log.append_raw("rating", body)
+    assert [dict(e.body) for e in log.read(START, 10)] == [{}]
+
+
+def test_a_number_that_is_not_finite_gets_into_no_log() -> None:
+    with pytest.raises(InvalidRequestError, match="finite"):
+        MemoryEventLog().append("rating", {"score": float("nan")})
+
+
+class Counting:
+    """Learns how many events there were."""
+
+    name, kinds, fingerprint = "counting", frozenset({"k"}), ""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def apply(self, event: Event) -> None:
+        self.number += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.number = state["number"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+FINITE: Any = {"allow_nan": False, "allow_infinity": False}
 ARRAYS = hnp.arrays(
     st.sampled_from([np.float64, np.float32, np.int64, np.bool_]),
     hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
+    elements=FINITE,
 )
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | ARRAYS,
+    st.none() | st.booleans() | st.integers() | st.floats(**FINITE) | st.text() | ARRAYS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -50,6 +53,15 @@ def test_what_is_no_state_is_refused() -> None:
     for damaged in (b"", b"x", data[:-30], data[: len(data) // 2], b"\0" * len(data)):
         with pytest.raises(ValueError, match="damaged"):
             unpack(damaged)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{"a": math.nan}, {"a": [{"b": -math.inf}]}, {"a": np.array([1.0, math.nan], np.float32)}],
+)
+def test_a_state_with_a_number_that_is_not_finite_is_refused(state: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        unpack(pack(state))
 
 
 def test_no_flipped_bit_goes_unnoticed_or_escapes_as_another_error() -> None:

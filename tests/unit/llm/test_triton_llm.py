@@ -20,15 +20,17 @@ from echolm.errors import (
     InvalidRequestError,
     UnavailableError,
 )
+from echolm.internal_calls import PROOF, CallProofs
 from echolm.llm.inflight_batcher import InflightBatcherClient
 from echolm.llm.llmapi import LLMAPIClient
 from echolm.llm.optional_inputs import optional_inputs
 from echolm.llm.triton_client import Channels, TritonLLMClient, remote_error
 from echolm.primitives import Completion, Sampling
 from echolm.serving import preflight
-from echolm.settings import LLMSettings, Settings
+from echolm.settings import LLMSettings, Settings, TritonSettings
 from echolm.wiring.llms import build_llm_clients
 from nvidia_llms import LLMAPI_INPUTS
+from pydantic import SecretStr
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
@@ -103,12 +105,14 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.ready = {"small_llm"}
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.metadata: list[Mapping[str, str]] = []
+        self.config_metadata: list[Mapping[str, str]] = []
         self.peers: set[str] = set()
         self.begun = asyncio.Event()
         self.cancelled: list[str] = []
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.config_requests += 1
+        self.config_metadata.append(dict(context.invocation_metadata()))
         return service_pb2.ModelConfigResponse(config=self.config)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -292,6 +296,40 @@ async def test_only_our_own_llm_is_told_how_long_its_pieces_gather(server: Serve
     given = {r.id: dict(r.parameters) for r in server.servicer.requests}
     assert given.pop("streamed")["stream_interval_ms"].double_param == 40.0
     assert given == {"whole": {}, "0": {}, "theirs": {}}
+
+
+async def test_calls_of_our_own_llm_are_signed_and_of_no_other(server: Server) -> None:
+    proofs = CallProofs("key")
+    await LLMAPIClient(Channels(), server.url, "small_llm", proofs=proofs).generate(
+        "ours", "hi", SAMPLING, None
+    )
+    server.servicer.config = configuration(list(INPUTS), ["text_output", "finish_reason"])
+    theirs = LLMAPIClient(Channels(), server.url, "small_llm", proofs=proofs)
+    await theirs.generate("theirs", "hi", SAMPLING, None)
+    ours, other = server.servicer.requests
+    proof = ours.parameters[PROOF].string_param
+    proofs.check("small_llm", {"text_input": b"\2\0\0\0hi"}, proof)
+    with pytest.raises(InvalidRequestError):
+        proofs.check("large_llm", {"text_input": b"\2\0\0\0hi"}, proof)
+    assert dict(other.parameters) == {}
+
+
+async def test_who_may_see_the_configuration_is_shown_the_admin_key(server: Server) -> None:
+    await LLMAPIClient(Channels(), server.url, "small_llm").signature()
+    await LLMAPIClient(Channels(), server.url, "small_llm", admin_key="k").signature()
+    header = "triton-grpc-protocol-echolm-admin-key"
+    assert [shown.get(header) for shown in server.servicer.config_metadata] == [None, "k"]
+
+
+def test_each_server_gets_its_own_admin_key() -> None:
+    here = LLMSettings(name="a", cost=1.0, takes_examples=False, chat_template="plain")
+    there = here.model_copy(update={"name": "b", "url": "t:1", "api_key": SecretStr("theirs")})
+    foreign = here.model_copy(update={"name": "c", "url": "u:1"})
+    triton = TritonSettings(admin_key=SecretStr("ours"))
+    clients = build_llm_clients(Settings(llms=(here, there, foreign), triton=triton))
+    keys = {name: dict(client._admin) for name, client in clients.items()}  # type: ignore[attr-defined]
+    header = "triton-grpc-protocol-echolm-admin-key"
+    assert keys == {"a": {header: "ours"}, "b": {header: "theirs"}, "c": {}}
 
 
 async def test_triton_is_not_asked_for_what_crashes_it(server: Server, llm: LLMAPIClient) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from echolm.errors import ConfigurationError
@@ -14,7 +15,9 @@ from echolm.settings import (
     FeedbackSettings,
     GatewaySettings,
     LLMSettings,
+    RoutingSettings,
     Settings,
+    TritonSettings,
 )
 from echolm.settings.loading import load_settings
 from pydantic import SecretStr
@@ -152,3 +155,51 @@ def test_the_resolved_configuration_says_whether_keys_are_required(
     assert not required(settings)
     KeyFile(data.path / "keys.json").add()
     assert required(settings)
+
+
+def test_what_an_earlier_version_left_open_to_others_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    (path / "logs").mkdir(parents=True)
+    for name in ("milvus.db", "logs/triton.log", "run.sh"):
+        (path / name).write_text("")
+        (path / name).chmod(0o755)
+    outside = tmp_path / "outside"
+    outside.write_text("")
+    outside.chmod(0o644)
+    (path / "link").symlink_to(outside)
+    DataDir(path).close()
+    modes = {
+        file.stat().st_mode & 0o077 for file in (path, *path.rglob("*")) if file != path / "link"
+    }
+    assert modes == {0}
+    assert (path / "run.sh").stat().st_mode & 0o777 == 0o700
+    assert outside.stat().st_mode & 0o777 == 0o644
+
+
+def test_an_admin_key_is_made_once_unless_it_is_given_or_nothing_is_restricted(
+    data: DataDir,
+) -> None:
+    def key(**triton: Any) -> str:
+        settings = Settings(triton=TritonSettings(**triton))
+        resolved = resolve(settings, data, "", "localhost:1")
+        return resolved.triton.admin_key.get_secret_value()
+
+    assert key(admin_key=SecretStr("given")) == "given"
+    assert key(restrict=False) == ""
+    assert not (data.path / "admin.key").exists()
+    assert len(key()) >= 40
+    assert key() == key()
+    assert (data.path / "admin.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_in_a_folder_the_load_table_has_a_name_that_nobody_can_guess(
+    data: DataDir, tmp_path: Path
+) -> None:
+    def table(path: Path) -> Path:
+        settings = Settings(routing=RoutingSettings(load_table=str(path)))
+        return resolve(settings, data, "", "localhost:1").load_table_path
+
+    names = {table(tmp_path).name for _ in range(2)}
+    assert len(names) == 2 and all(len(name) > 40 for name in names)
+    assert table(tmp_path).parent == tmp_path
+    assert table(tmp_path / "load.table") == tmp_path / "load.table"

@@ -202,3 +202,15 @@ def test_program_survives_the_thread_that_started_it(command: Callable[..., Comm
     time.sleep(0.6)
     assert started[0].poll() is None
     started[0].stop()
+
+
+def test_what_a_program_writes_is_its_owner_s_only(
+    command: Callable[..., Command], tmp_path: Path
+) -> None:
+    before = os.umask(0)
+    try:
+        assert wait(GuardedProcess(command(f"mkdir {tmp_path}/made; : > {tmp_path}/file"))) == 0
+    finally:
+        os.umask(before)
+    found = [tmp_path / name for name in ("made", "file", "logs/test.log")]
+    assert [path.stat().st_mode & 0o077 for path in found] == [0, 0, 0]

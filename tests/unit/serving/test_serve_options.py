@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from echolm.cli import main as cli
+from echolm.cli.main import build_parser
 from echolm.embedding import minilm
 from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import ConfigurationError
@@ -14,7 +15,7 @@ from echolm.serving import Endpoints, ServeOptions
 from echolm.serving import serve as module
 from echolm.serving.serve import model_repositories, prepare_embedder
 from echolm.serving.triton_installation import TritonInstallation, find_triton
-from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host
+from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host, restriction
 from echolm.settings import EmbeddingSettings, Settings
 from echolm_client.cli import exit_codes
 
@@ -283,3 +284,18 @@ def test_options_of_the_command_line_reach_the_server(
         ready_timeout_s=5,
         verbose=True,
     )
+
+
+def test_triton_wants_the_admin_key_for_all_but_what_clients_need() -> None:
+    http, grpc = restriction("k3y")
+    protocols = "shared-memory,model-repository,model-config,statistics,trace,logging"
+    assert http == f"--http-restricted-api={protocols}:echolm-admin-key=k3y"
+    assert grpc == f"--grpc-restricted-protocol={protocols}:echolm-admin-key=k3y"
+
+
+def test_what_stands_behind_two_dashes_is_triton_s(tmp_path: Path) -> None:
+    parsed = build_parser().parse_args(["serve", "--verbose", "--", "--rate-limit=off", "--b"])
+    assert (parsed.verbose, parsed.triton) == (True, ["--rate-limit=off", "--b"])
+    assert build_parser().parse_args(["serve"]).triton == []
+    options = TritonOptions((tmp_path,), tmp_path, tmp_path / "log", extra_args=("--b",))
+    assert TritonServer(options, find_triton())._arguments("prefix")[-1] == "--b"

@@ -73,7 +73,7 @@ def test_addresses_of_openai_servers(tmp_path: Path, url: str) -> None:
         ((*HTTPS, "extra_body = {n = 2, stream = true, x = 1}"), "extra_body: .*got n, stream"),
         ((*HTTPS, 'api_key = "k"', 'api_key_file = "k"'), "api_key_file: expected one of them"),
         (('remote_model = "b"',), "remote_model: expected it with contract 'openai' only"),
-        (('api_key = "k"',), "api_key: expected it with contract 'openai' only"),
+        (('api_key = "k"',), "api_key: expected it with a url only"),
         (("extra_body = {a = 1}",), "extra_body: expected it with contract 'openai' only"),
         (('url = "t:1"', 'tls_ca = "ca"'), "tls_ca: expected a url that begins with grpcs://"),
         (

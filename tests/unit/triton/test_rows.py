@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from echolm.contracts import Tensor
 from echolm.errors import InvalidRequestError, UnavailableError
+from echolm.store.checks import check_vector
 from echolm.triton.rows import (
     answer_together,
-    check_embedding,
     error_text,
     read_each,
     read_rows,
@@ -146,14 +146,14 @@ def test_a_failure_of_the_shared_call_is_every_requests_error(
 @pytest.mark.parametrize(
     ("embedding", "message"),
     [
-        (np.ones((1, 3), np.float32), r"^embedding: expected shape \[n, 2\].*got shape \[n, 3\]"),
+        (np.ones((1, 3), np.float32), r"^embedding: expected shape \[2\].*got shape \[3\]"),
         (np.array([[1, np.nan]], np.float32), "^embedding: expected finite numbers"),
     ],
 )
 def test_an_embedding_that_the_store_would_refuse_is_refused(embedding: Any, message: str) -> None:
     [row] = read_rows({"embedding": embedding}, (Tensor("embedding", "FP32", (-1,)),))
     with pytest.raises(InvalidRequestError, match=message):
-        check_embedding(row["embedding"], 2)
+        check_vector(row["embedding"], 2)
 
 
 def test_what_is_wrong_with_one_callers_row_stands_in_its_place() -> None:

@@ -84,7 +84,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
       name: {{ include "echolm.secretName" . }}
       key: {{ .Values.signingKey.key }}
 - name: ECHOLM_ROUTING__LOAD_TABLE
-  value: /dev/shm/echolm-load.table
+  value: /dev/shm
 {{- if not (hasKey .Values.settings "GATEWAY__ENABLED") }}
 - name: ECHOLM_GATEWAY__ENABLED
   value: "false"

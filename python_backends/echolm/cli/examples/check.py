@@ -17,13 +17,14 @@ def add_subcommand(subparsers: Subparsers) -> None:
         subparsers,
         run,
         "check",
-        "compare store and statistics, and look for requests that are stored twice",
+        "compare store and statistics, and look for damaged rows and requests stored twice",
         "The exit code is 1 if anything is found that --repair would mend.",
     )
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="mend what differs; of a request that is stored twice the better answer stays",
+        help="mend what differs; damaged rows are removed, and of a request that is stored twice "
+        "the better answer stays",
     )
 
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
                 findings = examine(*parts, lambda scanned: advance(len(scanned)))
         rows = (
             ("examples", data.store.count(), False),
+            ("damaged", findings.damaged, args.repair),
             ("without statistics", findings.without_statistics, args.repair),
             ("statistics alone", findings.without_example, args.repair),
             ("requests stored twice", findings.duplicates, args.repair),

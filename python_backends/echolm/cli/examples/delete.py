@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from echolm_client.cli.arguments import Subparsers
-from echolm_client.cli.console import CommandError, note, write
+from echolm_client.cli.console import CommandError, complain, note, write
 from echolm_client.cli.exit_codes import FAILED, OK
 
 from echolm.cli.examples.data import ExampleData, add_example_verb, opened
@@ -27,7 +27,8 @@ def add_subcommand(subparsers: Subparsers) -> None:
         run,
         "delete",
         "delete examples for good",
-        "Those are deleted to which all of --id, --tenant and --match apply that are given.",
+        "Those are deleted to which all of --id, --tenant and --match apply that are given. The "
+        "exit code is 1 if there are none.",
     )
     parser.add_argument(
         "--id",
@@ -48,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
         ids, pending = _find(data, args, applies)
         total = set(ids) | set(pending)
         if not total:
-            write("no such examples\n")
-            return OK
+            return complain("there are no such examples: nothing was deleted", FAILED)
         if not args.yes and not _confirmed(len(total)):
             write("nothing was deleted\n")
             return FAILED
