@@ -82,7 +82,17 @@ _OWN_INPUTS = (
     _TENANT,
     _optional("cache_control", "BYTES"),
     _optional("llm", "BYTES"),
+    _optional("cost_weight", "FP32"),
 )
+
+OPENAI_INPUTS = (
+    _optional("tools", "BYTES"),
+    _optional("tool_choice", "BYTES"),
+    _optional("response_format", "BYTES"),
+    _optional("logprobs", "INT32"),
+)
+"""What OpenAI's API asks for beyond text, in its JSON, and the number of its ``top_logprobs``; they
+are passed to LLMs that can take them."""
 
 _PASSED_INPUTS = (
     _optional("repetition_penalty", "FP32"),
@@ -135,7 +145,11 @@ NEUTRAL_INPUTS = (
 """Inputs of TensorRT-LLM's ``ensemble`` and ``tensorrt_llm_bls`` that are taken with a value that
 changes nothing, and refused with another (:mod:`echolm.router.nvidia_inputs`)."""
 
-ECHOLM_INPUTS = (*_OWN_INPUTS, *SAMPLING_INPUTS, *NEUTRAL_INPUTS)
+_OPENAI_OUTPUTS = (Tensor("tool_calls", "BYTES"), Tensor("logprobs", "BYTES"))
+"""JSON arrays as in OpenAI's API, for requests with ``tools`` or ``logprobs``. Each response of a
+stream has what is new: deltas of the calls, and the tokens since the one before."""
+
+ECHOLM_INPUTS = (*_OWN_INPUTS, *OPENAI_INPUTS, *SAMPLING_INPUTS, *NEUTRAL_INPUTS)
 
 ECHOLM_OUTPUTS = (
     Tensor("text_output", "BYTES"),
@@ -147,6 +161,7 @@ ECHOLM_OUTPUTS = (
     Tensor("degraded", "BYTES"),
     Tensor("finish_reason", "BYTES"),
     *TOKEN_COUNTS,
+    *_OPENAI_OUTPUTS,
     Tensor("cum_log_probs", "FP32", (-1,)),
     Tensor("output_log_probs", "FP32", (-1, -1)),
 )
@@ -181,7 +196,9 @@ ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
 ECHOLM_STREAM = ModelContract("echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, decoupled=True)
 TOKENIZER = ModelContract("tokenizer", _ASKED, TOKENS)
 EMBEDDER = ModelContract("embedder", tuple(replace(t, ragged=True) for t in TOKENS), (EMBEDDING,))
-RETRIEVER = ModelContract("retriever", (*_OWN_INPUTS, *SAMPLING_INPUTS, EMBEDDING), (RETRIEVED,))
+RETRIEVER = ModelContract(
+    "retriever", (*_OWN_INPUTS, *OPENAI_INPUTS, *SAMPLING_INPUTS, EMBEDDING), (RETRIEVED,)
+)
 ROUTER = ModelContract(
     "router",
     _all_optional((*ECHOLM_INPUTS, EMBEDDING, RETRIEVED, _RETRIEVAL_DEGRADED, REPORT)),
@@ -309,10 +326,12 @@ REMOTE_LLM = replace(
     llm("remote_llm"),
     inputs=(
         *ALL_LLM_API_INPUTS,
+        *OPENAI_INPUTS,
         _optional("embedding_bias_words", "BYTES", -1),
         _optional("embedding_bias_weights", "FP32", -1),
         Tensor("llm", "BYTES"),
     ),
+    outputs=(*llm("remote_llm").outputs, *_OPENAI_OUTPUTS),
 )
 """What LLMs of all contracts take, by our LLM model's names, and the name of a configured LLM that
 another Triton serves."""

@@ -26,7 +26,7 @@ from echolm.contracts import STREAM_INTERVAL_MS, Tensor
 from echolm.engines.text import REPLACEMENT, StopWords
 from echolm.errors import ContextLengthError, EchoError, UnavailableError, from_remote, parse
 from echolm.llm.optional_inputs import optional_inputs, refusal
-from echolm.primitives import Completion, OnText, Sampling
+from echolm.primitives import Completion, OnPiece, Piece, Sampling
 
 RawOutputs = Mapping[str, bytes]
 """Raw contents of a response's tensors, by name."""
@@ -159,11 +159,11 @@ class TritonLLMClient:
         self._signature: ModelSignature | None = None
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         try:
             signature = await self.signature()
-            streaming = signature.decoupled and on_text is not None
+            streaming = signature.decoupled and on_piece is not None
             values = self._values(prompt, sampling, streaming, signature)
             reader = ResponseReader(sampling.max_tokens, self.reading(sampling, signature))
             request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
@@ -172,13 +172,13 @@ class TritonLLMClient:
                 request.raw_input_contents.append(one.raw)
             if streaming and self._stream_interval_ms and self.can_gather(signature):
                 request.parameters[STREAM_INTERVAL_MS].double_param = self._stream_interval_ms
-            await self._read(request, signature.decoupled, reader, on_text)
+            await self._read(request, signature.decoupled, reader, on_piece)
         except UnavailableError:
             self.forget_signature()
             raise
         rest = reader.end()
-        if on_text is not None and rest:
-            on_text(rest)
+        if on_piece is not None and rest:
+            on_piece(Piece(rest))
         if not reader.begun:
             raise UnavailableError(f"{self._model}: ended without an answer")
         return reader.completion()
@@ -295,7 +295,7 @@ class TritonLLMClient:
         request: service_pb2.ModelInferRequest,
         decoupled: bool,
         reader: ResponseReader,
-        on_text: OnText | None,
+        on_piece: OnPiece | None,
     ) -> None:
         """Call the LLM and give its responses to the reader until it needs no more.
 
@@ -304,8 +304,8 @@ class TritonLLMClient:
 
         def take(response: service_pb2.ModelInferResponse) -> None:
             piece = reader.take(_outputs(response))
-            if on_text is not None and piece:
-                on_text(piece)
+            if on_piece is not None and piece:
+                on_piece(Piece(piece))
 
         stub = self._channels.stub(self._url)
         call = stub.ModelStreamInfer([request]) if decoupled else stub.ModelInfer(request)
