@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from echolm.llm.inflight_batcher import InflightBatcherClient
 from echolm.llm.llmapi import LLMAPIClient
 from echolm.llm.optional_inputs import optional_inputs
 from echolm.llm.triton_client import Channels, TritonLLMClient, remote_error
-from echolm.primitives import Completion, Sampling
+from echolm.primitives import Completion, Piece, Sampling
 from echolm.serving import preflight
 from echolm.settings import LLMSettings, Settings
 from echolm.wiring.llms import build_llm_clients
@@ -347,6 +348,32 @@ async def test_our_llms_responses_have_the_log_probabilities_of_their_own_tokens
     )
     done = await llm.generate("r", "hi", Sampling(9, logprobs=True), lambda piece: None)
     assert (done.cumulative_logprob, done.token_logprobs) == (-1.5, (-1.0, -0.25, -0.25))
+
+
+async def test_tokens_come_with_the_pieces_that_bring_them(
+    server: Server, llm: LLMAPIClient
+) -> None:
+    first, second = ({"token": t, "logprob": -0.5} for t in "ab")
+    server.servicer.answer = saying(
+        message(text_output="a", logprobs=json.dumps([first])),
+        message(text_output="", logprobs=json.dumps([second])),
+        message(text_output="b"),
+        message(),
+    )
+    pieces: list[Piece] = []
+    done = await llm.generate("r", "hi", SAMPLING, pieces.append)
+    assert pieces == [
+        Piece("a", logprobs=(first,)),
+        Piece("", logprobs=(second,)),
+        Piece("b"),
+    ]
+    assert (done.text, done.logprobs) == ("ab", (first, second))
+
+
+async def test_tokens_that_are_no_json_are_no_answer(server: Server, llm: LLMAPIClient) -> None:
+    server.servicer.answer = saying(message(text_output="a", logprobs="3"), message())
+    with pytest.raises(UnavailableError, match="logprobs: expected a JSON array"):
+        await llm.generate("r", "hi", SAMPLING, None)
 
 
 async def test_what_our_llm_is_asked_for_has_its_contracts_names(
