@@ -33,6 +33,7 @@ _LLM = (
         Tensor("finish_reason", "BYTES", (-1,)),
         *contracts.TOKEN_COUNTS,
         Tensor("example_ids", "INT64", (-1,)),
+        Tensor("logprobs", "BYTES", (-1,)),
     ),
 )
 LLMS = {"alpha": True, "beta": True, "unary": False}

@@ -87,15 +87,17 @@ class Stream:
 
     def rest(self) -> tuple[list[str], Any]:
         """Texts of the pieces still to come, and the last response."""
-        pieces = []
-        while True:
-            result = self.next()
-            piece = result.as_numpy("text_output").item().decode()
-            if is_final(result):
-                self._client.stop_stream()
-                return pieces, result
-            assert result.as_numpy("llm") is None
-            pieces.append(piece)
+        *pieces, last = self.responses()
+        assert all(piece.as_numpy("llm") is None for piece in pieces)
+        return [piece.as_numpy("text_output").item().decode() for piece in pieces], last
+
+    def responses(self) -> list[Any]:
+        """All responses still to come."""
+        found = [self.next()]
+        while not is_final(found[-1]):
+            found.append(self.next())
+        self._client.stop_stream()
+        return found
 
     def leave(self) -> None:
         """Go away without waiting for the rest.

@@ -4,7 +4,10 @@ It answers with ``text``, a word for a token. The last message, or the prompt, m
 
 - ``STATUS-429``: fail with that status, or begin to stream and then fail with it (``LATE-429``);
 - ``DROP``: drop the connection, in a stream after the first word;
-- ``HANG``: never answer, in a stream after the first word.
+- ``HANG``: never answer, in a stream after the first word;
+- ``CALL-name``: call that tool, if it is among the tools of the request, in place of an answer.
+
+Log probabilities, where they are asked for, are -0.5 for each word and -1.5 for each other one.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ class OpenAIServer:
         requests: head and body of each completion asked for.
         closing: number of connections that it closes as the next requests arrive.
         peers: addresses from which completions were asked for.
+        streams: whether it streams answers; else they are whole, whatever is asked for.
         left: gets the last words of each request whose client went away.
     """
 
@@ -40,6 +44,7 @@ class OpenAIServer:
         self.text = "an answer of five words"
         self.error: bytes | None = None
         self.closing = 0
+        self.streams = True
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.peers: set[Any] = set()
         self.left: queue.Queue[str] = queue.Queue()
@@ -127,10 +132,14 @@ class OpenAIServer:
         reason = "stop" if len(words) <= limit else "length"
         words = words[:limit]
         usage = {"prompt_tokens": len(asked.split()), "completion_tokens": len(words)}
-        if not body.get("stream"):
+        calls = _calls(body, asked)
+        if not (body.get("stream") and self.streams):
             await self._misbehave(request, asked)
-            said = {"message": {"role": "assistant", "content": "".join(words)}}
-            choice = said if chat else {"text": "".join(words)}
+            said = {"role": "assistant", "content": "".join(words)}
+            if calls:
+                reason, said = "tool_calls", {**said, "content": None, "tool_calls": calls}
+            choice = {"message": said} if chat else {"text": "".join(words)}
+            choice["logprobs"] = _logprobs(body, chat, words)
             choices = [{"index": 0, "finish_reason": reason, **choice}]
             return web.json_response({"choices": choices, "usage": usage})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -142,10 +151,16 @@ class OpenAIServer:
 
         def event(text: str, reason: str | None = None) -> dict[str, Any]:
             said = {"delta": {"content": text} if text else {}} if chat else {"text": text}
-            return {"choices": [{"index": 0, "finish_reason": reason, **said}]}
+            tokens = _logprobs(body, chat, [text] if text else [])
+            return {"choices": [{"index": 0, "finish_reason": reason, "logprobs": tokens, **said}]}
 
         if chat:
             await send({"choices": [{"index": 0, "delta": {"role": "assistant"}}]})
+        for delta in _deltas(calls):
+            choice = {"index": 0, "delta": {"tool_calls": [delta]}, "finish_reason": None}
+            await send({"choices": [choice]})
+        if calls:
+            words, reason = [], "tool_calls"
         for word in words:
             await send(event(word))
             if found := re.search(r"LATE-(\d+)", asked):
@@ -165,3 +180,49 @@ class OpenAIServer:
             await asyncio.sleep(0)
         if "HANG" in asked:
             await asyncio.Event().wait()
+
+
+def _calls(body: dict[str, Any], asked: str) -> list[dict[str, Any]]:
+    """The calls that are asked for, of tools that there are."""
+    names = {tool["function"]["name"] for tool in body.get("tools", [])}
+    wanted = re.findall(r"CALL-(\w+)", asked) if body.get("tool_choice") != "none" else []
+    return [
+        {
+            "id": f"call_{k}",
+            "type": "function",
+            "function": {"name": name, "arguments": f'{{"number": {k}}}'},
+        }
+        for k, name in enumerate(wanted)
+        if name in names
+    ]
+
+
+def _deltas(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls as they are streamed: each begins, then its arguments come in two parts."""
+    deltas = []
+    for k, call in enumerate(calls):
+        name, arguments = call["function"].values()
+        deltas.append({**call, "index": k, "function": {"name": name, "arguments": ""}})
+        for part in (arguments[:4], arguments[4:]):
+            deltas.append({"index": k, "function": {"arguments": part}})
+    return deltas
+
+
+def _logprobs(body: dict[str, Any], chat: bool, words: list[str]) -> dict[str, Any] | None:
+    """Those of words, as chats or completions have them; None: they are not wanted."""
+    if body.get("logprobs") in (None, False) or not words:
+        return None
+    if not chat:
+        top = [{word: -0.5, **dict.fromkeys(_others(body["logprobs"]), -1.5)} for word in words]
+        values = [-0.5] * len(words)
+        return {"tokens": words, "token_logprobs": values, "top_logprobs": top}
+
+    def token(word: str, logprob: float) -> dict[str, Any]:
+        return {"token": word, "logprob": logprob, "bytes": list(word.encode()), "rank": 1}
+
+    others = [token(word, -1.5) for word in _others(body.get("top_logprobs", 0))]
+    return {"content": [{**token(word, -0.5), "top_logprobs": others} for word in words]}
+
+
+def _others(count: int) -> list[str]:
+    return [f"other {k}" for k in range(count)]

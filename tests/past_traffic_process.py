@@ -23,7 +23,7 @@ from echolm.past_traffic.cost import Budget
 from echolm.past_traffic.log import PastLog, Skips, fingerprint, open_log
 from echolm.past_traffic.record import Logged
 from echolm.past_traffic.sample import HashSample
-from echolm.primitives import Completion, OnText, Sampling
+from echolm.primitives import Completion, OnPiece, Sampling
 from echolm.settings import ExamplesSettings, JudgingSettings, Settings
 from echolm.store.milvus import MilvusStore
 from echolm.wiring.learning import open_event_log
@@ -72,7 +72,7 @@ class SmallLLM:
     """Takes a moment to answer with the name of the question."""
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         print(f"asked {request_id}", flush=True)
         await asyncio.sleep(random.uniform(0.0, 0.02))

@@ -23,7 +23,7 @@ from echolm.examples.statistics import StatisticsTable
 from echolm.judges.grader import GraderJudge
 from echolm.learning.event_log import EventLog
 from echolm.learning.feedback import RATING
-from echolm.primitives import Completion, OnText, Sampling
+from echolm.primitives import Completion, OnPiece, Sampling
 from echolm.settings import ExamplesSettings, JudgingSettings, ReplaySettings, Settings
 from echolm.store.base import Example, scope_key
 from echolm.store.milvus import MilvusStore
@@ -93,7 +93,7 @@ class Sampler:
     """An LLM that knows a better answer to most requests, and takes a moment."""
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         number = number_of(prompt)
         print(f"sampled {number}", flush=True)

@@ -37,8 +37,10 @@ OPTIONS: dict[str, str] = {
     "tenant": "BYTES",
     "cache_control": "BYTES",
     "llm": "BYTES",
+    "cost_weight": "FP32",
 }
-"""Datatype of each optional input of ``echolm`` that is not only there for NVIDIA's clients."""
+"""Datatype of each optional input of ``echolm`` that is not only there for clients of NVIDIA's
+models or of OpenAI's API."""
 
 OUTPUTS = (
     "text_output",

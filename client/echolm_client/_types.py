@@ -45,6 +45,7 @@ class GenerateOptions(TypedDict, total=False):
         cache_control: ``default``; ``no-store``: learn nothing from this request;
             ``no-examples``: use none; ``no-cache``: both.
         llm: ``auto``, or the name of a configured LLM.
+        cost_weight: quality that one unit of cost is worth; without it as configured.
     """
 
     max_tokens: int | None
@@ -62,6 +63,7 @@ class GenerateOptions(TypedDict, total=False):
     tenant: str | None
     cache_control: str | None
     llm: str | None
+    cost_weight: float | None
 
 
 @dataclass(frozen=True)

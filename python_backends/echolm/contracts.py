@@ -82,7 +82,17 @@ _OWN_INPUTS = (
     _TENANT,
     _optional("cache_control", "BYTES"),
     _optional("llm", "BYTES"),
+    _optional("cost_weight", "FP32"),
 )
+
+OPENAI_INPUTS = (
+    _optional("tools", "BYTES"),
+    _optional("tool_choice", "BYTES"),
+    _optional("response_format", "BYTES"),
+    _optional("logprobs", "INT32"),
+)
+"""What OpenAI's API asks for beyond text, in its JSON, and the number of its ``top_logprobs``; they
+are passed to LLMs that can take them."""
 
 _PASSED_INPUTS = (
     _optional("repetition_penalty", "FP32"),
@@ -135,7 +145,11 @@ NEUTRAL_INPUTS = (
 """Inputs of TensorRT-LLM's ``ensemble`` and ``tensorrt_llm_bls`` that are taken with a value that
 changes nothing, and refused with another (:mod:`echolm.router.nvidia_inputs`)."""
 
-ECHOLM_INPUTS = (*_OWN_INPUTS, *SAMPLING_INPUTS, *NEUTRAL_INPUTS)
+OPENAI_OUTPUTS = (Tensor("tool_calls", "BYTES"), Tensor("logprobs", "BYTES"))
+"""JSON arrays as in OpenAI's API, for requests with ``tools`` or ``logprobs``. Each response of a
+stream has what is new: deltas of the calls, and the tokens since the one before."""
+
+ECHOLM_INPUTS = (*_OWN_INPUTS, *OPENAI_INPUTS, *SAMPLING_INPUTS, *NEUTRAL_INPUTS)
 
 ECHOLM_OUTPUTS = (
     Tensor("text_output", "BYTES"),
@@ -147,6 +161,7 @@ ECHOLM_OUTPUTS = (
     Tensor("degraded", "BYTES"),
     Tensor("finish_reason", "BYTES"),
     *TOKEN_COUNTS,
+    *OPENAI_OUTPUTS,
     Tensor("cum_log_probs", "FP32", (-1,)),
     Tensor("output_log_probs", "FP32", (-1, -1)),
 )
@@ -181,7 +196,9 @@ ECHOLM = ModelContract("echolm", ECHOLM_INPUTS, ECHOLM_OUTPUTS)
 ECHOLM_STREAM = ModelContract("echolm_stream", ECHOLM_INPUTS, ECHOLM_OUTPUTS, decoupled=True)
 TOKENIZER = ModelContract("tokenizer", _ASKED, TOKENS)
 EMBEDDER = ModelContract("embedder", tuple(replace(t, ragged=True) for t in TOKENS), (EMBEDDING,))
-RETRIEVER = ModelContract("retriever", (*_OWN_INPUTS, *SAMPLING_INPUTS, EMBEDDING), (RETRIEVED,))
+RETRIEVER = ModelContract(
+    "retriever", (*_OWN_INPUTS, *OPENAI_INPUTS, *SAMPLING_INPUTS, EMBEDDING), (RETRIEVED,)
+)
 ROUTER = ModelContract(
     "router",
     _all_optional((*ECHOLM_INPUTS, EMBEDDING, RETRIEVED, _RETRIEVAL_DEGRADED, REPORT)),
@@ -250,11 +267,15 @@ ENGINE_EXTENSIONS = {
         _optional("sampling_param_bad_words", "BYTES", -1),
         _optional("guided_decoding_guide_type", "BYTES"),
         _optional("guided_decoding_guide", "BYTES"),
+        OPENAI_INPUTS[-1],
     ),
     "tensorrt_llm": (_optional("sampling_param_bad_words", "BYTES", -1),),
 }
 """Inputs that our LLM model adds over those engines that can do what they ask for, by the name of
 the engine. A model takes what its ``config.pbtxt`` declares."""
+
+_ENGINE_OUTPUTS = {"vllm": OPENAI_OUTPUTS[-1:]}
+"""Outputs that our LLM model adds over those engines."""
 
 LLM_API_OUTPUTS = (
     Tensor("text_output", "BYTES", (-1,)),
@@ -296,7 +317,8 @@ def llm(name: str, engine: str = "") -> ModelContract:
         engine: which one runs it.
     """
     inputs = (*LLM_API_INPUTS, *LLM_API_EXTENSIONS, *ENGINE_EXTENSIONS.get(engine, ()))
-    outputs = (*LLM_API_OUTPUTS, *LOG_PROBS, *TOKEN_COUNTS)
+    added = _ENGINE_OUTPUTS.get(engine, ())
+    outputs = (*LLM_API_OUTPUTS, *LOG_PROBS, *TOKEN_COUNTS, *added)
     return ModelContract(name, inputs, outputs, max_batch_size=0, decoupled=True)
 
 
@@ -309,10 +331,12 @@ REMOTE_LLM = replace(
     llm("remote_llm"),
     inputs=(
         *ALL_LLM_API_INPUTS,
+        *OPENAI_INPUTS[:-1],
         _optional("embedding_bias_words", "BYTES", -1),
         _optional("embedding_bias_weights", "FP32", -1),
         Tensor("llm", "BYTES"),
     ),
+    outputs=(*llm("remote_llm").outputs, *OPENAI_OUTPUTS),
 )
 """What LLMs of all contracts take, by our LLM model's names, and the name of a configured LLM that
 another Triton serves."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -30,8 +30,32 @@ DEFAULT_TENANT = "public"
 MAX_TENANT_BYTES = 256
 _NO_NAME = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control characters, lone surrogates, line ends
 
-OnText = Callable[[str], None]
-"""Called with each new piece of an answer's text."""
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer that is streamed.
+
+    Attributes:
+        tool_calls: deltas as in OpenAI's API: objects with the ``index`` of their call.
+        logprobs: objects as in OpenAI's ``logprobs.content``, one a token.
+    """
+
+    text: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Piece]) -> Piece:
+        """One piece of several, in order."""
+        return cls(
+            "".join(piece.text for piece in pieces),
+            tuple(call for piece in pieces for call in piece.tool_calls),
+            tuple(token for piece in pieces for token in piece.logprobs),
+        )
+
+
+OnPiece = Callable[[Piece], None]
+"""Called with each new piece of an answer."""
 
 
 def decode(value: bytes | str, name: str) -> str:
@@ -60,6 +84,9 @@ def check_tenant(tenant: str, name: str = "tenant") -> None:
         raise InvalidRequestError.of(name, expected, f"U+{ord(found[0]):04X} in it")
 
 
+MAX_TOP_LOGPROBS = 20
+"""Most likely tokens in place of a generated one, as in OpenAI's API."""
+
 GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
 """What TensorRT-LLM can make an answer match; ``json`` is any JSON text."""
 
@@ -85,6 +112,12 @@ class Sampling:
         guide_type: what the answer must match, one of :data:`GUIDE_TYPES`; empty: nothing.
         guide: the schema, expression, grammar or tag of ``guide_type``; empty with ``json``.
         logprobs: whether the log probabilities of the generated tokens are wanted.
+        top_logprobs: how many likely tokens in place of each generated one are wanted, with the
+            texts and log probabilities of all, 0..:data:`MAX_TOP_LOGPROBS`; None: nothing of that.
+        tools: JSON array of the tools that the LLM may call, as in OpenAI's API; empty: none.
+        tool_choice: JSON, as in OpenAI's API; empty: the LLM chooses.
+        response_format: JSON, as in OpenAI's API, of which ``guide_type`` and ``guide`` are made;
+            empty: those are of their own.
     """
 
     max_tokens: int = 128
@@ -102,12 +135,22 @@ class Sampling:
     guide_type: str = ""
     guide: str = ""
     logprobs: bool = False
+    top_logprobs: int | None = None
+    tools: str = ""
+    tool_choice: str = ""
+    response_format: str = ""
 
     @property
     def forces_text(self) -> bool:
         """Whether the answer may be another one than the LLM would give, or cut short."""
         forced = self.stop, self.min_tokens, self.bad_words, self.embedding_bias, self.guide_type
-        return any(forced)
+        return any(forced) or bool(self.tools)
+
+    @property
+    def wants_more_than_text(self) -> bool:
+        """Whether a text, such as a stored one, cannot be the whole answer, or must have a form."""
+        wanted = self.logprobs, self.top_logprobs is not None, self.tools, self.guide_type
+        return any(wanted)
 
     @property
     def reproducible(self) -> bool:
@@ -161,6 +204,11 @@ class Sampling:
             ),
             ("guide_type", asked.guide_type in ("", *GUIDE_TYPES), f"one of {list(GUIDE_TYPES)}"),
             (
+                "top_logprobs",
+                0 <= (asked.top_logprobs or 0) <= MAX_TOP_LOGPROBS,
+                f"0 to {MAX_TOP_LOGPROBS}",
+            ),
+            (
                 "guide",
                 bool(asked.guide) is (asked.guide_type not in ("", "json")),
                 f"a guide with a guide type other than 'json', and none else; "
@@ -199,6 +247,7 @@ class Request:
         stream: whether the text is wanted in pieces.
         history: the turns before ``text``, oldest first, without the system prompt.
         tool_call_id: of a tool's result in ``text``: which call it answers; empty: a user said it.
+        cost_weight: quality that one unit of cost is worth to the caller; None: as configured.
     """
 
     text: str
@@ -211,6 +260,7 @@ class Request:
     stream: bool = False
     history: tuple[Turn, ...] = ()
     tool_call_id: str = ""
+    cost_weight: float | None = None
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -334,10 +384,12 @@ class Completion:
     """What an LLM generated for one prompt.
 
     Attributes:
-        finish_reason: ``stop`` | ``length`` | ``cancelled``.
+        finish_reason: ``stop`` | ``length`` | ``tool_calls`` | ``cancelled``.
         num_input_tokens, num_output_tokens: -1 if the LLM's contract does not give them.
         cumulative_logprob: natural log of the answer's probability; None unless it was asked for.
         token_logprobs: that of each generated token; empty unless they were asked for.
+        tool_calls: the calls of tools, objects as in OpenAI's API.
+        logprobs: for ``Sampling.top_logprobs``; see :class:`Piece`.
     """
 
     text: str
@@ -346,6 +398,8 @@ class Completion:
     num_output_tokens: int = -1
     cumulative_logprob: float | None = None
     token_logprobs: tuple[float, ...] = ()
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -359,7 +413,7 @@ class Answer:
         solicit_feedback: whether the client is asked to rate the answer.
         feedback_token: names the answer in feedback.
         degraded: what failed on the way; empty if nothing did.
-        cumulative_logprob, token_logprobs: see :class:`Completion`.
+        cumulative_logprob, token_logprobs, tool_calls, logprobs: see :class:`Completion`.
     """
 
     text: str
@@ -374,6 +428,8 @@ class Answer:
     num_output_tokens: int
     cumulative_logprob: float | None = None
     token_logprobs: tuple[float, ...] = ()
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[Mapping[str, Any], ...] = ()
 
 
 OTHER_FEATURES = -1

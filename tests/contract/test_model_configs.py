@@ -193,6 +193,8 @@ def test_our_llms_add_to_it_what_the_ensemble_takes_under_names_that_it_does_not
     assert set(added) == set(names)
     # The ensemble has that one in the configuration of its step of preprocessing.
     assert added.pop("sampling_param_add_special_tokens") == ("BOOL", (1,))
+    # OpenAI's, not the ensemble's.
+    assert added.pop("logprobs") == ("INT32", (1,))
     for name, spec in added.items():
         assert spec == ENSEMBLE_INPUTS[name.removeprefix("sampling_param_")]
 
@@ -218,22 +220,28 @@ def test_an_optional_input_reaches_each_contract_under_a_name_that_it_has() -> N
         guide_type="regex",
         guide="c",
         logprobs=True,
+        top_logprobs=1,
+        tools="[1]",
+        tool_choice="2",
+        response_format="3",
     )
     asked = optional_inputs(everything)
-    assert set(asked) <= set(ENSEMBLE_INPUTS)
+    openais = {t.name for t in contracts.OPENAI_INPUTS} - {"response_format"}  # a guide, too
+    assert set(asked) - set(ENSEMBLE_INPUTS) == openais
     default = vars(Sampling())
     usual = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop"}
     changed = {name for name, value in vars(everything).items() if value != default[name]}
     assert changed == default.keys() - usual
     channels: Any = None
-    for client in (InflightBatcherClient(channels, "", ""), RemoteLLM(channels, "", "")):
-        assert not client.lacks(everything), "as far as is known"
+    assert not RemoteLLM(channels, "", "").lacks(everything), "as far as is known"
+    assert set(InflightBatcherClient(channels, "", "").lacks(everything)) == openais
     for name in asked:
         assert RemoteLLM(channels, "", "").tensor_of(name) in RemoteLLM.inputs
-    assert LLMAPIClient(channels, "", "").lacks(everything) == [
+    assert set(LLMAPIClient(channels, "", "").lacks(everything)) == {
         "embedding_bias_words",
         "embedding_bias_weights",
-    ]
+        *(openais - {"logprobs"}),
+    }
 
 
 def test_the_setting_takes_the_names_of_all_contracts() -> None:
@@ -245,7 +253,8 @@ def test_the_public_model_keeps_the_names_of_tensorrt_llms_ensemble() -> None:
     ours = {t.name: (t.datatype, t.dims) for t in contracts.ECHOLM.inputs}
     for name, (datatype, dims) in {**BLS_INPUTS, **EARLIER_INPUTS}.items():
         assert ours[name] == (datatype, dims), name
-    own = {"messages", "system_prompt", "tenant", "cache_control", "llm"}
+    own = {"messages", "system_prompt", "tenant", "cache_control", "llm", "cost_weight"}
+    own |= {t.name for t in contracts.OPENAI_INPUTS}
     assert own == set(ours) - BLS_INPUTS.keys() - EARLIER_INPUTS.keys()
     outputs = {t.name: (t.datatype, t.dims) for t in contracts.ECHOLM.outputs}
     for name in ("cum_log_probs", "output_log_probs", "num_input_tokens", "num_output_tokens"):

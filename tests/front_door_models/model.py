@@ -104,6 +104,7 @@ def pack_plan(plan):
         *inputs,
         struct.pack("<I", len(outputs)),
     ]
+    outputs += [("logprobs", "BYTES", packed_text(""))] if "logprobs" in rules else []
     for name, datatype, data in outputs:
         size = len(ids) if name == "example_ids" else 1
         parts += [bytes([rules.get(name, 0)]), packed_tensor(name, datatype, data, size)]
@@ -274,6 +275,9 @@ class LLM:
             if "ids" in script:
                 ids = np.array(script["ids"][n], np.int64)
                 tensors.append(pb_utils.Tensor("example_ids", ids))
+            if "json" in script:
+                made = script["json"][n] if streaming else script["json"][0]
+                tensors.append(pb_utils.Tensor("logprobs", np.array([made.encode()], np.object_)))
             sender.send(pb_utils.InferenceResponse(tensors), 0 if self.decoupled else FINAL)
         if self.decoupled:
             sender.send(flags=FINAL)

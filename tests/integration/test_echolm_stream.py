@@ -57,7 +57,7 @@ def test_the_pieces_are_the_answer_and_the_end_says_the_rest(server: Endpoints) 
     assert len(pieces) > 1  # how many depends on the LLM's speed, since pieces gather
     assert all(pieces)
     assert set(last) == {t.name for t in contracts.ECHOLM_STREAM.outputs} - {
-        t.name for t in contracts.LOG_PROBS
+        t.name for t in (*contracts.LOG_PROBS, *contracts.OPENAI_OUTPUTS)
     }
     assert text(last, "text_output") == ""
     for name in ("llm", "finish_reason", "num_input_tokens", "num_output_tokens", "degraded"):

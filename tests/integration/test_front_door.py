@@ -100,6 +100,42 @@ def test_a_row_that_fails_for_good_fails_the_request(door: FrontDoor) -> None:
     assert [report["kind"] for report in reports] == [1]
 
 
+def test_json_arrays_go_out_with_the_pieces_of_a_stream(door: FrontDoor) -> None:
+    script_of = plan(pieces=["one ", "", "", "two", ""], json=["[1,2]", "[3]", "[]", "", "[4]"])
+    row = script({**script_of, "rules": {"logprobs": 4}})
+    with obeying(door, stream_interval_ms=0):
+        responses = Stream(door, row).responses()
+    found = [(r.as_numpy("text_output").item(), r.as_numpy("logprobs")) for r in responses]
+    assert [(text, None if j is None else j.item()) for text, j in found] == [
+        (b"one ", b"[1,2]"),
+        (b"", b"[3]"),
+        (b"two", None),
+        (b"", b"[4]"),
+        (b"", b""),
+    ]
+
+
+def test_json_arrays_gather_as_text_does(door: FrontDoor) -> None:
+    script_of = plan(pieces=["a", "b", "c"], json=["[1]", "[2,3]", "[4]"])
+    with obeying(door, stream_interval_ms=10_000):
+        got = Stream(door, script({**script_of, "rules": {"logprobs": 4}})).responses()
+    assert [r.as_numpy("logprobs").item() for r in got] == [b"[1]", b"[2,3,4]", b""]
+    assert [r.as_numpy("text_output").item() for r in got] == [b"a", b"bc", b""]
+
+
+def test_outputs_that_some_rows_lack_are_empty_there(door: FrontDoor) -> None:
+    first = script({**plan(json=["[1]"]), "rules": {"logprobs": 4}})
+    answer = door.ask(script(plan()), first, script(plan(json=["[1]"])))
+    assert answer["logprobs"][:, 0].tolist() == [b"", b"[1]", b""]
+
+
+def test_a_stream_of_which_json_was_sent_is_not_begun_anew(door: FrontDoor) -> None:
+    broken = {**plan(pieces=["", ""], json=["[1]", ""], fail=1), "rules": {"logprobs": 4}}
+    stream = Stream(door, script(broken, plan("beta")))
+    assert stream.next().as_numpy("logprobs").item() == b"[1]"
+    assert "alpha failed after part of the answer was sent" in refusal(stream.next)
+
+
 def test_echolm_stream_takes_one_row(door: FrontDoor) -> None:
     error = refusal(Stream(door, script(), script()).next)
     assert "[invalid_request] batch: expected one request for echolm_stream, got 2" in error

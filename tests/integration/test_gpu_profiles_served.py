@@ -6,6 +6,7 @@ environment of its own.
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import shutil
@@ -39,6 +40,7 @@ CHECKPOINTS = {
 class Deployment:
     endpoints: Endpoints
     caller: Caller
+    profile: str
 
 
 @pytest.fixture(scope="module", params=["vllm", "tensorrt_llm"])
@@ -77,7 +79,7 @@ def deployment(
         metrics_port=0,
     )
     with running_server(settings, serve) as endpoints:
-        yield Deployment(endpoints, Caller(endpoints))
+        yield Deployment(endpoints, Caller(endpoints), profile)
 
 
 def no_embedder(directory: Path, form: str) -> None:
@@ -103,6 +105,17 @@ def test_both_llms_answer_through_the_router(deployment: Deployment) -> None:
         assert text(answer, "finish_reason") == "length"
         assert answer["num_output_tokens"].item() == 12
         assert answer["num_input_tokens"].item() >= 5
+
+
+def test_tokens_are_told_by_engines_that_can(deployment: Deployment) -> None:
+    asked = {"llm": "small_llm", "max_tokens": 12, "logprobs": 2}
+    if deployment.profile != "vllm":
+        told = refusal(lambda: deployment.caller.ask("How many orders?", **asked))
+        assert "logprobs: expected nothing, since small_llm cannot take it" in told
+        return
+    tokens = json.loads(text(deployment.caller.ask("How many orders?", **asked), "logprobs"))
+    assert len(tokens) == 12
+    assert all(len(token["top_logprobs"]) == 2 for token in tokens)
 
 
 def test_a_stop_word_and_a_seed_reach_the_engine(deployment: Deployment) -> None:

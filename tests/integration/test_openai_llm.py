@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from echolm import contracts
 from echolm.errors import ConfigurationError
 from echolm.serving import Endpoints, running_server
 from echolm.settings import JudgingSettings, Limits, LLMSettings, RoutingSettings, Settings
+from openai import BadRequestError, OpenAI
 from openai_server import MODEL, OpenAIServer
 from triton_calls import Caller, eventually, inputs, outputs, refusal, samples, streams, text
 
@@ -85,7 +87,9 @@ def deployment(
         }
     )
     try:
-        options = replace(core_with(models), profile="remote", model_repositories=(models,))
+        options = replace(
+            core_with(models), profile="remote", model_repositories=(models,), gateway_port=0
+        )
         with running_server(settings, options) as endpoints:
             yield Deployment(endpoints, Caller(endpoints), openai)
     finally:
@@ -227,6 +231,135 @@ def test_a_client_that_leaves_is_noticed_at_the_server(
     assert deployment.openai.left.get(timeout=30) == str(stream)
     cancelled = "echolm_llm_cancelled_total"
     assert eventually(lambda: samples(deployment.endpoints, cancelled, model="big") > 0)
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+@pytest.fixture
+def client(deployment: Deployment) -> Iterator[OpenAI]:
+    url = deployment.endpoints.gateway_url
+    with OpenAI(api_key="none", base_url=url, max_retries=0) as client:
+        yield client
+
+
+def said(text: str) -> Any:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_tools_are_called_through_the_gateway(client: OpenAI, streamed: bool) -> None:
+    asked: Any = {
+        "model": "echolm",
+        "messages": said("CALL-weather CALL-weather"),
+        "tools": [WEATHER],
+        "tool_choice": "required",
+    }
+    if streamed:
+        with client.chat.completions.stream(**asked) as stream:
+            answer: Any = stream.get_final_completion()
+    else:
+        answer = client.chat.completions.create(**asked)
+    [choice] = answer.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert [c.function.arguments for c in choice.message.tool_calls] == [
+        '{"number": 0}',
+        '{"number": 1}',
+    ]
+    assert [c.id for c in choice.message.tool_calls] == ["call_0", "call_1"]
+
+
+def test_a_tools_result_goes_to_the_llm(deployment: Deployment, client: OpenAI) -> None:
+    function = {"name": "weather", "arguments": "{}"}
+    call = {"id": "c1", "type": "function", "function": function}
+    messages: Any = [
+        *said("how is the weather in the town of results"),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+    ]
+    answer = client.chat.completions.create(model="big", messages=messages, tools=[WEATHER])
+    assert answer.choices[0].message.content == deployment.openai.text
+    [body] = deployment.bodies("the town of results")
+    assert body["messages"] == [messages[0], {**messages[1], "content": ""}, messages[2]]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("chat", [False, True])
+def test_log_probabilities_of_both_endpoints(client: OpenAI, chat: bool, streamed: bool) -> None:
+    asked: Any = {"model": "big", "stream": streamed, "max_tokens": 2}
+    if chat:
+        asked |= {"messages": said("hello"), "logprobs": True, "top_logprobs": 1}
+        found = client.chat.completions.create(**asked)
+    else:
+        found = client.completions.create(prompt="hello", logprobs=1, **asked)
+    choices = [part.choices[0] for part in (found if streamed else [found])]
+    tokens: list[Any] = []
+    for choice in choices:
+        if choice.logprobs is not None and chat:
+            tokens += [(t.token, t.logprob) for t in choice.logprobs.content]
+            assert all(t.top_logprobs[0].token == "other 0" for t in choice.logprobs.content)
+        elif choice.logprobs is not None:
+            tokens += zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True)
+            assert all(top["other 0"] == -1.5 for top in choice.logprobs.top_logprobs)
+    assert tokens == [("the ", -0.5), ("large ", -0.5)]
+
+
+def test_rows_of_which_some_ask_for_more(deployment: Deployment) -> None:
+    asked = [
+        {"text_input": "CALL-weather", "tools": json.dumps([WEATHER]), "return_log_probs": False},
+        {"text_input": "CALL-weather", "tools": "[]", "return_log_probs": False},
+    ]
+    found = deployment.caller.client.infer("echolm", inputs(grpcclient, asked))
+    calls = [json.loads(c or "[]") for c in found.as_numpy("tool_calls")[:, 0]]
+    assert [[c["function"]["name"] for c in each] for each in calls] == [["weather"], []]
+    assert found.as_numpy("text_output")[1, 0] in (b"small says so", b"the large LLM says [[A]]")
+
+
+def test_what_an_llm_cannot_do_is_refused_by_the_fields_name(client: OpenAI) -> None:
+    wanted: dict[str, Any] = {
+        "tools": {"tools": [WEATHER]},
+        "logprobs": {"logprobs": True},
+        "response_format": {"response_format": {"type": "json_object"}},
+    }
+    for param, fields in wanted.items():
+        with pytest.raises(BadRequestError, match="small_llm cannot take it") as refused:
+            client.chat.completions.create(model="small_llm", messages=said("hello"), **fields)
+        assert refused.value.param == param
+    with pytest.raises(BadRequestError, match="expected a JSON schema") as refused:
+        bad = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "text"}}}
+        client.chat.completions.create(
+            model="echolm",
+            messages=said("hello"),
+            response_format=bad,  # type: ignore[arg-type]
+        )
+    assert refused.value.param == "response_format.json_schema.schema"
+
+
+def test_a_form_reaches_the_server_as_it_was_written(
+    deployment: Deployment, client: OpenAI
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [None]}}}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    text = "a form that is written"
+    for _ in range(2):  # the second time a stored answer might be given
+        answer = client.chat.completions.create(
+            model="echolm", messages=said(text), response_format=form
+        )
+        extra: Any = answer.model_extra
+        assert extra["echolm"]["llm"] == "big"
+    assert [body["response_format"] for body in deployment.bodies(text)] == [form] * 2
+
+
+def test_a_cost_weight_in_the_models_name_decides(client: OpenAI) -> None:
+    for _ in range(3):
+        answer = client.chat.completions.create(model="echolm-900", messages=said("hello there"))
+        extra: Any = answer.model_extra
+        assert extra["echolm"]["llm"] in ("small_llm", "stored")
+    names = [model.id for model in client.models.list()]
+    assert {"echolm", "echolm-0.2", "big"} <= set(names)
 
 
 def test_another_llm_answers_while_the_server_is_away(deployment: Deployment) -> None:

@@ -8,7 +8,7 @@ not only sampled, so that logged decisions can be evaluated off-policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class ThompsonSampling:
 
     Args:
         costs: relative cost of each arm.
-        cost_weight: quality that one unit of cost is worth.
+        cost_weight: quality that one unit of cost is worth, where a request does not say it.
         exploration_floor: least probability of an eligible arm, if cost is no matter.
         exploration: scales the posterior's standard deviations when an arm is drawn. 1 is Thompson
             sampling; less suits arms whose qualities differ by little, and few ratings. It holds
@@ -97,6 +97,7 @@ class ThompsonSampling:
         rng: np.random.Generator,
         eligible: NDArray[np.bool_] | None = None,
         bonuses: NDArray[np.float64] | None = None,
+        cost_weights: Sequence[float | None] = (),
     ) -> list[Choice]:
         """Draw an arm for each of several requests.
 
@@ -106,6 +107,7 @@ class ThompsonSampling:
             bonuses: what is added to each arm's score for each request, FP64 [n, arms]; None:
                 nothing.
             eligible: which arms may be drawn, BOOL [n, arms], at least one in each row; None: all.
+            cost_weights: of each request; None, as none at all, stands for the bandit's own.
 
         Raises:
             ValueError: a context is not finite.
@@ -113,16 +115,16 @@ class ThompsonSampling:
         means, stds = self.predict(X)
         if not np.isfinite(means).all():
             raise ValueError("context: expected finite numbers, got NaN or infinity")
-        penalties = np.array(
-            [self.cost_weight * self.costs[n] + biases.get(n, 0.0) for n in self.arms]
-        )
+        weights = [self.cost_weight if w is None else w for w in cost_weights or (None,)]
+        costs = np.outer(weights, [self.costs[name] for name in self.arms])  # [1 or n, arms]
+        penalties = costs + [biases.get(name, 0.0) for name in self.arms]
         if bonuses is not None:
             penalties = penalties - bonuses
         if eligible is None:
             eligible = np.ones(means.shape, dtype=np.bool_)
         best = probability_of_best(means, self._explored(X) * stds, penalties, eligible)
         # Mixing with a draw at random keeps every eligible arm's propensity above its floor.
-        floors = self._floors() * eligible
+        floors = self._floors(costs) * eligible
         best = best * (1.0 - floors.sum(axis=1, keepdims=True)) + floors
         qualities, spreads = quality_moments(means, stds)
         scores = np.where(eligible, qualities - penalties, -np.inf)
@@ -172,15 +174,15 @@ class ThompsonSampling:
             doubt=doubt,
         )
 
-    def _floors(self) -> NDArray[np.float64]:
-        """Least probability of each arm, FP64 [arms].
+    def _floors(self, costs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Least probability of each arm, by what it costs in quality, FP64 [n, arms].
 
         The more an arm costs, the less it can win by being better than is thought: where cost takes
         off half of the quality that there is to win, it is tried half as often, and an arm that
         costs more than any quality is worth is not tried at all.
         """
-        costs = self.cost_weight * np.array([self.costs[name] for name in self.arms])
-        return np.asarray(self._floor * np.clip(1.0 - (costs - costs.min()), 0.0, 1.0))
+        above = costs - costs.min(axis=1, keepdims=True)
+        return np.asarray(self._floor * np.clip(1.0 - above, 0.0, 1.0))
 
     def predict(self, X: Context) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Means and standard deviations of all arms' log-odds, FP64 [n, arms] each."""

@@ -6,9 +6,9 @@ from its thread, so that hundreds of requests in flight cost no thread each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from echolm.engines.gathering import Gatherer
 from echolm.errors import ContextLengthError, InvalidRequestError
@@ -51,6 +51,8 @@ class GenerationChunk:
         stop_reason: the stop word that ended the answer; None if none did.
         token_logprobs: natural log of the probability of each token since the chunk before; empty
             as ``cumulative_logprob`` is None.
+        logprobs: for ``Sampling.top_logprobs``, an object as in OpenAI's ``logprobs.content`` for
+            each token since the chunk before.
     """
 
     text: str
@@ -60,6 +62,7 @@ class GenerationChunk:
     cumulative_logprob: float | None = None
     stop_reason: str | None = None
     token_logprobs: tuple[float, ...] = ()
+    logprobs: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -101,8 +104,9 @@ def joined(chunks: Sequence[GenerationChunk]) -> GenerationChunk:
     Counts and reasons are of the whole answer so far, so the newest chunk's hold.
     """
     text = "".join(chunk.text for chunk in chunks)
-    logprobs = tuple(logprob for chunk in chunks for logprob in chunk.token_logprobs)
-    return replace(chunks[-1], text=text, token_logprobs=logprobs)
+    values = tuple(logprob for chunk in chunks for logprob in chunk.token_logprobs)
+    tokens = tuple(token for chunk in chunks for token in chunk.logprobs)
+    return replace(chunks[-1], text=text, token_logprobs=values, logprobs=tokens)
 
 
 @dataclass(frozen=True)

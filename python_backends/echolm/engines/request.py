@@ -21,9 +21,12 @@ _SAMPLING = {
     "guide_type": "guided_decoding_guide_type",
     "guide": "guided_decoding_guide",
     "logprobs": "return_log_probs",
+    "top_logprobs": "logprobs",
+    **{name: name for name in ("tools", "tool_choice", "response_format")},
 }
 """The tensor of each field; those of ``embedding_bias`` are two."""
 _WORDS = ("stop", "bad_words")
+_TEXTS = ("guide_type", "guide", "tools", "tool_choice", "response_format")
 _MAX_STOP_WORDS = 64
 
 
@@ -101,7 +104,7 @@ def _sampling(inputs: Inputs) -> Sampling:
     }
     for field in _WORDS:
         values[field] = _words(inputs, _SAMPLING[field])
-    for field in ("guide_type", "guide"):
+    for field in _TEXTS:
         if values[field] is not None:
             values[field] = decode(values[field], _SAMPLING[field])
     words, weights = (

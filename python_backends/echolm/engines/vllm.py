@@ -16,6 +16,8 @@ from echolm.engines.worker.asynchronous import Outputs
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
 from echolm.primitives import Sampling
 
+_LEAST_LOGPROB = -9999.0
+"""In place of minus infinity, as in vLLM's own server."""
 _SIZES = ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens")
 """Options with which 0 leaves it to vLLM."""
 
@@ -92,6 +94,7 @@ class VLLMBackend:
                     # A number is the id of a token that ends every answer.
                     stop if isinstance(stop, str) else None,
                     _token_logprobs(answer) if request.sampling.logprobs else (),
+                    _tokens(answer, request.sampling.top_logprobs),
                 )
                 yield chunk, output.num_cached_tokens
         except ValueError as error:
@@ -125,7 +128,8 @@ def sampling_params(request: GenerationRequest) -> Any:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        logprobs=0 if sampling.logprobs else None,  # of the sampled tokens only
+        # With 0 those of the sampled tokens only.
+        logprobs=sampling.top_logprobs or 0 if _wants_logprobs(sampling) else None,
         output_kind=RequestOutputKind.DELTA if request.streaming else RequestOutputKind.FINAL_ONLY,
     )
 
@@ -148,6 +152,35 @@ def structured_outputs(sampling: Sampling) -> Any:
     if sampling.guide_type == "json":
         return StructuredOutputsParams(json_object=True)
     return StructuredOutputsParams(**{_GUIDES[sampling.guide_type]: sampling.guide})
+
+
+def _wants_logprobs(sampling: Sampling) -> bool:
+    return sampling.logprobs or sampling.top_logprobs is not None
+
+
+def _tokens(answer: Any, most: int | None) -> tuple[dict[str, Any], ...]:
+    """As OpenAI's API has them, the output's tokens, which are new in it.
+
+    Args:
+        most: how many likely ones each has beside it; None: no tokens are wanted.
+    """
+    if most is None:
+        return ()
+    pairs = zip(answer.token_ids, answer.logprobs or (), strict=False)
+    return tuple(
+        {
+            **_token(entry[token]),
+            "top_logprobs": [_token(one) for one in entry.values() if (one.rank or 0) <= most],
+        }
+        for token, entry in pairs
+    )
+
+
+def _token(logprob: Any) -> dict[str, Any]:
+    text = logprob.decoded_token or ""
+    # A JSON text has no infinity.
+    value = max(logprob.logprob, _LEAST_LOGPROB)
+    return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
 
 
 def _token_logprobs(answer: Any) -> tuple[float, ...]:

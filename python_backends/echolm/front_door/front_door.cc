@@ -58,11 +58,22 @@ struct Head {
 static_assert(sizeof(Head) == 40, "without gaps, as it is packed");
 
 /// What an LLM's output does to the client's of the same name.
-enum class Rule : uint8_t { kNothing, kReplace, kAppend, kAdd };
+enum class Rule : uint8_t { kNothing, kReplace, kAppend, kAdd, kJoin };
 
 struct Output : Tensor {
   Rule rule;
   std::vector<int64_t> outer;  // dimensions between the row's and the last one
+
+  /// Appends the elements of a JSON array to those of the one that it holds, if there is one.
+  void join(std::string_view array) {
+    if (array.size() <= 2 || array.front() != '[' || array.back() != ']') return;
+    const auto before = text();
+    std::string joined(before.substr(0, before.size() - !before.empty()));
+    joined.append(before.empty() ? "[" : ",").append(array.substr(1));
+    data = Packer().text(joined).packed;
+  }
+  /// Whether there is something that a stream's next piece takes along.
+  bool gathered() const { return rule == Rule::kJoin && !text().empty(); }
 };
 
 struct Plan {
@@ -132,6 +143,8 @@ struct Row {
     if (to->rule == Rule::kAppend) {
       to->shape = {to->elements() + from.elements()};
       to->data.append(from.data);
+    } else if (to->rule == Rule::kJoin) {
+      to->join(from.text());
     } else if (to->rule == Rule::kAdd) {
       const int32_t before = std::max(Unpacker(to->data).number<int32_t>(), 0);
       to->data = Packer().number(before + Unpacker(from.data).number<int32_t>()).packed;
@@ -184,8 +197,9 @@ struct Client {
   std::vector<Row> rows;
   const char* ended = nullptr;  // why, once the final response is out
 
-  bool sent = false;     // whether any piece was taken for the client
-  std::string gathered;  // pieces that wait for the end of the interval
+  bool sent = false;       // whether any piece was taken for the client
+  std::string gathered;    // pieces that wait for the end of the interval
+  bool scheduled = false;  // whether they go out at its end
   TimePoint interval_over;
 
   /// Sends a response; outputs that the client does not want are left out.
@@ -681,22 +695,55 @@ class Door : public std::enable_shared_from_this<Door> {
   /// Takes the next piece of a stream: the first goes out at once, then what gathers.
   void take_piece(const RowPtr& row, std::string_view piece) {
     Client* client = row->client;
-    if (piece.empty()) return;
+    const auto& outputs = row->plan.outputs;
+    if (piece.empty() &&
+        std::none_of(outputs.begin(), outputs.end(), [](auto& one) { return one.gathered(); }))
+      return;
     const auto now = Clock::now();
     if (!std::exchange(client->sent, true)) row->first_token_s = seconds(client->started, now);
-    const bool scheduled = !client->gathered.empty();
     client->gathered.append(piece);
-    if (scheduled) return;
+    if (client->scheduled) return;
     if (now >= client->interval_over) return flush(client);
+    client->scheduled = true;
     flushes_.emplace(client->interval_over, std::shared_ptr<Client>(row, client));
   }
 
-  /// Sends what has gathered.
+  /// Sends what has gathered of a stream, which has one row.
   void flush(Client* client) {
-    if (client->gathered.empty()) return;
-    client->respond({Tensor::of_texts("text_output", {std::exchange(client->gathered, "")})}, 0);
+    if (!client->streaming) return;
+    client->scheduled = false;
+    Tensors piece;
+    for (auto& output : client->rows[0].plan.outputs) {
+      if (!output.gathered()) continue;
+      piece.push_back({output.name, output.datatype, {1, 1}, Packer().text("").packed});
+      std::swap(piece.back().data, output.data);
+    }
+    if (client->gathered.empty() && piece.empty()) return;
+    piece.push_back(Tensor::of_texts("text_output", {std::exchange(client->gathered, "")}));
+    client->respond(piece, 0);
     const std::chrono::duration<double, std::milli> interval(settings_.stream_interval_ms);
     client->interval_over = Clock::now() + std::chrono::duration_cast<Clock::duration>(interval);
+  }
+
+  /// The output of this name of all rows, of which some may have none.
+  static Tensor whole(std::vector<Row>& rows, const Output& first) {
+    int64_t width = 0;
+    for (auto& row : rows)
+      if (const auto* own = find(row.plan.outputs, first.name))
+        width = std::max(width, own->elements());
+    Tensor whole{first.name, first.datatype, {static_cast<int64_t>(rows.size())}, {}};
+    whole.shape.insert(whole.shape.end(), first.outer.begin(), first.outer.end());
+    whole.shape.push_back(width);
+    for (auto& row : rows) {
+      const auto* own = find(row.plan.outputs, first.name);
+      if (own != nullptr) whole.data += own->data;
+      // What fills up a shorter row is -1, NaN, or empty text.
+      const auto missing = static_cast<size_t>(width - (own == nullptr ? 0 : own->elements()));
+      const bool text = first.datatype == TRITONSERVER_TYPE_BYTES;
+      const size_t size = text ? 4 : TRITONSERVER_DataTypeByteSize(first.datatype);
+      whole.data.append(missing * size, text ? '\0' : '\xff');
+    }
+    return whole;
   }
 
   void answer_if_done(Client* client) {
@@ -707,27 +754,9 @@ class Door : public std::enable_shared_from_this<Door> {
     std::vector<std::string> texts;
     for (const auto& row : rows) texts.push_back(client->streaming ? "" : row.text);
     Tensors answer{Tensor::of_texts("text_output", texts)};
-    const auto outputs = [](const Row& row) { return row.plan.outputs.size(); };
-    const Row& most = *std::max_element(
-        rows.begin(), rows.end(), [&](auto& a, auto& b) { return outputs(a) < outputs(b); });
-    for (size_t k = 0; k < outputs(most); ++k) {  // other rows have the first ones of these
-      const Output& first = most.plan.outputs[k];
-      const auto elements = [&](const Row& row) {
-        return k < outputs(row) ? row.plan.outputs[k].elements() : 0;
-      };
-      int64_t width = 0;
-      for (const auto& row : rows) width = std::max(width, elements(row));
-      Tensor whole{first.name, first.datatype, {static_cast<int64_t>(rows.size())}, {}};
-      whole.shape.insert(whole.shape.end(), first.outer.begin(), first.outer.end());
-      whole.shape.push_back(width);
-      for (const auto& row : rows) {
-        if (k < outputs(row)) whole.data += row.plan.outputs[k].data;
-        // What fills up a shorter row is -1, or NaN.
-        const auto missing = static_cast<size_t>(width - elements(row));
-        whole.data.append(missing * TRITONSERVER_DataTypeByteSize(first.datatype), '\xff');
-      }
-      answer.push_back(std::move(whole));
-    }
+    for (auto& row : rows)
+      for (const auto& output : row.plan.outputs)
+        if (find(answer, output.name) == nullptr) answer.push_back(whole(rows, output));
     client->respond(answer, TRITONSERVER_RESPONSE_COMPLETE_FINAL);
     finish(client, Kind::kAnswered, "");
   }

@@ -43,8 +43,9 @@ from echolm.gateway.requests import (
     FeedbackRequest,
     Generation,
     chat_inputs,
-    common_inputs,
-    model_choice,
+    completion_inputs,
+    cost_weight_of,
+    model_inputs,
     parse,
     unknown_model,
 )
@@ -158,20 +159,17 @@ class Gateway:
     async def chat(self, request: Request) -> Response:
         caller = self._caller(request)
         asked = parse(ChatRequest, await read_json(request, self._limits))
-        llm = model_choice(asked, LOGICAL_MODEL, self._llms)
+        model = model_inputs(asked, LOGICAL_MODEL, self._llms)
         tenant = caller.tenant(asked.tenant)
-        signature = await self._backend.signature()
-        inputs = {**chat_inputs(asked, signature, llm), "tenant": tenant}
+        inputs = {**chat_inputs(asked), **model, "tenant": tenant}
         return await self._generate(request, caller, CHAT, asked, [inputs])
 
     async def complete(self, request: Request) -> Response:
         caller = self._caller(request)
         asked = parse(CompletionRequest, await read_json(request, self._limits))
-        llm = model_choice(asked, LOGICAL_MODEL, self._llms)
-        if asked.logprobs is not None:
-            raise ApiError.of("logprobs", "none; chat completions have them", asked.logprobs)
+        model = model_inputs(asked, LOGICAL_MODEL, self._llms)
         tenant = caller.tenant(asked.tenant)
-        common = common_inputs(asked, await self._backend.signature(), llm)
+        common = {**completion_inputs(asked), **model}
         prompts = asked.prompts
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ApiError.of("prompt", "one text or more, none of them empty", prompts)
@@ -242,14 +240,13 @@ class Gateway:
 
     async def models(self, request: Request) -> Response:
         self._caller(request)
-        return _json({"object": "list", "data": [_model(id) for id in self._model_names()]})
+        shown = [f"{LOGICAL_MODEL}-{weight:g}" for weight in self._limits.cost_weights]
+        names = [LOGICAL_MODEL, *shown, *self._llms, EMBEDDING_MODEL]
+        return _json({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
         self._caller(request)
-        id = request.path_params["id"]
-        if id not in self._model_names():
-            raise unknown_model(id)
-        return _json(_model(id))
+        return _json(self._model(request.path_params["id"]))
 
     async def health(self, request: Request) -> Response:
         return _json({"status": "ok"})
@@ -360,8 +357,16 @@ class Gateway:
             raise ApiError(404, f"{message}; {mend}", code="response_not_found", param=name)
         return found[0]
 
-    def _model_names(self) -> list[str]:
-        return [LOGICAL_MODEL, *self._llms, EMBEDDING_MODEL]
+    def _model(self, id: str) -> dict[str, Any]:
+        """What is told of a model; ApiError 404 if there is none of this name."""
+        model = {"id": id, "object": "model", "created": 0, "owned_by": "echolm"}
+        if id in (*self._llms, EMBEDDING_MODEL):
+            return model
+        own = self._settings.routing.cost_weight if id == LOGICAL_MODEL else None
+        weight = cost_weight_of(id, LOGICAL_MODEL) if own is None else own
+        if weight is None:
+            raise unknown_model(id)
+        return {**model, "echolm": {"cost_weight": weight}}
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -511,10 +516,6 @@ async def _respond_to(request: Request, error: Exception) -> Response:
         message = f"endpoint: expected one of this API, got {got}"
         return _error(ApiError(error.status_code, message, headers=error.headers))
     return _error(internal())
-
-
-def _model(id: str) -> dict[str, Any]:
-    return {"id": id, "object": "model", "created": 0, "owned_by": "echolm"}
 
 
 def _seeded(inputs: dict[str, Any], choice: int) -> dict[str, Any]:

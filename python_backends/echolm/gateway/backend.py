@@ -11,23 +11,17 @@ Inputs = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Signature:
-    """Names of the tensors that ``echolm`` has."""
-
-    inputs: frozenset[str]
-    outputs: frozenset[str]
-
-
-@dataclass(frozen=True)
 class Piece:
     """A part of a streamed answer.
 
     Attributes:
         logprobs: JSON array as in OpenAI's ``logprobs.content``; empty: none.
+        tool_calls: JSON array as in OpenAI's ``delta.tool_calls``; empty: none.
     """
 
     text: str
     logprobs: bytes = b""
+    tool_calls: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,8 @@ class Final:
 
     Attributes:
         text: the whole text; of a stream what no piece had.
-        tool_calls: JSON array as in OpenAI's API; empty: none.
+        tool_calls: JSON array as in OpenAI's API; empty: none, or of a stream, whose pieces had
+            them.
         logprobs: see :class:`Piece`.
     """
 
@@ -56,9 +51,6 @@ class Final:
 
 class Backend(Protocol):
     """EchoLM's models. All methods raise EchoError."""
-
-    async def signature(self) -> Signature:
-        """What ``echolm`` takes and gives."""
 
     async def answer(self, inputs: Inputs) -> Final:
         """One answer; a cancellation ends its generation."""

@@ -25,13 +25,7 @@ CLIENT_GONE = 499
 """Status of a request whose client went away; it is seen in metrics only."""
 
 _SUBJECT = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): expected ")
-GUIDE_TYPE, GUIDE = "guided_decoding_guide_type", "guided_decoding_guide"
-_PARAMS = {
-    "stop_words": "stop",
-    "text_input": "messages",
-    GUIDE_TYPE: "response_format",
-    GUIDE: "response_format",
-}
+_PARAMS = {"stop_words": "stop", "text_input": "messages"}
 """What OpenAI's API calls an input of ``echolm`` that has another name."""
 
 

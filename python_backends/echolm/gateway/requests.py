@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -9,14 +10,15 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from echolm.conversation import read_messages
-from echolm.gateway.backend import Signature
-from echolm.gateway.errors import GUIDE, GUIDE_TYPE, ApiError, unsupported
+from echolm.gateway.errors import ApiError, unsupported
+from echolm.primitives import MAX_TOP_LOGPROBS
 
 MAX_INPUTS = 2_048
 """Most texts in one request for embeddings, as in OpenAI's API."""
 
 _Request = TypeVar("_Request", bound="Body")
 
+_WEIGHTED = re.compile(r"-(\d{1,3}(?:\.\d{1,6})?)")
 _IGNORED = ("safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
@@ -118,7 +120,7 @@ class ChatRequest(Generation):
     messages: list[Any]
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: str | dict[str, Any] | None = None
@@ -136,7 +138,7 @@ class CompletionRequest(Generation):
     """A body of ``/v1/completions``."""
 
     prompt: str | list[str]
-    logprobs: int | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -240,15 +242,24 @@ def _place(loc: Sequence[int | str]) -> list[int | str]:
     return [part for part in loc if not (isinstance(part, str) and (part in types or "[" in part))]
 
 
-def model_choice(request: Generation, logical: str, llms: Sequence[str]) -> str:
-    """The input ``llm`` that ``model`` and ``llm`` of a request ask for; empty: none."""
+def model_inputs(request: Generation, logical: str, llms: Sequence[str]) -> dict[str, Any]:
+    """The inputs that ``model`` and ``llm`` of a request ask for; ApiError 404: there is none."""
+    if request.model in llms:
+        if request.llm not in (None, "auto", request.model):
+            raise ApiError.of("llm", f"{request.model!r}, the model, or none", request.llm)
+        return {"llm": request.model}
+    inputs: dict[str, Any] = {"llm": request.llm} if request.llm else {}
     if request.model == logical:
-        return request.llm or ""
-    if request.model not in llms:
+        return inputs
+    if (weight := cost_weight_of(request.model, logical)) is None:
         raise unknown_model(request.model)
-    if request.llm not in (None, "auto", request.model):
-        raise ApiError.of("llm", f"{request.model!r}, the model, or none", request.llm)
-    return request.model
+    return {**inputs, "cost_weight": weight}
+
+
+def cost_weight_of(model: str, logical: str) -> float | None:
+    """The cost weight n in the name ``echolm-n``; None if it is no such name."""
+    found = _WEIGHTED.fullmatch(model.removeprefix(logical))
+    return float(found[1]) if found and model.startswith(logical) else None
 
 
 def unknown_model(name: str) -> ApiError:
@@ -257,12 +268,7 @@ def unknown_model(name: str) -> ApiError:
     return ApiError(404, message, code="model_not_found", param="model")
 
 
-def common_inputs(request: Generation, signature: Signature, llm: str) -> dict[str, Any]:
-    """Inputs of ``echolm`` but for the text and the tenant.
-
-    Raises:
-        ApiError: the request asks for what no model can do.
-    """
+def _common_inputs(request: Generation) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     stop = [request.stop] if isinstance(request.stop, str) else request.stop
     if stop and stop != [""]:
@@ -274,9 +280,7 @@ def common_inputs(request: Generation, signature: Signature, llm: str) -> dict[s
         inputs["seed"] = request.seed % 2**64
     for name in ("presence_penalty", "frequency_penalty"):
         if value := getattr(request, name):
-            _pass(inputs, signature, name, value)
-    if llm:
-        inputs["llm"] = llm
+            inputs[name] = value
     cache_control: str = request.cache_control or "default"
     if not request.may_be_stored:
         narrower = {"default": "no-store", "no-examples": "no-cache"}
@@ -286,65 +290,39 @@ def common_inputs(request: Generation, signature: Signature, llm: str) -> dict[s
     return inputs
 
 
-def chat_inputs(request: ChatRequest, signature: Signature, llm: str) -> dict[str, Any]:
-    """Inputs of ``echolm`` but for the tenant.
+def completion_inputs(request: CompletionRequest) -> dict[str, Any]:
+    """Inputs of ``echolm`` but for the text, the model and the tenant."""
+    inputs = _common_inputs(request)
+    return inputs if request.logprobs is None else {**inputs, "logprobs": request.logprobs}
+
+
+def chat_inputs(request: ChatRequest) -> dict[str, Any]:
+    """Inputs of ``echolm`` but for the model and the tenant.
 
     Raises:
-        ApiError: the request asks for what no model can do.
+        ApiError: fields contradict each other.
         InvalidRequestError: the messages are no conversation.
     """
-    inputs = common_inputs(request, signature, llm)
-    inputs.update(_conversation(request, signature))
+    messages = orjson.dumps(request.messages)
+    read_messages(messages)
+    inputs = {**_common_inputs(request), "messages": messages}
     if request.max_completion_tokens is not None:
         if request.max_tokens not in (None, request.max_completion_tokens):
             raise ApiError.of("max_tokens", "none beside max_completion_tokens", request.max_tokens)
         inputs["max_tokens"] = request.max_completion_tokens
     if request.logprobs:
-        _pass(inputs, signature, "logprobs", request.top_logprobs or 0)
+        inputs["logprobs"] = request.top_logprobs or 0
     elif request.top_logprobs:
         raise ApiError.of("top_logprobs", "logprobs: true beside it", request.top_logprobs)
     if request.response_format is not None and request.response_format.type != "text":
-        _pass_format(inputs, signature, request.response_format)
+        inputs["response_format"] = orjson.dumps(_plain(request.response_format))
     if request.tools:
-        _pass(inputs, signature, "tools", orjson.dumps([_plain(tool) for tool in request.tools]))
+        inputs["tools"] = orjson.dumps([_plain(tool) for tool in request.tools])
         if request.tool_choice is not None:
-            _pass(inputs, signature, "tool_choice", orjson.dumps(request.tool_choice))
+            inputs["tool_choice"] = orjson.dumps(request.tool_choice)
     elif request.tool_choice not in (None, "none", "auto"):
         raise ApiError.of("tool_choice", "tools beside it", request.tool_choice)
     return inputs
-
-
-def _conversation(request: ChatRequest, signature: Signature) -> dict[str, Any]:
-    messages = orjson.dumps(request.messages)
-    conversation = read_messages(messages)
-    if "messages" in signature.inputs:
-        return {"messages": messages}
-    if len(conversation.turns) > 1:
-        raise unsupported("messages", "the models here take one message and a system prompt")
-    inputs = {"text_input": conversation.turns[0].text}
-    if conversation.system_prompt:
-        inputs["system_prompt"] = conversation.system_prompt
-    return inputs
-
-
-def _pass(inputs: dict[str, Any], signature: Signature, name: str, value: Any) -> None:
-    if name not in signature.inputs:
-        raise unsupported(name, "no model here takes it")
-    inputs[name] = value
-
-
-def _pass_format(inputs: dict[str, Any], signature: Signature, asked: ResponseFormat) -> None:
-    """Pass it as it is, or as TensorRT-LLM's guided decoding has it."""
-    if "response_format" in signature.inputs or GUIDE_TYPE not in signature.inputs:
-        _pass(inputs, signature, "response_format", orjson.dumps(_plain(asked)))
-    elif asked.json_schema is None:
-        inputs[GUIDE_TYPE] = "json"
-    else:
-        schema = asked.json_schema.get("schema")
-        if not isinstance(schema, dict):
-            got = type(schema).__name__
-            raise ApiError.of("response_format.json_schema.schema", "an object", got)
-        inputs.update({GUIDE_TYPE: "json_schema", GUIDE: orjson.dumps(schema)})
 
 
 def _plain(body: Body) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import orjson
@@ -68,12 +69,17 @@ class Form:
         """A whole answer."""
         raise NotImplementedError
 
-    def delta(self, piece: Piece, first: bool) -> dict[str, Any]:
-        """What a chunk's choice has for a piece, beside its index."""
+    def delta(self, piece: Piece, first: bool, offset: int) -> dict[str, Any]:
+        """What a chunk's choice has for a piece, beside its index.
+
+        Args:
+            offset: characters of the choice's text before the piece.
+        """
         raise NotImplementedError
 
-    def finish_reason(self, final: Final) -> str:
-        return "length" if final.finish_reason == "length" else "stop"
+    def end(self, final: Final) -> dict[str, Any]:
+        """What the last chunk of a choice has beside its index."""
+        raise NotImplementedError
 
 
 class ChatForm(Form):
@@ -88,15 +94,20 @@ class ChatForm(Form):
             "index": index,
             "message": message,
             "logprobs": _logprobs(final.logprobs),
-            "finish_reason": self.finish_reason(final),
+            "finish_reason": _CHAT_REASONS.get(final.finish_reason, "stop"),
         }
 
-    def delta(self, piece: Piece, first: bool) -> dict[str, Any]:
-        delta = {"role": "assistant", "content": piece.text} if first else {"content": piece.text}
+    def delta(self, piece: Piece, first: bool, offset: int) -> dict[str, Any]:
+        delta: dict[str, Any] = {"role": "assistant"} if first else {}
+        if piece.text or not piece.tool_calls:
+            delta["content"] = piece.text
+        if piece.tool_calls:
+            delta["tool_calls"] = _read(piece.tool_calls)
         return {"delta": delta, "logprobs": _logprobs(piece.logprobs), "finish_reason": None}
 
-    def finish_reason(self, final: Final) -> str:
-        return "tool_calls" if final.tool_calls else super().finish_reason(final)
+    def end(self, final: Final) -> dict[str, Any]:
+        reason = _CHAT_REASONS.get(final.finish_reason, "stop")
+        return {"delta": {}, "logprobs": None, "finish_reason": reason}
 
 
 class TextForm(Form):
@@ -106,13 +117,21 @@ class TextForm(Form):
         return {
             "index": index,
             "text": final.text,
-            "logprobs": None,
-            "finish_reason": self.finish_reason(final),
+            "logprobs": _text_logprobs(final.logprobs, 0),
+            "finish_reason": _TEXT_REASONS.get(final.finish_reason, "stop"),
         }
 
-    def delta(self, piece: Piece, first: bool) -> dict[str, Any]:
-        return {"text": piece.text, "logprobs": None, "finish_reason": None}
+    def delta(self, piece: Piece, first: bool, offset: int) -> dict[str, Any]:
+        logprobs = _text_logprobs(piece.logprobs, offset)
+        return {"text": piece.text, "logprobs": logprobs, "finish_reason": None}
 
+    def end(self, final: Final) -> dict[str, Any]:
+        reason = _TEXT_REASONS.get(final.finish_reason, "stop")
+        return {"text": "", "logprobs": None, "finish_reason": reason}
+
+
+_TEXT_REASONS = {"length": "length"}
+_CHAT_REASONS = {**_TEXT_REASONS, "tool_calls": "tool_calls"}
 
 CHAT = ChatForm("chatcmpl-", "chat.completion", "chat.completion.chunk")
 TEXT = TextForm("cmpl-", "text_completion", "text_completion")
@@ -178,26 +197,21 @@ class Chunks:
         shared = orjson.dumps(envelope.fields(self._form.chunk))[:-1]
         self._begin = b"data: " + shared + b',"choices":'
         self._end = (b',"usage":null' if with_usage else b"") + b"}\n\n"
-        self._begun: set[int] = set()
+        self._written: dict[int, int] = {}  # characters of each choice that has begun
 
     def piece(self, index: int, piece: Piece) -> bytes:
         """The chunk of a piece of a choice."""
-        first = index not in self._begun
-        self._begun.add(index)
-        choice = {"index": index, **self._form.delta(piece, first)}
+        offset = self._written.get(index, 0)
+        choice = {"index": index, **self._form.delta(piece, index not in self._written, offset)}
+        self._written[index] = offset + len(piece.text)
         return b"".join((self._begin, b"[", orjson.dumps(choice), b"]", self._end))
 
     def final(self, index: int, final: Final) -> bytes:
         """The chunks that end a choice."""
         parts = []
-        if final.text or final.logprobs or index not in self._begun:
+        if final.text or final.logprobs or index not in self._written:
             parts.append(self.piece(index, Piece(final.text, final.logprobs)))
-        choice = {"index": index, **self._form.delta(Piece(""), False)}
-        choice["finish_reason"] = self._form.finish_reason(final)
-        if "delta" in choice:
-            calls = _read(final.tool_calls) if final.tool_calls else []
-            numbered = [{"index": k, **call} for k, call in enumerate(calls)]
-            choice["delta"] = {"tool_calls": numbered} if numbered else {}
+        choice = {"index": index, **self._form.end(final)}
         choice_bytes, more = orjson.dumps(choice), orjson.dumps(echolm_fields(final))
         parts.append(b"".join((self._begin, b"[", choice_bytes, b'],"echolm":', more, self._end)))
         return b"".join(parts)
@@ -217,6 +231,22 @@ def error_event(body: bytes) -> bytes:
 
 def _logprobs(content: bytes) -> Mapping[str, Any] | None:
     return {"content": _read(content), "refusal": None} if content else None
+
+
+def _text_logprobs(content: bytes, offset: int) -> Mapping[str, Any] | None:
+    """Tokens in the form of ``/v1/completions``."""
+    if not content:
+        return None
+    tokens = _read(content)
+    texts = [token["token"] for token in tokens]
+    # The token that was generated is among the likely ones there.
+    likely = [{one["token"]: one["logprob"] for one in (t, *t["top_logprobs"])} for t in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [token["logprob"] for token in tokens],
+        "top_logprobs": likely,
+        "text_offset": list(accumulate(map(len, texts[:-1]), initial=offset)),
+    }
 
 
 def _read(json: bytes) -> Any:

@@ -16,17 +16,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from echolm import contracts
 from echolm.errors import EchoError, UnavailableError, from_remote, parse
-from echolm.gateway.backend import Final, Inputs, Piece, Signature
-from echolm.gateway.errors import GUIDE, GUIDE_TYPE
+from echolm.gateway.backend import Final, Inputs, Piece
 
-_DATATYPES = {
-    # Of models that can do it; they are sent where `echolm` declares them.
-    **dict.fromkeys(("messages", "response_format", "tools", "tool_choice"), "BYTES"),
-    **dict.fromkeys((GUIDE_TYPE, GUIDE), "BYTES"),
-    **dict.fromkeys(("presence_penalty", "frequency_penalty"), "FP32"),
-    "logprobs": "INT32",
-    **{t.name: t.datatype for t in (*contracts.ECHOLM.inputs, *contracts.FEEDBACK.inputs)},
-}
+_DATATYPES = {t.name: t.datatype for t in (*contracts.ECHOLM.inputs, *contracts.FEEDBACK.inputs)}
 _FORMATS = {"INT32": "<i", "UINT64": "<Q", "FP32": "<f", "BOOL": "<?"}
 _READY_S = 2.0
 _SHORT_S = 30.0
@@ -51,19 +43,6 @@ class TritonBackend:
     def __init__(self, url: str) -> None:
         self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._signature: Signature | None = None
-
-    async def signature(self) -> Signature:
-        if self._signature is None:
-            name = contracts.ECHOLM.name
-            try:
-                request = service_pb2.ModelMetadataRequest(name=name)
-                found = await self._stub.ModelMetadata(request, timeout=_SHORT_S)
-            except grpc.RpcError as error:
-                raise _failed(name, error) from error
-            inputs, outputs = (frozenset(t.name for t in x) for x in (found.inputs, found.outputs))
-            self._signature = Signature(inputs, outputs)
-        return self._signature
 
     async def answer(self, inputs: Inputs) -> Final:
         return _final(_outputs(await self._infer(_request(contracts.ECHOLM.name, inputs))))
@@ -82,10 +61,9 @@ class TritonBackend:
                 if "llm" in outputs:
                     yield _final(outputs)
                     return
-                text = _text(outputs["text_output"])
-                yield Piece(text, _bytes(outputs.get("logprobs", b"")))
+                logprobs, calls = (outputs.get(name, b"") for name in ("logprobs", "tool_calls"))
+                yield Piece(_text(outputs["text_output"]), _bytes(logprobs), _bytes(calls))
         except grpc.RpcError as error:
-            self._signature = None
             raise _failed(name, error) from error
         finally:
             call.cancel()
@@ -116,8 +94,6 @@ class TritonBackend:
         try:
             return await self._stub.ModelInfer(request, timeout=timeout)
         except grpc.RpcError as error:
-            # Triton may come back with other models.
-            self._signature = None
             raise _failed(request.model_name, error) from error
 
 

@@ -354,12 +354,14 @@ def may_be_judged(served: Served, settings: JudgingSettings) -> bool:
     """Whether an answer may be shown to a judge and to other LLMs, and teaches the router.
 
     Not if the caller forbids to learn from it (``no-store``), has chosen the LLM, or belongs to an
-    excluded tenant; nor if routing failed, since a rating teaches nothing without a context.
+    excluded tenant; nor if routing failed, since a rating teaches nothing without a context; nor if
+    it may be calls of tools, which a judge of texts cannot compare.
     """
     request = served.request
     return (
         request.store
         and request.llm == AUTO
+        and not request.sampling.tools
         and served.decision.llm != STORED  # see echolm.judges.stored
         and request.tenant not in settings.exclude_tenants
         and bool(served.x.any())

@@ -11,7 +11,7 @@ from echolm.errors import InvalidRequestError
 from echolm.llm.chat_template import few_shot
 from echolm.llm.examples_block import examples_block
 from echolm.llm.tokens import TokenCounter
-from echolm.primitives import Completion, OnText, Request, Sampling, Selected
+from echolm.primitives import Completion, OnPiece, Request, Sampling, Selected
 from echolm.settings import LLMSettings
 
 
@@ -19,13 +19,13 @@ class LLMClient(Protocol):
     """One LLM. Implementations are safe to call concurrently from one event loop."""
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         """Generate one answer.
 
         Args:
             request_id: unique; by it the engine knows the generation if it has to stop.
-            on_text: called on the event loop with each new piece; None: no pieces are wanted.
+            on_piece: called on the event loop with each new piece; None: no pieces are wanted.
 
         Raises:
             InvalidRequestError: the LLM refuses the request.

@@ -87,6 +87,8 @@ class RemoteLLM(LLMAPIClient):
         self, prompt: str, sampling: Sampling, streaming: bool, signature: ModelSignature
     ) -> dict[str, Sequence[Any]]:
         values = super().input_values(prompt, sampling, streaming, signature)
+        if sampling.response_format:
+            values = {**values, "response_format": [sampling.response_format]}
         return {**values, "llm": [self._llm]}
 
 

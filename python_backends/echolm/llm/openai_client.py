@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -19,8 +19,9 @@ import orjson
 
 from echolm.errors import ContextLengthError, EchoError, InvalidRequestError, UnavailableError
 from echolm.llm.credentials import api_key, ssl_context
+from echolm.llm.openai_answer import ChatAnswer, TextAnswer
 from echolm.llm.optional_inputs import optional_inputs
-from echolm.primitives import Completion, OnText, Sampling
+from echolm.primitives import Completion, OnPiece, Piece, Sampling
 from echolm.settings import LLMSettings
 
 _MOST_BYTES = 1 << 24
@@ -38,6 +39,8 @@ and hosted LLMs, few of which give OpenAI's code for it."""
 _REFUSED = (400, 413, 422)
 _DEFAULT = Sampling()
 _PENALTIES = ("frequency_penalty", "presence_penalty")
+_GUIDES = ("json", "json_schema")
+_EMPTY = Piece()
 _BEYOND_OPENAI = ("repetition_penalty", "min_tokens")
 """Of vLLM, SGLang and ``trtllm-serve``, which take ``top_k`` as well."""
 
@@ -64,33 +67,40 @@ class OpenAIClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         """See :class:`~echolm.llm.endpoint.LLMClient`.
 
         Args:
             prompt: for chat completions the messages as a JSON array.
         """
-        body = orjson.dumps(self._body(prompt, sampling, on_text is not None))
+        body = orjson.dumps(self._body(prompt, sampling, on_piece is not None))
         path = "/chat/completions" if self._chat else "/completions"
         try:
             async with await self._send("POST", path, body) as response:
                 if response.status != 200:
                     raise self._error(response.status, await _read(response))
-                answer = _Answer(self._chat)
-                if on_text is not None and response.content_type == "text/event-stream":
-                    await self._read_stream(response, answer, on_text)
+                answer = ChatAnswer() if self._chat else TextAnswer()
+                if on_piece is not None and response.content_type == "text/event-stream":
+                    await self._read_stream(response, answer, on_piece)
                     return answer.completion()
                 piece = answer.take(self._parsed(await _read(response)))
-                if on_text is not None and piece:
-                    on_text(piece)
+                if on_piece is not None and piece != _EMPTY:
+                    on_piece(piece)
                 return answer.completion()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             raise self._broken(error) from error
 
     def lacks(self, sampling: Sampling) -> Sequence[str]:
         """See :class:`~echolm.llm.endpoint.LLMClient`."""
-        taken = {*_PENALTIES, *(_BEYOND_OPENAI if self._llm.takes_top_k else ())}
+        llm = self._llm
+        taken = {*_PENALTIES, *(_BEYOND_OPENAI if llm.takes_top_k else ())}
+        if llm.takes_logprobs:
+            taken.add("logprobs")
+        if self._chat and llm.takes_tools:
+            taken.update(("tools", "tool_choice"))
+        if self._chat and llm.takes_response_format and sampling.guide_type in _GUIDES:
+            taken.update(("guided_decoding_guide_type", "guided_decoding_guide"))
         return [name for name in optional_inputs(sampling) if name not in taken]
 
     async def check(self) -> None:
@@ -123,9 +133,23 @@ class OpenAIClient:
         for name in ("top_p", "top_k", *_PENALTIES, *_BEYOND_OPENAI):
             if (value := getattr(sampling, name)) != getattr(_DEFAULT, name):
                 body[name] = value
+        if sampling.top_logprobs is not None:
+            body |= self._logprobs(sampling.top_logprobs)
+        for name in ("tools", "tool_choice"):
+            if value := getattr(sampling, name):
+                body[name] = _parsed(name, value)
+        if sampling.response_format:
+            body["response_format"] = _parsed("response_format", sampling.response_format)
+        elif sampling.guide_type in _GUIDES:
+            body["response_format"] = _format(sampling)
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return {**body, **llm.extra_body}
+
+    def _logprobs(self, most: int) -> dict[str, Any]:
+        if not self._chat:
+            return {"logprobs": most}
+        return {"logprobs": True, **({"top_logprobs": most} if most else {})}
 
     async def _send(
         self, method: str, path: str, body: bytes | None = None
@@ -171,7 +195,7 @@ class OpenAIClient:
             yield session
 
     async def _read_stream(
-        self, response: aiohttp.ClientResponse, answer: _Answer, on_text: OnText
+        self, response: aiohttp.ClientResponse, answer: ChatAnswer | TextAnswer, on_piece: OnPiece
     ) -> None:
         """Give the pieces of a stream of server-sent events on, until its last."""
         async for line in response.content:
@@ -181,8 +205,8 @@ class OpenAIClient:
             if data == b"[DONE]":
                 answer.done = True
                 break
-            if piece := answer.take(self._parsed(data)):
-                on_text(piece)
+            if (piece := answer.take(self._parsed(data))) != _EMPTY:
+                on_piece(piece)
         if not answer.done and not answer.finish_reason:
             raise UnavailableError(f"{self._llm.name}: the stream ended before the answer did")
         # A response that is read to its end leaves its connection to the next request.
@@ -259,50 +283,20 @@ class OpenAIClient:
         return UnavailableError(f"{name}: {self._base}: {error or type(error).__name__}")
 
 
-@dataclass
-class _Answer:
-    """One answer, read from its response or its events.
+def _parsed(name: str, text: str) -> Any:
+    """JSON that becomes a part of a request, in which it must not say anything else."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError.of(name, "JSON", "what is not") from error
 
-    Attributes:
-        chat: whether they are chat completions.
-        begun: whether there was any choice, be its text empty.
-        done: whether the stream said that it is complete.
-    """
 
-    chat: bool
-    begun: bool = False
-    finish_reason: str = ""
-    done: bool = False
-    _pieces: list[str] = field(default_factory=list)
-    _counts: tuple[int, int] = (-1, -1)
-
-    def take(self, value: dict[str, Any]) -> str:
-        """The new text of a response or an event; ValueError if it is none."""
-        try:
-            usage = value.get("usage")
-            if usage:
-                counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-                self._counts = tuple(-1 if n is None else int(n) for n in counts)  # type: ignore[assignment]
-            # The event with the usage has no choice.
-            choice = next(iter(value.get("choices") or ()), None)
-            if choice is None:
-                return ""
-            self.begun = True
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            said = choice.get("delta") or choice.get("message") or {} if self.chat else choice
-            text = said.get("content" if self.chat else "text") or ""
-            if not isinstance(text, str):
-                raise TypeError
-            self._pieces.append(text)
-        except (AttributeError, TypeError) as error:
-            raise ValueError("expected a completion as OpenAI's API has it") from error
-        return text
-
-    def completion(self) -> Completion:
-        """The whole answer; ValueError if there is none."""
-        if not self.begun:
-            raise ValueError("expected a completion with a choice, got none")
-        return Completion("".join(self._pieces), self.finish_reason, *self._counts)
+def _format(sampling: Sampling) -> dict[str, Any]:
+    """A guide as a response format."""
+    if sampling.guide_type == "json":
+        return {"type": "json_object"}
+    schema = _parsed("guided_decoding_guide", sampling.guide)
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 def _messages(prompt: str) -> Any:

@@ -28,6 +28,12 @@ def optional_inputs(sampling: Sampling) -> dict[str, Sequence[Any]]:
         asked["guided_decoding_guide"] = [sampling.guide]
     if sampling.logprobs:
         asked["return_log_probs"] = [True]
+    if sampling.top_logprobs is not None:
+        asked["logprobs"] = [sampling.top_logprobs]
+    if sampling.tools:
+        asked["tools"] = [sampling.tools]
+    if sampling.tool_choice:
+        asked["tool_choice"] = [sampling.tool_choice]
     return asked
 
 
@@ -41,4 +47,6 @@ def refusal(sampling: Sampling, lacking: Sequence[str], whose: str) -> InvalidRe
     name = lacking[0]
     values = optional_inputs(sampling)[name]
     got = values[0] if len(values) == 1 else list(values)
+    if sampling.response_format and name.startswith("guided_decoding"):
+        name, got = "response_format", sampling.response_format  # the caller's name of it
     return InvalidRequestError.of(name, f"nothing, since {whose} take it", got, f"leave out {name}")

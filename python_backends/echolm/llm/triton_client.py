@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import grpc
 import numpy as np
+import orjson
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
@@ -27,7 +28,7 @@ from echolm.engines.text import REPLACEMENT, StopWords
 from echolm.errors import ContextLengthError, EchoError, UnavailableError, from_remote, parse
 from echolm.internal_calls import ASKED, PROOF, CallProofs
 from echolm.llm.optional_inputs import optional_inputs, refusal
-from echolm.primitives import Completion, OnText, Sampling
+from echolm.primitives import Completion, OnPiece, Piece, Sampling
 
 ADMIN_HEADER = "echolm-admin-key"
 """Header in which Triton wants the key for its restricted protocols; gRPC's has a prefix."""
@@ -50,6 +51,9 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+
+
+_EMPTY = Piece()
 
 
 class Channels:
@@ -169,11 +173,11 @@ class TritonLLMClient:
         self._signature: ModelSignature | None = None
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         try:
             signature = await self.signature()
-            streaming = signature.decoupled and on_text is not None
+            streaming = signature.decoupled and on_piece is not None
             values = self._values(prompt, sampling, streaming, signature)
             reader = ResponseReader(sampling.max_tokens, self.reading(sampling, signature))
             request = service_pb2.ModelInferRequest(model_name=self._model, id=request_id)
@@ -188,13 +192,13 @@ class TritonLLMClient:
                     asked = {one.name: one.raw for one in encoded if one.name in ASKED}
                     proof = self._proofs.sign(self._model, asked)
                     request.parameters[PROOF].string_param = proof
-            await self._read(request, signature.decoupled, reader, on_text)
+            await self._read(request, signature.decoupled, reader, on_piece)
         except UnavailableError:
             self.forget_signature()
             raise
         rest = reader.end()
-        if on_text is not None and rest:
-            on_text(rest)
+        if on_piece is not None and rest:
+            on_piece(Piece(rest))
         if not reader.begun:
             raise UnavailableError(f"{self._model}: ended without an answer")
         return reader.completion()
@@ -312,7 +316,7 @@ class TritonLLMClient:
         request: service_pb2.ModelInferRequest,
         decoupled: bool,
         reader: ResponseReader,
-        on_text: OnText | None,
+        on_piece: OnPiece | None,
     ) -> None:
         """Call the LLM and give its responses to the reader until it needs no more.
 
@@ -321,8 +325,8 @@ class TritonLLMClient:
 
         def take(response: service_pb2.ModelInferResponse) -> None:
             piece = reader.take(_outputs(response))
-            if on_text is not None and piece:
-                on_text(piece)
+            if on_piece is not None and piece != _EMPTY:
+                on_piece(piece)
 
         stub = self._channels.stub(self._url)
         call = stub.ModelStreamInfer([request]) if decoupled else stub.ModelInfer(request)
@@ -365,16 +369,17 @@ class ResponseReader:
         self.num_input_tokens = self.num_output_tokens = -1
         self._logprob: float | None = None
         self._token_logprobs: list[float] = []
+        self._tokens: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def stopped(self) -> bool:
         """Whether a stop word was found, after which no more text is wanted."""
         return self._stop.matched is not None
 
-    def take(self, outputs: RawOutputs) -> str:
-        """The new text of a response; empty for the response that closes the stream."""
+    def take(self, outputs: RawOutputs) -> Piece:
+        """What is new in a response; nothing in the one that closes the stream."""
         if "text_output" not in outputs:
-            return ""
+            return _EMPTY
         self.begun = True
         if "num_input_tokens" in outputs:
             self.num_input_tokens = read_int(outputs["num_input_tokens"])
@@ -392,7 +397,9 @@ class ResponseReader:
             # An incomplete character becomes a whole one with the next token.
             taken, self._whole = len(self._whole.rstrip(REPLACEMENT)), text
             text = text.rstrip(REPLACEMENT)[taken:]
-        return self._push(self._stop.push(text))
+        said = _read_tokens(outputs.get("logprobs", b""))
+        self._tokens += said
+        return Piece(self._push(self._stop.push(text)), logprobs=said)
 
     def _take_logprobs(self, outputs: RawOutputs) -> None:
         """Our LLM model's responses have those of their own tokens, the ensemble's all so far.
@@ -429,7 +436,7 @@ class ResponseReader:
         text = "".join(self._pieces)
         counts = self.num_input_tokens, self.num_output_tokens
         logprobs = self._logprob, tuple(self._token_logprobs)
-        return Completion(text, self.finish_reason, *counts, *logprobs)
+        return Completion(text, self.finish_reason, *counts, *logprobs, logprobs=self._tokens)
 
 
 def sampling_values(sampling: Sampling) -> dict[str, Any]:
@@ -452,6 +459,16 @@ def read_text(raw: bytes) -> str:
     """The first element of a BYTES tensor; empty if it has none."""
     size = int.from_bytes(raw[:4], "little")
     return raw[4 : 4 + size].decode("utf-8", "replace")
+
+
+def _read_tokens(raw: bytes) -> tuple[Mapping[str, Any], ...]:
+    """The JSON array in a BYTES tensor; UnavailableError if it is none."""
+    if not raw:
+        return ()
+    try:
+        return tuple(orjson.loads(raw[4:]))
+    except (orjson.JSONDecodeError, TypeError) as error:
+        raise UnavailableError("logprobs: expected a JSON array, got what is not") from error
 
 
 def read_int(raw: bytes) -> int:

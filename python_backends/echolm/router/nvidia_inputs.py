@@ -43,6 +43,7 @@ NAMES: Mapping[str, str] = {
     "guide_type": "guided_decoding_guide_type",
     "guide": "guided_decoding_guide",
     "logprobs": "return_log_probs",
+    "top_logprobs": "logprobs",
 }
 """What callers call a field of ``Sampling``, where that is not the field's name."""
 

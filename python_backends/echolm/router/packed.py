@@ -22,7 +22,7 @@ _STATUS = {"INVALID_ARG": 3, "UNAVAILABLE": 4, "CANCELLED": 7}
 """Triton's numbers of an error's statuses; all others are an internal error to a client."""
 _INTERNAL = 1
 _HEAD = struct.Struct("<iiiiiidBB6x")
-_KEEP, _REPLACE, _APPEND, _ADD = 0, 1, 2, 3
+_KEEP, _REPLACE, _APPEND, _ADD, _JOIN = 0, 1, 2, 3, 4
 _DATATYPES = {tensor.name: tensor.datatype for tensor in contracts.ECHOLM_OUTPUTS}
 _STORED_ANSWER = Completion("", "stop", 0, 0)
 _NOT_TOLD = Completion("", "")
@@ -49,12 +49,13 @@ class PlanPacker:
         text the error, or the answer, where no model is called
         list of stop words to cut at
         list of tensors: the inputs of the LLM's model
-        list of the client's outputs besides the text: u8 rule, tensor; plans that have fewer lack
-    some of the last. The tensor's dimensions, its last one apart, are those of the client's
-    beside the number of rows
+        list of the client's outputs besides the text: u8 rule, tensor. The tensor's dimensions,
+    its last one apart, are those of the client's beside the number of rows
 
     A rule says what an output of the LLM of the same name and type does to the tensor here: 0
-    nothing, 1 it replaces it, 2 it is appended to it, 3 (INT32 [1]) it is added to it.
+    nothing, 1 it replaces it, 2 it is appended to it, 3 (INT32 [1]) it is added to it, 4 (BYTES
+    [1], JSON arrays) its elements are appended to those of the array here. What rule 4 has gathered
+    goes out with the pieces of a stream, and whole otherwise.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -108,6 +109,12 @@ def _outputs(plan: Plan, completion: Completion, reading: Reading) -> list[bytes
         output(_REPLACE, "num_input_tokens", struct.pack("<i", completion.num_input_tokens)),
         output(count, "num_output_tokens", struct.pack("<i", completion.num_output_tokens)),
     ]
+    for name, wanted in (
+        ("tool_calls", bool(plan.sampling.tools)),
+        ("logprobs", plan.sampling.top_logprobs is not None),
+    ):
+        if wanted:
+            outputs.append(output(_JOIN, name, _text(b"")))
     if plan.sampling.logprobs:
         # The ensemble's responses hold those of all tokens so far.
         each = _REPLACE if reading.counts_add else _APPEND

@@ -63,7 +63,10 @@ class Policy:
         if any(names is not None for names in able):
             eligible = self._of_these(able, eligible)
         bonuses = self._conversations.bonuses([r for r, _ in requests], list(self._bandit.arms))
-        choices = self._bandit.choose_many(contexts, self._bias(), self._rng, eligible, bonuses)
+        weights = [r.cost_weight for r, _ in requests]
+        choices = self._bandit.choose_many(
+            contexts, self._bias(), self._rng, eligible, bonuses, weights
+        )
         version = statistics.version
         return [(x, replace(c, statistics=version)) for x, c in zip(contexts, choices, strict=True)]
 
@@ -126,7 +129,8 @@ def decision_record(
             retrieved.selection,
             selected=[e.id for e in retrieved.examples],
             used=ids,
-            by_router=request.llm == AUTO,
+            # By another price than the threshold is learnt for, the router chooses otherwise.
+            by_router=request.llm == AUTO and request.cost_weight is None,
         )
     except ValueError as error:  # there is an answer, which must not be lost
         logger.error("nothing can be learnt of the examples: %s", error)

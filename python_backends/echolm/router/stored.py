@@ -19,8 +19,9 @@ def answer_key_of(settings: Settings, request: Request) -> str:
     answer each time.
     """
     sampling = request.sampling
-    # With a stored answer, log probabilities are not stored.
-    if settings.routing.reuse_error == 0.0 or not sampling.reproducible or sampling.logprobs:
+    if settings.routing.reuse_error == 0.0 or not sampling.reproducible:
+        return ""
+    if sampling.wants_more_than_text:  # of an answer, only its text is stored
         return ""
     strongest = settings.strongest_llm
     return answer_key(sampling, strongest.name, strongest.revision)

@@ -9,6 +9,7 @@ from echolm.conversation import MAX_MESSAGES, Conversation, Turn, read_messages
 from echolm.errors import InvalidRequestError
 from echolm.primitives import AUTO, DEFAULT_TENANT, Request, Sampling, check_tenant
 from echolm.router.nvidia_inputs import NAMES, take_sampling
+from echolm.router.openai_inputs import take_openai
 from echolm.settings import Settings
 
 CACHE_CONTROL = {
@@ -19,6 +20,8 @@ CACHE_CONTROL = {
 }
 """For each value of cache_control: (may use examples, may learn from the interaction)."""
 
+MAX_COST_WEIGHT = 1_000.0
+"""Largest cost weight of a request; the cheapest LLM answers long before."""
 _JSON_PER_CHAR, _JSON_PER_MESSAGE = 12, 256  # most that JSON adds: two escapes of six characters
 
 
@@ -33,6 +36,7 @@ def build_request(
     cache_control: str = "default",
     llm: str = AUTO,
     stream: bool = False,
+    cost_weight: float | None = None,
     **sampling: Any,
 ) -> Request:
     """The request of one set of values, validated.
@@ -41,8 +45,8 @@ def build_request(
         text, messages: one of them: a request of one turn, or a conversation as in OpenAI's chat
             API, in JSON, whose first system messages are the system prompt.
         sampling: fields of :class:`~echolm.primitives.Sampling`, except ``stop``, and the inputs
-            of :mod:`echolm.router.nvidia_inputs`; None stands for an input that the caller did not
-            send.
+            of :mod:`echolm.router.openai_inputs` and :mod:`echolm.router.nvidia_inputs`; None
+            stands for an input that the caller did not send.
 
     Raises:
         InvalidRequestError: a value is wrong; the message names the input.
@@ -58,7 +62,9 @@ def build_request(
     if len(system_prompt) > limits.max_input_chars:
         raise InvalidRequestError.of("system_prompt", at_most, len(system_prompt))
     longest = max(model.context_length for model in settings.llms) - 1
+    openai = take_openai(sampling, limits.max_conversation_chars)
     sampling |= take_sampling(sampling)
+    sampling |= openai
     if sampling.get("max_tokens") is None:
         sampling["max_tokens"] = limits.default_max_tokens
     checked = Sampling.checked(
@@ -77,6 +83,11 @@ def build_request(
         raise InvalidRequestError.of("cache_control", expected, cache_control)
     use_examples, store = CACHE_CONTROL[cache_control]
     check_tenant(tenant)
+    # Examples are answers in text, after which LLMs call tools less.
+    use_examples = use_examples and not checked.tools
+    if cost_weight is not None and not 0 <= cost_weight <= MAX_COST_WEIGHT:
+        expected = f"a number from 0 to {MAX_COST_WEIGHT:g}"
+        raise InvalidRequestError.of("cost_weight", expected, cost_weight)
     *history, last = asked.turns
     return Request(
         last.text,
@@ -89,6 +100,7 @@ def build_request(
         stream,
         tuple(history),
         last.tool_call_id,
+        cost_weight,
     )
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from echolm.contracts import MAX_EXAMPLES
 
@@ -397,6 +405,9 @@ class GatewaySettings(Section):
     """Most values in a body, those in arrays and objects included."""
     max_connections: int = Field(1_024, ge=1)
     """Most open connections of a worker; further ones are refused."""
+    cost_weights: tuple[float, ...] = (0.0, 0.2, 1.0)
+    """Cost weights n of which /v1/models shows the models echolm-n; any other n can be asked for as
+    well. It takes the place of routing.cost_weight for the request."""
     max_choices: int = Field(32, ge=1, le=128)
     """Most answers to one request: its prompts times n."""
     header_timeout_s: float = Field(10.0, gt=0)
@@ -416,6 +427,13 @@ class GatewaySettings(Section):
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key: expected both or none, got one")
         return self
+
+    @field_validator("cost_weights")
+    @classmethod
+    def _can_be_named(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(weight == 0 or 0.0001 <= weight <= 999 for weight in weights):
+            raise ValueError(f"expected 0 or numbers from 0.0001 to 999, got {list(weights)}")
+        return weights
 
 
 class LLMSettings(Section):
@@ -444,6 +462,14 @@ class LLMSettings(Section):
     takes_top_k: bool = True
     """Whether a server of contract `openai` takes top_k, which OpenAI's own refuses; where it does
     not, other LLMs answer requests with a top_k."""
+    takes_tools: bool = True
+    """Whether a server of contract `openai` takes tools (with openai_api `chat`); vLLM does with
+    --enable-auto-tool-choice and --tool-call-parser."""
+    takes_response_format: bool = True
+    """Whether a server of contract `openai` takes response_format, JSON of a schema included (with
+    openai_api `chat`)."""
+    takes_logprobs: bool = True
+    """Whether a server of contract `openai` gives log probabilities of tokens."""
     extra_body: dict[str, Any] = {}
     """Fields that each request to a server of contract `openai` has besides, in place of EchoLM's
     value where both have one, such as {chat_template_kwargs = {enable_thinking = false}}."""
@@ -546,6 +572,7 @@ class LLMSettings(Section):
 
 _OPENAI_ONLY = (
     *("remote_model", "openai_api", "max_tokens_field", "takes_top_k", "extra_body"),
+    *("takes_tools", "takes_response_format", "takes_logprobs"),
     "connect_timeout_s",
 )
 _RESERVED = {"model", "messages", "prompt", "stream", "n"}

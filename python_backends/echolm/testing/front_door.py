@@ -13,13 +13,15 @@ from echolm.primitives import (
     STORED,
     Answer,
     Completion,
-    OnText,
+    Piece,
     Plan,
     Report,
     Request,
     Retrieved,
 )
 from echolm.router.service import RouterService
+
+OnText = Callable[[str], None]
 
 
 class Retriever(Protocol):
@@ -108,7 +110,7 @@ class FrontDoor:
         plan = call.plan
         if plan.llm == STORED:
             if call.on_text is not None:
-                call.forward(plan.text)
+                call.forward(Piece(plan.text))
             return Completion(plan.text, "stop", 0, 0)
         client = self.service.endpoints[plan.llm].client
         forward = None if call.on_text is None else call.forward
@@ -127,11 +129,11 @@ class _Call:
         self._clock, self._started = clock, started
         self.began = clock()
 
-    def forward(self, piece: str) -> None:
+    def forward(self, piece: Piece) -> None:
         if self.first_token_s < 0.0:
             self.first_token_s = self._clock() - self._started
         assert self.on_text is not None
-        self.on_text(piece)
+        self.on_text(piece.text)
 
 
 def _report(kind: Literal["failed", "ended"], plan: Plan, reason: str) -> Report:

@@ -8,38 +8,24 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import orjson
 
-from echolm import contracts
 from echolm.errors import EchoError
-from echolm.gateway.backend import Final, Inputs, Piece, Signature
-
-_ABILITIES = frozenset(
-    ("presence_penalty", "frequency_penalty", "logprobs", "response_format", "tools", "tool_choice")
-)
-_GUIDED = frozenset(("guided_decoding_guide_type", "guided_decoding_guide"))
-
-SIGNATURE = Signature(
-    (frozenset(t.name for t in contracts.ECHOLM.inputs) | {"messages"}) - _ABILITIES - _GUIDED,
-    frozenset(t.name for t in contracts.ECHOLM.outputs),
-)
-ABLE = Signature(SIGNATURE.inputs | _ABILITIES, SIGNATURE.outputs | {"tool_calls", "logprobs"})
-"""Of models that can do all that the gateway passes on."""
-GUIDED = Signature(SIGNATURE.inputs | _GUIDED, SIGNATURE.outputs)
-"""Of models that take the inputs of TensorRT-LLM for guided decoding."""
+from echolm.gateway.backend import Final, Inputs, Piece
 
 
 class FakeBackend:
     """Gives the same answer to all.
 
     Attributes:
-        final: the answer; streamed, its text comes word by word.
+        final: the answer; streamed, its text comes word by word, and before it its calls.
         asked: the inputs of all requests so far.
         fails: raised instead of an answer; while streaming, after ``fails_after`` pieces.
         hangs: whether answers never come, or never end.
         began, cancelled: an answer was begun; it was given up.
     """
 
-    def __init__(self, final: Final | None = None, signature: Signature = SIGNATURE) -> None:
+    def __init__(self, final: Final | None = None) -> None:
         self.final = final or Final(
             "Use the command find.",
             llm="small_llm",
@@ -51,7 +37,6 @@ class FakeBackend:
             num_input_tokens=11,
             num_output_tokens=4,
         )
-        self.tensors = signature
         self.asked: list[Inputs] = []
         self.rated: list[Inputs] = []
         self.fails: Exception | None = None
@@ -59,9 +44,6 @@ class FakeBackend:
         self.hangs = False
         self.is_up = True
         self.began, self.cancelled = asyncio.Event(), asyncio.Event()
-
-    async def signature(self) -> Signature:
-        return self.tensors
 
     async def answer(self, inputs: Inputs) -> Final:
         self.asked.append(inputs)
@@ -72,6 +54,9 @@ class FakeBackend:
 
     async def stream(self, inputs: Inputs) -> AsyncGenerator[Piece | Final, None]:
         self.asked.append(inputs)
+        if calls := self.final.tool_calls:
+            deltas = [{"index": k, **call} for k, call in enumerate(orjson.loads(calls))]
+            yield Piece("", tool_calls=orjson.dumps(deltas))
         words = [f"{word} " for word in self.final.text.split(" ")]
         words[-1] = words[-1][:-1]
         for number, word in enumerate(words):
@@ -80,7 +65,7 @@ class FakeBackend:
             await asyncio.sleep(0)  # as what waits for a model does
             yield Piece(word, self.final.logprobs)
         await self._maybe_hang()
-        yield replace(self.final, text="", logprobs=b"")
+        yield replace(self.final, text="", logprobs=b"", tool_calls=b"")
 
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
         return [np.array([len(text), 0.1, -1], "<f4").tobytes() for text in texts]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from echolm.errors import UnavailableError
 from echolm.llm.optional_inputs import optional_inputs
-from echolm.primitives import Completion, OnText, Sampling
+from echolm.primitives import Completion, OnPiece, Piece, Sampling
 
 
 @dataclass
@@ -35,7 +35,7 @@ class FakeLLM:
         return [name for name in optional_inputs(sampling) if name in self.cannot_take]
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         self.prompts.append(prompt)
         self.samplings.append(sampling)
@@ -45,8 +45,8 @@ class FakeLLM:
             for i, word in enumerate(words):
                 if self.error is not None and i >= self.fail_after:
                     raise self.error
-                if on_text is not None:
-                    on_text(word if i == 0 else f" {word}")
+                if on_piece is not None:
+                    on_piece(Piece(word if i == 0 else f" {word}"))
         except asyncio.CancelledError:
             self.cancelled.append(request_id)
             raise

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import triton_python_backend_utils as pb_utils
 
 from echolm import contracts
@@ -34,7 +35,7 @@ from echolm.wiring.internal_calls import llm_call_proofs
 
 logger = logging.getLogger("echolm")
 
-_OUTPUTS = {spec.name: spec for spec in contracts.llm("").outputs}
+_OUTPUTS = {t.name: t for t in (*contracts.llm("").outputs, *contracts.OPENAI_OUTPUTS)}
 _CANCEL_CHECK_S = 0.05
 _FLUSH_S = 0.1
 
@@ -191,6 +192,8 @@ class TritonPythonModel:
             if chunk.cumulative_logprob is not None:
                 tensors.append(codec.tensor(cumulative, [chunk.cumulative_logprob]))
             tensors.append(codec.tensor(each, chunk.token_logprobs))
+        if chunk.logprobs:
+            tensors.append(codec.tensor(_OUTPUTS["logprobs"], [orjson.dumps(chunk.logprobs)]))
         return tensors
 
     def _show(self) -> None:

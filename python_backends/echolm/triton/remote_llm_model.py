@@ -13,12 +13,14 @@ import logging
 from collections import Counter
 from typing import Any
 
+import orjson
+
 from echolm import contracts
 from echolm.engines.base import FINISH_CANCELLED
 from echolm.engines.gathering import Gatherer
 from echolm.engines.request import LLMRequest, parse_request
 from echolm.errors import CancelledError, EchoError, InvalidRequestError
-from echolm.primitives import Completion, decode
+from echolm.primitives import Completion, Piece, decode
 from echolm.settings.loading import load_settings
 from echolm.triton import codec
 from echolm.triton.metrics import Metrics
@@ -81,11 +83,11 @@ class TritonPythonModel:
     async def _answer(self, llm: str, request: LLMRequest, responder: Responder) -> None:
         generation = request.generation
 
-        def send_piece(piece: str) -> None:
-            responder.send([codec.tensor(_TEXT_OUTPUT, [piece])])
+        def send_piece(piece: Piece) -> None:
+            responder.send([codec.tensor(_TEXT_OUTPUT, [piece.text]), *_json_outputs(piece)])
 
         call_later = asyncio.get_running_loop().call_later
-        pieces = Gatherer(send_piece, "".join, request.stream_interval_s, call_later)
+        pieces = Gatherer(send_piece, Piece.joined, request.stream_interval_s, call_later)
         self._in_flight[llm] += 1
         try:
             completion = await self._clients[llm].generate(
@@ -165,4 +167,14 @@ def _outputs(completion: Completion, text_sent: bool) -> list[Any]:
     tensors = [codec.tensor(_OUTPUTS[name], [value]) for name, value in values.items()]
     if completion.token_logprobs:
         tensors.append(codec.tensor(contracts.LOG_PROBS[1], completion.token_logprobs))
-    return tensors
+    return tensors if text_sent else [*tensors, *_json_outputs(completion)]
+
+
+def _json_outputs(said: Piece | Completion) -> list[Any]:
+    """Calls of tools and tokens, as far as there are any."""
+    values = {"tool_calls": said.tool_calls, "logprobs": said.logprobs}
+    return [
+        codec.tensor(_OUTPUTS[name], [orjson.dumps(value)])
+        for name, value in values.items()
+        if value
+    ]

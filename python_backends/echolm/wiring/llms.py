@@ -17,7 +17,7 @@ from echolm.llm.endpoint import LLMClient, LLMEndpoint, ServedLLM
 from echolm.llm.openai_messages import OpenAIMessages
 from echolm.llm.tokens import token_counter
 from echolm.load.tracker import ServingLoad
-from echolm.primitives import Completion, OnText, Sampling
+from echolm.primitives import Completion, OnPiece, Sampling
 from echolm.settings import LLMSettings, Settings
 
 if TYPE_CHECKING:
@@ -106,10 +106,10 @@ class _CountedClient:
     load: ServingLoad
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         with self.load.serving(self.name):
-            return await self.client.generate(request_id, prompt, sampling, on_text)
+            return await self.client.generate(request_id, prompt, sampling, on_piece)
 
     def lacks(self, sampling: Sampling) -> Sequence[str]:
         return self.client.lacks(sampling)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from echolm.conversation import readable
-from echolm.primitives import Completion, OnText, Sampling
+from echolm.primitives import Completion, OnPiece, Piece, Sampling
 from echolm.words import words_of
 
 from echolm_lab.tasks.second_workload import LabelledRequest
@@ -119,13 +119,13 @@ class SimulatedLLM:
     prompts: int = 0
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         self.prompts += 1
         compared = _JUDGED.search(prompt)
         text = self._compare(prompt, *compared.groups()) if compared else self._read(prompt)
-        if on_text is not None:
-            on_text(text)
+        if on_piece is not None:
+            on_piece(Piece(text))
         return Completion(text, "stop", len(prompt) // 4, len(text) // 4 + 1)
 
     def lacks(self, sampling: Sampling) -> Sequence[str]:

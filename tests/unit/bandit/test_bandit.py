@@ -209,6 +209,19 @@ def test_a_bonus_counts_for_its_request_only_and_is_in_the_propensity() -> None:
     assert raised.propensity == raised.probabilities[raised.arm]
 
 
+def test_a_cost_weight_counts_for_its_request_only_and_is_in_the_propensity() -> None:
+    chooser, x = bandit(), np.array([[1.0, 0.5, 0.5, 0.5]] * 3, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    choices = chooser.choose_many(x, {}, rng, cost_weights=[None, 0.0, 5.0])
+    for choice, weight in zip(choices, (chooser.cost_weight, 0.0, 5.0), strict=True):
+        own = ThompsonSampling(chooser.arms, chooser.costs, weight, chooser._floor)
+        [alone] = own.choose_many(x[:1], {}, np.random.default_rng(0))
+        assert choice.probabilities == pytest.approx(alone.probabilities)
+        assert choice.propensity == choice.probabilities[choice.arm]
+    assert choices[1].probabilities["large"] > choices[0].probabilities["large"]
+    assert choices[2].probabilities["large"] == 0.0  # costs more than any quality is worth
+
+
 def test_penalties_may_differ_between_requests() -> None:
     means, stds = np.array([[0.5, 0.6]] * 2), np.full((2, 2), 0.4)
     penalties = np.array([[0.0, 0.0], [0.0, 0.3]])

@@ -29,6 +29,7 @@ ALL_OPTIONS: dict[str, Any] = {
     "tenant": "t",
     "cache_control": "no-store",
     "llm": "large_llm",
+    "cost_weight": 0.25,
 }
 
 
@@ -52,11 +53,18 @@ def test_tensors_are_those_of_the_server() -> None:
     ours = {name: (datatype, True) for name, datatype in protocol.OPTIONS.items()}
     asked = {"text_input": ("BYTES", True), "messages": ("BYTES", True)}
     ours |= {**asked, "stream": ("BOOL", True)}
-    for_nvidias_clients = {t.name for t in (*contracts.SAMPLING_INPUTS, *contracts.NEUTRAL_INPUTS)}
+    for_others = (
+        *contracts.SAMPLING_INPUTS,
+        *contracts.NEUTRAL_INPUTS,
+        *contracts.OPENAI_INPUTS,
+    )
     assert {**server, **ours} == server
-    assert server.keys() - ours <= for_nvidias_clients
+    assert server.keys() - ours <= {t.name for t in for_others}
     outputs = {t.name for t in contracts.ECHOLM_OUTPUTS}
-    assert outputs - set(protocol.OUTPUTS) == {"cum_log_probs", "output_log_probs"}
+    assert outputs - set(protocol.OUTPUTS) == {
+        *("cum_log_probs", "output_log_probs"),
+        *("tool_calls", "logprobs"),
+    }
     assert set(ALL_OPTIONS) == set(echolm_client.GenerateOptions.__annotations__)
     models = {protocol.ECHOLM, protocol.ECHOLM_STREAM, protocol.FEEDBACK}
     assert models <= {model.name for model in contracts.CORE_MODELS}

@@ -74,6 +74,7 @@ class Subject:
         context: its context length in tokens.
         slow: a prompt whose answer takes seconds.
         bos: what its tokenizer puts in front of a text.
+        tells_tokens: whether it takes ``Sampling.top_logprobs``.
     """
 
     engine: LLMEngine
@@ -82,6 +83,7 @@ class Subject:
     bos: str = ""
     slow_sampling: dict[str, Any] = field(default_factory=dict)
     numbers: int = 0
+    tells_tokens: bool = False
 
     def ask(
         self,
@@ -115,6 +117,7 @@ def subject(
 ) -> Iterator[Subject]:
     with pytest.MonkeyPatch.context() as patch:
         subject = make(request.param, tmp_path_factory.mktemp("model"), patch)
+        subject.tells_tokens = "vllm" in request.param
         yield subject
         subject.engine.close()
 
@@ -241,6 +244,23 @@ def test_the_log_probability_is_told_when_asked_for(subject: Subject, streaming:
     assert len(each) == answer.last.num_output_tokens
     assert sum(each) == pytest.approx(answer.last.cumulative_logprob, abs=1e-3)
     assert not subject.ask(streaming=streaming).wait().last.token_logprobs
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tokens_are_told_with_likely_ones_beside_them(subject: Subject, streaming: bool) -> None:
+    if not subject.tells_tokens:
+        pytest.skip("this engine takes no `logprobs`")
+    answer = subject.ask(streaming=streaming, top_logprobs=3).wait()
+    tokens = [token for chunk in answer.chunks for token in chunk.logprobs]
+    assert len(tokens) == answer.last.num_output_tokens
+    for token in tokens:
+        likely = token["top_logprobs"]
+        assert len(likely) == 3
+        assert all(one["bytes"] == list(one["token"].encode()) for one in (token, *likely))
+        assert all(-9_999.0 <= one["logprob"] <= 0.0 for one in (token, *likely))
+    [*only] = subject.ask(streaming=streaming, top_logprobs=0).wait().last.logprobs
+    assert only and not any(token["top_logprobs"] for token in only)
+    assert not subject.ask(streaming=streaming, logprobs=True).wait().last.logprobs
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -16,7 +16,7 @@ from echolm.examples.events import CHANGE, REPLACEMENT, USAGE, change, replaceme
 from echolm.examples.off_peak import OffPeakReplay
 from echolm.examples.replay import Replayed, Replayer
 from echolm.examples.statistics import StatisticsTable
-from echolm.primitives import Completion, OnText, Sampling
+from echolm.primitives import Completion, OnPiece, Sampling
 from echolm.settings import ReplaySettings, Settings
 from echolm.store.base import REPLAYED, Example, scope_key
 from echolm.testing.event_log import MemoryEventLog
@@ -37,7 +37,7 @@ class Answers(FakeLLM):
         self.sampled: list[Sampling] = []
 
     async def generate(
-        self, request_id: str, prompt: str, sampling: Sampling, on_text: OnText | None
+        self, request_id: str, prompt: str, sampling: Sampling, on_piece: OnPiece | None
     ) -> Completion:
         if self.error is not None:
             raise self.error

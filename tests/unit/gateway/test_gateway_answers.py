@@ -13,7 +13,7 @@ import openai
 import pytest
 from echolm.errors import ContextLengthError, EchoError, InvalidRequestError, UnavailableError
 from echolm.gateway.backend import Final
-from echolm.testing.gateway import ABLE, GUIDED, FakeBackend, chat
+from echolm.testing.gateway import FakeBackend, chat
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from served_gateway import Served
@@ -168,17 +168,8 @@ async def test_several_answers_are_streamed_side_by_side(served: Served) -> None
     assert ends == {0: "stop", 1: "stop"}
 
 
-async def test_what_models_can_do_is_passed_on(serve: Callable[..., Any]) -> None:
-    backend = FakeBackend(signature=ABLE)
-    served = await serve(backend)
-    tokens = [{"token": "Use", "logprob": -0.5, "bytes": None, "top_logprobs": []}]
-    backend.final = replace(
-        backend.final,
-        text="",
-        tool_calls=json.dumps([CALL]).encode(),
-        logprobs=json.dumps(tokens).encode(),
-    )
-    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+async def test_what_goes_beyond_text_is_passed_on(served: Served) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": [None]}}}
     body = chat(
         logprobs=True,
         top_logprobs=2,
@@ -188,85 +179,88 @@ async def test_what_models_can_do_is_passed_on(serve: Callable[..., Any]) -> Non
         presence_penalty=0.5,
         frequency_penalty=-0.5,
     )
-    answer = ChatCompletion.model_validate(
-        (await raw(served, "/v1/chat/completions", body)).json(), strict=True
-    )
-    inputs = backend.asked[0]
-    assert (inputs["logprobs"], inputs["presence_penalty"]) == (2, 0.5)
-    assert inputs["frequency_penalty"] == -0.5
+    await raw(served, "/v1/chat/completions", body)
+    inputs = dict(served.backend.asked[0])
     assert json.loads(inputs["tools"]) == [TOOL]
     assert json.loads(inputs["tool_choice"]) == "required"
     assert json.loads(inputs["response_format"]) == schema
-    choice = answer.choices[0]
-    assert choice.finish_reason == "tool_calls"
-    assert choice.message.content is None
-    assert choice.message.tool_calls is not None
-    assert choice.message.tool_calls[0].id == "call_1"
-    assert choice.logprobs is not None and choice.logprobs.content is not None
-    assert choice.logprobs.content[0].token == "Use"
-
-    streamed = await raw(served, "/v1/chat/completions", {**body, "stream": True})
-    chunks = [ChatCompletionChunk.model_validate(e, strict=True) for e in events(streamed.text)]
-    calls = chunks[-1].choices[0].delta.tool_calls
-    assert calls is not None and calls[0].index == 0
-    assert chunks[0].choices[0].logprobs is not None
+    assert (inputs["logprobs"], inputs["presence_penalty"]) == (2, 0.5)
+    assert inputs["frequency_penalty"] == -0.5
+    await raw(served, "/v1/completions", {"model": "echolm", "prompt": "a", "logprobs": 0})
+    assert served.backend.asked[1]["logprobs"] == 0
 
 
-@pytest.mark.parametrize(
-    ("param", "fields"),
-    [
-        ("logprobs", {"logprobs": True}),
-        ("response_format", {"response_format": {"type": "json_object"}}),
-        ("tools", {"tools": [TOOL]}),
-        ("presence_penalty", {"presence_penalty": 1}),
-        ("frequency_penalty", {"frequency_penalty": 1}),
-    ],
-)
-async def test_what_no_model_can_do_is_refused_by_name(
-    served: Served, param: str, fields: Any
-) -> None:
+async def test_calls_of_tools_and_their_results_are_messages(served: Served) -> None:
+    said = [
+        *USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]
+    answer = await served.openai().chat.completions.create(
+        model="echolm", messages=said, tools=[TOOL]
+    )
+    assert answer.choices[0].message.content == "Use the command find."
+    assert json.loads(served.backend.asked[0]["messages"]) == said
     with pytest.raises(openai.BadRequestError) as refused:
-        await served.openai().chat.completions.create(model="echolm", messages=USER, **fields)
-    assert refused.value.param == param
-    assert refused.value.code == "unsupported_parameter"
-    assert served.backend.asked == []
+        await served.openai().chat.completions.create(model="echolm", messages=said[2:])
+    assert refused.value.param == "messages[0].tool_call_id"
 
 
-@pytest.mark.parametrize(
-    ("asked", "inputs"),
-    [
-        ({"type": "json_object"}, {"guided_decoding_guide_type": "json"}),
-        (
-            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
-            {
-                "guided_decoding_guide_type": "json_schema",
-                "guided_decoding_guide": b'{"type":"object"}',
-            },
-        ),
-    ],
-)
-async def test_a_response_format_can_be_guided_decoding(
-    serve: Callable[..., Any], asked: Any, inputs: Any
-) -> None:
-    served = await serve(FakeBackend(signature=GUIDED))
-    await raw(served, "/v1/chat/completions", chat(response_format=asked))
-    assert served.backend.asked[0].items() >= inputs.items()
-    served.backend.fails = InvalidRequestError.of("guided_decoding_guide", "none", "one")
-    response = await raw(served, "/v1/chat/completions", chat(response_format=asked))
-    assert response.json()["error"]["param"] == "response_format"
+async def test_calls_of_tools_are_an_answer(serve: Callable[..., Any]) -> None:
+    final = Final(
+        "", "small_llm", finish_reason="tool_calls", tool_calls=json.dumps([CALL]).encode()
+    )
+    client = (await serve(FakeBackend(final))).openai()
+    whole = await client.chat.completions.create(model="echolm", messages=USER, tools=[TOOL])
+    assert whole.choices[0].finish_reason == "tool_calls"
+    assert whole.choices[0].message.content is None
+    made = whole.choices[0].message.tool_calls
+    assert made is not None and [call.to_dict() for call in made] == [CALL]
+    # OpenAI's client puts the deltas together itself.
+    async with client.chat.completions.stream(
+        model="echolm", messages=USER, tools=[TOOL]
+    ) as stream:
+        streamed = await stream.get_final_completion()
+    assert streamed.choices[0].finish_reason == "tool_calls"
+    made = streamed.choices[0].message.tool_calls
+    assert made is not None and made[0].function.name == "weather"
+    assert (made[0].id, made[0].function.arguments) == ("call_1", "{}")
 
 
-async def test_models_without_messages_get_a_single_one(serve: Callable[..., Any]) -> None:
-    signature = replace(ABLE, inputs=ABLE.inputs - {"messages"})
-    served = await serve(FakeBackend(signature=signature))
-    body = chat("files?")
-    body["messages"].insert(0, {"role": "system", "content": "Be short."})
-    assert (await raw(served, "/v1/chat/completions", body)).status_code == 200
-    expected = {"text_input": "files?", "system_prompt": "Be short.", "tenant": "public"}
-    assert served.backend.asked == [expected]
-    body["messages"] += [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
-    response = await raw(served, "/v1/chat/completions", body)
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+async def test_completions_have_logprobs_of_their_own_form(serve: Callable[..., Any]) -> None:
+    tokens = [
+        {"token": "Use", "logprob": -0.5, "bytes": [85, 115, 101], "top_logprobs": []},
+        {
+            "token": " the",
+            "logprob": -1.5,
+            "bytes": None,
+            "top_logprobs": [{"token": " a", "logprob": -1.0, "bytes": None}],
+        },
+    ]
+    final = Final(
+        "Use the", "small_llm", finish_reason="stop", logprobs=json.dumps(tokens).encode()
+    )
+    served = await serve(FakeBackend(final))
+    body = {"model": "echolm", "prompt": "a", "logprobs": 1}
+    answer = (await raw(served, "/v1/completions", body)).json()
+    assert answer["choices"][0]["logprobs"] == {
+        "tokens": ["Use", " the"],
+        "token_logprobs": [-0.5, -1.5],
+        "top_logprobs": [{"Use": -0.5}, {" the": -1.5, " a": -1.0}],
+        "text_offset": [0, 3],
+    }
+    streamed = events((await raw(served, "/v1/completions", {**body, "stream": True})).text)
+    offsets = [event["choices"][0]["logprobs"]["text_offset"] for event in streamed[:-1]]
+    assert offsets == [[0, 3], [4, 7]]  # each of the two pieces says that it has both tokens
+
+
+async def test_a_refusal_of_echolm_names_the_field(served: Served) -> None:
+    served.backend.fails = InvalidRequestError.of(
+        "tools[0].function.parameters", "a JSON schema", "another"
+    )
+    with pytest.raises(openai.BadRequestError) as refused:
+        await served.openai().chat.completions.create(model="echolm", messages=USER, tools=[TOOL])
+    assert refused.value.param == "tools[0].function.parameters"
 
 
 async def test_completions(served: Served) -> None:
@@ -335,15 +329,26 @@ async def test_bad_embeddings(served: Served, fields: Any, param: str) -> None:
 async def test_models(served: Served) -> None:
     client = served.openai()
     found = [model.id async for model in client.models.list()]
-    assert found == ["echolm", "small_llm", "large_llm", "text_embedding"]
+    weighted = ["echolm-0", "echolm-0.2", "echolm-1"]
+    assert found == ["echolm", *weighted, "small_llm", "large_llm", "text_embedding"]
     assert (await client.models.retrieve("small_llm")).object == "model"
+    for name, weight in (("echolm", 0.05), ("echolm-0.2", 0.2), ("echolm-12.75", 12.75)):
+        extra: Any = (await client.models.retrieve(name)).model_extra
+        assert extra["echolm"] == {"cost_weight": weight}
     with pytest.raises(openai.NotFoundError) as missing:
         await client.models.retrieve("gpt-4o")
     assert missing.value.code == "model_not_found"
 
 
+async def test_a_model_name_can_hold_a_cost_weight(served: Served) -> None:
+    await raw(served, "/v1/chat/completions", {**chat(), "model": "echolm-0.25"})
+    await raw(served, "/v1/completions", {"model": "echolm-0", "prompt": "a"})
+    assert [inputs["cost_weight"] for inputs in served.backend.asked] == [0.25, 0.0]
+    assert not any("llm" in inputs for inputs in served.backend.asked)
+
+
 async def test_an_unknown_model_is_not_found(served: Served) -> None:
-    for model in ("gpt-4o", "echolm-0.5", "text_embedding"):
+    for model in ("gpt-4o", "echolm-", "echolm--1", "echolm-1e9", "echolm-1000", "text_embedding"):
         with pytest.raises(openai.NotFoundError) as missing:
             await served.openai().chat.completions.create(model=model, messages=USER)
         assert (missing.value.code, missing.value.param) == ("model_not_found", "model")

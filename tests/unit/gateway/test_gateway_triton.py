@@ -19,8 +19,6 @@ async def test_a_triton_that_is_not_there_is_unavailable() -> None:
         taken.bind(("127.0.0.1", 0))
         backend = TritonBackend(f"127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(UnavailableError):
-            await backend.signature()
-        with pytest.raises(UnavailableError):
             await backend.answer({"text_input": "a"})
         with pytest.raises(UnavailableError):
             await anext(backend.stream({"text_input": "a"}))

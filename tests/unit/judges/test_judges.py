@@ -204,9 +204,9 @@ async def test_an_llm_that_judges_counts_as_load() -> None:
     seen: list[int] = []
 
     class Watching(FakeLLM):
-        async def generate(self, request_id: str, prompt: str, sampling: Sampling, on_text):  # type: ignore[no-untyped-def]
+        async def generate(self, request_id: str, prompt: str, sampling: Sampling, on_piece):  # type: ignore[no-untyped-def]
             seen.append(load.in_flight("small_llm"))
-            return await super().generate(request_id, prompt, sampling, on_text)
+            return await super().generate(request_id, prompt, sampling, on_piece)
 
     clients = {"small_llm": Watching(reply=lambda p: "[[C]]"), "large_llm": FakeLLM()}
     judge = build_judge(settings, build_endpoints(settings, clients), Planar(), load)

@@ -35,6 +35,7 @@ from echolm.wiring.routing import build_bandit
 
 EMBEDDING = np.full(8, 8**-0.5, dtype=np.float32)
 EXAMPLES = (Selected(11, "past request", "past answer", 0.9, 0.8),)
+TOOLS = {"tools": json.dumps([{"type": "function", "function": {"name": "weather"}}])}
 
 
 @dataclass
@@ -398,7 +399,7 @@ async def test_judges_that_rate_rate_what_was_asked_beside(scale: Any) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"cache_control": "no-store"}, {"llm": "large_llm"}, {"tenant": "private"}],
+    [{"cache_control": "no-store"}, {"llm": "large_llm"}, {"tenant": "private"}, TOOLS],
 )
 async def test_what_must_not_be_judged_is_not_shown_to_a_new_llm(values: dict[str, str]) -> None:
     setup = Setup(warm_up=6, exclude_tenants=["private"])
@@ -482,6 +483,7 @@ async def test_the_cost_is_counted_once_and_logged() -> None:
         {"cache_control": "no-cache"},
         {"llm": "small_llm"},
         {"tenant": "private"},
+        TOOLS,
     ],
 )
 async def test_what_must_not_be_judged_is_not(values: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import ssl
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from echolm.errors import (
     InvalidRequestError,
     UnavailableError,
 )
+from echolm.llm.openai_answer import ChatAnswer
 from echolm.llm.openai_client import OpenAIClient
 from echolm.llm.openai_messages import OpenAIMessages
-from echolm.primitives import Completion, Sampling
+from echolm.primitives import Completion, Piece, Sampling
 from echolm.settings import LLMSettings, Settings
 from echolm.wiring.llms import build_endpoints
 from openai_server import MODEL, OpenAIServer
@@ -58,7 +60,9 @@ async def ask(llm: OpenAIClient, text: str, sampling: Sampling = SAMPLING) -> Co
 
 async def streamed(llm: OpenAIClient, text: str) -> tuple[list[str], Completion]:
     pieces: list[str] = []
-    completion = await llm.generate("r-1", messages(text), SAMPLING, pieces.append)
+    completion = await llm.generate(
+        "r-1", messages(text), SAMPLING, lambda piece: pieces.append(piece.text)
+    )
     return pieces, completion
 
 
@@ -142,7 +146,12 @@ async def test_completions_get_the_prompt(server: OpenAIServer) -> None:
     prompt = endpoint.template.render([Turn("user", "hello")])
     pieces: list[str] = []
     whole = await endpoint.client.generate("r", prompt, SAMPLING, None)
-    assert await endpoint.client.generate("r", prompt, SAMPLING, pieces.append) == whole
+    assert (
+        await endpoint.client.generate(
+            "r", prompt, SAMPLING, lambda piece: pieces.append(piece.text)
+        )
+        == whole
+    )
     assert ["".join(pieces), whole.text] == [server.text] * 2
     assert prompt.startswith("<|im_start|>user")
     assert [body["prompt"] for _, body in server.requests] == [prompt] * 2
@@ -158,6 +167,81 @@ async def test_a_prompt_that_is_no_list_of_messages_is_refused(
     assert server.requests == []
 
 
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "b", "strict": False, "schema": SCHEMA}}
+TOOLS = Sampling(16, tools=json.dumps([WEATHER]))
+
+
+async def test_tools_and_forms_are_sent_as_the_caller_wrote_them(server: OpenAIServer) -> None:
+    sampling = Sampling(
+        16,
+        tools=json.dumps([WEATHER]),
+        tool_choice='"required"',
+        guide_type="json_schema",
+        guide=json.dumps(SCHEMA),
+        response_format=json.dumps(FORMAT),
+        top_logprobs=3,
+    )
+    assert client(server).lacks(sampling) == []
+    await ask(client(server), "hello", sampling)
+    [(_, body)] = server.requests
+    assert (body["tools"], body["tool_choice"]) == ([WEATHER], "required")
+    assert body["response_format"] == FORMAT
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 3)
+
+
+@pytest.mark.parametrize(
+    ("guide", "form"),
+    [
+        (Sampling(16, guide_type="json"), {"type": "json_object"}),
+        (
+            Sampling(16, guide_type="json_schema", guide=json.dumps(SCHEMA)),
+            {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}},
+        ),
+    ],
+)
+async def test_guided_decoding_of_json_is_a_response_format(
+    server: OpenAIServer, guide: Sampling, form: Any
+) -> None:
+    assert client(server).lacks(guide) == []
+    await ask(client(server), "hello", guide)
+    assert server.requests[0][1]["response_format"] == form
+
+
+@pytest.mark.parametrize(
+    ("setting", "asked", "lacking"),
+    [
+        ("takes_tools", replace(TOOLS, tool_choice='"auto"'), ["tools", "tool_choice"]),
+        ("takes_logprobs", Sampling(top_logprobs=0), ["logprobs"]),
+        ("takes_response_format", Sampling(guide_type="json"), ["guided_decoding_guide_type"]),
+    ],
+)
+def test_what_a_server_does_not_take(
+    server: OpenAIServer, setting: str, asked: Sampling, lacking: list[str]
+) -> None:
+    assert client(server).lacks(asked) == []
+    assert client(server, **{setting: False}).lacks(asked) == lacking
+    completions = client(server, openai_api="completions", chat_template="chatml")
+    assert completions.lacks(asked) == ([] if setting == "takes_logprobs" else lacking)
+
+
+def test_other_guides_than_json_are_not_openais(server: OpenAIServer) -> None:
+    regex = Sampling(guide_type="regex", guide="[a-z]")
+    lacking = ["guided_decoding_guide_type", "guided_decoding_guide"]
+    assert client(server).lacks(regex) == lacking
+
+
+@pytest.mark.parametrize("name", ["tools", "tool_choice", "response_format"])
+async def test_json_of_a_request_cannot_become_another_field(
+    server: OpenAIServer, name: str
+) -> None:
+    asked = replace(SAMPLING, **{name: '[], "model": "other"'})  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match=f"{name}: expected JSON"):
+        await ask(client(server), "hello", asked)
+    assert server.requests == []
+
+
 # What is answered
 
 
@@ -165,6 +249,95 @@ async def test_an_answer_has_text_reason_and_counts(server: OpenAIServer) -> Non
     assert await ask(client(server), "two words") == Completion(server.text, "stop", 2, 5)
     cut = await ask(client(server), "two words", Sampling(max_tokens=3))
     assert cut == Completion("an answer of ", "length", 2, 3)
+
+
+async def answers(
+    llm: OpenAIClient, text: str, sampling: Sampling
+) -> tuple[Completion, Completion, list[Piece]]:
+    """A whole answer, the same one streamed, and its pieces."""
+    pieces: list[Piece] = []
+    streamed = await llm.generate("r", messages(text), sampling, pieces.append)
+    return await ask(llm, text, sampling), streamed, pieces
+
+
+async def test_calls_of_tools_are_the_same_whole_and_streamed(server: OpenAIServer) -> None:
+    other = {"type": "function", "function": {"name": "clock"}}
+    sampling = Sampling(16, tools=json.dumps([WEATHER, other]))
+    text = "CALL-weather CALL-clock CALL-none"
+    whole, streamed, pieces = await answers(client(server), text, sampling)
+    assert whole == streamed
+    assert (whole.text, whole.finish_reason) == ("", "tool_calls")
+    assert whole.tool_calls == tuple(
+        {
+            "id": f"call_{k}",
+            "type": "function",
+            "function": {"name": name, "arguments": f'{{"number": {k}}}'},
+        }
+        for k, name in enumerate(("weather", "clock"))
+    )
+    deltas = [delta for piece in pieces for delta in piece.tool_calls]
+    assert [delta["index"] for delta in deltas] == [0, 0, 0, 1, 1, 1]
+    assert ["id" in delta for delta in deltas] == [True, False, False] * 2
+
+
+async def test_a_server_that_does_not_stream_has_calls_as_well(server: OpenAIServer) -> None:
+    llm = client(server, extra_body={"stream_options": None, "tools": [WEATHER]})
+    server.streams = False
+    whole, streamed, pieces = await answers(llm, "CALL-weather", TOOLS)
+    assert whole == streamed
+    [piece] = pieces
+    assert piece.tool_calls == ({"index": 0, **whole.tool_calls[0]},)
+
+
+async def test_tokens_have_openais_fields_and_no_others(server: OpenAIServer) -> None:
+    whole, streamed, _ = await answers(client(server), "hi", Sampling(2, top_logprobs=1))
+    assert whole == streamed
+    other = {"token": "other 0", "logprob": -1.5, "bytes": list(b"other 0")}
+    assert whole.logprobs[0] == {
+        "token": "an ",
+        "logprob": -0.5,
+        "bytes": list(b"an "),
+        "top_logprobs": [other],
+    }
+    assert [token["token"] for token in whole.logprobs] == ["an ", "answer "]
+    completions = client(server, openai_api="completions", chat_template="chatml")
+    done = await completions.generate("r", "hi", Sampling(1, top_logprobs=1), None)
+    assert done.logprobs[0]["top_logprobs"][1] == other
+    assert [body["logprobs"] for _, body in server.requests] == [True, True, 1]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"tool_calls": [{"id": "a", "function": {"arguments": "{}"}}]},
+        {"tool_calls": [{"id": "a", "function": {"name": 3}}]},
+        {"tool_calls": [{"id": "a", "index": 1_000_000, "function": {"name": "b"}}]},
+        {"tool_calls": ["a"]},
+        {"tool_calls": 3},
+    ],
+)
+async def test_calls_that_are_none_are_no_answer(server: OpenAIServer, said: Any) -> None:
+    answer = ChatAnswer()
+    with pytest.raises(ValueError, match="expected a completion"):
+        answer.take({"choices": [{"message": said}]})
+
+
+def test_a_call_without_an_id_gets_one_and_a_name_counts_once() -> None:
+    answer = ChatAnswer()
+    for part in ("{", "}"):  # some servers repeat the name with each part
+        call = {"index": 0, "function": {"name": "f", "arguments": part}}
+        answer.take({"choices": [{"delta": {"tool_calls": [call]}}]})
+    [call] = answer.completion().tool_calls
+    assert call["id"].startswith("call_")
+    assert call["function"] == {"name": "f", "arguments": "{}"}
+
+
+def test_a_demanded_call_ends_an_answer_as_any_other() -> None:
+    for reason, expected in (("stop", "tool_calls"), ("length", "length")):
+        answer = ChatAnswer()
+        call = {"id": "a", "function": {"name": "f", "arguments": ""}}
+        answer.take({"choices": [{"finish_reason": reason, "message": {"tool_calls": [call]}}]})
+        assert answer.completion().finish_reason == expected
 
 
 async def test_a_streamed_answer_is_the_same_in_pieces(server: OpenAIServer) -> None:
@@ -320,7 +493,9 @@ async def test_an_error_in_a_stream_ends_it(server: OpenAIServer) -> None:
     pieces: list[str] = []
     for status, kind in ((500, UnavailableError), (400, InvalidRequestError)):
         with pytest.raises(kind, match="told to fail"):
-            await client(server).generate("r", messages(f"LATE-{status}"), SAMPLING, pieces.append)
+            await client(server).generate(
+                "r", messages(f"LATE-{status}"), SAMPLING, lambda piece: pieces.append(piece.text)
+            )
     assert pieces == ["an "] * 2
 
 

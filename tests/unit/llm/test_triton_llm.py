@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from echolm.llm.inflight_batcher import InflightBatcherClient
 from echolm.llm.llmapi import LLMAPIClient
 from echolm.llm.optional_inputs import optional_inputs
 from echolm.llm.triton_client import Channels, TritonLLMClient, remote_error
-from echolm.primitives import Completion, Sampling
+from echolm.primitives import Completion, Piece, Sampling
 from echolm.serving import preflight
 from echolm.settings import LLMSettings, Settings, TritonSettings
 from echolm.wiring.llms import build_llm_clients
@@ -387,6 +388,32 @@ async def test_our_llms_responses_have_the_log_probabilities_of_their_own_tokens
     assert (done.cumulative_logprob, done.token_logprobs) == (-1.5, (-1.0, -0.25, -0.25))
 
 
+async def test_tokens_come_with_the_pieces_that_bring_them(
+    server: Server, llm: LLMAPIClient
+) -> None:
+    first, second = ({"token": t, "logprob": -0.5} for t in "ab")
+    server.servicer.answer = saying(
+        message(text_output="a", logprobs=json.dumps([first])),
+        message(text_output="", logprobs=json.dumps([second])),
+        message(text_output="b"),
+        message(),
+    )
+    pieces: list[Piece] = []
+    done = await llm.generate("r", "hi", SAMPLING, pieces.append)
+    assert pieces == [
+        Piece("a", logprobs=(first,)),
+        Piece("", logprobs=(second,)),
+        Piece("b"),
+    ]
+    assert (done.text, done.logprobs) == ("ab", (first, second))
+
+
+async def test_tokens_that_are_no_json_are_no_answer(server: Server, llm: LLMAPIClient) -> None:
+    server.servicer.answer = saying(message(text_output="a", logprobs="3"), message())
+    with pytest.raises(UnavailableError, match="logprobs: expected a JSON array"):
+        await llm.generate("r", "hi", SAMPLING, None)
+
+
 async def test_what_our_llm_is_asked_for_has_its_contracts_names(
     server: Server, llm: LLMAPIClient
 ) -> None:
@@ -439,7 +466,9 @@ async def test_a_streamed_answer_comes_piece_by_piece(server: Server, llm: LLMAP
 
     server.servicer.answer = answer
     pieces: list[str] = []
-    task = asyncio.create_task(llm.generate("r", "hi", SAMPLING, pieces.append))
+    task = asyncio.create_task(
+        llm.generate("r", "hi", SAMPLING, lambda piece: pieces.append(piece.text))
+    )
     await until(lambda: pieces == ["one "])  # before the rest is generated
     go_on.set()
     assert await task == Completion("one two", "length", 3, 2)
@@ -456,7 +485,7 @@ async def test_an_llm_that_does_not_count_tokens_or_give_reasons(
 async def test_an_empty_answer_is_an_answer(server: Server, llm: LLMAPIClient) -> None:
     server.servicer.answer = saying(message(text_output="", finish_reason="stop"), message())
     pieces: list[str] = []
-    done = await llm.generate("r", "hi", SAMPLING, pieces.append)
+    done = await llm.generate("r", "hi", SAMPLING, lambda piece: pieces.append(piece.text))
     assert (done.text, done.finish_reason, pieces) == ("", "stop", [])
 
 
@@ -517,7 +546,7 @@ async def test_a_status_becomes_an_error_of_our_own(
     server.servicer.answer = failing(grpc.StatusCode[code], details, *before)
     got: list[str] = []
     with pytest.raises(expected, match=shown) as caught:
-        await llm.generate("r", "hi", SAMPLING, got.append)
+        await llm.generate("r", "hi", SAMPLING, lambda piece: got.append(piece.text))
     assert type(caught.value) is expected
     assert got == ["half"] * pieces
 
@@ -769,7 +798,9 @@ async def test_the_configuration_is_read_once_and_again_after_a_failure(
     server.servicer.config = configuration(list(INPUTS), list(OUTPUTS), decoupled=False)
     server.servicer.answer = saying(message(text_output="as a whole"))
     pieces: list[str] = []
-    assert (await llm.generate("r", "hi", SAMPLING, pieces.append)).text == "as a whole"
+    assert (
+        await llm.generate("r", "hi", SAMPLING, lambda piece: pieces.append(piece.text))
+    ).text == "as a whole"
     assert (pieces, server.servicer.config_requests) == (["as a whole"], 2)
     assert sent(server.servicer.requests[-1])["streaming"] == [False]
 
@@ -821,7 +852,7 @@ async def test_all_of_the_text_so_far_becomes_pieces(server: Server, nvidia: LLM
         message(text_output="a a é\ufffd", finish_reason="length"),
     )
     pieces: list[str] = []
-    done = await nvidia.generate("r", "hi", SAMPLING, pieces.append)
+    done = await nvidia.generate("r", "hi", SAMPLING, lambda piece: pieces.append(piece.text))
     assert pieces == ["a", " a", " ", "é", "\ufffd"]
     assert done == Completion("a a é\ufffd", "length", -1, -1)
 
@@ -835,7 +866,9 @@ async def test_stop_words_are_cut_here(
     )
     pieces: list[str] = []
     sampling = Sampling(16, stop=("END",))
-    done = await nvidia.generate("r", "hi", sampling, pieces.append if streamed else None)
+    done = await nvidia.generate(
+        "r", "hi", sampling, lambda piece: pieces.append(piece.text) if streamed else None
+    )
     assert (done.text, done.finish_reason) == ("x ", "stop")
     assert pieces == (["x", " "] if streamed else [])
     assert "sampling_param_stop" not in sent(server.servicer.requests[0])
@@ -876,7 +909,9 @@ async def test_counts_of_the_pieces_are_added_and_tell_how_it_ended(
     )
     for most, reason in ((4, "stop"), (3, "length")):
         pieces: list[str] = []
-        done = await ensemble.generate("r", "hi", Sampling(most), pieces.append)
+        done = await ensemble.generate(
+            "r", "hi", Sampling(most), lambda piece, pieces=pieces: pieces.append(piece.text)
+        )
         assert done == Completion("a b c", reason, 5, 3)
         assert pieces == ["a", " b c"]
 

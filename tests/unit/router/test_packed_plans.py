@@ -80,6 +80,25 @@ def test_an_llm_that_repeats_its_text_and_says_why_it_ends() -> None:
     assert packed.endswith(outputs(b"small", b"", -1, 1))
 
 
+def test_what_a_stream_brings_piece_by_piece_is_joined() -> None:
+    sampling = Sampling(9, logprobs=True, top_logprobs=0, tools="[]x")
+    plan = Plan(**{**vars(PLAN), "sampling": sampling})
+    packed = PlanPacker(SETTINGS).pack(plan, LLMCall("model", (), Reading(), gathers=False))
+    assert packed.endswith(
+        b"\4"
+        + tensor(b"tool_calls", b"BYTES", text(b""))
+        + b"\4"
+        + tensor(b"logprobs", b"BYTES", text(b""))
+        + b"\1"
+        + tensor(b"cum_log_probs", b"FP32", b"", 0)
+        + b"\2"
+        + text(b"output_log_probs")
+        + text(b"FP32")
+        + struct.pack("<Iqq", 2, 1, 0)
+        + text(b"")
+    )
+
+
 def test_a_plan_that_calls_no_llm() -> None:
     stored = Plan(**{**vars(PLAN), "llm": "stored", "text": "as before"})
     assert PlanPacker(SETTINGS).pack(stored, None) == b"".join(

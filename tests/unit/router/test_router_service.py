@@ -28,6 +28,8 @@ from echolm.primitives import (
     Retrieved,
     Selected,
 )
+from echolm.retrieval.features import EXAMPLE_FEATURES, REQUEST_FEATURES
+from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
 from echolm.router.conversations import WarmConversations
 from echolm.router.policy import Policy
 from echolm.router.ports import Stage
@@ -804,3 +806,72 @@ async def test_a_conversation_stays_with_its_llm_unless_another_is_worth_its_pre
     ]
     await setup.ask(**turn_after(first.text, asked), llm="large_llm")
     assert setup.metrics.log[-1] == ("conversation", "moved")
+
+
+TOOLS = json.dumps([{"type": "function", "function": {"name": "weather"}}])
+
+
+async def test_tools_are_for_llms_that_can_take_them() -> None:
+    setup = Setup()
+    setup.prefer("small_llm")
+    setup.llms["small_llm"].cannot_take = ("tools", "tool_choice", "logprobs")
+    answer = await setup.ask(tools=TOOLS, tool_choice='"auto"')
+    assert (answer.llm, answer.degraded) == ("large_llm", "")
+    assert setup.tokens.load(answer.feedback_token).propensity == 1.0
+    [sampling] = setup.llms["large_llm"].samplings
+    assert (sampling.tools, sampling.tool_choice) == (TOOLS, '"auto"')
+    assert (await setup.ask()).llm == "small_llm"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "lacking", "told"),
+    [
+        ({"tools": TOOLS}, ("tools",), "tools: expected nothing, since no LLM here can take it"),
+        ({"logprobs": 0}, ("logprobs",), "logprobs: .*, got 0; leave out logprobs"),
+        (
+            {"response_format": '{"type": "json_object"}'},
+            ("guided_decoding_guide_type",),
+            "response_format: .*; leave out response_format",
+        ),
+        (
+            {"guided_decoding_guide_type": "json"},
+            ("guided_decoding_guide_type",),
+            "guided_decoding_guide_type: .*; leave out guided_decoding_guide_type",
+        ),
+    ],
+)
+async def test_what_no_llm_can_take_is_refused_as_the_caller_named_it(
+    inputs: dict[str, Any], lacking: tuple[str, ...], told: str
+) -> None:
+    setup = Setup()
+    for llm in setup.llms.values():
+        llm.cannot_take = lacking
+    with pytest.raises(InvalidRequestError, match=told):
+        await setup.ask(**inputs)
+    setup.llms["large_llm"].cannot_take = ()
+    assert (await setup.ask(**inputs)).llm == "large_llm"
+    with pytest.raises(InvalidRequestError, match="small_llm cannot take it"):
+        await setup.ask(llm="small_llm", **inputs)
+
+
+async def test_a_cost_weight_of_a_request_decides_and_is_no_matter_to_the_next() -> None:
+    setup = Setup()
+    setup.prefer("large_llm")
+    answer = await setup.ask(cost_weight=10.0)
+    assert answer.llm == "small_llm"
+    assert setup.tokens.load(answer.feedback_token).propensity == 1.0
+    assert (await setup.ask()).llm == "large_llm"
+    assert (await setup.ask(cost_weight=0.0)).llm == "large_llm"
+
+
+@pytest.mark.parametrize("weight", [None, 0.5])
+async def test_by_another_price_nothing_is_learnt_of_the_threshold(weight: float | None) -> None:
+    draw = ThresholdDraw(3, 4, 0.5)
+    features = np.zeros((0, len(EXAMPLE_FEATURES)), dtype=np.float32)
+    request = np.zeros(len(REQUEST_FEATURES), dtype=np.float32)
+    record = SelectionRecord(request, (), features, (), NONE, draw)
+    setup = Setup()
+    setup.retriever.found = Retrieved(EMBEDDING, selection=record.dump())
+    answer = await setup.ask(cost_weight=weight)
+    selection = setup.tokens.load(answer.feedback_token).selection
+    assert SelectionRecord.load(selection).draw == (draw if weight is None else None)

@@ -23,6 +23,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 @dataclass
 class Logprob:
     logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
 
 
 @dataclass
@@ -65,6 +67,13 @@ class _State:
     told_tokens: int = 0
     aborted: bool = False
 
+    def _likeliest(self, token: int, logprob: float) -> dict[int, Logprob]:
+        """The token, which is the likeliest, and the next ones."""
+        entry = {token: Logprob(logprob, 1, f"t{token}")}
+        for rank in range(2, (self.params.logprobs or 0) + 1):
+            entry[-rank] = Logprob(float("-inf"), rank, f"other {rank}")
+        return entry
+
     def output(self, finish: str | None, stop: str | None = None) -> RequestOutput | None:
         kind = self.params.output_kind
         if finish is None and kind is RequestOutputKind.FINAL_ONLY:
@@ -72,7 +81,8 @@ class _State:
         # What may become a stop word is held back.
         hold = 0 if finish else max([len(word) - 1 for word in self.params.stop], default=0)
         text, tokens = self.text[: len(self.text) - hold], self.tokens
-        logprobs = [{t: Logprob(p)} for t, p in zip(tokens, self.logprobs, strict=True)]
+        pairs = zip(tokens, self.logprobs, strict=True)
+        logprobs = [self._likeliest(token, logprob) for token, logprob in pairs]
         if kind is RequestOutputKind.DELTA:
             given, self.told_text = self.told_text, max(self.told_text, len(text))
             text, tokens = text[given:], tokens[self.told_tokens :]
