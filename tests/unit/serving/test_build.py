@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def parameters(output: Path, llm: str) -> dict[str, str]:
 def test_what_is_written_is_what_serve_takes(
     build: Any, profile: str, small: Path, large: Path
 ) -> None:
-    status, messages, output = build(profile=profile)
+    # The libraries are not in this environment.
+    status, messages, output = build(f"--set=python={sys.executable}", profile=profile)
     assert status == 0, messages
     settings = load_settings(output / "echolm.toml")
     root = built_root(output / "echolm.toml", profile)
