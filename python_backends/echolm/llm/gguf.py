@@ -11,7 +11,6 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -100,7 +99,6 @@ class GGUFFile:
         return str(self.values.get("tokenizer.chat_template", ""))
 
 
-@cache
 def read_gguf(path: Path) -> GGUFFile:
     """Read a file's header; ConfigurationError if it is no GGUF file, or is cut short."""
     try:

@@ -237,7 +237,7 @@ def test_a_chat_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
         add_model(tmp_path, name)
     small, large = Settings().llms
     llms = (small, large.model_copy(update={"chat_template": "chatlm"}))
-    with pytest.raises(ConfigurationError, match="LLM large_llm: .* got 'chatlm'"):
+    with pytest.raises(ConfigurationError, match=r"LLM large_llm: .* got 'chatlm'"):
         preflight.check_models(preflight.models_in([tmp_path]), Settings(llms=llms))
 
 
