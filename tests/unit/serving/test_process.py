@@ -202,3 +202,11 @@ def test_program_survives_the_thread_that_started_it(command: Callable[..., Comm
     time.sleep(0.6)
     assert started[0].poll() is None
     started[0].stop()
+
+
+def test_a_program_runs_in_its_directory(command: Callable[..., Command], tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    made = command("pwd", directory=folder)
+    assert wait(GuardedProcess(made)) == 0
+    assert made.log_file.read_text().strip() == str(folder)
