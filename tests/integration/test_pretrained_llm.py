@@ -129,8 +129,8 @@ def test_prompts_are_the_tokens_of_the_checkpoints_template(
     prompt = "".join(turn.format(*message) for message in messages) + "<|im_start|>assistant\n"
     expected = len(Tokenizer.from_file(str(file)).encode(prompt).ids)
     sent = json.dumps([{"role": role, "content": said} for role, said in messages])
-    answer = caller.ask(messages=sent, max_tokens=1, **NEW)
-    assert answer.as_numpy("num_input_tokens").item() == expected
+    answer = caller.ask_rows({"messages": sent, "max_tokens": 1, **NEW})
+    assert answer["num_input_tokens"].item() == expected
 
 
 def test_a_stream_is_the_answer_in_pieces(openai: OpenAI) -> None:
@@ -138,7 +138,7 @@ def test_a_stream_is_the_answer_in_pieces(openai: OpenAI) -> None:
         "model": "small_llm",
         "messages": [{"role": "user", "content": QUESTION}],
         "max_tokens": 24,
-        "extra_headers": {"Cache-Control": "no-cache"},
+        "extra_body": {"cache_control": "no-cache"},
     }
     whole = openai.chat.completions.create(**asked).choices[0]
     pieces = [
@@ -152,8 +152,8 @@ def test_a_stream_is_the_answer_in_pieces(openai: OpenAI) -> None:
 
 def test_stop_words_of_the_llm_and_of_a_request_end_an_answer(caller: Caller) -> None:
     shout = "Say exactly this: Hello there! How are you?"
-    for stop, absent in (((), "!"), (("the",), "the")):
-        answer = caller.ask(shout, max_tokens=48, stop_words=list(stop), **NEW)
+    for words, absent in (({}, "!"), ({"stop_words": ["there"]}, "there")):
+        answer = caller.ask(shout, max_tokens=48, **words, **NEW)
         assert absent not in text(answer, "text_output")
         assert text(answer, "finish_reason") == "stop"
 
