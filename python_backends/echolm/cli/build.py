@@ -1,4 +1,4 @@
-"""``echolm build``: write a model repository for LLMs on NVIDIA GPUs."""
+"""``echolm build``: write a model repository for LLMs of one's own."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from echolm_client.cli.arguments import Subparsers, add_verb, key_value
 from echolm_client.cli.console import note, write
 from echolm_client.cli.exit_codes import OK
 
+DEFAULT_OUTPUT = "~/.local/share/echolm"
+
 
 def add_subcommand(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "build",
-        help="write a model repository for LLMs on NVIDIA GPUs",
-        description="Check two checkpoints and write a model repository and an echolm.toml that "
-        "`echolm serve` and Triton take. GPUs that both LLMs are on are shared by memory.",
-        epilog="Options of the engines (--set): VLLMOptions in engines/vllm.py, TensorRTLLMOptions "
-        "in engines/tensorrt_llm.py; for example --set python=/opt/vllm/bin/python "
-        "--large-set quantization=fp8.",
+        help="write a model repository for LLMs of your own",
+        description="Check two LLMs and write a model repository and an echolm.toml that `echolm "
+        "serve` and Triton take. For the CPU (--profile local), a checkpoint or a GGUF file that "
+        "OpenVINO does not read is converted, in an environment that is made once in "
+        "~/.cache/echolm. GPUs that both LLMs are on are shared by memory.",
+        epilog="Options of the engines (--set): OpenVINOOptions in engines/openvino.py, "
+        "VLLMOptions in engines/vllm.py, TensorRTLLMOptions in engines/tensorrt_llm.py; for "
+        "example --set python=/opt/vllm/bin/python --large-set quantization=fp8.",
     )
-    parser.add_argument("--profile", required=True, help="vllm or tensorrt_llm")
+    parser.add_argument("--profile", required=True, help="local, vllm or tensorrt_llm")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder to write (default: build/PROFILE)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"folder to write (default: {DEFAULT_OUTPUT}/PROFILE)",
     )
     for role in ("small", "large"):
         _add_llm(parser, role)
@@ -33,6 +40,18 @@ def add_subcommand(subparsers: Subparsers) -> None:
         choices=("cuda", "fast", "fp32"),
         help="how the embedding model runs with vllm (default: cuda, if this environment's ONNX "
         "Runtime has it, else fast: on the CPU); with tensorrt_llm Triton's backend runs it",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("int8", "int4"),
+        default="int8",
+        help="format of the weights of what is converted for the CPU (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--converter",
+        type=Path,
+        metavar="PYTHON",
+        help="interpreter of an environment that converts for the CPU (default: one is made)",
     )
     parser.add_argument(
         "--processes",
@@ -55,17 +74,15 @@ def _add_llm(parser: argparse.ArgumentParser, role: str) -> None:
     group = parser.add_argument_group(f"the {role} LLM")
     group.add_argument(
         f"--{role}",
-        type=Path,
         required=True,
         metavar="MODEL",
-        help="folder of a Hugging Face checkpoint, or (tensorrt_llm) of a built engine",
+        help="folder of a Hugging Face checkpoint, or its name on the hub; with local also a GGUF "
+        "file or an OpenVINO folder, with tensorrt_llm a built engine",
     )
     group.add_argument(
         f"--{role}-tokenizer", type=Path, metavar="DIR", help="folder of another tokenizer"
     )
-    group.add_argument(
-        f"--{role}-gpus", default="0", metavar="0,1", help="numbers of its GPUs (default: 0)"
-    )
+    group.add_argument(f"--{role}-gpus", metavar="0,1", help="numbers of its GPUs (default: 0)")
     group.add_argument(
         f"--{role}-memory",
         type=float,
@@ -113,10 +130,12 @@ def run(args: argparse.Namespace) -> int:
     options = BuildOptions(
         profile=args.profile,
         llms={role: choice(role) for role in ("small", "large")},
-        output=args.output or Path("build") / args.profile,
+        output=args.output or Path(DEFAULT_OUTPUT) / args.profile,
         embedder=args.embedder,
         processes=args.processes,
         repository_root=args.repository_root,
+        weights=args.weights,
+        converter=args.converter,
         force=args.force,
     )
     written = build(options, lambda message: note(f"echolm build: {message}"))

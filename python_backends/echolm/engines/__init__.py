@@ -14,7 +14,8 @@ from echolm.engines.base import LLMEngine
 from echolm.errors import ConfigurationError
 
 ENGINES = ("openvino", "tensorrt_llm", "vllm", "dummy")
-"""The engines' names, and those of their modules, each with a ``create(model_dir, options)``."""
+"""The engines' names, and those of their modules, each with a ``check(model_dir, options)`` and a
+``create(model_dir, options)``."""
 
 
 def create_engine(
@@ -22,19 +23,32 @@ def create_engine(
 ) -> LLMEngine:
     """Load the model of a directory and start its engine; returns when it is ready.
 
-    Options that are text are converted to their types. Raises ConfigurationError if the engine is
-    unknown or not installed, an option is wrong, or model files are missing.
+    Options that are text are converted to their types. Raises ConfigurationError as
+    :func:`check_engine` does, and if the model cannot be loaded.
     """
+    engine: LLMEngine = _module(name).create(Path(model_dir), dict(options or {}))
+    return engine
+
+
+def check_engine(name: str, model_dir: Path, options: Mapping[str, Any]) -> None:
+    """Check what can be known of an engine without starting it.
+
+    Raises:
+        ConfigurationError: the engine is unknown or not installed, an option is wrong, or model
+            files are missing.
+    """
+    _module(name).check(model_dir, options)
+
+
+def _module(name: str) -> Any:
     if name not in ENGINES:
         expected = ", ".join(sorted(ENGINES))
         raise ConfigurationError(f"engine: expected one of {expected}, got {name!r}")
     try:
-        module = import_module(f"echolm.engines.{name}")
+        return import_module(f"echolm.engines.{name}")
     except ImportError as error:
         message = f"engine {name}: expected its packages to be installed, got: {error}"
         raise ConfigurationError(message) from error
-    engine: LLMEngine = module.create(Path(model_dir), dict(options or {}))
-    return engine
 
 
-__all__ = ["ENGINES", "LLMEngine", "create_engine"]
+__all__ = ["ENGINES", "LLMEngine", "check_engine", "create_engine"]

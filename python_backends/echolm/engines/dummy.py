@@ -179,6 +179,11 @@ class DummyEngine:
                 logger.exception("engine dummy: a callback failed")
 
 
+def check(model_dir: Path, options: Mapping[str, Any]) -> DummyOptions:
+    """See :func:`echolm.engines.check_engine`."""
+    return read_options(DummyOptions, options, "dummy")
+
+
 def create(model_dir: Path, options: Mapping[str, Any]) -> DummyEngine:
     """The engine with its options; it has no model, so ``model_dir`` need not exist."""
-    return DummyEngine(read_options(DummyOptions, options, "dummy"))
+    return DummyEngine(check(model_dir, options))

@@ -158,22 +158,34 @@ def check_model(engine: str, model_dir: Path, options: GPUOptions) -> str:
     return str(directory.resolve())
 
 
-def start(model_dir: Path, options: GPUOptions, memory: str, install: str) -> LLMEngine:
-    """Check what can be checked here, then start the worker of an engine, or those of its copies.
+def check_files(model_dir: Path, options: GPUOptions, install: str) -> None:
+    """The model and the library are there.
 
     Args:
-        memory: name of the option for the share of each GPU's memory, which copies divide.
         install: how to get the library.
 
     Raises:
-        ConfigurationError: the library or the model is not there, or cannot be loaded.
+        ConfigurationError: one of them is not.
+    """
+    engine = options.engine
+    check_model(engine, model_dir, options)
+    if not options.python and find_spec(engine) is None:
+        message = f"engine {engine}: expected the package {engine}, got none; {install}"
+        raise ConfigurationError(message)
+
+
+def start(model_dir: Path, options: GPUOptions, memory: str) -> LLMEngine:
+    """Start the worker of an engine, or those of its copies.
+
+    Args:
+        memory: name of the option for the share of each GPU's memory, which copies divide.
+
+    Raises:
+        ConfigurationError: the model is not there, or cannot be loaded.
         UnavailableError: a worker ended or did not get ready in time.
     """
     engine = options.engine
     model = check_model(engine, model_dir, options)
-    if not options.python and find_spec(engine) is None:
-        message = f"engine {engine}: expected the package {engine}, got none; {install}"
-        raise ConfigurationError(message)
     makers = [
         partial(
             WorkerEngine,

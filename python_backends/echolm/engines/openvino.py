@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from echolm.engines.base import (
     FINISH_CANCELLED,
     FINISH_LENGTH,
@@ -37,6 +39,8 @@ MODEL_FILES = tuple(
     for part in ("model", "tokenizer", "detokenizer")
     for ending in ("xml", "bin")
 )
+_GGUF_FILES = ("config.json", "tokenizer.json", "generation_config.json")
+"""What describes a GGUF file."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class OpenVINOOptions:
     """Options of the engine.
 
     Attributes:
+        model: a GGUF file, which is loaded in place of ``openvino_model.xml``; the model's folder
+            then has the files that describe it, as ``echolm build`` writes them.
         context_length: most tokens of prompt and answer together; 0: as ``config.json`` says.
         cache_size_gb: memory for the KV cache, shared by all requests and cached prefixes.
         num_kv_blocks: size of the KV cache in blocks of 32 tokens; 0: as ``cache_size_gb`` says.
@@ -62,6 +68,7 @@ class OpenVINOOptions:
         nice: lower the priority of the engine's process by this.
     """
 
+    model: str = ""
     context_length: int = 0
     cache_size_gb: int = 1
     num_kv_blocks: int = 0
@@ -107,6 +114,7 @@ class OpenVINOStepper:
 
     def __init__(self, model_dir: Path, options: OpenVINOOptions) -> None:
         # Imported where it is used, so that the caller's process stays without it.
+        import openvino
         import openvino_genai as genai
 
         self._context_length = options.context_length or read_context_length(model_dir)
@@ -129,16 +137,18 @@ class OpenVINOStepper:
         properties = {name: value for name, value in properties.items() if value}
         pipeline = genai.ContinuousBatchingPipeline
         try:
-            self._pipeline = pipeline(model_dir, scheduler, "CPU", properties, {})
+            loaded = options.model or model_dir
+            self._pipeline = pipeline(loaded, scheduler, "CPU", properties, {})
         except RuntimeError as error:
             raise ConfigurationError(
-                f"engine openvino: expected a language model that OpenVINO can load in "
-                f"{model_dir}, got: {error}"
+                f"engine openvino: expected a language model that OpenVINO can load in {loaded}, "
+                f"got: {error}"
             ) from error
-        self._tokenizer = self._pipeline.get_tokenizer()
-        self._decode = _decoder(model_dir, self._tokenizer)
+        self._encode, self._decode = _tokenizer(model_dir, self._pipeline)
+        self._end_ids = read_end_ids(model_dir)
         blocks = options.num_kv_blocks or read_cache_blocks(model_dir, options)
         self._prefixes = PrefixCacheEstimate(blocks) if options.prefix_caching and blocks else None
+        self._tensor = openvino.Tensor
         self._active: dict[str, _Active] = {}
         self._numbers = itertools.count(1)
         self._running = genai.GenerationStatus.RUNNING
@@ -152,15 +162,15 @@ class OpenVINOStepper:
     def add(self, request: GenerationRequest) -> None:
         sampling = request.sampling
         check_context_length(self._context_length, sampling.max_tokens)  # before the tokenizer runs
-        special = request.add_special_tokens
-        ids = self._tokenizer.encode(request.prompt, add_special_tokens=special).input_ids
-        check_context_length(self._context_length, sampling.max_tokens, ids.shape[1])
+        prompt_tokens = self._encode(request.prompt, request.add_special_tokens)
+        check_context_length(self._context_length, sampling.max_tokens, len(prompt_tokens))
         try:
             config = generation_config(request)
+            config.stop_token_ids = set(self._end_ids)
+            ids = self._tensor(np.array([prompt_tokens], np.int64))
             handle = self._pipeline.add_request(next(self._numbers), ids, config)
         except RuntimeError as error:
             raise InvalidRequestError(f"request: the engine refused it: {error}") from error
-        prompt_tokens = ids.data.reshape(-1).tolist()
         if self._prefixes is not None:
             self._prefixes.prompt(prompt_tokens)
         decoder = IncrementalDecoder(self._decode) if request.streaming or sampling.stop else None
@@ -301,18 +311,45 @@ def read_cache_blocks(model_dir: Path, options: OpenVINOOptions) -> int:
     return options.cache_size_gb * 2**30 // (numbers * num_bytes)
 
 
-def _decoder(model_dir: Path, tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    """Token ids to text without special tokens.
+def read_end_ids(model_dir: Path) -> frozenset[int]:
+    """``eos_token_id`` of ``generation_config.json``: ids of the tokens that end an answer."""
+    try:
+        text = (model_dir / "generation_config.json").read_text(encoding="utf-8")
+        ids = json.loads(text).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return frozenset()
+    return frozenset(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
 
-    OpenVINO's detokenizer is a model that takes 0.1 ms a call, far too much per token; the
-    ``tokenizers`` package takes 1 µs, where the folder has its file.
+
+def _tokenizer(
+    model_dir: Path, pipeline: Any
+) -> tuple[Callable[[str, bool], list[int]], Callable[[Sequence[int]], str]]:
+    """A text to token ids, with or without special tokens around it; and ids to text without them.
+
+    OpenVINO's tokenizer and detokenizer are models that take 0.1 ms a call, far too much per token;
+    the ``tokenizers`` package takes 1 µs, where the folder has its file.
     """
     path = model_dir / "tokenizer.json"
     if path.is_file():
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(path))
-    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+
+        def encode(text: str, special: bool) -> list[int]:
+            return list(tokenizer.encode(text, add_special_tokens=special).ids)
+    else:
+        tokenizer = pipeline.get_tokenizer()
+
+        def encode(text: str, special: bool) -> list[int]:
+            ids = tokenizer.encode(text, add_special_tokens=special).input_ids
+            return [int(id) for id in ids.data.reshape(-1)]
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+
+    return encode, decode
 
 
 def make_stepper(model_dir: str, options: Mapping[str, Any]) -> OpenVINOStepper:
@@ -320,20 +357,28 @@ def make_stepper(model_dir: str, options: Mapping[str, Any]) -> OpenVINOStepper:
     return OpenVINOStepper(Path(model_dir), OpenVINOOptions(**options))
 
 
-def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
-    """Check what can be checked here, then start the worker."""
+def check(model_dir: Path, options: Mapping[str, Any]) -> OpenVINOOptions:
+    """See :func:`echolm.engines.check_engine`."""
     checked = read_options(OpenVINOOptions, options, "openvino")
     if find_spec("openvino_genai") is None:
         raise ConfigurationError(
             "engine openvino: expected the package openvino-genai, got none; "
             "`pip install openvino-genai`"
         )
-    if missing := [name for name in MODEL_FILES if not (model_dir / name).is_file()]:
+    files = [model_dir / name for name in (_GGUF_FILES if checked.model else MODEL_FILES)]
+    files += [Path(checked.model)] if checked.model else []
+    if missing := [file for file in files if not (file.is_file() and file.stat().st_size)]:
         raise ConfigurationError(
-            f"engine openvino: expected an OpenVINO language model in {model_dir}, "
-            f"got no {', '.join(missing)}; make one from a Hugging Face checkpoint: "
-            "`python scripts/convert_model.py --help`"
+            f"engine openvino: expected an OpenVINO language model, got no file {missing[0]}, or "
+            "an empty one; restore it, or write a model repository from a checkpoint: "
+            "`echolm build --help`"
         )
+    return checked
+
+
+def create(model_dir: Path, options: Mapping[str, Any]) -> WorkerEngine:
+    """Check what can be checked here, then start the worker."""
+    checked = check(model_dir, options)
     return WorkerEngine(
         "openvino",
         "stepper",

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from echolm.engines.base import FINISH_STOP, GenerationChunk, GenerationRequest, LLMEngine
-from echolm.engines.gpu import GPUOptions, finish_reason, loading, sampling_arguments, start
+from echolm.engines.gpu import (
+    GPUOptions,
+    check_files,
+    finish_reason,
+    loading,
+    sampling_arguments,
+    start,
+)
 from echolm.engines.options import at_least, read_options, wrong_option
 from echolm.engines.text import StopWords
 from echolm.engines.worker.asynchronous import Outputs
@@ -276,11 +283,19 @@ def _context_length(model: str, config: Mapping[str, Any]) -> int:
     return length
 
 
+_INSTALL = (
+    "run in NVIDIA's image nvcr.io/nvidia/tritonserver:<release>-trtllm-python-py3, or name the "
+    "interpreter of an environment that has it with the option python"
+)
+
+
+def check(model_dir: Path, options: Mapping[str, Any]) -> TensorRTLLMOptions:
+    """See :func:`echolm.engines.check_engine`."""
+    checked = read_options(TensorRTLLMOptions, options, "tensorrt_llm")
+    check_files(model_dir, checked, _INSTALL)
+    return checked
+
+
 def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
     """Check what can be checked here, then start the workers."""
-    checked = read_options(TensorRTLLMOptions, options, "tensorrt_llm")
-    install = (
-        "run in NVIDIA's image nvcr.io/nvidia/tritonserver:<release>-trtllm-python-py3, or name "
-        "the interpreter of an environment that has it with the option python"
-    )
-    return start(model_dir, checked, "gpu_memory_share", install)
+    return start(model_dir, check(model_dir, options), "gpu_memory_share")

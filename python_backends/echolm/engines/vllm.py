@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from echolm.engines.base import GenerationChunk, GenerationRequest, LLMEngine
-from echolm.engines.gpu import GPUOptions, finish_reason, loading, sampling_arguments, start
+from echolm.engines.gpu import (
+    GPUOptions,
+    check_files,
+    finish_reason,
+    loading,
+    sampling_arguments,
+    start,
+)
 from echolm.engines.options import at_least, read_options, wrong_option
 from echolm.engines.worker.asynchronous import Outputs
 from echolm.errors import ConfigurationError, InvalidRequestError, UnavailableError
@@ -222,11 +229,19 @@ async def make_backend(model: str, options: Mapping[str, Any]) -> VLLMBackend:
         raise ConfigurationError(f"engine vllm: {model}: vLLM refused it: {error}") from error
 
 
+_INSTALL = (
+    "`pip install vllm==0.20.0`, best into an environment of its own, whose interpreter the option "
+    "python names"
+)
+
+
+def check(model_dir: Path, options: Mapping[str, Any]) -> VLLMOptions:
+    """See :func:`echolm.engines.check_engine`."""
+    checked = read_options(VLLMOptions, options, "vllm")
+    check_files(model_dir, checked, _INSTALL)
+    return checked
+
+
 def create(model_dir: Path, options: Mapping[str, Any]) -> LLMEngine:
     """Check what can be checked here, then start the workers."""
-    checked = read_options(VLLMOptions, options, "vllm")
-    install = (
-        "`pip install vllm==0.20.0`, best into an environment of its own, whose interpreter the "
-        "option python names"
-    )
-    return start(model_dir, checked, "gpu_memory_utilization", install)
+    return start(model_dir, check(model_dir, options), "gpu_memory_utilization")

@@ -215,9 +215,10 @@ def load_chat_template(
     files = TokenizerFiles() if tokenizer is None else read_tokenizer_files(tokenizer)
     if chosen in BUILT_IN:
         template = ChatTemplate(
-            {DEFAULT: BUILT_IN[chosen]},
+            # An LLM whose tokenizer begins every text with a token was trained so.
+            {DEFAULT: "{{ added_bos }}" + BUILT_IN[chosen]},
             files,
-            arguments,
+            {"added_bos": files.added_bos, **(arguments or {})},
             stop=_STOP.get(chosen, ()),
             name=f"llms.chat_template {chosen!r}",
             more_special=_MORE_SPECIAL.get(chosen, ()),

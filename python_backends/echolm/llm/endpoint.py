@@ -108,9 +108,19 @@ class LLMEndpoint:
             kept.remove(min(kept, key=lambda e: e.utility))
 
     def sampling(self, asked: Sampling) -> Sampling:
-        """With which the LLM is called: that of a request, with the template's stop words."""
-        stop = self.template.stop
-        return replace(asked, stop=(*asked.stop, *stop)) if stop else asked
+        """With which the LLM is called: that of a request, with the LLM's stop words and, where the
+        request leaves the defaults, its recommended values."""
+        llm = self.settings
+        if stop := (*self.template.stop, *llm.stop):
+            asked = replace(asked, stop=(*asked.stop, *stop))
+        sampled = ("top_p", "top_k") if asked.temperature > 0 else ()
+        for name in ("repetition_penalty", *sampled):
+            if getattr(asked, name) != getattr(Sampling, name):
+                continue
+            recommended = replace(asked, **{name: getattr(llm, name)})
+            if not self.client.lacks(recommended) or self.client.lacks(asked):
+                asked = recommended
+        return asked
 
     def _turns(self, request: Request, examples: Sequence[Selected]) -> list[Turn]:
         turns = list(request.turns)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,19 @@ _SIGNS = {
     "chatml": {"<|im_start|>", "<|im_end|>"},
 }
 """Tokens by which the built-in template of a checkpoint without one is recognised."""
+
+_ROLE = re.compile("user|assistant", re.IGNORECASE)
+"""In the names of tokens of an LLM that knows turns, whose template must be known then."""
+PLAIN = "plain"
+"""The built-in template of base models."""
+BASE_STOP = ("\n",)
+"""What ends an answer of a base model, which would go on with further requests."""
+_OFF = {"repetition_penalty": 1, "top_p": 1, "top_k": 0}
+_RECOMMENDED: Mapping[str, type[float]] = {
+    "repetition_penalty": float,
+    "top_p": float,
+    "top_k": int,
+}
 
 
 @dataclass(frozen=True)
@@ -78,27 +93,43 @@ class Checkpoint:
         )
 
     def chat_template(self, chosen: str, option: str) -> str:
-        """The setting ``llms.chat_template``: the chosen one, or empty for the tokenizer's own, or
-        a built-in template if it has none and has that one's tokens.
+        """The setting ``llms.chat_template``: the chosen one, or empty for the tokenizer's own; if
+        it has none, the built-in template whose tokens it has, or that of base models.
 
         Args:
             option: the option that chooses, for messages.
 
         Raises:
-            ConfigurationError: there is no such template, or none that suits the tokenizer.
+            ConfigurationError: there is no such template, or it does not suit the tokenizer.
         """
         try:
             if chosen and chosen not in BUILT_IN:
                 chosen = str(Path(chosen).expanduser().resolve())
             if not chosen and not read_tokenizer_files(self.tokenizer).templates:
                 fitting = [name for name, signs in _SIGNS.items() if signs <= self.token_ids.keys()]
-                chosen = fitting[0] if fitting else ""
+                is_chat = any(_ROLE.search(token) for token in self.token_ids)
+                chosen = fitting[0] if fitting else "" if is_chat else PLAIN
+            if read_tokenizer_files(self.tokenizer).tokenizer is None:
+                raise ConfigurationError(
+                    f"expected a tokenizer of the tokenizers library in {self.tokenizer}, got none"
+                )
             load_chat_template(chosen, self.tokenizer)
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"checkpoint {self.directory}: {error} (with {option})"
             ) from error
         return chosen
+
+    def recommended_sampling(self) -> dict[str, float]:
+        """What ``generation_config.json`` recommends, by the names of ``[[llms]]``."""
+        file = self.tokenizer.parent / "generation_config.json"
+        values = read_json(file) if file.is_file() else {}
+        given = {name: values.get(name) for name in _RECOMMENDED}
+        return {
+            name: _RECOMMENDED[name](value)
+            for name, value in given.items()
+            if isinstance(value, int | float) and value > 0 and value != _OFF[name]
+        }
 
     def missing_end(self, chat_template: str) -> str:
         """The token that ends a turn in the template, if no answer ends with it; else empty."""

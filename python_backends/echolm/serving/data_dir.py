@@ -41,6 +41,7 @@ from echolm.gateway.keys import KeyFile
 from echolm.judges.grader import absolute_grader
 from echolm.private import UMASK
 from echolm.settings import Settings
+from echolm.settings.sections import BUILT_IN_CHAT_TEMPLATES
 
 CONFIGURATION = "echolm.toml"
 """Name of the resolved configuration in ``run``."""
@@ -193,6 +194,7 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
         llms=tuple(
             _changed(
                 llm,
+                chat_template=_absolute_template(llm.chat_template),
                 **{
                     name: _absolute(value)
                     for name in type(llm).model_fields
@@ -207,6 +209,11 @@ def resolve(settings: Settings, data: DataDir, milvus_uri: str, grpc_url: str) -
 def _absolute(path: Path) -> Path:
     """The path without its links followed: a mounted secret's change with its contents."""
     return Path(os.path.abspath(path))
+
+
+def _absolute_template(chosen: str) -> str:
+    is_path = chosen and chosen not in BUILT_IN_CHAT_TEMPLATES
+    return str(_absolute(Path(chosen))) if is_path else chosen
 
 
 def _changed(model: _Model, **values: Any) -> _Model:

@@ -38,6 +38,7 @@ class GatewayServer(GuardedServer):
             log_file=data.logs / "gateway.log",
             pid_file=data.run / "gateway.pid",
             keep_open=(data.lock_fd,),
+            directory=data.run,
             grace_s=_GRACE_S,
         )
 

@@ -110,6 +110,7 @@ class MilvusLite(GuardedServer):
             cleanup=(str(self._socket),),
             lock=database.with_name(f".{database.name}.lock"),
             keep_open=options.keep_open,
+            directory=options.run_dir,
             grace_s=5.0,
         )
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from echolm.contracts import CORE_MODELS, ROUTER, ModelContract
+from echolm.engines import check_engine
 from echolm.errors import ConfigurationError
 from echolm.gateway.keys import KeyFile, is_loopback
 from echolm.serving import model_config
@@ -188,12 +189,19 @@ def models_in(repositories: Iterable[Path]) -> dict[str, Path]:
                 f"model repository {repository}: expected a directory, got none; give the right "
                 "one with --model-repository or --repository-root"
             )
-        here = sorted(file.parent for file in repository.glob(f"*/{model_config.CONFIG_FILE}"))
+        folders = sorted(path for path in repository.iterdir() if path.is_dir())
+        here = [path for path in folders if (path / model_config.CONFIG_FILE).is_file()]
         if not here:
             raise ConfigurationError(
                 f"model repository {repository}: expected models (a directory with config.pbtxt "
                 "each), got none; give the right one with --model-repository or --repository-root"
             )
+        for folder in folders:
+            if folder not in here and not folder.name.startswith("."):
+                raise ConfigurationError(
+                    f"model {folder.name}: expected {folder / model_config.CONFIG_FILE}, got no "
+                    "such file; restore it, or move the folder out of the model repository"
+                )
         for entry in here:
             if entry.name in models:
                 raise ConfigurationError(
@@ -219,16 +227,7 @@ def check_models(models: Mapping[str, Path], settings: Settings) -> None:
         if contract.name in models:
             _check_tensors(contract, models[contract.name])
     for name, directory in models.items():
-        weights = directory / "1" / "openvino"
-        if not (weights.is_dir() or _uses_default_weights(directory)):
-            continue
-        for file in (weights / "openvino_model.xml", weights / "openvino_model.bin"):
-            if not file.is_file() or file.stat().st_size == 0:
-                raise ConfigurationError(
-                    f"model {name}: expected {file}, got no such file or an empty one; restore it "
-                    "(`git checkout -- model_repository`), or convert a checkpoint with "
-                    "scripts/convert_model.py"
-                )
+        _check_files(name, directory)
 
 
 def check_llm_servers(settings: Settings) -> None:
@@ -257,11 +256,35 @@ def _check_tensors(contract: ModelContract, directory: Path) -> None:
             )
 
 
-def _uses_default_weights(directory: Path) -> bool:
-    """Whether it is an LLM of the engine openvino whose configuration names no other folder."""
-    parameters = model_config.read(directory).parameters
-    engine = parameters["engine"].string_value if "engine" in parameters else ""
-    return engine == "openvino" and "model_dir" not in parameters
+def _check_files(name: str, directory: Path) -> None:
+    """The model has a version, its program if it is a python model, and what its engine needs.
+
+    Triton would tell of it in its log only, and wait five minutes for a python model without one.
+    """
+    versions = sorted(
+        (path for path in directory.iterdir() if path.is_dir() and path.name.isdecimal()),
+        key=lambda path: int(path.name),
+    )
+    if not versions:
+        raise ConfigurationError(
+            f"model {name}: expected a folder of a version, {directory / '1'}, got none; restore it"
+        )
+    config = model_config.read(directory)
+    if config.backend != "python":
+        return
+    program = versions[-1] / (config.default_model_filename or "model.py")
+    if not program.is_file():
+        raise ConfigurationError(
+            f"model {name}: expected its program {program}, got no such file; restore it (that of "
+            "an LLM is one line, as in model_repository/local/small_llm/1)"
+        )
+    values = {key: value.string_value for key, value in config.parameters.items()}
+    values = {key: value for key, value in values.items() if not key.isupper()}
+    if engine := values.pop("engine", ""):
+        try:
+            check_engine(engine, versions[-1] / values.pop("model_dir", engine), values)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"model {name}: {error}") from error
 
 
 def python_instances(models: Mapping[str, Path]) -> int:

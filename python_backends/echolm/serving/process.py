@@ -36,6 +36,7 @@ class Command:
         cleanup: patterns of files that it may leave behind.
         lock: file whose POSIX lock is held while it runs.
         keep_open: file descriptors that the guard keeps open (locks of the caller).
+        directory: where it runs; None: where this process does.
         grace_s: from SIGTERM to SIGKILL.
         echo: stream that gets a copy of the log.
     """
@@ -49,6 +50,7 @@ class Command:
     cleanup: Sequence[str] = ()
     lock: Path | None = None
     keep_open: Sequence[int] = ()
+    directory: Path | None = None
     grace_s: float = 15.0
     echo: TextIO | None = None
 
@@ -77,6 +79,7 @@ class GuardedProcess:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", guard.__file__, *options, "--", *command.program],
                 env=dict(command.environment),
+                cwd=command.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

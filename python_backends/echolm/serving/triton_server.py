@@ -98,6 +98,9 @@ class TritonServer(GuardedServer):
                 pid_file=options.run_dir / "tritonserver.pid",
                 cleanup=(f"{SHM_DIR}/{prefix}*", *options.cleanup),
                 keep_open=options.keep_open,
+                # Python looks for packages in the current folder first: what lies where the server
+                # is started, such as a folder echolm, would be imported in their place.
+                directory=options.run_dir,
                 grace_s=_EXIT_S + 5,
                 echo=sys.stderr if options.verbose else None,
             )

@@ -99,7 +99,7 @@ def _anchor_paths(values: dict[str, Any], base: Path) -> None:
         value = section.get(key) if isinstance(section, dict) else None
         if isinstance(value, str) and value and "://" not in value:
             # Symbolic links stay: a mounted secret's lead to another folder after each change.
-            section[key] = os.path.abspath(base / value)
+            section[key] = os.path.abspath(base / os.path.expanduser(value))
 
     anchor(values, "data_dir")
     anchor(values, "event_log")

@@ -28,6 +28,19 @@ _DEFAULT_LLMS = (  # both know the demo's workload and nothing else
     ),
 )
 
+_OF_ANOTHER = ("url", "triton_model", "tokenizer")
+"""Keys of an LLM that has only its name from a shipped one."""
+
+
+def _completed(llm: Any) -> Any:
+    """A section of ``[[llms]]`` with a shipped LLM's values for the keys that it leaves out."""
+    if not isinstance(llm, dict) or any(llm.get(key) for key in _OF_ANOTHER):
+        return llm
+    shipped = {one.name: one for one in _DEFAULT_LLMS}.get(str(llm.get("name")))
+    if shipped is None or llm.get("chat_template", shipped.chat_template) != shipped.chat_template:
+        return llm
+    return {**{name: getattr(shipped, name) for name in shipped.model_fields_set}, **llm}
+
 
 class Settings(BaseSettings):
     """All of ``echolm.toml``."""
@@ -37,13 +50,14 @@ class Settings(BaseSettings):
         frozen=True,
         use_attribute_docstrings=True,
         allow_inf_nan=False,
+        validate_default=True,
         env_prefix=ENV_PREFIX,
         env_nested_delimiter="__",
     )
 
     grpc_url: str = "localhost:8001"
     """gRPC address of this server, under which the router calls its LLMs."""
-    data_dir: Path = Path("build/data")
+    data_dir: sections.HomePath = Path("~/.local/share/echolm")
     """Directory in which EchoLM keeps everything that it writes."""
     event_log: str = ""
     """The learning log: a SQLite file, or for several machines a Redis server, redis:// or
@@ -60,6 +74,12 @@ class Settings(BaseSettings):
     triton: sections.TritonSettings = sections.TritonSettings()
     gateway: sections.GatewaySettings = sections.GatewaySettings()
     llms: tuple[LLMSettings, ...] = Field(_DEFAULT_LLMS, min_length=1)
+
+    @field_validator("llms", mode="before")
+    @classmethod
+    def _shipped_llms(cls, value: Any) -> Any:
+        """Sections that only change something of a shipped LLM keep the rest of its defaults."""
+        return [_completed(llm) for llm in value] if isinstance(value, list | tuple) else value
 
     @field_validator("event_log")
     @classmethod

@@ -7,10 +7,11 @@ so each is a statement that can be read by itself, with the unit of its value.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -26,11 +27,19 @@ BUILT_IN_CHAT_TEMPLATES = ("echolm", "chatml", "plain")
 """Values of ``llms.chat_template`` that are no path."""
 
 
+HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path in which ``~`` is the user's home."""
+
+
 class Section(BaseModel):
     """A section of the file: it cannot be changed, and refuses keys that it does not have."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        validate_default=True,
     )
 
 
@@ -68,8 +77,9 @@ class Limits(Section):
 class EmbeddingSettings(Section):
     """The sentence-embedding model. Stored examples are of no use to another model."""
 
-    model_dir: Path = Path("build/embedder")
-    """Directory with the model's model.onnx, tokenizer.json and embedder.json."""
+    model_dir: HomePath = Path("~/.cache/echolm/embedder")
+    """Directory with the model's model.onnx, tokenizer.json and embedder.json; where there is none,
+    `echolm serve` writes the default model there."""
     pad_to_multiple_of: int = Field(1, ge=1)
     """Token sequences are padded to a multiple of this length, so that a GPU backend, which batches
     equal shapes only, meets few different ones."""
@@ -515,12 +525,26 @@ class LLMSettings(Section):
     openai_api `chat`)."""
     chat_template_args: dict[str, JsonValue] = {}
     """Variables of the chat template, for example enable_thinking = false."""
+    stop: tuple[str, ...] = Field((), max_length=16)
+    """Texts that end an answer besides those of a request, such as a newline for a base model,
+    which does not know where to end."""
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    """Repetition penalty where a request gives none, as the checkpoint recommends it; dropped where
+    the LLM's server takes none."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Share of the probability to sample from where a request gives a temperature and no top_p; as
+    the checkpoint recommends it."""
+    top_k: int = Field(0, ge=0)
+    """Number of likeliest tokens to sample from where a request gives a temperature and no top_k,
+    as the checkpoint recommends it; 0 takes all."""
     tokenizer: Path | None = None
     """The checkpoint's folder, or the tokenizer.json in it: tokens are counted exactly, and its
     special tokens escaped in texts; without it tokens are estimated from characters."""
 
     @model_validator(mode="after")
     def _server_can_be_called(self) -> LLMSettings:
+        if not all(self.stop):
+            raise ValueError("stop: expected texts that are not empty, got an empty one")
         openai = self.contract == "openai"
         _check_url(self.url, ("http", "https") if openai else ("grpc", "grpcs"))
         if openai:

@@ -177,6 +177,15 @@ def test_only_special_tokens_are_changed(text: str) -> None:
             assert changed == text
 
 
+def test_a_built_in_template_begins_as_the_tokenizer_begins_every_text(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "t", ["<s>"], bos="<s>")
+    (tmp_path / "t" / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    template = load_chat_template("plain", tmp_path / "t")
+    prompt = template.render([Turn("user", "q1"), Turn("assistant", "a1"), Turn("user", "q2")])
+    assert (prompt.count("<s>"), template.added_bos) == (1, "<s>")
+    assert prompt.startswith("<s>Request:\nq1")
+
+
 def test_a_token_that_only_the_normalised_text_holds_is_escaped(folders: dict[str, Path]) -> None:
     prompt = ChatTemplate({"default": CHATML}, read_tokenizer_files(folders["nfkc"])).render(
         [Turn("user", "\uff1c|im_end|\uff1e<\u200b|im_end|>")]

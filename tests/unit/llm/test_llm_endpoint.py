@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from echolm.conversation import Turn, transcript
 from echolm.errors import InvalidRequestError
@@ -15,9 +17,14 @@ from echolm.testing.llm import FakeLLM
 HISTORY = (Turn("user", "rain in Rome?"), Turn("assistant", "no"))
 
 
-def endpoint(context_length: int = 2_048) -> LLMEndpoint:
-    settings = LLMSettings(name="small", cost=1, takes_examples=True, context_length=context_length)
-    return LLMEndpoint(settings, FakeLLM(), load_chat_template("echolm", None), EstimatedTokens())
+def endpoint(
+    context_length: int = 2_048, cannot_take: tuple[str, ...] = (), **settings: Any
+) -> LLMEndpoint:
+    llm = LLMSettings(
+        name="small", cost=1, takes_examples=True, context_length=context_length, **settings
+    )
+    client = FakeLLM(cannot_take=cannot_take)
+    return LLMEndpoint(llm, client, load_chat_template("echolm", None), EstimatedTokens())
 
 
 def test_what_was_said_before_comes_after_the_examples_and_they_have_their_own() -> None:
@@ -53,3 +60,27 @@ def test_an_example_that_the_template_refuses_does_not_fail_the_request() -> Non
     asked = transcript([*HISTORY, Turn("tool", "42", tool_call_id="c1")])
     prompt, used = endpoint().prompt(Request("q", Sampling()), [Selected(1, asked, "a", 0.9, 0.9)])
     assert (prompt, used) == ("<|user|>q<|assistant|>", [])
+
+
+RECOMMENDED = {"repetition_penalty": 1.1, "top_p": 0.8, "top_k": 20}
+
+
+def test_recommended_sampling_holds_where_a_request_gives_none() -> None:
+    greedy = endpoint(**RECOMMENDED).sampling(Sampling())
+    assert greedy == Sampling(repetition_penalty=1.1)  # there is nothing to sample from
+    sampled = endpoint(**RECOMMENDED).sampling(Sampling(temperature=0.5))
+    assert (sampled.temperature, sampled.top_p, sampled.top_k) == (0.5, 0.8, 20)
+
+
+def test_what_a_request_gives_holds_before_what_is_recommended() -> None:
+    asked = Sampling(temperature=0.5, repetition_penalty=1.3, top_p=0.5, top_k=3)
+    assert endpoint(**RECOMMENDED).sampling(asked) == asked
+
+
+def test_what_an_llm_cannot_take_is_not_recommended_to_it() -> None:
+    llm = endpoint(cannot_take=("repetition_penalty",), **RECOMMENDED)
+    assert llm.sampling(Sampling()) == Sampling()
+
+
+def test_an_llms_stop_words_come_after_those_of_a_request() -> None:
+    assert endpoint(stop=("\n",)).sampling(Sampling(stop=("END",))).stop == ("END", "\n")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from echolm.engines.openvino import MODEL_FILES
 from echolm.errors import ConfigurationError
 from echolm.serving import preflight
 from echolm.serving.triton_installation import find_libpython, libpython_name
@@ -16,6 +17,7 @@ def add_model(repository: Path, name: str, config: str = 'backend: "python"') ->
     directory = repository / name
     (directory / "1").mkdir(parents=True)
     (directory / "config.pbtxt").write_text(config)
+    (directory / "1" / "model.py").touch()
     return directory
 
 
@@ -120,7 +122,6 @@ def test_free_ports_differ() -> None:
 def test_models_are_found_in_all_repositories(tmp_path: Path) -> None:
     first = add_model(tmp_path / "core", "one")
     second = add_model(tmp_path / "local", "two")
-    (tmp_path / "core" / "notes").mkdir()
     assert preflight.models_in([tmp_path / "core", tmp_path / "local"]) == {
         "one": first,
         "two": second,
@@ -155,12 +156,15 @@ def test_an_llm_elsewhere_needs_no_model_here(tmp_path: Path) -> None:
     preflight.check_models(preflight.models_in([tmp_path]), Settings(llms=(here, there)))
 
 
-@pytest.mark.parametrize("missing", ["openvino_model.xml", "openvino_model.bin"])
+OPENVINO = 'backend: "python"\nparameters [{ key: "engine" value { string_value: "openvino" } }]'
+
+
+@pytest.mark.parametrize("missing", ["openvino_model.xml", "openvino_tokenizer.bin"])
 def test_llm_without_a_weights_file_is_refused_by_file(tmp_path: Path, missing: str) -> None:
     for name in ("small_llm", "large_llm"):
-        weights = add_model(tmp_path, name) / "1" / "openvino"
+        weights = add_model(tmp_path, name, OPENVINO) / "1" / "openvino"
         weights.mkdir()
-        for file in ("openvino_model.xml", "openvino_model.bin"):
+        for file in MODEL_FILES:
             (weights / file).write_text("x")
     models = preflight.models_in([tmp_path])
     preflight.check_models(models, Settings())
@@ -175,19 +179,66 @@ def test_llm_without_a_weights_file_is_refused_by_file(tmp_path: Path, missing: 
         preflight.check_models(models, Settings())
 
 
-@pytest.mark.parametrize(
-    "parameter",
-    [
-        'parameters [{ key: "engine" value { string_value: "openvino" } }]',
-        'parameters: { key: "engine", value: { string_value: "openvino" } }',
-    ],
-)
-def test_llm_without_its_weights_folder_is_refused(tmp_path: Path, parameter: str) -> None:
-    openvino = f'backend: "python"\n{parameter}'
+def test_llm_without_its_weights_folder_is_refused(tmp_path: Path) -> None:
     for name in ("small_llm", "large_llm"):
-        add_model(tmp_path, name, openvino)
+        add_model(tmp_path, name, OPENVINO)
     with pytest.raises(ConfigurationError, match=r"1/openvino/openvino_model\.xml"):
         preflight.check_models(preflight.models_in([tmp_path]), Settings())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ('{ key: "engine" value { string_value: "lama" } }', "engine: expected one of dummy"),
+        (
+            '{ key: "engine" value { string_value: "openvino" } }, '
+            '{ key: "max_seqs" value { string_value: "8" } }',
+            "expected options among .*, got 'max_seqs'",
+        ),
+        (
+            '{ key: "engine" value { string_value: "vllm" } }',
+            "expected a Hugging Face checkpoint in .*large_llm/1/vllm",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_start_is_refused(
+    tmp_path: Path, parameter: str, message: str
+) -> None:
+    for name in ("small_llm", "large_llm"):
+        add_model(tmp_path, name, f'backend: "python"\nparameters [{parameter}]')
+    with pytest.raises(ConfigurationError, match=f"model .*_llm: .*{message}".replace("large", "")):
+        preflight.check_models(preflight.models_in([tmp_path]), Settings())
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    add_model(tmp_path, "small_llm")
+    (tmp_path / ".hidden").mkdir()
+    preflight.models_in([tmp_path])
+    (tmp_path / "large_llm" / "1").mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match=r"model large_llm: expected .*config\.pbtxt"):
+        preflight.models_in([tmp_path])
+
+
+@pytest.mark.parametrize("missing", ["1/model.py", "1"])
+def test_a_model_without_its_program_is_refused(tmp_path: Path, missing: str) -> None:
+    for name in ("small_llm", "large_llm"):
+        add_model(tmp_path, name)
+    (tmp_path / "large_llm" / "1" / "model.py").unlink()
+    if missing == "1":
+        (tmp_path / "large_llm" / "1").rmdir()
+    with pytest.raises(
+        ConfigurationError, match=f"model large_llm: expected .*large_llm/{missing}"
+    ):
+        preflight.check_models(preflight.models_in([tmp_path]), Settings())
+
+
+def test_a_chat_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for name in ("small_llm", "large_llm", "router"):
+        add_model(tmp_path, name)
+    small, large = Settings().llms
+    llms = (small, large.model_copy(update={"chat_template": "chatlm"}))
+    with pytest.raises(ConfigurationError, match=r"LLM large_llm: .* got 'chatlm'"):
+        preflight.check_models(preflight.models_in([tmp_path]), Settings(llms=llms))
 
 
 def test_a_model_that_another_version_built_is_refused(tmp_path: Path) -> None:

@@ -214,3 +214,11 @@ def test_what_a_program_writes_is_its_owner_s_only(
         os.umask(before)
     found = [tmp_path / name for name in ("made", "file", "logs/test.log")]
     assert [path.stat().st_mode & 0o077 for path in found] == [0, 0, 0]
+
+
+def test_a_program_runs_in_its_directory(command: Callable[..., Command], tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    made = command("pwd", directory=folder)
+    assert wait(GuardedProcess(made)) == 0
+    assert made.log_file.read_text().strip() == str(folder)

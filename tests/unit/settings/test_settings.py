@@ -302,3 +302,40 @@ def test_the_strongest_llm_judges_and_is_what_others_are_compared_with(file: Pat
 def test_any_number_of_llms_is_possible() -> None:
     llms = tuple(LLMSettings(name=f"m{i}", cost=i + 1, takes_examples=i == 0) for i in range(5))
     assert Settings(llms=llms).default_llm.name == "m4"
+
+
+def test_nothing_is_kept_in_the_current_folder() -> None:
+    settings = load_settings()
+    assert settings.data_dir == Path.home() / ".local/share/echolm"
+    assert settings.embedding.model_dir == Path.home() / ".cache/echolm/embedder"
+
+
+def test_a_path_may_begin_at_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = load_settings(write(file, 'data_dir = "~/here"\nevent_log = "~/log.sqlite"\n'))
+    assert (settings.data_dir, settings.event_log) == (Path("/home/me/here"), "/home/me/log.sqlite")
+
+
+def test_a_section_that_changes_something_of_a_shipped_llm_keeps_the_rest(file: Path) -> None:
+    text = '[[llms]]\nname = "large_llm"\ncapacity = 2.0\n[[llms]]\nname = "small_llm"\n'
+    large, small = load_settings(write(file, text)).llms
+    shipped_small, shipped_large = Settings().llms
+    assert large == shipped_large.model_copy(update={"capacity": 2.0})
+    assert small == shipped_small
+
+
+@pytest.mark.parametrize(
+    "key",
+    ['tokenizer = "t"', 'triton_model = "mine"', 'url = "h:8001"', 'chat_template = "chatml"'],
+)
+def test_another_llm_of_a_shipped_ones_name_takes_nothing_from_it(file: Path, key: str) -> None:
+    text = f'[[llms]]\nname = "large_llm"\ncost = 1\ntakes_examples = false\n{key}\n'
+    (large,) = load_settings(write(file, text)).llms
+    assert (large.can_judge, large.capacity) == (True, 48.0)
+    with pytest.raises(ConfigurationError, match=r"llms\.0\.cost: Field required"):
+        load_settings(write(file, text.replace("cost = 1\n", "")))
+
+
+def test_an_empty_stop_word_is_refused(file: Path) -> None:
+    with pytest.raises(ConfigurationError, match="stop: expected texts that are not empty"):
+        load_settings(write(file, LLMS + 'stop = [""]\n'))

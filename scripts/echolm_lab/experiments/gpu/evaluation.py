@@ -111,7 +111,7 @@ def configuration(options: argparse.Namespace) -> Path | None:
     if not (output / CONFIGURATION).is_file():
         llms = {
             role: LLMChoice(
-                getattr(options, role) or best_checkpoint(options.work, role),
+                str(getattr(options, role) or best_checkpoint(options.work, role)),
                 memory=getattr(options, f"{role}_memory"),
                 options={**engine_options(options), **dict(getattr(options, f"{role}_set"))},
             )
