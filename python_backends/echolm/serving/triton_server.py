@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import secrets
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from echolm.engines.worker.parent import ENV_LIBRARY_PATH
 from echolm.errors import UnavailableError
-from echolm.serving import guard
+from echolm.serving import guard, preflight
 from echolm.serving.process import Command, GuardedProcess, GuardedServer, foreign_environment
 from echolm.serving.triton_installation import STUB, TritonInstallation, find_triton
 
@@ -32,6 +33,10 @@ _LOAD_S = 300
 """Seconds for one model to load."""
 _EXIT_S = 10
 """Seconds for requests in flight to finish when the server stops."""
+_ASK_S = 5
+_LOOPBACK = "127.0.0.1"
+_CONTROL = "echolm-control"
+"""Name of the header without which nobody may load or unload models."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class TritonOptions:
             do not get EchoLM's variables.
         extra_args: more arguments for ``tritonserver``.
         keep_open: file descriptors to hold until the server has gone.
+        metrics_port: on the loopback; 0 takes a free one at each start.
         verbose: log what models are loaded and the like, and copy the log to stderr.
     """
 
@@ -54,7 +60,7 @@ class TritonOptions:
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
-    metrics_port: int = 8002
+    metrics_port: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()
     keep_open: tuple[int, ...] = ()
@@ -70,12 +76,16 @@ class TritonServer(GuardedServer):
         self.options = options
         self._installation = installation or find_triton()
         self._prefix_file = options.run_dir / "shm-prefix"
+        self._control_key = secrets.token_hex(16)
+        self._metrics_port = options.metrics_port
 
     def start(self) -> None:
         """Start the server; :meth:`wait_ready` waits until it can be used."""
         options, installation = self.options, self._installation
         options.run_dir.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
+        if not options.metrics_port:
+            [self._metrics_port] = preflight.free_ports(_LOOPBACK, 1)
         prefix = f"{SHM_PREFIX}{secrets.token_hex(4)}-"
         self._prefix_file.write_text(prefix)
         libraries = (installation.libraries, installation.libpython_dir)
@@ -118,17 +128,70 @@ class TritonServer(GuardedServer):
 
     def is_ready(self) -> bool:
         """Whether all models are ready and the metrics, which Triton opens last, are served."""
-        return self._answers(self.options.http_port, "/v2/health/ready") and self._answers(
-            self.options.metrics_port, "/metrics"
-        )
+        return self._answers("/v2/health/ready") and self.metrics() is not None
 
-    def _answers(self, port: int, path: str) -> bool:
-        connection = http.client.HTTPConnection(connect_host(self.options.host), port, timeout=5)
+    def is_live(self, timeout_s: float) -> bool:
+        """Whether it answers at all, in time."""
+        return self._answers("/v2/health/live", timeout_s)
+
+    def metrics(self) -> bytes | None:
+        """The page with its metrics; None if it does not give it."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, page = self._ask("GET", "/metrics", address=(_LOOPBACK, self._metrics_port))
+            if status == 200:
+                return page
+        return None
+
+    def load(self, model: str) -> None:
+        """Load a model that is not loaded; returns when it answers.
+
+        Raises:
+            UnavailableError: it could not be loaded, or Triton does not answer.
+        """
+        self._control(model, "load", _LOAD_S + _ASK_S)
+
+    def unload(self, model: str) -> None:
+        """Let a model answer no more requests; those in flight end first, in the background.
+
+        Raises:
+            UnavailableError: Triton does not answer.
+        """
+        self._control(model, "unload", _ASK_S)
+
+    @property
+    def control_headers(self) -> dict[str, str]:
+        """With which a gRPC client may load and unload models."""
+        return {f"triton-grpc-protocol-{_CONTROL}": self._control_key}
+
+    def _control(self, model: str, action: str, timeout_s: float) -> None:
+        path = f"/v2/repository/models/{model}/{action}"
         try:
-            connection.request("GET", path)
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
+            status, answer = self._ask("POST", path, timeout_s)
+            problem = "" if status == 200 else answer.decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(error) or type(error).__name__
+        if problem:
+            raise UnavailableError(f"model {model}: expected Triton to {action} it, got: {problem}")
+
+    def _answers(self, path: str, timeout_s: float = _ASK_S) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self._ask("GET", path, timeout_s)[0] == 200
+        return False
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        timeout_s: float = _ASK_S,
+        address: tuple[str, int] | None = None,
+    ) -> tuple[int, bytes]:
+        host, port = address or (connect_host(self.options.host), self.options.http_port)
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        try:
+            body = "{}" if method == "POST" else None
+            connection.request(method, path, body, {_CONTROL: self._control_key})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         finally:
             connection.close()
 
@@ -185,11 +248,18 @@ class TritonServer(GuardedServer):
             *(f"--backend-config=python,{key}={value}" for key, value in python_backend.items()),
             # Loading is CPU-bound, but models wait for each other's stubs to start.
             f"--model-load-thread-count={max(4, os.cpu_count() or 1)}",
-            *(f"--{service}-address={options.host}" for service in ("http", "grpc", "metrics")),
+            f"--http-address={options.host}",
+            f"--grpc-address={options.host}",
+            f"--metrics-address={_LOOPBACK}",
             f"--http-port={options.http_port}",
             f"--grpc-port={options.grpc_port}",
-            f"--metrics-port={options.metrics_port}",
+            f"--metrics-port={self._metrics_port}",
             f"--exit-timeout-secs={_EXIT_S}",
+            # A model whose process has died can only be loaded anew by explicit request.
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            f"--http-restricted-api=model-repository:{_CONTROL}={self._control_key}",
+            f"--grpc-restricted-protocol=model-repository:{_CONTROL}={self._control_key}",
             f"--log-info={str(options.verbose).lower()}",
             "--log-warning=true",
             "--log-error=true",
