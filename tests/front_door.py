@@ -103,6 +103,14 @@ class FrontDoor:
     def client(self) -> grpcclient.InferenceServerClient:
         return grpcclient.InferenceServerClient(self.grpc_url)
 
+    def unload(self, model: str) -> None:
+        """Have a model unloaded; what it has in flight goes on."""
+        self.client().unload_model(model, headers=self.triton.control_headers)
+
+    def load(self, model: str) -> None:
+        """Have a model loaded that is not."""
+        self.client().load_model(model, headers=self.triton.control_headers)
+
     def ask(self, *scripts: dict[str, Any], model: str = "echolm", **options: Any) -> Any:
         """The outputs of one request, a row a script."""
         result = self.client().infer(model, tensors(*scripts, **options))
@@ -167,7 +175,7 @@ def running_front_door(
     environment: dict[str, str] | None = None,
     installation: TritonInstallation | None = None,
 ) -> Iterator[FrontDoor]:
-    """Serve from a new folder; models can be unloaded by the client."""
+    """Serve from a new folder."""
     write_models(folder / "models", library)
     (folder / "open").touch()
     http, grpc, metrics = free_port(), free_port(), free_port()
@@ -180,7 +188,6 @@ def running_front_door(
             grpc_port=grpc,
             metrics_port=metrics,
             environment={"FRONT_DOOR_TEST": str(folder), **(environment or {})},
-            extra_args=("--model-control-mode=explicit", "--load-model=*"),
         ),
         installation,
     )

@@ -191,6 +191,13 @@ METRICS: Mapping[str, MetricSpec] = {
         _counter("llm_cancelled", "Requests cancelled before their end", "model"),
         _counter("llm_failed", "Requests that ended in an error of the engine", "model"),
         _counter("llm_restarts", "Times that the engine had to start anew", "model"),
+        # `echolm serve`
+        _gauge("process_up", "Whether a process of the server runs and can be used", "process"),
+        _counter("process_restarts", "Times that a process was started again", "process"),
+        _gauge("model_up", "Whether a model has all of its processes", "model"),
+        _counter(
+            "model_restarts", "Times that a model was loaded anew for a process that died", "model"
+        ),
     )
 }
 

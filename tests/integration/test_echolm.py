@@ -20,7 +20,18 @@ from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.serving import Endpoints
 from echolm.settings import Settings
 from echolm_lab.tasks import Workload
-from triton_calls import Caller, Result, eventually, inputs, post, proof, refusal, samples, text
+from triton_calls import (
+    Caller,
+    Result,
+    eventually,
+    inputs,
+    post,
+    proof,
+    refusal,
+    samples,
+    streams,
+    text,
+)
 from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.timeout(240)
@@ -487,3 +498,37 @@ def test_a_client_that_goes_away_stops_its_generation(server: Endpoints, grpc: C
     after = samples(server, "echolm_llm_cancelled_total", model="large_llm")
     assert after - before > 12
     assert text(grpc.ask("hello", **SHORT), "text_output")
+
+
+def nothing(model: contracts.ModelContract) -> list[Any]:
+    """Typed inputs of a request without a single element."""
+    made = []
+    for spec in model.inputs:
+        if spec.optional and spec.name != "text_input":
+            continue
+        shape = [0, *(abs(size) for size in spec.dims)] if model.max_batch_size else [0]
+        tensor = grpcclient.InferInput(spec.name, shape, spec.datatype)
+        dtype = {"BYTES": np.object_, "FP32": np.float32, "INT64": np.int64, "BOOL": np.bool_}
+        tensor.set_data_from_numpy(np.empty(shape, dtype[spec.datatype]))
+        made.append(tensor)
+    return made
+
+
+LLMS = [contracts.llm(name) for name in ("small_llm", "large_llm")]
+
+
+@pytest.mark.parametrize(
+    "model", [*contracts.CORE_MODELS, contracts.EMBEDDER, *LLMS], ids=lambda model: model.name
+)
+def test_a_request_without_rows_is_the_callers_error(
+    server: Endpoints, model: contracts.ModelContract
+) -> None:
+    if model.decoupled:
+        with streams(server) as (client, arrived):
+            client.async_stream_infer(model.name, nothing(model))
+            _, error = arrived.get(timeout=30)
+        got = str(error)
+    else:
+        got = refusal(lambda: Caller(server).client.infer(model.name, nothing(model)))
+        assert got.startswith("StatusCode.INVALID_ARGUMENT"), got
+    assert "internal" not in got.lower(), got

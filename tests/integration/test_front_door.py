@@ -559,26 +559,67 @@ def test_a_front_door_that_is_unloaded_answers_what_it_has(door: FrontDoor) -> N
     with door.shut():
         later = Later(door, row)
         assert begun(door, row["name"])
-        client.unload_model("echolm")
+        door.unload("echolm")
     assert later.result().as_numpy("text_output").item() == b"still there"
     assert [r["kind"] for r in ended(door, row["name"])] == [0]
     assert eventually(lambda: not client.is_model_ready("echolm"))
-    client.load_model("echolm")
+    door.load("echolm")
     assert text(door.ask(script(plan())), "text_output") == "hello"
 
 
 def test_models_behind_the_front_door_come_and_go(door: FrontDoor) -> None:
     client = door.client()
     for model in ("alpha", "selection", "router"):
-        client.unload_model(model)
+        door.unload(model)
         assert eventually(lambda model=model: not client.is_model_ready(model))
         if model == "router":
             assert "[unavailable] router: " in refusal(lambda: door.ask(script(plan("beta"))))
         else:
             door.ask(script(plan("alpha"), plan("beta")))
     for model in ("alpha", "selection", "router"):
-        client.load_model(model)
+        door.load(model)
     assert text(door.ask(script(plan("alpha"))), "llm") == "alpha"
+
+
+def test_what_a_lost_llm_had_in_flight_another_one_answers(door: FrontDoor) -> None:
+    row = script(plan("alpha", hang=0), plan("beta", pieces=["instead"]))
+    with door.shut():
+        later = Later(door, row)
+        assert begun(door, row["name"])
+        door.unload("alpha")
+        # Still within: alpha itself says nothing.
+        assert later.result().as_numpy("text_output").item() == b"instead"
+    door.load("alpha")
+    failed, answered = ended(door, row["name"])
+    assert (failed["kind"], failed["reason"]) == (1, "alpha is being loaded anew")
+    assert (answered["kind"], answered["llm"]) == (0, "beta")
+
+
+def test_a_lost_selection_is_not_waited_for_and_the_next_one_is_asked(door: FrontDoor) -> None:
+    row, after = script(plan(), selection="hang"), script(plan())
+    with obeying(door, selection_timeout_ms=60_000), door.shut():
+        later = Later(door, row)
+        assert asked(door, row["name"])
+        door.unload("planner")
+        assert later.result().as_numpy("llm").item() == b"alpha"
+        door.load("planner")
+        assert text(door.ask(after), "llm") == "alpha"
+    planner = [e["model"] for e in door.events(event="plan") if after["name"] in e["names"]]
+    assert planner == ["selection"]
+
+
+def test_rows_count_as_requests_in_flight(door: FrontDoor) -> None:
+    settings = {"settings": {"max_in_flight": 3}}
+    two = [script({**plan(hang=0), **settings}) for _ in range(2)]
+    with obeying(door, max_in_flight=3), door.shut():
+        later = Later(door, *two)
+        assert begun(door, two[1]["name"])
+        got = refusal(lambda: door.ask(*(script(plan()) for _ in range(2))))
+        assert "UNAVAILABLE [unavailable] echolm: 2 requests are in flight already" in got
+        door.ask(script({**plan(), **settings}))
+        got = refusal(lambda: door.ask(*(script(plan()) for _ in range(4))))
+        assert "INVALID_ARGUMENT [invalid_request] batch: expected at most 3 rows" in got
+    assert later.result().as_numpy("llm").size == 2
 
 
 def test_a_server_that_stops_with_requests_in_flight(library: Path, tmp_path: Path) -> None:

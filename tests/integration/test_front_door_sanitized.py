@@ -39,7 +39,7 @@ def test_no_leak_no_misuse_of_memory_no_race(sanitizer: str, tmp_path: Path) -> 
         if sanitizer == "address":
             client = door.client()
             for model in ("echolm", "echolm_stream"):
-                client.unload_model(model)
+                door.unload(model)
                 assert eventually(lambda model=model: not client.is_model_ready(model))
             check = tmp_path / "check-leaks"
             check.touch()

@@ -7,6 +7,8 @@ import queue
 import shutil
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,12 @@ import pytest
 import tritonclient.grpc as grpcclient
 from dummy_llm import core_with, dummy_llm
 from echolm.serving.serve import Endpoints, LocalServer
+from echolm.serving.supervisor import Supervisor
 from echolm.settings import JudgingSettings, LLMSettings, Settings
+from echolm_lab.experiments.faults import Traffic, logged_scores
+from echolm_lab.experiments.faults import scores as different_scores
 from triton_calls import Caller, eventually, inputs, refusal, samples, streams, text
+from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -165,7 +171,7 @@ def test_without_milvus_answers_come_without_examples_and_later_with_them_again(
         lambda: count(deployment, "echolm_degraded_total", part="retrieval") >= before + 5
     )
 
-    deployment.server.check_running()  # as `echolm serve` does: starts it again
+    milvus.start()  # at the same address
     assert eventually(lambda: examples("the first thing to know"))
     answer = caller.ask("the first thing to know", llm="small_llm", **tenant)
     assert text(answer, "degraded") == ""
@@ -215,7 +221,7 @@ def kill_step(deployment: Deployment, model: str) -> None:
 def test_killed_steps_cost_the_examples_and_a_killed_router_the_answer_not_the_server(
     deployment: Deployment, caller: Caller
 ) -> None:
-    """The last test here: in this Triton the steps do not come back by themselves."""
+    """Nobody watches the processes yet, so that they stay away."""
     row = {"text_input": "hello", "llm": "small_llm", "stream": True}
     for step in ("retriever", "embedder", "tokenizer"):
         kill_step(deployment, step)
@@ -232,3 +238,92 @@ def test_killed_steps_cost_the_examples_and_a_killed_router_the_answer_not_the_s
         _, error = arrived.get(timeout=30)
         assert "[unavailable] router: " in str(error)
     assert caller.client.is_server_live()
+
+
+@pytest.fixture(scope="module")
+def scores() -> Iterator[float]:
+    """A score for each rating, by which it is known again."""
+    return different_scores()
+
+
+@pytest.fixture(scope="module")
+def supervisor(deployment: Deployment) -> Supervisor:
+    """What mends the deployment from here on: the tests before break what must stay broken."""
+    deployment.server.supervise()
+    supervisor, caller = deployment.server._supervisor, Caller(deployment.endpoints)
+    assert supervisor is not None
+
+    def is_whole() -> bool:
+        try:
+            answer = caller.ask("hello", llm="small_llm", cache_control="no-store")
+        except InferenceServerException:
+            return False
+        return text(answer, "degraded") == "" and is_ready(deployment)
+
+    assert eventually(is_whole, 60)
+    return supervisor
+
+
+MODELS = ("retriever", "router", "tokenizer", "embedder", "small_llm", "remote_llm", "feedback")
+
+
+@pytest.mark.parametrize(
+    ("model", "signum"),
+    [
+        *((model, signal.SIGKILL) for model in (*MODELS, "example_manager")),
+        *((model, signal.SIGSTOP) for model in ("router", "small_llm")),
+    ],
+)
+def test_a_model_whose_process_is_gone_serves_again_without_a_hand(
+    deployment: Deployment,
+    supervisor: Supervisor,
+    caller: Caller,
+    scores: Iterator[float],
+    model: str,
+    signum: int,
+) -> None:
+    before = count(deployment, "echolm_model_restarts_total", model=model)
+    traffic = Traffic(deployment.endpoints.grpc_url, 3, scores)
+    try:
+        assert eventually(lambda: traffic.acknowledged)
+        for process in supervisor._models[model].processes:
+            process.send_signal(signum)
+        # Readiness says so at once, and later that it is mended.
+        assert eventually(lambda: not is_ready(deployment))
+        if model == "small_llm":
+            assert count(deployment, "echolm_llm_ready", model=model) == 0
+        assert eventually(lambda: is_ready(deployment), 60)
+        assert count(deployment, "echolm_model_restarts_total", model=model) == before + 1
+        # Nothing goes without a part of it.
+        answer = caller.ask("hello", llm="small_llm")
+        assert (text(answer, "llm"), text(answer, "degraded")) == ("small_llm", "")
+        assert caller.rate(answer["feedback_token"].item(), score=1.0)
+    finally:
+        traffic.stop()
+    assert not traffic.outcomes["late"]
+    assert traffic.acknowledged <= logged_scores(deployment.endpoints.data_dir)
+
+
+def is_ready(deployment: Deployment) -> bool:
+    """What probes see."""
+    try:
+        with urllib.request.urlopen(deployment.endpoints.ready_url, timeout=10):
+            return True
+    except urllib.error.HTTPError as error:
+        assert error.code == 503
+        return False
+
+
+def test_a_triton_that_is_gone_is_back_without_a_hand(
+    deployment: Deployment, supervisor: Supervisor, caller: Caller, scores: Iterator[float]
+) -> None:
+    traffic = Traffic(deployment.endpoints.grpc_url, 3, scores)
+    try:
+        assert eventually(lambda: traffic.acknowledged)
+        os.kill(deployment.server._triton.process.pid() or 0, signal.SIGKILL)  # type: ignore[union-attr]
+        assert eventually(lambda: not is_ready(deployment))
+        assert eventually(lambda: is_ready(deployment), 120)
+        assert text(caller.ask("hello", llm="small_llm"), "text_output") == "small says so"
+    finally:
+        traffic.stop()
+    assert traffic.acknowledged <= logged_scores(deployment.endpoints.data_dir)

@@ -185,6 +185,6 @@ def test_what_was_asked_is_what_is_shown(prometheus: Prometheus) -> None:
 
 def test_no_alert_fires_on_a_healthy_server(prometheus: Prometheus) -> None:
     [group] = prometheus.ask("rules")["groups"]
-    assert len(group["rules"]) == 14
+    assert len(group["rules"]) == 17
     for rule in group["rules"]:
         assert (rule["health"], rule["state"]) == ("ok", "inactive"), rule["name"]

@@ -18,15 +18,20 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from echolm.serving import ServeOptions, running_server
+from echolm.errors import UnavailableError
+from echolm.serving import Endpoints, ServeOptions, running_server, supervisor
+from echolm.serving.serve import LocalServer
 from echolm.settings.loading import load_settings
+from triton_calls import samples
 
 CONFIG_PBTXT = """
 backend: "python"
@@ -332,6 +337,26 @@ def test_stop_signal_while_models_load_ends_everything(site: Site) -> None:
     assert served.leftovers() == []
 
 
+def test_what_comes_during_a_stop_is_told_that_the_server_is_unavailable(site: Site) -> None:
+    with watched(site) as here:
+        address, ready = here.endpoints.http_url, here.endpoints.ready_url
+        busy = threading.Thread(target=_ignore_errors(lambda: ask(address, "sleep")))
+        busy.start()
+        time.sleep(1)
+        stop = threading.Thread(target=here.server.stop)
+        stop.start()
+        assert eventually(lambda: status_of(ready) == 503)
+        pid_file = site.data_dir / "run" / "tritonserver.pid"
+        body = json.dumps({"text": "hello"}).encode()
+        seen = set()
+        while pid_file.exists():
+            seen.add(status_of(f"{address}/v2/models/toy_llm/generate", body))
+            time.sleep(0.05)
+        stop.join()
+        busy.join()
+    assert seen <= {0, 200, 503}, seen
+
+
 def test_second_stop_signal_ends_everything_at_once(site: Site) -> None:
     with serving(site) as served:
         address = served.wait_ready()
@@ -366,17 +391,145 @@ def test_nothing_survives_when_the_parent_is_killed(site: Site) -> None:
         assert ask(again.wait_ready(), "hello") == "hello"
 
 
-def test_triton_that_dies_is_reported_with_its_log(site: Site) -> None:
-    with serving(site) as served:
-        served.wait_ready()
+@dataclass
+class Watched:
+    """A server of this process, and what it has reported."""
+
+    server: LocalServer
+    endpoints: Endpoints
+    reports: list[str]
+
+    def health(self) -> int:
+        """Status of the page that says whether it is ready."""
+        return status_of(self.endpoints.ready_url)
+
+    def value(self, metric: str, **labels: str) -> float:
+        return samples(self.endpoints, metric, **labels)
+
+    def stub(self, model: str) -> int:
+        """Process id of a model."""
+        supervisor = self.server._supervisor
+        assert supervisor is not None
+        [process] = supervisor._models[model].processes
+        return process.pid
+
+
+@contextlib.contextmanager
+def watched(site: Site) -> Iterator[Watched]:
+    reports: list[str] = []
+    options = ServeOptions(
+        repository_root=site.root / "models",
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        gateway_port=0,
+    )
+    server = LocalServer(load_settings(site.config), options, progress=reports.append)
+    try:
+        endpoints = server.start()
+        server.supervise()
+        yield Watched(server, endpoints, reports)
+    finally:
+        server.stop()
+
+
+def status_of(url: str, data: bytes | None = None) -> int:
+    """Status of an answer; 0 if there is none."""
+    try:
+        with urllib.request.urlopen(url, data, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, http.client.HTTPException):
+        return 0
+
+
+def answers(address: str, model: str = "echo") -> bool:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return ask(address, "hello", model) == "hello"
+    return False
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_model_whose_process_is_gone_is_loaded_anew(site: Site, signum: int) -> None:
+    gate = site.root / "gate"
+    gate.touch()
+    wait = f"""
+        while not os.path.exists({str(gate)!r}):
+            time.sleep(0.05)"""
+    site.add_model("core/gated", initialize=wait.strip())
+    with watched(site) as here:
+        gateway = here.endpoints.gateway_url.removesuffix("/v1")
+        assert here.health() == status_of(f"{gateway}/ready") == 200
+        assert here.value("echolm_model_up", model="gated") == 1
+        gate.unlink()
+        os.kill(here.stub("gated"), signum)
+        assert eventually(lambda: here.health() == 503)
+        assert here.value("echolm_model_up", model="gated") == 0
+        assert eventually(lambda: not answers(here.endpoints.http_url, "gated"))
+        assert eventually(lambda: status_of(f"{gateway}/ready") == 503)
+        # The others go on, and nobody stays behind a model that is away.
+        assert all(answers(here.endpoints.http_url, model) for model in ("echo", "toy_llm"))
+        assert here.value("echolm_model_up", model="echo") == 1
+        gate.touch()
+        assert eventually(lambda: here.health() == 200)
+        assert answers(here.endpoints.http_url, "gated")
+        assert here.value("echolm_model_up", model="gated") == 1
+        assert here.value("echolm_model_restarts_total", model="gated") == 1
+        assert here.value("echolm_model_restarts_total", model="echo") == 0
+        assert here.value("echolm_process_restarts_total", process="triton") == 0
+
+
+def test_a_triton_that_dies_is_started_again_and_the_others_stay(site: Site) -> None:
+    with watched(site) as here:
+        gateway = here.endpoints.gateway_url.removesuffix("/v1")
+        others = {name: pid for name, pid in here.endpoints.pids.items() if name != "triton"}
         with open(site.data_dir / "logs" / "triton.log", "a") as log:
             log.write("the last words\n")
-        os.kill(int((site.data_dir / "run" / "tritonserver.pid").read_text()), signal.SIGKILL)
-        status, errors = served.wait()
-    assert status == 1
-    assert "exit status 137" in errors
-    assert "the last words" in errors
-    assert served.leftovers() == []
+        os.kill(here.endpoints.pids["triton"], signal.SIGKILL)
+        assert eventually(lambda: here.value("echolm_process_up", process="triton") == 0)
+        assert here.health() == 503
+        assert status_of(f"{gateway}/ready") == 503
+        assert is_healthy(gateway)
+        assert eventually(lambda: here.health() == 200, timeout=60)
+        assert answers(here.endpoints.http_url)
+        assert here.value("echolm_process_restarts_total", process="triton") == 1
+        assert all(psutil.pid_exists(pid) for pid in others.values())
+        [report] = [report for report in here.reports if "triton ended by itself" in report]
+        assert "exit status 137" in report
+        assert "the last words" in report
+    assert processes_of(site.root) == []
+
+
+def test_a_triton_that_ends_again_and_again_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_TRITON_STARTS", 1)
+    pid_file = site.data_dir / "run" / "tritonserver.pid"
+    with watched(site) as here:
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        assert eventually(lambda: here.value("echolm_process_restarts_total") == 1)
+        assert eventually(lambda: here.health() == 200, timeout=60)
+        here.server.check()
+        os.kill(int(pid_file.read_text()), signal.SIGSTOP)  # it is ended as hung
+
+        def failure() -> str:
+            try:
+                here.server.check()
+            except UnavailableError as error:
+                return str(error)
+            return ""
+
+        assert eventually(lambda: failure() != "")
+        assert "triton ended by itself, exit status 137, again and again" in failure()
+
+
+def test_only_the_server_itself_loads_and_unloads_models(running: tuple[Served, str]) -> None:
+    _, address = running
+    for action in ("unload", "load"):
+        assert status_of(f"{address}/v2/repository/models/echo/{action}", b"{}") == 403
+    assert status_of(f"{address}/v2/repository/index", b"{}") == 403
+    assert answers(address)
 
 
 def test_verbose_shows_the_log(site: Site) -> None:

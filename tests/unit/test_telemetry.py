@@ -13,6 +13,7 @@ from echolm.telemetry import METRICS, Metrics, MetricSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODELS = sorted((REPOSITORY / "python_backends" / "echolm" / "triton").glob("*.py"))
+STATUS_PAGE = REPOSITORY / "python_backends" / "echolm" / "serving" / "status_page.py"
 DOCUMENT = REPOSITORY / "docker" / "METRICS.md"
 UPDATES = {"add": "counter", "total": "counter", "level": "gauge", "observe": "histogram"}
 
@@ -182,8 +183,9 @@ def updates(path: Path) -> Iterator[tuple[str, str, tuple[str, ...]]]:
             yield UPDATES[called], name.value, tuple(sorted(str(label) for label in labels))
 
 
-def test_the_models_update_the_metrics_of_the_table_and_all_of_them() -> None:
-    named = {name for path in MODELS for name in constants(path)} - {"echolm_stream"}
+def test_the_code_has_the_metrics_of_the_table_and_all_of_them() -> None:
+    named = {name for path in (*MODELS, STATUS_PAGE) for name in constants(path)}
+    named -= {"echolm_stream"}
     assert named == set(METRICS)
 
 

@@ -66,10 +66,10 @@ def parse_request(
     Raises:
         InvalidRequestError: names the tensor or parameter, what was expected and what came.
     """
-    prompt = decode(_scalar({"text_input": (), **inputs}, "text_input"), "text_input")
+    prompt = decode(scalar({"text_input": (), **inputs}, "text_input"), "text_input")
     if not prompt:
         raise InvalidRequestError.of("text_input", "text that is not empty", "empty text")
-    if (best_of := _scalar(inputs, "sampling_param_best_of", 1)) != 1:
+    if (best_of := scalar(inputs, "sampling_param_best_of", 1)) != 1:
         raise InvalidRequestError.of(
             "sampling_param_best_of", "1 (one sequence per request)", best_of, "leave it out"
         )
@@ -100,7 +100,7 @@ def _interval_s(parameters: Mapping[str, Any]) -> float:
 def _sampling(inputs: Inputs) -> Sampling:
     lists = {*_WORDS, "embedding_bias"}
     values = {
-        field: _scalar(inputs, name) for field, name in _SAMPLING.items() if field not in lists
+        field: scalar(inputs, name) for field, name in _SAMPLING.items() if field not in lists
     }
     for field in _WORDS:
         values[field] = _words(inputs, _SAMPLING[field])
@@ -122,7 +122,8 @@ def _words(inputs: Inputs, name: str) -> tuple[str, ...]:
     return tuple(decode(word, name) for word in inputs.get(name, ()))
 
 
-def _scalar(inputs: Inputs, name: str, default: Any = None) -> Any:
+def scalar(inputs: Inputs, name: str, default: Any = None) -> Any:
+    """The only element of an input; InvalidRequestError if it has none or several."""
     values = inputs.get(name)
     if values is None:
         return default
@@ -132,4 +133,4 @@ def _scalar(inputs: Inputs, name: str, default: Any = None) -> Any:
 
 
 def _flag(inputs: Inputs, name: str, default: bool = False) -> bool:
-    return bool(_scalar(inputs, name, default))
+    return bool(scalar(inputs, name, default))

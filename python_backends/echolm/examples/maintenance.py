@@ -34,6 +34,7 @@ _BATCH = 2_048
 """Examples that are removed at a time: Milvus Lite takes 0.1 s for each removal, however large."""
 _CHOICE = 8  # examples that are looked at for each one that has to go
 _NEIGHBOURS = 8
+_MISSING_SHARE = 0.05  # of all examples, from which on the store has lost some
 _LOOKUPS = 16  # examples whose neighbours are looked up at a time
 
 
@@ -101,6 +102,7 @@ class Maintenance:
     now_ms: Callable[[], int] = now_ms
     counts: MaintenanceCounts = field(default_factory=MaintenanceCounts, init=False)
     _reconciled: bool = field(default=False, init=False)
+    _missed: bool = field(default=False, init=False)
 
     def run(self, going_on: Callable[[], bool] = lambda: True) -> None:
         """Take in new events of the log and remove what must go, while ``going_on`` says so.
@@ -109,13 +111,11 @@ class Maintenance:
             UnavailableError: store, log or statistics cannot be reached; calling again goes on.
         """
         self.statistics.follow(self.log)
-        if not self._reconciled:
-            same_number = self.store.count() == self.statistics.totals()[0]
-            if not (same_number and self.statistics.is_complete):
-                found = reconcile(self.store, self.statistics, self.log)
-                added, removed = found.without_statistics, found.without_example
-                logger.info("example statistics: %d added, %d removed", added, removed)
-            self._reconciled = True
+        if self._differs():
+            found = reconcile(self.store, self.statistics, self.log)
+            added, removed = found.without_statistics, found.without_example
+            logger.info("example statistics: %d added, %d removed", added, removed)
+        self._reconciled = True
         if not self.log.lease(_LEASE, self.owner, 4 * self.settings.maintenance_interval_s):
             return
         while going_on() and (ids := self.statistics.expired(self.now_ms(), _BATCH)):
@@ -132,6 +132,19 @@ class Maintenance:
                 return
             ids = choose_victims(wanted, self._neighbours, over_count, over_bytes, _BATCH)
             self.counts.evicted += self._remove(ids, "evicted")
+
+    def _differs(self) -> bool:
+        """Whether store and statistics have to be compared example by example.
+
+        At the start any difference counts; later that examples are missing from the store, as
+        after its collection was dropped. What is just being written or removed is missing for a
+        moment only, so it must be many, in two rounds.
+        """
+        stored, known = self.store.count(), self.statistics.totals()[0]
+        if not self._reconciled:
+            return stored != known or not self.statistics.is_complete
+        before, self._missed = self._missed, known - stored > _MISSING_SHARE * known
+        return before and self._missed
 
     def _neighbours(self, ids: Sequence[int]) -> dict[int, list[int]]:
         """For each example the ids of others of its scope whose requests count as the same."""

@@ -248,6 +248,7 @@ struct Ask : InProcessRequest {
   const Want want;
   const std::vector<RowPtr> rows;
   Lane* const lane;  // in which it has a place; null: in none
+  std::string model;  // to which it was sent
   TimePoint sent, deadline;
   bool over = false;  // nobody waits for it any more
 };
@@ -331,14 +332,37 @@ class Door : public std::enable_shared_from_this<Door> {
   void poll(TimePoint now) {
     for (const auto& [client, keeps] : std::map<Client*, ClientPtr>(open_))
       if (gone(*client)) close(client, client_gone(), "cancelled");
+    std::map<std::string, bool> ready;
+    const auto lost = [&](const AskPtr& ask) {
+      const auto [at, is_new] = ready.try_emplace(ask->model, true);
+      if (is_new) at->second = is_ready(ask->model);
+      return !at->second;
+    };
     for (const auto& ask : std::vector<AskPtr>(asks_.begin(), asks_.end())) {
-      if (ask->over || now < ask->deadline) continue;
-      const std::string limit = std::to_string(settings_.selection_timeout_ms) + " ms";
+      if (ask->over) continue;
       const bool llm = ask->want == Want::kLLM;
-      const Failure timeout(TRITONSERVER_ERROR_UNAVAILABLE,
-                            llm ? "timeout" : "no answer within " + limit);
-      take(ask, {timeout, {}, false});
+      std::string why;
+      if (lost(ask))
+        why = ask->model + " is being loaded anew";
+      else if (now >= ask->deadline)
+        why = llm ? "timeout"
+                  : "no answer within " + std::to_string(settings_.selection_timeout_ms) + " ms";
+      if (!why.empty()) take(ask, {Failure(TRITONSERVER_ERROR_UNAVAILABLE, why), {}, false});
     }
+    for (auto ask = overdue_.begin(); ask != overdue_.end();)
+      ask = lost(*ask) ? overdue_.erase(ask) : std::next(ask);
+  }
+
+  /// Whether the server has the model. It has not while `echolm serve` loads it anew, since its
+  /// process died: what that process had in flight will never be answered.
+  bool is_ready(const std::string& model) const {
+    bool ready = true;
+    // A server that stops says nothing of its models, which still answer.
+    if (auto* error = TRITONSERVER_ServerModelIsReady(server_, model.c_str(), -1, &ready)) {
+      TRITONSERVER_ErrorDelete(error);
+      return true;
+    }
+    return ready;
   }
 
   static Failure failure_of(const std::exception& problem) {
@@ -416,7 +440,9 @@ class Door : public std::enable_shared_from_this<Door> {
     // Triton keeps them in no order, and sees to it that all have the same number of rows.
     std::sort(inputs.begin(), inputs.end(), [](auto& a, auto& b) { return a.name < b.name; });
     const int64_t rows = inputs.empty() || inputs[0].shape.empty() ? 0 : inputs[0].shape[0];
-    if (rows < 1) throw malformed("batch: expected at least one row");
+    if (rows < 1)
+      throw Failure(TRITONSERVER_ERROR_INVALID_ARG,
+                    "[invalid_request] batch: expected one row or more, got none");
     if (decoupled_ && rows != 1)
       throw Failure(TRITONSERVER_ERROR_INVALID_ARG,
                     "[invalid_request] batch: expected one request for " + name_ + ", got " +
@@ -441,13 +467,21 @@ class Door : public std::enable_shared_from_this<Door> {
   }
 
   void begin(const ClientPtr& client) {
-    if (const auto limit = static_cast<size_t>(settings_.max_in_flight); open_.size() >= limit) {
+    const size_t limit = settings_.max_in_flight, rows = client->rows.size();
+    if (rows > limit)
+      return close(client.get(), Failure(TRITONSERVER_ERROR_INVALID_ARG,
+                                         "[invalid_request] batch: expected at most " +
+                                             std::to_string(limit) +
+                                             " rows (limits.max_in_flight), got " +
+                                             std::to_string(rows) + "; send fewer at a time"));
+    if (rows_in_flight_ + rows > limit) {
       close(client.get(), Failure(TRITONSERVER_ERROR_UNAVAILABLE,
-                                  "[unavailable] " + name_ + ": " + std::to_string(limit) +
+                                  "[unavailable] " + name_ + ": " + std::to_string(rows_in_flight_) +
                                       " requests are in flight already; try again later, or raise "
                                       "limits.max_in_flight"));
       return report(Kind::kEnded, client->rows[0], "overload");
     }
+    rows_in_flight_ += rows;
     open_.emplace(client.get(), client);
     for (auto& row : client->rows)
       (goes_to_router(row) ? router_ : selection_).waiting.emplace_back(client, &row);
@@ -467,6 +501,7 @@ class Door : public std::enable_shared_from_this<Door> {
 
   void send(const AskPtr& ask, const std::string& model, int timeout_ms, const std::string& proof,
             const std::string& id = "", double stream_interval_ms = 0) {
+    ask->model = model;
     ask->sent = Clock::now();
     ask->deadline = ask->sent + milliseconds(timeout_ms);
     if (!ask->over) asks_.insert(ask);
@@ -504,7 +539,7 @@ class Door : public std::enable_shared_from_this<Door> {
       if (!late) guarded(row->client, [&] { take_generated(row, reply); });
       return;
     }
-    if (ask->want == Want::kSelection) watch_selection(*ask, reply);
+    if (ask->want == Want::kSelection) watch_selection(ask, reply);
     end(ask);
     if (reply.error) return late ? void() : no_plan(*ask, reply.error->what());
     if (ask->want == Want::kReport) return;
@@ -528,7 +563,7 @@ class Door : public std::enable_shared_from_this<Door> {
   /// Sends what waits in the lane, as far as there are places.
   void run(Lane* lane) {
     for (;;) {
-      const bool bypassed = lane->want == Want::kSelection && overdue_ > 0;
+      const bool bypassed = lane->want == Want::kSelection && !overdue_.empty();
       const int places = lane->want == Want::kReport ? 1 : settings_.selections_in_flight;
       if (!bypassed && lane->running >= places) return;
       const auto rows = gather(lane);
@@ -563,16 +598,16 @@ class Door : public std::enable_shared_from_this<Door> {
     return rows;
   }
 
-  /// Counts the requests to `selection` that are overdue. As long as there is one, nobody waits for
-  /// `selection`: requests go without examples, until what was overdue is answered.
-  void watch_selection(const Ask& ask, const Reply& reply) {
-    if (!reply.final) ++overdue_;  // its time is over
-    if (reply.final && ask.over) --overdue_;
-    if (!reply.final || !reply.error || Clock::now() < ask.sent + kSlowFailure) return;
+  /// Keeps the requests to `selection` that are overdue. As long as there is one, nobody waits for
+  /// `selection`: requests go without examples, until what was overdue is answered, or is lost.
+  void watch_selection(const AskPtr& ask, const Reply& reply) {
+    if (!reply.final) overdue_.insert(ask);  // its time is over
+    if (reply.final) overdue_.erase(ask);
+    if (!reply.final || !reply.error || Clock::now() < ask->sent + kSlowFailure) return;
     // A dead process fails each request so slowly. This one is to be overdue until it lives again.
-    const auto probe = std::make_shared<Ask>(Want::kSelection, ask.rows, ask.inputs);
+    const auto probe = std::make_shared<Ask>(Want::kSelection, ask->rows, ask->inputs);
     probe->over = true;
-    ++overdue_;
+    overdue_.insert(probe);
     ask_for_plans(probe);
   }
 
@@ -790,7 +825,8 @@ class Door : public std::enable_shared_from_this<Door> {
           client->instance, client->rows.size(), from, from, to, to));
     log_failed(TRITONBACKEND_RequestRelease(client->request, TRITONSERVER_REQUEST_RELEASE_ALL));
     log_failed(TRITONBACKEND_ResponseFactoryDelete(client->factory));
-    open_.erase(client);
+    const size_t rows = client->rows.size();
+    if (open_.erase(client) > 0) rows_in_flight_ -= rows;
   }
 
   // ---- Reports
@@ -840,11 +876,12 @@ class Door : public std::enable_shared_from_this<Door> {
 
   // Only the thread touches what follows.
   Head settings_;    // of the latest plan
-  int overdue_ = 0;  // requests to `selection`
   Lane selection_{Want::kSelection, 0, {}}, router_{Want::kRouterPlan, 0, {}},
       reports_{Want::kReport, 0, {}};
   std::map<Client*, ClientPtr> open_;
-  std::set<AskPtr> asks_;  // that are not over
+  size_t rows_in_flight_ = 0;  // of the clients in open_
+  std::set<AskPtr> asks_;     // that are not over
+  std::set<AskPtr> overdue_;  // to `selection`
   int awaited_ = 0;        // those whose last response has not come
   std::multimap<TimePoint, std::weak_ptr<Client>> flushes_;
   std::map<std::string, TimePoint> quiet_until_;

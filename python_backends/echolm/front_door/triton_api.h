@@ -81,6 +81,8 @@ Status TRITONSERVER_InferenceRequestSetResponseCallback(TRITONSERVER_InferenceRe
                                                         void* user);
 Status TRITONSERVER_ServerInferAsync(TRITONSERVER_Server*, TRITONSERVER_InferenceRequest*,
                                      TRITONSERVER_InferenceTrace*);
+Status TRITONSERVER_ServerModelIsReady(TRITONSERVER_Server*, const char* model, int64_t version,
+                                       bool* ready);
 Status TRITONSERVER_InferenceRequestCancel(TRITONSERVER_InferenceRequest*);
 Status TRITONSERVER_InferenceResponseError(TRITONSERVER_InferenceResponse*);
 Status TRITONSERVER_InferenceResponseDelete(TRITONSERVER_InferenceResponse*);

@@ -6,6 +6,7 @@ Uvicorn reads a head of any length for any time, and keeps an unread answer for 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -16,6 +17,14 @@ from echolm.settings import GatewaySettings
 _MAX_HEADERS = 100
 _READ_BYTES = 256 << 10
 """Most bytes that the event loop reads at once; what precedes them may be in one read with them."""
+_KEEP_ALIVE = {
+    socket.SO_KEEPALIVE: (socket.SOL_SOCKET, 1),
+    socket.TCP_KEEPIDLE: (socket.IPPROTO_TCP, 30),
+    socket.TCP_KEEPINTVL: (socket.IPPROTO_TCP, 10),
+    socket.TCP_KEEPCNT: (socket.IPPROTO_TCP, 3),
+}
+"""By which the system ends the connection to a client that vanished without closing it, a minute
+later: nothing else shows that nobody waits for an answer that takes long."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -33,6 +42,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        for option, (level, value) in _KEEP_ALIVE.items():
+            transport.get_extra_info("socket").setsockopt(level, option, value)
         most = self.limits.max_connections
         if len(self.connections) > most:
             message = f"connections: expected at most {most}, got more"

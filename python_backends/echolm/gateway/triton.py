@@ -81,9 +81,9 @@ class TritonBackend:
         await self._infer(_request(contracts.FEEDBACK.name, inputs), _SHORT_S)
 
     async def is_ready(self) -> bool:
-        request = service_pb2.ModelReadyRequest(name=contracts.ECHOLM.name)
+        request = service_pb2.ServerReadyRequest()  # all models, since `echolm` needs others
         try:
-            return bool((await self._stub.ModelReady(request, timeout=_READY_S)).ready)
+            return bool((await self._stub.ServerReady(request, timeout=_READY_S)).ready)
         except grpc.RpcError:
             return False
 

@@ -17,7 +17,7 @@ from echolm.settings import Settings
 def serve_forever(settings: Settings, options: ServeOptions) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; a second signal ends everything at once.
 
-    Returns the exit status: 0 after a clean stop, 1 when Triton ended by itself.
+    Returns the exit status: 0 after a clean stop, 1 when Triton ended again and again.
     """
     stop = threading.Event()
     server = LocalServer(settings, options, progress=_print_progress)
@@ -37,9 +37,10 @@ def serve_forever(settings: Settings, options: ServeOptions) -> int:
     started = time.monotonic()
     try:
         endpoints = server.start(stop)
+        server.supervise()
         print(_greeting(endpoints, options, time.monotonic() - started), flush=True)
         while not stop.wait(0.5):
-            server.check_running(stop)
+            server.check()
         return 0
     except StartInterruptedError:
         return 0

@@ -119,7 +119,7 @@ class MilvusLite(GuardedServer):
         """Address for clients in any process."""
         return f"unix:{self._socket}"
 
-    def start(self, timeout_s: float = 30.0, stop: threading.Event | None = None) -> None:
+    def start(self, stop: threading.Event | None = None, timeout_s: float = 30.0) -> None:
         """Start the server and wait until it takes connections, or ``stop`` is set.
 
         A server that has ended by itself may be started again: the address stays.

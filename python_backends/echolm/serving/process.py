@@ -99,14 +99,13 @@ class GuardedProcess:
     def pid(self, timeout_s: float = 5.0) -> int | None:
         """Process id of the program itself; None if it did not start."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        while True:
             try:
                 return int(self.command.pid_file.read_text())
             except (OSError, ValueError):
-                if self.poll() is not None:
+                if self.poll() is not None or time.monotonic() >= deadline:
                     return None
                 time.sleep(0.01)
-        return None
 
     def poll(self) -> int | None:
         """The exit status, once the program and all it started are gone; until then None."""

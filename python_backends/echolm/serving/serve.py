@@ -5,26 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import echolm
+from echolm.contracts import REMOTE_LLM
 from echolm.embedding import minilm
 from echolm.embedding.spec import MODEL_FILE, SPEC_FILE, TOKENIZER_FILE, EmbedderSpec
-from echolm.errors import ConfigurationError, EchoError, UnavailableError
+from echolm.errors import ConfigurationError, EchoError
 from echolm.serving import preflight
 from echolm.serving.data_dir import CONFIGURATION, LOAD_TABLE_PREFIX, DataDir, resolve
 from echolm.serving.gateway import GatewayServer
 from echolm.serving.milvus_lite import MilvusLite
+from echolm.serving.restarts import Backoff
+from echolm.serving.status_page import StatusPage
+from echolm.serving.supervisor import Part, Supervisor
 from echolm.serving.triton_installation import find_triton
 from echolm.serving.triton_server import (
     SHM_BYTE_SIZE,
     TritonOptions,
     TritonServer,
     connect_host,
-    restriction,
 )
 from echolm.settings import ENV_CONFIG, Settings
 
@@ -46,10 +48,6 @@ _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
 """For Triton without a GPU, which otherwise reports the missing driver as an error."""
 
 _ENV_KEY_FILE = "ECHOLM_FEEDBACK__SIGNING_KEY_FILE"
-
-_MILVUS_RESTARTS = 5
-_GATEWAY_PAUSE_S = 2.0
-"""Seconds between two starts of a gateway that ends by itself."""
 _CPU_PROFILES = ("local", "remote")
 _CPU_LOAD_S, _GPU_LOAD_S = 300.0, 1_800.0
 
@@ -64,7 +62,8 @@ class ServeOptions:
         repository_root: holds ``core`` and the profiles; None finds that of this checkout.
         model_repositories: more directories of models.
         host: address on which Triton listens.
-        http_port, grpc_port, metrics_port: of Triton; 0 takes a free port.
+        http_port, grpc_port: of Triton; 0 takes a free port.
+        metrics_port: of :class:`StatusPage`; 0 takes a free port.
         gateway_port: 0 takes a free port; None starts no gateway.
         ready_timeout_s: seconds for all models to load; None: five minutes on CPUs, half an hour
             on GPUs.
@@ -86,7 +85,7 @@ class ServeOptions:
 
     @property
     def ports(self) -> tuple[int, int, int]:
-        """Of Triton's HTTP, gRPC and metrics."""
+        """Of Triton's HTTP and gRPC, and of the metrics."""
         return self.http_port, self.grpc_port, self.metrics_port
 
     @property
@@ -124,6 +123,11 @@ class Endpoints:
         """``host:port`` of HTTP."""
         return self.http_url.removeprefix("http://")
 
+    @property
+    def ready_url(self) -> str:
+        """Answers 200 if all models can be used, else 503."""
+        return f"{self.metrics_url.removesuffix('/metrics')}/health/ready"
+
 
 class StartInterruptedError(EchoError):
     """The start was given up because a stop was requested."""
@@ -141,7 +145,9 @@ def running_server(
     """
     server = LocalServer(settings, options or ServeOptions(), progress=progress)
     try:
-        yield server.start()
+        endpoints = server.start()
+        server.supervise()
+        yield endpoints
     finally:
         server.stop()
 
@@ -157,14 +163,16 @@ class LocalServer:
         self._report: Progress = progress or (lambda message: None)
         self._data: DataDir | None = None
         self._milvus: MilvusLite | None = None
-        self._milvus_restarts = 0
         self._triton: TritonServer | None = None
         self._gateway: GatewayServer | None = None
-        self._gateway_started = 0.0
+        self._supervisor: Supervisor | None = None
+        self._status: StatusPage | None = None
         self._ready = False
 
     def start(self, stop: threading.Event | None = None) -> Endpoints:
         """Check, prepare and start everything; returns when all models are ready.
+
+        From then on :meth:`supervise` keeps it going.
 
         Raises:
             StartInterruptedError: ``stop`` was set meanwhile.
@@ -206,7 +214,6 @@ class LocalServer:
         configuration = data.write_configuration(resolved)
         # The front door is no Python, and reads no TOML.
         key_file = data.write_secret("signing.key", resolved.feedback.signing_key)
-        admin_key = resolved.triton.admin_key.get_secret_value()
         table = resolved.load_table_path
         is_own = table.name.startswith(LOAD_TABLE_PREFIX)
 
@@ -217,7 +224,6 @@ class LocalServer:
             host=options.host,
             http_port=options.http_port,
             grpc_port=options.grpc_port,
-            metrics_port=options.metrics_port,
             environment={
                 **_thread_limits(options),
                 ENV_CONFIG: str(configuration),
@@ -225,9 +231,11 @@ class LocalServer:
             },
             extra_args=(
                 *(_CPU_ARGS if options.profile in _CPU_PROFILES else ()),
-                *(restriction(admin_key) if resolved.triton.restrict else ()),
                 *options.triton_args,
             ),
+            admin_key=resolved.triton.admin_key.get_secret_value()
+            if resolved.triton.restrict
+            else "",
             cleanup=(f"{table}*",) if is_own else (),
             keep_open=(data.lock_fd,),
             verbose=options.verbose,
@@ -244,8 +252,11 @@ class LocalServer:
         if options.gateway_port is not None:
             self._report("starting the gateway")
             self._gateway = GatewayServer(settings, data, configuration)
-            self._start_gateway(stop)
+            self._gateway.start(stop)
             _check(stop)
+        self._supervisor = supervisor = self._new_supervisor(models)
+        elsewhere = {llm.name: REMOTE_LLM.name for llm in settings.llms if llm.url}
+        self._status = StatusPage(options.host, options.metrics_port, triton, supervisor, elsewhere)
 
         pids = {"triton": triton.process.pid() or 0}
         if self._milvus is not None:
@@ -261,52 +272,32 @@ class LocalServer:
             pids=pids,
         )
 
-    def check_running(self, stop: threading.Event | None = None) -> None:
-        """Restart what has ended by itself, Milvus Lite or the gateway; to be called repeatedly.
+    def _new_supervisor(self, models: Mapping[str, Path]) -> Supervisor:
+        assert self._triton is not None
+        # While Milvus Lite is away, requests are answered without examples; without the gateway,
+        # Triton's ports answer. So these are tried as long as it takes.
+        others = {"milvus": self._milvus, "gateway": self._gateway}
+        parts = {
+            name: Part(server, server.start, Backoff())
+            for name, server in others.items()
+            if server is not None
+        }
+        return Supervisor(self._triton, models, self._options.load_s, parts, self._report)
 
-        While Milvus Lite is away, requests are answered without examples.
+    def supervise(self) -> None:
+        """Start again, in the background, what ends by itself; see :class:`Supervisor`."""
+        assert self._supervisor is not None
+        self._supervisor.start()
 
-        Args:
-            stop: ends the wait for what is restarted.
-
-        Raises:
-            UnavailableError: Triton has ended by itself.
-        """
-        triton = self._triton
-        if triton is not None and (status := triton.poll()) is not None:
-            raise UnavailableError(
-                f"Triton ended by itself, exit status {status}; {triton.log_excerpt()}"
-            )
-        self._check_gateway(stop)
-        milvus = self._milvus
-        if milvus is None or milvus.poll() is None or self._milvus_restarts >= _MILVUS_RESTARTS:
-            return
-        self._milvus_restarts += 1
-        self._report(f"Milvus Lite ended by itself, exit status {milvus.poll()}; starting it again")
-        try:
-            milvus.start(stop=stop)
-        except EchoError as error:
-            self._report(str(error))
-
-    def _start_gateway(self, stop: threading.Event | None = None) -> None:
-        assert self._gateway is not None
-        self._gateway_started = time.monotonic()
-        self._gateway.start(stop)
-
-    def _check_gateway(self, stop: threading.Event | None) -> None:
-        gateway = self._gateway
-        if gateway is None or (status := gateway.poll()) is None:
-            return
-        if time.monotonic() < self._gateway_started + _GATEWAY_PAUSE_S:
-            return
-        self._report(f"the gateway ended by itself, exit status {status}; starting it again")
-        try:
-            self._start_gateway(stop)
-        except EchoError as error:
-            self._report(str(error))
+    def check(self) -> None:
+        """UnavailableError if the server is given up, since Triton ended again and again."""
+        if self._supervisor is not None and self._supervisor.failure is not None:
+            raise self._supervisor.failure
 
     def stop(self) -> None:
         """Stop everything; may be repeated."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
         if not self._ready:
             # There is nothing to lose, and Triton would load all models before it stops.
             self.kill()
@@ -315,6 +306,8 @@ class LocalServer:
                 last_to_first.callback(self._data.close)
                 for name in (CONFIGURATION, "signing.key"):
                     last_to_first.callback((self._data.run / name).unlink, missing_ok=True)
+            if self._status is not None:
+                last_to_first.callback(self._status.close)
             # Triton stops before Milvus, since its models write what they still hold; and the
             # gateway before Triton, since its requests are still answered.
             for server in filter(None, (self._milvus, self._triton, self._gateway)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import secrets
@@ -9,14 +10,14 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from echolm.engines.worker.parent import ENV_LIBRARY_PATH
 from echolm.errors import UnavailableError
 from echolm.llm.triton_client import ADMIN_HEADER
-from echolm.serving import guard
+from echolm.serving import guard, preflight
 from echolm.serving.process import Command, GuardedProcess, GuardedServer, foreign_environment
 from echolm.serving.triton_installation import STUB, TritonInstallation, find_triton
 
@@ -24,8 +25,9 @@ SHM_DIR = Path("/dev/shm")
 SHM_PREFIX = "echolm-"
 SHM_BYTE_SIZE = 4 << 20
 """First size, and step of growth, of each model instance's shared memory."""
+_CONTROL = "model-repository"
 RESTRICTED = (
-    *("shared-memory", "model-repository", "model-config"),
+    *("shared-memory", _CONTROL, "model-config"),
     *("statistics", "trace", "logging"),
 )
 """Triton's protocols that are not for everybody: shared memory can be registered over that of other
@@ -39,6 +41,8 @@ _LOAD_S = 300
 """Seconds for one model to load."""
 _EXIT_S = 10
 """Seconds for requests in flight to finish when the server stops."""
+_ASK_S = 5
+_LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,11 @@ class TritonOptions:
         environment: what the processes get on top of this process's environment, of which they
             do not get EchoLM's variables.
         extra_args: more arguments for ``tritonserver``.
+        admin_key: what Triton wants for :data:`RESTRICTED`; empty leaves all of them open but that
+            by which models are unloaded.
         cleanup: patterns of more files that are removed when the server has gone.
         keep_open: file descriptors to hold until the server has gone.
+        metrics_port: on the loopback; 0 takes a free one at each start.
         verbose: log what models are loaded and the like, and copy the log to stderr.
     """
 
@@ -62,9 +69,10 @@ class TritonOptions:
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
-    metrics_port: int = 8002
+    metrics_port: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()
+    admin_key: str = ""
     cleanup: tuple[str, ...] = ()
     keep_open: tuple[int, ...] = ()
     verbose: bool = False
@@ -79,12 +87,16 @@ class TritonServer(GuardedServer):
         self.options = options
         self._installation = installation or find_triton()
         self._prefix_file = options.run_dir / "shm-prefix"
+        self._admin_key = options.admin_key or secrets.token_hex(16)
+        self._metrics_port = options.metrics_port
 
     def start(self) -> None:
         """Start the server; :meth:`wait_ready` waits until it can be used."""
         options, installation = self.options, self._installation
         options.run_dir.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
+        if not options.metrics_port:
+            [self._metrics_port] = preflight.free_ports(_LOOPBACK, 1)
         prefix = f"{SHM_PREFIX}{secrets.token_hex(16)}-"  # nobody can guess what is in it
         self._prefix_file.write_text(prefix)
         libraries = (installation.libraries, installation.libpython_dir)
@@ -130,17 +142,70 @@ class TritonServer(GuardedServer):
 
     def is_ready(self) -> bool:
         """Whether all models are ready and the metrics, which Triton opens last, are served."""
-        return self._answers(self.options.http_port, "/v2/health/ready") and self._answers(
-            self.options.metrics_port, "/metrics"
-        )
+        return self._answers("/v2/health/ready") and self.metrics() is not None
 
-    def _answers(self, port: int, path: str) -> bool:
-        connection = http.client.HTTPConnection(connect_host(self.options.host), port, timeout=5)
+    def is_live(self, timeout_s: float) -> bool:
+        """Whether it answers at all, in time."""
+        return self._answers("/v2/health/live", timeout_s)
+
+    def metrics(self) -> bytes | None:
+        """The page with its metrics; None if it does not give it."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, page = self._ask("GET", "/metrics", address=(_LOOPBACK, self._metrics_port))
+            if status == 200:
+                return page
+        return None
+
+    def load(self, model: str) -> None:
+        """Load a model that is not loaded; returns when it answers.
+
+        Raises:
+            UnavailableError: it could not be loaded, or Triton does not answer.
+        """
+        self._control(model, "load", _LOAD_S + _ASK_S)
+
+    def unload(self, model: str) -> None:
+        """Let a model answer no more requests; those in flight end first, in the background.
+
+        Raises:
+            UnavailableError: Triton does not answer.
+        """
+        self._control(model, "unload", _ASK_S)
+
+    @property
+    def control_headers(self) -> dict[str, str]:
+        """With which a gRPC client may load and unload models."""
+        return {f"triton-grpc-protocol-{ADMIN_HEADER}": self._admin_key}
+
+    def _control(self, model: str, action: str, timeout_s: float) -> None:
+        path = f"/v2/repository/models/{model}/{action}"
         try:
-            connection.request("GET", path)
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
+            status, answer = self._ask("POST", path, timeout_s)
+            problem = "" if status == 200 else answer.decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(error) or type(error).__name__
+        if problem:
+            raise UnavailableError(f"model {model}: expected Triton to {action} it, got: {problem}")
+
+    def _answers(self, path: str, timeout_s: float = _ASK_S) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self._ask("GET", path, timeout_s)[0] == 200
+        return False
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        timeout_s: float = _ASK_S,
+        address: tuple[str, int] | None = None,
+    ) -> tuple[int, bytes]:
+        host, port = address or (connect_host(self.options.host), self.options.http_port)
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        try:
+            body = "{}" if method == "POST" else None
+            connection.request(method, path, body, {ADMIN_HEADER: self._admin_key})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         finally:
             connection.close()
 
@@ -197,11 +262,17 @@ class TritonServer(GuardedServer):
             *(f"--backend-config=python,{key}={value}" for key, value in python_backend.items()),
             # Loading is CPU-bound, but models wait for each other's stubs to start.
             f"--model-load-thread-count={max(4, os.cpu_count() or 1)}",
-            *(f"--{service}-address={options.host}" for service in ("http", "grpc", "metrics")),
+            f"--http-address={options.host}",
+            f"--grpc-address={options.host}",
+            f"--metrics-address={_LOOPBACK}",
             f"--http-port={options.http_port}",
             f"--grpc-port={options.grpc_port}",
-            f"--metrics-port={options.metrics_port}",
+            f"--metrics-port={self._metrics_port}",
             f"--exit-timeout-secs={_EXIT_S}",
+            # A model whose process has died can only be loaded anew by explicit request.
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            *restriction(RESTRICTED if options.admin_key else (_CONTROL,), self._admin_key),
             f"--log-info={str(options.verbose).lower()}",
             "--log-warning=true",
             "--log-error=true",
@@ -221,12 +292,12 @@ class TritonServer(GuardedServer):
         return environment | dict(self.options.environment)
 
 
-def restriction(admin_key: str) -> tuple[str, str]:
-    """Arguments by which Triton wants the key for every protocol but those of a client."""
-    protocols = ",".join(RESTRICTED)
+def restriction(protocols: Sequence[str], admin_key: str) -> tuple[str, str]:
+    """Arguments by which Triton wants the key for these protocols."""
+    names = ",".join(protocols)
     return (
-        f"--http-restricted-api={protocols}:{ADMIN_HEADER}={admin_key}",
-        f"--grpc-restricted-protocol={protocols}:{ADMIN_HEADER}={admin_key}",
+        f"--http-restricted-api={names}:{ADMIN_HEADER}={admin_key}",
+        f"--grpc-restricted-protocol={names}:{ADMIN_HEADER}={admin_key}",
     )
 
 

@@ -57,8 +57,8 @@ class Limits(Section):
     max_stop_words: int = Field(16, ge=0)
     """Largest number of stop words in one request, and of bad words, and of biased words."""
     max_in_flight: int = Field(2_048, gt=0)
-    """Requests that each of the models `echolm` and `echolm_stream` answers at a time; more are
-    refused as UNAVAILABLE."""
+    """Requests that each of the models `echolm` and `echolm_stream` answers at a time, each row of
+    a batch counted; more are refused as UNAVAILABLE."""
     request_timeout_s: float = Field(120.0, gt=0)
     """Seconds after which an LLM that has not answered counts as failed and another is asked."""
     stream_interval_ms: float = Field(40.0, ge=0, le=1_000)

@@ -18,7 +18,7 @@ import orjson
 from echolm import contracts
 from echolm.engines.base import FINISH_CANCELLED
 from echolm.engines.gathering import Gatherer
-from echolm.engines.request import LLMRequest, parse_request
+from echolm.engines.request import LLMRequest, parse_request, scalar
 from echolm.errors import CancelledError, EchoError, InvalidRequestError
 from echolm.primitives import Completion, Piece, decode
 from echolm.settings.loading import load_settings
@@ -73,7 +73,8 @@ class TritonPythonModel:
             for spec in contracts.REMOTE_LLM.inputs
             if (array := codec.read(request, spec.name)) is not None
         }
-        name = decode(inputs.pop("llm")[0], "llm")
+        name = decode(scalar(inputs, "llm"), "llm")
+        del inputs["llm"]
         if name not in self._clients:
             expected = f"one of {sorted(self._clients)}, which have an llms.url"
             raise InvalidRequestError.of("llm", expected, name)

@@ -93,7 +93,10 @@ class TritonPythonModel:
             self._runtime.spawn(self._plan(asked))
 
     def _read(self, request: Any) -> list[_Row]:
-        return [self._row(row) for row in codec.read_each(request, contracts.ROUTER.inputs)]
+        rows = codec.read_each(request, contracts.ROUTER.inputs)
+        if not rows:
+            raise InvalidRequestError.of("batch", "one row or more", "none")
+        return [self._row(row) for row in rows]
 
     def _row(self, row: dict[str, Any] | InvalidRequestError) -> _Row:
         try:

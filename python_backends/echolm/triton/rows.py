@@ -125,6 +125,8 @@ def answer_together(
     for i, request in enumerate(requests):
         try:
             request_rows = read(request)
+            if not request_rows:
+                raise InvalidRequestError.of("batch", "one row or more", "none")
         except Exception as problem:
             answers[i] = problem
             continue

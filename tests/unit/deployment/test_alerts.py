@@ -57,4 +57,4 @@ def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
     """With the paths that ``compose.yaml`` mounts."""
     text = (PROMETHEUS / "prometheus.yaml").read_text()
     (tmp_path / "prometheus.yaml").write_text(text.replace("/etc/prometheus", str(PROMETHEUS)))
-    assert "14 rules found" in promtool("check", "config", str(tmp_path / "prometheus.yaml"))
+    assert "17 rules found" in promtool("check", "config", str(tmp_path / "prometheus.yaml"))

@@ -152,7 +152,7 @@ def test_requests_come_only_when_the_models_are_ready(helm: Helm, path: Path) ->
     container = triton(helm.objects("--values", str(path)))
     for probe, state in (("startup", "ready"), ("readiness", "ready"), ("liveness", "live")):
         check = container[f"{probe}Probe"]["httpGet"]
-        assert check == {"path": f"/v2/health/{state}", "port": "http"}
+        assert check == {"path": f"/health/{state}", "port": "metrics"}
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 1_800
 

@@ -87,7 +87,7 @@ def test_an_image_runs_as_a_user_whom_kubernetes_can_tell_from_root(path: Path) 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
 def test_an_image_is_healthy_when_its_models_are_ready(path: Path) -> None:
     [check] = of(path, "HEALTHCHECK")
-    assert "127.0.0.1:8000/v2/health/ready" in check
+    assert "127.0.0.1:8002/health/ready" in check
     assert of(path, "EXPOSE") == ["8000 8001 8002"]
 
 

@@ -187,6 +187,29 @@ def test_what_is_hidden_for_a_moment_is_not_taken_for_gone(
     assert world.tables[0].removals() == {}
 
 
+def test_statistics_of_a_store_that_was_emptied_go_while_it_runs(world: World) -> None:
+    world.add([10] * 40, [1.0] * 40)
+    keeper = world.replica()
+    keeper.run()
+    world.store.delete(range(1, 40))
+    keeper.run()  # what is being removed just now looks the same
+    assert world.tables[0].totals() == (40, 400)
+    keeper.run()
+    assert world.tables[0].totals() == (1, 10)
+
+
+def test_a_single_example_that_is_being_written_is_no_reason_to_scan(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add([10] * 40, [1.0] * 40)
+    keeper = world.replica()
+    keeper.run()
+    world.store.delete([1])
+    monkeypatch.setattr(world.store, "scan", None)
+    for _ in range(3):
+        keeper.run()
+
+
 def test_of_examples_that_help_with_the_same_requests_one_stays(world: World) -> None:
     world.add([10] * 6, [5.0, 4.0, 3.0, 0.6, 0.7, 0.8])
     world.store.dimension = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -243,6 +244,19 @@ async def test_a_body_that_does_not_come_is_not_waited_for(serve: Callable[..., 
     assert got.startswith(b"HTTP/1.1 408 ")
     assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
     assert not served.server.server_state.connections
+
+
+async def test_a_client_that_vanished_is_asked_whether_it_is_there(served: Served) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    while not served.server.server_state.connections:
+        await asyncio.sleep(0.01)
+    [protocol] = served.server.server_state.connections
+    connection = protocol.transport.get_extra_info("socket")
+    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    idle, interval, count = (connection.getsockopt(socket.IPPROTO_TCP, o) for o in options)
+    assert idle + count * interval == 60
+    writer.close()
 
 
 @pytest.mark.parametrize("trailer", [b"x: " + b"a" * 1_000_000, b"x: a\r\n" * 200])

@@ -15,7 +15,13 @@ from echolm.serving import Endpoints, ServeOptions
 from echolm.serving import serve as module
 from echolm.serving.serve import model_repositories, prepare_embedder
 from echolm.serving.triton_installation import TritonInstallation, find_triton
-from echolm.serving.triton_server import TritonOptions, TritonServer, connect_host, restriction
+from echolm.serving.triton_server import (
+    RESTRICTED,
+    TritonOptions,
+    TritonServer,
+    connect_host,
+    restriction,
+)
 from echolm.settings import EmbeddingSettings, Settings
 from echolm_client.cli import exit_codes
 
@@ -287,7 +293,7 @@ def test_options_of_the_command_line_reach_the_server(
 
 
 def test_triton_wants_the_admin_key_for_all_but_what_clients_need() -> None:
-    http, grpc = restriction("k3y")
+    http, grpc = restriction(RESTRICTED, "k3y")
     protocols = "shared-memory,model-repository,model-config,statistics,trace,logging"
     assert http == f"--http-restricted-api={protocols}:echolm-admin-key=k3y"
     assert grpc == f"--grpc-restricted-protocol={protocols}:echolm-admin-key=k3y"
