@@ -309,8 +309,8 @@ def test_log_probabilities_of_both_endpoints(client: OpenAI, chat: bool, streame
 
 def test_rows_of_which_some_ask_for_more(deployment: Deployment) -> None:
     asked = [
-        {"text_input": "CALL-weather", "tools": json.dumps([WEATHER]), "return_log_probs": False},
-        {"text_input": "CALL-weather", "tools": "[]", "return_log_probs": False},
+        {"text_input": "CALL-weather", "tools": json.dumps([WEATHER])},
+        {"text_input": "CALL-weather", "tools": "[]"},
     ]
     found = deployment.caller.client.infer("echolm", inputs(grpcclient, asked))
     calls = [json.loads(c or "[]") for c in found.as_numpy("tool_calls")[:, 0]]

@@ -743,16 +743,17 @@ class Door : public std::enable_shared_from_this<Door> {
     flushes_.emplace(client->interval_over, std::shared_ptr<Client>(row, client));
   }
 
-  /// Sends what has gathered of a stream, which has one row.
+  /// Sends what has gathered of a stream, which has one row, or none if it was refused.
   void flush(Client* client) {
     if (!client->streaming) return;
     client->scheduled = false;
     Tensors piece;
-    for (auto& output : client->rows[0].plan.outputs) {
-      if (!output.gathered()) continue;
-      piece.push_back({output.name, output.datatype, {1, 1}, Packer().text("").packed});
-      std::swap(piece.back().data, output.data);
-    }
+    for (auto& row : client->rows)
+      for (auto& output : row.plan.outputs) {
+        if (!output.gathered()) continue;
+        piece.push_back({output.name, output.datatype, {1, 1}, Packer().text("").packed});
+        std::swap(piece.back().data, output.data);
+      }
     if (client->gathered.empty() && piece.empty()) return;
     piece.push_back(Tensor::of_texts("text_output", {std::exchange(client->gathered, "")}));
     client->respond(piece, 0);
