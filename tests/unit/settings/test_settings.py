@@ -302,3 +302,20 @@ def test_the_strongest_llm_judges_and_is_what_others_are_compared_with(file: Pat
 def test_any_number_of_llms_is_possible() -> None:
     llms = tuple(LLMSettings(name=f"m{i}", cost=i + 1, takes_examples=i == 0) for i in range(5))
     assert Settings(llms=llms).default_llm.name == "m4"
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        ("[limits]\nrequest_timeout_s = inf", "limits.request_timeout_s"),
+        ("[routing]\ncost_weight = nan", "routing.cost_weight"),
+        ("[replay]\ntemperature = inf", "replay.temperature"),
+        ('[triton]\nadmin_key = "a key: with=signs"', "triton"),
+    ],
+)
+def test_what_no_server_can_run_with_is_refused(tmp_path: Path, lines: str, key: str) -> None:
+    file = tmp_path / "echolm.toml"
+    file.write_text(lines)
+    with pytest.raises(ConfigurationError, match=f"  {key}: ") as refused:
+        load_settings(file)
+    assert "signs" not in str(refused.value)
