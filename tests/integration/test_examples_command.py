@@ -217,11 +217,13 @@ def test_a_damaged_row_stops_no_command_and_repair_removes_it(
     assert run("top")[0] == 0
     status, out = run("check")
     assert (status, out.splitlines()[1]) == (1, "damaged                  3")
+    assert run("delete", "--id", "8", "--yes") == (0, "deleted 1 examples\n")
+    assert run("delete", "--match", "request 2", "--yes") == (1, "deleted 1 examples\n")
     status, out = run("check", "--repair")
-    assert (status, out.splitlines()[1]) == (0, "damaged                  3 (mended)")
+    assert (status, out.splitlines()[1]) == (0, "damaged                  2 (mended)")
     assert run("check")[0] == 0
     with open_examples(settings) as data:
-        assert data.store.count() == data.statistics.totals()[0] == 2
+        assert data.store.count() == data.statistics.totals()[0] == 1
 
 
 def insert_damaged(store: MilvusStore) -> None:

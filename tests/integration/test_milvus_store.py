@@ -109,6 +109,27 @@ def test_an_example_is_found_with_what_was_stored(store: MilvusStore) -> None:
     assert found[1].similarity == pytest.approx(0.0, abs=1e-5)
 
 
+NAMES = [
+    'a "quoted" name',
+    "it's",
+    "back\\slash\\",
+    "日本",
+    "😀",
+    "\u202ertl",
+    "100%",
+    "{a}",
+    '" or id > 0',
+]
+
+
+def test_a_tenant_is_found_by_whatever_name_it_has(store: MilvusStore) -> None:
+    examples = [example(i, name) for i, name in enumerate(NAMES)]
+    store.upsert(examples, np.repeat(unit(0), len(NAMES), axis=0))
+    for i, name in enumerate(NAMES):
+        assert [e.tenant for batch in store.scan(name) for e, _ in batch] == [name]
+        assert [c.id for c in find(store, name)] == [i]
+
+
 def test_a_batch_keeps_its_rows_and_finds_only_the_own_scope(store: MilvusStore) -> None:
     store.upsert(
         [example(1, "a"), example(2, "b"), example(3, "a", "rules"), example(4, "a")],

@@ -64,6 +64,22 @@ def test_arguments_after_dashes_go_to_perf_analyzer(server: Endpoints, tmp_path:
     assert "Request count: 6\n" in done.stdout
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_with_the_admin_key_shared_memory_can_be_used(
+    server: Endpoints, tmp_path: Path, protocol: str
+) -> None:
+    inputs = tmp_path / "inputs.json"
+    inputs.write_text(json.dumps({"data": [{"text_input": ["hello"]}]}))
+    url = server.grpc_url if protocol == "grpc" else server.http_address
+    done = run(
+        *admin(server),
+        *("--", "-m", "text_embedding", "-i", protocol, "-u", url, "--request-count=6"),
+        *(f"--input-data={inputs}", "--shared-memory=system", "--output-shared-memory-size=1536"),
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Request count: 6\n" in done.stdout
+
+
 def test_a_load_that_fails_is_not_clean(server: Endpoints, tmp_path: Path) -> None:
     inputs = tmp_path / "inputs.json"
     inputs.write_text(json.dumps({"data": [{"text_input": ["hello"], "max_tokens": [0]}]}))

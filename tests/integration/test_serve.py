@@ -240,7 +240,11 @@ def test_models_see_only_the_resolved_configuration_in_the_environment(
     served, address = running
     environment = json.loads(ask(address, "environment"))
     ours = {name: value for name, value in environment.items() if name.startswith("ECHOLM")}
-    assert ours == {"ECHOLM_CONFIG": str(served.site.data_dir / "run" / "echolm.toml")}
+    run = served.site.data_dir / "run"
+    assert ours == {
+        "ECHOLM_CONFIG": str(run / "echolm.toml"),
+        "ECHOLM_FEEDBACK__SIGNING_KEY_FILE": str(run / "signing.key"),
+    }
     assert environment["OMP_NUM_THREADS"] == "1"
 
 
@@ -322,7 +326,8 @@ def test_stop_signal_ends_everything_with_status_0(site: Site, signum: int) -> N
     assert status == 0, errors
     assert served.leftovers() == []
     assert [path for path in shared_memory if path.exists()] == []
-    assert not (site.data_dir / "run" / "echolm.toml").exists()
+    for name in ("echolm.toml", "signing.key"):
+        assert not (site.data_dir / "run" / name).exists()
 
 
 def test_stop_signal_while_models_load_ends_everything(site: Site) -> None:

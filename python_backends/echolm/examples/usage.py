@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -32,7 +33,7 @@ class UsageRecorder:
 
     Attributes:
         costs: relative cost of each LLM, the strongest 1; answers of the strongest are no offloads.
-        lost: uses that were not logged, since the log was away for too long.
+        lost: uses that were not logged: the log was away for too long, or their worth is no number.
     """
 
     log: EventLog
@@ -58,7 +59,8 @@ class UsageRecorder:
             self._count(i, credit, (1.0 - quality) * cost)
 
     def _count(self, i: int, credit: float, gain: float) -> None:
-        if i in self._uses or len(self._uses) < _MOST_IDS:
+        known = i in self._uses or len(self._uses) < _MOST_IDS
+        if known and math.isfinite(credit) and math.isfinite(gain):  # or the log would refuse all
             self._add(i, 1, credit, gain)
         else:
             self.lost += 1

@@ -124,7 +124,7 @@ class ExampleWriter:
             self._wake.clear()
             try:
                 self._write_all()
-            except UnavailableError as error:  # the write-ahead log itself
+            except Exception as error:  # the write-ahead log itself; the thread outlives it
                 self.counts.failures += 1
                 logger.error("examples not written, will retry: %s", error)
                 self._stopping.wait(self.retry_s)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from echolm.bandit.reuse import COMPARISON, Comparison, describe
 from echolm.conversation import readable
-from echolm.errors import EchoError, UnavailableError
+from echolm.errors import EchoError, InvalidRequestError, UnavailableError
 from echolm.judges.base import Judge
 from echolm.judges.events import judged
 from echolm.judges.service import Reason
@@ -135,6 +135,9 @@ class StoredComparisons:
         except UnavailableError as error:
             logger.warning("comparisons of stored answers not logged, will retry: %s", error)
             self._waiting = [*waiting, *self._waiting][:_MOST_WAITING]
+        except InvalidRequestError as error:  # a number is none; the next ones may be right
+            logger.error("comparisons of stored answers dropped: %s", error)
+            self.lost += len(waiting)
 
     async def run(self) -> None:
         """Flush again and again."""

@@ -6,6 +6,7 @@ so each is a statement that can be read by itself, with the unit of its value.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -379,6 +380,15 @@ class TritonSettings(Section):
     """Key for the restricted protocols, which callers send as the header echolm-admin-key (HTTP) or
     triton-grpc-protocol-echolm-admin-key (gRPC); where it is empty, the first start makes one in
     data_dir."""
+
+    @model_validator(mode="after")
+    def _key_fits_a_header(self) -> TritonSettings:
+        key = self.admin_key.get_secret_value()
+        if key and not re.fullmatch(r"[A-Za-z0-9_.+/-]{16,256}", key):
+            raise ValueError(
+                "admin_key: expected 16 to 256 letters, digits or any of _.+/-, got another text"
+            )
+        return self
 
 
 class GatewaySettings(Section):

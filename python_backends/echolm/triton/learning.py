@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from echolm.errors import UnavailableError
+from echolm.errors import EchoError
 from echolm.learning.learner import Learner
 from echolm.triton.metrics import Metrics
 from echolm.triton.runtime import Runtime
@@ -17,7 +17,7 @@ _LEARN_EVERY_S = 0.2
 def follow_log(learner: Learner, runtime: Runtime, metrics: Metrics, model: str) -> None:
     """Learn all that is in the log, and from then on what is new; count what became of the events.
 
-    If the log is out of reach, the model starts untaught.
+    If the log is out of reach, or damaged in a way that nobody foresaw, the model starts untaught.
     """
 
     def learn() -> None:
@@ -33,6 +33,7 @@ def follow_log(learner: Learner, runtime: Runtime, metrics: Metrics, model: str)
 
     try:
         learn()
-    except UnavailableError as error:
-        logger.warning("started without what was learnt: %s", error)
+    except Exception as error:  # whatever the log holds, the model answers
+        defect = not isinstance(error, EchoError)
+        logger.warning("started without what was learnt: %s", error, exc_info=defect)
     runtime.repeat(learn, _LEARN_EVERY_S, "learning pauses")

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "echolm_llm_in_flight",
     "echolm_load_table_degraded",
     "echolm_judge_seconds_total",
+    "echolm_refused_calls_total",
     "echolm_replay_seconds_total",
     "echolm_stored_answers_total",
 }

@@ -110,3 +110,13 @@ async def test_a_long_outage_is_bounded_and_counted(log: MemoryEventLog) -> None
     assert recorder.lost == 1_000
     await recorder.flush()
     assert len(logged(log)[0][1]) == 5_000
+
+
+async def test_what_is_no_number_is_left_out_and_the_rest_is_logged(log: MemoryEventLog) -> None:
+    recorder = UsageRecorder(log, COSTS)
+    recorder.served(served(1, quality=math.nan))
+    recorder.served(served(2))
+    await recorder.flush()
+    [(_, uses)] = logged(log)
+    assert [i for i, *_ in uses] == [2]
+    assert recorder.lost == 1

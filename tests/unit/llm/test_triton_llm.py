@@ -326,11 +326,11 @@ def test_each_server_gets_its_own_admin_key() -> None:
     here = LLMSettings(name="a", cost=1.0, takes_examples=False, chat_template="plain")
     there = here.model_copy(update={"name": "b", "url": "t:1", "api_key": SecretStr("theirs")})
     foreign = here.model_copy(update={"name": "c", "url": "u:1"})
-    triton = TritonSettings(admin_key=SecretStr("ours"))
+    triton = TritonSettings(admin_key=SecretStr("ours" * 4))
     clients = build_llm_clients(Settings(llms=(here, there, foreign), triton=triton))
     keys = {name: dict(client._admin) for name, client in clients.items()}  # type: ignore[attr-defined]
     header = "triton-grpc-protocol-echolm-admin-key"
-    assert keys == {"a": {header: "ours"}, "b": {header: "theirs"}, "c": {}}
+    assert keys == {"a": {header: "ours" * 4}, "b": {header: "theirs"}, "c": {}}
 
 
 async def test_triton_is_not_asked_for_what_crashes_it(server: Server, llm: LLMAPIClient) -> None:

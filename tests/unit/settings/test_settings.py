@@ -339,3 +339,20 @@ def test_another_llm_of_a_shipped_ones_name_takes_nothing_from_it(file: Path, ke
 def test_an_empty_stop_word_is_refused(file: Path) -> None:
     with pytest.raises(ConfigurationError, match="stop: expected texts that are not empty"):
         load_settings(write(file, LLMS + 'stop = [""]\n'))
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        ("[limits]\nrequest_timeout_s = inf", "limits.request_timeout_s"),
+        ("[routing]\ncost_weight = nan", "routing.cost_weight"),
+        ("[replay]\ntemperature = inf", "replay.temperature"),
+        ('[triton]\nadmin_key = "a key: with=signs"', "triton"),
+    ],
+)
+def test_what_no_server_can_run_with_is_refused(tmp_path: Path, lines: str, key: str) -> None:
+    file = tmp_path / "echolm.toml"
+    file.write_text(lines)
+    with pytest.raises(ConfigurationError, match=f"  {key}: ") as refused:
+        load_settings(file)
+    assert "signs" not in str(refused.value)

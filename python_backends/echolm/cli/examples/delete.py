@@ -63,9 +63,16 @@ def run(args: argparse.Namespace) -> int:
             # A running server may just be writing what it had read from its write-ahead log before.
             time.sleep(_SETTLE_S)
             ids, pending = _find(data, args, applies)
+        damaged = 0 if args.id else sum(map(len, data.store.damaged()))
         _leave_no_trace(data)
         data.statistics.follow(data.log)
     write(f"deleted {len(total)} examples\n")
+    if damaged:
+        return complain(
+            f"{damaged} rows are damaged, and nobody knows whose they are; "
+            "`echolm examples check --repair` removes them",
+            FAILED,
+        )
     return OK
 
 
@@ -96,8 +103,11 @@ def _find(
     data: ExampleData, args: argparse.Namespace, applies: Callable[[Example], bool]
 ) -> tuple[list[int], list[int]]:
     """Ids in the store and in the write-ahead log."""
-    batches = [data.store.get(args.id)] if args.id else data.store.scan(args.tenant)
-    ids = [e.id for batch in batches for e, _ in batch if applies(e)]
+    if args.id and args.tenant is None and args.match is None:
+        ids = sorted(data.store.present(args.id))  # damaged ones as well
+    else:
+        batches = [data.store.get(args.id)] if args.id else data.store.scan(args.tenant)
+        ids = [e.id for batch in batches for e, _ in batch if applies(e)]
     waiting = data.write_ahead_log.oldest(data.settings.examples.max_pending)
     return ids, [e.id for e, _ in waiting if applies(e)]
 
