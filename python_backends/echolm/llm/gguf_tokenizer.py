@@ -8,7 +8,9 @@ files were made of.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -47,16 +49,51 @@ def write_tokenizer(file: GGUFFile, directory: Path) -> None:
         file: of which :func:`is_known` is true.
     """
     make_tokenizer(file).save(str(directory / "tokenizer.json"))
-    tokens = file.of_tokenizer("tokens")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    for name, short in _NAMES.items():
-        number = file.of_tokenizer(f"{name}_token_id")
-        if isinstance(number, int) and 0 <= number < len(tokens):
-            config[f"{short}_token"] = tokens[number]
+    _write_config(file, directory, config)
+
+
+def complete_tokenizer(file: GGUFFile, directory: Path) -> None:
+    """Have the file's special tokens in a tokenizer that another library has made of it.
+
+    transformers (5.0) loses that it puts a token in front of every text, and names some wrongly.
+    """
+    path = directory / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    number = file.of_tokenizer("bos_token_id")
+    if tokenizer.encode("a").ids[:1] != [number]:
+        _add_bos(tokenizer, file)
+        tokenizer.save(str(path))
+    config = directory / "tokenizer_config.json"
+    known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    _write_config(file, directory, known)
+
+
+def _write_config(file: GGUFFile, directory: Path, config: Mapping[str, Any]) -> None:
+    tokens = file.of_tokenizer("tokens")
+    named = {short: file.of_tokenizer(f"{name}_token_id") for name, short in _NAMES.items()}
+    values = {
+        **config,
+        **{
+            f"{short}_token": tokens[number]
+            for short, number in named.items()
+            if isinstance(number, int) and 0 <= number < len(tokens)
+        },
+    }
     if file.chat_template:
-        config["chat_template"] = file.chat_template
-    text = json.dumps(config, indent=2, ensure_ascii=False)
+        values["chat_template"] = file.chat_template
+    text = json.dumps(values, indent=2, ensure_ascii=False)
     (directory / "tokenizer_config.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def _add_bos(tokenizer: Tokenizer, file: GGUFFile) -> None:
+    """Have it put BOS in front of every text, if the file says so."""
+    number = file.of_tokenizer("bos_token_id")
+    if file.of_tokenizer("add_bos_token") and number is not None:
+        bos = file.of_tokenizer("tokens")[number]
+        tokenizer.post_processor = TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, number)]
+        )
 
 
 def make_tokenizer(file: GGUFFile) -> Tokenizer:
@@ -82,12 +119,7 @@ def make_tokenizer(file: GGUFFile) -> Tokenizer:
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [t for t, k in zip(tokens, kinds, strict=False) if k == kind]
         tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t in added])
-    number = file.of_tokenizer("bos_token_id")
-    if file.of_tokenizer("add_bos_token") and number is not None:
-        bos = tokens[number]
-        tokenizer.post_processor = TemplateProcessing(
-            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, number)]
-        )
+    _add_bos(tokenizer, file)
     return tokenizer
 
 

@@ -127,6 +127,8 @@ class CPUModel:
         if self.file is not None and gguf_tokenizer.is_known(self.file):
             folder.mkdir(parents=True, exist_ok=True)
             write_description(self.file, folder, with_config=not self.is_converted)
+        elif self.file is not None:
+            gguf_tokenizer.complete_tokenizer(self.file, folder)
         return folder
 
 

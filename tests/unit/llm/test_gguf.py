@@ -117,6 +117,20 @@ def test_the_folder_has_the_chat_template_and_the_special_tokens(tmp_path: Path)
     assert template.special_tokens.escape("<|im_end|>") != "<|im_end|>"
 
 
+def test_what_another_library_lost_of_the_special_tokens_is_brought_back(tmp_path: Path) -> None:
+    made = tokenizer(tmp_path, tokenizer__ggml__add_bos_token=False)
+    made.save(str(tmp_path / "tokenizer.json"))
+    wrong = {"eos_token": "<|im_start|>", "legacy": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(wrong))
+    file = read_gguf(write_gguf(tmp_path / "b.gguf", values(tokenizer__ggml__add_bos_token=True)))
+    gguf_tokenizer.complete_tokenizer(file, tmp_path)
+    gguf_tokenizer.complete_tokenizer(file, tmp_path)  # nothing is added twice
+    completed = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert pieces(completed, "hello") == ["<|im_start|>", "hello"]
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert (config["eos_token"], config["legacy"]) == ("<|im_end|>", False)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
