@@ -222,6 +222,7 @@ def kv_blocks(folder: Path, context: int) -> int:
 def _is_read(file: GGUFFile) -> bool:
     """Whether the engine reads the file as it is."""
     known = file.architecture in _READ_ARCHITECTURES and gguf_tokenizer.is_known(file)
+    known = known and gguf_tokenizer.is_byte_level(file)
     return known and set(file.tensor_types) <= _READ_QUANTIZATIONS
 
 
