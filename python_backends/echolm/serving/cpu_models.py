@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -134,7 +135,7 @@ class CPUModel:
 
 def check_memory(models: list[CPUModel]) -> None:
     """The machine's memory holds the LLMs, and each conversion; ConfigurationError if not."""
-    total = psutil.virtual_memory().total
+    total = _memory()
     for model in models:
         if model.bytes_to_convert > total:
             billions = model.num_parameters / 1e9
@@ -152,6 +153,14 @@ def check_memory(models: list[CPUModel]) -> None:
             f"{names}: expected about {needed / 2**30:.1f} GiB of memory to serve them, got "
             f"{total / 2**30:.1f} GiB; take smaller LLMs, or --weights int4"
         )
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory, or of the container's."""
+    limits = [psutil.virtual_memory().total]
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 def write_description(file: GGUFFile, folder: Path, with_config: bool = True) -> None:
