@@ -2,7 +2,7 @@
 """Write the committed OpenVINO LLMs as Hugging Face checkpoints, for GPU engines.
 
     export_hf.py --output build/hf            # build/hf/small_llm and build/hf/large_llm
-    export_hf.py --model DIR --output OUT     # any Llama folder made by convert_model.py
+    export_hf.py --model DIR --output OUT     # any Llama folder that was converted
 
 The weights are read from the constants of ``openvino_model.xml``; int8 and
 int4 weights are dequantised by the model's own arithmetic. Needs openvino,

@@ -8,8 +8,8 @@
 Needs torch, transformers, tokenizers and safetensors; one GPU of the H200
 class for the defaults (about ten minutes each). ``--tiny`` runs all of it in
 a minute on a CPU, to see that it works. The output is a Hugging Face
-checkpoint (``LlamaForCausalLM``); scripts/convert_model.py makes an OpenVINO
-model of it. Training ends after ``--minutes``; the learning rate follows the
+checkpoint (``LlamaForCausalLM``); `echolm build --profile local` makes an
+OpenVINO model of it. Training ends after ``--minutes``; the learning rate follows the
 clock. ``--init`` continues from a checkpoint's weights. The committed small LLM
 was trained in two parts: 6 minutes on rows of up to 1,024 tokens, then 2.9
 minutes with ``--init``, ``--rate 1.2e-3`` and today's row lengths (echolm_lab/models/llama.py); the

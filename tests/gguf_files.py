@@ -76,8 +76,9 @@ def _text(text: str) -> bytes:
 
 def _value(value: Any) -> bytes:
     if isinstance(value, list):
-        kind = TEXT if isinstance(value[0], str) else INT32
-        items = b"".join(_text(v) if kind == TEXT else struct.pack("<i", v) for v in value)
+        kind = {str: TEXT, float: FLOAT32}.get(type(value[0]), INT32)
+        code = "<f" if kind == FLOAT32 else "<i"
+        items = b"".join(_text(v) if kind == TEXT else struct.pack(code, v) for v in value)
         return struct.pack("<IIQ", ARRAY, kind, len(value)) + items
     if isinstance(value, str):
         return struct.pack("<I", TEXT) + _text(value)

@@ -54,7 +54,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
             f"--trace={trace}",
         ],
         env={**os.environ, "COLUMNS": "100"},
-        cwd=SCRIPT.parents[1],  # where the embedding model may be built already
+        cwd=directory,  # anywhere
         capture_output=True,
         text=True,
         timeout=600,

@@ -151,15 +151,19 @@ def test_a_stream_is_the_answer_in_pieces(openai: OpenAI) -> None:
 
 
 def test_stop_words_of_the_llm_and_of_a_request_end_an_answer(caller: Caller) -> None:
-    shout = "Say exactly this: Hello there! How are you?"
-    for words, absent in (({}, "!"), ({"stop_words": ["there"]}, "there")):
-        answer = caller.ask(shout, max_tokens=48, **words, **NEW)
-        assert absent not in text(answer, "text_output")
-        assert text(answer, "finish_reason") == "stop"
+    whole = text(caller.ask(QUESTION, max_tokens=48, **NEW), "text_output")
+    assert "Paris" in whole
+    cut = caller.ask(QUESTION, max_tokens=48, stop_words=["Paris"], **NEW)
+    assert text(cut, "text_output") == whole[: whole.index("Paris")]
+    assert text(cut, "finish_reason") == "stop"
+    # The LLM of the same file that has no stop word of its own goes on after the exclamation mark.
+    request = "Congratulate me on my birthday."
+    for llm, goes_on in (("small_llm", False), ("large_llm", True)):
+        answer = text(caller.ask(request, max_tokens=24, **{**NEW, "llm": llm}), "text_output")
+        assert ("!" in answer) is goes_on
 
 
 def test_recommended_sampling_holds_where_a_request_gives_none(caller: Caller) -> None:
-    """Without a repetition penalty this LLM repeats what it is made to go on with."""
     request = "Write the word 'yes' again and again, without an end: yes yes yes yes"
     options: dict[str, Any] = {"max_tokens": 40, **NEW}
     penalized = text(caller.ask(request, **options), "text_output")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -127,12 +128,14 @@ class CPUModel:
         if self.file is not None and gguf_tokenizer.is_known(self.file):
             folder.mkdir(parents=True, exist_ok=True)
             write_description(self.file, folder, with_config=not self.is_converted)
+        elif self.file is not None:
+            gguf_tokenizer.complete_tokenizer(self.file, folder)
         return folder
 
 
 def check_memory(models: list[CPUModel]) -> None:
     """The machine's memory holds the LLMs, and each conversion; ConfigurationError if not."""
-    total = psutil.virtual_memory().total
+    total = _memory()
     for model in models:
         if model.bytes_to_convert > total:
             billions = model.num_parameters / 1e9
@@ -150,6 +153,14 @@ def check_memory(models: list[CPUModel]) -> None:
             f"{names}: expected about {needed / 2**30:.1f} GiB of memory to serve them, got "
             f"{total / 2**30:.1f} GiB; take smaller LLMs, or --weights int4"
         )
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory, or of the container's."""
+    limits = [psutil.virtual_memory().total]
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 def write_description(file: GGUFFile, folder: Path, with_config: bool = True) -> None:
@@ -220,6 +231,7 @@ def kv_blocks(folder: Path, context: int) -> int:
 def _is_read(file: GGUFFile) -> bool:
     """Whether the engine reads the file as it is."""
     known = file.architecture in _READ_ARCHITECTURES and gguf_tokenizer.is_known(file)
+    known = known and gguf_tokenizer.is_byte_level(file)
     return known and set(file.tensor_types) <= _READ_QUANTIZATIONS
 
 

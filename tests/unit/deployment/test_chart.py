@@ -292,8 +292,8 @@ def test_the_models_are_built_by_a_command_that_there_is(helm: Helm, name: str) 
     options = build_parser().parse_args(pod["initContainers"][0]["args"])
     assert options.command == "build" and options.force
     assert (options.small, options.large) == (
-        Path("/checkpoints/small"),
-        Path("/checkpoints/large"),
+        "/checkpoints/small",
+        "/checkpoints/large",
     )
     assert options.output == Path("/models/repository")
 

@@ -188,8 +188,8 @@ def test_the_models_are_built_by_a_command_that_there_is(path: Path) -> None:
     text = re.sub(r"\$\{(\w+)[^}]*\}", lambda match: values.get(match[1], match[1].lower()), text)
     options = build_parser().parse_args(text.split())
     assert (options.small, options.large) == (
-        Path("/checkpoints/small_llm"),
-        Path("/checkpoints/large_llm"),
+        "/checkpoints/small_llm",
+        "/checkpoints/large_llm",
     )
     assert (options.large_gpus, options.large_context) == ("1", 4096)
     assert options.output == Path("/models/repository") and options.force

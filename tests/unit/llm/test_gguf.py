@@ -117,10 +117,67 @@ def test_the_folder_has_the_chat_template_and_the_special_tokens(tmp_path: Path)
     assert template.special_tokens.escape("<|im_end|>") != "<|im_end|>"
 
 
+def sentencepiece(**changes: Any) -> dict[str, Any]:
+    """Metadata of an LLM whose vocabulary is SentencePiece's."""
+    words = ["\u2581hello", "hello", "ell", "llo", "he", "el", "ll", "\u2581h", "lo"]
+    letters = ["\u2581", *"helo"]
+    tokens = ["<unk>", "<s>", "</s>", "\n\n", *(f"<0x{byte:02X}>" for byte in range(256))]
+    kinds = [2, 3, 3, 4, *[6] * 256, *[1] * len(words + letters)]
+    tokens += words + letters
+    return values(
+        tokenizer__ggml__model="llama",
+        tokenizer__ggml__pre="default",
+        tokenizer__ggml__merges=None,
+        tokenizer__ggml__tokens=tokens,
+        tokenizer__ggml__token_type=kinds,
+        tokenizer__ggml__scores=[-float(number) for number in range(len(tokens))],
+        tokenizer__ggml__unknown_token_id=0,
+        tokenizer__ggml__add_bos_token=True,
+        tokenizer__chat_template=None,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text", "expected"),
+    [
+        (False, "hello hello", ["<s>", "hello", "\u2581hello"]),
+        (True, "hello", ["<s>", "\u2581hello"]),
+        # Of all that two tokens make the one with the highest score comes first.
+        (False, "ello", ["<s>", "ell", "o"]),
+        (False, "he\n\nhe", ["<s>", "he", "\n\n", "he"]),
+        (False, "\u00e9", ["<s>", "<0xC3>", "<0xA9>"]),
+    ],
+)
+def test_a_sentencepiece_vocabulary_is_merged_by_its_scores(
+    tmp_path: Path, prefix: bool, text: str, expected: list[str]
+) -> None:
+    metadata = sentencepiece(tokenizer__ggml__add_space_prefix=prefix)
+    file = read_gguf(write_gguf(tmp_path / "a.gguf", metadata))
+    assert gguf_tokenizer.is_known(file)
+    made = gguf_tokenizer.make_tokenizer(file)
+    assert pieces(made, text) == expected
+    assert made.decode(made.encode(text).ids) == text
+
+
+def test_what_another_library_lost_of_the_special_tokens_is_brought_back(tmp_path: Path) -> None:
+    made = tokenizer(tmp_path, tokenizer__ggml__add_bos_token=False)
+    made.save(str(tmp_path / "tokenizer.json"))
+    wrong = {"eos_token": "<|im_start|>", "legacy": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(wrong))
+    file = read_gguf(write_gguf(tmp_path / "b.gguf", values(tokenizer__ggml__add_bos_token=True)))
+    gguf_tokenizer.complete_tokenizer(file, tmp_path)
+    gguf_tokenizer.complete_tokenizer(file, tmp_path)  # nothing is added twice
+    completed = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert pieces(completed, "hello") == ["<|im_start|>", "hello"]
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert (config["eos_token"], config["legacy"]) == ("<|im_end|>", False)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"tokenizer__ggml__model": "llama"},
+        {"tokenizer__ggml__model": "llama"},  # without scores
         {"tokenizer__ggml__pre": "tekken"},
         {"tokenizer__ggml__merges": None},
     ],
