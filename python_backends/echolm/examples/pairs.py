@@ -13,7 +13,7 @@ from echolm.examples.transfer import check_number, check_text
 from echolm.primitives import DEFAULT_TENANT
 
 REQUEST_NAMES = ("request", "prompt", "question", "instruction", "input")
-RESPONSE_NAMES = ("response", "completion", "answer", "output")
+RESPONSE_NAMES = ("response", "completion", "answer", "output", "reference")
 """What a record may call its request and the answer to it."""
 
 _FORMS = (

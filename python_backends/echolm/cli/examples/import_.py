@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # what is slow to import is imported when the command runs
     from echolm.store.base import Stored
 
 _BATCH = 250
-_MOST_TOLD = 1_000  # refused lines of which each is told
+_MOST_TOLD = 1_000  # messages about refused lines
+_MOST_RANGES = 20  # in one of them
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
@@ -41,11 +42,11 @@ def add_subcommand(subparsers: Subparsers) -> None:
         "import",
         "put in examples from a file",
         "The file has JSON lines, a JSON array or CSV: pairs of a request (or prompt, question, "
-        "instruction, input) and a response (or completion, answer, output), conversations as "
-        "messages that end with the answer, or what export wrote. What is not stored yet passes "
-        "the screening and the limits of live interactions. A line that cannot be taken is told "
-        "with its number; all others are in, and the exit code is 1. A data directory that does "
-        "not exist is made. It may be run again: nothing is stored twice.",
+        "instruction, input) and a response (or completion, answer, output, reference), "
+        "conversations as messages that end with the answer, or what export wrote. What is not "
+        "stored yet passes the screening and the limits of live interactions. A line that cannot "
+        "be taken is told with its number; all others are in, and the exit code is 1. A data "
+        "directory that does not exist is made. It may be run again: nothing is stored twice.",
     )
     parser.add_argument("file", help="the file, which may be packed by gzip; - for standard input")
     parser.add_argument(
@@ -73,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     if first is None:
         raise CommandError(f"{args.file}: expected JSON lines, got an empty file")
     header = _header(first, args)
-    counts = ImportCounts(_Told())
+    told = _Told()
+    counts = ImportCounts(told)
     remaining = rows if header else chain([first], rows)
     parsed = _parsed(remaining, header, args.tenant, system_prompt, counts)
     begin = next(parsed, None)
@@ -84,21 +86,39 @@ def run(args: argparse.Namespace) -> int:
             lines = (_line(*found, header, data) for found in chain([begin], parsed))
             _take_in(importer, lines)
             data.statistics.follow(data.log)
+    told.flush()
     return _report(args, counts)
 
 
 class _Told:
-    """Tells which lines are refused, and why; of very many not each."""
+    """Tells which lines are refused, and why; neighbours for the same reason together."""
 
     def __init__(self) -> None:
+        self._message = ""
+        self._ranges: list[tuple[int, int]] = []
         self._count = 0
 
     def __call__(self, line: int, message: str) -> None:
+        if message != self._message or len(self._ranges) == _MOST_RANGES:
+            self.flush()
+        self._message = message
+        if self._ranges and self._ranges[-1][1] == line - 1:
+            self._ranges[-1] = (self._ranges[-1][0], line)
+        else:
+            self._ranges.append((line, line))
+
+    def flush(self) -> None:
+        """Tell what was not told yet."""
+        if not self._ranges:
+            return
         self._count += 1
         if self._count <= _MOST_TOLD:
-            note(f"line {line}: {message}")
+            lines = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in self._ranges)
+            several = len(self._ranges) > 1 or self._ranges[0][0] != self._ranges[0][1]
+            note(f"{'lines' if several else 'line'} {lines}: {self._message}")
         elif self._count == _MOST_TOLD + 1:
             note("more lines are refused, and counted below")
+        self._ranges = []
 
 
 def _rows(file: str) -> Iterator[Row]:
