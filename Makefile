@@ -25,8 +25,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 $(FRONT_DOOR): $(VENV)/.installed $(wildcard python_backends/echolm/front_door/*.*)
 	$(BIN)/python -m echolm.front_door.build
 
+# LLMs and requests of your own: make demo MODELS="SMALL LARGE" REQUESTS=FILE OPTIONS="--seed 2".
+MODELS_OPTIONS = $(if $(MODELS),--small $(word 1,$(MODELS)) --large $(word 2,$(MODELS)))
 demo: install  ## Serve, send live requests, compare EchoLM with the alternatives
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python scripts/demo.py $(MODELS_OPTIONS) $(if $(REQUESTS),--requests $(REQUESTS)) $(OPTIONS)
 
 serve: install  ## Serve on this machine until Ctrl-C
 	$(BIN)/echolm serve

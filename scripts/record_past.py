@@ -40,7 +40,8 @@ async def record(
     if run.failed:
         errors = {record.error for record in run.records if record.error}
         raise UnavailableError(f"{run.failed} of {len(items)} requests failed: {min(errors)}")
-    return [PastInteraction(r.item, r.reply.text) for r in run.records if r.reply is not None]
+    answered = zip(items, run.records, strict=True)  # both are in the order of the requests
+    return [PastInteraction(item, r.reply.text) for item, r in answered if r.reply is not None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "bench_gpu.py"
 STANDINS = ROOT / "tests" / "standins"
 REQUESTS = 12
-POLICIES = ["always_large", "always_small", "semantic_cache", "static_router", "echolm"]
+POLICIES = [
+    *("always_large", "always_small", "copy_nearest", "semantic_cache", "static_router", "echolm")
+]
 
 
 @dataclass(frozen=True)

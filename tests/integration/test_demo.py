@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.timeout(240)
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
-POLICIES = ("always_large", "always_small", "semantic_cache", "echolm")
+POLICIES = ("always_large", "always_small", "copy_nearest", "semantic_cache", "echolm")
 HISTORY, LEARNING, REQUESTS = 16, 8, 12
 
 
@@ -56,7 +56,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         *(
             f"--history={HISTORY}",
             f"--learning={LEARNING}",
-            f"--requests={REQUESTS}",
+            f"--measured={REQUESTS}",
             "--concurrency=6",
             "--latency-seconds=1",
         ),
@@ -123,7 +123,8 @@ def test_the_table_is_whole_on_a_narrow_terminal(demo: Demo) -> None:
     lines = demo.done.stdout.splitlines()
     assert all(len(line) <= 80 for line in lines if str(demo.output) not in line)
     assert "…" not in demo.done.stdout
-    for title in ("large LLM alone", "small LLM alone", "semantic cache", "EchoLM"):
+    titles = ("large LLM alone", "small LLM alone", "nearest answer", "semantic cache", "EchoLM")
+    for title in titles:
         [row] = [line for line in lines if line.strip().startswith(f"{title} ") and "/" not in line]
         assert len(row.removeprefix(f" {title}").split()) == 7
     assert str(demo.output) in demo.done.stdout.replace("\n", "")

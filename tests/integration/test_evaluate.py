@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
 EXPERIMENTS = {"learning", "corruption", "drift", "burst"}
 POLICIES = {
     *("always_large", "always_small", "random_examples", "similar_examples", "semantic_cache"),
-    *("static_router", "echolm"),
+    *("copy_nearest", "static_router", "echolm"),
 }
 
 

@@ -134,6 +134,82 @@ def test_examples_move_from_one_directory_to_another(
     assert len(file.read_text(encoding="utf-8").splitlines()) == 601
 
 
+PAIRS = [
+    {"request": "list all files", "response": "ls -a"},
+    {"prompt": "List all files.", "completion": "ls -a"},
+    {"question": "list all files", "answer": "find ."},
+    {"request": "count the lines of a.txt", "response": "wc -l a.txt", "tenant": "b"},
+    {"request": "my key", "response": "AKIAIOSFODNN7EXAMPLE"},
+    {"request": "show the date", "response": None},
+    {
+        "messages": [
+            {"role": "system", "content": "Answer in shell."},
+            {"role": "user", "content": "list all files"},
+            {"role": "assistant", "content": "ls -a"},
+        ]
+    },
+]
+
+
+def test_pairs_become_examples_once_and_bad_lines_are_told(
+    settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    # Long requests that begin alike, which have one embedding; more than a batch of lines.
+    long = [{"input": "word " * 300 + str(n), "output": f"answer {n}"} for n in range(300)]
+    lines = [json.dumps(pair) for pair in (*PAIRS, *long, *long[:5])]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join([*lines, "no json", ""]), encoding="utf-8")
+    status, out = run("import", str(file), "--json")
+    expected = {
+        "in": 303,
+        "replaced": 0,
+        "already_there": 7,
+        "no_better": 1,
+        "refused": 3,
+        "refusals": {"invalid": 2, "secret": 1},
+        "dry_run": False,
+    }
+    assert (status, json.loads(out)) == (1, expected)
+    assert run("check")[0] == 0
+    again = {**expected, "in": 0, "already_there": 310}
+    assert json.loads(run("import", str(file), "--json", "--dry-run")[1]) == {
+        **again,
+        "dry_run": True,
+    }
+    assert json.loads(run("import", str(file), "--json")[1]) == again
+    with open_examples(settings) as data:
+        assert data.store.count() == data.statistics.totals()[0] == 303
+        stored = [e for batch in data.store.scan() for e, _ in batch]
+    assert {e.scope for e in stored} == {
+        scope_key(*scope) for scope in (("public", ""), ("b", ""), ("public", "Answer in shell."))
+    }
+
+
+def test_a_row_with_the_id_of_another_tenant_s_example_leaves_that_alone(
+    settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    with open_examples(settings) as data:
+        store(data, example(1, "a"), example(2, "a"))
+    file = tmp_path / "examples.jsonl"
+    run("export", str(file))
+    header, first, second = file.read_text(encoding="utf-8").splitlines()
+    stolen = {**json.loads(first), "tenant": "b", "scope": scope_key("b", ""), "response": "mine"}
+    bad = {**json.loads(second), "quality": 9}
+    file.write_text("\n".join([header, json.dumps(bad), json.dumps(stolen), second]))
+    assert run("import", str(file)) == (
+        1,
+        "in             1, 0 of them in place of another answer\n"
+        "already there  1, 0 of them with an answer no worse\n"
+        "refused        1: 1 invalid\n",
+    )
+    with open_examples(settings) as data:
+        stored = {e.id: e for batch in data.store.scan() for e, _ in batch}
+    assert (stored.pop(1), stored.pop(2)) == (example(1, "a"), example(2, "a"))
+    assert [(e.tenant, e.response) for e in stored.values()] == [("b", "mine")]
+    assert run("check")[0] == 0
+    assert run("import", str(file), "--tenant", "c")[0] == 2
+
+
 def test_examples_of_another_embedding_model_are_embedded_anew(
     settings: Settings, run: Run
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from echolm.errors import InvalidRequestError
-from echolm.examples.screening import Screen, build_screens, screen
+from echolm.examples.screening import Screen, Screened, build_screens, screen
 from echolm.primitives import Interaction, check_tenant
 from echolm.settings import Settings
 from echolm.store.base import MAX_TEXT_BYTES
@@ -51,7 +51,7 @@ class AdmissionPolicy:
         """Whether an interaction may become an example, and in which form."""
         if reason := self._refusal(interaction):
             return AdmissionResult(None, reason)
-        screened = screen(self._screens, interaction.request, interaction.response)
+        screened = self.screened(interaction.request, interaction.response, interaction.quality)
         if screened.reason:
             return AdmissionResult(None, screened.reason)
         admitted = replace(interaction, request=screened.request, response=screened.response)
@@ -60,27 +60,33 @@ class AdmissionPolicy:
             admitted = replace(admitted, answer_key="")
         return AdmissionResult(admitted)
 
+    def screened(self, request: str, response: str, quality: float) -> Screened:
+        """A request and its answer as they may be stored, whoever has given them."""
+        if reason := self._unfit(request, response, quality):
+            return Screened(request, response, reason)
+        return screen(self._screens, request, response)
+
     def _refusal(self, interaction: Interaction) -> str:
-        settings = self._settings
-        texts = (interaction.request, interaction.response)
-        if not settings.enabled:
+        if not self._settings.enabled:
             return "disabled"
         if interaction.llm not in self._sources:
             return "source"
         if interaction.finish_reason != "stop":
             return "truncated"
-        if len(interaction.response.strip()) < settings.min_response_chars:
+        return _flaw(interaction)
+
+    def _unfit(self, request: str, response: str, quality: float) -> str:
+        settings = self._settings
+        if len(response.strip()) < settings.min_response_chars:
             return "empty"
-        if sum(map(len, texts)) > settings.max_interaction_chars:
+        if len(request) + len(response) > settings.max_interaction_chars:
             return "too_long"
         try:
-            if max(len(text.encode()) for text in texts) > MAX_TEXT_BYTES:
+            if max(len(text.encode()) for text in (request, response)) > MAX_TEXT_BYTES:
                 return "too_long"
         except UnicodeEncodeError:
             return "not_text"
-        return _flaw(interaction) or (
-            "quality" if interaction.quality < settings.min_quality else ""
-        )
+        return "" if quality >= settings.min_quality else "quality"
 
 
 def _flaw(interaction: Interaction) -> str:

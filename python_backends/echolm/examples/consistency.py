@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from echolm.examples.deduplication import is_better, plain
+from echolm.examples.deduplication import is_better, plain, request_key
 from echolm.examples.events import CHANGE, change
 from echolm.examples.replacement import finish_interrupted
 from echolm.examples.statistics import StatisticsTable
@@ -62,7 +62,7 @@ class _Requests:
     def add(self, examples: Sequence[Example]) -> None:
         for example in examples:
             # By hash, since there may be a million; whoever removes one must look again.
-            key = hash((example.scope, plain(example.request)))
+            key = request_key(example.scope, example.request)
             first = self.first.setdefault(key, example.id)
             if first != example.id:
                 self.repeated.setdefault(key, [first]).append(example.id)

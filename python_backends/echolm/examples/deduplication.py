@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from enum import Enum
 
@@ -94,11 +94,56 @@ def _numbers(tokens: Sequence[str]) -> list[str]:
     return [token for token in tokens if any(c.isdigit() for c in token)]
 
 
+def request_key(scope: int, request: str) -> int:
+    """A hash that is equal for the same requests in one scope; whoever acts on it looks again."""
+    return hash((scope, plain(request)))
+
+
+@dataclass
+class RequestIndex:
+    """The stored example of every request, by :func:`request_key`.
+
+    Neighbours by embedding may be others: long texts that begin alike have one embedding. A server
+    has no time for an index of all; what fills a store has.
+    """
+
+    _ids: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, store: ExampleStore, on_scanned: Callable[[int], None] = lambda count: None
+    ) -> RequestIndex:
+        """All that a store has.
+
+        Args:
+            on_scanned: called with how many more examples were read.
+        """
+        index = cls()
+        for batch in store.scan(embeddings=False):
+            index.add([example for example, _ in batch])
+            on_scanned(len(batch))
+        return index
+
+    def add(self, examples: Iterable[Example]) -> None:
+        """Note what is stored now."""
+        for example in examples:
+            self._ids[request_key(example.scope, example.request)] = example.id
+
+    def find(self, example: Example) -> int | None:
+        """The id of the example that has the same request, if there is one."""
+        return self._ids.get(request_key(example.scope, example.request))
+
+
 @dataclass(frozen=True)
 class DuplicateFinder:
-    """Compares interactions with their nearest neighbours in the store, and with each other."""
+    """Compares interactions with their nearest neighbours in the store, and with each other.
+
+    Attributes:
+        index: finds those that are no near neighbours, too; None: these are missed.
+    """
 
     store: ExampleStore
+    index: RequestIndex | None = None
 
     def compare(self, entries: Sequence[Stored], now_ms: int) -> list[Comparison]:
         """What each interaction is to the store and to those before it.
@@ -107,6 +152,7 @@ class DuplicateFinder:
             UnavailableError: the store cannot be searched.
         """
         neighbours = search_in_background(self.store, entries, _NEIGHBOURS, now_ms)
+        indexed = self._indexed([example for example, _ in entries])
         # By scope and request what is new among the entries, since the store does not have it yet.
         fresh: dict[tuple[int, str], Example] = {}
         comparisons = []
@@ -117,14 +163,25 @@ class DuplicateFinder:
             known += [
                 c for c in row if c.id != example.id and same_request(c.request, example.request)
             ]
-            comparison = _compare(example, known)
+            if (other := indexed.get(request_key(*key))) and other.id != example.id:
+                known.append(other)
+            comparison = compare(example, known)
             if comparison.finding in (Finding.NEW, Finding.BETTER):
                 fresh[key] = example
             comparisons.append(comparison)
         return comparisons
 
+    def _indexed(self, examples: Sequence[Example]) -> dict[int, Example]:
+        """Those that the index knows to have the same requests, by their keys."""
+        if self.index is None:
+            return {}
+        ids = [id for example in examples if (id := self.index.find(example)) is not None]
+        stored = [example for example, _ in self.store.get(ids)]
+        return {request_key(e.scope, e.request): e for e in stored}
 
-def _compare(new: Example, known: Sequence[Example | Candidate]) -> Comparison:
+
+def compare(new: Example, known: Sequence[Example | Candidate]) -> Comparison:
+    """What an example is to those that have the same request."""
     if not known:
         return NEW
     for other in known:

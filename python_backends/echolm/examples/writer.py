@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from echolm.clock import now_ms
 from echolm.errors import UnavailableError
-from echolm.examples.deduplication import NEW, DuplicateFinder, Finding
+from echolm.examples.deduplication import NEW, Comparison, DuplicateFinder, Finding
 from echolm.examples.events import CHANGE, change
 from echolm.examples.statistics_updates import EPOCH_MS
 from echolm.examples.write_ahead_log import WriteAheadLog
@@ -65,6 +66,14 @@ class WriterCounts:
     worse: int = 0
     dropped: int = 0
     failures: int = 0
+
+    def add(self, comparisons: Sequence[Comparison]) -> None:
+        """Count what :func:`store_batch` has done."""
+        findings = Counter(comparison.finding for comparison in comparisons)
+        self.written += findings[Finding.NEW] + findings[Finding.BETTER]
+        self.replaced += findings[Finding.BETTER]
+        self.repeated += findings[Finding.REPEATED] + findings[Finding.CONFIRMED]
+        self.worse += findings[Finding.WORSE]
 
 
 @dataclass
@@ -164,10 +173,9 @@ class ExampleWriter:
     def _store_batch(self, batch: Sequence[Stored]) -> None:
         # Each step may be the last before a crash, and all are repeated after one.
         duplicates = self._duplicates if self.settings.deduplicate else None
-        counts = store_batch(batch, self.store, self.log, duplicates)
+        compared = store_batch(batch, self.store, self.log, duplicates)
         self.write_ahead_log.remove([example.id for example, _ in batch])
-        for name, count in vars(counts).items():
-            setattr(self.counts, name, getattr(self.counts, name) + count)
+        self.counts.add(compared)
 
 
 def new_example(new: Interaction, id: int, settings: ExamplesSettings) -> Example:
@@ -195,11 +203,14 @@ def store_batch(
     store: ExampleStore,
     log: EventLog,
     duplicates: DuplicateFinder | None,
-) -> WriterCounts:
+) -> list[Comparison]:
     """Store what is new among examples, and log it; after a crash it may be done again.
 
     Args:
         duplicates: finds what the store has already; None stores all.
+
+    Returns:
+        What each example was to the store: what is new or better is in it now.
 
     Raises:
         UnavailableError: store or log cannot be written.
@@ -224,8 +235,7 @@ def store_batch(
     if fresh or repeated:
         reason = "replaced" if replaced else ""
         log.append(CHANGE, change(examples, replaced, reason, repeated, replacements))
-    worse = sum(c.finding is Finding.WORSE for c in compared)
-    return WriterCounts(len(fresh), len(replaced), len(repeated), worse)
+    return compared
 
 
 def _add_answer_keys(store: ExampleStore, confirmed: Mapping[int, Example]) -> None:

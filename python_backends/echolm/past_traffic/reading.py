@@ -54,7 +54,7 @@ def rows(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> It
         with open(path, "rb") as raw:
             seen = 0
             with gzip.open(raw) if path.suffix == ".gz" else raw as stream:
-                for row in _rows(path, stream):
+                for row in rows_of(path, stream):
                     yield row
                     if (at := raw.tell()) > seen:
                         on_bytes(at - seen)
@@ -65,7 +65,8 @@ def rows(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> It
         ) from error
 
 
-def _rows(path: Path, stream: Any) -> Iterator[Row]:
+def rows_of(path: Path, stream: Any) -> Iterator[Row]:
+    """The records of an open file, of which the path is no more than the name."""
     buffered: Any = io.BufferedReader(stream, _PIECE)
     begin = buffered.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if path.name.lower().removesuffix(".gz").endswith(".csv"):

@@ -14,7 +14,7 @@ from echolm.clock import now_ms
 from echolm.examples.admission import AdmissionPolicy
 from echolm.examples.deduplication import DuplicateFinder, same_request
 from echolm.examples.transfer import EmbedTexts, batched
-from echolm.examples.writer import ExampleIds, new_example, store_batch
+from echolm.examples.writer import ExampleIds, WriterCounts, new_example, store_batch
 from echolm.learning.event_log import EventLog
 from echolm.learning.request_statistics import LEAST_SAMPLE, RequestStatistics, fit
 from echolm.past_traffic.log import PastLog, Skips
@@ -105,7 +105,8 @@ class PastExamples:
         ]
         duplicates = self.duplicates if self.settings.examples.deduplicate else None
         if entries:
-            counts = store_batch(entries, self.store, self.log, duplicates)
+            counts = WriterCounts()
+            counts.add(store_batch(entries, self.store, self.log, duplicates))
             results.update(
                 {
                     "stored": counts.written,

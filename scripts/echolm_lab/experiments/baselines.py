@@ -11,25 +11,30 @@ import tritonclient.grpc.aio as grpc_aio
 
 from echolm_lab.experiments.bench import Site
 from echolm_lab.experiments.load import scores
-from echolm_lab.policies.semantic_cache import CACHE_THRESHOLDS, CachePoint, nearest, sweep_cache
+from echolm_lab.policies.semantic_cache import CACHE_THRESHOLDS, CachePoint, sweep_cache
 from echolm_lab.policies.static_router import StaticRouter, StaticRouting, calibrate, embedding
 from echolm_lab.report.progress import Stage
-from echolm_lab.tasks import PastInteraction, WorkItem, grade
+from echolm_lab.tasks import Item, PastInteraction
 
 _AT_ONCE = 8
 T = TypeVar("T")
 
 
 async def sweep(
-    site: Site, items: Sequence[WorkItem], large_scores: Sequence[float]
+    site: Site,
+    items: Sequence[Item],
+    large_scores: Sequence[float],
+    copied_scores: Sequence[float],
 ) -> list[CachePoint]:
-    """The semantic cache at every threshold, from what is nearest to each request."""
-    neighbours = await _ask(site, items, "semantic cache: nearest answers", nearest)
-    stored = [
-        grade(item, neighbour.response) if neighbour.similarity >= 0 else 0.0
-        for item, neighbour in zip(items, neighbours, strict=True)
-    ]
-    return sweep_cache([n.similarity for n in neighbours], stored, large_scores, CACHE_THRESHOLDS)
+    """The semantic cache at every threshold.
+
+    Args:
+        copied_scores: of the answer to the nearest stored request.
+    """
+    title = "semantic cache: nearest answers"
+    neighbours = await _ask(site, items, title, lambda _, text: site.nearest.find(text))
+    similarities = [neighbour.similarity for neighbour in neighbours]
+    return sweep_cache(similarities, copied_scores, large_scores, CACHE_THRESHOLDS)
 
 
 async def static_routing(
@@ -45,7 +50,7 @@ async def static_routing(
     run = await site.answer(small, items, "labels for the static router")
     vectors = await _ask(site, items, "embeddings for the static router", embedding)
     small_scores = scores(run)
-    large = [grade(interaction.item, interaction.response) for interaction in labelled]
+    large = [interaction.item.score(interaction.response) for interaction in labelled]
     x = np.stack(vectors)
     half = len(items) // 2
     router = StaticRouter()
@@ -61,7 +66,7 @@ async def static_routing(
 
 async def _ask(
     site: Site,
-    items: Sequence[WorkItem],
+    items: Sequence[Item],
     title: str,
     question: Callable[[grpc_aio.InferenceServerClient, str], Awaitable[T]],
 ) -> list[T]:

@@ -15,10 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import echolm_client
+import numpy as np
 import tritonclient.grpc.aio as grpc_aio
-from echolm.errors import UnavailableError
+from echolm.errors import ConfigurationError, UnavailableError
+from echolm.judges.base import Judge
+from echolm.load.tracker import LoadTracker
+from echolm.serving.attach import attached
 from echolm.serving.serve import Endpoints, ServeOptions, running_server
 from echolm.settings import LLMSettings, Settings
+from echolm.wiring.llms import build_endpoints, build_judge
+from echolm.wiring.retrieval import open_store
+from numpy.typing import NDArray
 from rich.console import Console
 
 from echolm_lab.experiments.load import Record, Run, closed_loop, open_loop, poisson_arrivals
@@ -26,10 +33,12 @@ from echolm_lab.experiments.signing import SigningClient
 from echolm_lab.experiments.sizes import Sizes
 from echolm_lab.experiments.store import fill
 from echolm_lab.experiments.trace import rescaled
-from echolm_lab.policies.base import AnswerPolicy, Reply
+from echolm_lab.policies.base import DEFAULT_ASKING, AnswerPolicy, Asking, Reply
 from echolm_lab.policies.llm import LLMPolicy
+from echolm_lab.policies.nearest import NearestAnswers
+from echolm_lab.policies.static_router import embedding
 from echolm_lab.report.progress import Stage
-from echolm_lab.tasks import PastInteraction, WorkItem, Workload, grade
+from echolm_lab.tasks import Item, PastInteraction, WorkItem, Workload
 from echolm_lab.tasks.past import WORKLOAD_SEED, past_items, recorded_past
 
 Changes = Mapping[str, Mapping[str, Any]]
@@ -44,7 +53,7 @@ class RatedRun:
     """Requests that were answered and partly rated, in the order in which they ended.
 
     Attributes:
-        scores: exact grades; 0 for a request without an answer.
+        scores: of the answers; 0 for a request without an answer.
         ratings: ratings given before each answer came.
         offloaded: whether another than the large LLM answered.
         total: ratings given in all.
@@ -55,6 +64,16 @@ class RatedRun:
     ratings: tuple[int, ...]
     offloaded: tuple[bool, ...]
     total: int
+
+
+@dataclass(frozen=True)
+class _ServedEmbedder:
+    """The server's embedder, as judges want it."""
+
+    grpc: grpc_aio.InferenceServerClient
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.stack([await embedding(self.grpc, text) for text in texts])
 
 
 @dataclass(frozen=True)
@@ -71,27 +90,64 @@ class Site:
     grpc: grpc_aio.InferenceServerClient
     console: Console
     concurrency: int
+    nearest: NearestAnswers
+    asking: Asking = DEFAULT_ASKING
+
+    @property
+    def large_llm(self) -> str:
+        """Name of the large LLM."""
+        return self.settings.strongest_llm.name
+
+    @property
+    def small_llm(self) -> str:
+        """Name of the small LLM."""
+        return min(self.settings.llms, key=lambda llm: llm.cost).name
+
+    def llm(self, name: str, llm: str, cache_control: str) -> LLMPolicy:
+        """An LLM, or ``auto``, as a policy of that name."""
+        return LLMPolicy(name, self.client, llm, cache_control, self.asking)
 
     def large(self) -> LLMPolicy:
         """The large LLM alone."""
-        return LLMPolicy("always_large", self.client, "large_llm", "no-cache")
+        return self.llm("always_large", self.large_llm, "no-cache")
 
     def small(self) -> LLMPolicy:
         """The small LLM alone."""
-        return LLMPolicy("always_small", self.client, "small_llm", "no-cache")
+        return self.llm("always_small", self.small_llm, "no-cache")
 
     def small_with_examples(self, name: str = "similar_examples") -> LLMPolicy:
         """The small LLM with whatever examples the server chooses."""
-        return LLMPolicy(name, self.client, "small_llm", "no-store")
+        return self.llm(name, self.small_llm, "no-store")
 
     def echolm(self) -> LLMPolicy:
         """EchoLM's own choice."""
-        return LLMPolicy("echolm", self.client)
+        return self.llm("echolm", "auto", "default")
+
+    def judge(self) -> Judge:
+        """The judge of the settings; ConfigurationError if there is none."""
+        here = self.settings.model_copy(update={"grpc_url": self.endpoints.grpc_url})
+        embedder = _ServedEmbedder(self.grpc)
+        judge = build_judge(here, build_endpoints(here), embedder, LoadTracker())
+        if judge is None:
+            raise ConfigurationError(f"judge: {here.no_judge}")
+        return judge
+
+    async def store_answers_of_large(self, items: Sequence[Item]) -> int:
+        """Let the large LLM answer, and wait until its answers are examples; gives their number.
+
+        Answers that are cut short or refused do not become any.
+        """
+        policy = self.llm("past", self.large_llm, "no-examples")
+        await self.answer(policy, items, "the large LLM answers past requests")
+        await asyncio.sleep(FLUSH_S)
+        while (stats := await self.client.stats()).value("echolm_examples_pending"):
+            await asyncio.sleep(FLUSH_S)
+        return int(stats.value("echolm_examples_stored"))
 
     async def answer(
         self,
         policy: AnswerPolicy,
-        items: Sequence[WorkItem],
+        items: Sequence[Item],
         title: str = "",
         concurrency: int | None = None,
         limit_s: float = math.inf,
@@ -117,7 +173,7 @@ class Site:
     async def steady(
         self,
         policy: AnswerPolicy,
-        items: Sequence[WorkItem],
+        items: Sequence[Item],
         rate: float,
         seed: int,
         title: str = "",
@@ -130,13 +186,13 @@ class Site:
 
     async def answer_and_rate(
         self,
-        items: Sequence[WorkItem],
+        items: Sequence[Item],
         rule: Callable[[Reply], bool],
         title: str = "echolm answers and is rated",
         concurrency: int | None = None,
         limit_s: float = math.inf,
     ) -> RatedRun:
-        """EchoLM's answers; those that ``rule`` chooses get their exact grade as a rating."""
+        """EchoLM's answers; those that ``rule`` chooses get their score as a rating."""
         ended: list[tuple[float, int, bool]] = []
         tasks: set[asyncio.Task[bool]] = set()
 
@@ -148,8 +204,8 @@ class Site:
                 if reply is None:
                     ended.append((0.0, len(tasks), False))
                     return
-                score = grade(record.item, reply.text)
-                ended.append((score, len(tasks), reply.llm != "large_llm"))
+                score = record.item.score(reply.text)
+                ended.append((score, len(tasks), reply.llm != self.large_llm))
                 if rule(reply):
                     tasks.add(asyncio.create_task(self.client.rate(reply.feedback_token, score)))
 
@@ -255,15 +311,21 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def connected(
-    settings: Settings, endpoints: Endpoints, console: Console, concurrency: int
+    settings: Settings,
+    endpoints: Endpoints,
+    console: Console,
+    concurrency: int,
+    asking: Asking = DEFAULT_ASKING,
 ) -> AsyncIterator[Site]:
-    """A running server with clients."""
+    """A running server with clients, and its store."""
     grpc = SigningClient(endpoints.grpc_url, endpoints.data_dir)
     try:
-        async with echolm_client.AsyncClient(
-            endpoints.grpc_url, metrics_url=endpoints.metrics_url
-        ) as client:
-            yield Site(settings, endpoints, client, grpc, console, concurrency)
+        with attached(settings) as running, contextlib.closing(open_store(running)) as store:
+            async with echolm_client.AsyncClient(
+                endpoints.grpc_url, metrics_url=endpoints.metrics_url
+            ) as client:
+                nearest = NearestAnswers(grpc, store, asking.system_prompt)
+                yield Site(settings, endpoints, client, grpc, console, concurrency, nearest, asking)
     finally:
         await grpc.close()
 
@@ -284,7 +346,7 @@ def changed(
     return settings.model_copy(update=update)
 
 
-async def warm_up(site: Site, items: Sequence[WorkItem]) -> None:
+async def warm_up(site: Site, items: Sequence[Item]) -> None:
     """Let both LLMs answer each item."""
     for policy in (site.large(), site.small()):
         await closed_loop(policy, items, len(items))

@@ -13,7 +13,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from echolm.serving.serve import prepare_embedder
@@ -22,14 +22,16 @@ from rich.console import Console
 
 from echolm_lab.experiments.baselines import static_routing, sweep
 from echolm_lab.experiments.bench import FLUSH_S, Site, warm_up
-from echolm_lab.experiments.load import Run, offload_share, scores
+from echolm_lab.experiments.load import Run, offload_share
+from echolm_lab.experiments.scoring import ItemScores, Scoring
 from echolm_lab.experiments.store import fill
 from echolm_lab.policies.base import AnswerPolicy
+from echolm_lab.policies.nearest import CopyNearest
 from echolm_lab.policies.semantic_cache import SemanticCache, best_cache
 from echolm_lab.report.progress import Stage
 from echolm_lab.report.quality import HOLDS_QUALITY, win_rate
 from echolm_lab.report.tables import TITLES
-from echolm_lab.tasks import PastInteraction, Workload
+from echolm_lab.tasks import Item, PastInteraction, Workload
 from echolm_lab.tasks.past import WORKLOAD_SEED
 
 _CHOOSING = ("small_with_examples", "echolm")
@@ -94,20 +96,62 @@ class Kept:
             partial.replace(self._file)
 
 
-class PolicyComparison:
-    """The parts of a comparison over one running server."""
+class Questions(Protocol):
+    """What the policies are asked."""
 
-    def __init__(self, site: Site, plan: Plan, kept: Kept | None = None) -> None:
+    @property
+    def learning(self) -> Sequence[Item]:
+        """What EchoLM answers before it is measured."""
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """New requests for each policy."""
+
+    def steady(self, count: int) -> Sequence[Item]:
+        """At most so many others, under which latencies are measured."""
+
+
+class DemoQuestions:
+    """Requests of the demo workload."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._workload, self._seed = Workload(seed=WORKLOAD_SEED), plan.seed
+        count = plan.learning + plan.requests
+        live = self._workload.stream(count, seed=plan.seed, phase="live")
+        self.learning: Sequence[Item] = live[: plan.learning]
+        self.items: Sequence[Item] = live[plan.learning :]
+
+    def steady(self, count: int) -> Sequence[Item]:
+        return self._workload.stream(count, seed=self._seed + 2, phase="live")
+
+
+class PolicyComparison:
+    """The parts of a comparison over one running server.
+
+    Args:
+        questions: None: those of the demo workload.
+        scoring: None: the items' own scores, which are ratings, too; a judge's are none.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        plan: Plan,
+        kept: Kept | None = None,
+        questions: Questions | None = None,
+        scoring: Scoring | None = None,
+    ) -> None:
         self._site = site
         self._plan = plan
         self._kept = kept or Kept()
-        self._workload = Workload(seed=WORKLOAD_SEED)
-        live = self._workload.stream(plan.learning + plan.requests, seed=plan.seed, phase="live")
-        self._learning, self._items = live[: plan.learning], live[plan.learning :]
+        self._questions = questions or DemoQuestions(plan)
+        self._scoring = scoring or ItemScores()
+        self._items = self._questions.items
         self._policies: dict[str, AnswerPolicy] = {
             "always_large": site.large(),
             "always_small": site.small(),
             "small_with_examples": site.small_with_examples(),
+            "copy_nearest": CopyNearest(site.nearest),
             "echolm": site.echolm(),
         }
 
@@ -122,8 +166,9 @@ class PolicyComparison:
         # On a slow machine the time decides how many requests all policies get.
         self._items = self._items[: large["requests"]]
         await self._saturated("always_small")
+        await self._saturated("copy_nearest")
         points = await self._kept.part("semantic_cache_sweep", self._sweep)
-        policies["semantic_cache"] = SemanticCache(site.grpc, site.large(), points["threshold"])
+        policies["semantic_cache"] = SemanticCache(site.nearest, site.large(), points["threshold"])
         await self._saturated("semantic_cache")
         if labelled:
             if not {"static_router: saturated", "static_router: steady"} <= set(parts):
@@ -140,13 +185,13 @@ class PolicyComparison:
             "latency_rate": rate,
             "semantic_cache_sweep": points["points"],
             "echolm_minus_large_by_kind": self._by_kind(),
+            "scores": self._scoring.about,
             "errors": self._errors(),
         }
 
     async def steady(self, name: str, rate: float) -> dict[str, Any]:
         """A policy's latency under Poisson arrivals of a rate per second."""
-        count = max(20, int(rate * self._plan.latency_seconds))
-        items = self._workload.stream(count, seed=self._plan.seed + 2, phase="live")
+        items = self._questions.steady(max(20, int(rate * self._plan.latency_seconds)))
 
         async def measure() -> dict[str, Any]:
             chooses = name in _CHOOSING
@@ -156,18 +201,19 @@ class PolicyComparison:
             run = await self._site.steady(policy, items, rate, self._plan.seed, title)
             after = await self._path_seconds() if chooses else {}
             path = {k: (after[k] - before[k]) / max(1, len(run.records)) for k in after}
-            return {**figures(run), **path}
+            return {**figures(run, self._site.large_llm), **path}
 
         measured: dict[str, Any] = await self._kept.part(f"{name}: steady", measure)
         return measured
 
     async def _learn(self) -> dict[str, float]:
         """EchoLM answers for a time, and a share of its answers is rated."""
-        if not self._learning:
+        learning = self._questions.learning
+        if not learning:
             return {"learning": 0, "failed": 0, "ratings": 0, "offload_share": 0.0}
         dice = random.Random(self._plan.seed)
         learnt = await self._site.answer_and_rate(
-            self._learning,
+            learning,
             lambda reply: dice.random() < self._plan.rated,
             "EchoLM answers and is rated",
             limit_s=self._plan.stage_seconds,
@@ -176,7 +222,7 @@ class PolicyComparison:
             "learning": len(learnt.run.records),
             "failed": learnt.run.failed,
             "ratings": learnt.total,
-            "offload_share": offload_share(learnt.run),
+            "offload_share": offload_share(learnt.run, self._site.large_llm),
         }
 
     async def _saturated(self, name: str, limit_s: float = math.inf) -> dict[str, Any]:
@@ -185,10 +231,22 @@ class PolicyComparison:
         async def measure() -> dict[str, Any]:
             title = f"{TITLES[name]}: throughput"
             policy = self._policies[name]
-            return figures(await self._site.answer(policy, self._items, title, limit_s=limit_s))
+            run = await self._site.answer(policy, self._items, title, limit_s=limit_s)
+            answers = [None if r.reply is None else r.reply.text for r in run.records]
+            scores = await self._scores(name, [r.item for r in run.records], answers)
+            return {**figures(run, self._site.large_llm), "scores": scores, "answers": answers}
 
         measured: dict[str, Any] = await self._kept.part(f"{name}: saturated", measure)
         return measured
+
+    async def _scores(
+        self, name: str, items: Sequence[Item], answers: Sequence[str | None]
+    ) -> list[float]:
+        """What a policy's answers are worth."""
+        large = self._kept.parts.get("always_large: saturated")
+        reference = answers if large is None else large["answers"]
+        with Stage(self._site.console, f"{TITLES[name]}: scores", len(items)) as stage:
+            return await self._scoring.scores(items, answers, reference, stage.step)
 
     async def _path_seconds(self) -> dict[str, float]:
         """What all requests so far have spent."""
@@ -197,10 +255,12 @@ class PolicyComparison:
         return {key: stats.value(metric) for key, metric in _PATH.items()}
 
     async def _sweep(self) -> dict[str, Any]:
-        large = self._kept.parts["always_large: saturated"]["scores"]
-        points = await sweep(self._site, self._items, large)
-        # A little over half, since retrieval drops an example at random now and then.
-        best = best_cache(points, 0.52)
+        large, copied = (
+            self._kept.parts[f"{name}: saturated"]["scores"]
+            for name in ("always_large", "copy_nearest")
+        )
+        points = await sweep(self._site, self._items, large, copied)
+        best = best_cache(points)
         return {"threshold": best.threshold, "points": [asdict(point) for point in points]}
 
     def _row(self, name: str, steady: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,14 +295,17 @@ class PolicyComparison:
         return {k: {"requests": len(v), "mean": float(np.mean(v))} for k, v in kinds.items()}
 
 
-def figures(run: Run) -> dict[str, Any]:
-    """A run as a JSON value; latencies in seconds, throughput in requests per second."""
+def figures(run: Run, large: str) -> dict[str, Any]:
+    """A run as a JSON value; latencies in seconds, throughput in requests per second.
+
+    Args:
+        large: name of the large LLM.
+    """
     answered = [record for record in run.records if record.reply is not None]
     return {
         "requests": len(run.records),
         "failed": run.failed,
-        "scores": scores(run),
-        "offload_share": offload_share(run),
+        "offload_share": offload_share(run, large),
         "examples": sum(r.reply.num_examples for r in answered if r.reply) / max(1, len(answered)),
         "throughput": run.steady_throughput,
         "p50_s": run.latency_quantile(0.5),
@@ -251,9 +314,15 @@ def figures(run: Run) -> dict[str, Any]:
     }
 
 
-def store_past(settings: Settings, past: Sequence[PastInteraction], console: Console) -> None:
-    """Fill a new store with the large LLM's past answers; every deployment has such a past."""
+def store_past(
+    settings: Settings,
+    past: Sequence[tuple[str, str]],
+    console: Console,
+    title: str = "storing the large LLM's past answers",
+    system_prompt: str = "",
+) -> None:
+    """Fill a new store with past requests and their answers; every deployment has such a past."""
     settings.data_dir.mkdir(parents=True)
     prepare_embedder(settings, console.print)
-    with Stage(console, "storing the large LLM's past answers", len(past)) as stage:
-        fill(settings, [(e.item.text, e.response) for e in past], stage.step_by)
+    with Stage(console, title, len(past)) as stage:
+        fill(settings, past, stage.step_by, system_prompt)

@@ -20,6 +20,7 @@ from echolm_lab.experiments.baselines import static_routing, sweep
 from echolm_lab.experiments.bench import Bench, RatedRun, Site
 from echolm_lab.experiments.load import Run, offload_share, scores
 from echolm_lab.experiments.outcome import Outcome
+from echolm_lab.policies.nearest import CopyNearest
 from echolm_lab.policies.random_examples import RandomExamples
 from echolm_lab.policies.semantic_cache import CachePoint, SemanticCache, best_cache
 from echolm_lab.policies.similar_examples import SIMILAR_ONLY
@@ -119,9 +120,11 @@ async def _fixed(
     }
     static = await static_routing(site, past[: bench.sizes.labelled], HOLDS_QUALITY)
     runs[static.name] = await site.answer(static, new)
-    points = await sweep(site, new, reference)
+    copying = CopyNearest(site.nearest)
+    runs[copying.name] = await site.answer(copying, new)
+    points = await sweep(site, new, reference, scores(runs[copying.name]))
     for suffix, point in _worth_running(points):
-        cache = SemanticCache(site.grpc, large, point.threshold)
+        cache = SemanticCache(site.nearest, large, point.threshold)
         name = f"{cache.name}{suffix}"
         runs[name] = await site.answer(cache, new, name)
     return [Row.of(name, run, reference) for name, run in runs.items()], points, reference

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from echolm_lab.policies.base import AnswerPolicy, Reply
-from echolm_lab.tasks import WorkItem, grade
+from echolm_lab.tasks import Item
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Record:
         finished_s: when that was, from the start of the run.
     """
 
-    item: WorkItem
+    item: Item
     reply: Reply | None
     error: str
     latency_s: float
@@ -68,7 +68,7 @@ class Run:
 OnRecord = Callable[[Record], None]
 
 
-async def _send(policy: AnswerPolicy, item: WorkItem, arrived: float, started: float) -> Record:
+async def _send(policy: AnswerPolicy, item: Item, arrived: float, started: float) -> Record:
     try:
         reply = await policy.send(item)
         now = time.perf_counter()
@@ -81,7 +81,7 @@ async def _send(policy: AnswerPolicy, item: WorkItem, arrived: float, started: f
 
 async def closed_loop(
     policy: AnswerPolicy,
-    items: Sequence[WorkItem],
+    items: Sequence[Item],
     concurrency: int,
     on_record: OnRecord = lambda record: None,
     limit_s: float = math.inf,
@@ -110,7 +110,7 @@ async def closed_loop(
 
 async def open_loop(
     policy: AnswerPolicy,
-    items: Sequence[WorkItem],
+    items: Sequence[Item],
     arrivals_s: Sequence[float],
     on_record: OnRecord = lambda record: None,
 ) -> Run:
@@ -120,7 +120,7 @@ async def open_loop(
         arrivals_s: seconds from the start, ascending, one per item.
     """
 
-    async def at(item: WorkItem, arrival: float) -> Record:
+    async def at(item: Item, arrival: float) -> Record:
         record = await _send(policy, item, arrival, started)
         on_record(record)
         return record
@@ -142,14 +142,14 @@ def poisson_arrivals(count: int, rate: float, seed: int) -> list[float]:
 
 
 def scores(run: Run) -> list[float]:
-    """Exact grade of each request's answer; a request without an answer scores 0."""
+    """The score of each request's answer; a request without an answer scores 0."""
     return [
-        0.0 if record.reply is None else grade(record.item, record.reply.text)
+        0.0 if record.reply is None else record.item.score(record.reply.text)
         for record in run.records
     ]
 
 
-def offload_share(run: Run) -> float:
-    """Share of the answered requests that the large LLM did not answer."""
+def offload_share(run: Run, large: str = "large_llm") -> float:
+    """Share of the answered requests that the large LLM, which has that name, did not answer."""
     answered = [r.reply for r in run.records if r.reply is not None]
-    return sum(reply.llm != "large_llm" for reply in answered) / max(1, len(answered))
+    return sum(reply.llm != large for reply in answered) / max(1, len(answered))

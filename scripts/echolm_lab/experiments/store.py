@@ -19,12 +19,14 @@ def fill(
     settings: Settings,
     interactions: Sequence[tuple[str, str]],
     on_stored: Callable[[int], None] = lambda count: None,
+    system_prompt: str = "",
 ) -> None:
     """Store requests and responses in ``data_dir``'s Milvus Lite file, as of the large LLM.
 
     Ids are 1, 2, ... in their order. No server may run on the directory meanwhile.
 
     Args:
+        system_prompt: under which they were asked.
         on_stored: called with how many more are stored.
     """
     embed = TextEmbedder(settings.embedding)
@@ -39,8 +41,8 @@ def fill(
                     request=request,
                     response=response,
                     tenant="public",
-                    scope=scope_key("public", ""),
-                    source_llm="large_llm",
+                    scope=scope_key("public", system_prompt),
+                    source_llm=settings.strongest_llm.name,
                     quality=_QUALITY,
                     created_at_ms=now,
                     updated_at_ms=now,

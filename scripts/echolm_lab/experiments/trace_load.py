@@ -20,6 +20,7 @@ from echolm_lab.experiments.load import Run, offload_share, open_loop, scores
 from echolm_lab.experiments.outcome import Outcome
 from echolm_lab.experiments.trace import window
 from echolm_lab.policies.base import AnswerPolicy
+from echolm_lab.policies.nearest import CopyNearest
 from echolm_lab.report.check import Check
 from echolm_lab.report.progress import Stage
 from echolm_lab.report.quality import HOLDS_QUALITY, win_rate
@@ -83,7 +84,7 @@ async def run(bench: Bench) -> Outcome:
         # EchoLM is the last, since it alone learns from what it answers.
         rows = await under_arrivals(
             site,
-            (site.large(), static, site.echolm()),
+            (site.large(), static, CopyNearest(site.nearest), site.echolm()),
             bench.stream(len(arrivals), part=2),
             arrivals,
         )

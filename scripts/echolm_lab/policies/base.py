@@ -5,10 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from echolm_lab.tasks import WorkItem
+from echolm_lab.tasks import Item
 
 MAX_TOKENS = 224
 """Above the longest answer of the demo workload, so that no policy is cut off."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What all requests have besides their text.
+
+    Attributes:
+        max_tokens: longest answer.
+    """
+
+    system_prompt: str = ""
+    max_tokens: int = MAX_TOKENS
+
+
+DEFAULT_ASKING = Asking()
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,6 @@ class AnswerPolicy(Protocol):
 
     name: str
 
-    async def send(self, item: WorkItem) -> Reply:
+    async def send(self, item: Item) -> Reply:
         """Answer one request; raises what the client raises."""
         ...

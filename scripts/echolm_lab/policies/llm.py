@@ -6,8 +6,8 @@ import time
 
 from echolm_client import AsyncClient
 
-from echolm_lab.policies.base import MAX_TOKENS, Reply
-from echolm_lab.tasks import WorkItem
+from echolm_lab.policies.base import DEFAULT_ASKING, MAX_TOKENS, Asking, Reply
+from echolm_lab.tasks import Item
 
 
 class LLMPolicy:
@@ -18,16 +18,26 @@ class LLMPolicy:
     """
 
     def __init__(
-        self, name: str, client: AsyncClient, llm: str = "auto", cache_control: str = "default"
+        self,
+        name: str,
+        client: AsyncClient,
+        llm: str = "auto",
+        cache_control: str = "default",
+        asking: Asking = DEFAULT_ASKING,
     ) -> None:
         self.name = name
         self._client = client
         self._llm = llm
         self._cache_control = cache_control
+        self._asking = asking
 
-    async def send(self, item: WorkItem) -> Reply:
+    async def send(self, item: Item) -> Reply:
         answer = await self._client.generate(
-            item.text, llm=self._llm, cache_control=self._cache_control, max_tokens=MAX_TOKENS
+            item.text,
+            llm=self._llm,
+            cache_control=self._cache_control,
+            system_prompt=self._asking.system_prompt,
+            max_tokens=self._asking.max_tokens,
         )
         return Reply(
             text=answer.text,
@@ -53,7 +63,7 @@ class StreamedLLM:
         self._llm = llm
         self._cache_control = cache_control
 
-    async def send(self, item: WorkItem) -> Reply:
+    async def send(self, item: Item) -> Reply:
         started = time.perf_counter()
         first = 0.0
         async with self._client.stream(

@@ -12,7 +12,7 @@ from echolm.llm.endpoint import LLMClient
 from echolm.primitives import Sampling
 
 from echolm_lab.policies.base import MAX_TOKENS, Reply
-from echolm_lab.tasks import WorkItem
+from echolm_lab.tasks import Item
 
 
 class RandomExamples:
@@ -43,7 +43,7 @@ class RandomExamples:
         self._count = min(count, len(interactions))
         self._rng = random.Random(seed)
 
-    async def send(self, item: WorkItem) -> Reply:
+    async def send(self, item: Item) -> Reply:
         drawn = self._rng.sample(self._interactions, self._count)
         completion = await self._llm.generate(
             uuid.uuid4().hex,

@@ -6,37 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tritonclient.grpc.aio as grpc_aio
-from echolm import contracts
-from echolm.retrieval.packed import unpack
 
 from echolm_lab.policies.base import AnswerPolicy, Reply
-from echolm_lab.policies.static_router import embedding
+from echolm_lab.policies.nearest import NearestAnswers
 from echolm_lab.report.quality import win_rate
-from echolm_lab.tasks import WorkItem
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """The nearest stored interaction of a request; similarity -1 if there is none."""
-
-    similarity: float
-    response: str
-
-
-async def nearest(grpc: grpc_aio.InferenceServerClient, text: str) -> Neighbour:
-    """The stored interaction most similar to a text, from the server's own retrieval."""
-    vector = await embedding(grpc, text)
-    inputs = [
-        grpc_aio.InferInput("text_input", [1, 1], "BYTES"),
-        grpc_aio.InferInput("embedding", [1, vector.size], "FP32"),
-    ]
-    inputs[0].set_data_from_numpy(np.array([[text.encode("utf-8")]], dtype=np.object_))
-    inputs[1].set_data_from_numpy(vector[None])
-    result = await grpc.infer(contracts.RETRIEVER.name, inputs)
-    examples = unpack(result.as_numpy(contracts.RETRIEVED.name).item()).examples
-    best = max(examples, key=lambda example: example.similarity, default=None)
-    return Neighbour(-1.0, "") if best is None else Neighbour(best.similarity, best.response)
+from echolm_lab.tasks import Item
 
 
 class SemanticCache:
@@ -49,15 +23,13 @@ class SemanticCache:
 
     name = "semantic_cache"
 
-    def __init__(
-        self, grpc: grpc_aio.InferenceServerClient, large: AnswerPolicy, threshold: float
-    ) -> None:
-        self._grpc = grpc
+    def __init__(self, nearest: NearestAnswers, large: AnswerPolicy, threshold: float) -> None:
+        self._nearest = nearest
         self._large = large
         self._threshold = threshold
 
-    async def send(self, item: WorkItem) -> Reply:
-        neighbour = await nearest(self._grpc, item.text)
+    async def send(self, item: Item) -> Reply:
+        neighbour = await self._nearest.find(item.text)
         if neighbour.similarity >= self._threshold:
             return Reply(neighbour.response, "cache")
         return await self._large.send(item)

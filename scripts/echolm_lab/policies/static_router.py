@@ -15,7 +15,7 @@ from echolm.errors import InvalidRequestError
 from numpy.typing import NDArray
 
 from echolm_lab.policies.base import AnswerPolicy, Reply
-from echolm_lab.tasks import WorkItem
+from echolm_lab.tasks import Item
 
 _STEPS = 50
 _SAME = 1e-6
@@ -115,7 +115,7 @@ class StaticRouting:
         self._small = small
         self._large = large
 
-    async def send(self, item: WorkItem) -> Reply:
+    async def send(self, item: Item) -> Reply:
         vector = await embedding(self._grpc, item.text)
         good = float(self._router.predict(vector[None])[0])
         return await (self._small if good >= self._threshold else self._large).send(item)

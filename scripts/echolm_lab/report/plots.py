@@ -29,6 +29,13 @@ def draw(report: Mapping[str, Any], directory: Path) -> list[Path]:
     return files
 
 
+def draw_comparison(report: Mapping[str, Any], file: Path) -> None:
+    """Win rate over throughput of the policies of one comparison, as a PNG."""
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    _frontier(figure, {"": {"policies": list(report["policies"].values())}})
+    figure.savefig(file, dpi=130)
+
+
 def _frontier(figure: Figure, seeds: Seeds) -> None:
     axes = figure.subplots()
     names = list(dict.fromkeys(r["policy"] for f in seeds.values() for r in f["policies"]))

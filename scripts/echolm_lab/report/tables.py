@@ -13,6 +13,7 @@ from rich.table import Table
 TITLES = {
     "always_large": "large LLM alone",
     "always_small": "small LLM alone",
+    "copy_nearest": "nearest answer",
     "semantic_cache": "semantic cache",
     "static_router": "static router",
     "small_with_examples": "small LLM with examples",
@@ -122,10 +123,12 @@ def print_comparison(console: Console, report: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"Past: {past['history']} answers of the large LLM, then {past['learning']} of "
+        f"Past: {past['history']} {past['of']}, then {past['learning']} of "
         f"EchoLM with {past['ratings']} ratings. {large['requests']} requests each. "
+        f"{report['scores']} "
         "Win rate: (wins + ties/2) against the large LLM, "
         "0.5 is as good. req/s: at saturation; gain: over the large LLM alone. p50, p99: at "
         f"{report['latency_rate']:.1f} requests/s, 70% of what the large LLM alone can serve. "
-        "Offload: share that it did not answer."
+        "Offload: share that it did not answer. Nearest answer: that of the most similar past "
+        "request, copied."
     )

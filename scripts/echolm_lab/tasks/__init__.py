@@ -11,7 +11,16 @@ from __future__ import annotations
 
 from echolm_lab.tasks.catalogue import CatalogueSize
 from echolm_lab.tasks.grader import grade
-from echolm_lab.tasks.types import Intent, PastInteraction, WorkItem
+from echolm_lab.tasks.types import Intent, Item, PastInteraction, WorkItem
 from echolm_lab.tasks.workload import Mix, Workload
 
-__all__ = ["CatalogueSize", "Intent", "Mix", "PastInteraction", "WorkItem", "Workload", "grade"]
+__all__ = [
+    "CatalogueSize",
+    "Intent",
+    "Item",
+    "Mix",
+    "PastInteraction",
+    "WorkItem",
+    "Workload",
+    "grade",
+]

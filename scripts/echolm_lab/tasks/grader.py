@@ -16,8 +16,10 @@ returns) at most 0.135; and piling up guesses does not pay.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from echolm_lab.tasks.types import WorkItem
+if TYPE_CHECKING:
+    from echolm_lab.tasks.types import WorkItem
 
 NOT_EXACT_CAP = 0.9
 WRONG_SLOTS_SHARE = 0.15

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
+
+from echolm_lab.tasks import grader
 
 Phase = Literal["past", "late", "one_off"]
 Kind = Literal["known", "late", "one_off", "lookalike"]
@@ -89,6 +91,21 @@ class Intent:
     house: tuple[str, ...]
 
 
+class Item(Protocol):
+    """One request that is asked of every policy."""
+
+    @property
+    def text(self) -> str:
+        """The request."""
+
+    @property
+    def kind(self) -> str:
+        """What makes it special, by which scores are compared."""
+
+    def score(self, response: str) -> float:
+        """What a response is worth as an answer, 0..1."""
+
+
 @dataclass(frozen=True)
 class WorkItem:
     """One request with its right answer.
@@ -108,6 +125,10 @@ class WorkItem:
     kind: Kind
     house: tuple[str, ...]
     slot_values: tuple[str, ...]
+
+    def score(self, response: str) -> float:
+        """The exact grade of a response."""
+        return grader.grade(self, response)
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,15 @@ def test_an_import_of_nothing_makes_no_data_directory(
     words = ["examples", "import", str(file), "--data-dir", str(tmp_path / "new")]
     assert main(words) == 2
     assert f"{file}: expected a file to read" in capsys.readouterr().err
-    file.write_text("{}\n")
+    file.write_text("")
     assert main(words) == 2
-    assert "line 1: expected the header" in capsys.readouterr().err
+    assert "got an empty file" in capsys.readouterr().err
+    file.write_text("{}\n\n[1]\n[2]\n")
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert "line 1: record: expected a request" in captured.err
+    assert "lines 3-4: record: expected one JSON object" in captured.err
+    assert "refused        3: 3 invalid" in captured.out
     assert not (tmp_path / "new").exists()
 
 

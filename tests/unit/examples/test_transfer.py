@@ -3,11 +3,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from echolm.errors import InvalidRequestError
-from echolm.examples.transfer import Header, batched, copy_into, read, read_header, write
+from echolm.examples.transfer import (
+    Header,
+    batched,
+    copy_into,
+    read_example,
+    read_header,
+    write,
+)
 from echolm.store.base import Example, Stored
 from echolm.testing.store import InMemoryStore
 from numpy.typing import NDArray
@@ -20,65 +28,98 @@ def stored(id: int) -> Stored:
     return example, np.array([id, 0.1, 1e-30], np.float32)
 
 
-def exported(*ids: int) -> io.StringIO:
+def exported(*ids: int) -> list[dict[str, Any]]:
     stream = io.StringIO()
     assert sum(write(stream, HEADER, batched(map(stored, ids), 2))) == len(ids)
-    stream.seek(0)
-    return stream
-
-
-def take_in(stream: io.StringIO, **options: object) -> InMemoryStore:
-    store = InMemoryStore(3)
-    header = read_header(stream)
-    assert header == HEADER
-    for _ in copy_into(store, batched(read(stream, header), 2), options.get("embed")):  # type: ignore[arg-type]
-        pass
-    return store
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def test_what_is_exported_comes_back_as_it_was() -> None:
-    store = take_in(exported(1, 2, 3))
-    assert [example for example, _ in store.rows.values()] == [stored(i)[0] for i in (1, 2, 3)]
-    for id, (_, embedding) in store.rows.items():
+    first, *others = exported(1, 2, 3)
+    assert read_header(first) == HEADER
+    for id, record in zip((1, 2, 3), others, strict=True):
+        example, embedding = read_example(record, HEADER)
+        assert example == stored(id)[0]
         np.testing.assert_array_equal(embedding, stored(id)[1])
 
 
-def test_requests_are_embedded_anew_where_that_is_asked() -> None:
+def test_examples_are_copied_with_embeddings_made_anew() -> None:
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
         return np.array([[len(text), 0, 0] for text in texts], np.float32)
 
-    store = take_in(exported(1, 22), embed=embed)
+    store = InMemoryStore(3)
+    for _ in copy_into(store, batched(map(stored, (1, 22)), 1), embed):
+        pass
     assert [v.tolist() for _, v in store.rows.values()] == [[5, 0, 0], [6, 0, 0]]
 
 
+@pytest.mark.parametrize("record", [{}, {"request": "q", "response": "a"}, {"format": "other"}])
+def test_another_record_is_no_header(record: dict[str, Any]) -> None:
+    assert read_header(record) is None
+
+
 @pytest.mark.parametrize(
-    "line", ["", "{}", "[]", "no json", '{"format": "echolm-examples", "version": 2}']
+    "changes", [{"version": 2}, {"embedding": None}, {"dimension": "384"}, {"dimension": 0}]
 )
-def test_a_file_without_the_header_is_refused(line: str) -> None:
+def test_a_header_of_another_version_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="line 1: expected the header"):
-        read_header(io.StringIO(line + "\n"))
+        read_header(exported(1)[0] | changes)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("name", "value"),
     [
         ("embedding", "AAAA"),
+        ("embedding", "no base64"),
         ("embedding", None),
-        ("more", 1),
+        ("embedding", 7),
+        ("embedding", "AAAAAAAAAAAAAAAA"),  # zeros have no direction
+        ("embedding", "AADAfwAAAAAAAAAA"),  # NaN
+        ("keys", "more"),
+        ("id", 0),
+        ("id", -3),
+        ("id", 2**63),
+        ("id", True),
+        ("id", 1.5),
         ("id", None),
+        ("request", ""),
+        ("request", None),
+        ("request", ["q"]),
+        ("request", "half \ud800"),
+        ("request", "x" * 65_536),
+        ("response", " \n"),
+        ("response", {}),
+        ("tenant", ""),
+        ("tenant", "t" * 257),
+        ("scope", -1),
+        ("scope", "7"),
+        ("quality", 9),
+        ("quality", -0.1),
+        ("quality", float("nan")),
+        ("quality", float("inf")),
+        ("quality", None),
+        ("quality", "0.9"),
+        ("created_at_ms", -1),
+        ("created_at_ms", 2**70),
+        ("expires_at_ms", None),
+        ("value", float("inf")),
+        ("uses", 0.5),
+        ("source_llm", "x" * 300),
+        ("answer_keys", "k" * 257),
     ],
 )
-def test_a_wrong_line_is_named_and_those_before_it_are_in(key: str, value: object) -> None:
-    lines = exported(1, 2, 3).getvalue().splitlines()
-    wrong = json.loads(lines[3])
-    if value is None:
-        del wrong[key]
-    else:
-        wrong[key] = value
-    lines[3] = json.dumps(wrong)
-    stream = io.StringIO("\n".join(lines))
-    header = read_header(stream)
-    store = InMemoryStore(3)
-    with pytest.raises(InvalidRequestError, match="line 4: expected an example"):
-        list(copy_into(store, batched(read(stream, header), 2), None))
-    assert set(store.rows) == {1, 2}
+def test_a_wrong_value_is_named(name: str, value: object) -> None:
+    record = exported(1)[1]
+    record["more" if name == "keys" else name] = value
+    with pytest.raises(InvalidRequestError, match=f"^{name}: expected .*, got "):
+        read_example(record, HEADER)
+
+
+@pytest.mark.parametrize("name", ["id", "request", "quality"])
+def test_a_missing_value_is_named(name: str) -> None:
+    record = exported(1)[1]
+    del record[name]
+    with pytest.raises(
+        InvalidRequestError, match=f"keys: expected .*got none of the name .*{name}"
+    ):
+        read_example(record, HEADER)

@@ -6,10 +6,11 @@ import argparse
 from contextlib import closing
 
 from echolm_client.cli.arguments import Subparsers
-from echolm_client.cli.console import CommandError
+from echolm_client.cli.console import CommandError, note
+from echolm_client.cli.exit_codes import OK
 
-from echolm.cli.examples.data import add_example_verb, opened
-from echolm.cli.examples.import_ import copy_into
+from echolm.cli.examples.data import add_example_verb, opened, progress
+from echolm.examples.events import CHANGE, change
 
 
 def add_subcommand(subparsers: Subparsers) -> None:
@@ -27,8 +28,9 @@ def add_subcommand(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Copy the examples; returns the exit code."""
-    from echolm.examples import transfer
+    from echolm.examples.transfer import copy_into
     from echolm.store.milvus import MilvusStore
+    from echolm.wiring.retrieval import build_text_embedder
 
     with opened(args) as data:
         retrieval = data.settings.retrieval
@@ -38,6 +40,14 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.source!r}; give the new embeddings a collection of their own"
             )
         other = retrieval.model_copy(update={"collection": args.source})
+        embed = build_text_embedder(data.settings)
         with closing(MilvusStore.existing(other)) as source:
-            header = transfer.Header(source.embedding_name, source.dimension)
-            return copy_into(data, "embedding", source.scan(), header, source.count())
+            done = 0
+            with progress("embedding", source.count()) as advance:
+                for examples in copy_into(data.store, source.scan(embeddings=False), embed):
+                    data.log.append(CHANGE, change(examples))
+                    done += len(examples)
+                    advance(len(examples))
+        data.statistics.follow(data.log)
+    note(f"took in {done} examples, embedded anew by {data.store.embedding_name}")
+    return OK

@@ -26,7 +26,7 @@ from echolm_lab.experiments.load import closed_loop
 from echolm_lab.experiments.path import dummy_repository
 from echolm_lab.policies.base import MAX_TOKENS
 from echolm_lab.policies.similar_examples import SIMILAR_ONLY
-from echolm_lab.tasks import PastInteraction, WorkItem, Workload
+from echolm_lab.tasks import Item, PastInteraction, WorkItem, Workload
 from echolm_lab.tasks.past import WORKLOAD_SEED, recorded_past
 
 DECISIONS = SCRIPTS / "decisions.json"
@@ -93,7 +93,8 @@ def record(options: argparse.Namespace) -> None:
     chosen: dict[tuple[int, str], list[tuple[int, ...]]] = {}
     with tempfile.TemporaryDirectory() as work:
         store = load_settings().model_copy(update={"data_dir": Path(work) / "store"})
-        store_past(store, recorded_past(HISTORY), console)
+        past = recorded_past(HISTORY)
+        store_past(store, [(e.item.text, e.response) for e in past], console)
         models = dummy_repository(Path(work) / "models")
         for number, (count, order) in enumerate((c, o) for c in COUNTS for o in ORDERS):
             data = Path(work) / str(number)
@@ -122,7 +123,7 @@ async def _choices(
             class Asking:
                 name = "small_with_examples"
 
-                async def send(self, item: WorkItem) -> Any:
+                async def send(self, item: Item) -> Any:
                     answer = await site.client.generate(
                         item.text, llm="small_llm", cache_control="no-store", max_tokens=MAX_TOKENS
                     )

@@ -65,7 +65,8 @@ def evaluate(options: argparse.Namespace) -> None:
     config = configuration(options)
     settings = without_a_judge(load_settings(config)).model_copy(update={"data_dir": data})
     if not data.is_dir():
-        store_past(settings, recorded_past(options.history, past_file), console)
+        past = recorded_past(options.history, past_file)
+        store_past(settings, [(e.item.text, e.response) for e in past], console)
         kept.add("asked", asked)
     kept.add("machine", machine(options))
     serve = ServeOptions(

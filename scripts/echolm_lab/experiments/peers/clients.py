@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from echolm_lab.experiments.peers.base import Connect
 from echolm_lab.experiments.peers.llm_server import MODEL
 from echolm_lab.policies.base import AnswerPolicy, Reply
-from echolm_lab.tasks import WorkItem
+from echolm_lab.tasks import Item
 
 _TIMEOUT_S = 60.0
 _Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -47,7 +47,7 @@ class HttpClient:
         self._head = "\r\n".join([*lines, "content-length: "]).encode()
         self._idle: list[_Stream] = []
 
-    async def send(self, item: WorkItem) -> Reply:
+    async def send(self, item: Item) -> Reply:
         """The answer; OSError or RuntimeError if there is none."""
         stream = await self._connection()
         try:
@@ -160,7 +160,7 @@ class InferClient:
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
         self._model = model
 
-    async def send(self, item: WorkItem) -> Reply:
+    async def send(self, item: Item) -> Reply:
         """The answer; grpc.RpcError if there is none."""
         request = service_pb2.ModelInferRequest(model_name=self._model)
         request.inputs.add(name="text_input", datatype="BYTES", shape=[1, 1])
