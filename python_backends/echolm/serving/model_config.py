@@ -30,3 +30,8 @@ def write(model: Path, config: Any) -> None:
     text = text_format.MessageToString(config, as_utf8=True)
     header = "# Written by `echolm build`; engine options: python_backends/echolm/engines.\n"
     (model / CONFIG_FILE).write_text(header + text, encoding="utf-8")
+
+
+def is_python(model: Path) -> bool:
+    """Whether the python backend runs a model, in processes of its own."""
+    return bool(read(model).backend == "python")

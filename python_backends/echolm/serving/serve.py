@@ -18,6 +18,7 @@ from echolm.serving import preflight
 from echolm.serving.data_dir import CONFIGURATION, LOAD_TABLE_PREFIX, DataDir, resolve
 from echolm.serving.gateway import GatewayServer
 from echolm.serving.milvus_lite import MilvusLite
+from echolm.serving.model_config import is_python
 from echolm.serving.restarts import Backoff
 from echolm.serving.status_page import StatusPage
 from echolm.serving.supervisor import Part, Supervisor
@@ -282,7 +283,15 @@ class LocalServer:
             for name, server in others.items()
             if server is not None
         }
-        return Supervisor(self._triton, models, self._options.load_s, parts, self._report)
+        load_s = self._options.load_s
+        supervisor = Supervisor(self._triton, models, load_s, parts, self._report)
+        python = {name for name, path in models.items() if is_python(path)}
+        if unseen := sorted(python - supervisor.models.keys()):
+            self._report(
+                f"warning: the processes of {', '.join(unseen)} were not found among Triton's, so "
+                "that nobody notices when they end"
+            )
+        return supervisor
 
     def supervise(self) -> None:
         """Start again, in the background, what ends by itself; see :class:`Supervisor`."""

@@ -7,6 +7,7 @@ A process that somebody has stopped (SIGSTOP) is ended, and then counts as gone.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -185,12 +186,12 @@ class Supervisor:
                 server.kill()
 
     def _end_if_hung(self, server: GuardedServer) -> None:
-        pid = server.process.pid(timeout_s=0)
-        if pid is None or not psutil.pid_exists(pid):
+        if (pid := server.process.pid(timeout_s=0)) is None:
             return
-        process = psutil.Process(pid)
-        if self._is_hung(process):
-            kill([process])
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if self._is_hung(process):
+                kill([process])
 
     def _is_hung(self, process: psutil.Process) -> bool:
         """Whether it has been stopped for some looks."""

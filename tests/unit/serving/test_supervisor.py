@@ -1,0 +1,135 @@
+"""What a supervisor does with processes that end, hang or do not start: servers of this test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+from echolm.errors import UnavailableError
+from echolm.serving import supervisor as module
+from echolm.serving.process import GuardedServer
+from echolm.serving.restarts import Backoff
+from echolm.serving.supervisor import Part, Supervisor
+from echolm.serving.triton_server import TritonServer
+from triton_calls import eventually
+
+
+class Server(GuardedServer):
+    """A real process that does nothing, in the place of a server and of its guard."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.starts = 0
+        self._run()
+
+    def _run(self) -> None:
+        self._child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+    def start(self, stop: threading.Event | None = None) -> None:
+        self.starts += 1
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("no such file")
+        self._run()
+
+    def wait_ready(self, timeout_s: float, stop: threading.Event) -> None:
+        pass
+
+    @property
+    def process(self) -> Server:  # type: ignore[override]
+        return self
+
+    def pid(self, timeout_s: float = 5.0) -> int:
+        return self._child.pid
+
+    def poll(self) -> int | None:
+        return self._child.poll()
+
+    def kill(self) -> None:
+        self._child.kill()
+        self._child.wait()
+
+    def log_excerpt(self) -> str:
+        return "last words"
+
+    def is_live(self, timeout_s: float) -> bool:
+        return True
+
+    def is_ready(self) -> bool:
+        return self.poll() is None
+
+
+class World:
+    def __init__(self) -> None:
+        self.triton, self.milvus = Server(), Server()
+        self.reports: list[str] = []
+        part = Part(self.milvus, self.milvus.start, Backoff(first_s=0.01))
+        triton = cast(TritonServer, self.triton)
+        self.supervisor = Supervisor(triton, {}, 1.0, {"milvus": part}, self.reports.append)
+
+    def restarts(self, name: str) -> int:
+        return self.supervisor.processes[name].restarts
+
+    def is_up(self, name: str) -> bool:
+        return self.supervisor.processes[name].up
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "_TRITON_STARTS", 1)
+    world = World()
+    world.supervisor.start()
+    yield world
+    world.supervisor.stop()
+    for server in (world.triton, world.milvus):
+        server.kill()
+
+
+def test_a_process_that_ends_is_started_again_and_the_others_stay(world: World) -> None:
+    for n in range(1, 8):  # more often than five times in a life
+        world.milvus.kill()
+        assert eventually(lambda n=n: world.restarts("milvus") == n and world.is_up("milvus"))
+    assert world.triton.starts == 0
+    assert world.supervisor.is_live
+    assert all("milvus ended by itself, exit status -9" in report for report in world.reports)
+
+
+def test_a_process_that_does_not_start_is_tried_again(world: World) -> None:
+    world.milvus.failures = 3
+    world.milvus.kill()
+    assert eventually(lambda: not world.is_up("milvus"))
+    assert eventually(lambda: world.is_up("milvus"))
+    assert world.milvus.starts == 4
+    assert world.reports.count("no such file") == 3
+
+
+def test_a_process_that_was_stopped_is_ended_and_started_again(world: World) -> None:
+    os.kill(world.milvus.pid(), signal.SIGSTOP)
+    assert eventually(lambda: world.restarts("milvus") == 1 and world.is_up("milvus"))
+
+
+def test_a_triton_that_ends_again_and_again_is_given_up(world: World) -> None:
+    world.triton.kill()
+    assert eventually(lambda: world.restarts("triton") == 1 and world.is_up("triton"))
+    assert world.supervisor.is_ready
+    assert world.supervisor.failure is None
+    world.triton.kill()
+    assert eventually(lambda: world.supervisor.failure is not None)
+    assert str(world.supervisor.failure).endswith("again and again; last words")
+    assert eventually(lambda: not world.supervisor.is_live)
+    assert not world.supervisor.is_ready
+    assert world.triton.starts == 1
+
+
+def test_after_a_stop_nothing_is_started(world: World) -> None:
+    world.supervisor.stop()
+    world.milvus.kill()
+    assert not world.supervisor.is_ready
+    assert world.milvus.starts == 0
