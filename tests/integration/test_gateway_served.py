@@ -32,6 +32,20 @@ def client(server: Endpoints) -> Iterator[OpenAI]:
         yield client
 
 
+def test_only_the_metrics_of_triton_are_for_others(server: Endpoints) -> None:
+    """127.0.0.2 is an address of this machine that a server on 127.0.0.1 does not have."""
+
+    def at_another_address(url: str) -> str:
+        return url.replace("127.0.0.1", "127.0.0.2")
+
+    page = httpx.get(at_another_address(server.metrics_url))
+    assert "nv_inference_count" in page.text
+    for url in (server.http_url, f"http://{server.grpc_url}"):
+        assert at_another_address(url) != url
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(at_another_address(url))
+
+
 def in_flight(server: Endpoints) -> float:
     return samples(server, "echolm_in_flight", llm="large_llm")
 

@@ -56,6 +56,7 @@ class ServeOptions:
         repository_root: holds ``core`` and the profiles; None finds that of this checkout.
         model_repositories: more directories of models.
         host: address on which Triton listens.
+        metrics_host: address of Triton's metrics; None: ``host``.
         http_port, grpc_port, metrics_port: of Triton; 0 takes a free port.
         gateway_port: 0 takes a free port; None starts no gateway.
         ready_timeout_s: seconds for all models to load; None: five minutes on CPUs, half an hour
@@ -67,6 +68,7 @@ class ServeOptions:
     repository_root: Path | None = None
     model_repositories: tuple[Path, ...] = ()
     host: str = "127.0.0.1"
+    metrics_host: str | None = None
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
@@ -173,8 +175,10 @@ class LocalServer:
         preflight.check_backends(models, installation.backends)
         if options.profile is not None:
             preflight.check_models(models, settings)
+        metrics_host = options.metrics_host or options.host
         ports = zip(("--http-port", "--grpc-port", "--metrics-port"), options.ports, strict=True)
         preflight.check_ports(options.host, dict(ports))
+        preflight.check_ports(metrics_host, {"--metrics-port": options.metrics_port})
         if options.gateway_port is not None:
             preflight.check_gateway(settings)
         self._data = data = DataDir(settings.data_dir)
@@ -189,8 +193,7 @@ class LocalServer:
             milvus.start(stop=stop)
             _check(stop)
             milvus_uri = milvus.uri
-        host = connect_host(options.host)
-        host = f"[{host}]" if ":" in host else host
+        host = _in_url(connect_host(options.host))
         grpc_url = f"{host}:{options.grpc_port}"
         configuration = data.write_configuration(resolve(settings, data, milvus_uri, grpc_url))
 
@@ -199,6 +202,7 @@ class LocalServer:
             run_dir=data.run,
             log_file=data.logs / "triton.log",
             host=options.host,
+            metrics_host=metrics_host,
             http_port=options.http_port,
             grpc_port=options.grpc_port,
             metrics_port=options.metrics_port,
@@ -230,7 +234,7 @@ class LocalServer:
         return Endpoints(
             grpc_url=grpc_url,
             http_url=f"http://{host}:{options.http_port}",
-            metrics_url=f"http://{host}:{options.metrics_port}/metrics",
+            metrics_url=f"http://{_in_url(connect_host(metrics_host))}:{options.metrics_port}/metrics",
             data_dir=data.path,
             gateway_url=self._gateway.url if self._gateway is not None else "",
             pids=pids,
@@ -372,6 +376,10 @@ def _with_ports(options: ServeOptions, gateway_host: str) -> ServeOptions:
     return replace(
         options, http_port=http, grpc_port=grpc, metrics_port=metrics, gateway_port=gateway
     )
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _with_gateway_port(settings: Settings, port: int | None) -> Settings:

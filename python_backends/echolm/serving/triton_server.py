@@ -52,6 +52,7 @@ class TritonOptions:
     run_dir: Path
     log_file: Path
     host: str = "127.0.0.1"
+    metrics_host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
@@ -118,19 +119,10 @@ class TritonServer(GuardedServer):
 
     def is_ready(self) -> bool:
         """Whether all models are ready and the metrics, which Triton opens last, are served."""
-        return self._answers(self.options.http_port, "/v2/health/ready") and self._answers(
-            self.options.metrics_port, "/metrics"
+        options = self.options
+        return _answers(options.host, options.http_port, "/v2/health/ready") and _answers(
+            options.metrics_host, options.metrics_port, "/metrics"
         )
-
-    def _answers(self, port: int, path: str) -> bool:
-        connection = http.client.HTTPConnection(connect_host(self.options.host), port, timeout=5)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
 
     def stop(self) -> None:
         """Stop the server and its models, and remove its shared memory; may be repeated."""
@@ -185,7 +177,9 @@ class TritonServer(GuardedServer):
             *(f"--backend-config=python,{key}={value}" for key, value in python_backend.items()),
             # Loading is CPU-bound, but models wait for each other's stubs to start.
             f"--model-load-thread-count={max(4, os.cpu_count() or 1)}",
-            *(f"--{service}-address={options.host}" for service in ("http", "grpc", "metrics")),
+            f"--http-address={options.host}",
+            f"--grpc-address={options.host}",
+            f"--metrics-address={options.metrics_host}",
             f"--http-port={options.http_port}",
             f"--grpc-port={options.grpc_port}",
             f"--metrics-port={options.metrics_port}",
@@ -207,6 +201,17 @@ class TritonServer(GuardedServer):
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
         environment[ENV_LIBRARY_PATH] = environment.get("LD_LIBRARY_PATH", "")
         return environment | dict(self.options.environment)
+
+
+def _answers(host: str, port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(connect_host(host), port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def connect_host(host: str) -> str:
