@@ -28,10 +28,14 @@ GUIDE_TYPE, GUIDE = "guided_decoding_guide_type", "guided_decoding_guide"
 _PARAMS = {
     "stop_words": "stop",
     "text_input": "messages",
+    "sampling_param_max_tokens": "max_tokens",
     GUIDE_TYPE: "response_format",
     GUIDE: "response_format",
 }
-"""What OpenAI's API calls an input of ``echolm`` that has another name."""
+"""What OpenAI's API calls an input of ``echolm``, or of an LLM, that has another name."""
+_NAMES = re.compile(rf"\b({'|'.join(_PARAMS)})\b")
+_TOO_LONG = "Input tokens exceed the configured limit"
+"""Words of OpenAI's own, by which LangChain and LiteLLM tell this error from others."""
 
 
 class ApiError(Exception):
@@ -90,11 +94,12 @@ def too_many(message: str, kind: str, code: str, wait_s: float) -> ApiError:
 
 def api_error(error: EchoError) -> ApiError:
     """What an error of EchoLM is in OpenAI's API."""
-    message = str(error)
+    message = _NAMES.sub(lambda name: _PARAMS[name[0]], str(error))
     found = _SUBJECT.match(message)
-    param = _PARAMS.get(found[1], found[1]) if found else None
+    param = found[1] if found else None
     if isinstance(error, ContextLengthError):
-        return ApiError(400, message, code="context_length_exceeded", param=param)
+        message = f"{_TOO_LONG}: {message}"
+        return ApiError(400, message, code="context_length_exceeded", param=param or "messages")
     if isinstance(error, InvalidRequestError):
         return ApiError(400, message, code="invalid_value", param=param)
     if isinstance(error, UnavailableError):

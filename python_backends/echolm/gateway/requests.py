@@ -81,6 +81,7 @@ class Generation(Body):
     Attributes:
         user, metadata: whatever they are, they change nothing.
         top_k: as engines have it; -1 and 0 set no bound.
+        min_tokens, ignore_eos, repetition_penalty: as vLLM has them.
         tenant, cache_control, llm: inputs of ``echolm``.
     """
 
@@ -94,6 +95,9 @@ class Generation(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    min_tokens: int | None = Field(None, ge=0, lt=2**31)
+    ignore_eos: bool | None = None
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     user: str | None = None
@@ -275,6 +279,13 @@ def common_inputs(request: Generation, signature: Signature, llm: str) -> dict[s
     for name in ("presence_penalty", "frequency_penalty"):
         if value := getattr(request, name):
             _pass(inputs, signature, name, value)
+    fewest = request.min_tokens
+    if request.ignore_eos and not (fewest := request.new_tokens(0)):
+        raise ApiError.of("ignore_eos", "max_tokens beside it", True)
+    if fewest:
+        _pass(inputs, signature, "min_tokens", fewest)
+    if request.repetition_penalty not in (None, 1):
+        _pass(inputs, signature, "repetition_penalty", request.repetition_penalty)
     if llm:
         inputs["llm"] = llm
     cache_control: str = request.cache_control or "default"
