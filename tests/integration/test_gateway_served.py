@@ -87,6 +87,19 @@ def test_the_pieces_of_a_stream_are_the_answer(client: OpenAI) -> None:
     assert chunks[-1].usage == whole.usage
 
 
+def test_the_streaming_helper_and_raw_responses_of_openais_client(client: OpenAI) -> None:
+    asked: Any = {"model": "large_llm", "messages": USER, "max_completion_tokens": 16}
+    asked |= {"extra_body": {"cache_control": "no-cache"}, "extra_headers": {"X-Team": "search"}}
+    raw = client.chat.completions.with_raw_response.create(**asked)
+    assert raw.headers["x-request-id"].startswith("req_")
+    whole = raw.parse().choices[0]
+    with client.chat.completions.stream(**asked) as stream:
+        pieces = [event.delta for event in stream if event.type == "content.delta"]
+        answer = stream.get_final_completion().choices[0]
+    assert "".join(pieces) == answer.message.content == whole.message.content
+    assert answer.finish_reason == whole.finish_reason
+
+
 def test_a_conversation_reaches_the_llm_with_what_came_before(client: OpenAI) -> None:
     before: Any = [
         {"role": "system", "content": "Be brief."},
