@@ -16,6 +16,13 @@ put() {
 }
 put signing_key "$(random)"
 put grafana_password "$(random)"
+if [ ! -s secrets/api_keys ]; then
+    key=sk-echolm-$(random)
+    hash=$(printf '%s' "$key" | sha256sum | cut -d ' ' -f 1)
+    put api_keys "{\"keys\": [{\"id\": \"k_first\", \"name\": \"first\", \"hash\": \"$hash\", \
+\"created\": \"$(date -u +%Y-%m-%dT%H:%M:%SZ)\"}]}"
+    echo "the first API key, which is kept nowhere: $key"
+fi
 if [ ! -s secrets/event_log ] || [ ! -s secrets/redis.acl ]; then
     password=$(random)
     rm -f secrets/event_log secrets/redis.acl

@@ -50,6 +50,9 @@ def server_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="session")
 def server(server_settings: Settings) -> Iterator[Endpoints]:
     """All core and local models on free ports, until the last test has ended."""
-    options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, gateway_port=0)
+    # As in containers: Triton on the loopback, its metrics for others.
+    options = ServeOptions(
+        metrics_host="0.0.0.0", http_port=0, grpc_port=0, metrics_port=0, gateway_port=0
+    )
     with running_server(server_settings, options) as endpoints:
         yield endpoints

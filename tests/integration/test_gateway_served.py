@@ -32,6 +32,20 @@ def client(server: Endpoints) -> Iterator[OpenAI]:
         yield client
 
 
+def test_only_the_metrics_of_triton_are_for_others(server: Endpoints) -> None:
+    """127.0.0.2 is an address of this machine that a server on 127.0.0.1 does not have."""
+
+    def at_another_address(url: str) -> str:
+        return url.replace("127.0.0.1", "127.0.0.2")
+
+    page = httpx.get(at_another_address(server.metrics_url))
+    assert "nv_inference_count" in page.text
+    for url in (server.http_url, f"http://{server.grpc_url}"):
+        assert at_another_address(url) != url
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(at_another_address(url))
+
+
 def in_flight(server: Endpoints) -> float:
     return samples(server, "echolm_in_flight", llm="large_llm")
 
@@ -71,6 +85,19 @@ def test_the_pieces_of_a_stream_are_the_answer(client: OpenAI) -> None:
     assert "".join(pieces) == whole.choices[0].message.content
     assert len([piece for piece in pieces if piece]) > 1
     assert chunks[-1].usage == whole.usage
+
+
+def test_the_streaming_helper_and_raw_responses_of_openais_client(client: OpenAI) -> None:
+    asked: Any = {"model": "large_llm", "messages": USER, "max_completion_tokens": 16}
+    asked |= {"extra_body": {"cache_control": "no-cache"}, "extra_headers": {"X-Team": "search"}}
+    raw = client.chat.completions.with_raw_response.create(**asked)
+    assert raw.headers["x-request-id"].startswith("req_")
+    whole = raw.parse().choices[0]
+    with client.chat.completions.stream(**asked) as stream:
+        pieces = [event.delta for event in stream if event.type == "content.delta"]
+        answer = stream.get_final_completion().choices[0]
+    assert "".join(pieces) == answer.message.content == whole.message.content
+    assert answer.finish_reason == whole.finish_reason
 
 
 def test_a_conversation_reaches_the_llm_with_what_came_before(client: OpenAI) -> None:

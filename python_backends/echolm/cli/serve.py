@@ -31,6 +31,12 @@ def add_subcommand(subparsers: Subparsers) -> None:
         help="address on which Triton listens (default: %(default)s); the gateway's is "
         "gateway.host in the configuration",
     )
+    parser.add_argument(
+        "--metrics-host",
+        type=not_empty,
+        metavar="HOST",
+        help="address of Triton's metrics (default: --host)",
+    )
     for name, number in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(
             f"--{name}-port",
@@ -90,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         repository_root=root,
         model_repositories=tuple(args.model_repository),
         host=args.host,
+        metrics_host=args.metrics_host,
         http_port=args.http_port,
         grpc_port=args.grpc_port,
         metrics_port=args.metrics_port,

@@ -25,8 +25,15 @@ CLIENT_GONE = 499
 """Status of a request whose client went away; it is seen in metrics only."""
 
 _SUBJECT = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): expected ")
-_PARAMS = {"stop_words": "stop", "text_input": "messages"}
-"""What OpenAI's API calls an input of ``echolm`` that has another name."""
+_PARAMS = {
+    "stop_words": "stop",
+    "text_input": "messages",
+    "sampling_param_max_tokens": "max_tokens",
+}
+"""What OpenAI's API calls an input of ``echolm``, or of an LLM, that has another name."""
+_NAMES = re.compile(rf"\b({'|'.join(_PARAMS)})\b")
+_TOO_LONG = "Input tokens exceed the configured limit"
+"""Words of OpenAI's own, by which LangChain and LiteLLM tell this error from others."""
 
 
 class ApiError(Exception):
@@ -85,11 +92,12 @@ def too_many(message: str, kind: str, code: str, wait_s: float) -> ApiError:
 
 def api_error(error: EchoError) -> ApiError:
     """What an error of EchoLM is in OpenAI's API."""
-    message = public_message(error)
+    message = _NAMES.sub(lambda name: _PARAMS[name[0]], public_message(error))
     found = _SUBJECT.match(message)
-    param = _PARAMS.get(found[1], found[1]) if found else None
+    param = found[1] if found else None
     if isinstance(error, ContextLengthError):
-        return ApiError(400, message, code="context_length_exceeded", param=param)
+        message = f"{_TOO_LONG}: {message}"
+        return ApiError(400, message, code="context_length_exceeded", param=param or "messages")
     if isinstance(error, InvalidRequestError):
         return ApiError(400, message, code="invalid_value", param=param)
     if isinstance(error, UnavailableError):

@@ -173,6 +173,9 @@ class KeyFile:
         try:
             descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "w", encoding="utf-8") as stream:
+                with contextlib.suppress(FileNotFoundError):
+                    # Mounted into a container, it may be read by that one's user as well.
+                    os.fchmod(descriptor, self.path.stat().st_mode & 0o777)
                 stream.write(f"{text}\n")
                 stream.flush()
                 os.fsync(stream.fileno())

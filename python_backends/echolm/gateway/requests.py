@@ -83,6 +83,7 @@ class Generation(Body):
     Attributes:
         user, metadata: whatever they are, they change nothing.
         top_k: as engines have it; -1 and 0 set no bound.
+        min_tokens, ignore_eos, repetition_penalty: as vLLM has them.
         tenant, cache_control, llm: inputs of ``echolm``.
     """
 
@@ -96,6 +97,9 @@ class Generation(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    min_tokens: int | None = Field(None, ge=0, lt=2**31)
+    ignore_eos: bool | None = None
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     user: str | None = None
@@ -281,6 +285,13 @@ def _common_inputs(request: Generation) -> dict[str, Any]:
     for name in ("presence_penalty", "frequency_penalty"):
         if value := getattr(request, name):
             inputs[name] = value
+    fewest = request.min_tokens
+    if request.ignore_eos and not (fewest := request.new_tokens(0)):
+        raise ApiError.of("ignore_eos", "max_tokens beside it", True)
+    if fewest:
+        inputs["min_tokens"] = fewest
+    if request.repetition_penalty not in (None, 1):
+        inputs["repetition_penalty"] = request.repetition_penalty
     cache_control: str = request.cache_control or "default"
     if not request.may_be_stored:
         narrower = {"default": "no-store", "no-examples": "no-cache"}

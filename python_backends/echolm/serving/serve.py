@@ -63,6 +63,7 @@ class ServeOptions:
         repository_root: holds ``core`` and the profiles; None finds that of this checkout.
         model_repositories: more directories of models.
         host: address on which Triton listens.
+        metrics_host: address of :class:`StatusPage`; None: ``host``.
         http_port, grpc_port: of Triton; 0 takes a free port.
         metrics_port: of :class:`StatusPage`; 0 takes a free port.
         gateway_port: 0 takes a free port; None starts no gateway.
@@ -76,6 +77,7 @@ class ServeOptions:
     repository_root: Path | None = None
     model_repositories: tuple[Path, ...] = ()
     host: str = "127.0.0.1"
+    metrics_host: str | None = None
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
@@ -192,8 +194,10 @@ class LocalServer:
         preflight.check_backends(models, installation.backends)
         if options.profile is not None:
             preflight.check_models(models, settings)
+        metrics_host = options.metrics_host or options.host
         ports = zip(("--http-port", "--grpc-port", "--metrics-port"), options.ports, strict=True)
         preflight.check_ports(options.host, dict(ports))
+        preflight.check_ports(metrics_host, {"--metrics-port": options.metrics_port})
         if options.gateway_port is not None:
             preflight.check_gateway(settings)
         self._data = data = DataDir(settings.data_dir)
@@ -208,8 +212,7 @@ class LocalServer:
             milvus.start(stop=stop)
             _check(stop)
             milvus_uri = milvus.uri
-        host = connect_host(options.host)
-        host = f"[{host}]" if ":" in host else host
+        host = _in_url(connect_host(options.host))
         grpc_url = f"{host}:{options.grpc_port}"
         resolved = resolve(settings, data, milvus_uri, grpc_url)
         configuration = data.write_configuration(resolved)
@@ -257,7 +260,7 @@ class LocalServer:
             _check(stop)
         self._supervisor = supervisor = self._new_supervisor(models)
         elsewhere = {llm.name: REMOTE_LLM.name for llm in settings.llms if llm.url}
-        self._status = StatusPage(options.host, options.metrics_port, triton, supervisor, elsewhere)
+        self._status = StatusPage(metrics_host, options.metrics_port, triton, supervisor, elsewhere)
 
         pids = {"triton": triton.process.pid() or 0}
         if self._milvus is not None:
@@ -267,7 +270,7 @@ class LocalServer:
         return Endpoints(
             grpc_url=grpc_url,
             http_url=f"http://{host}:{options.http_port}",
-            metrics_url=f"http://{host}:{options.metrics_port}/metrics",
+            metrics_url=f"http://{_in_url(connect_host(metrics_host))}:{options.metrics_port}/metrics",
             data_dir=data.path,
             gateway_url=self._gateway.url if self._gateway is not None else "",
             pids=pids,
@@ -400,6 +403,10 @@ def _with_ports(options: ServeOptions, gateway_host: str) -> ServeOptions:
     return replace(
         options, http_port=http, grpc_port=grpc, metrics_port=metrics, gateway_port=gateway
     )
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _with_gateway_port(settings: Settings, port: int | None) -> Settings:

@@ -22,7 +22,7 @@ VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 KUBERNETES = ("1.29", "1.37")
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 """Kinds that Kubernetes itself does not have."""
-KEY = "signingKey.value=key"
+KEY = "signingKey.value=key,apiKeys.existingSecret=keys"
 
 
 def rendered(helm: Helm, name: str) -> list[dict[str, Any]]:
@@ -216,23 +216,67 @@ def test_file_settings_and_secrets_come_together(
 @pytest.mark.parametrize("path", VALUES, ids=lambda p: p.name)
 def test_containers_start_commands_that_there_are(helm: Helm, path: Path) -> None:
     served = build_parser().parse_args(triton(helm.objects("--values", str(path)))["args"])
-    assert served.command == "serve" and served.host == "0.0.0.0"
+    assert served.command == "serve"
+    assert (served.metrics_host or served.host) == "0.0.0.0"
+
+
+def test_tritons_ports_are_open_only_where_they_are_asked_for(helm: Helm) -> None:
+    def doors(objects: list[dict[str, Any]]) -> list[set[str]]:
+        services = [o for o in objects if o["kind"] == "Service"]
+        services = [s for s in services if "redis" not in s["metadata"]["name"]]
+        found = [{port["name"] for port in s["spec"]["ports"]} for s in services]
+        return [{port["name"] for port in triton(objects)["ports"]}, *found]
+
+    closed, opened = rendered(helm, "cluster"), rendered(helm, "vllm")
+    assert doors(closed) == [{"openai", "metrics"}, {"openai"}, {"metrics"}]
+    tritons = {"http", "grpc"}
+    assert doors(opened) == [
+        {"openai", "metrics", *tritons},
+        {"openai", *tritons},
+        {"metrics", *tritons},
+    ]
+    served = build_parser().parse_args(triton(closed)["args"])
+    assert served.host == "127.0.0.1"
+    assert build_parser().parse_args(triton(opened)["args"]).host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("path", VALUES, ids=lambda p: p.name)
+def test_the_gateway_reads_its_keys_from_a_mounted_secret(helm: Helm, path: Path) -> None:
+    objects = helm.objects("--values", str(path))
+    container = triton(objects)
+    [file] = [v["value"] for v in container["env"] if v["name"] == "ECHOLM_GATEWAY__KEYS_PATH"]
+    [mount] = [m for m in container["volumeMounts"] if m["name"] == "api-keys"]
+    assert mount == {"name": "api-keys", "mountPath": str(Path(file).parent), "readOnly": True}
+    volumes = [v for pod in pods(objects) for v in pod.get("volumes", ())]
+    [volume] = [v for v in volumes if v["name"] == "api-keys"]
+    [item] = volume["secret"]["items"]
+    assert item["path"] == Path(file).name
+    for secret in (o for o in objects if o["kind"] == "Secret"):
+        if secret["metadata"]["name"] == volume["secret"]["secretName"]:
+            assert json.loads(secret["stringData"][item["key"]])["keys"]
 
 
 def test_secrets_are_in_secrets_only(helm: Helm) -> None:
     objects = helm.objects(
-        *("--set", "signingKey.value=s3cret1"),
+        *("--set", "signingKey.value=s3cret1,apiKeys.value=s3cret3"),
         *("--set", "redis.enabled=true"),
         *("--set", "redis.password=s3cret2"),
     )
     others = [o for o in objects if o["kind"] != "Secret"]
     assert "s3cret" not in yaml.safe_dump_all(others)
     secret = by_kind(objects, "Secret")
-    assert secret["stringData"] == {"signing-key": "s3cret1", "redis-password": "s3cret2"}
+    assert secret["stringData"] == {
+        "signing-key": "s3cret1",
+        "redis-password": "s3cret2",
+        "keys.json": "s3cret3",
+    }
 
 
 def test_an_existing_secret_is_taken_as_it_is(helm: Helm) -> None:
-    objects = helm.objects("--set", "signingKey.existingSecret=mine,signingKey.value=unused")
+    keys = "apiKeys.existingSecret=mine,apiKeys.value=unused"
+    objects = helm.objects(
+        "--set", f"signingKey.existingSecret=mine,signingKey.value=unused,{keys}"
+    )
     assert not [o for o in objects if o["kind"] == "Secret"]
     reference = triton(objects)["env"][0]["valueFrom"]["secretKeyRef"]
     assert reference == {"name": "mine", "key": "signing-key"}
@@ -278,7 +322,7 @@ def test_on_gpus_the_models_are_built_before_they_are_served(
         f"--set=python={python}",
         "--output=/models/repository",
     } <= set(build["args"])
-    assert serve["args"] == ["serve", f"--profile={profile}", "--host=0.0.0.0"]
+    assert serve["args"][:2] == ["serve", f"--profile={profile}"]
     assert {"name": "models", "mountPath": "/models", "readOnly": True} in serve["volumeMounts"]
     dockerfile = {"vllm": "vllm", "tensorrt-llm": "trtllm"}[name]
     text = (CHART.parents[1] / f"Dockerfile.{dockerfile}").read_text()
@@ -403,6 +447,8 @@ def test_alerts_and_dashboard_are_those_of_the_compose_file(helm: Helm) -> None:
     ("values", "message"),
     [
         ((), "signingKey: expected existingSecret or value, got neither"),
+        (("signingKey.value=key",), "apiKeys: expected existingSecret or value, got neither"),
+        ((KEY, "settings.GATEWAY__ENABLED=false"), "GATEWAY__ENABLED"),
         ((KEY, "replicas=2"), "milvus.uri: expected a Milvus server for several replicas"),
         (
             (KEY, "replicas=2", "milvus.uri=http://m:19530"),
@@ -459,5 +505,5 @@ def test_the_notes_say_how_to_ask(helm: Helm) -> None:
     assert done.returncode == 0, done.stderr
     notes = done.stdout.partition("NOTES:")[2]
     assert "rollout status statefulset/release-echolm" in notes
-    assert "/v2/models/echolm/generate" in notes
+    assert "/v1/chat/completions" in notes
     assert "Examples are in Milvus Lite" in notes

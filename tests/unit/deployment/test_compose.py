@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from echolm.cli.main import build_parser
+from echolm.gateway.keys import KeyFile, Keyring
 from echolm.settings import Settings
 from echolm.settings.loading import load_settings
 
@@ -143,6 +144,29 @@ def test_echolm_takes_its_settings(docker: Path, monkeypatch: pytest.MonkeyPatch
     assert (log.hostname, log.port, log.username) == ("redis", 6379, "echolm")
     key = (docker / "secrets" / "signing_key").read_text().strip()
     assert settings.feedback.signing_key.get_secret_value() == key
+    assert settings.gateway.enabled and settings.keys_are_required
+
+
+def test_the_first_api_key_is_shown_once_and_can_be_joined_by_others(
+    docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = docker / "secrets" / "api_keys"
+    file.unlink()
+    shown = subprocess.run([docker / "make_secrets.sh"], check=True, capture_output=True, text=True)
+    [secret] = re.findall(r"sk-echolm-\w+", shown.stdout)
+    assert secret not in file.read_text()
+    KeyFile(file).add(name="second")
+    # The container's user is not that of the host.
+    assert file.stat().st_mode & 0o777 == 0o444
+    keyring = Keyring(KeyFile(settings_of(docker, monkeypatch).keys_path), required=True)
+    assert keyring.check(secret).name == "first"
+
+
+def test_what_is_published_asks_for_a_key() -> None:
+    targets = {port.split(":")[-1] for port in SERVICES["echolm"]["ports"]}
+    assert targets == {"9000", "8002"}
+    [metrics] = [port for port in SERVICES["echolm"]["ports"] if port.endswith(":8002")]
+    assert metrics.startswith("127.0.0.1:")
 
 
 def test_a_secret_is_given_to_those_that_need_it_only() -> None:
@@ -177,6 +201,7 @@ def test_on_gpus_the_models_are_built_before_they_are_served(path: Path) -> None
     assert python.startswith("/usr/bin/") or f"-m venv --without-pip {python[:-11]}" in dockerfile
     assert f"ECHOLM_CONFIG={command[command.index('--output') + 1]}/echolm.toml" in dockerfile
     served = build_parser().parse_args(echolm["command"])
+    assert (served.host, served.metrics_host) == ("127.0.0.1", "0.0.0.0")
     assert served.profile == command[command.index("--profile") + 1]
 
 

@@ -88,7 +88,7 @@ def test_an_image_runs_as_a_user_whom_kubernetes_can_tell_from_root(path: Path) 
 def test_an_image_is_healthy_when_its_models_are_ready(path: Path) -> None:
     [check] = of(path, "HEALTHCHECK")
     assert "127.0.0.1:8002/health/ready" in check
-    assert of(path, "EXPOSE") == ["8000 8001 8002"]
+    assert of(path, "EXPOSE") == ["9000 8002"]
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
@@ -96,7 +96,10 @@ def test_an_image_starts_a_command_that_there_is(path: Path) -> None:
     [entry], [command] = of(path, "ENTRYPOINT"), of(path, "CMD")
     assert json.loads(entry)[-1] == "echolm"
     options = build_parser().parse_args(json.loads(command))
-    assert (options.command, options.host) == ("serve", "0.0.0.0")
+    assert options.command == "serve"
+    # Others reach what asks for keys, and the metrics.
+    assert (options.host, options.metrics_host) == ("127.0.0.1", "0.0.0.0")
+    assert " ECHOLM_GATEWAY__HOST=0.0.0.0 " in f"{' '.join(of(path, 'ENV'))} "
     profiles = {"cpu": "local", "trtllm": "tensorrt_llm", "vllm": "vllm"}
     assert options.profile == profiles[path.suffix.removeprefix(".")]
 

@@ -303,6 +303,16 @@ async def test_token_ids_are_refused_with_what_to_send(served: Served, ids: Any)
     assert error["param"] == "prompt" and "token ids" in error["message"]
 
 
+async def test_fields_of_vllm(served: Served) -> None:
+    await raw(served, "/v1/chat/completions", chat(min_tokens=3, repetition_penalty=1.5))
+    await raw(served, "/v1/chat/completions", chat(min_tokens=0, repetition_penalty=1.0))
+    await raw(served, "/v1/chat/completions", chat(ignore_eos=True, max_completion_tokens=9))
+    given, neutral, whole = served.backend.asked
+    assert (given["min_tokens"], given["repetition_penalty"]) == (3, 1.5)
+    assert whole["min_tokens"] == whole["max_tokens"] == 9
+    assert not {"min_tokens", "repetition_penalty"} & neutral.keys()
+
+
 async def test_top_k_of_minus_one_sets_no_bound(served: Served) -> None:
     await raw(served, "/v1/chat/completions", chat(top_k=-1))
     assert served.backend.asked[0]["top_k"] == 0
@@ -377,6 +387,20 @@ async def test_errors_have_openais_form(
     assert told["param"] == ("stop" if status == 400 else None)
     assert "a bug" not in response.text
     assert ("retry-after" in response.headers) == (status == 503)
+
+
+async def test_a_request_that_is_too_long_is_told_in_words_that_clients_know(
+    served: Served,
+) -> None:
+    told = "text_input and sampling_param_max_tokens: expected at most 8 tokens together, got 9"
+    served.backend.fails = ContextLengthError(told)
+    response = await raw(served, "/v1/chat/completions", chat())
+    error = response.json()["error"]
+    limit = "Input tokens exceed the configured limit"
+    assert error["message"] == (
+        f"{limit}: messages and max_tokens: expected at most 8 tokens together, got 9"
+    )
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
 
 
 async def test_a_stream_that_fails_midway_ends_with_an_error(served: Served) -> None:

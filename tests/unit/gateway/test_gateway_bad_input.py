@@ -44,6 +44,8 @@ BAD_FIELDS: list[tuple[Any, str]] = [
     (chat(presence_penalty=2.1), "presence_penalty"),
     (chat(tools=[TOOL], parallel_tool_calls=False), "parallel_tool_calls"),
     (chat(top_k=-2), "top_k"),
+    (chat(ignore_eos=True), "ignore_eos"),
+    (chat(repetition_penalty=0), "repetition_penalty"),
     (chat(top_logprobs=2), "top_logprobs"),
     (chat(response_format={"type": "xml"}), "response_format.type"),
     (chat(response_format={"type": "json_schema"}), "response_format"),

@@ -185,6 +185,15 @@ async def test_the_budget_of_a_day(serve: Callable[..., Any], tmp_path: Path) ->
     assert (await post(served, secret, max_tokens=4)).status_code == 200
 
 
+def test_a_file_that_others_may_read_stays_so(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    file.add()
+    file.path.chmod(0o644)
+    key, _ = file.add()
+    file.revoke(key.id)
+    assert file.path.stat().st_mode & 0o777 == 0o644
+
+
 def test_the_file_has_no_secret_and_is_private(tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
     key, secret = file.add(name="search team")

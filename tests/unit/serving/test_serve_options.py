@@ -273,7 +273,7 @@ def test_options_of_the_command_line_reach_the_server(
 
     monkeypatch.setattr("echolm.serving.serve_forever", serve)
     arguments = ["--profile=vllm", f"--data-dir={tmp_path}", "--http-port=1", "--grpc-port=2"]
-    arguments += ["--metrics-port=0", "--gateway-port=4", "--host=0.0.0.0"]
+    arguments += ["--metrics-port=0", "--gateway-port=4", "--host=0.0.0.0", "--metrics-host=::"]
     arguments += ["--model-repository=a"]
     arguments += ["--model-repository=b", "--ready-timeout=5", "--verbose"]
     assert cli.main(["serve", *arguments]) == 0
@@ -283,6 +283,7 @@ def test_options_of_the_command_line_reach_the_server(
         profile="vllm",
         model_repositories=(Path("a"), Path("b")),
         host="0.0.0.0",
+        metrics_host="::",
         http_port=1,
         grpc_port=2,
         metrics_port=0,

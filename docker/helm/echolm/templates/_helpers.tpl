@@ -39,6 +39,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- .Values.signingKey.existingSecret | default (include "echolm.fullname" .) -}}
 {{- end -}}
 
+{{- define "echolm.keysSecretName" -}}
+{{- .Values.apiKeys.existingSecret | default (include "echolm.fullname" .) -}}
+{{- end -}}
+
 {{- define "echolm.redisSecretName" -}}
 {{- .Values.redis.existingSecret | default (include "echolm.fullname" .) -}}
 {{- end -}}
@@ -48,6 +52,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $v := .Values -}}
 {{- if and (not $v.signingKey.existingSecret) (not $v.signingKey.value) -}}
 {{- fail "signingKey: expected existingSecret or value, got neither; make one: --set signingKey.value=$(openssl rand -hex 32)" -}}
+{{- end -}}
+{{- if and (not $v.apiKeys.existingSecret) (not $v.apiKeys.value) -}}
+{{- fail "apiKeys: expected existingSecret or value, got neither; make a file of keys: ECHOLM_GATEWAY__KEYS_PATH=keys.json echolm keys add; and give it: --set-file apiKeys.value=keys.json" -}}
 {{- end -}}
 {{- if and $v.redis.enabled (not $v.redis.existingSecret) (not $v.redis.password) -}}
 {{- fail "redis: expected existingSecret or password, got neither; make one: --set redis.password=$(openssl rand -hex 32)" -}}
@@ -85,10 +92,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
       key: {{ .Values.signingKey.key }}
 - name: ECHOLM_ROUTING__LOAD_TABLE
   value: /dev/shm
-{{- if not (hasKey .Values.settings "GATEWAY__ENABLED") }}
-- name: ECHOLM_GATEWAY__ENABLED
-  value: "false"
-{{- end }}
+- name: ECHOLM_GATEWAY__KEYS_PATH
+  value: /etc/echolm-keys/{{ .Values.apiKeys.key }}
 {{- if .Values.milvus.uri }}
 - name: ECHOLM_RETRIEVAL__MILVUS_URI
   value: {{ .Values.milvus.uri | quote }}
