@@ -315,13 +315,14 @@ def _cpu_llm(
 def _llm(role: str, profile: Profile, options: BuildOptions) -> _LLM:
     choice = options.llms[role]
     source = find_model(choice.model, f"--{role}")
-    if source.kind != "checkpoint":
+    without_weights = choice.options.get("load_format") == "dummy"
+    if source.kind == "gguf" or (source.kind == "openvino" and not without_weights):
         raise ConfigurationError(
             f"--{role} {choice.model}: expected a Hugging Face checkpoint, got another kind of "
             f"model ({source.kind}); name the checkpoint that it was made of, or serve it with "
             f"--profile {CPU_PROFILE}"
         )
-    if choice.options.get("load_format") != "dummy":
+    if not without_weights:
         check_weights(source)
     checkpoint = Checkpoint.read(source.path, choice.tokenizer)
     directory, tokenizer = checkpoint.directory, checkpoint.tokenizer.parent
