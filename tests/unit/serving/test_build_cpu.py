@@ -163,6 +163,12 @@ def test_an_openvino_folder_is_served_where_it_is(build: Build) -> None:
     assert (folder, options.model, llm.context_length) == (SHIPPED, "", 2_048)
 
 
+def test_what_the_output_replaces_is_no_source(build: Build) -> None:
+    build.output.mkdir()
+    model = write_gguf(build.output / "small.gguf")
+    assert "expected it outside of --output" in build.refused("--force", small=model)
+
+
 def checkpoint(folder: Path, **config: Any) -> Path:
     """A checkpoint with weights that nothing reads."""
     folder.mkdir()
