@@ -224,13 +224,14 @@ def test_a_conversion_that_fails_says_why_and_leaves_no_half_model(
     assert not (build.output / "local" / "small_llm" / "1" / "openvino").exists()
 
 
+@pytest.mark.parametrize("python", ["/bin/false", "/no/such/python"])
 def test_an_environment_that_cannot_convert_is_refused_with_the_commands(
-    build: Build, tmp_path: Path
+    build: Build, tmp_path: Path, python: str
 ) -> None:
     small = checkpoint(tmp_path / "chat-1b")
-    said = build.refused("--converter=/bin/false", small=small)
-    assert "--converter /bin/false: expected an environment that can convert LLMs" in said
-    for command in conversion.install_commands("/bin/false"):
+    said = build.refused(f"--converter={python}", small=small)
+    assert f"--converter {python}: expected an environment that can convert LLMs" in said
+    for command in conversion.install_commands(python):
         assert " ".join(command[3:])[:40] in said
 
 
