@@ -184,10 +184,10 @@ def build(options: BuildOptions, say: Progress) -> Path:
     root = model_repository_root(options.repository_root)
     if profile is None:
         models = {role: _cpu_model(role, options) for role in _ROLES}
-        for role, model in models.items():
-            if model.source.path.is_relative_to(output):
+        for role, cpu_model in models.items():
+            if cpu_model.source.path.is_relative_to(output):
                 raise ConfigurationError(
-                    f"--{role} {model.source.path}: expected it outside of --output {output}, "
+                    f"--{role} {cpu_model.source.path}: expected it outside of --output {output}, "
                     "which is written anew; move it, or choose another --output"
                 )
         cpu_models.check_memory(list(models.values()))
