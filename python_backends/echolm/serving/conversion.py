@@ -7,6 +7,7 @@ interpreter of one (``--converter``).
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import shutil
 import subprocess
@@ -62,6 +63,8 @@ def find_converter(python: Path | None, say: Callable[[str], None]) -> Path:
         ConfigurationError: the environment lacks a package, or could not be made.
     """
     if python is not None:
+        # Its links are not followed: by its path it finds its environment.
+        python = Path(os.path.abspath(python.expanduser()))
         _check(str(python), f"--converter {python}")
         return python
     version = "{}.{}".format(*sys.version_info)
