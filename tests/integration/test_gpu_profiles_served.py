@@ -62,7 +62,7 @@ def deployment(
         options = {"python": str(python), "load_format": "dummy"}
         if profile == "tensorrt_llm":
             options["gpu_memory_share"] = "0"  # no nvidia-smi
-        llms[role] = LLMChoice(model, context=512, options=options)
+        llms[role] = LLMChoice(str(model), context=512, options=options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minilm, "build", no_embedder)
         config = build(BuildOptions(profile, llms, folder / "built", processes=2), print)

@@ -184,6 +184,12 @@ def build(options: BuildOptions, say: Progress) -> Path:
     root = model_repository_root(options.repository_root)
     if profile is None:
         models = {role: _cpu_model(role, options) for role in _ROLES}
+        for role, cpu_model in models.items():
+            if cpu_model.source.path.is_relative_to(output):
+                raise ConfigurationError(
+                    f"--{role} {cpu_model.source.path}: expected it outside of --output {output}, "
+                    "which is written anew; move it, or choose another --output"
+                )
         cpu_models.check_memory(list(models.values()))
         converter = None
         if any(model.is_converted for model in models.values()):
@@ -315,13 +321,14 @@ def _cpu_llm(
 def _llm(role: str, profile: Profile, options: BuildOptions) -> _LLM:
     choice = options.llms[role]
     source = find_model(choice.model, f"--{role}")
-    if source.kind != "checkpoint":
+    without_weights = choice.options.get("load_format") == "dummy"
+    if source.kind == "gguf" or (source.kind == "openvino" and not without_weights):
         raise ConfigurationError(
             f"--{role} {choice.model}: expected a Hugging Face checkpoint, got another kind of "
             f"model ({source.kind}); name the checkpoint that it was made of, or serve it with "
             f"--profile {CPU_PROFILE}"
         )
-    if choice.options.get("load_format") != "dummy":
+    if not without_weights:
         check_weights(source)
     checkpoint = Checkpoint.read(source.path, choice.tokenizer)
     directory, tokenizer = checkpoint.directory, checkpoint.tokenizer.parent

@@ -7,6 +7,7 @@ interpreter of one (``--converter``).
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import shutil
 import subprocess
@@ -62,11 +63,9 @@ def find_converter(python: Path | None, say: Callable[[str], None]) -> Path:
         ConfigurationError: the environment lacks a package, or could not be made.
     """
     if python is not None:
-        probe = subprocess.run(
-            [str(python), "-I", "-c", f"import {_MODULES}"], capture_output=True, text=True
-        )
-        if probe.returncode:
-            raise _not_installed(f"--converter {python}", str(python), _last(probe.stderr))
+        # Its links are not followed: by its path it finds its environment.
+        python = Path(os.path.abspath(python.expanduser()))
+        _check(str(python), f"--converter {python}")
         return python
     version = "{}.{}".format(*sys.version_info)
     pins = "\n".join((version, *PACKAGES, *WITHOUT_DEPENDENCIES))
@@ -113,7 +112,7 @@ def convert(
 
 def _make(folder: Path, say: Callable[[str], None]) -> None:
     say(f"installing what converts LLMs (torch for CPUs and others) into {folder} (once)")
-    shutil.rmtree(folder, ignore_errors=True)
+    # What an earlier attempt has installed there is taken over.
     python = str(folder / "bin" / "python")
     torch, *rest = install_commands(python)
     from_usual_index = [word for word in torch if word not in ("--index-url", TORCH_INDEX)]
@@ -123,7 +122,24 @@ def _make(folder: Path, say: Callable[[str], None]) -> None:
         _run(torch, python)
     for command in rest:
         _run(command, python)
+    try:
+        _check(python, str(folder))
+    except ConfigurationError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     (folder / _DONE).touch()
+
+
+def _check(python: str, what: str) -> None:
+    """The interpreter's environment has all packages; ConfigurationError if not."""
+    try:
+        probe = subprocess.run(
+            [python, "-I", "-c", f"import {_MODULES}"], capture_output=True, text=True
+        )
+    except OSError as error:
+        raise _not_installed(what, python, error.strerror or str(error)) from error
+    if probe.returncode:
+        raise _not_installed(what, python, _last(probe.stderr))
 
 
 def _run(command: Sequence[str], python: str) -> None:

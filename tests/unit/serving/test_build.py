@@ -20,6 +20,7 @@ from echolm.serving.checkpoint import Checkpoint
 from echolm.serving.serve import model_repositories
 from echolm.settings.loading import load_settings
 from echolm_client.cli import exit_codes
+from gguf_files import write_gguf
 from google.protobuf import text_format
 from tokenizers import Tokenizer, models
 from tritonclient.grpc import model_config_pb2
@@ -389,3 +390,17 @@ def test_size_is_that_of_the_weights_a_token_meets(tmp_path: Path) -> None:
     }
     mixture = Checkpoint.read(checkpoint(tmp_path / "mixture", experts))
     assert mixture.num_parameters == pytest.approx(3.0e9, rel=0.06)
+
+
+def test_weights_must_be_there_unless_random_ones_are_asked_for(build: Any, small: Path) -> None:
+    (small / "model.safetensors").unlink()
+    status, messages, output = build()
+    assert (status, output.exists()) == (exit_codes.USAGE, False)
+    assert "expected weights (*.safetensors" in messages
+    assert build("--set=load_format=dummy")[0] == 0
+
+
+def test_other_kinds_of_models_are_refused_for_gpus(build: Any, tmp_path: Path) -> None:
+    status, messages, _ = build(f"--small={write_gguf(tmp_path / 'a.gguf')}")
+    assert status == exit_codes.USAGE
+    assert "expected a Hugging Face checkpoint, got another kind of model (gguf)" in messages

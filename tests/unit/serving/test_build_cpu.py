@@ -163,6 +163,12 @@ def test_an_openvino_folder_is_served_where_it_is(build: Build) -> None:
     assert (folder, options.model, llm.context_length) == (SHIPPED, "", 2_048)
 
 
+def test_what_the_output_replaces_is_no_source(build: Build) -> None:
+    build.output.mkdir()
+    model = write_gguf(build.output / "small.gguf")
+    assert "expected it outside of --output" in build.refused("--force", small=model)
+
+
 def checkpoint(folder: Path, **config: Any) -> Path:
     """A checkpoint with weights that nothing reads."""
     folder.mkdir()
@@ -176,11 +182,13 @@ def checkpoint(folder: Path, **config: Any) -> Path:
     return folder
 
 
-def test_a_checkpoint_is_converted_and_brings_its_recommended_sampling(
-    build: Build, tmp_path: Path, converter: Path
+def test_a_checkpoint_is_converted(
+    build: Build, tmp_path: Path, converter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = checkpoint(tmp_path / "chat-1b")
-    assert build(f"--converter={converter}", small=small) == 0, build.said
+    monkeypatch.chdir(tmp_path)
+    relative = converter.relative_to(tmp_path)
+    assert build(f"--converter={relative}", small=small.relative_to(tmp_path)) == 0, build.said
     llm, options, folder = build.llm("small")
     assert folder.is_relative_to(build.output)
     assert (folder / "openvino_model.xml").is_file()
@@ -218,13 +226,14 @@ def test_a_conversion_that_fails_says_why_and_leaves_no_half_model(
     assert not (build.output / "local" / "small_llm" / "1" / "openvino").exists()
 
 
+@pytest.mark.parametrize("python", ["/bin/false", "/no/such/python"])
 def test_an_environment_that_cannot_convert_is_refused_with_the_commands(
-    build: Build, tmp_path: Path
+    build: Build, tmp_path: Path, python: str
 ) -> None:
     small = checkpoint(tmp_path / "chat-1b")
-    said = build.refused("--converter=/bin/false", small=small)
-    assert "--converter /bin/false: expected an environment that can convert LLMs" in said
-    for command in conversion.install_commands("/bin/false"):
+    said = build.refused(f"--converter={python}", small=small)
+    assert f"--converter {python}: expected an environment that can convert LLMs" in said
+    for command in conversion.install_commands(python):
         assert " ".join(command[3:])[:40] in said
 
 
