@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # More threads only spin on matrices of this size.
@@ -25,15 +26,22 @@ from echolm_lab.experiments.cold_start import Lab
 from echolm_lab.experiments.conversations import conversations
 from echolm_lab.experiments.simulation import CachedEmbedder
 from echolm_lab.report.check import jsonable, summarise
+from echolm_lab.tasks.conversations import Dialogues, DialogueSource
+from echolm_lab.tasks.errands import Errands
 from echolm_lab.tasks.second_workload import SecondWorkload
 from rich.console import Console
 
+SOURCES: dict[str, Callable[[], DialogueSource]] = {
+    "questions": lambda: Dialogues(SecondWorkload()),
+    "errands": Errands,
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=at_least_one, nargs="+", default=[1], metavar="SEED")
+    parser.add_argument("--source", choices=list(SOURCES), default="questions", help="of dialogues")
     parser.add_argument("--dialogues", type=at_least_one, default=300, help="that are measured")
     parser.add_argument("--look-alikes", type=at_least_one, default=200)
     parser.add_argument("--long", type=at_least_one, default=100, help="pairs of long requests")
@@ -43,11 +51,11 @@ def main() -> int:
     prepare_embedder(settings, Console(stderr=True).print)
     outcomes = []
     for seed in options.seeds:
-        file = ROOT / "build" / "conversations" / f"{seed}.npz"
+        file = ROOT / "build" / "conversations" / f"{options.source}-{seed}.npz"
         embedder = CachedEmbedder(settings.embedding, file)
         lab = Lab(settings, embedder, SecondWorkload())
         sizes = (options.dialogues, options.look_alikes, options.long)
-        outcomes.append(asyncio.run(conversations(lab, seed, *sizes)))
+        outcomes.append(asyncio.run(conversations(lab, SOURCES[options.source](), seed, *sizes)))
         embedder.save()
         print(f"seed {seed}")
         for name, value in outcomes[-1].figures.items():

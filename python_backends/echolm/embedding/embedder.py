@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from echolm.embedding.runtimes import default_threads, open_session
 from echolm.embedding.session import Ids, Session, Vectors
-from echolm.embedding.spec import MODEL_FILE, EmbedderSpec
+from echolm.embedding.spec import MAX_PARTS, MODEL_FILE, EmbedderSpec
 from echolm.errors import ConfigurationError, InvalidRequestError
 
 _UNIT_TOLERANCE = 0.01
@@ -60,9 +60,12 @@ class OnnxEmbedder:
     def embed(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
         """Embed n ≥ 1 texts.
 
+        A text may be embedded in parts (:mod:`echolm.embedding.tokenizer`), which do not see each
+        other: its vector is then the mean of theirs, of length 1.
+
         Args:
-            input_ids: INT64 ``[n, seq]``; ``seq`` may exceed the token limit only by padding.
-            attention_mask: INT64 ``[n, seq]``; 1 for a token, 0 for padding.
+            input_ids: INT64 ``[n, seq]``, with no more tokens in a part than the model takes.
+            attention_mask: INT64 ``[n, seq]``; 0 for padding, else the number of the token's part.
 
         Returns:
             FP32 ``[n, D]``; each row has length 1.
@@ -70,7 +73,10 @@ class OnnxEmbedder:
         Raises:
             InvalidRequestError: a wrong shape, type or value.
         """
-        lengths = self.check(input_ids, attention_mask)
+        self.check(input_ids, attention_mask)
+        if attention_mask.max() > 1:
+            return self._embed_parts(input_ids, attention_mask)
+        lengths = _lengths(attention_mask)
         vectors = np.empty((len(lengths), self.dimension), np.float32)
         for rows in length_groups(lengths, self._session.call_tokens):
             seq = int(lengths[rows].max())
@@ -80,12 +86,29 @@ class OnnxEmbedder:
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
+    def _embed_parts(self, input_ids: Ids, attention_mask: Ids) -> Vectors:
+        """The same for rows of several parts, each of which becomes a row."""
+        parts = [
+            (row, input_ids[row, mask == part])
+            for row, mask in enumerate(attention_mask)
+            for part in range(1, MAX_PARTS + 1)
+            if part in mask
+        ]
+        shape = len(parts), max(ids.size for _, ids in parts)
+        alone, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for k, (_, ids) in enumerate(parts):
+            alone[k, : ids.size], mask[k, : ids.size] = ids, 1
+        vectors = np.zeros((len(input_ids), self.dimension), np.float32)
+        np.add.at(vectors, [row for row, _ in parts], self.embed(alone, mask))
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
     def warm_up(self) -> None:
         """Prepare for usual batches, so that the first requests do not wait for it."""
         self._session.warm_up()
 
-    def check(self, input_ids: Ids, attention_mask: Ids) -> Ids:
-        """The length of each row up to its last token; InvalidRequestError as :meth:`embed`."""
+    def check(self, input_ids: Ids, attention_mask: Ids) -> None:
+        """Raises InvalidRequestError for what :meth:`embed` does not take."""
         for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask)):
             if tensor.dtype != np.int64 or tensor.ndim != 2:
                 got = f"{tensor.dtype} {list(tensor.shape)}"
@@ -96,21 +119,23 @@ class OnnxEmbedder:
         if input_ids.size == 0:
             expected = "at least one row and one token"
             raise InvalidRequestError.of("input_ids", expected, list(input_ids.shape))
-        present = attention_mask == 1
-        if not (present | (attention_mask == 0)).all() or not present.any(axis=1).all():
-            expected = "0 and 1, with a 1 in each row"
+        known = (attention_mask >= 0) & (attention_mask <= MAX_PARTS)
+        if not known.all() or not attention_mask.any(axis=1).all():
+            expected = f"0, or a part's number from 1 to {MAX_PARTS}, in each row"
             raise InvalidRequestError.of("attention_mask", expected, "something else")
-        after = np.argmax(present[:, ::-1], axis=1)  # padding behind the last token
-        lengths: Ids = (attention_mask.shape[1] - after).astype(np.int64)
-        if (longest := int(lengths.max())) > self.spec.max_tokens:
-            expected = f"at most {self.spec.max_tokens} tokens"
+        if attention_mask.max() == 1:  # padding between tokens is embedded with them
+            longest = int(_lengths(attention_mask).max())
+        else:
+            parts = np.arange(1, MAX_PARTS + 1)[:, None, None]
+            longest = int((attention_mask == parts).sum(axis=2).max())
+        if longest > self.spec.max_tokens:
+            expected = f"at most {self.spec.max_tokens} tokens in a part"
             raise InvalidRequestError.of("input_ids", expected, longest)
         limit = self.spec.vocabulary
         if input_ids.min() < 0 or (limit is not None and input_ids.max() >= limit):
             expected = f"ids from 0 to below {limit or 'the vocabulary size'}"
             got = f"{input_ids.min()} to {input_ids.max()}"
             raise InvalidRequestError.of("input_ids", expected, got)
-        return lengths
 
     def _probe(self, model: Path) -> None:
         ids = np.zeros((2, 4), np.int64)
@@ -130,6 +155,12 @@ class OnnxEmbedder:
                 f"embedder: {model}: expected vectors of length 1, got {lengths.tolist()}; "
                 "put the normalisation inside the graph"
             )
+
+
+def _lengths(attention_mask: Ids) -> Ids:
+    """The length of each row up to its last token."""
+    after = np.argmax(attention_mask[:, ::-1] != 0, axis=1)  # padding behind it
+    return np.asarray(attention_mask.shape[1] - after, np.int64)
 
 
 def length_groups(lengths: Ids, call_tokens: int) -> Iterator[npt.NDArray[np.intp]]:

@@ -2,7 +2,9 @@
 
 The graph takes ``input_ids`` and ``attention_mask`` (INT64 ``[batch, seq]``, both axes dynamic)
 and gives ``embedding`` (FP32 ``[batch, hidden]``): the encoder, the mean of the token vectors
-under the mask, and L2 normalisation. Token types are zero.
+under the mask, and L2 normalisation. Token types are zero. The mask may number parts of a row, from
+1 on and in order: each is embedded by itself, and what comes out is the mean of their vectors, of
+length 1. Our own models run parts as rows; Triton's ONNX Runtime backend has the graph alone.
 
 The sum of the embeddings is the tensor ``token_embeddings``, what hides tokens in attention is
 ``attention_bias``, and what is pooled ``token_vectors``: between them a runtime may lay out the
@@ -22,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from echolm.embedding.spec import MAX_PARTS
 
 Weights = Mapping[str, npt.NDArray[Any]]
 
@@ -66,6 +70,11 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
+    def unit(self, x: str, output: str = "") -> str:
+        """Rows of [b, h] at length 1; zeros stay."""
+        length = self.op("ReduceL2", x, axes=[1], keepdims=1)
+        return self.op("Div", x, self.op("Max", length, self.scalar(1e-12)), name=output)
+
     def split(self, x: str, parts: int) -> list[str]:
         """Equal parts of the last axis."""
         name = f"Split_{len(self.nodes)}"
@@ -100,21 +109,31 @@ class _Bert:
         erf = g.op("Erf", g.op("Mul", x, g.scalar(float(np.sqrt(0.5)))))
         return g.op("Mul", g.op("Mul", x, g.op("Add", erf, g.scalar(1.0))), g.scalar(0.5))
 
-    def embeddings(self) -> str:
-        """Word, position and first token-type vectors of ``input_ids``: [b, s, h]."""
+    def embeddings(self, mask: str, earlier: str) -> str:
+        """Word, position and first token-type vectors of ``input_ids``: [b, s, h].
+
+        Args:
+            mask: 1 for a token, FP32 [b, s].
+            earlier: for each token, which tokens are of earlier parts of its row: FP32 [b, s, s].
+        """
         g = self.graph
         word = g.constant("word_embeddings", self.weights["embeddings.word_embeddings.weight"])
         positions = self.weights["embeddings.position_embeddings.weight"]
         first_type = self.weights["embeddings.token_type_embeddings.weight"][0]
         table = g.constant("position_embeddings", positions + first_type)
-        length = g.op("Slice", g.op("Shape", "input_ids"), g.ints(1), g.ints(2))
-        position = g.op("Slice", table, g.ints(0), length, g.ints(0))  # [s, h]
+        place = g.op("CumSum", g.op("Max", mask, g.scalar(1.0)), g.ints(1))  # [b, s], from 1 on
+        place = g.op("Sub", place, g.op("ReduceSum", earlier, g.ints(2), keepdims=0))
+        place = g.op("Max", g.op("Sub", place, g.scalar(1.0)), g.scalar(0.0))
+        place = g.op(
+            "Mul", place, mask
+        )  # that of padding does not matter, but must be in the table
+        position = g.op("Gather", table, g.op("Cast", place, to=TensorProto.INT64))  # [b, s, h]
         word = g.op("Gather", word, "input_ids")
         tokens = g.op("Add", word, position, name="token_embeddings")
         return self.norm(tokens, "embeddings.LayerNorm")
 
     def attention(self, x: str, bias: str, name: str) -> str:
-        """Self-attention of [b, s, h]; ``bias`` [b, 1, 1, s] hides the padding."""
+        """Self-attention of [b, s, h]; ``bias`` [b, 1, s, s] hides other parts and padding."""
         g, heads = self.graph, self.shape.heads
         head_size = self.shape.hidden // heads
         qkv = self.linear(x, f"{name}.query", f"{name}.key", f"{name}.value")
@@ -148,21 +167,31 @@ def sentence_encoder(weights: Weights, shape: BertShape) -> onnx.ModelProto:
     """
     g = _Graph()
     bert = _Bert(g, weights, shape)
-    mask = g.op("Cast", "attention_mask", to=TensorProto.FLOAT)  # [b, s]
-    hidden = g.op("Mul", g.op("Sub", g.scalar(1.0), mask), g.scalar(_MASKED))
-    bias = g.op("Unsqueeze", hidden, g.ints(1, 2), name="attention_bias")  # [b, 1, 1, s]
 
-    x = bert.embeddings()
+    def number(condition: str) -> str:
+        return g.op("Cast", condition, to=TensorProto.FLOAT)
+
+    part = number("attention_mask")  # [b, s]
+    rows, columns = (g.op("Unsqueeze", part, g.ints(axis)) for axis in (2, 1))
+    mask = g.op("Min", part, g.scalar(1.0))
+    same = number(g.op("Equal", rows, columns))  # [b, s, s]
+    earlier = number(g.op("Less", columns, rows))
+    earlier = g.op("Mul", earlier, g.op("Unsqueeze", mask, g.ints(1)))
+    hidden = g.op("Mul", g.op("Sub", g.scalar(1.0), same), g.scalar(_MASKED))
+    bias = g.op("Unsqueeze", hidden, g.ints(1), name="attention_bias")  # [b, 1, s, s]
+
+    x = bert.embeddings(mask, earlier)
     for index in range(shape.layers):
         last = index == shape.layers - 1
         x = bert.layer(x, bias, f"encoder.layer.{index}", "token_vectors" if last else "")
 
-    kept = g.op("Mul", x, g.op("Unsqueeze", mask, g.ints(2)))
-    total = g.op("ReduceSum", kept, g.ints(1), keepdims=0)
-    count = g.op("Max", g.op("ReduceSum", mask, g.ints(1), keepdims=1), g.scalar(1e-9))
-    mean = g.op("Div", total, count)  # [b, h]
-    length = g.op("Max", g.op("ReduceL2", mean, axes=[1], keepdims=1), g.scalar(1e-12))
-    g.nodes.append(helper.make_node("Div", [mean, length], ["embedding"], name="normalise"))
+    total = ""
+    for number_of_part in range(1, MAX_PARTS + 1):
+        of_part = number(g.op("Equal", part, g.scalar(float(number_of_part))))  # [b, s]
+        kept = g.op("Mul", x, g.op("Unsqueeze", of_part, g.ints(2)))
+        mean = g.unit(g.op("ReduceSum", kept, g.ints(1), keepdims=0))  # that of the sum, [b, h]
+        total = g.op("Add", total, mean) if total else mean
+    g.unit(total, "embedding")
 
     info = helper.make_tensor_value_info
     inputs = [

@@ -15,6 +15,8 @@ Precision = Literal["fp32", "bf16", "int8", "fast"]
 MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 SPEC_FILE = "embedder.json"
+MAX_PARTS = 3
+"""Most parts in which a text is embedded; see :mod:`echolm.embedding.tokenizer`."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Text to token ids, with the model's own ``tokenizer.json``.
 
 A model reads a window of some hundred tokens. Of a longer text it gets the beginning and the end,
-which say more than the middle; of a conversation (:func:`echolm.conversation.transcript`) what was
-said last, behind about half as much of the turns before it.
+which say more than the middle. A conversation (:func:`echolm.conversation.transcript`) it reads in
+three parts: as a whole, what was said last, and the turns before that. The mean of their vectors is
+near that of another conversation only if all three are, so that neither a long history hides what
+is asked, nor the same question what it is about.
 """
 
 from __future__ import annotations
@@ -28,10 +30,7 @@ _OF_EARLIER_TURN = 4
 """What part of the window a turn before the last gets at most, so that a long answer does not hide
 what it answers; and what a last turn that is too long leaves to all turns before it."""
 _OF_CONTEXT = 3
-"""What part of the window all turns before the last get at most. A last turn that is shorter than
-the rest of the window is repeated until it is twice as long as they are: a mean over tokens would
-hardly see a short question behind a long answer, and what the turns before it do not have in common
-is told by their words (:mod:`echolm.retrieval.lookalikes`)."""
+"""What part of the window all turns before the last get at most."""
 
 _Part = list[int]
 
@@ -40,7 +39,8 @@ _Part = list[int]
 class TokenBatch:
     """Tokens of n texts, padded on the right to the longest: both INT64 ``[n, seq]``.
 
-    ``attention_mask`` is 1 for a token and 0 for padding.
+    ``attention_mask`` is 0 for padding, and for a token the number of its part, from 1 on; see
+    :meth:`~echolm.embedding.embedder.OnnxEmbedder.embed`. A text that is no conversation has one.
     """
 
     input_ids: Ids
@@ -52,13 +52,20 @@ class _Window:
     """What of a text a model gets to see.
 
     Attributes:
-        seen: how many different tokens of the text are in it.
+        context, asked: of the turns before the last, and of the last.
         total: tokens of the whole text; estimated where it is very long.
     """
 
-    ids: _Part
-    seen: int
+    context: _Part
+    asked: _Part
     total: int
+
+    @property
+    def parts(self) -> tuple[_Part, ...]:
+        """What is embedded by itself."""
+        if not self.context or not self.asked:
+            return (self.context + self.asked,)
+        return self.context + self.asked, self.asked, self.context
 
 
 class TextTokenizer:
@@ -112,12 +119,16 @@ class TextTokenizer:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InvalidRequestError.of(f"texts[{index}]", "a str", type(text).__name__)
-        rows = [[*self._before, *w.ids, *self._after] for w in self._windows(texts)]
-        longest = max(map(len, rows))
-        padded = [row + [self._pad_id] * (longest - len(row)) for row in rows]
-        lengths = np.array([len(row) for row in rows])
-        mask = np.arange(longest) < lengths[:, None]
-        return TokenBatch(np.array(padded, np.int64), mask.astype(np.int64))
+        windows = self._windows(texts)
+        framed = [[[*self._before, *part, *self._after] for part in w.parts] for w in windows]
+        longest = max(sum(map(len, parts)) for parts in framed)
+        ids = np.full((len(framed), longest), self._pad_id, np.int64)
+        mask = np.zeros_like(ids)
+        for row, parts in enumerate(framed):
+            tokens = [token for part in parts for token in part]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = np.repeat(np.arange(1, len(parts) + 1), [*map(len, parts)])
+        return TokenBatch(ids, mask)
 
     def unseen(self, text: str) -> float:
         """The share of a text's or transcript's tokens that :meth:`encode` leaves out, in [0, 1).
@@ -127,7 +138,8 @@ class TextTokenizer:
         if text.isascii() and len(text) < self._room:  # which is cheaper to tell
             return 0.0
         [window] = self._windows([text])
-        return max(0.0, 1.0 - window.seen / window.total) if window.total else 0.0
+        seen = len(window.context) + len(window.asked)
+        return max(0.0, 1.0 - seen / window.total) if window.total else 0.0
 
     def _windows(self, texts: Sequence[str]) -> list[_Window]:
         """What the model sees of each text, without special tokens; one call for all parts."""
@@ -166,10 +178,7 @@ class TextTokenizer:
         for parts in reversed(earlier):
             of_turn = _shortened(parts, min(left - len(context), self._room // _OF_EARLIER_TURN))
             context = of_turn + context
-        times = (self._room - len(context)) // max(1, len(asked)) if context else 1
-        weight = (_OF_CONTEXT - 1) * len(context)
-        times = max(1, min(times, round(weight / max(1, len(asked)))))
-        return _Window(context + asked * times, len(context) + len(asked), total)
+        return _Window(context, asked, total)
 
 
 def _ends(text: str, reach: int) -> tuple[str, ...]:

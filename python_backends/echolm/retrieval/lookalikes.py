@@ -1,9 +1,10 @@
 """Requests that look alike to an embedding model and are not.
 
-Two conversations may end in the same words after different histories, and two long texts may differ
-only in a part that the model hardly sees. What the texts say of that is taken off the similarity of
-an example, so that whatever reads similarities knows less of such an example; one that is told at
-sight to be about something else is no candidate at all.
+Two conversations may end in the same words after different histories: an example whose history is
+told at sight to be about something else is no candidate. How near the others are, their embeddings
+tell, of which the history is a part (:mod:`echolm.embedding.tokenizer`). Two long texts may differ
+only in a part that the model hardly sees. What is unseen is taken off the similarity of an example,
+so that whatever reads similarities knows less of it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _END = 24  # words at either end of a long text, where people say what they want
 _KEPT = 2_048  # stored texts in the form in which they are compared
 _FUNCTION_WORD = 3  # letters of a word that says nothing of what a text is about
 
-# Shares of common words from which two histories, and the ends of two long texts, may be of the
-# same kind, and from which nothing tells that they are not.
-_HISTORIES = 0.2, 0.45
+_HISTORIES = 0.2625  # share of common words that histories of one kind have at least
 _LAST_ALIKE = 0.4  # by how much more histories must have in common whose last turns are the same
+# Shares of common words from which the ends of two long texts may be of the same kind, and from
+# which nothing tells that they are not.
 _ENDS = 0.5, 0.9
 _LEAST_FIT = 0.25  # what fits less is told at sight to be about something else
 _SAME_TEXT = 0.5  # share of common words from which two long texts may differ at an end only
@@ -61,8 +62,9 @@ def doubted(
             kept.append(candidate)
             continue
         asked = asked or _Text.of(request)
-        fit = _fit(asked, _of_stored(stored), hidden)
-        if fit > _LEAST_FIT:
+        other = _of_stored(stored)
+        fit = _fit(asked, other, hidden)
+        if fit > _LEAST_FIT and _histories_fit(asked, other):
             above = max(0.0, candidate.similarity - floor) * (1.0 - fit)
             kept.append(replace(candidate, similarity=candidate.similarity - above, fit=fit))
     return kept
@@ -100,15 +102,20 @@ def _telling(words: Sequence[str]) -> frozenset[str]:
     return frozenset(w for w in words if len(w) > _FUNCTION_WORD or not w.isalpha())
 
 
-def _fit(a: _Text, b: _Text, hidden: float) -> float:
-    """How far nothing tells that two requests are of another kind, 0..1."""
-    fit = 1.0 - _UNSEEN * hidden
+def _histories_fit(a: _Text, b: _Text) -> bool:
+    """Whether nothing tells at sight that what came before two last turns was of another kind."""
     if a.history and b.history:
-        more = _LAST_ALIKE * _overlap(a.last, b.last)
-        fit *= _ramp(_overlap(a.history, b.history) - more, *_HISTORIES)
-    elif a.history or b.history:
+        least = _HISTORIES + _LAST_ALIKE * _overlap(a.last, b.last)
+        return _overlap(a.history, b.history) > least
+    if a.history or b.history:
         # What one says at once, the other may say in two turns.
-        fit *= _ramp(_overlap(a.history | a.last, b.history | b.last), *_HISTORIES)
+        return _overlap(a.history | a.last, b.history | b.last) > _HISTORIES
+    return True
+
+
+def _fit(a: _Text, b: _Text, hidden: float) -> float:
+    """How far nothing tells that two texts differ in what the model does not see of them, 0..1."""
+    fit = 1.0 - _UNSEEN * hidden
     whole = _overlap(a.last, b.last)
     if hidden and a.long and b.long and whole > _SAME_TEXT:
         # Of texts about different things the ends differ as the middles do, and the model sees it.

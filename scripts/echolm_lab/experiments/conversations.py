@@ -23,8 +23,8 @@ from echolm_lab.experiments.outcome import Outcome
 from echolm_lab.experiments.simulated_llms import Skill
 from echolm_lab.experiments.simulation import Record, Simulation, request_of
 from echolm_lab.report.check import Check
-from echolm_lab.tasks.conversations import Dialogue, Dialogues, said
-from echolm_lab.tasks.second_workload import LabelledRequest, SecondWorkload
+from echolm_lab.tasks.conversations import Dialogue, DialogueSource, said
+from echolm_lab.tasks.second_workload import LabelledRequest
 
 SMALL, LARGE = Skill.uniform(0.3, 0.99), Skill.uniform(0.996, 0.996)
 """About as the shipped pair is on its own workload."""
@@ -41,10 +41,14 @@ class _Trusting(ReuseModel):
 
 
 async def conversations(
-    lab: Lab, seed: int, dialogues: int = 300, look_alikes: int = 200, long: int = 100
+    lab: Lab,
+    source: DialogueSource,
+    seed: int,
+    dialogues: int = 300,
+    look_alikes: int = 200,
+    long: int = 100,
 ) -> Outcome:
     """The score of dialogues, and wrong reuse."""
-    source = Dialogues(SecondWorkload())
     simulation = lab.start(seed, SMALL, LARGE, rated=0.2)
     small, large = sorted(simulation.llms, key=lambda name: lab.settings.relative_costs[name])
     simulation.llms[small].copies = True
@@ -92,7 +96,9 @@ async def conversations(
     )
 
 
-async def _serve(simulation: Simulation, source: Dialogues, dialogue: Dialogue) -> list[Record]:
+async def _serve(
+    simulation: Simulation, source: DialogueSource, dialogue: Dialogue
+) -> list[Record]:
     """One dialogue, in which every turn has the answers that were really given before it."""
     [record] = await simulation.serve([dialogue.first])
     records, history = [record], [*said(dialogue.first, record.answer)]
@@ -106,7 +112,7 @@ async def _serve(simulation: Simulation, source: Dialogues, dialogue: Dialogue) 
 
 async def _confused(
     simulation: Simulation,
-    source: Dialogues,
+    source: DialogueSource,
     pairs: Sequence[tuple[LabelledRequest, LabelledRequest]],
     small: str,
 ) -> int:

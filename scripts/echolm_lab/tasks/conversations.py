@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Protocol
 
 from echolm.conversation import Turn
 
@@ -87,6 +88,30 @@ class Dialogue:
 
     first: LabelledRequest
     follow_ups: tuple[tuple[int, str], ...]
+
+
+class DialogueSource(Protocol):
+    """Where dialogues come from."""
+
+    def stream(self, n: int, seed: int) -> list[Dialogue]:
+        """``n`` dialogues in their order of arrival."""
+
+    def first(self, intent: int) -> int:
+        """What the answer to a request of this intent must be about, at least."""
+
+    def follow_up(
+        self, first: LabelledRequest, kind: int, text: str, history: Sequence[Turn]
+    ) -> LabelledRequest:
+        """A further question after these turns, of which ``first`` is the first."""
+
+    def past(self, dialogues: Sequence[Dialogue]) -> Iterator[LabelledRequest]:
+        """All requests of dialogues in which every answer was right."""
+
+    def look_alikes(self, n: int, seed: int) -> list[tuple[LabelledRequest, LabelledRequest]]:
+        """Pairs that end in the same words after different requests."""
+
+    def long_pairs(self, n: int, seed: int) -> list[tuple[LabelledRequest, LabelledRequest]]:
+        """Pairs of long requests that have all in common but the question."""
 
 
 class Dialogues:

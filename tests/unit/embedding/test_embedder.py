@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from echolm.conversation import Turn, transcript
 from echolm.embedding import EmbedderSpec, OnnxEmbedder, TextTokenizer
 from echolm.embedding.embedder import length_groups
+from echolm.embedding.runtimes import open_session
 from echolm.errors import ConfigurationError, InvalidRequestError
 
 from .conftest import Reference
@@ -65,6 +67,27 @@ def test_threads_may_share_one_embedder(
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
+def test_a_row_of_several_parts_has_the_mean_of_their_vectors(
+    fp32: OnnxEmbedder, fp32_folder: Path
+) -> None:
+    tokenizer = TextTokenizer(fp32_folder / "tokenizer.json", 24)
+    talk = [Turn("user", "rain in Rome?"), Turn("assistant", "no"), Turn("user", "and in May?")]
+    batch = tokenizer.encode([transcript(talk), "rain in Rome?", "word " * 100])
+    assert batch.attention_mask.max() == 3
+    found = fp32.embed(batch.input_ids, batch.attention_mask)
+    texts = ["rain in rome? no and in may?", "and in May?", "rain in Rome? no"]
+    apart = tokenizer.encode(texts)
+    mean = fp32.embed(apart.input_ids, apart.attention_mask).mean(axis=0)
+    np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
+    plain = tokenizer.encode(["rain in Rome?", "word " * 100])
+    alone = fp32.embed(plain.input_ids, plain.attention_mask)
+    np.testing.assert_allclose(found[1:], alone, atol=1e-6)
+    # Triton's ONNX Runtime backend runs the graph alone.
+    session = open_session(fp32_folder / "model.onnx", fp32.spec, threads=2)
+    in_graph = session.run(batch.input_ids, batch.attention_mask)
+    np.testing.assert_allclose(in_graph, found, atol=1e-5)
+
+
 def test_padding_beyond_the_longest_row_is_not_computed() -> None:
     session = StubSession(1, 0, 0)
     mask = np.zeros((2, 16), np.int64)
@@ -87,9 +110,15 @@ def test_groups_hold_each_row_once_and_save_padding() -> None:
         ([1, 2], [1, 1], "input_ids: expected INT64"),
         (np.ones((1, 2), np.int32), [[1, 1]], "input_ids: expected INT64.*got int32"),
         (np.ones((0, 2), np.int64), np.ones((0, 2), np.int64), "at least one row"),
-        ([[1, 2]], [[1, 2]], "attention_mask: expected 0 and 1"),
-        ([[1, 2]], [[0, 0]], "with a 1 in each row"),
-        (np.ones((1, 17), np.int64), np.ones((1, 17), np.int64), "at most 16 tokens, got 17"),
+        ([[1, 2]], [[1, 4]], "attention_mask: expected 0, or a part's number from 1 to 3"),
+        ([[1, 2]], [[1, -1]], "attention_mask: expected 0, or a part's number from 1 to 3"),
+        ([[1, 2]], [[0, 0]], "in each row"),
+        (np.ones((1, 18), np.int64), [[1] + [2] * 17], "at most 16 tokens in a part, got 17"),
+        (
+            np.ones((1, 17), np.int64),
+            np.ones((1, 17), np.int64),
+            "at most 16 tokens in a part, got 17",
+        ),
         ([[1, 100]], [[1, 1]], "ids from 0 to below 100, got 1 to 100"),
         ([[-1, 1]], [[1, 1]], "ids from 0"),
     ],

@@ -31,10 +31,17 @@ def short_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
     return TextTokenizer(folder / "tokenizer.json", max_tokens)
 
 
+def parts(tokenizer: TextTokenizer, text: str) -> list[str]:
+    """What the model sees of a text, part by part."""
+    batch = tokenizer.encode([text])
+    ids, mask = batch.input_ids[0], batch.attention_mask[0]
+    numbers = range(1, int(mask.max()) + 1)
+    return [str(tokenizer._tokenizer.decode(ids[mask == number].tolist())) for number in numbers]
+
+
 def read(tokenizer: TextTokenizer, text: str) -> str:
-    """What the model sees of a text."""
-    ids = tokenizer.encode([text]).input_ids[0].tolist()
-    return str(tokenizer._tokenizer.decode(ids))
+    """What the model sees of a text as a whole."""
+    return parts(tokenizer, text)[0]
 
 
 def talk(*texts: str) -> str:
@@ -53,13 +60,24 @@ def test_of_a_long_text_the_beginning_and_the_end_are_seen(fp32_folder: Path) ->
     assert 0.99 < eight.unseen(far) < 1.0
 
 
-def test_a_short_question_is_seen_twice_as_much_as_what_it_follows(fp32_folder: Path) -> None:
+def test_a_conversation_is_read_as_a_whole_and_its_last_turn_and_what_came_before_apart(
+    fp32_folder: Path,
+) -> None:
     sixteen = short_tokenizer(fp32_folder, 18)
-    assert read(sixteen, talk("a b", "c d", "x y")) == "a b c d x y x y x y x y"
+    assert parts(sixteen, talk("a b", "c d", "x y")) == ["a b c d x y", "x y", "a b c d"]
     assert sixteen.unseen(talk("a b", "c d", "x y")) == 0.0
     # Of each turn before it a quarter of the window at most, of all of them a third.
     long = talk("z z z", "a b c d e f g h", "i j k l m n", "o p q", "x y")
-    assert read(sixteen, long) == "i n o p q" + " x y" * 5
+    assert parts(sixteen, long) == ["i n o p q x y", "x y", "i n o p q"]
+    assert parts(sixteen, "x y") == ["x y"]
+
+
+def test_rows_of_several_parts_are_framed_and_padded(fp32_folder: Path) -> None:
+    sixteen = short_tokenizer(fp32_folder, 18)
+    batch = sixteen.encode([talk("a", "b", "x"), "y"])
+    assert batch.attention_mask.tolist() == [[1] * 5 + [2] * 3 + [3] * 4, [1] * 3 + [0] * 9]
+    assert (batch.input_ids[0] == 101).tolist() == [k in (0, 5, 8) for k in range(12)]
+    assert (batch.input_ids[0] == 102).tolist() == [k in (4, 7, 11) for k in range(12)]
 
 
 def test_a_long_last_turn_is_seen_whole_if_it_can_be(fp32_folder: Path) -> None:
