@@ -92,6 +92,7 @@ def pack_plan(plan):
         ("num_input_tokens", "INT32", struct.pack("<i", count)),
         ("num_output_tokens", "INT32", struct.pack("<i", count)),
     ]
+    outputs += [("logprobs", "BYTES", packed_text(""))] if "logprobs" in rules else []
     parts = [
         struct.pack("<ii", status, plan.get("token_limit", -1)),
         struct.pack("<iiiid", *settings.values()),
@@ -104,7 +105,6 @@ def pack_plan(plan):
         *inputs,
         struct.pack("<I", len(outputs)),
     ]
-    outputs += [("logprobs", "BYTES", packed_text(""))] if "logprobs" in rules else []
     for name, datatype, data in outputs:
         size = len(ids) if name == "example_ids" else 1
         parts += [bytes([rules.get(name, 0)]), packed_tensor(name, datatype, data, size)]

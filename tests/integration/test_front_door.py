@@ -102,9 +102,9 @@ def test_a_row_that_fails_for_good_fails_the_request(door: FrontDoor) -> None:
 
 def test_json_arrays_go_out_with_the_pieces_of_a_stream(door: FrontDoor) -> None:
     script_of = plan(pieces=["one ", "", "", "two", ""], json=["[1,2]", "[3]", "[]", "", "[4]"])
-    row = script({**script_of, "rules": {"logprobs": 4}})
-    with obeying(door, stream_interval_ms=0):
-        responses = Stream(door, row).responses()
+    settings = {"stream_interval_ms": 0}
+    row = script({**script_of, "rules": {"logprobs": 4}, "settings": settings})
+    responses = Stream(door, row).responses()
     found = [(r.as_numpy("text_output").item(), r.as_numpy("logprobs")) for r in responses]
     assert [(text, None if j is None else j.item()) for text, j in found] == [
         (b"one ", b"[1,2]"),
@@ -117,8 +117,9 @@ def test_json_arrays_go_out_with_the_pieces_of_a_stream(door: FrontDoor) -> None
 
 def test_json_arrays_gather_as_text_does(door: FrontDoor) -> None:
     script_of = plan(pieces=["a", "b", "c"], json=["[1]", "[2,3]", "[4]"])
-    with obeying(door, stream_interval_ms=10_000):
-        got = Stream(door, script({**script_of, "rules": {"logprobs": 4}})).responses()
+    settings = {"stream_interval_ms": 10_000}
+    row = script({**script_of, "rules": {"logprobs": 4}, "settings": settings})
+    got = Stream(door, row).responses()
     assert [r.as_numpy("logprobs").item() for r in got] == [b"[1]", b"[2,3,4]", b""]
     assert [r.as_numpy("text_output").item() for r in got] == [b"a", b"bc", b""]
 
