@@ -245,6 +245,8 @@ class PolicyComparison:
         """What a policy's answers are worth."""
         large = self._kept.parts.get("always_large: saturated")
         reference = answers if large is None else large["answers"]
+        if not self._scoring.takes_time:
+            return await self._scoring.scores(items, answers, reference, lambda: None)
         with Stage(self._site.console, f"{TITLES[name]}: scores", len(items)) as stage:
             return await self._scoring.scores(items, answers, reference, stage.step)
 

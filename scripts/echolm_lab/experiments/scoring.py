@@ -21,6 +21,10 @@ class Scoring(Protocol):
     def about(self) -> str:
         """What a score is, in a sentence."""
 
+    @property
+    def takes_time(self) -> bool:
+        """Whether somebody waits for it."""
+
     async def scores(
         self,
         items: Sequence[Item],
@@ -38,6 +42,8 @@ class Scoring(Protocol):
 
 class ItemScores:
     """Each item knows what an answer to it is worth."""
+
+    takes_time = False
 
     def __init__(self, about: str = "") -> None:
         self.about = about
@@ -62,6 +68,7 @@ class JudgedScores:
         undecided: comparisons in which the judge has said nothing usable, and which count as ties.
     """
 
+    takes_time = True
     about = "Score: what the judge prefers, 1 the answer, 0 the large LLM's, 0.5 neither."
 
     def __init__(self, judge: Judge) -> None:
