@@ -27,14 +27,14 @@ from echolm.retrieval.record import RANK_FEATURES, SelectionRecord, remember, se
 _VERSION = 1  # raised whenever the algorithm makes another state of the same events
 _REMEMBERED = 50_000  # most answers of which feedback can still be replaced by later feedback
 _LEAST_KEPT = 500.0  # ratings whose weight is kept, however old they are
-_SURENESS = 0.7  # standard deviations by which another number must be better than the usual one
+_SURENESS = 0.5  # standard deviations by which another number must be better than the usual one
 
 # What is expected of the scores, a priori: their noise, and for how many ratings that counts.
 _NOISE_VARIANCE, _NOISE_RATINGS = 0.15, 5.0
 _LEAST_NOISE_VARIANCE = 0.04  # ratings that hardly vary do not make anything else surer
 _LEVEL = 0.6
 _FIRST_GAIN = 0.1  # by which the first example is expected to raise the score
-_FURTHER_GAIN = 0.02  # that of the j-th one, times j: examples say less and less that is new
+_FURTHER_GAIN = 0.01  # that of the j-th one, times j: examples say less and less that is new
 # Standard deviations of the weights, a priori, in those of the noise. The level is any, so that
 # what is common to all numbers says nothing of their differences.
 _LEVEL_DEVIATION, _CONTEXT_DEVIATION = 2.0, 0.8
@@ -63,12 +63,12 @@ class _Learned(NamedTuple):
 class ExampleCount:
     """Learns the value of each number of examples. Value = score - cost of the LLM - token price.
 
-    Bayesian linear regression, with deviations in units of a noise that is learnt: the value of a request is
-    a level, which depends on the request and its best candidate, plus a step for each example. A
-    step has a weight of its own, so that the mean gain of each number is learnt whatever it is, and
-    depends on the example's relevance and agreement with the other candidates, and on those of the
-    best one. The value is that of the whole service: a rating counts whichever LLM the router
-    chose for the examples that it was shown, so that the router's choices do not distort it.
+    Bayesian linear regression, whose noise is learnt: the value of a request is a level, which
+    depends on the request and its best candidate, plus a step for each example. A step has a weight
+    of its own, so that the mean gain of each number is learnt whatever it is, and depends on the
+    example's relevance and agreement with the other candidates, and on those of the best one. The
+    value is that of the whole service: a rating counts whichever LLM the router chose for the
+    examples that it was shown, so that the router's choices do not distort it.
 
     The usual number is taken unless another one is surely better for the request, by its posterior
     mean and standard deviation. A share of the requests gets the number that is best by weights

@@ -52,11 +52,12 @@ class Selection:
 
 
 class _Chosen(NamedTuple):
-    """Columns of a row's examples in the order of the prompt; the others: see SelectionRecord."""
+    """Columns of a row's examples in the order of the prompt; the others: see SelectionRecord, of
+    which ``number`` is the ``count``."""
 
     columns: list[int]
     dropped: int
-    count: int | None
+    number: int | None
     ranked: NDArray[np.float32]
 
 
@@ -145,7 +146,9 @@ class ExampleSelector:
         counts, seen = self._count(batch, best)
         self._warm.poll()
         chosen = [
-            self._set_of(batch, row, sets[row], best[row][:count], count, seen[row, : len(best[row])])
+            self._set_of(
+                batch, row, sets[row], best[row][:count], count, seen[row, : len(best[row])]
+            )
             if best[row]
             else None
             for row, count in enumerate(counts)

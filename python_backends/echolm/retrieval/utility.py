@@ -53,9 +53,9 @@ _DEVIATION = 0.8
 _DEVIATIONS = {"consistency": 2.0, "consensus": 2.0, "support": 0.4}
 _DEVIATIONS |= {"constant": 0.7, "prior": 0.3}
 _LEVEL_DEVIATION, _REQUEST_DEVIATION = 1.5, 0.8
-# Agreement is evidence: on Banking77 the first example has the right label in 92.2% with this weight
-# and in 91.0% without, three have it in 91.0 for 88.6%; on NL2Bash, where responses hardly ever
-# agree, the three responses are as near to the right one as without.
+# Agreement is evidence: on Banking77 the first example has the right label in 92.2% with this
+# weight and in 91.0% without, and of three 91.0% for 88.6%; on NL2Bash, where responses hardly ever
+# agree, the three are as near to the right one as without.
 _VOTE = 0.5
 _EFFECT_VARIANCE = 0.5  # prior variance of an example's effect, in log-odds squared
 _SURENESS = 2.0  # standard deviations of what was learnt that do not count in a ranking
@@ -138,8 +138,9 @@ class LearnedUtility:
     The utility of an example is sigma(gain): where one of the two answers with and without it is
     right and the other one is wrong, the probability that the one with it is right. At 0.5 it
     changes nothing. Before any rating the utility equals that of :class:`SimilarityUtility`, whose
-    weights are the prior's; all other weights of the gain are 0 a priori. The gain of a set is the mean of its examples' gains: an LLM follows what it is
-    shown, so that a poor example beside a good one makes the answer worse.
+    weights are the prior's; all other weights of the gain are 0 a priori. The gain of a set is the
+    mean of its examples' gains: an LLM follows what it is shown, so that a poor example beside a
+    good one makes the answer worse.
 
     The posterior is Gaussian, jointly for the weights and separately for each example's effect. A
     piece of feedback, or its replacement by a later one, costs O(d^2). Forgetting leaves the
@@ -217,9 +218,7 @@ class LearnedUtility:
         gains.ravel()[places] += _sure_part(effects, variances)
         return np.asarray(1.0 / (1.0 + np.exp(-gains)), dtype=np.float32)
 
-    def _effects_of(
-        self, batch: FeatureBatch, decay: float
-    ) -> tuple[list[int], Vector, Vector]:
+    def _effects_of(self, batch: FeatureBatch, decay: float) -> tuple[list[int], Vector, Vector]:
         """Where in a flat batch examples of known effect stand, and these effects' moments now."""
         # A dictionary's get() is atomic, so learning may go on meanwhile.
         get = self._effects.get

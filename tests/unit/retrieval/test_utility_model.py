@@ -124,9 +124,7 @@ def test_that_some_requests_are_harder_says_nothing_of_their_examples() -> None:
 def test_ratings_of_whole_answers_tell_sound_examples_from_corrupted_ones(seed: int) -> None:
     """20% of the examples are corrupted, 10% of the ratings are dice, 300 are given."""
     world = World(seed, num_examples=1_000)
-    retrieval = RetrievalSettings(
-        min_similarity=0.45, adaptive_num_examples=False
-    )
+    retrieval = RetrievalSettings(min_similarity=0.45, adaptive_num_examples=False)
     selector = build_selector(
         Settings(retrieval=retrieval), EstimatedTokens(), np.random.default_rng(seed), dimension=384
     )
