@@ -27,19 +27,19 @@ from echolm.retrieval.record import RANK_FEATURES, SelectionRecord, remember, se
 _VERSION = 1  # raised whenever the algorithm makes another state of the same events
 _REMEMBERED = 50_000  # most answers of which feedback can still be replaced by later feedback
 _LEAST_KEPT = 500.0  # ratings whose weight is kept, however old they are
-_SURENESS = 0.5  # standard deviations by which another number must be better than the usual one
+_SURENESS = 0.7  # standard deviations by which another number must be better than the usual one
 
 # What is expected of the scores, a priori: their noise, and for how many ratings that counts.
 _NOISE_VARIANCE, _NOISE_RATINGS = 0.15, 5.0
 _LEAST_NOISE_VARIANCE = 0.04  # ratings that hardly vary do not make anything else surer
 _LEVEL = 0.6
-_FIRST_GAIN = 0.1  # by which the first example is expected to raise the score
+_FIRST_GAIN = 0.15  # by which the first example is expected to raise the score
 _FURTHER_GAIN = 0.01  # that of the j-th one, times j: examples say less and less that is new
 # Standard deviations of the weights, a priori, in those of the noise. The level is any, so that
 # what is common to all numbers says nothing of their differences.
-_LEVEL_DEVIATION, _CONTEXT_DEVIATION = 2.0, 0.8
-_FIRST_DEVIATION, _FURTHER_DEVIATION = 0.8, 0.2
-_FIRST_SLOPE_DEVIATION, _FURTHER_SLOPE_DEVIATION = 0.8, 0.15
+_LEVEL_DEVIATION, _CONTEXT_DEVIATION = 2.0, 0.3
+_FIRST_DEVIATION, _FURTHER_DEVIATION = 0.6, 0.2
+_FIRST_SLOPE_DEVIATION, _FURTHER_SLOPE_DEVIATION = 0.6, 0.15
 _TYPICAL_RELEVANCE = 0.8
 
 _CONTEXT = 1 + len(REQUEST_FEATURES) + RANK_FEATURES

@@ -106,7 +106,7 @@ class RetrievalSettings(Section):
     adaptive_num_examples: bool = True
     """Whether ratings move the number of examples to what is worth most for a request, from none to
     `max_examples`."""
-    num_examples_exploration: float = Field(0.1, ge=0, le=1)
+    num_examples_exploration: float = Field(0.15, ge=0, le=1)
     """Share of requests that get another number of examples which may be better by what is known,
     to learn whether it is; none do before the first rating."""
     min_similarity: float | None = Field(None, ge=-1, le=1)
