@@ -113,7 +113,6 @@ METRICS: Mapping[str, MetricSpec] = {
         _counter("retrieval_batches", "Batches searched"),
         _counter("retrieval_requests", "Requests searched for"),
         _seconds("search", "The search in Milvus for one batch"),
-        _gauge("utility_threshold", "Least utility of an example that goes into a prompt"),
         # Ratings
         _counter("ratings", "Ratings and preferences that callers sent", "result"),
         _counter("rated_answers", "Answers that were rated", "llm", "source"),

@@ -77,7 +77,7 @@ def found(caller: Caller, request: str, tenant: str, **options: Any) -> list[int
 def the_example(caller: Caller, request: str, tenant: str) -> int:
     """The only example that the small LLM gets with this request, once it is stored.
 
-    Now and then a threshold is tried that leaves it out, so it is not asked for a second time.
+    Now and then no example is tried, so it is not asked for a second time.
     """
     got: list[int] = []
 
@@ -387,7 +387,7 @@ def test_examples_lengthen_the_prompt_and_come_in_an_order_that_other_retrievers
     options: dict[str, Any] = {"tenant": tenant, "llm": "small_llm", "max_tokens": 2}
     bare = grpc.ask(item.text, **options, **NO_CACHE)
 
-    # Now and then a threshold is tried that leaves all examples out, the last of them may just be
+    # Now and then no examples are tried, the last of them may just be
     # being stored, and not every answer is admitted, nor worth its tokens beside a better one.
     answers: list[Result] = []
     index = SharedPrefixIndex(server_settings.prefix_index_path)

@@ -54,7 +54,7 @@ def test_an_answer_becomes_an_example_that_is_used_counted_and_deleted(
 
     assert eventually(lambda: len(asked_again()) == 1)
     [id] = ids
-    # Once is not enough: now and then a threshold is tried that leaves it out.
+    # Once is not enough: now and then no example is tried.
     assert eventually(lambda: asked_again() == [id])
 
     def shown() -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_a_log_is_stored_replayed_and_learnt_once(
 
     replay = report["replay"]
     judged = replay["now"]["judged"]
-    # With examples and without; a random threshold leaves some requests without any.
+    # With examples and without; now and then none are tried.
     assert 1.8 * SAMPLE < judged <= 2 * SAMPLE and len(replay["now"]) == 1
     assert replay["stopped"] == ""
     logged = events(settings)

@@ -122,7 +122,7 @@ def expected_cost(
         pairs = [(count(one.request), count(one.response)) for one in counted]
         usual = sum(map(sum, pairs)) / len(pairs)
         retrieval = settings.retrieval
-        examples = min(retrieval.max_example_tokens, retrieval.max_examples * usual)
+        examples = min(retrieval.max_example_tokens, retrieval.num_examples * usual)
         for one, (_, answer) in zip(counted, pairs, strict=True):
             turns = few_shot(turns_of(one.request), system=one.system_prompt)
             read = count(endpoint.template.render(turns))

@@ -6,7 +6,7 @@ import base64
 import struct
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -19,24 +19,13 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 NONE = -1
-"""The value of ``dropped`` if no example was dropped."""
+"""The value of ``dropped`` if no example was dropped, and of an unknown count in a text."""
 
-_VERSION = 2
-_HEADER = struct.Struct("<4Bbbfq")
+RANK_FEATURES = 2
+"""What is kept of each of a request's best candidates: its relevance and its agreement."""
 
-
-@dataclass(frozen=True)
-class ThresholdDraw:
-    """Which thresholds would have led to the same selection.
-
-    Attributes:
-        low, high: indices in the grid of the first and the last of these thresholds.
-        probability: the probability that one of them was drawn.
-    """
-
-    low: int
-    high: int
-    probability: float
+_VERSION = 3
+_HEADER = struct.Struct("<5Bbq")
 
 
 @dataclass(frozen=True)
@@ -49,8 +38,11 @@ class SelectionRecord:
         features: features of the examples, FP32 [k, e]; they travel as FP16.
         tokens: how many tokens each example takes.
         dropped: id of the example that was dropped at random (leave-one-out), or NONE.
-        draw: the thresholds that the selection stands for; None if nothing can be learnt of
-            them, since the threshold is fixed, an example was dropped, or the caller chose the LLM.
+        count: how many of the best candidates the request was to get; None if nothing can be
+            learnt of that, since the number is fixed, an example was dropped, or the caller chose
+            the LLM.
+        ranked: relevance and agreement of the candidates it could have got, the best first, FP32
+            [n, RANK_FEATURES]; they travel as FP16.
     """
 
     request: NDArray[np.float32]
@@ -58,7 +50,10 @@ class SelectionRecord:
     features: NDArray[np.float32]
     tokens: tuple[int, ...]
     dropped: int = NONE
-    draw: ThresholdDraw | None = None
+    count: int | None = None
+    ranked: NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros((0, RANK_FEATURES), dtype=np.float32)
+    )
 
     def of_used(self, ids: Collection[int]) -> SelectionRecord:
         """The record of those examples that came into the prompt."""
@@ -70,14 +65,15 @@ class SelectionRecord:
     def dump(self) -> str:
         """The record as URL-safe text, about 45 characters an example."""
         k, e = self.features.shape
-        draw = self.draw or ThresholdDraw(-1, -1, 0.0)
-        drawn = (draw.low, draw.high, draw.probability)
+        count = NONE if self.count is None else self.count
+        numbers = (k, e, len(self.request), len(self.ranked), count, self.dropped)
         data = (
-            _HEADER.pack(_VERSION, k, e, len(self.request), *drawn, self.dropped)
+            _HEADER.pack(_VERSION, *numbers)
             + np.asarray(self.ids, dtype="<i8").tobytes()
             + np.asarray(self.tokens, dtype="<u4").tobytes()
             + self.request.astype("<f2").tobytes()
             + self.features.astype("<f2").tobytes()
+            + self.ranked.astype("<f2").tobytes()
         )
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
@@ -91,14 +87,14 @@ class SelectionRecord:
         """
         try:
             data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            version, k, e, r, low, high, probability, dropped = _HEADER.unpack_from(data)
+            version, k, e, r, n, count, dropped = _HEADER.unpack_from(data)
         except (ValueError, struct.error) as error:
             raise ValueError(f"selection: damaged: {error}") from error
         if 0 < version < _VERSION:
             raise OutdatedError(f"selection: of version {version}, now {_VERSION}")
         if version != _VERSION:
             raise ValueError(f"selection: expected version {_VERSION}, got {version}")
-        sizes = (_HEADER.size, 8 * k, 4 * k, 2 * r, 2 * k * e)
+        sizes = (_HEADER.size, 8 * k, 4 * k, 2 * r, 2 * k * e, 2 * n * RANK_FEATURES)
         if sum(sizes) != len(data):
             raise ValueError(f"selection: expected {sum(sizes)} bytes, got {len(data)}")
         starts = np.cumsum(sizes).tolist()
@@ -106,12 +102,20 @@ class SelectionRecord:
         tokens = np.frombuffer(data, "<u4", k, starts[1])
         request = np.frombuffer(data, "<f2", r, starts[2]).astype(np.float32)
         features = np.frombuffer(data, "<f2", k * e, starts[3]).astype(np.float32).reshape(k, e)
-        if not (np.isfinite(request).all() and np.isfinite(features).all()):
+        ranked = np.frombuffer(data, "<f2", n * RANK_FEATURES, starts[4]).astype(np.float32)
+        if not all(np.isfinite(values).all() for values in (request, features, ranked)):
             raise ValueError("selection: expected finite features")
-        if low > high or (low >= 0 and not 0.0 < probability <= 1.0 + 1e-6):
-            raise ValueError("selection: expected a range of thresholds and its probability")
-        draw = None if low < 0 else ThresholdDraw(low, high, probability)
-        return cls(request, tuple(ids.tolist()), features, tuple(tokens.tolist()), dropped, draw)
+        if not NONE <= count <= n:
+            raise ValueError(f"selection: expected at most {n} examples, got {count}")
+        return cls(
+            request,
+            tuple(ids.tolist()),
+            features,
+            tuple(tokens.tolist()),
+            dropped,
+            None if count == NONE else count,
+            ranked.reshape(n, RANK_FEATURES),
+        )
 
 
 def used_selection(text: str, selected: Sequence[int], used: Sequence[int], by_router: bool) -> str:
@@ -123,7 +127,7 @@ def used_selection(text: str, selected: Sequence[int], used: Sequence[int], by_r
         text: a :meth:`SelectionRecord.dump`, or empty.
         selected, used: ids of the examples in the record, and of those that came into the prompt.
         by_router: whether the router chose the LLM. What an LLM of the caller's choice makes of a
-            selection is not what the router would, so it says nothing of thresholds.
+            selection is not what the router would, so it says nothing of how many it should hold.
 
     Raises:
         ValueError: the record had to be opened, and is damaged.
@@ -131,7 +135,7 @@ def used_selection(text: str, selected: Sequence[int], used: Sequence[int], by_r
     if not text or (by_router and len(used) == len(selected)):
         return text
     record = SelectionRecord.load(text).of_used(set(used))
-    return (record if by_router else replace(record, draw=None)).dump()
+    return (record if by_router else replace(record, count=None)).dump()
 
 
 # Several models learn from the same event, one right after the other.

@@ -1,7 +1,7 @@
 """Which of the found examples go into the prompt, and in which order.
 
-This is stage 2 of the paper's Example Selector (§4.1): score every candidate's usefulness, keep
-the best ones, diverse and within a token budget, and drop those that are not worth their tokens.
+This is stage 2 of the paper's Example Selector (§4.1): score every candidate's usefulness, and take
+as many of the best ones, within a token budget, as are worth most for this request.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from echolm.learning.learner import Learnable
 from echolm.learning.request_sample import NewestStatistics
 from echolm.llm.tokens import TokenCounter
 from echolm.primitives import Candidate, Selected
-from echolm.retrieval.diversity import MarginalRelevance, ScoredSet
+from echolm.retrieval.count import ExampleCount
 from echolm.retrieval.features import ExampleTexts, FeatureBatch, featurize
 from echolm.retrieval.lookalikes import doubted, nothing_unseen
 from echolm.retrieval.prefix import Prefix, WarmPrefixes
 from echolm.retrieval.prefix_index import SharedPrefixIndex
-from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
+from echolm.retrieval.record import NONE, RANK_FEATURES, SelectionRecord
 from echolm.retrieval.relevance import SimilarityScale
-from echolm.retrieval.threshold import GRID, AdaptiveThreshold
+from echolm.retrieval.sets import RankedSets
 from echolm.retrieval.utility import LearnedUtility, UtilityModel
 from echolm.settings import RetrievalSettings
 
 _TEXTS = 65_536  # examples whose texts' features are kept, in 80 MB if there are so many
+_HELPS = 0.5  # utility of an example that changes nothing
 _ROUNDING = 1e-6  # by which sums of the same numbers in another order differ
 
 
@@ -51,19 +52,22 @@ class Selection:
 
 
 class _Chosen(NamedTuple):
-    """Columns of a row's examples in the order of the prompt; the others: see SelectionRecord."""
+    """Columns of a row's examples in the order of the prompt; the others: see SelectionRecord, of
+    which ``number`` is the ``count``."""
 
     columns: list[int]
     dropped: int
-    draw: ThresholdDraw | None
+    number: int | None
+    ranked: NDArray[np.float32]
 
 
 class ExampleSelector:
-    """Selects examples by utility, redundancy, token budget and threshold.
+    """Selects examples by utility, as many as are worth it, within a token budget.
 
     Args:
+        count: says how many of the best examples a request gets.
         tokens: counts tokens of the LLM that will read the examples.
-        rng: draws which example is dropped (leave-one-out) and which threshold is tried.
+        rng: draws which example is dropped (leave-one-out) and which number of them is tried.
         newest: the statistics of requests that similarities are relative to.
         prefix_index: knows what other processes put into prompts for the same engines.
         unseen: the share of a transcript that the embedding model does not get to see.
@@ -73,7 +77,7 @@ class ExampleSelector:
         self,
         settings: RetrievalSettings,
         utility: UtilityModel,
-        threshold: AdaptiveThreshold,
+        count: ExampleCount,
         tokens: TokenCounter,
         rng: np.random.Generator,
         newest: NewestStatistics,
@@ -83,18 +87,11 @@ class ExampleSelector:
         self._settings = settings
         self.newest_statistics = newest
         self.utility = utility
-        self.threshold = threshold
+        self.count = count
         self._texts = ExampleTexts(tokens, max(_TEXTS, MAX_BATCH_SIZE * settings.top_n))
         self._warm = WarmPrefixes(prefix_index)
         self._rng = rng
         self._unseen = unseen
-
-    @property
-    def least_utility(self) -> float:
-        """The threshold now."""
-        if self._settings.adaptive_utility_threshold:
-            return self.threshold.value
-        return self._settings.utility_threshold
 
     @property
     def learnables(self) -> list[Learnable]:
@@ -102,8 +99,8 @@ class ExampleSelector:
         learning: list[Learnable] = [self.newest_statistics]
         if isinstance(self.utility, LearnedUtility):
             learning.append(self.utility)
-        if self._settings.adaptive_utility_threshold:
-            learning.append(self.threshold)
+        if self._settings.adaptive_num_examples:
+            learning.append(self.count)
         return learning
 
     def select(
@@ -126,100 +123,107 @@ class ExampleSelector:
         if not batch.valid.any():
             return [Selection() for _ in requests]
         utilities = self.utility.score(batch)
-        best = np.where(batch.valid, utilities, 0.0).max(axis=1, keepdims=True)
-        strong = batch.valid & (utilities >= best * self._settings.relative_similarity)
+        best = np.where(batch.valid, utilities, 0.0).max(axis=1)
         # Many examples that hardly help do not make one that does.
-        good = strong & (utilities >= self.least_utility)
+        good = batch.valid & (utilities >= _HELPS)
         fails = np.where(good, 1.0 - np.minimum(utilities, 1.0), 1.0)
-        help_probabilities = np.maximum(1.0 - fails.prod(axis=1), best[:, 0])
-        self._warm.poll()
-        picked = self._pick(batch, utilities, strong)
-        chosen = [
-            self._choose(batch.candidates[k], worth, picks)
-            for k, (worth, picks) in enumerate(zip(utilities.tolist(), picked, strict=True))
-        ]
-        self._warm.publish()
+        help_probabilities = np.maximum(1.0 - fails.prod(axis=1), best)
+        chosen = self._choose(batch, self.utility.surely(batch))
         return self._conclude(batch, utilities, help_probabilities.tolist(), chosen)
 
-    def _pick(
-        self, batch: FeatureBatch, utilities: NDArray[np.float32], strong: NDArray[np.bool_]
-    ) -> list[list[int]]:
-        """For each row the columns of the best set, or of a warm set that is nearly as good."""
-        settings = self._settings
-        worths = (1 - settings.diversity) * utilities
-        ranked = np.argsort(-worths, axis=1, kind="stable").tolist()
-        columns = zip(worths.tolist(), strong.tolist(), ranked, strict=True)
-        picked = []
-        for row, (worth, may, order) in enumerate(columns):
-            sets = MarginalRelevance(
-                {k: worth[k] for k in order if may[k]},
-                settings.diversity * batch.redundancy(row) if settings.diversity else None,
-                self._tokens_of(batch.slots[row].tolist(), batch.candidates[row]),
-                settings.max_examples,
-                settings.max_example_tokens,
+    def _choose(self, batch: FeatureBatch, worths: NDArray[np.float32]) -> list[_Chosen | None]:
+        """For each row its best examples, or a warm set that is nearly as good, in order."""
+        ranked = np.argsort(np.where(batch.valid, -worths, np.inf), axis=1, kind="stable")
+        num_valid = batch.valid.sum(axis=1).tolist()
+        sets = []
+        for row, worth in enumerate(worths.tolist()):
+            order = ranked[row, : num_valid[row]].tolist()
+            tokens = self._tokens_of(batch.slots[row].tolist(), batch.candidates[row])
+            settings = self._settings
+            limits = settings.max_examples, settings.max_example_tokens
+            sets.append(RankedSets({k: worth[k] for k in order}, tokens, *limits))
+        best = [one.completed() for one in sets]
+        counts, seen = self._count(batch, best)
+        self._warm.poll()
+        chosen = [
+            self._set_of(
+                batch, row, sets[row], best[row][:count], count, seen[row, : len(best[row])]
             )
-            best = sets.completed()
-            warm = settings.order == "prefix" and best.columns
-            ids = batch.ids[row].tolist()
-            picked.append(self._warmest(sets, best, ids) if warm else best.columns)
-        return picked
+            if best[row]
+            else None
+            for row, count in enumerate(counts)
+        ]
+        self._warm.publish()
+        return chosen
+
+    def _count(
+        self, batch: FeatureBatch, best: Sequence[Sequence[int]]
+    ) -> tuple[list[int], NDArray[np.float32]]:
+        """How many of its best examples each row gets, and what is known of these, [B, n, f]."""
+        most = max(map(len, best))
+        seen = np.zeros((len(best), most, RANK_FEATURES), np.float32)
+        for row, columns in enumerate(best):
+            seen[row, : len(columns), 0] = batch.relevance[row, columns]
+            seen[row, : len(columns), 1] = batch.agreement[row, columns]
+        available = np.array([len(columns) for columns in best])
+        if not self._settings.adaptive_num_examples:
+            return np.minimum(available, self._settings.num_examples).tolist(), seen
+        return self.count.choose(batch.request, seen, available, self._rng).tolist(), seen
+
+    def _set_of(
+        self,
+        batch: FeatureBatch,
+        row: int,
+        sets: RankedSets,
+        best: list[int],
+        count: int,
+        seen: NDArray[np.float32],
+    ) -> _Chosen:
+        """A row's examples in order; now and then one of them is left out at random."""
+        candidates, settings = batch.candidates[row], self._settings
+        if settings.order == "prefix" and best:
+            best = self._warmest(sets, best, batch.ids[row].tolist())
+        kept = {k: candidates[k] for k in best}
+        dropped, learnt = NONE, count if settings.adaptive_num_examples else None
+        if len(kept) > 1 and self._rng.random() < settings.leave_one_out:
+            dropped = kept.pop(list(kept)[int(self._rng.integers(len(kept)))]).id
+            learnt = None  # no number leads to this set
+        return _Chosen(self._ordered(kept), dropped, learnt, seen)
 
     def _tokens_of(
         self, slots: Sequence[int], candidates: Sequence[Candidate]
     ) -> Callable[[int], int]:
         return lambda column: self._texts.num_tokens(slots[column], candidates[column])
 
-    def _warmest(self, sets: MarginalRelevance, best: ScoredSet, ids: Sequence[int]) -> list[int]:
-        """Columns of the set that shares most with earlier prompts, if it is nearly as good."""
-        settings, worth = self._settings, sets.worth
-        given_up = len(best.columns) * settings.warm_tolerance + _ROUNDING
-        threshold = (1 - settings.diversity) * self.least_utility
+    def _warmest(self, sets: RankedSets, best: list[int], ids: Sequence[int]) -> list[int]:
+        """Columns of the set that shares most with earlier prompts, if it is nearly as good.
 
-        def above(columns: Sequence[int]) -> int:
-            return sum(worth[k] >= threshold for k in columns)
-
+        Args:
+            best: columns of the best set, whose number the other one has, too.
+        """
+        worth = sets.worth
+        given_up = len(best) * self._settings.warm_tolerance + _ROUNDING
+        value, least = sum(worth[k] for k in best), min(worth[k] for k in best)
         # Candidates of less worth can hardly be in a set that is good enough.
-        columns = {ids[k]: k for k in worth if worth[k] >= best.least - given_up}
-        kept = above(best.columns)
+        columns = {ids[k]: k for k in worth if worth[k] >= least - given_up}
         # The columns of the set that begins with each start.
-        sets_by_start: dict[Prefix, list[int]] = {(): best.columns}
+        sets_by_start: dict[Prefix, list[int]] = {(): best}
 
         def nearly_as_good(start: Prefix) -> bool:
             chosen = [columns[i] for i in start]
             # The best set in another order has another value, and is good enough in any.
-            if set(chosen) <= set(best.columns):
-                sets_by_start[start] = best.columns
+            if set(chosen) <= set(best):
+                sets_by_start[start] = best
                 return True
-            other = sets.completed(chosen)
-            sets_by_start[start] = other.columns
+            other = sets.completed(chosen, len(best))
+            sets_by_start[start] = other
             return (
-                other.columns[: len(chosen)] == chosen
-                and len(other.columns) >= len(best.columns)
-                and other.value >= best.value - given_up
-                # Otherwise the threshold would drop what stands in for a better example.
-                and above(other.columns) >= kept
+                other[: len(chosen)] == chosen
+                and len(other) >= len(best)
+                and sum(worth[k] for k in other) >= value - given_up
             )
 
         return sets_by_start[self._warm.longest(list(columns), nearly_as_good)]
-
-    def _choose(
-        self, candidates: Sequence[Candidate], utilities: list[float], picks: list[int]
-    ) -> _Chosen | None:
-        """Drop what is under the threshold, now and then one more at random, and put in order."""
-        if not picks:
-            return None
-        settings = self._settings
-        worth = {k: utilities[k] for k in picks}
-        least, draw = settings.utility_threshold, None
-        if settings.adaptive_utility_threshold:
-            drawn = self.threshold.draw(self._rng)
-            least, draw = GRID[drawn], self.threshold.stands_for(drawn, list(worth.values()))
-        kept = {k: candidates[k] for k, u in worth.items() if u >= least}
-        dropped = NONE
-        if len(kept) > 1 and self._rng.random() < settings.leave_one_out:
-            dropped = kept.pop(list(kept)[int(self._rng.integers(len(kept)))]).id
-            draw = None  # no threshold leads to this set
-        return _Chosen(self._ordered(kept), dropped, draw)
 
     def _conclude(
         self,
@@ -246,7 +250,7 @@ class ExampleSelector:
             selected = found[here]
             ids, num_tokens = tuple([c.id for c in selected]), tuple(tokens[here])
             record = SelectionRecord(
-                batch.request[row], ids, features[here], num_tokens, choice.dropped, choice.draw
+                batch.request[row], ids, features[here], num_tokens, *choice[1:]
             )
             examples = [
                 Selected(c.id, c.request, c.response, c.similarity, u, a)

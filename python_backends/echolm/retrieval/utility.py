@@ -33,10 +33,16 @@ from echolm.learning.logistic import (
     sigmoid,
 )
 from echolm.learning.snapshot import fingerprint
-from echolm.retrieval.features import EXAMPLE_FEATURES, PRIOR, REQUEST_FEATURES, FeatureBatch
+from echolm.retrieval.features import (
+    EXAMPLE_FEATURES,
+    PRIOR,
+    REQUEST_FEATURES,
+    VOTE,
+    FeatureBatch,
+)
 from echolm.retrieval.record import remember, selection_of
 
-_VERSION = 2  # raised whenever the algorithm makes another state of the same events
+_VERSION = 3  # raised whenever the algorithm makes another state of the same events
 _REMEMBERED = 50_000  # most pieces of feedback that can still be replaced by later ones
 _CREDITED = 50_000  # most examples that have an effect
 _LEAST_KEPT = 200.0  # ratings whose weight is kept, however old they are
@@ -46,8 +52,13 @@ _LEAST_KEPT = 200.0  # ratings whose weight is kept, however old they are
 _DEVIATION = 0.8
 _DEVIATIONS = {"consistency": 2.0, "consensus": 2.0, "support": 0.4}
 _DEVIATIONS |= {"constant": 0.7, "prior": 0.3}
-_LEVEL_DEVIATION, _REQUEST_DEVIATION = 1.5, 0.5
+_LEVEL_DEVIATION, _REQUEST_DEVIATION = 1.5, 0.8
+# Agreement is evidence: on Banking77 the first example has the right label in 92.2% with this
+# weight and in 91.0% without, and of three 91.0% for 88.6%; on NL2Bash, where responses hardly ever
+# agree, the three are as near to the right one as without.
+_VOTE = 0.5
 _EFFECT_VARIANCE = 0.5  # prior variance of an example's effect, in log-odds squared
+_SURENESS = 2.0  # standard deviations of what was learnt that do not count in a ranking
 _LEAST_PRECISION = 0.1 / _EFFECT_VARIANCE  # that rounding may leave
 
 
@@ -57,12 +68,24 @@ class UtilityModel(Protocol):
     def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
         """Utilities FP32 [B, n] in 0..1; the values in padding mean nothing."""
 
+    def surely(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        """Utilities by which a request's candidates are ranked: what feedback says of them counts
+        only as far as it is surely so. FP32 [B, n], as :meth:`score`."""
+
 
 class SimilarityUtility:
-    """The relevance of the request times the response's quality. It learns nothing."""
+    """By the relevance of the request, the response's quality, and what others respond.
+
+    It learns nothing. The log-odds are those of relevance times quality, less what it tells against
+    an example that the other candidates contradict it.
+    """
 
     def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
-        return np.asarray(batch.relevance * batch.quality)
+        gains = batch.example[:, :, PRIOR] + _VOTE * batch.example[:, :, VOTE]
+        return np.asarray(1.0 / (1.0 + np.exp(-gains)), dtype=np.float32)
+
+    def surely(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        return self.score(batch)
 
 
 class Effect(NamedTuple):
@@ -114,10 +137,10 @@ class LearnedUtility:
 
     The utility of an example is sigma(gain): where one of the two answers with and without it is
     right and the other one is wrong, the probability that the one with it is right. At 0.5 it
-    changes nothing. Before any rating the utility equals that of :class:`SimilarityUtility`, since
-    the log-odds of that product are a feature with prior weight 1 and all other weights of the gain
-    are 0 a priori. The gain of a set is the mean of its examples' gains: an LLM follows what it is
-    shown, so that a poor example beside a good one makes the answer worse.
+    changes nothing. Before any rating the utility equals that of :class:`SimilarityUtility`, whose
+    weights are the prior's; all other weights of the gain are 0 a priori. The gain of a set is the
+    mean of its examples' gains: an LLM follows what it is shown, so that a poor example beside a
+    good one makes the answer worse.
 
     The posterior is Gaussian, jointly for the weights and separately for each example's effect. A
     piece of feedback, or its replacement by a later one, costs O(d^2). Forgetting leaves the
@@ -145,6 +168,7 @@ class LearnedUtility:
         mean[: len(qualities)] = [logit(quality) for quality in qualities.values()]
         self._first = len(qualities) + len(REQUEST_FEATURES)  # weight of the examples
         mean[self._first + PRIOR] = 1.0
+        mean[self._first + VOTE] = _VOTE
         self._levels = {llm: k for k, llm in enumerate(qualities)}
         self._prior = GaussianWeights.independent(mean, np.array(deviations))
         self._forgetting = Forgetting(half_life_ms, _LEAST_KEPT)
@@ -161,28 +185,53 @@ class LearnedUtility:
 
     def _set_weights(self, weights: GaussianWeights) -> None:
         self.weights = weights
-        of_examples = weights.mean[self._first :].astype(np.float32)
+        mean = weights.mean[self._first :].astype(np.float32)
+        covariance = weights.covariance[self._first :, self._first :].astype(np.float32)
         # What scoring reads is replaced as a whole.
-        self._scoring = (of_examples, self._forgetting.decay)
+        self._scoring = (mean, covariance, self._forgetting.decay)
 
     def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
-        """Utilities FP32 [B, n] of each example alone."""
-        of_examples, decay = self._scoring
-        gains = batch.example @ of_examples
-        if self._effects:
-            # A dictionary's get() is atomic, so learning may go on meanwhile.
-            get = self._effects.get
-            effects = [get(i) for i in batch.ids.ravel().tolist()]
-            places = [k for k, effect in enumerate(effects) if effect is not None]
-            known = [effect for effect in effects if effect is not None]
-            # Each column is read from a list, since numpy is slow at reading tuples.
-            mean = np.array([e.mean for e in known])
-            variance = np.array([e.variance for e in known])
-            kept = np.minimum(decay / np.array([e.decay for e in known]), 1.0)
-            # The same as in effect(), for all at once.
-            precision = kept / variance + (1.0 - kept) / _EFFECT_VARIANCE
-            gains.ravel()[places] += kept * mean / variance / precision
+        """Utilities FP32 [B, n] of each example alone, by the posterior's mean."""
+        mean, _, decay = self._scoring
+        gains = batch.example @ mean
+        places, effects, _ = self._effects_of(batch, decay)
+        gains.ravel()[places] += effects
         return np.asarray(1.0 / (1.0 + np.exp(-gains)), dtype=np.float32)
+
+    def surely(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        """Utilities FP32 [B, n] by which to rank: a priori those of nearest neighbours, and changed
+        by what was learnt as far as that is more than its standard deviation.
+
+        Of hundreds of noisy ratings a ranking by the mean follows the noise: it is worse than that
+        of nearest neighbours where features tell nothing, by as much as they vary. Candidates are
+        compared with the one that is best a priori, since what is unknown of both alike says
+        nothing of their order.
+        """
+        mean, covariance, decay = self._scoring
+        x, prior = batch.example, self._prior.mean[self._first :].astype(np.float32)
+        gains = x @ prior
+        best = np.where(batch.valid, gains, -np.inf).argmax(axis=1)
+        beside = x - x[np.arange(len(x)), best][:, None]
+        variance = (beside @ covariance * beside).sum(axis=2)
+        gains += _sure_part(beside @ (mean - prior), variance)
+        places, effects, variances = self._effects_of(batch, decay)
+        gains.ravel()[places] += _sure_part(effects, variances)
+        return np.asarray(1.0 / (1.0 + np.exp(-gains)), dtype=np.float32)
+
+    def _effects_of(self, batch: FeatureBatch, decay: float) -> tuple[list[int], Vector, Vector]:
+        """Where in a flat batch examples of known effect stand, and these effects' moments now."""
+        # A dictionary's get() is atomic, so learning may go on meanwhile.
+        get = self._effects.get
+        effects = [get(i) for i in batch.ids.ravel().tolist()] if self._effects else []
+        places = [k for k, effect in enumerate(effects) if effect is not None]
+        known = [effect for effect in effects if effect is not None]
+        # Each column is read from a list, since numpy is slow at reading tuples.
+        mean = np.array([e.mean for e in known])
+        variance = np.array([e.variance for e in known])
+        kept = np.minimum(decay / np.array([e.decay for e in known]), 1.0)
+        # The same as in effect(), for all at once.
+        precision = kept / variance + (1.0 - kept) / _EFFECT_VARIANCE
+        return places, kept * mean / variance / precision, 1.0 / precision
 
     def effect(self, example_id: int) -> tuple[float, float]:
         """Mean and variance of an example's effect now."""
@@ -360,6 +409,12 @@ class LearnedUtility:
         self.updates = int(state["updates"])
         self._effects, self._learned, self._comparisons = effects, learned, comparisons
         self._set_weights(weights)
+
+
+def _sure_part(mean: NDArray[Any], variance: NDArray[Any]) -> NDArray[Any]:
+    """How far a mean is from 0 beyond its standard deviation, elementwise."""
+    beyond = np.abs(mean) - _SURENESS * np.sqrt(np.maximum(variance, 0.0))
+    return np.asarray(np.sign(mean) * np.maximum(beyond, 0.0))
 
 
 def _of_part(site: Site, share: float, mean: float, variance: float) -> Site:

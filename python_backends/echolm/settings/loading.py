@@ -38,16 +38,21 @@ RENAMED_KEYS = {
     "judging.max_load": "judging.max_in_flight_llm_requests",
     "judging.max_verdict_tokens": "judging.max_judgement_tokens",
     "replay.max_load": "replay.max_in_flight_llm_requests",
-    "retrieval.adaptive_threshold": "retrieval.adaptive_utility_threshold",
+    "retrieval.adaptive_utility_threshold": "retrieval.adaptive_num_examples",
     "retrieval.replicas": "retrieval.milvus_replicas",
-    "retrieval.threshold": "retrieval.utility_threshold",
-    "retrieval.threshold_exploration": "retrieval.utility_threshold_exploration",
+    "retrieval.utility_threshold_exploration": "retrieval.num_examples_exploration",
     "routing.exchange_rate": "routing.cost_weight",
     "routing.load_board": "routing.load_table",
 }
 """Present names of keys by their former ones, for the message to a file that is older."""
 
 REMOVED_KEYS = {
+    "retrieval.adaptive_threshold": "see retrieval.adaptive_num_examples",
+    "retrieval.diversity": "examples that agree are evidence",
+    "retrieval.relative_similarity": "how many examples help is learnt",
+    "retrieval.threshold": "how many examples help is learnt",
+    "retrieval.threshold_exploration": "see retrieval.num_examples_exploration",
+    "retrieval.utility_threshold": "how many examples help is learnt",
     "retrieval.utility_discount": "time forgets, see retrieval.utility_half_life_h",
     "routing.discount": "time forgets, see routing.half_life_h",
     "routing.fit_ceiling": "what similarity is relevant is measured",

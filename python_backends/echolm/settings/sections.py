@@ -119,29 +119,29 @@ class RetrievalSettings(Section):
     the next batch."""
     top_n: int = Field(16, ge=1, le=1024)
     """Nearest examples that Milvus returns for a request."""
-    max_examples: int = Field(2, ge=0, le=MAX_EXAMPLES)
+    num_examples: int = Field(3, ge=0, le=MAX_EXAMPLES)
+    """Number of examples in a prompt, fewer where fewer are found or fit; an adaptive number starts
+    here, and departs from it for the requests for which ratings show another one to be better."""
+    max_examples: int = Field(5, ge=0, le=MAX_EXAMPLES)
     """Largest number of examples in one prompt; each costs tokens."""
+    adaptive_num_examples: bool = True
+    """Whether ratings move the number of examples to what is worth most for a request, from none to
+    `max_examples`."""
+    num_examples_exploration: float = Field(0.15, ge=0, le=1)
+    """Share of requests that get another number of examples which may be better by what is known,
+    to learn whether it is; none do before the first rating."""
     min_similarity: float | None = Field(None, ge=-1, le=1)
     """Cosine similarity to the request below which an example is not used; without it the
     similarity that unrelated requests reach, which is measured."""
-    relative_similarity: float = Field(0.85, ge=0, le=1)
-    """Share of the best candidate's utility below which another candidate is not used."""
     utility: Literal["learned", "similarity"] = "learned"
     """How candidates are scored: `learned` estimates from feedback how probably an example helps,
     `similarity` takes the cosine similarity, relative to other requests', and learns nothing."""
     utility_half_life_h: float = Field(336.0, gt=0)
-    """Hours in which what feedback has taught of utilities and of their threshold loses half of its
-    weight; that of some hundred ratings is kept however old they are."""
+    """Hours in which what feedback has taught of utilities and of the number of examples loses half
+    of its weight; that of some hundred ratings is kept however old they are."""
     leave_one_out: float = Field(0.05, ge=0, le=1)
     """Share of the requests with several examples in which one of them is dropped at random, to
     learn what it contributes."""
-    utility_threshold: float = Field(0.5, ge=0, le=1)
-    """Utility below which an example is not used, 0.5 is that of one which changes nothing; an
-    adaptive threshold starts here."""
-    adaptive_utility_threshold: bool = True
-    """Whether ratings move the utility threshold to the value that pays most."""
-    utility_threshold_exploration: float = Field(0.05, ge=0, le=1)
-    """Share of requests served under another, random utility threshold, to compare them."""
     token_price: float = Field(0.02, ge=0)
     """Quality (0 to 1) that 1,000 tokens of examples must gain to be worth their cost."""
     order: Literal["prefix", "similarity"] = "prefix"
@@ -149,10 +149,8 @@ class RetrievalSettings(Section):
     nearly as good allow it, so that the LLM's prefix cache is used; `similarity` puts the most
     similar example last."""
     warm_tolerance: float = Field(0.03, ge=0, le=1)
-    """Marginal relevance, for each example, that a set of examples may lack of the best set's and
-    still be taken because an earlier prompt began with it."""
-    diversity: float = Field(0.3, ge=0, le=1)
-    """Weight of redundancy against utility in maximal marginal relevance; 0 ignores redundancy."""
+    """Utility, for each example, that a set of examples may lack of the best set's and still be
+    taken because an earlier prompt began with it."""
     max_example_tokens: int = Field(1_024, ge=0)
     """Largest number of tokens that all examples of a prompt may have."""
 

@@ -180,7 +180,6 @@ class TritonPythonModel(BatchedModel[_Row, Retrieved]):
         add("echolm_utility_total", sum(utilities))
         dropped = sum(s.record is not None and s.record.dropped != NONE for s in selections)
         add("echolm_dropped_examples_total", dropped)
-        self._metrics.level("echolm_utility_threshold", self._selector.least_utility)
 
     def finalize(self) -> None:
         self._runtime.close()

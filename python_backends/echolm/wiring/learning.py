@@ -35,11 +35,11 @@ def needed_snapshots(settings: Settings) -> frozenset[str]:
     """Names, without fingerprints, of the snapshots without which no event may be removed."""
     retrieval = settings.retrieval
     parts = ["request_statistics"]
-    parts += ["threshold"] if retrieval.adaptive_utility_threshold else []
+    parts += ["example_count"] if retrieval.adaptive_num_examples else []
     parts += ["utility"] if retrieval.utility == "learned" else []
     bandit = "bandit+reuse" if settings.routing.reuse_error > 0.0 else "bandit"
     manager = "judge_agreement+request_statistics"
-    return frozenset({bandit, "statistics", manager, "+".join(parts)})
+    return frozenset({bandit, "statistics", manager, "+".join(sorted(parts))})
 
 
 def build_feedback_tokens(settings: Settings) -> FeedbackTokens:

@@ -10,10 +10,10 @@ import numpy as np
 from echolm.embedding.spec import EmbedderSpec
 from echolm.learning.request_sample import NewestStatistics
 from echolm.llm.tokens import TokenCounter, token_counter
+from echolm.retrieval.count import ExampleCount
 from echolm.retrieval.lookalikes import nothing_unseen
 from echolm.retrieval.prefix_index import SharedPrefixIndex
 from echolm.retrieval.selector import ExampleSelector
-from echolm.retrieval.threshold import AdaptiveThreshold
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
 from echolm.settings import Settings
 
@@ -90,22 +90,23 @@ def build_selector(
 
     Args:
         tokens: counts the tokens of examples.
-        rng: draws the examples that are dropped and the thresholds that are tried.
+        rng: draws the examples that are dropped and the numbers of them that are tried.
         dimension: of the embeddings.
         prefix_index: shared with other processes; None: that of this process only.
         unseen: the share of a transcript that the embedding model does not get to see.
     """
     retrieval = settings.retrieval
-    threshold = AdaptiveThreshold(
-        retrieval.utility_threshold,
-        retrieval.utility_threshold_exploration,
+    count = ExampleCount(
+        retrieval.num_examples,
+        retrieval.max_examples,
+        retrieval.num_examples_exploration,
         {n: settings.routing.cost_weight * c for n, c in settings.relative_costs.items()},
         retrieval.token_price,
         retrieval.utility_half_life_h * HOUR_MS,
     )
     newest = NewestStatistics(dimension)
     return ExampleSelector(
-        retrieval, build_utility(settings), threshold, tokens, rng, newest, prefix_index, unseen
+        retrieval, build_utility(settings), count, tokens, rng, newest, prefix_index, unseen
     )
 
 

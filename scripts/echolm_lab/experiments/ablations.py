@@ -19,7 +19,7 @@ from echolm_lab.report.check import Check
 ABLATIONS: dict[str, Changes] = {
     "echolm": {},
     "no_utility": {"retrieval": {"utility": "similarity"}},
-    "no_threshold": {"retrieval": {"adaptive_utility_threshold": False}},
+    "fixed_number": {"retrieval": {"adaptive_num_examples": False}},
     "no_load_bias": {"routing": {"load_bias": 0.0}},
     "no_prefix_order": {"retrieval": {"order": "similarity"}},
 }

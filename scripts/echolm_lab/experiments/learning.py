@@ -109,7 +109,7 @@ async def _fixed(
         build_llm_clients(running_settings(site.endpoints.data_dir))["small_llm"],
         load_chat_template(site.settings.llm("small_llm").chat_template, None),
         [(e.item.text, e.response) for e in past],
-        site.settings.retrieval.max_examples,
+        site.settings.retrieval.num_examples,
         bench.seed,
     )
     runs: dict[str, Run] = {

@@ -11,12 +11,9 @@ from typing import Any
 SIMILAR_ONLY: Mapping[str, Mapping[str, Any]] = {
     "retrieval": {
         "utility": "similarity",
-        "adaptive_utility_threshold": False,
-        "utility_threshold": 0.0,
-        "relative_similarity": 0.0,
+        "adaptive_num_examples": False,
         "min_similarity": -1.0,
         "leave_one_out": 0.0,
-        "diversity": 0.0,
         "order": "similarity",
     },
     "examples": {"enabled": False},

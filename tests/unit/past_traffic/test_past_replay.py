@@ -43,7 +43,7 @@ SETTINGS = Settings(
         LLMSettings(chat_template="echolm", name="large_llm", cost=1.0, takes_examples=False),
     ),
     judging=JudgingSettings(kind="similarity"),
-    retrieval=RetrievalSettings(utility="similarity", adaptive_utility_threshold=False),
+    retrieval=RetrievalSettings(utility="similarity", adaptive_num_examples=False),
 )
 
 

@@ -13,9 +13,8 @@ from echolm.learning.request_statistics import REQUEST_STATISTICS, RequestStatis
 from echolm.primitives import Candidate, Selected
 from echolm.retrieval.features import FeatureBatch
 from echolm.retrieval.record import NONE
-from echolm.retrieval.relevance import SimilarityScale, relevance
+from echolm.retrieval.relevance import SimilarityScale
 from echolm.retrieval.selector import ExampleSelector, Selection
-from echolm.retrieval.threshold import GRID
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility, UtilityModel
 from echolm.settings import RetrievalSettings, Settings
 from echolm.wiring.retrieval import build_selector
@@ -45,6 +44,8 @@ class Cosine:
     def score(self, batch: FeatureBatch) -> NDArray[np.float32]:
         return np.asarray(np.maximum(batch.similarity, 0.0) * batch.quality)
 
+    surely = score
+
 
 def selector_of(model: UtilityModel | None = None, **settings: Any) -> ExampleSelector:
     """A selector that neither explores nor prefers warm examples, unless told to.
@@ -52,12 +53,10 @@ def selector_of(model: UtilityModel | None = None, **settings: Any) -> ExampleSe
     It scores by cosine, unless a model or the kind of one is given.
     """
     plain = {
-        "diversity": 0.0,
-        "relative_similarity": 0.0,
         "min_similarity": 0.5,
+        "num_examples": 4,
         "max_examples": 4,
-        "utility_threshold": 0.0,
-        "adaptive_utility_threshold": False,
+        "adaptive_num_examples": False,
         "leave_one_out": 0.0,
         "warm_tolerance": 0.0,
     }
@@ -93,11 +92,6 @@ def test_a_similarity_that_is_not_a_number_is_dropped() -> None:
     assert ids(select([candidate(1, float("nan")), candidate(2, 0.9)])) == [2]
 
 
-def test_candidates_far_under_the_best_are_dropped() -> None:
-    found = [candidate(1, 1.0), candidate(2, 0.86), candidate(3, 0.84)]
-    assert ids(select(found, relative_similarity=0.85)) == [1, 2]
-
-
 def test_utility_is_similarity_times_quality() -> None:
     found = [candidate(1, 0.9, quality=0.5), candidate(2, 0.8, quality=1.0)]
     chosen = select(found, max_examples=1)
@@ -120,15 +114,15 @@ def test_no_more_than_max_examples() -> None:
     assert select(found, max_examples=0) == []
 
 
-def test_a_redundant_example_gives_way_to_another_story() -> None:
-    same = {"request": "list all hidden files", "response": "ls -a here"}
+def test_examples_that_agree_are_evidence_and_one_that_they_contradict_gives_way() -> None:
     found = [
-        candidate(1, 0.95, **same),
-        candidate(2, 0.94, **same),
-        candidate(3, 0.90, request="show dotted entries", response="find . -name x"),
+        candidate(1, 0.80, request="card gone", response="lost_or_stolen_card"),
+        candidate(2, 0.79, request="card not here", response="card_arrival"),
+        candidate(3, 0.78, request="where is it", response="card_arrival"),
+        candidate(4, 0.77, request="still no card", response="card_arrival"),
     ]
-    assert ids(select(found, max_examples=2, diversity=0.0)) == [1, 2]
-    assert ids(select(found, max_examples=2, diversity=0.3)) == [1, 3]
+    for utility in ("learned", "similarity"):
+        assert ids(select(found, num_examples=3, utility=utility)) == [2, 3, 4]
 
 
 def test_the_token_budget_holds_and_a_shorter_example_may_still_fit() -> None:
@@ -144,27 +138,13 @@ def test_the_token_budget_holds_and_a_shorter_example_may_still_fit() -> None:
 
 
 @pytest.mark.parametrize("utility", ["learned", "similarity"])
-def test_before_any_rating_both_models_choose_alike(utility: str) -> None:
-    found = [candidate(i, 0.95 - i / 30, quality=1 - (i % 3) / 10) for i in range(9)]
-    chosen = select(found, utility=utility, order="similarity", relative_similarity=0.9)
-    utilities = {e.id: e.utility for e in chosen}
-    scale = SimilarityScale.of(RequestStatistics.none())
-    positions = scale.position(np.array([c.similarity for c in found], np.float32))
-    expected = {
-        c.id: float(p) * c.quality for c, p in zip(found, relevance(positions), strict=True)
-    }
-    best = max(expected.values())
-    assert utilities == pytest.approx(
-        {i: u for i, u in expected.items() if u >= 0.9 * best}, abs=1e-5
-    )
-    assert len(utilities) in (2, 3, 4)
-
-
-@pytest.mark.parametrize("order", ["prefix", "similarity"])
-def test_under_the_threshold_no_example_is_worth_its_tokens(order: str) -> None:
-    found = [candidate(1, 0.9), candidate(2, 0.7), candidate(3, 0.6)]
-    assert set(ids(select(found, utility_threshold=0.65, order=order))) == {1, 2}
-    assert select(found, utility_threshold=0.95, order=order) == []
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_before_any_rating_the_nearest_ones_are_chosen(utility: str, count: int) -> None:
+    found = [candidate(i, 0.95 - i / 30) for i in range(9)]
+    limits = {"num_examples": count, "max_examples": 5, "adaptive_num_examples": True}
+    for _ in range(20):
+        chosen = select(found, utility=utility, order="similarity", **limits)
+        assert ids(chosen) == list(reversed(range(count)))
 
 
 def test_by_default_what_unrelated_requests_reach_is_no_candidate() -> None:
@@ -184,7 +164,7 @@ def test_by_default_what_unrelated_requests_reach_is_no_candidate() -> None:
 def test_many_weak_examples_do_not_make_help_probable() -> None:
     found = [candidate(k, 0.9) for k in range(16)]
     for utility, least, most in ((0.2, 0.2, 0.2), (0.6, 0.99, 1.0)):
-        selector = selector_of(Given(dict.fromkeys(range(16), utility)), utility_threshold=0.5)
+        selector = selector_of(Given(dict.fromkeys(range(16), utility)))
         [selection] = selector.select(["q"], [found])
         assert least - 1e-6 <= selection.help_probability <= most + 1e-6
 
@@ -213,13 +193,12 @@ def test_of_nearly_equal_examples_the_warm_ones_are_taken_in_their_order() -> No
         max_size=12,
     ),
     st.sampled_from([0.0, 0.01, 0.1]),
-    st.sampled_from([0.0, 0.3]),
 )
 def test_a_warm_set_is_as_large_as_the_best_one_and_nearly_as_good(
-    requests: list[list[tuple[int, float]]], tolerance: float, diversity: float
+    requests: list[list[tuple[int, float]]], tolerance: float
 ) -> None:
     """And it never shares less of earlier prompts than the best set in its best order."""
-    limits = {"max_examples": 3, "diversity": diversity}
+    limits = {"max_examples": 3}
     warm = selector_of(warm_tolerance=tolerance, **limits)
     earlier: list[list[int]] = []
     for found in requests:
@@ -227,11 +206,8 @@ def test_a_warm_set_is_as_large_as_the_best_one_and_nearly_as_good(
         [chosen] = warm.select(["q"], [row])
         [best] = selector_of(order="similarity", **limits).select(["q"], [row])
         assert len(chosen.examples) == len(best.examples)
-        if not diversity:
-            given_up = sum(e.utility for e in best.examples) - sum(
-                e.utility for e in chosen.examples
-            )
-            assert given_up <= tolerance * len(best.examples) + 1e-5
+        given_up = sum(e.utility for e in best.examples) - sum(e.utility for e in chosen.examples)
+        assert given_up <= tolerance * len(best.examples) + 1e-5
         longest = max(shared(list(o), earlier) for o in permutations(ids(best.examples)))
         assert shared(ids(chosen.examples), earlier) >= longest
         earlier.append(ids(chosen.examples))
@@ -242,17 +218,8 @@ def shared(order: list[int], earlier: list[list[int]]) -> int:
     return max((sum(takewhile(bool, map(eq, order, one))) for one in earlier), default=0)
 
 
-def test_a_warm_example_under_the_threshold_does_not_stand_in_for_one_above_it() -> None:
-    selector = selector_of(warm_tolerance=0.02, max_examples=1, utility_threshold=0.9)
-    assert ids(selector.select(["a"], [[candidate(8, 0.95)]])[0].examples) == [8]
-    found = [candidate(2, 0.905), candidate(8, 0.895)]
-    assert ids(selector.select(["b"], [found])[0].examples) == [2]
-    found = [candidate(2, 0.915), candidate(8, 0.905)]
-    assert ids(selector.select(["c"], [found])[0].examples) == [8]
-
-
 def test_now_and_then_one_example_is_dropped_and_the_record_says_which() -> None:
-    selector = selector_of(leave_one_out=0.3, adaptive_utility_threshold=True)
+    selector = selector_of(leave_one_out=0.3, adaptive_num_examples=True)
     found = [candidate(1, 0.9), candidate(2, 0.8), candidate(3, 0.7)]
     dropped = []
     for _ in range(400):
@@ -261,8 +228,10 @@ def test_now_and_then_one_example_is_dropped_and_the_record_says_which() -> None
         if selection.record.dropped != NONE:
             dropped.append(selection.record.dropped)
             assert selection.record.dropped not in ids(selection.examples)
-            assert selection.record.draw is None
-    assert len(dropped) == pytest.approx(400 * 0.3 * 0.98, abs=40)
+            assert selection.record.count is None
+        else:
+            assert selection.record.count == 3
+    assert len(dropped) == pytest.approx(400 * 0.3, abs=40)
     assert all(dropped.count(i) > 15 for i in (1, 2, 3))
 
 
@@ -281,27 +250,23 @@ class Given:
         rows = [[self.utilities.get(i, 0.0) for i in row] for row in batch.ids.tolist()]
         return np.array(rows, dtype=np.float32)
 
+    surely = score
 
-@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=6), st.integers(0, len(GRID) - 1))
-def test_a_selection_stands_for_all_thresholds_that_lead_to_it(
-    utilities: list[float], drawn: int
-) -> None:
-    found = [candidate(i, 0.9) for i in range(len(utilities))]
-    model = Given(dict(enumerate(utilities)))
 
-    def kept(k: int) -> tuple[list[int], Any]:
-        selector = selector_of(
-            model, adaptive_utility_threshold=True, utility_threshold_exploration=0.0
-        )
-        selector.threshold.current = k
-        [selection] = selector.select(["q"], [found])
-        assert selection.record is not None
-        return ids(selection.examples), selection.record.draw
-
-    chosen, draw = kept(drawn)
-    same = [k for k in range(len(GRID)) if kept(k)[0] == chosen]
-    assert (draw.low, draw.high) == (same[0], same[-1])
-    assert draw.probability == pytest.approx(1.0)
+def test_the_record_says_how_many_there_were_to_be_and_of_which_there_was_a_choice() -> None:
+    settings = {"adaptive_num_examples": True, "num_examples": 2, "max_examples": 4}
+    found = [candidate(i, 0.9 - i / 20, response=f"text{i % 2}") for i in range(6)]
+    [selection] = selector_of(**settings).select(["q"], [found])
+    record = selection.record
+    assert record is not None
+    assert (record.count, record.ids, record.ranked.shape) == (2, (0, 1), (4, 2))
+    assert np.all(np.diff(record.ranked[:, 0]) < 0)
+    [few] = selector_of(**settings).select(["q"], [found[:1]])
+    assert few.record is not None
+    assert (few.record.count, len(few.record.ranked)) == (1, 1)
+    [fixed] = selector_of(adaptive_num_examples=False).select(["q"], [found])
+    assert fixed.record is not None
+    assert fixed.record.count is None
 
 
 def test_only_what_is_configured_to_learn_learns() -> None:
@@ -309,9 +274,9 @@ def test_only_what_is_configured_to_learn_learns() -> None:
         learnables = selector_of(**settings).learnables
         return {one.name for one in learnables} - {"request_statistics"}
 
-    assert learning(utility="learned", adaptive_utility_threshold=True) == {"utility", "threshold"}
+    assert learning(utility="learned", adaptive_num_examples=True) == {"utility", "example_count"}
     assert learning(utility="learned") == {"utility"}
-    assert learning(utility="similarity", adaptive_utility_threshold=True) == {"threshold"}
+    assert learning(utility="similarity", adaptive_num_examples=True) == {"example_count"}
     assert learning(utility="similarity") == set()
     assert selector_of().learnables[0].name == "request_statistics"
     assert isinstance(selector_of(utility="learned").utility, LearnedUtility)
@@ -327,10 +292,9 @@ def test_the_order_is_canonical_whatever_the_ranking() -> None:
 @given(
     st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1), st.integers(1, 12)), max_size=12),
     st.integers(0, 40),
-    st.floats(0, 1),
 )
 def test_limits_hold_for_any_candidates(
-    values: list[tuple[float, float, int]], budget: int, diversity: float
+    values: list[tuple[float, float, int]], budget: int
 ) -> None:
     found = [
         candidate(i, similarity, quality, request="w " * words)
@@ -340,15 +304,11 @@ def test_limits_hold_for_any_candidates(
     chosen = select(
         found,
         max_example_tokens=budget,
-        diversity=diversity,
         max_examples=3,
         min_similarity=0.6,
-        relative_similarity=settings.relative_similarity,
         warm_tolerance=settings.warm_tolerance,
     )
     assert len(chosen) <= 3
     assert ids(chosen) == sorted(set(ids(chosen)))
     assert sum(len(s.request.split()) + len(s.response.split()) for s in chosen) <= budget
     assert all(s.similarity >= 0.6 for s in chosen)
-    best = max((c.similarity * c.quality for c in found if c.similarity >= 0.6), default=0.0)
-    assert all(s.utility >= best * settings.relative_similarity - 1e-4 for s in chosen)

@@ -7,12 +7,12 @@ import pytest
 from echolm.learning.tokens import FeedbackTokens
 from echolm.primitives import Decision
 from echolm.retrieval.features import EXAMPLE_FEATURES, REQUEST_FEATURES
-from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw, used_selection
+from echolm.retrieval.record import NONE, RANK_FEATURES, SelectionRecord, used_selection
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def record(n: int, dropped: int = NONE, draw: ThresholdDraw | None = None) -> SelectionRecord:
+def record(n: int, dropped: int = NONE, count: int | None = None) -> SelectionRecord:
     rng = np.random.default_rng(n)
     return SelectionRecord(
         rng.random(len(REQUEST_FEATURES)).astype(np.float32),
@@ -20,28 +20,28 @@ def record(n: int, dropped: int = NONE, draw: ThresholdDraw | None = None) -> Se
         rng.normal(0, 2, (n, len(EXAMPLE_FEATURES))).astype(np.float32),
         tuple(100 + i for i in range(n)),
         dropped,
-        draw,
+        count,
+        rng.random((n + 1, RANK_FEATURES)).astype(np.float32),
     )
 
 
 @given(
     st.integers(0, 32),
     st.integers(-1, 2**62),
-    st.none() | st.tuples(st.integers(0, 9), st.integers(10, 19), st.floats(2**-10, 1, width=32)),
+    st.none() | st.integers(0, 33),
 )
-def test_a_record_survives_the_round_trip(
-    n: int, dropped: int, draw: tuple[int, int, float] | None
-) -> None:
-    one = record(n, dropped, None if draw is None else ThresholdDraw(*draw))
+def test_a_record_survives_the_round_trip(n: int, dropped: int, count: int | None) -> None:
+    one = record(n, dropped, None if count is None else min(count, n + 1))
     two = SelectionRecord.load(one.dump())
-    assert (two.ids, two.tokens, two.dropped, two.draw) == (
+    assert (two.ids, two.tokens, two.dropped, two.count) == (
         one.ids,
         one.tokens,
         one.dropped,
-        one.draw,
+        one.count,
     )
     assert np.allclose(two.request, one.request, atol=1e-3)
     assert np.allclose(two.features, one.features, rtol=1e-3, atol=1e-3)
+    assert np.allclose(two.ranked, one.ranked, atol=1e-3)
     assert two.dump() == one.dump()
 
 
@@ -59,11 +59,11 @@ def test_of_the_examples_only_the_used_ones_remain() -> None:
 def test_the_text_of_a_used_selection_is_that_of_its_opened_record(
     used: tuple[int, ...], by_router: bool
 ) -> None:
-    one = record(3, draw=ThresholdDraw(2, 9, 0.75))
+    one = record(3, count=2)
     ids = [one.ids[k] for k in used]
     expected = SelectionRecord.load(one.dump()).of_used(ids)
     if not by_router:
-        expected = replace(expected, draw=None)
+        expected = replace(expected, count=None)
     assert used_selection(one.dump(), one.ids, ids, by_router) == expected.dump()
 
 
@@ -90,15 +90,15 @@ def test_features_that_are_no_numbers_are_refused() -> None:
         SelectionRecord.load(one.dump())
 
 
-@pytest.mark.parametrize("draw", [(5, 4, 0.5), (1, 2, 0.0), (1, 2, float("nan")), (1, 2, 2.0)])
-def test_an_impossible_draw_is_refused(draw: tuple[int, int, float]) -> None:
-    with pytest.raises(ValueError, match="range of thresholds"):
-        SelectionRecord.load(record(1, draw=ThresholdDraw(*draw)).dump())
+@pytest.mark.parametrize("count", [-2, 3])
+def test_a_number_of_examples_that_there_were_not_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match="at most 2 examples"):
+        SelectionRecord.load(record(1, count=count).dump())
 
 
 def test_a_token_with_four_examples_is_short_enough_to_pass_around() -> None:
     context = np.random.default_rng(0).random(27).astype(np.float32)
-    text = record(4, draw=ThresholdDraw(2, 9, 0.95)).dump()
+    text = record(4, count=4).dump()
     decision = Decision("f" * 32, "public", "small_llm", context, 0.5, 0.5, (2**60,) * 4)
     with_record = Decision(**{**vars(decision), "selection": text})
     token = FeedbackTokens("key", 60).dump(with_record)

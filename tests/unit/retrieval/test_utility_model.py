@@ -11,14 +11,14 @@ from echolm.learning.learner import Learner, OutdatedError
 from echolm.learning.snapshot import pack, unpack
 from echolm.llm.tokens import EstimatedTokens
 from echolm.primitives import Candidate
+from echolm.retrieval.count import ExampleCount
 from echolm.retrieval.features import (
     EXAMPLE_FEATURES,
     REQUEST_FEATURES,
     ExampleTexts,
     FeatureBatch,
 )
-from echolm.retrieval.record import SelectionRecord
-from echolm.retrieval.threshold import AdaptiveThreshold
+from echolm.retrieval.record import RANK_FEATURES, SelectionRecord
 from echolm.retrieval.utility import LearnedUtility, SimilarityUtility
 from echolm.settings import RetrievalSettings, Settings
 from echolm.testing.event_log import MemoryEventLog
@@ -45,7 +45,9 @@ def record(*ids: int, seed: int = 0) -> SelectionRecord:
     rng = np.random.default_rng(seed)
     features = np.zeros((len(ids), E), dtype=np.float32)
     features[:, 1:4] = rng.normal(0, 0.1, (len(ids), 3))
-    return SelectionRecord(np.zeros(R, np.float32), ids, features, (50,) * len(ids))
+    tokens, ranked = (50,) * len(ids), np.full((len(ids), RANK_FEATURES), 0.5, np.float32)
+    request = np.zeros(R, np.float32)
+    return SelectionRecord(request, ids, features, tokens, count=len(ids), ranked=ranked)
 
 
 def batch(*ids: int) -> FeatureBatch:
@@ -68,7 +70,7 @@ def same(one: LearnedUtility, two: LearnedUtility) -> bool:
 
 
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1)), min_size=1, max_size=8))
-def test_before_any_rating_utility_is_similarity_times_quality(
+def test_before_any_rating_utility_and_ranking_are_those_of_similarity(
     values: list[tuple[float, float]],
 ) -> None:
     found = [
@@ -77,16 +79,52 @@ def test_before_any_rating_utility_is_similarity_times_quality(
     ]
     features = featurize(["ask 7"], [found], ExampleTexts(EstimatedTokens()))
     cold = SimilarityUtility().score(features)
-    assert untaught().score(features) == pytest.approx(cold.clip(0.005, 0.995), abs=1e-4)
+    assert untaught().score(features) == pytest.approx(cold, abs=1e-4)
+    assert untaught().surely(features) == pytest.approx(cold, abs=1e-4)
+
+
+def test_a_ranking_is_changed_by_what_is_sure_and_not_by_noise() -> None:
+    """Ratings that are dice leave the nearest in front; a bad example falls behind."""
+    found = [
+        Candidate(i, f"restart server {i}", f"svc restart {i}", "public", 1.0, 0.9 - i / 50)
+        for i in range(6)
+    ]
+    features = featurize(["restart server 9"], [found], ExampleTexts(EstimatedTokens()))
+    for seed in range(4):
+        model, rng = untaught(), np.random.default_rng(seed)
+        for n in range(200):
+            taken = SelectionRecord(
+                features.request[0], (10 + n,), features.example[0, [n % 6]], (20,)
+            )
+            model.apply(rating(n, taken, float(rng.random() < 0.6)))
+        assert np.argsort(-model.surely(features)[0]).tolist() == list(range(6))
+        for n in range(200, 260):
+            first = SelectionRecord(features.request[0], (0,), features.example[0, [0]], (20,))
+            model.apply(rating(n, first, 0.0))
+        assert model.surely(features)[0].argmax() != 0
+
+
+def test_that_some_requests_are_harder_says_nothing_of_their_examples() -> None:
+    """Requests with long candidates score less, with whichever of these."""
+    k, rng = EXAMPLE_FEATURES.index("length_deviation"), np.random.default_rng(0)
+    model = untaught()
+    for n in range(800):
+        example, request = np.zeros((1, E), np.float32), np.zeros(R, np.float32)
+        hard = rng.random()
+        request[REQUEST_FEATURES.index("mean_length_deviation")] = hard
+        example[0, k] = hard + 0.3 * rng.standard_normal()
+        score = float(rng.random() < 0.8 - 0.5 * hard)
+        model.apply(rating(n, SelectionRecord(request, (n,), example, (20,)), score))
+    assert abs(model.weights.mean[-E + k]) < 0.5
+    level = len(LLMS) + REQUEST_FEATURES.index("mean_length_deviation")
+    assert model.weights.mean[level] < -1.0
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_ratings_of_whole_answers_tell_sound_examples_from_corrupted_ones(seed: int) -> None:
     """20% of the examples are corrupted, 10% of the ratings are dice, 300 are given."""
     world = World(seed, num_examples=1_000)
-    retrieval = RetrievalSettings(
-        min_similarity=0.45, adaptive_utility_threshold=False, utility_threshold=0.0
-    )
+    retrieval = RetrievalSettings(min_similarity=0.45, adaptive_num_examples=False)
     selector = build_selector(
         Settings(retrieval=retrieval), EstimatedTokens(), np.random.default_rng(seed), dimension=384
     )
@@ -143,7 +181,6 @@ def test_of_a_set_the_less_known_example_takes_more_of_the_credit() -> None:
 
 
 def test_a_few_bad_ratings_at_the_start_do_not_end_the_use_of_examples() -> None:
-    """Under the threshold none would be used, and so none be rated."""
     model = untaught()
     found = [
         Candidate(i, f"restart server {i}", f"svc restart {i} --now", "public", 0.95, 0.85)
@@ -154,8 +191,8 @@ def test_a_few_bad_ratings_at_the_start_do_not_end_the_use_of_examples() -> None
         taken = SelectionRecord(features.request[0], (n,), features.example[0, [n]], (20,))
         model.apply(rating(n, taken, 0.0))
     rated, unrated = np.split(model.score(features)[0], 2)
-    assert rated.max() < 0.81 * 0.9
-    assert unrated.min() > RetrievalSettings().utility_threshold
+    assert rated.max() < unrated.min()
+    assert unrated.min() > 0.5
 
 
 def test_answers_without_examples_teach_what_the_llm_does_without_them() -> None:
@@ -193,7 +230,7 @@ def test_examples_that_help_are_kept_at_whatever_level_answers_are(
         ids = (n % 40,) if rng.random() < 0.7 else ()
         p = with_examples if ids else without
         model.apply(rating(n, typical(*ids), float(rng.random() < p)))
-    assert (model.score(batch(99))[0, 0] >= RetrievalSettings().utility_threshold) == kept
+    assert (model.score(batch(99))[0, 0] >= 0.5) == kept
 
 
 def test_comparisons_tell_of_the_gain_and_not_of_the_level() -> None:
@@ -363,10 +400,10 @@ def history(n: int) -> list[Event]:
 def test_replicas_and_a_restart_from_a_snapshot_reach_the_same_state() -> None:
     log = MemoryEventLog()
 
-    def follow() -> tuple[Learner, LearnedUtility, AdaptiveThreshold]:
+    def follow() -> tuple[Learner, LearnedUtility, ExampleCount]:
         models = (
             untaught(),
-            AdaptiveThreshold(0.5, 0.1, dict.fromkeys(LLMS, 0.0), 0.0, HALF_LIFE_MS),
+            ExampleCount(3, 5, 0.1, dict.fromkeys(LLMS, 0.0), 0.0, HALF_LIFE_MS),
         )
         return Learner(log, models, snapshot_every=60), *models
 

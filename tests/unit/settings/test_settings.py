@@ -125,6 +125,7 @@ def test_relative_paths_are_relative_to_the_file(file: Path) -> None:
         ("[retrieval]\ncollection = 'a b'\n", r"retrieval\.collection"),
         ("[retrieval]\nutility_half_life_h = 0\n", r"utility_half_life_h: .*greater than 0"),
         ("[routing]\nsimilarity_saturation = 0.5\n", r"similarity_saturation: removed, .*measured"),
+        ("[retrieval]\nutility_threshold = 0.5\n", r"utility_threshold: removed, .*how many"),
         ("[retrieval]\nutility_discount = 0.9\n", r"removed.*see retrieval.utility_half_life_h"),
         ("[routing]\nexploration_floor = 0.6\n", r"at most 1 / number of llms"),
         (
@@ -177,13 +178,13 @@ def test_the_former_name_of_a_key_gets_told_the_present_one(
 ) -> None:
     text = f"[routing]\nexchange_rate = 0.1\n[examples]\nmax_examples = 5\n{LLMS}"
     text += "prompt_template = 'chatml'\n"
-    monkeypatch.setenv("ECHOLM_RETRIEVAL__THRESHOLD", "0.4")
+    monkeypatch.setenv("ECHOLM_RETRIEVAL__REPLICAS", "2")
     with pytest.raises(ConfigurationError) as caught:
         load_settings(write(file, text))
     message = str(caught.value).lower()
     assert "routing.exchange_rate: renamed to routing.cost_weight" in message
     assert "examples.max_examples: renamed to examples.max_stored" in message
-    assert "retrieval.threshold: renamed to retrieval.utility_threshold" in message
+    assert "retrieval.replicas: renamed to retrieval.milvus_replicas" in message
     assert "llms.1.prompt_template: renamed to llms.chat_template" in message
 
 

@@ -10,6 +10,7 @@ from echolm.retrieval.features.batch import (
     EXAMPLE_FEATURES,
     PRIOR,
     REQUEST_FEATURES,
+    VOTE,
     FeatureBatch,
     featurize,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "EXAMPLE_FEATURES",
     "PRIOR",
     "REQUEST_FEATURES",
+    "VOTE",
     "ExampleTexts",
     "FeatureBatch",
     "featurize",

@@ -15,7 +15,6 @@ from echolm.retrieval.features.examples import ExampleTexts
 from echolm.retrieval.features.texts import bitmaps_and_sketches, popcount, words_and_literals
 from echolm.retrieval.relevance import SimilarityScale, relevance
 
-REQUEST_FEATURES = ("length", "literals")
 EXAMPLE_FEATURES = (
     "prior",
     "constant",
@@ -44,7 +43,19 @@ the nearer these are to the request by their words, and ``support`` how many suc
 ``vote`` how far it agrees with those of all candidates, the more the more relevant they are.
 """
 
-PRIOR = EXAMPLE_FEATURES.index("prior")
+REQUEST_FEATURES = (
+    "length",
+    "literals",
+    *(f"mean_{name}" for name in EXAMPLE_FEATURES if name != "constant"),
+)
+"""Features of a request: of its text, and the means over its candidates.
+
+The means tell how hard a request is for which such candidates are found. Without them a rating of
+one request against that of another would say of an example's features what is true of requests.
+"""
+
+PRIOR, VOTE = EXAMPLE_FEATURES.index("prior"), EXAMPLE_FEATURES.index("vote")
+_AVERAGED = [k for k, name in enumerate(EXAMPLE_FEATURES) if name != "constant"]
 
 
 def log_odds(p: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -124,7 +135,9 @@ def featurize(
     ]
     lengths = np.log1p(np.array([len(text) for text in asked], dtype=np.float32)).reshape(b, 1)
     literals = np.array([len(p[1]) for p in parsed], dtype=np.float32).reshape(b, 1)
-    request = np.concatenate([lengths / 10.0 - 0.45, np.minimum(literals, 4.0) / 4.0 - 0.5], axis=1)
+    request = np.zeros((b, len(REQUEST_FEATURES)), dtype=np.float32)
+    request[:, 0] = lengths[:, 0] / 10.0 - 0.45
+    request[:, 1] = np.minimum(literals[:, 0], 4.0) / 4.0 - 0.5
     example = np.zeros((b, n, len(EXAMPLE_FEATURES)), dtype=np.float32)
     stored = [texts[name].take(slots, axis=0) for name in ("request_sketch", "response_sketch")]
     positions = scale.position(similarity)
@@ -206,6 +219,8 @@ def _pair_features(
     for k, name in enumerate(EXAMPLE_FEATURES):
         batch.example[:, :, k] = values[name]
     batch.example[~valid] = 0.0
+    means = batch.example.sum(axis=1) / np.maximum(valid.sum(axis=1, keepdims=True), 1)
+    batch.request[:, -len(_AVERAGED) :] = means[:, _AVERAGED]
 
 
 def _containment(
