@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from echolm.contracts import EXAMPLE_MANAGER, RETRIEVER
+from echolm.contracts import EXAMPLE_MANAGER
 from echolm.telemetry import METRICS
 
 _UNLABELLED = {
-    "echolm_utility_threshold": RETRIEVER.name,
     "echolm_examples_pending": EXAMPLE_MANAGER.name,
     "echolm_examples_pending_limit": EXAMPLE_MANAGER.name,
     "echolm_examples_stored": EXAMPLE_MANAGER.name,

@@ -29,7 +29,7 @@ from echolm.primitives import (
     Selected,
 )
 from echolm.retrieval.features import EXAMPLE_FEATURES, REQUEST_FEATURES
-from echolm.retrieval.record import NONE, SelectionRecord, ThresholdDraw
+from echolm.retrieval.record import NONE, RANK_FEATURES, SelectionRecord
 from echolm.router.conversations import WarmConversations
 from echolm.router.policy import Policy
 from echolm.router.ports import Stage
@@ -865,13 +865,15 @@ async def test_a_cost_weight_of_a_request_decides_and_is_no_matter_to_the_next()
 
 
 @pytest.mark.parametrize("weight", [None, 0.5])
-async def test_by_another_price_nothing_is_learnt_of_the_threshold(weight: float | None) -> None:
-    draw = ThresholdDraw(3, 4, 0.5)
+async def test_by_another_price_nothing_is_learnt_of_the_number_of_examples(
+    weight: float | None,
+) -> None:
     features = np.zeros((0, len(EXAMPLE_FEATURES)), dtype=np.float32)
     request = np.zeros(len(REQUEST_FEATURES), dtype=np.float32)
-    record = SelectionRecord(request, (), features, (), NONE, draw)
+    ranked = np.zeros((1, RANK_FEATURES), dtype=np.float32)
+    record = SelectionRecord(request, (), features, (), NONE, count=1, ranked=ranked)
     setup = Setup()
     setup.retriever.found = Retrieved(EMBEDDING, selection=record.dump())
     answer = await setup.ask(cost_weight=weight)
     selection = setup.tokens.load(answer.feedback_token).selection
-    assert SelectionRecord.load(selection).draw == (draw if weight is None else None)
+    assert SelectionRecord.load(selection).count == (1 if weight is None else None)

@@ -17,7 +17,6 @@ echolm_llm_failed_total{model="small_llm"} 7
 echolm_learning_log_up{model="retriever_0_1"} 1
 echolm_learning_log_up{model="router"} 1
 echolm_load{llm="small_llm",model="router"} 0.5
-echolm_utility_threshold 0.25
 echolm_example_store_up 1
 echolm_examples_stored 12
 nv_inference_count{model="small_llm",version="1"} 9
@@ -47,13 +46,7 @@ def test_as_long_as_all_are_up_nothing_is_changed() -> None:
             },
         ),
         ("remote_llm", {b'echolm_llm_ready{model="elsewhere"}': b"0"}),
-        (
-            "retriever",
-            {
-                b'echolm_learning_log_up{model="retriever_0_1"}': b"0",
-                b"echolm_utility_threshold": None,
-            },
-        ),
+        ("retriever", {b'echolm_learning_log_up{model="retriever_0_1"}': b"0"}),
         (
             "router",
             {
