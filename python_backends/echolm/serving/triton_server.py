@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from echolm import private
 from echolm.engines.worker.parent import ENV_LIBRARY_PATH
 from echolm.errors import UnavailableError
 from echolm.llm.triton_client import ADMIN_HEADER
@@ -98,7 +99,8 @@ class TritonServer(GuardedServer):
         if not options.metrics_port:
             [self._metrics_port] = preflight.free_ports(_LOOPBACK, 1)
         prefix = f"{SHM_PREFIX}{secrets.token_hex(16)}-"  # nobody can guess what is in it
-        self._prefix_file.write_text(prefix)
+        with open(self._prefix_file, "w", opener=private.opener) as stream:
+            stream.write(prefix)
         libraries = (installation.libraries, installation.libpython_dir)
         self._process = GuardedProcess(
             Command(
@@ -236,14 +238,15 @@ class TritonServer(GuardedServer):
         directory = self.options.run_dir / "backends"
         shutil.rmtree(directory, ignore_errors=True)
         python = directory / "python"
-        python.mkdir(parents=True)
+        for made in (directory, python):
+            made.mkdir(mode=0o700, parents=True)
         for part in ("libtriton_python.so", "triton_python_backend_utils.py"):
             (python / part).symlink_to(installation.backends / "python" / part)
         if os.access(installation.stub, os.X_OK):
             (python / STUB).symlink_to(installation.stub)
         else:  # Some installers do not keep the permission to execute it.
             shutil.copyfile(installation.stub, python / STUB)
-            (python / STUB).chmod(0o755)
+            (python / STUB).chmod(0o700)
         return directory
 
     def _arguments(self, shm_prefix: str) -> list[str]:
