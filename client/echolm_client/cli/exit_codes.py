@@ -3,8 +3,8 @@
 ====  ==================================================================================
 0     It did what it was told to.
 1     It failed: the server or a part of it failed or cannot be reached, output cannot be
-      written, an example does not exist, a question was answered with no; or a check has
-      found something to mend.
+      written, an example does not exist, lines of an import were refused, a question was
+      answered with no; or a check has found something to mend.
 2     It cannot do what it was told to: a wrong command line, configuration, data
       directory or request.
 130   It was interrupted (Ctrl-C).
