@@ -40,7 +40,7 @@ _FURTHER_GAIN = 0.01  # that of the j-th one, times j: examples say less and les
 _LEVEL_DEVIATION, _CONTEXT_DEVIATION = 2.0, 0.3
 _FIRST_DEVIATION, _FURTHER_DEVIATION = 0.6, 0.2
 _FIRST_SLOPE_DEVIATION, _FURTHER_SLOPE_DEVIATION = 0.6, 0.15
-_TYPICAL_RELEVANCE = 0.8
+_TYPICAL_UTILITY = 0.8
 
 _CONTEXT = 1 + len(REQUEST_FEATURES) + RANK_FEATURES
 _SLOPES = 3 * RANK_FEATURES
@@ -66,7 +66,7 @@ class ExampleCount:
     Bayesian linear regression, whose noise is learnt: the value of a request is a level, which
     depends on the request and its best candidate, plus a step for each example. A step has a weight
     of its own, so that the mean gain of each number is learnt whatever it is, and depends on the
-    example's relevance and agreement with the other candidates, and on those of the best one. The
+    example's utility and agreement with the other candidates, and on those of the best one. The
     value is that of the whole service: a rating counts whichever LLM the router chose for the
     examples that it was shown, so that the router's choices do not distort it.
 
@@ -273,7 +273,7 @@ def _contexts(
     x[:, :, 0] = 1.0
     x[:, :, 1 : 1 + request.shape[1]] = request[:, None]
     if n:
-        centred = ranked - np.array([_TYPICAL_RELEVANCE, 0.0], np.float32)
+        centred = ranked - np.array([_TYPICAL_UTILITY, 0.0], np.float32)
         x[:, :, _CONTEXT - RANK_FEATURES : _CONTEXT] = centred[:, None, 0]
         further = centred[:, 1:] / np.arange(2, n + 1)[:, None]
         best = centred[:, :1] / np.arange(2, n + 1)[:, None]

@@ -22,7 +22,7 @@ NONE = -1
 """The value of ``dropped`` if no example was dropped, and of an unknown count in a text."""
 
 RANK_FEATURES = 2
-"""What is kept of each of a request's best candidates: its relevance and its agreement."""
+"""What is kept of each of a request's best candidates: its utility and its agreement."""
 
 _VERSION = 3
 _HEADER = struct.Struct("<5Bbq")
@@ -41,7 +41,7 @@ class SelectionRecord:
         count: how many of the best candidates the request was to get; None if nothing can be
             learnt of that, since the number is fixed, an example was dropped, or the caller chose
             the LLM.
-        ranked: relevance and agreement of the candidates it could have got, the best first, FP32
+        ranked: utility and agreement of the candidates it could have got, the best first, FP32
             [n, RANK_FEATURES]; they travel as FP16.
     """
 

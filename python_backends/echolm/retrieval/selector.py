@@ -143,7 +143,7 @@ class ExampleSelector:
             limits = settings.max_examples, settings.max_example_tokens
             sets.append(RankedSets({k: worth[k] for k in order}, tokens, *limits))
         best = [one.completed() for one in sets]
-        counts, seen = self._count(batch, best)
+        counts, seen = self._count(batch, worths, best)
         self._warm.poll()
         chosen = [
             self._set_of(
@@ -157,13 +157,13 @@ class ExampleSelector:
         return chosen
 
     def _count(
-        self, batch: FeatureBatch, best: Sequence[Sequence[int]]
+        self, batch: FeatureBatch, worths: NDArray[np.float32], best: Sequence[Sequence[int]]
     ) -> tuple[list[int], NDArray[np.float32]]:
         """How many of its best examples each row gets, and what is known of these, [B, n, f]."""
         most = max(map(len, best))
         seen = np.zeros((len(best), most, RANK_FEATURES), np.float32)
         for row, columns in enumerate(best):
-            seen[row, : len(columns), 0] = batch.relevance[row, columns]
+            seen[row, : len(columns), 0] = worths[row, columns]
             seen[row, : len(columns), 1] = batch.agreement[row, columns]
         available = np.array([len(columns) for columns in best])
         if not self._settings.adaptive_num_examples:

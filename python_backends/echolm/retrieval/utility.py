@@ -58,7 +58,7 @@ _LEVEL_DEVIATION, _REQUEST_DEVIATION = 1.5, 0.8
 # agree, the three are as near to the right one as without.
 _VOTE = 0.5
 _EFFECT_VARIANCE = 0.5  # prior variance of an example's effect, in log-odds squared
-_SURENESS = 2.0  # standard deviations of what was learnt that do not count in a ranking
+_SURENESS = 1.5  # standard deviations of what was learnt that do not count in a ranking
 _LEAST_PRECISION = 0.1 / _EFFECT_VARIANCE  # that rounding may leave
 
 

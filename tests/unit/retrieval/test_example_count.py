@@ -36,7 +36,7 @@ def record(count: int | None, ranked: NDArray[np.float32], tokens: int = 200) ->
 
 
 def ranked_ones(rng: np.random.Generator) -> NDArray[np.float32]:
-    """What is known of a request's best examples: relevance and agreement."""
+    """What is known of a request's best examples: utility and agreement."""
     relevance = -np.sort(-rng.uniform(0.3, 1.0, MOST))
     return np.stack([relevance, np.full(MOST, rng.uniform(-0.5, 1.0))], axis=1).astype(np.float32)
 

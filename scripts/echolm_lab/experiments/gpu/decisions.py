@@ -137,5 +137,10 @@ def retrieval_of(count: int, order: str) -> Changes:
     """Settings under which each prompt gets so many examples, the most similar ones."""
     return {
         **SIMILAR_ONLY,
-        "retrieval": {**SIMILAR_ONLY["retrieval"], "num_examples": count, "order": order},
+        "retrieval": {
+            **SIMILAR_ONLY["retrieval"],
+            "num_examples": count,
+            "max_examples": count,
+            "order": order,
+        },
     }
