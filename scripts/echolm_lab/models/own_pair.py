@@ -86,8 +86,8 @@ def _checkpoint(role: str, model: str) -> Checkpoint | None:
     if missing:
         raise ConfigurationError(
             f"--{role}: expected the folder of an OpenVINO model or http(s)://host:port/v1#NAME, "
-            f"got {model}, which lacks {missing[0]}; convert a checkpoint with "
-            "scripts/convert_model.py, or give --config with the echolm.toml of LLMs that another "
+            f"got {model}, which lacks {missing[0]}; make one of a checkpoint "
+            "with echolm build --profile local, or give --config with the echolm.toml of LLMs that another "
             "engine runs"
         )
     checkpoint = Checkpoint.read(folder)
