@@ -21,9 +21,8 @@ from echolm.serving import converter
 
 Weights = Literal["int8", "int4"]
 
-TORCH = "torch==2.13.0+cpu"
-TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-"""Where the CPU's build is; that of the usual index brings gigabytes of CUDA."""
+TORCH, CPU_BUILD = "torch==2.13.0", "+cpu"
+"""The usual build converts as well, but brings gigabytes of CUDA."""
 PACKAGES = (
     TORCH,
     "transformers==5.0.0",
@@ -47,7 +46,7 @@ def install_commands(python: str) -> list[list[str]]:
     """What installs the packages into the environment of an interpreter."""
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     return [
-        [*pip, "--index-url", TORCH_INDEX, TORCH],
+        [*pip, TORCH + CPU_BUILD],
         [*pip, *PACKAGES],
         [*pip, "--no-deps", *WITHOUT_DEPENDENCIES],
     ]
@@ -114,12 +113,13 @@ def _make(folder: Path, say: Callable[[str], None]) -> None:
     say(f"installing what converts LLMs (torch for CPUs and others) into {folder} (once)")
     # What an earlier attempt has installed there is taken over.
     python = str(folder / "bin" / "python")
-    torch, *rest = install_commands(python)
-    from_usual_index = [word for word in torch if word not in ("--index-url", TORCH_INDEX)]
+    cpu_build, *rest = install_commands(python)
     _run([sys.executable, "-m", "venv", str(folder)], python)
-    # A mirror may have it; and a network without the other index would wait for that long.
-    if subprocess.run(from_usual_index, capture_output=True).returncode:
-        _run(torch, python)
+    if subprocess.run(cpu_build, capture_output=True).returncode:
+        say(
+            f"pip finds no {TORCH}{CPU_BUILD} and takes the build for GPUs, gigabytes larger; to "
+            "avoid it, stop this and set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds"
+        )
     for command in rest:
         _run(command, python)
     try:

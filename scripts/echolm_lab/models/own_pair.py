@@ -87,8 +87,8 @@ def _checkpoint(role: str, model: str) -> Checkpoint | None:
         raise ConfigurationError(
             f"--{role}: expected the folder of an OpenVINO model or http(s)://host:port/v1#NAME, "
             f"got {model}, which lacks {missing[0]}; make one of a checkpoint "
-            "with echolm build --profile local, or give --config with the echolm.toml of LLMs that another "
-            "engine runs"
+            "with echolm build --profile local, or give --config with the echolm.toml of LLMs "
+            "that another engine runs"
         )
     checkpoint = Checkpoint.read(folder)
     checkpoint.chat_template("", f"--{role}")
