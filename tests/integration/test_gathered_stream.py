@@ -17,7 +17,7 @@ from echolm import contracts
 from echolm.serving import Endpoints, running_server
 from echolm.settings import JudgingSettings, LLMSettings, Settings
 from nvidia_llms import write_ensemble
-from triton_calls import Caller, inputs, outputs, streams, text
+from triton_calls import Caller, inputs, outputs, proof, streams, text
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -141,6 +141,7 @@ def test_the_llm_model_gathers_for_a_caller_that_asks(
             tensor = grpcclient.InferInput(spec.name, [1], spec.datatype)
             tensor.set_data_from_numpy(values[spec.name])
             tensors.append(tensor)
+    parameters = {**parameters, **proof(endpoints, "ours", tensors)}
     with streams(endpoints) as (client, arrived):
         client.async_stream_infer(
             "ours", tensors, enable_empty_final_response=True, parameters=parameters

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 from echolm import contracts
+from echolm.internal_calls import SELECTION
 from echolm.learning.event_log import START
 from echolm.learning.feedback import RATING
 from echolm.learning.request_statistics import (
@@ -23,7 +24,7 @@ from echolm.retrieval.record import SelectionRecord
 from echolm.serving import Endpoints
 from echolm.settings import Settings
 from echolm_lab.tasks import Workload
-from triton_calls import Caller, eventually, samples, text
+from triton_calls import Caller, eventually, proof, samples, text
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -47,8 +48,9 @@ def retrieve(server: Endpoints, request: str, tenant: str) -> Retrieved:
     vector = grpcclient.InferInput("embedding", list(embedding.shape), "FP32")
     vector.set_data_from_numpy(embedding)
     tensors = [asked, vector, text_tensor("tenant", tenant)]
-    found = client.infer(contracts.RETRIEVER.name, tensors).as_numpy(contracts.RETRIEVED.name)
-    return unpack(found.item())
+    signed = proof(server, SELECTION, tensors)
+    found = client.infer(contracts.RETRIEVER.name, tensors, parameters=signed)
+    return unpack(found.as_numpy(contracts.RETRIEVED.name).item())
 
 
 def utility(server: Endpoints, tenant: str) -> float:

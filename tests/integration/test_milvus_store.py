@@ -174,7 +174,7 @@ def test_a_search_asks_and_reads_what_that_of_pymilvus_does(
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((40, D)).astype(np.float32)
     vectors[20:30] = vectors[5]  # which are equally near to everything
-    texts = ["", "\U0001f600 你好", "line\nbreak", "x" * 5_000]
+    texts = [" ", "\U0001f600 你好", "line\nbreak", "x" * 5_000]
     examples = [
         replace(
             example(id),
