@@ -22,7 +22,7 @@ import tritonclient.http as httpclient
 from echolm import contracts
 from echolm.serving import Endpoints
 from numpy.typing import NDArray
-from triton_calls import Caller, post, refusal, streams, text
+from triton_calls import Caller, post, proof, refusal, streams, text
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 pytestmark = pytest.mark.timeout(240)
@@ -46,7 +46,9 @@ def streamed(
     """All results of a request over gRPC's stream, as NVIDIA's clients make them."""
     with streams(server) as (client, arrived):
         wanted = [grpcclient.InferRequestedOutput(name) for name in outputs]
-        client.async_stream_infer(model, tensors(arrays), outputs=wanted)
+        made = tensors(arrays)
+        signed = {} if model.startswith("echolm") else proof(server, model, made)
+        client.async_stream_infer(model, made, outputs=wanted, parameters=signed)
         first = arrived.get(timeout=60)
         client.stop_stream()
         results = [first]

@@ -134,6 +134,7 @@ class TritonServer(GuardedServer):
                     f"Triton: expected it to start, got exit status {status}; {self.log_excerpt()}"
                 )
             if self.is_ready():
+                self._close_shared_memory()
                 return
             if time.monotonic() > deadline:
                 raise UnavailableError(
@@ -165,6 +166,7 @@ class TritonServer(GuardedServer):
             UnavailableError: it could not be loaded, or Triton does not answer.
         """
         self._control(model, "load", _LOAD_S + _ASK_S)
+        self._close_shared_memory()
 
     def unload(self, model: str) -> None:
         """Let a model answer no more requests; those in flight end first, in the background.
@@ -216,6 +218,15 @@ class TritonServer(GuardedServer):
         if self._process is not None:
             super().stop()
             self._prefix_file.unlink(missing_ok=True)
+
+    def _close_shared_memory(self) -> None:
+        """Let nobody but its owner read what the python backend shares with its models.
+
+        It gives each region the mode 0644 itself, whatever the umask.
+        """
+        with contextlib.suppress(FileNotFoundError):  # while it stops
+            for path in SHM_DIR.glob(f"{self._prefix_file.read_text()}*"):
+                path.chmod(0o600)
 
     def _remove_leftovers(self) -> None:
         """Remove the shared memory of an earlier server of this directory that was killed."""
