@@ -20,7 +20,17 @@ from echolm.serving import Endpoints, running_server
 from echolm.settings import JudgingSettings, Limits, LLMSettings, RoutingSettings, Settings
 from openai import BadRequestError, OpenAI
 from openai_server import MODEL, OpenAIServer
-from triton_calls import Caller, eventually, inputs, outputs, refusal, samples, streams, text
+from triton_calls import (
+    Caller,
+    eventually,
+    inputs,
+    outputs,
+    proof,
+    refusal,
+    samples,
+    streams,
+    text,
+)
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -384,7 +394,8 @@ def test_only_configured_llms_can_be_called_past_the_front_door(deployment: Depl
             tensor.set_data_from_numpy(np.array([value.encode()], object))
             made.append(tensor)
         with streams(deployment.endpoints) as (client, arrived):
-            client.async_stream_infer("remote_llm", made)
+            signed = proof(deployment.endpoints, "remote_llm", made)
+            client.async_stream_infer("remote_llm", made, parameters=signed)
             result, error = arrived.get(timeout=30)
         if error is not None:
             raise error
