@@ -18,8 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from echolm.llm.triton_client import ADMIN_HEADER
-from echolm_lab.experiments.perf_analyzer import VERSION, run, write_inputs
+from echolm_lab.experiments.perf_analyzer import VERSION, admin_headers, run, write_inputs
 from echolm_lab.tasks import Workload
 
 
@@ -40,15 +39,6 @@ def default_runs(options: argparse.Namespace, work: Path) -> list[list[str]]:
         ["-m", "echolm_stream", "-i", "grpc", "-u", options.grpc_url, concurrency]
         + ["--async", "--streaming", f"--input-data={stream}", *common],
     ]
-
-
-def admin_headers(file: Path) -> list[str]:
-    """Options with the admin key, if there is one, for both protocols."""
-    if not file.is_file():
-        return []
-    key = file.read_text(encoding="utf-8").strip()
-    names = (ADMIN_HEADER, f"triton-grpc-protocol-{ADMIN_HEADER}")
-    return [option for name in names for option in ("-H", f"{name}:{key}")]
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from client_installation import TOKENIZER
+from echolm.llm.triton_client import ADMIN_HEADER
 from echolm.serving import Endpoints
 from echolm_lab.experiments import perf_analyzer
 from triton_calls import Caller, text
@@ -163,6 +164,11 @@ def test_aiperf_streams_a_chat(server: Endpoints, tmp_path: Path) -> None:
     assert report["time_to_first_token"]["avg"] > 0
 
 
+def admin_key_file(server: Endpoints) -> Path:
+    """Holds what Triton wants for statistics, configurations and shared memory."""
+    return server.data_dir / "admin.key"
+
+
 def test_genai_perf_over_kserve_with_its_payload_for_tensorrt_llm(
     server: Endpoints, tmp_path: Path
 ) -> None:
@@ -172,7 +178,8 @@ def test_genai_perf_over_kserve_with_its_payload_for_tensorrt_llm(
         + ["--streaming", f"--url={server.grpc_url}", f"--tokenizer={TOKENIZER}"]
         + ["--request-count=12", "--concurrency=3", "--synthetic-input-tokens-mean=40"]
         + ["--output-tokens-mean=12", "--output-tokens-mean-deterministic", "--random-seed=1"]
-        + ["--extra-inputs=cache_control:no-cache", f"--artifact-dir={tmp_path}"],
+        + ["--extra-inputs=cache_control:no-cache", f"--artifact-dir={tmp_path}"]
+        + ["--", *perf_analyzer.admin_headers(admin_key_file(server))],
         tmp_path,
     )
     [file] = tmp_path.glob("*/profile_export_genai_perf.json")
@@ -196,6 +203,7 @@ def test_perf_analyzer_with_shared_memory(server: Endpoints, tmp_path: Path, pro
         ["-m", "text_embedding", "-i", protocol, "-u", url, "--shared-memory=system"]
         + [f"--input-data={inputs}", "--request-count=12", "--concurrency-range=3", "--async"]
         + [f"--profile-export-file={tmp_path / 'export.json'}"]
+        + perf_analyzer.admin_headers(admin_key_file(server))
     )
     assert done.returncode == 0
     assert "Request count: 12\n" in done.stdout
@@ -214,11 +222,13 @@ def test_a_request_and_its_answer_in_shared_memory(
     }
     url = server.grpc_url if kind is grpcclient else server.http_address
     client = kind.InferenceServerClient(url)
+    header = ADMIN_HEADER if kind is httpclient else f"triton-grpc-protocol-{ADMIN_HEADER}"
+    admin = {header: admin_key_file(server).read_text().strip()}
     place = 4_096
     size = place * (len(values) + 1)
     region = shared_memory.create_shared_memory_region("test", "/echolm-test", size)
     try:
-        client.register_system_shared_memory("test", "/echolm-test", size)
+        client.register_system_shared_memory("test", "/echolm-test", size, headers=admin)
         inputs = []
         for offset, (name, value) in zip(range(place, size, place), values.items(), strict=True):
             is_text = value.dtype == object
@@ -233,5 +243,5 @@ def test_a_request_and_its_answer_in_shared_memory(
         found = shared_memory.get_contents_as_numpy(region, np.object_, [1, 1])
         assert found.item().decode() == expected
     finally:
-        client.unregister_system_shared_memory("test")
+        client.unregister_system_shared_memory("test", headers=admin)
         shared_memory.destroy_shared_memory_region(region)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from echolm.llm.triton_client import ADMIN_HEADER
 
 _DIRECTORY = Path(__file__).resolve().parents[3] / "build" / "perf_analyzer"
 VERSION = "2.50.0"
@@ -109,3 +110,12 @@ def times_of(export: Mapping[str, Any]) -> dict[str, float]:
         "p90_ms": p90,
         "p99_ms": p99,
     }
+
+
+def admin_headers(file: Path) -> list[str]:
+    """Options with the admin key, if there is one, for both protocols."""
+    if not file.is_file():
+        return []
+    key = file.read_text(encoding="utf-8").strip()
+    names = (ADMIN_HEADER, f"triton-grpc-protocol-{ADMIN_HEADER}")
+    return [option for name in names for option in ("-H", f"{name}:{key}")]
