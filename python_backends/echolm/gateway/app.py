@@ -6,13 +6,11 @@ import asyncio
 import base64
 import contextlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from echolm import contracts
-from echolm.errors import EchoError, UnavailableError
+from echolm.errors import EchoError
 from echolm.gateway import memory, rates
 from echolm.gateway.backend import Backend, Final, Inputs, Piece
 from echolm.gateway.body import read_json
@@ -484,9 +482,7 @@ def open_gateway(settings: Settings, backend: Backend, metrics: GatewayMetrics) 
         memory.prepare(db)
 
     keyring = Keyring(KeyFile(settings.keys_path), settings.keys_are_required)
-    path = settings.data_dir / "gateway.sqlite"
-    _make_private(path)
-    file = SQLiteFile(path, "gateway", prepare, durable=False)
+    file = SQLiteFile(settings.data_dir / "gateway.sqlite", "gateway", prepare, durable=False)
     return Gateway(
         settings,
         backend,
@@ -495,16 +491,6 @@ def open_gateway(settings: Settings, backend: Backend, metrics: GatewayMetrics) 
         ResponseMemory(file, settings.gateway.remembered_responses),
         metrics,
     )
-
-
-def _make_private(path: Path) -> None:
-    """Create a file that only its owner may read; SQLite's files beside it take its mode."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        path.chmod(0o600)
-    except OSError as error:
-        raise UnavailableError(f"gateway {path}: {error}") from error
 
 
 def _documented(kind: type[Body]) -> dict[str, Any]:
