@@ -514,7 +514,7 @@ async def _respond_to(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return _error(error)
     if isinstance(error, EchoError):
-        return _error(api_error(error))
+        return _error(api_error(error, request.url.path))
     if isinstance(error, HTTPException):
         path = request.url.path[:80]
         got = f"{request.method} {path}"
