@@ -9,9 +9,11 @@ caller signs what it sends with the key that all of them have, ``feedback.signin
                 that there is, by name: <name> " " <bytes> "\\n" <its contents as Triton has them>
 
 A proof travels as the parameter ``PROOF`` of the request, which an ensemble hands on to its steps.
-Clients never see one. Who has overheard one, on a network without TLS, can send the same again for
-some minutes, and no more: an LLM then answers once more, an interaction that is stored already is
-found to be, and a report of a request that has ended is ignored. So nothing is kept about proofs.
+Clients never see one. Who has overheard one, on a network without TLS, can send the same again any
+number of times until it is ``TOLERANCE_S`` old: an LLM then answers the same prompt each time, with
+whatever sampling parameters and other unsigned inputs come beside it; an interaction that is stored
+already is found to be, and a report of a request that has ended is ignored. Nothing is kept about
+proofs.
 ``front_door/proof.h`` makes the same.
 """
 

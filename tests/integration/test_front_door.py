@@ -521,6 +521,18 @@ def test_a_client_that_leaves_its_stream(door: FrontDoor) -> None:
         assert cancelled(door, row["name"])
 
 
+def test_a_client_that_leaves_gets_nothing_of_what_gathered(door: FrontDoor) -> None:
+    script_of = plan(pieces=["a", "b", "c"], json=["[1]", "[2]", "[3]"], hang=2)
+    settings = {"stream_interval_ms": 60_000}
+    row = script({**script_of, "rules": {"logprobs": 4}, "settings": settings})
+    with door.shut():
+        stream = Stream(door, row)
+        assert stream.next().as_numpy("logprobs").item() == b"[1]"
+        stream.leave()
+        assert cancelled(door, row["name"])
+    assert door.triton.poll() is None
+
+
 def test_a_client_that_leaves_an_http_stream(door: FrontDoor) -> None:
     row = script(plan(pieces=["a", "b"], hang=1))
     with door.shut():

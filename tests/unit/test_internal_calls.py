@@ -97,11 +97,13 @@ def test_the_front_door_makes_the_same_proofs(tmp_path: Path) -> None:
     for key in ("key", "k" * 100):
         for length in (0, 1, 20, 55, 56, 64, 1_000):
             environment = {"ECHOLM_FEEDBACK__SIGNING_KEY": f" {key}\n"}
+            settings = FeedbackSettings(signing_key=SecretStr(f" {key}\n"))
             made = subprocess.run(
                 [str(program), str(length)], env=environment, capture_output=True, check=True
             )
             proof = made.stdout.decode().strip()
             assert re.fullmatch(r"\d{13}\.[0-9a-f]{64}", proof)
             text = length.to_bytes(4, "little") + b"x" * length
-            CallProofs(key).check("selection", {**INPUTS, "text_input": text}, proof)
+            proofs = CallProofs(settings.signing_key.get_secret_value())
+            proofs.check("selection", {**INPUTS, "text_input": text}, proof)
     assert sys.byteorder == "little"

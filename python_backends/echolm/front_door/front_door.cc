@@ -800,9 +800,9 @@ class Door : public std::enable_shared_from_this<Door> {
   /// Ends a request that cannot be answered; nothing if it has ended.
   void close(Client* client, const Failure& failure, const char* reason = "error") {
     if (client->ended != nullptr) return;
-    if (failure.code == TRITONSERVER_ERROR_CANCELLED) client->gathered.clear();
     try {
-      flush(client);
+      // A client that has gone gets nothing of what has gathered.
+      if (failure.code != TRITONSERVER_ERROR_CANCELLED) flush(client);
       client->respond({}, TRITONSERVER_RESPONSE_COMPLETE_FINAL, &failure);
     } catch (const std::exception& problem) {
       log(TRITONSERVER_LOG_ERROR, name_ + ": " + problem.what());

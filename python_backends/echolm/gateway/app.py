@@ -6,13 +6,11 @@ import asyncio
 import base64
 import contextlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from echolm import contracts
-from echolm.errors import EchoError, UnavailableError
+from echolm.errors import EchoError
 from echolm.gateway import memory, rates
 from echolm.gateway.backend import Backend, Final, Inputs, Piece
 from echolm.gateway.body import read_json
@@ -69,6 +67,8 @@ LOGICAL_MODEL = contracts.ECHOLM.name
 EMBEDDING_MODEL = contracts.TEXT_EMBEDDING.name
 _CHARS_PER_TOKEN = 4
 """By which tokens are estimated that nobody has counted."""
+_READ = ("messages", "text_input", "tools", "tool_choice", "response_format")
+"""Inputs that LLMs read."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Gateway:
             if not 0 < len(text.strip()) <= len(text) <= most:
                 got = f"{len(text)} characters"
                 raise ApiError.of(f"input[{i}]", f"a text of 1 to {most} characters", got)
-        tokens = sum(_estimated(text) for text in texts)
+        tokens = sum(_estimated(len(text)) for text in texts)
         charge = await self._charge(caller, tokens)
         vectors: list[bytes] = []
         with charge.returned_on_failure(), Connected(request.receive):
@@ -292,15 +292,16 @@ class Gateway:
             raise ApiError.of("stream_options", "stream: true beside it", "an object")
         rows = [_seeded(prompt, k) for prompt in prompts for k in range(n)]
         new_tokens = asked.new_tokens(self._settings.limits.default_max_tokens)
-        read = sum(_estimated(_text_of(prompt)) for prompt in prompts)
+        read = sum(map(_estimated_read, prompts))
         charge = await self._charge(caller, read + len(rows) * new_tokens)
         envelope = Envelope(form, asked.model, self._fingerprint)
         if asked.stream:
-            events = self._events(asked, envelope, rows, n, charge)
+            events = self._events(asked, envelope, rows, n, charge, new_tokens)
             return EventStream(events, charge.headers)
         with charge.returned_on_failure(), Connected(request.receive):
             finals = await self._answers(rows)
-        charge.settle(self._ended(envelope, rows, finals))
+        written = [_written(final) for final in finals]
+        charge.settle(self._ended(envelope, rows, finals, written, new_tokens))
         body = envelope.whole(finals, finals[::n])
         return Response(body, headers=charge.headers, media_type="application/json")
 
@@ -321,31 +322,47 @@ class Gateway:
         rows: Sequence[Inputs],
         n: int,
         charge: Charge,
+        new_tokens: int,
     ) -> AsyncGenerator[bytes, None]:
         options = asked.stream_options
         chunks = Chunks(envelope, bool(options and options.include_usage))
         finals: list[Final | None] = [None] * len(rows)
+        written = [0] * len(rows)
         with charge.returned_on_failure():
             async with aclosing(merged(self._backend, rows)) as parts:
                 async for index, part in parts:
+                    written[index] += _written(part)
                     if isinstance(part, Piece):
                         yield chunks.piece(index, part)
                     else:
                         finals[index] = part
                         yield chunks.final(index, part)
         answers = [final for final in finals if final is not None]
-        charge.settle(self._ended(envelope, rows, answers))
+        charge.settle(self._ended(envelope, rows, answers, written, new_tokens))
         yield chunks.usage(answers[::n], answers) + DONE
 
-    def _ended(self, envelope: Envelope, rows: Sequence[Inputs], finals: Sequence[Final]) -> int:
-        """Remember the answers; gives how many tokens they took."""
+    def _ended(
+        self,
+        envelope: Envelope,
+        rows: Sequence[Inputs],
+        finals: Sequence[Final],
+        written: Sequence[int],
+        new_tokens: int,
+    ) -> int:
+        """Remember the answers; gives how many tokens they took.
+
+        Args:
+            written: characters of each answer, by which its tokens are estimated where its LLM
+                does not count them.
+            new_tokens: most tokens of one answer.
+        """
         tokens = 0
-        for index, (row, final) in enumerate(zip(rows, finals, strict=True)):
+        for index, (row, final, chars) in enumerate(zip(rows, finals, written, strict=True)):
             id = envelope.choice_id(index)
             self._memory.remember(id, final.feedback_token, row["tenant"])
-            read, written = final.num_input_tokens, final.num_output_tokens
-            tokens += read if read >= 0 else _estimated(_text_of(row))
-            tokens += written if written >= 0 else _estimated(final.text)
+            read, generated = final.num_input_tokens, final.num_output_tokens
+            tokens += read if read >= 0 else _estimated_read(row)
+            tokens += generated if generated >= 0 else min(_estimated(chars), new_tokens)
         return tokens
 
     async def _token(self, name: str, id: str, caller: Caller, tenant: str) -> str:
@@ -465,9 +482,7 @@ def open_gateway(settings: Settings, backend: Backend, metrics: GatewayMetrics) 
         memory.prepare(db)
 
     keyring = Keyring(KeyFile(settings.keys_path), settings.keys_are_required)
-    path = settings.data_dir / "gateway.sqlite"
-    _make_private(path)
-    file = SQLiteFile(path, "gateway", prepare, durable=False)
+    file = SQLiteFile(settings.data_dir / "gateway.sqlite", "gateway", prepare, durable=False)
     return Gateway(
         settings,
         backend,
@@ -476,16 +491,6 @@ def open_gateway(settings: Settings, backend: Backend, metrics: GatewayMetrics) 
         ResponseMemory(file, settings.gateway.remembered_responses),
         metrics,
     )
-
-
-def _make_private(path: Path) -> None:
-    """Create a file that only its owner may read; SQLite's files beside it take its mode."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        path.chmod(0o600)
-    except OSError as error:
-        raise UnavailableError(f"gateway {path}: {error}") from error
 
 
 def _documented(kind: type[Body]) -> dict[str, Any]:
@@ -509,7 +514,7 @@ async def _respond_to(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return _error(error)
     if isinstance(error, EchoError):
-        return _error(api_error(error))
+        return _error(api_error(error, request.url.path))
     if isinstance(error, HTTPException):
         path = request.url.path[:80]
         got = f"{request.method} {path}"
@@ -525,11 +530,16 @@ def _seeded(inputs: dict[str, Any], choice: int) -> dict[str, Any]:
     return {**inputs, "seed": (inputs["seed"] + choice) % 2**64}
 
 
-def _text_of(inputs: Inputs) -> str | bytes:
-    text: str | bytes = inputs["messages"] if "messages" in inputs else inputs["text_input"]
-    return text
+def _estimated_read(inputs: Inputs) -> int:
+    """About how many tokens an LLM reads for a request."""
+    return sum(_estimated(len(inputs[name])) for name in _READ if name in inputs)
 
 
-def _estimated(text: str | bytes) -> int:
-    """About how many tokens a text has."""
-    return -(-len(text) // _CHARS_PER_TOKEN)
+def _written(part: Piece | Final) -> int:
+    """Characters that an LLM has written, those of calls of tools included."""
+    return len(part.text) + len(part.tool_calls)
+
+
+def _estimated(chars: int) -> int:
+    """About how many tokens a text of so many characters has."""
+    return -(-chars // _CHARS_PER_TOKEN)

@@ -25,13 +25,11 @@ CLIENT_GONE = 499
 """Status of a request whose client went away; it is seen in metrics only."""
 
 _SUBJECT = re.compile(r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*): expected ")
-_PARAMS = {
-    "stop_words": "stop",
-    "text_input": "messages",
-    "sampling_param_max_tokens": "max_tokens",
-}
+_PARAMS = {"stop_words": "stop", "sampling_param_max_tokens": "max_tokens"}
 """What OpenAI's API calls an input of ``echolm``, or of an LLM, that has another name."""
-_NAMES = re.compile(rf"\b({'|'.join(_PARAMS)})\b")
+_TEXTS = {"/v1/completions": "prompt"}
+"""What ``text_input`` is called, by endpoint; ``messages`` at all others."""
+_NAMES = re.compile(rf"\b({'|'.join(_PARAMS)}|text_input)\b")
 _TOO_LONG = "Input tokens exceed the configured limit"
 """Words of OpenAI's own, by which LangChain and LiteLLM tell this error from others."""
 
@@ -90,14 +88,19 @@ def too_many(message: str, kind: str, code: str, wait_s: float) -> ApiError:
     return ApiError(429, message, kind=kind, code=code, headers=headers)
 
 
-def api_error(error: EchoError) -> ApiError:
-    """What an error of EchoLM is in OpenAI's API."""
-    message = _NAMES.sub(lambda name: _PARAMS[name[0]], public_message(error))
+def api_error(error: EchoError, path: str) -> ApiError:
+    """What an error of EchoLM is in OpenAI's API, for a request to the endpoint ``path``."""
+    message, text = public_message(error), _TEXTS.get(path, "messages")
+    found = _SUBJECT.match(message)
+    # What follows the subject may repeat what the caller has sent, but never where it is too long.
+    end = len(message) if isinstance(error, ContextLengthError) else found.end() if found else 0
+    own = _NAMES.sub(lambda name: _PARAMS.get(name[0], text), message[:end])
+    message = own + message[end:]
     found = _SUBJECT.match(message)
     param = found[1] if found else None
     if isinstance(error, ContextLengthError):
         message = f"{_TOO_LONG}: {message}"
-        return ApiError(400, message, code="context_length_exceeded", param=param or "messages")
+        return ApiError(400, message, code="context_length_exceeded", param=param or text)
     if isinstance(error, InvalidRequestError):
         return ApiError(400, message, code="invalid_value", param=param)
     if isinstance(error, UnavailableError):

@@ -57,15 +57,15 @@ class EventStream(Response):
                 scope["state"][GONE] = True
                 return
             except Exception as error:
-                event = error_event(_told(error).body())
+                event = error_event(_told(error, scope["path"]).body())
             await send({"type": "http.response.body", "body": event})
 
 
-def _told(error: Exception) -> ApiError:
+def _told(error: Exception, path: str) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EchoError):
-        return api_error(error)
+        return api_error(error, path)
     logger.error("unexpected error in a stream", exc_info=error)
     return internal()
 

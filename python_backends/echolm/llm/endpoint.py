@@ -113,7 +113,9 @@ class LLMEndpoint:
         llm = self.settings
         if stop := (*self.template.stop, *llm.stop):
             asked = replace(asked, stop=(*asked.stop, *stop))
-        sampled = ("top_p", "top_k") if asked.temperature > 0 else ()
+        sampled = (
+            ("top_p", *(["top_k"] if llm.takes_top_k else ())) if asked.temperature > 0 else ()
+        )
         for name in ("repetition_penalty", *sampled):
             if getattr(asked, name) != getattr(Sampling, name):
                 continue

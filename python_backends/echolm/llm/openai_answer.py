@@ -37,14 +37,16 @@ class _Answer:
         try:
             usage = value.get("usage")
             if usage:
-                counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-                self._counts = tuple(-1 if n is None else int(n) for n in counts)  # type: ignore[assignment]
+                self._counts = (
+                    _count(usage.get("prompt_tokens")),
+                    _count(usage.get("completion_tokens")),
+                )
             # The event with the usage has no choice.
             choice = next(iter(value.get("choices") or ()), None)
             if choice is None:
                 return Piece()
             self.begun = True
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            self.finish_reason = _text(choice.get("finish_reason") or self.finish_reason)
             piece = self._read(choice)
             self._pieces.append(piece)
         except (AttributeError, LookupError, TypeError) as error:
@@ -114,6 +116,11 @@ class TextAnswer(_Answer):
                 for token, value, top in zip(tokens, values, likeliest, strict=True)
             ),
         )
+
+
+def _count(value: Any) -> int:
+    """A count of tokens, which becomes an INT32; -1: there is none."""
+    return value if isinstance(value, int) and 0 <= value < 2**31 else -1
 
 
 def _text(value: Any) -> str:

@@ -48,7 +48,7 @@ def take_openai(row: dict[str, Any], max_chars: int) -> dict[str, Any]:
         sampling["tool_choice"] = choice if names else ""
     if (form := row.pop("response_format", None)) is not None:
         guide = _guide(_read("response_format", form, max_chars))
-        if guide and any(row.get(name) is not None for name in _GUIDES):
+        if guide and any(row.get(name) for name in _GUIDES):
             expected = f"nothing beside {' or '.join(_GUIDES)}, which ask for another form"
             raise InvalidRequestError.of("response_format", expected, form)
         sampling |= {**guide, "response_format": form} if guide else {}

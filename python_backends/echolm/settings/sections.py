@@ -7,6 +7,7 @@ so each is a statement that can be read by itself, with the unit of its value.
 from __future__ import annotations
 
 import re
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -215,6 +216,12 @@ class FeedbackSettings(Section):
     start makes one in data_dir."""
     token_ttl_s: int = Field(86_400, gt=0)
     """Seconds for which an answer can be rated."""
+
+    @field_validator("signing_key")
+    @classmethod
+    def _stripped(cls, key: SecretStr) -> SecretStr:
+        """As the front door has it: without white space of ASCII around it."""
+        return SecretStr(key.get_secret_value().strip(string.whitespace))
 
 
 class LearningSettings(Section):

@@ -98,6 +98,11 @@ class TritonPythonModel:
                 pieces if generation.streaming else None,
             )
             pieces.flush()
+            cancelled = completion.finish_reason == FINISH_CANCELLED
+            prompt, generated = completion.num_input_tokens, completion.num_output_tokens
+            outputs = _outputs(completion, generation.streaming)
+            self._count(llm, max(0, prompt), max(0, generated), cancelled)
+            responder.send(outputs, final=True)
         except asyncio.CancelledError:
             pieces.drop()
             self._count(llm, cancelled=True)
@@ -107,13 +112,8 @@ class TritonPythonModel:
             pieces.drop()
             self._count(llm, failed=not isinstance(problem, InvalidRequestError))
             responder.fail(problem)
-            return
         finally:
             self._in_flight[llm] -= 1
-        cancelled = completion.finish_reason == FINISH_CANCELLED
-        prompt, generated = completion.num_input_tokens, completion.num_output_tokens
-        self._count(llm, max(0, prompt), max(0, generated), cancelled)
-        responder.send(_outputs(completion, generation.streaming), final=True)
 
     def _count(
         self,

@@ -112,14 +112,12 @@ class TritonPythonModel:
             return request, Retrieved(degraded=degraded)
         return request, replace(unpack(packed), embedding=embedding)
 
-    async def _check(self, row: _Row) -> _Row:
+    def _check(self, row: _Row) -> _Row:
         """The row, or why no LLM can take it."""
         if isinstance(row, InvalidRequestError):
             return row
         request, _ = row
         try:
-            if optional_inputs(request.sampling):
-                await self._know_llms()
             self._service.check(request)
         except InvalidRequestError as error:
             self._metrics.failed("invalid")
@@ -137,7 +135,9 @@ class TritonPythonModel:
 
     async def _plan(self, asked: Sequence[tuple[Responder, list[_Row]]]) -> None:
         try:
-            asked = [(to, [await self._check(row) for row in rows]) for to, rows in asked]
+            if any(_asks_for_more(row) for _, rows in asked for row in rows):
+                await self._know_llms()
+            asked = [(to, [self._check(row) for row in rows]) for to, rows in asked]
             good = [row for _, rows in asked for row in rows if not isinstance(row, Exception)]
             plans = iter(
                 [
@@ -233,6 +233,11 @@ class TritonPythonModel:
         self._runtime.close()
         self._load.close()
         self._metrics.flush()
+
+
+def _asks_for_more(row: _Row) -> bool:
+    """Whether the row needs an LLM that can take more than the usual inputs."""
+    return not isinstance(row, Exception) and bool(optional_inputs(row[0].sampling))
 
 
 def _send(responder: Responder, plans: Sequence[bytes]) -> None:

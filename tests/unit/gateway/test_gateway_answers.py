@@ -403,6 +403,30 @@ async def test_a_request_that_is_too_long_is_told_in_words_that_clients_know(
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/chat/completions", chat(), "messages"),
+        ("/v1/completions", {"model": "echolm", "prompt": "hi"}, "prompt"),
+    ],
+)
+async def test_the_field_is_called_what_the_endpoint_calls_it(
+    served: Served, path: str, body: Any, name: str
+) -> None:
+    sent = "text_input: expected stop_words"
+    served.backend.fails = InvalidRequestError.of("text_input", "less", sent)
+    for fails_after in (0, 1):  # a stream that has begun ends with the error
+        served.backend.fails_after = fails_after
+        text = (await raw(served, path, {**body, "stream": True})).text
+        error = json.loads(text[text.index('{"error"') :])["error"]
+        assert error["param"] == name
+        assert error["message"] == f"{name}: expected less, got {sent}"
+    served.backend.fails = ContextLengthError("text_input and sampling_param_max_tokens: expected")
+    error = (await raw(served, path, body)).json()["error"]
+    assert error["param"] == name
+    assert error["message"].endswith(f"limit: {name} and max_tokens: expected")
+
+
 async def test_a_stream_that_fails_midway_ends_with_an_error(served: Served) -> None:
     served.backend.fails, served.backend.fails_after = UnavailableError("small_llm: down"), 2
     stream = await served.openai().chat.completions.create(

@@ -82,5 +82,11 @@ def test_what_an_llm_cannot_take_is_not_recommended_to_it() -> None:
     assert llm.sampling(Sampling()) == Sampling()
 
 
+def test_top_k_is_not_recommended_where_a_server_refuses_it() -> None:
+    server = {"url": "https://example.com/v1", "contract": "openai", "takes_top_k": False}
+    sampled = endpoint(**server, **RECOMMENDED).sampling(Sampling(temperature=0.5))
+    assert (sampled.top_p, sampled.top_k) == (0.8, Sampling.top_k)
+
+
 def test_an_llms_stop_words_come_after_those_of_a_request() -> None:
     assert endpoint(stop=("\n",)).sampling(Sampling(stop=("END",))).stop == ("END", "\n")

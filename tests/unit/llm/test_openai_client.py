@@ -340,6 +340,20 @@ def test_a_demanded_call_ends_an_answer_as_any_other() -> None:
         assert answer.completion().finish_reason == expected
 
 
+@pytest.mark.parametrize("said", [3, ["stop"], {"a": 1}])
+def test_a_reason_that_is_no_text_is_no_answer(said: Any) -> None:
+    with pytest.raises(ValueError, match="expected a completion"):
+        ChatAnswer().take({"choices": [{"finish_reason": said, "message": {"content": "a"}}]})
+
+
+@pytest.mark.parametrize("count", [None, -1, 2**31, 1e300, "7"])
+def test_a_count_that_is_none_is_not_known(count: Any) -> None:
+    answer = ChatAnswer()
+    usage = {"prompt_tokens": count, "completion_tokens": 2**31 - 1}
+    answer.take({"choices": [{"message": {"content": "a"}}], "usage": usage})
+    assert answer.completion() == Completion("a", "", -1, 2**31 - 1)
+
+
 async def test_a_streamed_answer_is_the_same_in_pieces(server: OpenAIServer) -> None:
     llm = client(server)
     pieces, completion = await streamed(llm, "two words")

@@ -867,7 +867,7 @@ async def test_stop_words_are_cut_here(
     pieces: list[str] = []
     sampling = Sampling(16, stop=("END",))
     done = await nvidia.generate(
-        "r", "hi", sampling, lambda piece: pieces.append(piece.text) if streamed else None
+        "r", "hi", sampling, (lambda piece: pieces.append(piece.text)) if streamed else None
     )
     assert (done.text, done.finish_reason) == ("x ", "stop")
     assert pieces == (["x", " "] if streamed else [])

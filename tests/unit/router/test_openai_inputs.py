@@ -142,6 +142,9 @@ def test_what_is_no_json_is_named(name: str, text: str) -> None:
 
 def test_a_form_is_asked_for_in_one_way() -> None:
     form = json.dumps({"type": "json_object"})
+    empty = {"guided_decoding_guide_type": "", "guided_decoding_guide": ""}
+    sampling = build_request(SETTINGS, text="hello", response_format=form, **empty).sampling
+    assert (sampling.guide_type, sampling.guide) == ("json", "")
     with pytest.raises(InvalidRequestError, match="response_format: expected nothing beside"):
         build_request(
             SETTINGS, text="hello", response_format=form, guided_decoding_guide_type="json"

@@ -274,7 +274,7 @@ def test_a_file_that_cannot_give_the_value_stops_the_start(
 
 
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ECHOLM_FEEDBACK__SIGNING_KEY", "hush")
+    monkeypatch.setenv("ECHOLM_FEEDBACK__SIGNING_KEY", " hush\n")  # as files end
     settings = load_settings()
     assert "hush" not in repr(settings)
     assert settings.feedback.signing_key.get_secret_value() == "hush"
