@@ -24,7 +24,7 @@ from echolm.learning.snapshot import fingerprint
 from echolm.retrieval.features import REQUEST_FEATURES
 from echolm.retrieval.record import RANK_FEATURES, SelectionRecord, remember, selection_of
 
-_VERSION = 1  # raised whenever the algorithm makes another state of the same events
+_VERSION = 2  # raised whenever the algorithm makes another state of the same events
 _REMEMBERED = 50_000  # most answers of which feedback can still be replaced by later feedback
 _LEAST_KEPT = 500.0  # ratings whose weight is kept, however old they are
 _SURENESS = 0.7  # standard deviations by which another number must be better than the usual one
@@ -76,7 +76,8 @@ class ExampleCount:
     worse is not, and before the first rating nothing is tried at all.
 
     A comparison counts as ratings of both answers, around the middle of the qualities that were
-    expected of them and as far apart as it says.
+    expected of them and as far apart as it says. One with an answer that was made for a judgement
+    says how two LLMs differ with the same examples, and so nothing of their number.
 
     Args:
         usual: the number of examples as long as no other is known to be better.
@@ -172,20 +173,23 @@ class ExampleCount:
         """Learn from feedback on answers whose selection says how many examples were chosen."""
         feedback = read_feedback(event)
         if isinstance(feedback, Rating):
-            rows = [(feedback.request_id, feedback.answer, feedback.score, feedback.asked)]
+            # What an LLM that was not routed to makes of a selection says nothing of the service.
+            if feedback.asked:
+                return
+            rows = [(feedback.request_id, feedback.answer, feedback.score)]
         else:
+            # The LLM that was asked got what the one that served got, and where it was asked
+            # without examples, the difference is that of the LLMs, too.
+            if any(feedback.asked):
+                return
             expected = [float(answer["quality"]) for answer in feedback.answers]
             scores = scores_of_comparison(feedback.share, *expected)
-            columns = (feedback.request_ids, feedback.answers, scores, feedback.asked)
-            rows = list(zip(*columns, strict=True))
-        # What an LLM that was not routed to makes of a selection says nothing of the service.
+            rows = list(zip(feedback.request_ids, feedback.answers, scores, strict=True))
         # All rows are read before the first one changes anything.
         taught = [
             (id, *self._observed(selection, answer, score))
-            for id, answer, score, asked in rows
-            if not asked
-            and (selection := selection_of(answer)) is not None
-            and selection.count is not None
+            for id, answer, score in rows
+            if (selection := selection_of(answer)) is not None and selection.count is not None
         ]
         if not taught:
             return

@@ -5,10 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from echolm.judges.events import Judged, JudgedAnswer, judged_events
+from echolm.judges.llm import LLMJudge
+from echolm.learning.event_log import Event
 from echolm.learning.snapshot import pack, unpack
+from echolm.llm.chat_template import load_chat_template
+from echolm.llm.tokens import EstimatedTokens
 from echolm.retrieval.count import ExampleCount, scores_of_comparison
 from echolm.retrieval.features import EXAMPLE_FEATURES, REQUEST_FEATURES
 from echolm.retrieval.record import SelectionRecord
+from echolm.testing.llm import FakeLLM
 from numpy.typing import NDArray
 from selection_world import HALF_LIFE_MS, answer, preference, rating
 
@@ -280,10 +286,36 @@ def test_answers_that_were_made_for_a_judgement_teach_it_nothing() -> None:
     model.apply(rating(1, selection, 1.0, source="judge:llm", judging={"asked": True}))
     assert pack(model.state()) == pack(counting().state())
     one, two = (answer(1, selection, id=name) for name in "ab")
-    for better, worse, asked in ((one, two, "worse"), (two, one, "better")):
-        model = counting()
-        model.apply(preference(1, better, worse, source="judge:llm", judging={"asked": [asked]}))
-        assert [key for key, *_ in model.state()["learned"]] == ["a"]
+    for asked in (["better"], ["worse"]):
+        event = preference(1, one, two, source="judge:llm", judging={"asked": asked})
+        model.apply(event)
+        assert pack(model.state()) == pack(counting().state())
+
+
+@pytest.mark.parametrize("large_serves", [1.0, 0.5, 0.0])
+def test_a_judge_that_compares_llms_does_not_take_the_examples_away(large_serves: float) -> None:
+    """The small LLM gains by examples, and is then as good as the large one, which never does.
+
+    What is compared had the same examples, so that their number has no part in who wins.
+    """
+    model, rng = counting(exploration=0.5), np.random.default_rng(4)
+    # A caller's rating, so that other numbers are tried.
+    model.apply(rating(0, record(3, ranked_ones(rng)), 0.8))
+    judge = LLMJudge(FakeLLM(), load_chat_template("chatml", None), EstimatedTokens())
+    for k in range(1, 501):
+        ranked = ranked_ones(rng)
+        count = chosen(model, ranked, rng)
+        by_large = bool(rng.random() < large_serves)
+        sides = [
+            JudgedAnswer(answer(k, record(count, ranked), llm, id=f"{llm}{k}"), asked)
+            for llm, asked in (("small_llm", by_large), ("large_llm", not by_large))
+        ]
+        won = 0.5 if count else 0.1
+        for kind, body in judged_events(judge, Judged(won), *sides, {"reason": "shadow"}):
+            model.apply(Event(str(k), kind, body, 0))
+    quiet = counting(exploration=0.0)
+    quiet.restore(model.state())
+    assert np.mean([chosen(quiet, ranked_ones(rng)) for _ in range(50)]) >= 2.5
 
 
 def test_a_comparison_says_how_far_answers_are_apart() -> None:
