@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import PREFERENCE, RATING, Rating, read_feedback
 from echolm.learning.forgetting import Forgetting
+from echolm.learning.learner import OutdatedError
 from echolm.learning.logistic import GaussianWeights, Site, Vector
 from echolm.learning.snapshot import fingerprint
 from echolm.retrieval.features import REQUEST_FEATURES
@@ -170,7 +171,12 @@ class ExampleCount:
         return np.asarray(_contexts(request[None], ranked[None], self._most)[0] @ weights.mean)
 
     def apply(self, event: Event) -> None:
-        """Learn from feedback on answers whose selection says how many examples were chosen."""
+        """Learn from feedback on answers whose selection says how many examples were chosen.
+
+        Raises:
+            OutdatedError: it is of an LLM that is not configured any more, or of more examples.
+            KeyError, TypeError, ValueError: the event is damaged.
+        """
         feedback = read_feedback(event)
         if isinstance(feedback, Rating):
             # What an LLM that was not routed to makes of a selection says nothing of the service.
@@ -208,15 +214,22 @@ class ExampleCount:
     def _observed(
         self, selection: SelectionRecord, answer: Mapping[str, Any], score: float
     ) -> tuple[Vector, float]:
-        """The context of the number of examples that an answer got, FP64 [d], and its value."""
-        count, ranked = selection.count, selection.ranked
-        if count is None or not 0 <= count <= len(ranked) <= self._most:
-            raise ValueError(f"expected 0 to {self._most} examples, got {count} of {len(ranked)}")
+        """The context of the number of examples that an answer got, FP64 [d], and its value.
+
+        Raises what :meth:`apply` raises.
+        """
+        count, ranked, llm = selection.count, selection.ranked, answer["llm"]
+        if llm not in self._costs:
+            raise OutdatedError(f"{llm!r} is not configured any more")
+        if len(ranked) > self._most:
+            raise OutdatedError(f"of up to {len(ranked)} examples, now at most {self._most}")
+        if count is None or not 0 <= count <= len(ranked):
+            raise ValueError(f"expected 0 to {len(ranked)} examples, got {count}")
         if len(selection.request) != len(REQUEST_FEATURES):
             raise ValueError(f"expected {len(REQUEST_FEATURES)} features of the request")
         x = _contexts(selection.request[None], ranked[None], self._most)[0, count]
         price = self._price * sum(selection.tokens) / 1_000
-        return x, score - self._costs[answer["llm"]] - price
+        return x, score - self._costs[llm] - price
 
     def _forget(self, now_ms: int) -> None:
         keep = self._forgetting.step(now_ms)

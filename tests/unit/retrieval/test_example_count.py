@@ -8,6 +8,7 @@ import pytest
 from echolm.judges.events import Judged, JudgedAnswer, judged_events
 from echolm.judges.llm import LLMJudge
 from echolm.learning.event_log import Event
+from echolm.learning.learner import OutdatedError
 from echolm.learning.snapshot import pack, unpack
 from echolm.llm.chat_template import load_chat_template
 from echolm.llm.tokens import EstimatedTokens
@@ -221,18 +222,21 @@ def test_what_stands_for_no_number_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "candidates", "change"),
+    ("count", "candidates", "change", "error"),
     [
-        (3, MOST, {"llm": "gone"}),
-        (3, MOST, {"score": 1.5}),
-        (6, 6, {}),
-        (3, 2, {}),
+        (3, MOST, {"llm": "gone"}, OutdatedError),
+        (2, MOST + 1, {}, OutdatedError),
+        (6, MOST, {}, ValueError),
+        (3, 2, {}, ValueError),
+        (3, MOST, {"score": 1.5}, ValueError),
     ],
 )
-def test_a_bad_event_changes_nothing(count: int, candidates: int, change: dict[str, Any]) -> None:
+def test_a_bad_or_outdated_event_changes_nothing(
+    count: int, candidates: int, change: dict[str, Any], error: type[Exception]
+) -> None:
     model, fresh = counting(), counting()
     ranked = np.full((candidates, 2), 0.5, np.float32)
-    with pytest.raises((ValueError, KeyError)):
+    with pytest.raises(error):
         model.apply(rating(1, record(count, ranked), **{"score": 1.0, **change}))
     assert pack(model.state()) == pack(fresh.state())
 
