@@ -24,7 +24,7 @@ from echolm.settings import Settings
 from echolm_lab.experiments.arguments import at_least_one
 from echolm_lab.experiments.example_format import FORMS, Llm, Trial, command_in, trials
 from echolm_lab.experiments.simulation import CachedEmbedder
-from echolm_lab.report.chrf import chrf
+from echolm_lab.tasks.chrf import chrf
 from rich.console import Console
 
 _TASKS = {"one turn": 0, "three turns": 2}
