@@ -163,13 +163,6 @@ class ExampleCount:
         values[np.arange(x.shape[1]) > available[:, None]] = -np.inf
         return np.asarray(values.argmax(axis=1))
 
-    def expected(
-        self, request: NDArray[np.float32], ranked: NDArray[np.float32]
-    ) -> NDArray[np.float64]:
-        """The value that is expected of each number of one request's examples, FP64 [n + 1]."""
-        weights, _ = self._posterior
-        return np.asarray(_contexts(request[None], ranked[None], self._most)[0] @ weights.mean)
-
     def apply(self, event: Event) -> None:
         """Learn from feedback on answers whose selection says how many examples were chosen.
 
