@@ -3,8 +3,9 @@
 
 Of each of --queries requests, drawn at random from a file of requests with their answers, the
 nearest of all others is looked for, and its answer is scored by the request's own: what a copy of
-the nearest answer would be worth, and an upper bound for how much examples chosen so can tell.
-All models take turns in one process; the cost is CPU time. The last line is JSON.
+the nearest answer would be worth. Examples that are chosen so may be worth more to an LLM, which
+has several of them and its own knowledge. The models run one after another in one process; the cost
+is CPU time. The last line is JSON.
 """
 
 from __future__ import annotations

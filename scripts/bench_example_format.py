@@ -3,7 +3,8 @@
 
 Requests for shell commands (NL2Bash) alone and behind two earlier ones of the same caller. Prints
 a table of mean chrF and of differences to the default, and ends with one JSON line. Answers that
-stand in --output are not asked for again, so that a long measurement may be done in pieces.
+stand in --output are not asked for again, so that a long measurement may be done in pieces; the
+file is of one LLM, seed, pool and count.
 """
 
 from __future__ import annotations
@@ -19,12 +20,21 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from echolm.errors import ConfigurationError
 from echolm.serving.serve import prepare_embedder
 from echolm.settings import Settings
 from echolm_lab.experiments.arguments import at_least_one
-from echolm_lab.experiments.example_format import FORMS, Llm, Trial, command_in, trials
+from echolm_lab.experiments.example_format import (
+    FORMS,
+    Key,
+    Llm,
+    Trial,
+    command_in,
+    kept_scores,
+    trials,
+)
 from echolm_lab.experiments.simulation import CachedEmbedder
-from echolm_lab.report.chrf import chrf
+from echolm_lab.tasks.chrf import chrf
 from rich.console import Console
 
 _TASKS = {"one turn": 0, "three turns": 2}
@@ -51,27 +61,27 @@ def main() -> int:
     np.random.default_rng(options.seed).shuffle(every)
     pairs = [(request, answer) for request, answer in every[: options.pool]]
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    drawn = {name: getattr(options, name) for name in ("seed", "pool", "count")}
+    made_by = {"llm": options.llm.resolve().name, **drawn}
+    try:
+        scores = kept_scores(options.output, made_by)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
     embedder = CachedEmbedder(settings.embedding, options.output.with_suffix(".npz"))
     asked = {
         task: trials(pairs, embedder, options.count, earlier, options.seed)
         for task, earlier in _TASKS.items()
     }
     embedder.save()
-    scores = _read(options.output)
     _ask(options, asked, scores)
     return _report(options.forms, scores)
-
-
-def _read(file: Path) -> dict[tuple[str, int, str], float]:
-    """Scores by task, number and form."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    return {(row["task"], row["number"], row["form"]): row["score"] for row in rows}
 
 
 def _ask(
     options: argparse.Namespace,
     asked: dict[str, list[Trial]],
-    scores: dict[tuple[str, int, str], float],
+    scores: dict[Key, float],
 ) -> None:
     keys = [(t, k, f) for t in asked for k in range(options.count) for f in options.forms]
     left = [key for key in keys if key not in scores]
@@ -97,7 +107,7 @@ def _ask(
                 return
 
 
-def _report(forms: list[str], scores: dict[tuple[str, int, str], float]) -> int:
+def _report(forms: list[str], scores: dict[Key, float]) -> int:
     results = []
     for task in _TASKS:
         numbers = sorted({k for t, k, _ in scores if t == task})

@@ -185,7 +185,11 @@ def _print(report: dict[str, list[Scores]]) -> None:
         table.add_column(task, justify="right")
     for way in next(iter(report.values()))[0].means:
         values = [np.array([s.means[way] for s in runs]) for runs in report.values()]
-        table.add_row(way, *(f"{v.mean():.3f} ± {v.std():.3f}" for v in values))
+        cells = (
+            f"{v.mean():.3f} ± {v.std(ddof=1):.3f}" if len(v) > 1 else f"{v.mean():.3f}"
+            for v in values
+        )
+        table.add_row(way, *cells)
     worst = [np.mean([s.windows for s in runs], axis=0).min() for runs in report.values()]
     table.add_row("worst 200 of learning, against nearest 3", *(f"{v:+.3f}" for v in worst))
     Console().print(table)

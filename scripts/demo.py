@@ -39,7 +39,6 @@ from echolm_lab.tasks.requests import (
     Asked,
     FileQuestions,
     check_judged,
-    chrf,
     divide,
     metric_of,
     read_requests,
@@ -80,7 +79,7 @@ def own_task(options: argparse.Namespace) -> Task:
     """The requests of a file."""
     metric = options.metric
     judged = metric in ("judge", "")
-    asked = read_requests(options.file, chrf if judged else metric_of(metric))
+    asked = read_requests(options.file, metric_of("chrf" if judged else metric))
     has_references = bool(asked[0].reference)
     if metric == "" and has_references:
         metric, judged = "chrf", False

@@ -25,7 +25,7 @@ from openai import OpenAI
 from tokenizers import Tokenizer
 from triton_calls import Caller, text
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "pretrained"
@@ -68,7 +68,7 @@ def settings(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting
     file = output / "echolm.toml"
     file.write_text(
         file.read_text().replace(
-            'name = "small_llm"', 'name = "small_llm"\nrepetition_penalty = 1.3\nstop = ["!"]'
+            'name = "small_llm"', 'name = "small_llm"\nrepetition_penalty = 1.3'
         )
     )
     return load_settings(file)
@@ -150,17 +150,13 @@ def test_a_stream_is_the_answer_in_pieces(openai: OpenAI) -> None:
     assert "".join(pieces) == whole.message.content
 
 
-def test_stop_words_of_the_llm_and_of_a_request_end_an_answer(caller: Caller) -> None:
+def test_a_stop_word_ends_an_answer(caller: Caller) -> None:
     whole = text(caller.ask(QUESTION, max_tokens=48, **NEW), "text_output")
-    assert "Paris" in whole
-    cut = caller.ask(QUESTION, max_tokens=48, stop_words=["Paris"], **NEW)
-    assert text(cut, "text_output") == whole[: whole.index("Paris")]
+    words = whole.split()
+    word = words[len(words) // 2]
+    cut = caller.ask(QUESTION, max_tokens=48, stop_words=[word], **NEW)
+    assert text(cut, "text_output") == whole[: whole.index(word)] != ""
     assert text(cut, "finish_reason") == "stop"
-    # The LLM of the same file that has no stop word of its own goes on after the exclamation mark.
-    request = "Congratulate me on my birthday."
-    for llm, goes_on in (("small_llm", False), ("large_llm", True)):
-        answer = text(caller.ask(request, max_tokens=24, **{**NEW, "llm": llm}), "text_output")
-        assert ("!" in answer) is goes_on
 
 
 def test_recommended_sampling_holds_where_a_request_gives_none(caller: Caller) -> None:

@@ -27,7 +27,7 @@ SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of ``model.safetensors``, as published by sentence-transformers."""
 GRAPH_VERSION = 3
 """Raised with each change of the graph that is more than another way to write the same; 2 names the
-nodes by which several texts are packed into one row."""
+nodes by which several texts are packed into one row, 3 embeds numbered parts of a row."""
 MAX_TOKENS = 256
 """The published model's limit; its position table would take 512."""
 

@@ -24,8 +24,9 @@ class EmbedderSpec:
     """One sentence-embedding model and how this machine runs it.
 
     Attributes:
-        name: the model's identity. Vectors of equal names may be compared; ``runtime``
-            and ``precision`` must not change them beyond rounding.
+        name: the model's identity. Vectors of equal names may be compared, if the same version of
+            the window (:mod:`echolm.embedding.tokenizer`) made them of conversations or long texts;
+            ``runtime`` and ``precision`` must not change them beyond rounding.
         dimension: length of an embedding.
         max_tokens: longest input, special tokens included; longer text is truncated.
         runtime: what runs ``model.onnx``: ONNX Runtime on the CPU, OpenVINO on the CPU, or

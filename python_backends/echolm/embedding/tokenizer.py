@@ -22,6 +22,10 @@ from echolm.embedding.session import Ids
 from echolm.embedding.spec import TOKENIZER_FILE, EmbedderSpec, check_built
 from echolm.errors import ConfigurationError, InvalidRequestError
 
+WINDOW_VERSION = 2
+"""Raised when other tokens or parts of a text are embedded, so that what an earlier version made of
+such texts is not comparable. 2 embeds a conversation in parts; other texts are as they were."""
+
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>")
 _CHARS_PER_TOKEN = 16
 """Characters that are read for each token of the window, from either end of a text: nobody waits

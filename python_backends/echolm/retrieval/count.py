@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from echolm.learning.event_log import Event
 from echolm.learning.feedback import PREFERENCE, RATING, Rating, read_feedback
 from echolm.learning.forgetting import Forgetting
+from echolm.learning.learner import OutdatedError
 from echolm.learning.logistic import GaussianWeights, Site, Vector
 from echolm.learning.snapshot import fingerprint
 from echolm.retrieval.features import REQUEST_FEATURES
 from echolm.retrieval.record import RANK_FEATURES, SelectionRecord, remember, selection_of
 
-_VERSION = 1  # raised whenever the algorithm makes another state of the same events
+_VERSION = 2  # raised whenever the algorithm makes another state of the same events
 _REMEMBERED = 50_000  # most answers of which feedback can still be replaced by later feedback
 _LEAST_KEPT = 500.0  # ratings whose weight is kept, however old they are
 _SURENESS = 0.7  # standard deviations by which another number must be better than the usual one
@@ -76,7 +77,8 @@ class ExampleCount:
     worse is not, and before the first rating nothing is tried at all.
 
     A comparison counts as ratings of both answers, around the middle of the qualities that were
-    expected of them and as far apart as it says.
+    expected of them and as far apart as it says. One with an answer that was made for a judgement
+    says how two LLMs differ with the same examples, and so nothing of their number.
 
     Args:
         usual: the number of examples as long as no other is known to be better.
@@ -161,31 +163,32 @@ class ExampleCount:
         values[np.arange(x.shape[1]) > available[:, None]] = -np.inf
         return np.asarray(values.argmax(axis=1))
 
-    def expected(
-        self, request: NDArray[np.float32], ranked: NDArray[np.float32]
-    ) -> NDArray[np.float64]:
-        """The value that is expected of each number of one request's examples, FP64 [n + 1]."""
-        weights, _ = self._posterior
-        return np.asarray(_contexts(request[None], ranked[None], self._most)[0] @ weights.mean)
-
     def apply(self, event: Event) -> None:
-        """Learn from feedback on answers whose selection says how many examples were chosen."""
+        """Learn from feedback on answers whose selection says how many examples were chosen.
+
+        Raises:
+            OutdatedError: it is of an LLM that is not configured any more, or of more examples.
+            KeyError, TypeError, ValueError: the event is damaged.
+        """
         feedback = read_feedback(event)
         if isinstance(feedback, Rating):
-            rows = [(feedback.request_id, feedback.answer, feedback.score, feedback.asked)]
+            # What an LLM that was not routed to makes of a selection says nothing of the service.
+            if feedback.asked:
+                return
+            rows = [(feedback.request_id, feedback.answer, feedback.score)]
         else:
+            # The LLM that was asked got what the one that served got, and where it was asked
+            # without examples, the difference is that of the LLMs, too.
+            if any(feedback.asked):
+                return
             expected = [float(answer["quality"]) for answer in feedback.answers]
             scores = scores_of_comparison(feedback.share, *expected)
-            columns = (feedback.request_ids, feedback.answers, scores, feedback.asked)
-            rows = list(zip(*columns, strict=True))
-        # What an LLM that was not routed to makes of a selection says nothing of the service.
+            rows = list(zip(feedback.request_ids, feedback.answers, scores, strict=True))
         # All rows are read before the first one changes anything.
         taught = [
             (id, *self._observed(selection, answer, score))
-            for id, answer, score, asked in rows
-            if not asked
-            and (selection := selection_of(answer)) is not None
-            and selection.count is not None
+            for id, answer, score in rows
+            if (selection := selection_of(answer)) is not None and selection.count is not None
         ]
         if not taught:
             return
@@ -204,15 +207,22 @@ class ExampleCount:
     def _observed(
         self, selection: SelectionRecord, answer: Mapping[str, Any], score: float
     ) -> tuple[Vector, float]:
-        """The context of the number of examples that an answer got, FP64 [d], and its value."""
-        count, ranked = selection.count, selection.ranked
-        if count is None or not 0 <= count <= len(ranked) <= self._most:
-            raise ValueError(f"expected 0 to {self._most} examples, got {count} of {len(ranked)}")
+        """The context of the number of examples that an answer got, FP64 [d], and its value.
+
+        Raises what :meth:`apply` raises.
+        """
+        count, ranked, llm = selection.count, selection.ranked, answer["llm"]
+        if llm not in self._costs:
+            raise OutdatedError(f"{llm!r} is not configured any more")
+        if len(ranked) > self._most:
+            raise OutdatedError(f"of up to {len(ranked)} examples, now at most {self._most}")
+        if count is None or not 0 <= count <= len(ranked):
+            raise ValueError(f"expected 0 to {len(ranked)} examples, got {count}")
         if len(selection.request) != len(REQUEST_FEATURES):
             raise ValueError(f"expected {len(REQUEST_FEATURES)} features of the request")
         x = _contexts(selection.request[None], ranked[None], self._most)[0, count]
         price = self._price * sum(selection.tokens) / 1_000
-        return x, score - self._costs[answer["llm"]] - price
+        return x, score - self._costs[llm] - price
 
     def _forget(self, now_ms: int) -> None:
         keep = self._forgetting.step(now_ms)

@@ -129,7 +129,7 @@ def decision_record(
             retrieved.selection,
             selected=[e.id for e in retrieved.examples],
             used=ids,
-            # By another price than the threshold is learnt for, the router chooses otherwise.
+            # The number of examples is learnt for the usual price of the LLMs, not another one.
             by_router=request.llm == AUTO and request.cost_weight is None,
         )
     except ValueError as error:  # there is an answer, which must not be lost

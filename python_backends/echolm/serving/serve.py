@@ -368,7 +368,9 @@ def model_repository_root(path: Path | None) -> Path:
 def prepare_embedder(settings: Settings, progress: Progress) -> None:
     """Build the default embedding model, if there is none in ``embedding.model_dir``.
 
-    One that an earlier version has built is built anew: its vectors are the same, at more cost.
+    One that an earlier version has built is built anew. Its vectors of plain texts are the same;
+    those of conversations may not be, and a store that holds some wants ``echolm examples reembed``
+    (``docker/README.md``, "Upgrading").
 
     Raises:
         ConfigurationError: a part of a model is there, perhaps the user's; it is left as it is.

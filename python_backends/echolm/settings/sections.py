@@ -129,8 +129,9 @@ class RetrievalSettings(Section):
     """Whether ratings move the number of examples to what is worth most for a request, from none to
     `max_examples`."""
     num_examples_exploration: float = Field(0.15, ge=0, le=1)
-    """Share of requests that get another number of examples which may be better by what is known,
-    to learn whether it is; none do before the first rating."""
+    """Share of requests whose number of examples is drawn by how probably it is the best one, which
+    often gives the usual one, to learn whether another is better; none is drawn before the first
+    rating."""
     min_similarity: float | None = Field(None, ge=-1, le=1)
     """Cosine similarity to the request below which an example is not used; without it the
     similarity that unrelated requests reach, which is measured."""

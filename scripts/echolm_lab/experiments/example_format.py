@@ -7,14 +7,17 @@ of the same caller come first.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import openvino_genai as genai
 from echolm.conversation import Turn
+from echolm.errors import ConfigurationError
 from echolm.llm.chat_template import ChatTemplate, few_shot, load_chat_template
 from echolm.llm.examples_block import examples_block
 from numpy.typing import NDArray
@@ -25,6 +28,9 @@ MAX_TOKENS = 64
 
 Pair = tuple[str, str]
 """A request and its answer."""
+
+Key = tuple[str, int, str]
+"""An answer's task, the number of its request, and the form of its prompt."""
 
 
 def _turns(turns: Sequence[Turn], examples: Sequence[Pair]) -> list[Turn]:
@@ -73,7 +79,7 @@ def trials(
 ) -> list[Trial]:
     """Requests drawn from pairs, each behind ``earlier`` others that have been answered.
 
-    What is asked is never among the examples, in the same words least of all.
+    What is asked is neither among the examples nor in the history, in the same words least of all.
     """
     rng = Random(f"example format {seed}")
     asked = rng.sample(range(len(pairs)), count)
@@ -81,14 +87,33 @@ def trials(
     found = []
     for k in asked:
         request, reference = pairs[k]
+
+        def same(pair: Pair, asked: str = request.lower()) -> bool:
+            return pair[0].lower() == asked
+
         near = np.argsort(-(vectors @ vectors[k]), kind="stable").tolist()
-        others = [pairs[n] for n in near[: 20 * EXAMPLES] if pairs[n][0].lower() != request.lower()]
+        others = [pairs[n] for n in near[: 20 * EXAMPLES] if not same(pairs[n])]
         history: list[Turn] = []
-        for said, answer in rng.sample(pairs, earlier):
+        for said, answer in rng.sample([p for p in pairs if not same(p)], earlier):
             history += [Turn("user", said), Turn("assistant", answer)]
         turns = (*history, Turn("user", request))
         found.append(Trial(turns, tuple(reversed(others[:EXAMPLES])), reference))
     return found
+
+
+def kept_scores(file: Path, made_by: dict[str, Any]) -> dict[Key, float]:
+    """The scores of a file by task, number and form; a new one gets what answers are made by.
+
+    Raises:
+        ConfigurationError: its answers are another LLM's, or to other requests.
+    """
+    if not file.is_file():
+        file.write_text(f"{json.dumps(made_by)}\n")
+    first, *rows = map(json.loads, file.read_text().splitlines() or ["{}"])
+    if first != made_by:
+        mend = "name another file with --output"
+        raise ConfigurationError(f"{file}: expected answers of {made_by}, got {first}; {mend}")
+    return {(row["task"], row["number"], row["form"]): row["score"] for row in rows}
 
 
 class Llm:

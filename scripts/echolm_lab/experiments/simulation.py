@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from echolm.bandit.learning import BanditLearning
 from echolm.conversation import readable
+from echolm.embedding import tokenizer
 from echolm.embedding.texts import TextEmbedder
 from echolm.examples.admission import AdmissionPolicy
 from echolm.examples.deduplication import DuplicateFinder, Finding
@@ -75,7 +76,8 @@ class CachedEmbedder:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """FP32 [n, D], unit length."""
-        keys = [hashlib.sha1(f"{self.name} {text}".encode()).digest() for text in texts]
+        made_by = f"{self.name} {tokenizer.WINDOW_VERSION}"
+        keys = [hashlib.sha1(f"{made_by} {text}".encode()).digest() for text in texts]
         new = {k: t for k, t in zip(keys, texts, strict=True) if k not in self._known}
         if new:
             self._known.update(zip(new, self._embed(list(new.values())), strict=True))

@@ -11,19 +11,18 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from random import Random
 
 from echolm.errors import ConfigurationError
 
+from echolm_lab.tasks.chrf import chrf
+
 Pair = tuple[str, str]
 """A request and its right answer."""
 
-_ORDER, _BETA = 6, 2.0  # of chrF, as Popović (2015) recommends
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _FENCE = re.compile(r"```(?:\w+\n)?\s*(.*?)(?:```|$)", re.DOTALL)
 
@@ -46,29 +45,6 @@ class PublicTask:
     examples: tuple[Pair, ...]
     requests: tuple[Pair, ...]
     score: Callable[[str, str], float]
-
-
-def chrf(answer: str, right: str) -> float:
-    """The character n-gram F-score of Popović (2015), without spaces, 0..1."""
-    precisions, recalls = [], []
-    for ours, theirs in zip(_ngrams(answer), _ngrams(right), strict=True):
-        if ours and theirs:
-            common = sum((ours & theirs).values())
-            precisions.append(common / ours.total())
-            recalls.append(common / theirs.total())
-    if not any(precisions):
-        return 0.0
-    precision, recall = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
-    return (1 + _BETA**2) * precision * recall / (_BETA**2 * precision + recall)
-
-
-@lru_cache(maxsize=4_096)
-def _ngrams(text: str) -> tuple[Counter[str], ...]:
-    characters = "".join(text.split())
-    return tuple(
-        Counter(characters[k : k + n] for k in range(len(characters) - n + 1))
-        for n in range(1, _ORDER + 1)
-    )
 
 
 def command_of(answer: str) -> str:

@@ -13,6 +13,7 @@ from echolm.examples.pairs import REQUEST_NAMES, RESPONSE_NAMES
 from echolm.judges.grader import load_grader
 from echolm.past_traffic.reading import is_utf8, rows
 
+from echolm_lab.tasks.chrf import chrf
 from echolm_lab.tasks.grader import normalise
 
 Metric = Callable[[str, str, str], float]
@@ -44,13 +45,6 @@ def exact(request: str, response: str, reference: str) -> float:
     return float(normalise(response) == normalise(reference))
 
 
-def chrf(request: str, response: str, reference: str) -> float:
-    """The share of common character n-grams (Popović 2015), with sacrebleu's defaults."""
-    import sacrebleu
-
-    return float(sacrebleu.sentence_chrf(response, [reference]).score) / 100
-
-
 def metric_of(name: str) -> Metric:
     """The metric of that name, ``exact`` or ``chrf``, or a grader as in ``judging.grader``.
 
@@ -60,7 +54,7 @@ def metric_of(name: str) -> Metric:
     if name == "exact":
         return exact
     if name == "chrf":
-        return chrf
+        return lambda request, response, reference: chrf(response, reference)
     grade = load_grader(name)
     return lambda request, response, reference: float(grade(request, response, reference))
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from echolm.conversation import Turn, transcript
 from echolm.llm.tokens import EstimatedTokens
 from echolm.primitives import Candidate
 from echolm.retrieval.features import (
@@ -59,6 +60,28 @@ def test_a_look_alike_shares_all_words_but_one() -> None:
     assert value(batch, "example_containment", 0) == pytest.approx(0.0)
     assert value(batch, "request_containment", 1) == pytest.approx(0.0)
     assert value(batch, "example_containment", 1) == pytest.approx(5 / 7 - 1.0)
+
+
+def test_the_same_words_count_less_after_a_history_that_is_less_alike() -> None:
+    turns = [Turn("user", "what sold in {}?"), Turn("assistant", "7"), Turn("user", "and in May?")]
+
+    def after(what: str) -> str:
+        return transcript([replace(turns[0], text=turns[0].text.format(what)), *turns[1:]])
+
+    found = [
+        candidate(1, after("shops"), "sold 8 shops may", 0.9),
+        candidate(2, after("shops"), "sold 9 shops may", 0.85),
+        candidate(3, after("lisbon"), "rain and wind over there", 0.5),
+        candidate(4, after("lisbon"), "rain and fog over there", 0.5),
+    ]
+    batch = features(after("shops"), *found)
+    shared = [value(batch, "request_containment", k) for k in range(4)]
+    assert shared[0] > shared[1] > shared[2] + 0.2
+    agreed = [value(batch, "consensus", k) for k in range(4)]
+    assert min(agreed[:2]) > max(agreed[2:])
+    # What is no conversation has no history: its words are all that it says.
+    plain = features("and in May?", *(replace(c, request="and in May?") for c in found))
+    assert [value(plain, "request_containment", k) for k in range(4)] == [0.0] * 4
 
 
 def test_a_response_that_lost_its_requests_values_shows() -> None:
@@ -164,7 +187,3 @@ def test_any_text_has_finite_features(pairs: list[tuple[str, str]], request: str
     batch = features(request, *found)
     assert np.isfinite(batch.example).all()
     assert np.abs(batch.example).max(initial=0.0) < 6
-    redundancy = batch.redundancy(0)
-    assert redundancy.shape == (len(found), len(found))
-    assert ((redundancy >= 0) & (redundancy <= 1 + 1e-5)).all()
-    np.testing.assert_allclose(redundancy, redundancy.T, atol=1e-6)

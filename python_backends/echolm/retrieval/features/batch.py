@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from echolm.conversation import last_turn
+from echolm.conversation import is_conversation, last_turn
 from echolm.primitives import Candidate
 from echolm.retrieval.features.examples import ExampleTexts
 from echolm.retrieval.features.texts import bitmaps_and_sketches, popcount, words_and_literals
@@ -93,15 +93,6 @@ class FeatureBatch:
     response_sketches: NDArray[np.float32]
     agreement: NDArray[np.float32]
 
-    def redundancy(self, row: int) -> NDArray[np.float32]:
-        """How much two candidates of a row have in common, FP32 [n, n] in 0..1."""
-        requests, responses = self.request_sketches[row], self.response_sketches[row]
-        both = requests @ requests.T
-        both += responses @ responses.T
-        np.maximum(both, 0.0, out=both)
-        # The Jaccard index of two word sets of the same size follows from their cosine.
-        return np.asarray(both / (4.0 - both))
-
 
 def featurize(
     requests: Sequence[str],
@@ -126,7 +117,8 @@ def featurize(
     slots[valid] = texts.slots(flat)
     similarity[valid] = [c.similarity for c in flat]
     quality[valid] = [c.quality for c in flat]
-    # What came before the last turn is judged in echolm.retrieval.lookalikes.
+    # Words are those of the last turns. Of what came before them the embedding tells, and so the
+    # relevance, by which words that conversations have in common count.
     asked = [last_turn(text) for text in requests]
     # A request without candidates needs no features.
     parsed = [
@@ -149,6 +141,14 @@ def featurize(
         words = [p[0] for p in parsed]
         fits = np.ones((b, n), dtype=np.float32)
         fits[valid] = [c.fit for c in flat]
+        follows = [is_conversation(text) for text in requests]
+        conversations = np.zeros((b, n), dtype=np.bool_)
+        conversations[valid] = [
+            of_request or is_conversation(c.request)
+            for of_request, row in zip(follows, eligible, strict=True)
+            for c in row
+        ]
+        fits[conversations] *= relevances[conversations]
         _pair_features(batch, texts, positions, words, lengths, literals, fits)
     return batch
 
@@ -165,7 +165,8 @@ def _pair_features(
     """Fill in the features of pairs, from the requests' words.
 
     Args:
-        fits: of the candidates, FP32 [B, n]; the same words in another context are not the same.
+        fits: what a common word counts by candidate, FP32 [B, n]; the same words after another
+            history are not the same.
         positions: the similarities on their scale, FP32 [B, n].
         lengths: log(1 + characters) of the requests, FP32 [B, 1].
         literals: how many literals each request has, FP32 [B, 1].

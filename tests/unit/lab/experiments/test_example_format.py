@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 from echolm.conversation import Turn
+from echolm.errors import ConfigurationError
 from echolm_lab.experiments.example_format import (
     EXAMPLES,
     FORMS,
     SYSTEM,
     command_in,
+    kept_scores,
     trials,
 )
 from numpy.typing import NDArray
@@ -39,6 +44,28 @@ def test_earlier_requests_are_the_same_for_all_forms_and_come_before_the_request
         assert turns[-1].text.endswith(trial.turns[-1].text)
         shown = "\n".join(turn.text for turn in [system, *turns])
         assert (trial.examples[0][1] in shown) == (name != "none")
+
+
+def test_what_is_asked_was_not_answered_before() -> None:
+    few = [*PAIRS[:3], ("LIST 0", "do it")]
+    for trial in trials(few, embed, count=4, earlier=2, seed=1):
+        *earlier, asked = trial.turns
+        assert asked.text.lower() not in [turn.text.lower() for turn in earlier]
+
+
+def test_kept_answers_of_another_llm_or_to_other_requests_are_refused(tmp_path: Path) -> None:
+    file, made_by = tmp_path / "answers.jsonl", {"llm": "small", "seed": 1, "pool": 5}
+    assert kept_scores(file, made_by) == {}
+    row = {"task": "one turn", "number": 3, "form": "block", "score": 0.5, "answer": "ls"}
+    with file.open("a") as out:
+        out.write(json.dumps(row) + "\n")
+    assert kept_scores(file, made_by) == {("one turn", 3, "block"): 0.5}
+    for change in ({"llm": "large"}, {"seed": 2}, {"pool": 6}):
+        with pytest.raises(ConfigurationError, match="--output"):
+            kept_scores(file, {**made_by, **change})
+    file.write_text(json.dumps(row) + "\n")  # of a version that did not say what answered
+    with pytest.raises(ConfigurationError, match="--output"):
+        kept_scores(file, made_by)
 
 
 def test_forms_put_examples_where_they_say() -> None:

@@ -7,7 +7,6 @@ import pytest
 from echolm.errors import ConfigurationError
 from echolm_lab.tasks.public_tasks import (
     PUBLIC_TASKS,
-    chrf,
     command_of,
     score_command,
     score_label,
@@ -49,14 +48,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for name, task in PUBLIC_TASKS.items():
         with pytest.raises(ConfigurationError, match=f"{name}.*expected a file of a public"):
             task(tmp_path, 1)
-
-
-def test_chrf_is_that_of_its_definition() -> None:
-    assert chrf("ls -l", "ls  -l") == 1.0
-    assert chrf("ls", "grep") == 0.0
-    # Unigrams: 2 of 2 and 2 of 3; bigrams: 1 of 1 and 1 of 2; of trigrams one side has none.
-    precision, recall = 1.0, (2 / 3 + 1 / 2) / 2
-    assert chrf("ab", "abc") == pytest.approx(5 * precision * recall / (4 * precision + recall))
 
 
 def test_a_command_is_taken_out_of_a_code_block() -> None:
