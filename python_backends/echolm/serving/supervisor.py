@@ -129,8 +129,12 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all models can be used, and nothing is being stopped."""
-        up = self._parts["triton"].health.up and all(h.up for h in self.models.values())
+        """Whether all models can be used, by the gateway too, and nothing is being stopped.
+
+        Milvus Lite does not count: without it requests are answered without examples.
+        """
+        needed = [part.health for name, part in self._parts.items() if name != "milvus"]
+        up = all(health.up for health in (*needed, *self.models.values()))
         return up and not self._stop.is_set() and self._triton.is_ready()
 
     @property

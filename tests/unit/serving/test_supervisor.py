@@ -67,11 +67,14 @@ class Server(GuardedServer):
 
 class World:
     def __init__(self) -> None:
-        self.triton, self.milvus = Server(), Server()
+        self.triton, self.milvus, self.gateway = Server(), Server(), Server()
         self.reports: list[str] = []
-        part = Part(self.milvus, self.milvus.start, Backoff(first_s=0.01))
+        others = {
+            name: Part(server, server.start, Backoff(first_s=0.01))
+            for name, server in (("milvus", self.milvus), ("gateway", self.gateway))
+        }
         triton = cast(TritonServer, self.triton)
-        self.supervisor = Supervisor(triton, {}, 1.0, {"milvus": part}, self.reports.append)
+        self.supervisor = Supervisor(triton, {}, 1.0, others, self.reports.append)
 
     def restarts(self, name: str) -> int:
         return self.supervisor.processes[name].restarts
@@ -88,7 +91,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world.supervisor.start()
     yield world
     world.supervisor.stop()
-    for server in (world.triton, world.milvus):
+    for server in (world.triton, world.milvus, world.gateway):
         server.kill()
 
 
@@ -108,6 +111,18 @@ def test_a_process_that_does_not_start_is_tried_again(world: World) -> None:
     assert eventually(lambda: world.is_up("milvus"))
     assert world.milvus.starts == 4
     assert world.reports.count("no such file") == 3
+
+
+def test_without_the_gateway_the_server_is_not_ready_and_without_milvus_it_is(world: World) -> None:
+    world.milvus.failures = world.gateway.failures = 1_000_000
+    assert world.supervisor.is_ready
+    world.milvus.kill()
+    assert eventually(lambda: not world.is_up("milvus"))
+    assert world.supervisor.is_ready
+    world.gateway.kill()
+    assert eventually(lambda: not world.supervisor.is_ready)
+    world.gateway.failures = 0
+    assert eventually(lambda: world.supervisor.is_ready)
 
 
 def test_a_process_that_was_stopped_is_ended_and_started_again(world: World) -> None:
