@@ -28,8 +28,12 @@ _STOPPED_LOOKS = 3
 """Looks in a row after which a process that is stopped counts as hung."""
 _LIVE_EVERY_S = 5.0
 _LIVE_S = 2.0
-_SILENT_S = 60.0
-"""Seconds without an answer after which a Triton that runs counts as hung."""
+_SILENT_ASKS = 12
+"""Unanswered asks in a row after which a Triton that runs counts as hung: in about a minute.
+
+Asks are counted, not seconds: after a pause of the whole machine or container the first one decides
+nothing.
+"""
 _TRITON_STARTS = 5
 _JOIN_S = 10.0
 
@@ -106,7 +110,7 @@ class Supervisor:
         self._threads: list[threading.Thread] = []
         self._keepers: list[threading.Thread] = []
         self._stopped: Counter[psutil.Process] = Counter()
-        self._answered = time.monotonic()
+        self._unanswered = 0
         self._asked = 0.0
         backoff = Backoff(most=_TRITON_STARTS)
         self._parts = {"triton": Part(triton, self._start_triton, backoff, self._look), **others}
@@ -210,7 +214,7 @@ class Supervisor:
     def _start_triton(self, stop: threading.Event) -> None:
         self._triton.start()
         self._triton.wait_ready(self._load_s, stop)
-        self._answered = time.monotonic()
+        self._unanswered = 0
         found = self._found_stubs()
         for name, model in self._models.items():
             model.processes, model.health.up = found.get(name, []), True
@@ -234,10 +238,9 @@ class Supervisor:
         if now < self._asked + _LIVE_EVERY_S:
             return
         self._asked = now
-        if self._triton.is_live(_LIVE_S):
-            self._answered = time.monotonic()
-        elif now > self._answered + _SILENT_S:
-            self._report(f"Triton has answered nothing for {_SILENT_S:g} s")
+        self._unanswered = self._unanswered + 1 if self._triton.is_silent(_LIVE_S) else 0
+        if self._unanswered >= _SILENT_ASKS:
+            self._report(f"Triton was asked {_SILENT_ASKS} times in a row and did not answer")
             self._triton.kill()
 
     def _mend(self, name: str, model: _Model) -> None:

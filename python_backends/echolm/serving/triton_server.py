@@ -146,9 +146,15 @@ class TritonServer(GuardedServer):
         """Whether all models are ready and the metrics, which Triton opens last, are served."""
         return self._answers("/v2/health/ready") and self.metrics() is not None
 
-    def is_live(self, timeout_s: float) -> bool:
-        """Whether it answers at all, in time."""
-        return self._answers("/v2/health/live", timeout_s)
+    def is_silent(self, timeout_s: float) -> bool:
+        """Whether it lets a caller wait for longer than that; a refused connection is an answer."""
+        try:
+            self._ask("GET", "/v2/health/live", timeout_s)
+        except TimeoutError:
+            return True
+        except (OSError, http.client.HTTPException):
+            pass
+        return False
 
     def metrics(self) -> bytes | None:
         """The page with its metrics; None if it does not give it."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -16,7 +18,7 @@ from echolm.serving import supervisor as module
 from echolm.serving.process import GuardedServer
 from echolm.serving.restarts import Backoff
 from echolm.serving.supervisor import Part, Supervisor
-from echolm.serving.triton_server import TritonServer
+from echolm.serving.triton_server import TritonOptions, TritonServer
 from triton_calls import eventually
 
 
@@ -26,6 +28,7 @@ class Server(GuardedServer):
     def __init__(self) -> None:
         self.failures = 0
         self.starts = 0
+        self.silences: Iterator[bool] = iter(())
         self._run()
 
     def _run(self) -> None:
@@ -58,8 +61,8 @@ class Server(GuardedServer):
     def log_excerpt(self) -> str:
         return "last words"
 
-    def is_live(self, timeout_s: float) -> bool:
-        return True
+    def is_silent(self, timeout_s: float) -> bool:
+        return next(self.silences, False)
 
     def is_ready(self) -> bool:
         return self.poll() is None
@@ -86,6 +89,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "_LIVE_EVERY_S", 0.0)
     monkeypatch.setattr(module, "_TRITON_STARTS", 1)
     world = World()
     world.supervisor.start()
@@ -141,6 +145,31 @@ def test_a_triton_that_ends_again_and_again_is_given_up(world: World) -> None:
     assert eventually(lambda: not world.supervisor.is_live)
     assert not world.supervisor.is_ready
     assert world.triton.starts == 1
+
+
+def test_a_triton_that_misses_answers_now_and_then_is_kept(world: World) -> None:
+    # All but every twelfth are missed: never twelve in a row.
+    missed = [n % 12 > 0 for n in range(48)]
+    world.triton.silences = (missed.pop() for _ in range(48))
+    assert eventually(lambda: not missed)
+    assert world.triton.starts == 0 and world.is_up("triton")
+
+
+def test_a_triton_that_does_not_answer_again_and_again_is_started_again(world: World) -> None:
+    world.triton.silences = iter([True] * 12)
+    assert eventually(lambda: world.restarts("triton") == 1 and world.is_up("triton"))
+    assert "Triton was asked 12 times in a row and did not answer" in world.reports
+
+
+def test_only_a_triton_that_lets_callers_wait_is_silent(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = int(listener.getsockname()[1])
+        options = TritonOptions((), tmp_path, tmp_path / "triton.log", http_port=port)
+        triton = TritonServer(options)
+        assert triton.is_silent(0.05)
+    assert not triton.is_silent(5.0)  # the connection is refused
 
 
 def test_after_a_stop_nothing_is_started(world: World) -> None:
