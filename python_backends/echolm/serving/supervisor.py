@@ -112,6 +112,8 @@ class Supervisor:
         self._stopped: Counter[psutil.Process] = Counter()
         self._unanswered = 0
         self._asked = 0.0
+        # A model that is loaded anew may be so while Triton, too, is started anew.
+        self._finding = threading.Lock()
         backoff = Backoff(most=_TRITON_STARTS)
         self._parts = {"triton": Part(triton, self._start_triton, backoff, self._look), **others}
         self._models = {name: _Model(stubs) for name, stubs in self._found_stubs().items()}
@@ -215,9 +217,10 @@ class Supervisor:
         self._triton.start()
         self._triton.wait_ready(self._load_s, stop)
         self._unanswered = 0
-        found = self._found_stubs()
-        for name, model in self._models.items():
-            model.processes, model.health.up = found.get(name, []), True
+        with self._finding:
+            found = self._found_stubs()
+            for name, model in self._models.items():
+                model.processes, model.health.up = found.get(name, []), True
 
     def _found_stubs(self) -> dict[str, list[psutil.Process]]:
         return stubs_of(self._triton.process.pid() or 0, self._directories)
@@ -244,27 +247,34 @@ class Supervisor:
             self._triton.kill()
 
     def _mend(self, name: str, model: _Model) -> None:
-        """Load a model anew, as often as it takes, unless Triton ends."""
+        """Load a model anew, as often as it takes, unless Triton ends: its next start does."""
         triton, begun = self._triton.process, time.monotonic()
+
+        def is_same() -> bool:
+            return triton is self._triton.process and triton.poll() is None
+
         self._report(f"a process of the model {name} is gone; loading it anew")
         run_s = begun - model.loaded
-        while triton is self._triton.process and triton.poll() is None:
+        while is_same():
             pause, run_s = model.backoff.after(run_s), 0.0
             try:
                 # At once, so that no request waits for it. It goes on in the background, and
                 # without a process may never end.
                 self._triton.unload(name)
-                if self._stop.wait(pause):
+                if self._stop.wait(pause) or not is_same():
                     return
                 self._triton.load(name)
             except UnavailableError as error:
                 self._report(str(error))
                 continue
-            # Those that still finish what they have are not its processes any more.
-            found = self._found_stubs().get(name, [])
-            model.processes = [process for process in found if process not in model.processes]
-            model.loaded = time.monotonic()
-            model.health.restarts += 1
-            model.health.up = True
+            with self._finding:
+                if not is_same():
+                    return
+                # Those that still finish what they have are not its processes any more.
+                found = self._found_stubs().get(name, [])
+                model.processes = [process for process in found if process not in model.processes]
+                model.loaded = time.monotonic()
+                model.health.restarts += 1
+                model.health.up = True
             self._report(f"{name} is loaded again, after {model.loaded - begun:.1f} s")
             return

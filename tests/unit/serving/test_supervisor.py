@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import psutil
 import pytest
 from echolm.errors import UnavailableError
 from echolm.serving import supervisor as module
@@ -66,6 +67,58 @@ class Server(GuardedServer):
 
     def is_ready(self) -> bool:
         return self.poll() is None
+
+
+class Run:
+    """One run of :class:`TritonWithModel`, with the process of its model."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self.child = child
+        self.load()
+
+    def load(self) -> None:
+        self.model = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+    def pid(self, timeout_s: float = 5.0) -> int:
+        return self.child.pid
+
+    def poll(self) -> int | None:
+        return self.child.poll()
+
+
+class TritonWithModel(Server):
+    """Calls ``disturb`` once, in the step of loading a model anew that a test names."""
+
+    disturb_in = ""
+
+    def _run(self) -> None:
+        super()._run()
+        self.run = Run(self._child)
+
+    @property
+    def process(self) -> Run:  # type: ignore[override]
+        return self.run
+
+    def kill(self) -> None:
+        super().kill()
+        self.run.model.kill()
+        self.run.model.wait()
+
+    def unload(self, name: str) -> None:
+        self._step("unload")
+
+    def load(self, name: str) -> None:
+        self._step("load")
+        if self.run.model.poll() is not None:  # as Triton, which leaves a loaded model as it is
+            self.run.load()
+
+    def _step(self, name: str) -> None:
+        if name == self.disturb_in:
+            self.disturb_in = ""
+            self.disturb()
+
+    def disturb(self) -> None:
+        raise NotImplementedError
 
 
 class World:
@@ -170,6 +223,41 @@ def test_only_a_triton_that_lets_callers_wait_is_silent(tmp_path: Path) -> None:
         triton = TritonServer(options)
         assert triton.is_silent(0.05)
     assert not triton.is_silent(5.0)  # the connection is refused
+
+
+@pytest.mark.parametrize("step", ["unload", "load"])
+def test_a_model_is_still_watched_after_triton_ended_while_it_was_loaded_anew(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stubs_of(pid: int, models: object) -> dict[str, list[psutil.Process]]:
+        assert pid == triton.pid()
+        return {"small_llm": [psutil.Process(triton.run.model.pid)]}
+
+    def end_and_wait() -> None:
+        triton.kill()
+        assert eventually(lambda: supervisor.processes["triton"].restarts == 1)
+        assert eventually(lambda: supervisor.processes["triton"].up)
+
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    monkeypatch.setattr(module, "stubs_of", stubs_of)
+    triton = TritonWithModel()
+    triton.disturb_in = step
+    monkeypatch.setattr(triton, "disturb", end_and_wait)
+    supervisor = Supervisor(cast(TritonServer, triton), {}, 1.0, {}, lambda report: None)
+    supervisor.start()
+    try:
+        triton.run.model.kill()
+        triton.run.model.wait()
+        assert eventually(lambda: triton.starts == 1 and supervisor.models["small_llm"].up)
+        assert supervisor.models["small_llm"].restarts == 0
+        second = triton.run.model
+        second.kill()
+        second.wait()
+        assert eventually(lambda: supervisor.models["small_llm"].restarts == 1)
+        assert supervisor.models["small_llm"].up and triton.run.model is not second
+    finally:
+        supervisor.stop()
+        triton.kill()
 
 
 def test_after_a_stop_nothing_is_started(world: World) -> None:
