@@ -247,10 +247,11 @@ def test_the_folder_of_a_built_configuration_holds_the_models(
     )
     config = root / "model_repository" / "echolm.toml"
     config.touch()
-    for arguments in (["--profile=vllm"], ["--profile=other"], ["--repository-root=/r"]):
+    for arguments in (["--profile=vllm"], ["--repository-root=/r"]):
         assert cli.main(["serve", f"--config={config}", *arguments]) == 0
-    assert [options.repository_root for options in seen] == [config.parent, None, Path("/r")]
-    assert [options.load_s for options in seen] == [1800, 1800, 300]
+    assert [options.repository_root for options in seen] == [config.parent, Path("/r")]
+    assert [options.load_s for options in seen] == [1800, 300]
+    assert cli.main(["serve", f"--config={config}", "--profile=other"]) == exit_codes.USAGE
 
 
 def test_wrong_configuration_ends_with_status_2(
