@@ -48,6 +48,8 @@ tokenizer's threads for it took up to three times its CPU time."""
 _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
 """For Triton without a GPU, which otherwise reports the missing driver as an error."""
 
+_EARLIER_DATA_DIR = Path("build/data")
+"""The default of versions before December 2026, in the folder where a server was started."""
 _ENV_KEY_FILE = "ECHOLM_FEEDBACK__SIGNING_KEY_FILE"
 _CPU_PROFILES = ("local", "remote")
 _CPU_LOAD_S, _GPU_LOAD_S = 300.0, 1_800.0
@@ -200,6 +202,8 @@ class LocalServer:
         preflight.check_ports(metrics_host, {"--metrics-port": options.metrics_port})
         if options.gateway_port is not None:
             preflight.check_gateway(settings)
+        if warning := earlier_data(settings):
+            self._report(warning)
         self._data = data = DataDir(settings.data_dir)
         if options.profile is not None:
             prepare_embedder(settings, self._report)
@@ -363,6 +367,22 @@ def model_repository_root(path: Path | None) -> Path:
             "give the model_repository directory of an EchoLM checkout with --repository-root"
         )
     return root
+
+
+def earlier_data(settings: Settings) -> str:
+    """Warns of data that an earlier version left in its default directory; empty: nothing to say.
+
+    To be asked before a server has used the data directory.
+    """
+    default = Path(os.path.expanduser(Settings.model_fields["data_dir"].default))
+    is_new = settings.data_dir == default and not (default / "lock").exists()
+    if not is_new or not (_EARLIER_DATA_DIR / "lock").is_file():
+        return ""
+    return (
+        f"warning: an earlier version kept its examples and ratings in {_EARLIER_DATA_DIR.resolve()}"
+        f", and this one begins anew in {default}; to go on with the earlier ones, stop it and "
+        f"start it with --data-dir {_EARLIER_DATA_DIR}"
+    )
 
 
 def prepare_embedder(settings: Settings, progress: Progress) -> None:
