@@ -379,9 +379,9 @@ def earlier_data(settings: Settings) -> str:
     if not is_new or not (_EARLIER_DATA_DIR / "lock").is_file():
         return ""
     return (
-        f"warning: an earlier version kept its examples and ratings in {_EARLIER_DATA_DIR.resolve()}"
-        f", and this one begins anew in {default}; to go on with the earlier ones, stop it and "
-        f"start it with --data-dir {_EARLIER_DATA_DIR}"
+        "warning: an earlier version kept its examples and ratings in "
+        f"{_EARLIER_DATA_DIR.resolve()}, and this one begins anew in {default}; to go on with the "
+        f"earlier ones, stop it and start it with --data-dir {_EARLIER_DATA_DIR}"
     )
 
 
@@ -391,9 +391,21 @@ def prepare_embedder(settings: Settings, progress: Progress) -> None:
     One that an earlier version has built is built anew: its vectors are the same, at more cost.
 
     Raises:
-        ConfigurationError: a part of a model is there, perhaps the user's; it is left as it is.
+        ConfigurationError: a part of a model is there, perhaps the user's, which is left as it is;
+            or the folder cannot be used.
     """
     directory = settings.embedding.model_dir.resolve()
+    try:
+        _prepare_embedder(directory, progress)
+    except OSError as error:
+        raise ConfigurationError(
+            f"embedding model {directory}: expected a folder that can be read and written, got: "
+            f"{error.strerror} ({error.filename}); name another one as embedding.model_dir "
+            "(ECHOLM_EMBEDDING__MODEL_DIR)"
+        ) from error
+
+
+def _prepare_embedder(directory: Path, progress: Progress) -> None:
     files = (MODEL_FILE, TOKENIZER_FILE, SPEC_FILE)
     missing = [name for name in files if not (directory / name).is_file()]
     if not missing:

@@ -111,6 +111,12 @@ def test_missing_embedder_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert str(tmp_path / "embedder") in messages[0]
 
 
+def test_an_unusable_folder_of_the_embedding_model_is_told_with_its_key(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="ECHOLM_EMBEDDING__MODEL_DIR"):
+        prepare_embedder(embedder(tmp_path / "file" / "embedder"), lambda message: None)
+
+
 def test_data_of_an_earlier_version_are_told_of_until_there_are_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
