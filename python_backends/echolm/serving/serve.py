@@ -130,7 +130,7 @@ class Endpoints:
 
     @property
     def ready_url(self) -> str:
-        """Answers 200 if all models can be used, else 503."""
+        """Answers 200 if all models, and the gateway, can be used, else 503."""
         return f"{self.metrics_url.removesuffix('/metrics')}/health/ready"
 
 

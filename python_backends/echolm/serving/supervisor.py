@@ -57,7 +57,6 @@ class Part:
     Attributes:
         start: starts it and waits until it can be used, or the event is set; EchoError if it fails.
         look: called again and again while it runs.
-        started: is called after each start but the first.
     """
 
     server: GuardedServer
