@@ -59,7 +59,7 @@ _FILES = (
     *("examples.write_ahead_log.sqlite", "examples.statistics.sqlite", "keys.json"),
     *("gateway.sqlite", "load.table", "load.table.prompts"),
 )
-_BESIDE = ("-wal", "-shm", "-journal", ".lock")
+_BESIDE = ("-wal", "-shm", ".lock")
 """Ends of files that SQLite and locks put beside a file; Milvus Lite's lock begins with a dot."""
 _OWN = frozenset(
     {*_FOLDERS, *_FILES, ".milvus.db.lock", *(f + end for f in _FILES for end in _BESIDE)}
