@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from echolm.llm.triton_client import ADMIN_HEADER
+from echolm.settings.loading import load_settings
 from echolm_lab.experiments.perf_analyzer import VERSION, run, write_inputs
 from echolm_lab.tasks import Workload
 
@@ -42,8 +43,13 @@ def default_runs(options: argparse.Namespace, work: Path) -> list[list[str]]:
     ]
 
 
-def admin_headers(file: Path) -> list[str]:
-    """Options with the admin key, if there is one, for both protocols."""
+def admin_headers(file: Path | None) -> list[str]:
+    """Options with the admin key, if there is one, for both protocols.
+
+    Args:
+        file: None takes that of the configuration's data directory.
+    """
+    file = file or load_settings().data_dir / "admin.key"
     if not file.is_file():
         return []
     key = file.read_text(encoding="utf-8").strip()
@@ -64,8 +70,7 @@ def main() -> int:
     parser.add_argument(
         "--admin-key-file",
         type=Path,
-        default=Path("build/data/admin.key"),
-        help="of the server's data directory (default: %(default)s)",
+        help="of the server's data directory (default: admin.key in data_dir of the configuration)",
     )
     parser.add_argument("arguments", nargs="*", help="given to perf_analyzer as they are")
     options = parser.parse_args()
