@@ -35,7 +35,9 @@ Asks are counted, not seconds: after a pause of the whole machine or container t
 nothing.
 """
 _TRITON_STARTS = 5
-_JOIN_S = 10.0
+_JOIN_S = 5.0
+"""For all threads together to see that nothing is to be started; a model that loads is not waited
+for, since its load ends with Triton."""
 
 
 @dataclass
@@ -156,8 +158,9 @@ class Supervisor:
     def stop(self) -> None:
         """Start nothing any more; may be repeated."""
         self._stop.set()
+        deadline = time.monotonic() + _JOIN_S
         for thread in self._threads:
-            thread.join(_JOIN_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _spawn(self, name: str, work: Callable[..., object], *args: object) -> threading.Thread:
         thread = threading.Thread(target=work, args=args, name=f"keep-{name}", daemon=True)

@@ -260,6 +260,29 @@ def test_a_model_is_still_watched_after_triton_ended_while_it_was_loaded_anew(
         triton.kill()
 
 
+def test_a_stop_waits_once_for_all_that_does_not_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        """Stands still but for joins, which take as long as they may."""
+
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    class Stuck:
+        def join(self, timeout_s: float) -> None:
+            clock.now += timeout_s
+
+    clock = Clock()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "time", clock)
+        patched.setattr(world.supervisor, "_threads", [Stuck(), Stuck(), Stuck()])
+        world.supervisor.stop()
+    assert 0 < clock.now == module._JOIN_S
+
+
 def test_after_a_stop_nothing_is_started(world: World) -> None:
     world.supervisor.stop()
     world.milvus.kill()
