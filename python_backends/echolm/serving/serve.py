@@ -232,6 +232,7 @@ class LocalServer:
             host=options.host,
             http_port=options.http_port,
             grpc_port=options.grpc_port,
+            taken_ports=(options.metrics_port, options.gateway_port or 0),
             environment={
                 **_thread_limits(options),
                 ENV_CONFIG: str(configuration),
@@ -429,9 +430,7 @@ def _with_ports(options: ServeOptions, gateway_host: str) -> ServeOptions:
     http, grpc, metrics = (port or new for port, new in zip(options.ports, free, strict=True))
     gateway = options.gateway_port
     if gateway == 0:
-        taken = {http, grpc, metrics}
-        candidates = preflight.free_ports(gateway_host, len(taken) + 1)
-        gateway = next(port for port in candidates if port not in taken)
+        gateway = preflight.free_port(gateway_host, {http, grpc, metrics})
     return replace(
         options, http_port=http, grpc_port=grpc, metrics_port=metrics, gateway_port=gateway
     )
