@@ -41,9 +41,9 @@ _TYPES = {bool: "true or false", int: "integer", float: "number", str: "text", P
 _SIGNS = {Gt: (">", "gt"), Ge: ("≥", "ge"), Lt: ("<", "lt"), Le: ("≤", "le")}
 
 SECTIONS: dict[str, type[BaseModel]] = {
-    name: type(field.default)
+    name: field.annotation
     for name, field in Settings.model_fields.items()
-    if isinstance(field.default, BaseModel)
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 } | {"llms": LLMSettings}
 """The sections of ``echolm.toml`` by name."""
 

@@ -54,8 +54,7 @@ def main() -> int:
     parser.add_argument(
         "--admin-key-file",
         type=Path,
-        default=Path("build/data/admin.key"),
-        help="of the server's data directory (default: %(default)s)",
+        help="of the server's data directory (default: admin.key in data_dir of the configuration)",
     )
     parser.add_argument("arguments", nargs="*", help="given to perf_analyzer as they are")
     options = parser.parse_args()

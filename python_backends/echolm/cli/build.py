@@ -9,7 +9,8 @@ from echolm_client.cli.arguments import Subparsers, add_verb, key_value
 from echolm_client.cli.console import note, write
 from echolm_client.cli.exit_codes import OK
 
-DEFAULT_OUTPUT = "~/.local/share/echolm"
+DEFAULT_OUTPUT = "~/.local/share/echolm-models"
+"""Outside of the data directory, which others may not read."""
 
 
 def add_subcommand(subparsers: Subparsers) -> None:

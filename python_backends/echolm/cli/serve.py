@@ -35,7 +35,7 @@ def add_subcommand(subparsers: Subparsers) -> None:
         "--metrics-host",
         type=not_empty,
         metavar="HOST",
-        help="address of Triton's metrics (default: --host)",
+        help="address of the metrics and of /health/ready and /health/live (default: --host)",
     )
     for name, number in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(

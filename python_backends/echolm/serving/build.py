@@ -488,7 +488,20 @@ def _best_form() -> minilm.Form:
 
 
 def built_root(configuration: Path | None, profile: str) -> Path | None:
-    """The folder of a configuration, if ``echolm build`` has put the profile's models there."""
+    """The folder of a configuration, if ``echolm build`` has put the profile's models there.
+
+    Raises:
+        ConfigurationError: it has put those of another profile there.
+    """
     folder = configuration.resolve().parent if configuration else None
-    built = folder and (folder / "core").is_dir() and (folder / profile).is_dir()
-    return folder if built else None
+    if folder is None or not (folder / "core").is_dir():
+        return None
+    if (folder / profile).is_dir():
+        return folder
+    built = [name for name in (CPU_PROFILE, *PROFILES) if (folder / name).is_dir()]
+    if built:
+        raise ConfigurationError(
+            f"profile: expected {' or '.join(built)}, for which `echolm build` wrote "
+            f"{configuration}, got {profile!r}; choose it with --profile {built[0]}"
+        )
+    return None

@@ -47,7 +47,8 @@ class CPUModel:
 
     Attributes:
         is_converted: whether it must be converted first.
-        num_parameters: 0 if that is not known.
+        num_parameters: those that a token meets, which of a mixture of experts are the fewest.
+        num_stored: all, which memory must hold.
         file: the header, if it is a GGUF file.
     """
 
@@ -55,6 +56,7 @@ class CPUModel:
     weights: conversion.Weights
     is_converted: bool
     num_parameters: int
+    num_stored: int
     file: GGUFFile | None = None
 
     @classmethod
@@ -69,7 +71,8 @@ class CPUModel:
             is_read = _is_read(file)
             if not is_read:
                 _check_convertible(file, option)
-            return cls(source, weights, not is_read, file.num_parameters, file)
+            count = file.num_parameters
+            return cls(source, weights, not is_read, count, count, file)
         check_weights(source)
         if source.kind == "openvino":
             files = [source.path / name for name in (*MODEL_FILES, "tokenizer.json")]
@@ -86,19 +89,20 @@ class CPUModel:
                 "TensorRT-LLM; serve it with --profile tensorrt_llm"
             )
         stored = 4 if "float32" in str(_types(source.path)) else 2
-        parameters = checkpoint.num_parameters or source.num_bytes // stored
-        return cls(source, weights, source.kind == "checkpoint", parameters)
+        num_stored = max(source.num_bytes // stored, checkpoint.num_parameters)
+        active = checkpoint.num_parameters or num_stored
+        return cls(source, weights, source.kind == "checkpoint", active, num_stored)
 
     @property
     def bytes_to_convert(self) -> int:
-        return _CONVERSION_BYTES * self.num_parameters if self.is_converted else 0
+        return _CONVERSION_BYTES * self.num_stored if self.is_converted else 0
 
     @property
     def bytes_to_serve(self) -> int:
         """Of the weights and of a KV cache."""
         weights = self.source.num_bytes * 1.2
         if self.is_converted:
-            weights = _SERVED[self.weights] * self.num_parameters
+            weights = _SERVED[self.weights] * self.num_stored
         return int(weights) + _CACHE_BYTES
 
     def described(self, read: Callable[[Checkpoint], Any]) -> Any:
@@ -138,7 +142,7 @@ def check_memory(models: list[CPUModel]) -> None:
     total = _memory()
     for model in models:
         if model.bytes_to_convert > total:
-            billions = model.num_parameters / 1e9
+            billions = model.num_stored / 1e9
             raise ConfigurationError(
                 f"checkpoint {model.source.path}: expected about "
                 f"{model.bytes_to_convert / 2**30:.0f} GiB of memory to convert its {billions:.1f} "

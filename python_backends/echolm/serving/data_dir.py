@@ -1,6 +1,7 @@
 """The data directory of a server: layout, exclusive use, signing key, resolved configuration.
 
-Only its owner may read it: directories have the mode 0700 and files 0600.
+What EchoLM writes only its owner may read: directories have the mode 0700 and files 0600. Nothing
+else in the directory is touched.
 
 ::
 
@@ -27,6 +28,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 import time
@@ -51,6 +53,19 @@ LOAD_TABLE_PREFIX = "echolm-load-"
 
 _SHUTDOWN_S = 30.0
 
+_FOLDERS = ("logs", "run")
+_FILES = (
+    *("lock", "signing.key", "admin.key", "milvus.db", "events.sqlite", "past_traffic.sqlite"),
+    *("examples.write_ahead_log.sqlite", "examples.statistics.sqlite", "keys.json"),
+    *("gateway.sqlite", "load.table", "load.table.prompts"),
+)
+_BESIDE = ("-wal", "-shm", ".lock")
+"""Ends of files that SQLite and locks put beside a file; Milvus Lite's lock begins with a dot."""
+_OWN = frozenset(
+    {*_FOLDERS, *_FILES, ".milvus.db.lock", *(f + end for f in _FILES for end in _BESIDE)}
+)
+"""Names that EchoLM itself gives to what it writes in a data directory."""
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -65,24 +80,28 @@ class DataDir:
         """Create the directory where it is missing, and lock it.
 
         Raises:
-            ConfigurationError: it cannot be written, or another server uses it.
+            ConfigurationError: it cannot be written, another server uses it, or it has files of
+                something else.
         """
         self.path = path.resolve()
         self.run = self.path / "run"
         self.logs = self.path / "logs"
         self.milvus_db = milvus_database(self.path)
         try:
-            for directory in (self.path, self.run, self.logs):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _make_private(self.path)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            was_used = _was_used(self.path)
             self.lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise ConfigurationError(
-                f"data directory {self.path}: expected a directory that can be written, got: "
-                f"{error.strerror} ({error.filename}); choose another with --data-dir"
-            ) from error
+            raise _unusable(self.path, error) from error
         try:
             self._lock()
+            for directory in (self.run, self.logs):
+                directory.mkdir(mode=0o700, exist_ok=True)
+            if was_used:
+                _make_private(self.path)
+        except OSError as error:
+            self.close()
+            raise _unusable(self.path, error) from error
         except BaseException:
             self.close()
             raise
@@ -220,17 +239,66 @@ def _changed(model: _Model, **values: Any) -> _Model:
     return model.model_copy(update=values)
 
 
-def _make_private(directory: Path) -> None:
-    """Take all rights of others from a directory and what is in it, as earlier versions left it.
+def _unusable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"data directory {path}: expected a directory that can be written, got: {error.strerror} "
+        f"({error.filename}); choose another with --data-dir"
+    )
 
-    What belongs to somebody else, such as a volume's root on Kubernetes, stays as it is.
+
+def _was_used(path: Path) -> bool:
+    """Whether a server has used the directory: its lock says so.
+
+    Raises:
+        ConfigurationError: none has, and something else keeps its files here, such as a user whose
+            home it is. Hidden files do not count: containers have caches there.
     """
-    for folder, _, files in os.walk(directory):
-        for path in (folder, *(os.path.join(folder, name) for name in files)):
-            with contextlib.suppress(PermissionError, FileNotFoundError):
-                mode = os.lstat(path).st_mode
-                if mode & UMASK and not stat.S_ISLNK(mode):
-                    os.chmod(path, stat.S_IMODE(mode) & ~UMASK)
+    lock = path / "lock"
+    # A start that was killed leaves it empty.
+    if lock.is_file() and re.fullmatch(rb"(\d+\n)?", lock.read_bytes()[:32]):
+        return True
+    others = sorted(
+        name
+        for name in os.listdir(path)
+        if (name not in _OWN or name == "lock")
+        and not name.startswith(".")
+        # A volume that is a file system of its own has a folder for what its repair finds.
+        and name != "lost+found"
+    )
+    if others:
+        raise ConfigurationError(
+            f"data directory {path}: expected a new or empty folder, or that of an EchoLM server, "
+            f"got one with other files ({', '.join(others[:3])}); choose another with --data-dir"
+        )
+    return False
+
+
+def _make_private(directory: Path) -> None:
+    """Take all rights of others from what EchoLM has written, as earlier versions left it.
+
+    The directory itself keeps its rights if anything else is in it.
+    """
+    names = set(os.listdir(directory))
+    if names <= _OWN:
+        _take_rights(directory)
+    for name in names & _OWN:
+        _take_rights(directory / name)
+    for folder in (directory / name for name in _FOLDERS):
+        if not folder.is_symlink():
+            for entry in folder.iterdir():
+                _take_rights(entry)
+
+
+def _take_rights(path: Path) -> None:
+    """Leave the rights of the owner, who is this process's user: else nothing is done."""
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        known = os.lstat(path)
+        if (
+            known.st_mode & UMASK
+            and known.st_uid == os.geteuid()
+            and not stat.S_ISLNK(known.st_mode)
+        ):
+            os.chmod(path, stat.S_IMODE(known.st_mode) & ~UMASK)
 
 
 def _private(file: Path) -> BinaryIO:

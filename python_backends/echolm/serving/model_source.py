@@ -14,6 +14,8 @@ from echolm.llm.gguf import SUFFIX
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.engine")
+_LOADED = ("model*.safetensors", *_WEIGHTS)
+"""The first that are there are loaded; some checkpoints have the same weights in several forms."""
 OPENVINO_MODEL = "openvino_model.xml"
 
 
@@ -36,8 +38,9 @@ class ModelSource:
         """Of the weights."""
         if self.kind == "gguf":
             return self.path.stat().st_size
-        patterns = ("openvino_model.bin",) if self.kind == "openvino" else _WEIGHTS
-        return sum(file.stat().st_size for one in patterns for file in self.path.glob(one))
+        patterns = ("openvino_model.bin",) if self.kind == "openvino" else _LOADED
+        sizes = (sum(file.stat().st_size for file in self.path.glob(one)) for one in patterns)
+        return next(filter(None, sizes), 0)
 
 
 def find_model(model: str, option: str) -> ModelSource:

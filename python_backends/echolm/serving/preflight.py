@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from echolm.contracts import CORE_MODELS, ROUTER, ModelContract
@@ -173,6 +173,11 @@ def free_ports(host: str, count: int) -> list[int]:
                 "choose another one with --host"
             ) from error
         return [probe.getsockname()[1] for probe in probes]
+
+
+def free_port(host: str, taken: Collection[int]) -> int:
+    """As :func:`free_ports`, one that is none of those, which may not be listened on yet."""
+    return next(port for port in free_ports(host, len(taken) + 1) if port not in taken)
 
 
 def _probe(host: str) -> socket.socket:

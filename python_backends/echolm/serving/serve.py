@@ -48,6 +48,8 @@ tokenizer's threads for it took up to three times its CPU time."""
 _CPU_ARGS = ("--pinned-memory-pool-byte-size=0", "--allow-gpu-metrics=false")
 """For Triton without a GPU, which otherwise reports the missing driver as an error."""
 
+_EARLIER_DATA_DIR = Path("build/data")
+"""The default of versions before December 2026, in the folder where a server was started."""
 _ENV_KEY_FILE = "ECHOLM_FEEDBACK__SIGNING_KEY_FILE"
 _CPU_PROFILES = ("local", "remote")
 _CPU_LOAD_S, _GPU_LOAD_S = 300.0, 1_800.0
@@ -128,7 +130,7 @@ class Endpoints:
 
     @property
     def ready_url(self) -> str:
-        """Answers 200 if all models can be used, else 503."""
+        """Answers 200 if all models, and the gateway, can be used, else 503."""
         return f"{self.metrics_url.removesuffix('/metrics')}/health/ready"
 
 
@@ -200,6 +202,8 @@ class LocalServer:
         preflight.check_ports(metrics_host, {"--metrics-port": options.metrics_port})
         if options.gateway_port is not None:
             preflight.check_gateway(settings)
+        if warning := earlier_data(settings):
+            self._report(warning)
         self._data = data = DataDir(settings.data_dir)
         if options.profile is not None:
             prepare_embedder(settings, self._report)
@@ -228,6 +232,7 @@ class LocalServer:
             host=options.host,
             http_port=options.http_port,
             grpc_port=options.grpc_port,
+            taken_ports=(options.metrics_port, options.gateway_port or 0),
             environment={
                 **_thread_limits(options),
                 ENV_CONFIG: str(configuration),
@@ -365,6 +370,22 @@ def model_repository_root(path: Path | None) -> Path:
     return root
 
 
+def earlier_data(settings: Settings) -> str:
+    """Warns of data that an earlier version left in its default directory; empty: nothing to say.
+
+    To be asked before a server has used the data directory.
+    """
+    default = Path(os.path.expanduser(Settings.model_fields["data_dir"].default))
+    is_new = settings.data_dir == default and not (default / "lock").exists()
+    if not is_new or not (_EARLIER_DATA_DIR / "lock").is_file():
+        return ""
+    return (
+        "warning: an earlier version kept its examples and ratings in "
+        f"{_EARLIER_DATA_DIR.resolve()}, and this one begins anew in {default}; to go on with the "
+        f"earlier ones, stop it and start it with --data-dir {_EARLIER_DATA_DIR}"
+    )
+
+
 def prepare_embedder(settings: Settings, progress: Progress) -> None:
     """Build the default embedding model, if there is none in ``embedding.model_dir``.
 
@@ -373,9 +394,21 @@ def prepare_embedder(settings: Settings, progress: Progress) -> None:
     (``docker/README.md``, "Upgrading").
 
     Raises:
-        ConfigurationError: a part of a model is there, perhaps the user's; it is left as it is.
+        ConfigurationError: a part of a model is there, perhaps the user's, which is left as it is;
+            or the folder cannot be used.
     """
     directory = settings.embedding.model_dir.resolve()
+    try:
+        _prepare_embedder(directory, progress)
+    except OSError as error:
+        raise ConfigurationError(
+            f"embedding model {directory}: expected a folder that can be read and written, got: "
+            f"{error.strerror} ({error.filename}); name another one as embedding.model_dir "
+            "(ECHOLM_EMBEDDING__MODEL_DIR)"
+        ) from error
+
+
+def _prepare_embedder(directory: Path, progress: Progress) -> None:
     files = (MODEL_FILE, TOKENIZER_FILE, SPEC_FILE)
     missing = [name for name in files if not (directory / name).is_file()]
     if not missing:
@@ -399,9 +432,7 @@ def _with_ports(options: ServeOptions, gateway_host: str) -> ServeOptions:
     http, grpc, metrics = (port or new for port, new in zip(options.ports, free, strict=True))
     gateway = options.gateway_port
     if gateway == 0:
-        taken = {http, grpc, metrics}
-        candidates = preflight.free_ports(gateway_host, len(taken) + 1)
-        gateway = next(port for port in candidates if port not in taken)
+        gateway = preflight.free_port(gateway_host, {http, grpc, metrics})
     return replace(
         options, http_port=http, grpc_port=grpc, metrics_port=metrics, gateway_port=gateway
     )

@@ -4,7 +4,7 @@ It stands before Triton's own page of metrics, to which it adds those of :class:
 answers also while there is no Triton::
 
     GET /metrics        all metrics, for Prometheus
-    GET /health/ready   200 if all models can be used, else 503
+    GET /health/ready   200 if all models, and the gateway, can be used, else 503
     GET /health/live    200 if it is watched, else 503
 """
 

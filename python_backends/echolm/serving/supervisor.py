@@ -28,10 +28,16 @@ _STOPPED_LOOKS = 3
 """Looks in a row after which a process that is stopped counts as hung."""
 _LIVE_EVERY_S = 5.0
 _LIVE_S = 2.0
-_SILENT_S = 60.0
-"""Seconds without an answer after which a Triton that runs counts as hung."""
+_SILENT_ASKS = 12
+"""Unanswered asks in a row after which a Triton that runs counts as hung: in about a minute.
+
+Asks are counted, not seconds: after a pause of the whole machine or container the first one decides
+nothing.
+"""
 _TRITON_STARTS = 5
-_JOIN_S = 10.0
+_JOIN_S = 5.0
+"""For all threads together to see that nothing is to be started; a model that loads is not waited
+for, since its load ends with Triton."""
 
 
 @dataclass
@@ -53,7 +59,6 @@ class Part:
     Attributes:
         start: starts it and waits until it can be used, or the event is set; EchoError if it fails.
         look: called again and again while it runs.
-        started: is called after each start but the first.
     """
 
     server: GuardedServer
@@ -106,8 +111,10 @@ class Supervisor:
         self._threads: list[threading.Thread] = []
         self._keepers: list[threading.Thread] = []
         self._stopped: Counter[psutil.Process] = Counter()
-        self._answered = time.monotonic()
+        self._unanswered = 0
         self._asked = 0.0
+        # A model that is loaded anew may be so while Triton, too, is started anew.
+        self._finding = threading.Lock()
         backoff = Backoff(most=_TRITON_STARTS)
         self._parts = {"triton": Part(triton, self._start_triton, backoff, self._look), **others}
         self._models = {name: _Model(stubs) for name, stubs in self._found_stubs().items()}
@@ -129,8 +136,12 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all models can be used, and nothing is being stopped."""
-        up = self._parts["triton"].health.up and all(h.up for h in self.models.values())
+        """Whether all models can be used, by the gateway too, and nothing is being stopped.
+
+        Milvus Lite does not count: without it requests are answered without examples.
+        """
+        needed = [part.health for name, part in self._parts.items() if name != "milvus"]
+        up = all(health.up for health in (*needed, *self.models.values()))
         return up and not self._stop.is_set() and self._triton.is_ready()
 
     @property
@@ -147,8 +158,9 @@ class Supervisor:
     def stop(self) -> None:
         """Start nothing any more; may be repeated."""
         self._stop.set()
+        deadline = time.monotonic() + _JOIN_S
         for thread in self._threads:
-            thread.join(_JOIN_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _spawn(self, name: str, work: Callable[..., object], *args: object) -> threading.Thread:
         thread = threading.Thread(target=work, args=args, name=f"keep-{name}", daemon=True)
@@ -206,10 +218,11 @@ class Supervisor:
     def _start_triton(self, stop: threading.Event) -> None:
         self._triton.start()
         self._triton.wait_ready(self._load_s, stop)
-        self._answered = time.monotonic()
-        found = self._found_stubs()
-        for name, model in self._models.items():
-            model.processes, model.health.up = found.get(name, []), True
+        self._unanswered = 0
+        with self._finding:
+            found = self._found_stubs()
+            for name, model in self._models.items():
+                model.processes, model.health.up = found.get(name, []), True
 
     def _found_stubs(self) -> dict[str, list[psutil.Process]]:
         return stubs_of(self._triton.process.pid() or 0, self._directories)
@@ -230,34 +243,40 @@ class Supervisor:
         if now < self._asked + _LIVE_EVERY_S:
             return
         self._asked = now
-        if self._triton.is_live(_LIVE_S):
-            self._answered = time.monotonic()
-        elif now > self._answered + _SILENT_S:
-            self._report(f"Triton has answered nothing for {_SILENT_S:g} s")
+        self._unanswered = self._unanswered + 1 if self._triton.is_silent(_LIVE_S) else 0
+        if self._unanswered >= _SILENT_ASKS:
+            self._report(f"Triton was asked {_SILENT_ASKS} times in a row and did not answer")
             self._triton.kill()
 
     def _mend(self, name: str, model: _Model) -> None:
-        """Load a model anew, as often as it takes, unless Triton ends."""
+        """Load a model anew, as often as it takes, unless Triton ends: its next start does."""
         triton, begun = self._triton.process, time.monotonic()
+
+        def is_same() -> bool:
+            return triton is self._triton.process and triton.poll() is None
+
         self._report(f"a process of the model {name} is gone; loading it anew")
         run_s = begun - model.loaded
-        while triton is self._triton.process and triton.poll() is None:
+        while is_same():
             pause, run_s = model.backoff.after(run_s), 0.0
             try:
                 # At once, so that no request waits for it. It goes on in the background, and
                 # without a process may never end.
                 self._triton.unload(name)
-                if self._stop.wait(pause):
+                if self._stop.wait(pause) or not is_same():
                     return
                 self._triton.load(name)
             except UnavailableError as error:
                 self._report(str(error))
                 continue
-            # Those that still finish what they have are not its processes any more.
-            found = self._found_stubs().get(name, [])
-            model.processes = [process for process in found if process not in model.processes]
-            model.loaded = time.monotonic()
-            model.health.restarts += 1
-            model.health.up = True
+            with self._finding:
+                if not is_same():
+                    return
+                # Those that still finish what they have are not its processes any more.
+                found = self._found_stubs().get(name, [])
+                model.processes = [process for process in found if process not in model.processes]
+                model.loaded = time.monotonic()
+                model.health.restarts += 1
+                model.health.up = True
             self._report(f"{name} is loaded again, after {model.loaded - begun:.1f} s")
             return

@@ -61,6 +61,7 @@ class TritonOptions:
         cleanup: patterns of more files that are removed when the server has gone.
         keep_open: file descriptors to hold until the server has gone.
         metrics_port: on the loopback; 0 takes a free one at each start.
+        taken_ports: of the server's other parts, which may not listen yet.
         verbose: log what models are loaded and the like, and copy the log to stderr.
     """
 
@@ -71,6 +72,7 @@ class TritonOptions:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 0
+    taken_ports: tuple[int, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()
     admin_key: str = ""
@@ -97,7 +99,8 @@ class TritonServer(GuardedServer):
         options.run_dir.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
         if not options.metrics_port:
-            [self._metrics_port] = preflight.free_ports(_LOOPBACK, 1)
+            taken = {options.http_port, options.grpc_port, *options.taken_ports}
+            self._metrics_port = preflight.free_port(_LOOPBACK, taken)
         prefix = f"{SHM_PREFIX}{secrets.token_hex(16)}-"  # nobody can guess what is in it
         with open(self._prefix_file, "w", opener=private.opener) as stream:
             stream.write(prefix)
@@ -147,9 +150,15 @@ class TritonServer(GuardedServer):
         """Whether all models are ready and the metrics, which Triton opens last, are served."""
         return self._answers("/v2/health/ready") and self.metrics() is not None
 
-    def is_live(self, timeout_s: float) -> bool:
-        """Whether it answers at all, in time."""
-        return self._answers("/v2/health/live", timeout_s)
+    def is_silent(self, timeout_s: float) -> bool:
+        """Whether it lets a caller wait for longer than that; a refused connection is an answer."""
+        try:
+            self._ask("GET", "/v2/health/live", timeout_s)
+        except TimeoutError:
+            return True
+        except (OSError, http.client.HTTPException):
+            pass
+        return False
 
     def metrics(self) -> bytes | None:
         """The page with its metrics; None if it does not give it."""

@@ -63,7 +63,8 @@ class Settings(BaseSettings):
     """The learning log: a SQLite file, or for several machines a Redis server, redis:// or
     rediss://[user:password@]host[:port][/database]. Empty means a SQLite file in data_dir."""
     limits: sections.Limits = sections.Limits()
-    embedding: sections.EmbeddingSettings = sections.EmbeddingSettings()
+    # Made when it is wanted: a user without a home can import this, and name another path.
+    embedding: sections.EmbeddingSettings = Field(default_factory=sections.EmbeddingSettings)
     retrieval: sections.RetrievalSettings = sections.RetrievalSettings()
     routing: sections.RoutingSettings = sections.RoutingSettings()
     feedback: sections.FeedbackSettings = sections.FeedbackSettings()

@@ -29,7 +29,17 @@ BUILT_IN_CHAT_TEMPLATES = ("echolm", "chatml", "plain")
 """Values of ``llms.chat_template`` that are no path."""
 
 
-HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            "expected a home directory for ~, got none; set HOME, or both ECHOLM_DATA_DIR and "
+            "ECHOLM_EMBEDDING__MODEL_DIR"
+        ) from None
+
+
+HomePath = Annotated[Path, AfterValidator(_at_home)]
 """A path in which ``~`` is the user's home."""
 
 

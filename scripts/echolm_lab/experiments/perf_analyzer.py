@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from echolm.llm.triton_client import ADMIN_HEADER
+from echolm.settings.loading import load_settings
 
 _DIRECTORY = Path(__file__).resolve().parents[3] / "build" / "perf_analyzer"
 VERSION = "2.50.0"
@@ -112,8 +113,13 @@ def times_of(export: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def admin_headers(file: Path) -> list[str]:
-    """Options with the admin key, if there is one, for both protocols."""
+def admin_headers(file: Path | None) -> list[str]:
+    """Options with the admin key, if there is one, for both protocols.
+
+    Args:
+        file: None takes that of the configuration's data directory.
+    """
+    file = file or load_settings().data_dir / "admin.key"
     if not file.is_file():
         return []
     key = file.read_text(encoding="utf-8").strip()

@@ -292,6 +292,18 @@ def test_a_checkpoint_that_says_too_little_is_refused(
     assert re.search(message, messages), messages
 
 
+def test_a_forgotten_profile_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "echolm.toml"
+    config.touch()
+    assert built_root(config, "local") is None
+    (tmp_path / "core").mkdir()
+    assert built_root(config, "local") is None
+    (tmp_path / "vllm").mkdir()
+    assert built_root(config, "vllm") == tmp_path
+    with pytest.raises(ConfigurationError, match="got 'local'; choose it with --profile vllm"):
+        built_root(config, "local")
+
+
 def test_an_earlier_build_is_replaced_only_when_told(build: Any) -> None:
     assert build()[0] == 0
     status, messages, output = build("--small-context=1024")

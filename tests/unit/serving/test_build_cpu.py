@@ -18,6 +18,7 @@ from echolm.engines.openvino import OpenVINOOptions
 from echolm.engines.options import read_options
 from echolm.serving import ServeOptions, conversion, model_config, preflight
 from echolm.serving.build import built_root
+from echolm.serving.model_source import ModelSource
 from echolm.serving.serve import model_repositories
 from echolm.settings import LLMSettings, Settings
 from echolm.settings.loading import load_settings
@@ -247,6 +248,21 @@ def sparse(path: Path, gigabytes: int) -> Path:
     return write_gguf(path, tensors=[(gigabytes << 28, "Q8_0")])
 
 
+def with_weights(folder: Path, gigabytes: int) -> Path:
+    """A checkpoint whose weights take so much, and have no block on the disk."""
+    os.truncate(folder / "model.safetensors", gigabytes << 30)
+    return folder
+
+
+def test_weights_in_several_forms_count_once(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "c")
+    for name in ("consolidated.safetensors", "pytorch_model.bin"):
+        (folder / name).write_bytes(b"\0" * 3_000)
+    assert ModelSource("checkpoint", folder, "c").num_bytes == 1_000
+    (folder / "model.safetensors").unlink()
+    assert ModelSource("checkpoint", folder, "c").num_bytes == 3_000
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -286,6 +302,12 @@ def sparse(path: Path, gigabytes: int) -> Path:
         (
             lambda path: checkpoint(path / "c", hidden_size=1 << 17, num_hidden_layers=100),
             "GiB of memory to convert its .* billion parameters, got",
+        ),
+        (
+            lambda path: with_weights(
+                checkpoint(path / "c", num_local_experts=4_096, num_experts_per_tok=2), 4_000
+            ),
+            "GiB of memory to convert its 2147.5 billion parameters, got",
         ),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from echolm.cli.build import DEFAULT_OUTPUT
 from echolm.errors import ConfigurationError
 from echolm.gateway.keys import KeyFile
 from echolm.serving import data_dir as module
@@ -157,23 +158,70 @@ def test_the_resolved_configuration_says_whether_keys_are_required(
     assert required(settings)
 
 
+def modes(path: Path) -> dict[str, int]:
+    found = {str(file.relative_to(path)): file.lstat().st_mode & 0o777 for file in path.rglob("*")}
+    return {**found, ".": path.stat().st_mode & 0o777}
+
+
+def make_open(path: Path, *names: str) -> None:
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("")
+        (path / name).chmod(0o644)
+    for folder in (path, *(file for file in path.rglob("*") if file.is_dir())):
+        folder.chmod(0o755)
+
+
 def test_what_an_earlier_version_left_open_to_others_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "data"
-    (path / "logs").mkdir(parents=True)
-    for name in ("milvus.db", "logs/triton.log", "run.sh"):
-        (path / name).write_text("")
-        (path / name).chmod(0o755)
+    make_open(path, "lock", "milvus.db", "events.sqlite-wal", "logs/triton.log", "run/shm-prefix")
+    (path / "lock").write_text("999999999\n")
     outside = tmp_path / "outside"
     outside.write_text("")
     outside.chmod(0o644)
-    (path / "link").symlink_to(outside)
+    (path / "keys.json").symlink_to(outside)
     DataDir(path).close()
-    modes = {
-        file.stat().st_mode & 0o077 for file in (path, *path.rglob("*")) if file != path / "link"
-    }
-    assert modes == {0}
-    assert (path / "run.sh").stat().st_mode & 0o777 == 0o700
+    assert {mode for name, mode in modes(path).items() if name != "keys.json"} == {0o700, 0o600}
     assert outside.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_not_echolms_keeps_its_rights(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    make_open(path, "lock", "milvus.db", "vllm/echolm.toml", ".cache/embedder/model.onnx")
+    before = modes(path)
+    DataDir(path).close()
+    after = modes(path)
+    changed = {name for name, mode in before.items() if after[name] != mode}
+    assert changed == {"lock", "milvus.db"}
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "lock"])
+def test_a_folder_of_something_else_is_refused_as_it_is(tmp_path: Path, name: str) -> None:
+    make_open(tmp_path, name, "logs/mine.log", "src/a.c")
+    (tmp_path / name).write_text("of another program\n")
+    before = modes(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"with other files .*--data-dir"):
+        DataDir(tmp_path)
+    assert modes(tmp_path) == before
+
+
+def test_an_empty_volume_is_taken_as_it_is(tmp_path: Path) -> None:
+    make_open(tmp_path, "keys.json", "lost+found/a", ".cache/b")
+    before = modes(tmp_path)
+    DataDir(tmp_path).close()
+    assert {name: modes(tmp_path)[name] for name in before} == before
+
+
+def test_a_built_model_repository_is_outside_of_the_data_directory() -> None:
+    assert not Path(DEFAULT_OUTPUT).expanduser().is_relative_to(Settings().data_dir)
+
+
+def test_a_directory_in_use_is_not_touched(data: DataDir) -> None:
+    make_open(data.path, "events.sqlite")
+    before = modes(data.path)
+    with pytest.raises(ConfigurationError, match="in use"):
+        DataDir(data.path)
+    assert modes(data.path) == before
 
 
 def test_an_admin_key_is_made_once_unless_it_is_given_or_nothing_is_restricted(

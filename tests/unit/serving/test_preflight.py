@@ -113,6 +113,13 @@ def test_address_of_another_machine_is_refused() -> None:
         preflight.check_ports("192.0.2.1", {"--http-port": 8000})
 
 
+def test_a_free_port_is_none_that_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The system may give the ports that were just drawn for another part, and not bound yet.
+    monkeypatch.setattr(preflight, "free_ports", lambda host, count: [*range(7, 7 + count)])
+    assert preflight.free_port("127.0.0.1", {7, 8}) == 9
+    assert preflight.free_port("127.0.0.1", set()) == 7
+
+
 def test_free_ports_differ() -> None:
     ports = preflight.free_ports("127.0.0.1", 20)
     assert len(set(ports)) == 20

@@ -13,7 +13,8 @@ from echolm.embedding.spec import EmbedderSpec
 from echolm.errors import ConfigurationError
 from echolm.serving import Endpoints, ServeOptions
 from echolm.serving import serve as module
-from echolm.serving.serve import model_repositories, prepare_embedder
+from echolm.serving.data_dir import DataDir
+from echolm.serving.serve import earlier_data, model_repositories, prepare_embedder
 from echolm.serving.triton_installation import TritonInstallation, find_triton
 from echolm.serving.triton_server import (
     RESTRICTED,
@@ -108,6 +109,28 @@ def test_missing_embedder_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     prepare_embedder(embedder(tmp_path / "embedder"), messages.append)
     assert built == [tmp_path / "embedder"]
     assert str(tmp_path / "embedder") in messages[0]
+
+
+def test_an_unusable_folder_of_the_embedding_model_is_told_with_its_key(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="ECHOLM_EMBEDDING__MODEL_DIR"):
+        prepare_embedder(embedder(tmp_path / "file" / "embedder"), lambda message: None)
+
+
+def test_data_of_an_earlier_version_are_told_of_until_there_are_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert earlier_data(Settings()) == ""
+    earlier = tmp_path / "build" / "data"
+    earlier.mkdir(parents=True)
+    (earlier / "lock").touch()
+    assert str(earlier) in earlier_data(Settings())
+    assert earlier_data(Settings()).endswith("--data-dir build/data")
+    assert earlier_data(Settings(data_dir=tmp_path / "data")) == ""
+    DataDir(Settings().data_dir).close()
+    assert earlier_data(Settings()) == ""
 
 
 def test_endpoints_suit_tritonclient() -> None:
@@ -247,10 +270,11 @@ def test_the_folder_of_a_built_configuration_holds_the_models(
     )
     config = root / "model_repository" / "echolm.toml"
     config.touch()
-    for arguments in (["--profile=vllm"], ["--profile=other"], ["--repository-root=/r"]):
+    for arguments in (["--profile=vllm"], ["--repository-root=/r"]):
         assert cli.main(["serve", f"--config={config}", *arguments]) == 0
-    assert [options.repository_root for options in seen] == [config.parent, None, Path("/r")]
-    assert [options.load_s for options in seen] == [1800, 1800, 300]
+    assert [options.repository_root for options in seen] == [config.parent, Path("/r")]
+    assert [options.load_s for options in seen] == [1800, 300]
+    assert cli.main(["serve", f"--config={config}", "--profile=other"]) == exit_codes.USAGE
 
 
 def test_wrong_configuration_ends_with_status_2(

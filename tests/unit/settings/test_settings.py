@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -315,6 +317,29 @@ def test_a_path_may_begin_at_home(file: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HOME", "/home/me")
     settings = load_settings(write(file, 'data_dir = "~/here"\nevent_log = "~/log.sqlite"\n'))
     assert (settings.data_dir, settings.event_log) == (Path("/home/me/here"), "/home/me/log.sqlite")
+
+
+def test_without_a_home_only_paths_at_home_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In a process of its own: the import must not fail either.
+    script = """if True:
+        import os, pwd
+        from pathlib import Path
+        def no_user(uid): raise KeyError(uid)
+        os.environ.pop("HOME"); pwd.getpwuid = no_user
+        from echolm.errors import ConfigurationError
+        from echolm.settings.loading import load_settings
+        try:
+            load_settings()
+        except ConfigurationError as error:
+            print(error)
+        os.environ["ECHOLM_DATA_DIR"] = "/data"
+        os.environ["ECHOLM_EMBEDDING__MODEL_DIR"] = "/embedder"
+        print(load_settings().embedding.model_dir)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "expected a home directory for ~, got none; set HOME" in done.stdout
+    assert done.stdout.endswith("\n/embedder\n")
 
 
 def test_a_section_that_changes_something_of_a_shipped_llm_keeps_the_rest(file: Path) -> None:
