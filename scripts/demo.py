@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import sys
 import time
@@ -21,6 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+# Milvus Lite sends idle clients away, which come back; gRPC would print that among the progress.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from echolm.errors import ConfigurationError, EchoError
 from echolm.serving.build import built_root
