@@ -23,7 +23,7 @@ from echolm_lab.experiments.outcome import Outcome
 from echolm_lab.experiments.simulated_llms import Skill
 from echolm_lab.experiments.simulation import Record, Simulation, request_of
 from echolm_lab.report.check import Check
-from echolm_lab.tasks.conversations import Dialogue, DialogueSource, said
+from echolm_lab.tasks.conversations import Dialogue, DialogueSource, past_requests, said
 from echolm_lab.tasks.second_workload import LabelledRequest
 
 SMALL, LARGE = Skill.uniform(0.3, 0.99), Skill.uniform(0.996, 0.996)
@@ -52,7 +52,7 @@ async def conversations(
     simulation = lab.start(seed, SMALL, LARGE, rated=0.2)
     small, large = sorted(simulation.llms, key=lambda name: lab.settings.relative_costs[name])
     simulation.llms[small].copies = True
-    simulation.fill(list(source.past(source.stream(_PAST, _PAST_SEED + seed))))
+    simulation.fill(list(past_requests(source, source.stream(_PAST, _PAST_SEED + seed))))
     stream = source.stream(_BEFORE + dialogues, seed)
     for dialogue in stream[:_BEFORE]:
         await _serve(simulation, source, dialogue)

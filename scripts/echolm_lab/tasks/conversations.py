@@ -104,9 +104,6 @@ class DialogueSource(Protocol):
     ) -> LabelledRequest:
         """A further question after these turns, of which ``first`` is the first."""
 
-    def past(self, dialogues: Sequence[Dialogue]) -> Iterator[LabelledRequest]:
-        """All requests of dialogues in which every answer was right."""
-
     def look_alikes(self, n: int, seed: int) -> list[tuple[LabelledRequest, LabelledRequest]]:
         """Pairs that end in the same words after different requests."""
 
@@ -145,16 +142,6 @@ class Dialogues:
         intent = len(self._workload) + first.intent * KINDS + kind
         answer = _KINDS[kind][1].format(**values)
         return LabelledRequest(text, intent, first.ability, answer, tuple(history))
-
-    def past(self, dialogues: Sequence[Dialogue]) -> Iterator[LabelledRequest]:
-        """All requests of dialogues in which every answer was right."""
-        for dialogue in dialogues:
-            item, history = dialogue.first, [*said(dialogue.first, dialogue.first.answer)]
-            yield item
-            for kind, text in dialogue.follow_ups:
-                item = self.follow_up(dialogue.first, kind, text, history)
-                history += said(item, item.answer)
-                yield item
 
     def look_alikes(self, n: int, seed: int) -> list[tuple[LabelledRequest, LabelledRequest]]:
         """Pairs that end in the same words after requests of two intents."""
@@ -205,3 +192,16 @@ _LONG_WORDS = 320
 def said(item: LabelledRequest, answer: str) -> tuple[Turn, Turn]:
     """A request and an answer as turns."""
     return Turn("user", item.text), Turn("assistant", answer)
+
+
+def past_requests(
+    source: DialogueSource, dialogues: Sequence[Dialogue]
+) -> Iterator[LabelledRequest]:
+    """All requests of a source's dialogues in which every answer was right."""
+    for dialogue in dialogues:
+        item, history = dialogue.first, [*said(dialogue.first, dialogue.first.answer)]
+        yield item
+        for kind, text in dialogue.follow_ups:
+            item = source.follow_up(dialogue.first, kind, text, history)
+            history += said(item, item.answer)
+            yield item

@@ -9,7 +9,7 @@ question may come at once or in the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from random import Random
 
@@ -162,16 +162,6 @@ class Errands:
     ) -> LabelledRequest:
         """A further turn, of which ``kind`` says what is then asked."""
         return self._asked(kind, text, history)
-
-    def past(self, dialogues: Sequence[Dialogue]) -> Iterator[LabelledRequest]:
-        """All requests of dialogues in which every answer was right."""
-        for dialogue in dialogues:
-            item, history = dialogue.first, [*said(dialogue.first, dialogue.first.answer)]
-            yield item
-            for kind, text in dialogue.follow_ups:
-                item = self.follow_up(dialogue.first, kind, text, history)
-                history += said(item, item.answer)
-                yield item
 
     def look_alikes(self, n: int, seed: int) -> list[tuple[LabelledRequest, LabelledRequest]]:
         """Pairs that end in the same words after requests about two services."""

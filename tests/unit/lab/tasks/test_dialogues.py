@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from echolm_lab.tasks.conversations import KINDS, Dialogues
+from echolm_lab.tasks.conversations import KINDS, Dialogues, past_requests
 from echolm_lab.tasks.second_workload import SecondWorkload
 
 WORKLOAD = SecondWorkload()
@@ -15,7 +15,7 @@ def test_same_seed_gives_the_same_dialogues() -> None:
 
 
 def test_the_same_words_have_another_answer_after_another_request() -> None:
-    past = [item for item in SOURCE.past(SOURCE.stream(400, seed=1)) if item.history]
+    past = [item for item in past_requests(SOURCE, SOURCE.stream(400, seed=1)) if item.history]
     answers: dict[str, set[str]] = {}
     for item in past:
         answers.setdefault(item.text, set()).add(item.answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from echolm_lab.tasks.conversations import past_requests
 from echolm_lab.tasks.errands import Errands
 
 SOURCE = Errands()
@@ -13,7 +14,7 @@ def test_same_seed_gives_the_same_dialogues() -> None:
 
 
 def test_what_is_right_does_not_depend_on_the_way_to_it() -> None:
-    past = list(SOURCE.past(SOURCE.stream(600, seed=1)))
+    past = list(past_requests(SOURCE, SOURCE.stream(600, seed=1)))
     answers = {item.intent: item.answer for item in past}
     assert all(item.answer == answers[item.intent] for item in past)
     assert len(set(answers.values())) == len(answers)
@@ -24,7 +25,7 @@ def test_what_is_right_does_not_depend_on_the_way_to_it() -> None:
 
 def test_the_same_words_have_another_answer_after_other_turns() -> None:
     answers: dict[str, set[str]] = {}
-    for item in SOURCE.past(SOURCE.stream(600, seed=1)):
+    for item in past_requests(SOURCE, SOURCE.stream(600, seed=1)):
         answers.setdefault(item.text, set()).add(item.answer)
     assert len(answers["And the fee?"]) > 10
     assert len(answers["Thank you."]) == 1
